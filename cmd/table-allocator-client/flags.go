@@ -1,0 +1,255 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+const usage = `Usage: table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
+
+Leases a routing table for ADDR, installs the rules that lead to it, prints the
+table's number (0: none) and stays in the background until ADDR goes.
+
+  -4 | -6                   ADDR is IPv4 | IPv6 (neither: any identifier, no rules)
+  -a, --address ADDR        the address
+  -n, --netmask MASK        255.255.255.0 or 24; may be left out if ADDR is on IFNAME
+  -i, --ifname IFNAME       the link that has, or will have, the address
+  -t, --tag TAG             text that is kept with the lease
+  -r, --release             end the process that holds the lease, and take all back
+  -f, --foreground          do not go to the background
+  -d, --destination NAME    abstract socket of the server (tas_socket)
+      --server-user USER    believe a server of this user, too (repeatable)
+      --priority S,N,U      of the rules "from ADDR", "to NETWORK" and "iif lo"
+                            (10000,20000,91000)
+      --no-network-rule     leave out "to NETWORK"
+      --forward             add "from NETWORK", for traffic routed through this host
+  -s, --syslog              log to syslog (the default in the background)
+  -l, --log-path FILE       log to a file
+      --debug               log more
+      --version             print the version and exit
+  -h, --help                print this and exit
+
+Who has which table: sqlite3 /var/lib/table-allocator/leases.db 'select * from leases'
+`
+
+// options are what the command line says.
+type options struct {
+	config     client.Config
+	release    bool
+	foreground bool
+	version    bool
+	syslog     bool
+	logPath    string
+	debug      bool
+}
+
+func (o options) logging(background bool) cli.LogConfig {
+	return cli.LogConfig{
+		Command: "table-allocator-client",
+		Syslog:  o.syslog || background,
+		Path:    o.logPath,
+		Debug:   o.debug,
+	}
+}
+
+func parse(args []string) (options, error) {
+	var (
+		o                   options
+		inet, inet6         bool
+		netmask, priorities string
+		users               []string
+		uplink              = &o.config.Uplink
+		flags               = pflag.NewFlagSet("table-allocator-client", pflag.ContinueOnError)
+	)
+	flags.Usage = func() {}
+	flags.SortFlags = false
+	// The original spells its options with underscores.
+	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
+	})
+	flags.BoolVarP(&inet, "inet", "4", false, "")
+	flags.BoolVarP(&inet6, "inet6", "6", false, "")
+	flags.StringVarP(&uplink.Key.Address, "address", "a", "", "")
+	flags.StringVarP(&netmask, "netmask", "n", "", "")
+	flags.StringVarP(&uplink.Key.Ifname, "ifname", "i", "", "")
+	flags.StringVarP(&uplink.Tag, "tag", "t", "", "")
+	flags.BoolVarP(&o.release, "release", "r", false, "")
+	flags.BoolVarP(&o.foreground, "foreground", "f", false, "")
+	flags.StringVarP(&o.config.Server, "destination", "d", "tas_socket", "")
+	flags.StringArrayVar(&users, "server-user", nil, "")
+	flags.StringVar(&priorities, "priority", "10000,20000,91000", "")
+	flags.BoolVar(&uplink.NoNetwork, "no-network-rule", false, "")
+	flags.BoolVar(&uplink.Forward, "forward", false, "")
+	flags.BoolVarP(&o.syslog, "syslog", "s", false, "")
+	flags.StringVarP(&o.logPath, "log-path", "l", "", "")
+	flags.BoolVar(&o.debug, "debug", false, "")
+	flags.BoolVar(&o.version, "version", false, "")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			return o, err
+		}
+		return o, fmt.Errorf("%w (see --help)", err)
+	}
+	if o.version {
+		return o, nil
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q (see --help)", flags.Arg(0))
+	}
+	if uplink.Key.Address == "" || uplink.Key.Ifname == "" {
+		return o, errors.New("-a ADDRESS and -i IFNAME are needed (see --help)")
+	}
+	switch {
+	case inet && inet6:
+		return o, errors.New("-4 and -6 exclude each other")
+	case inet:
+		uplink.Key.Family = wire.Inet
+	case inet6:
+		uplink.Key.Family = wire.Inet6
+	}
+	return o, o.complete(netmask, priorities, users)
+}
+
+// complete checks what was given together and works out what was left out.
+func (o *options) complete(netmask, priorities string, users []string) (err error) {
+	uplink := &o.config.Uplink
+	if uplink.Key, err = uplink.Key.Canonical(); err != nil {
+		return err
+	}
+	if len(uplink.Tag) > wire.MaxTag {
+		return fmt.Errorf("--tag: %d bytes, want at most %d", len(uplink.Tag), wire.MaxTag)
+	}
+	if _, err := wire.Padded(o.config.Server); err != nil {
+		return fmt.Errorf("--destination: %w", err)
+	}
+	if o.logPath != "" { // the background process has / as its directory
+		if o.logPath, err = filepath.Abs(o.logPath); err != nil {
+			return fmt.Errorf("--log-path: %w", err)
+		}
+	}
+	if uplink.Priorities, err = parsePriorities(priorities); err != nil {
+		return fmt.Errorf("--priority %s: %w", priorities, err)
+	}
+	for _, name := range users {
+		uid, err := parseUser(name)
+		if err != nil {
+			return fmt.Errorf("--server-user %s: %w", name, err)
+		}
+		o.config.ServerUIDs = append(o.config.ServerUIDs, uid)
+	}
+	if uplink.Key.Family != wire.Unspec {
+		uplink.Network, err = network(uplink.Key, netmask, o.release)
+	}
+	return err
+}
+
+// network is the address with its prefix length, which the host knows if the address is
+// there already.
+func network(key wire.Key, netmask string, release bool) (netip.Prefix, error) {
+	addr := netip.MustParseAddr(key.Address) // canonical
+	if addr.IsUnspecified() || addr.IsMulticast() || addr.IsLoopback() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return netip.Prefix{}, fmt.Errorf("-a %s: no host has this address on a link", addr)
+	}
+	if addr.Is6() && addr.IsLinkLocalUnicast() {
+		return netip.Prefix{}, fmt.Errorf("-a %s: a link-local address needs no table", addr)
+	}
+	if netmask != "" {
+		length, err := parseNetmask(netmask, addr)
+		if err != nil {
+			return netip.Prefix{}, fmt.Errorf("-n %s: %w", netmask, err)
+		}
+		return netip.PrefixFrom(addr, length), nil
+	}
+	if release || addr.Is6() {
+		return netip.PrefixFrom(addr, addr.BitLen()), nil // no rule is made of it
+	}
+	return lookUp(key, addr)
+}
+
+func lookUp(key wire.Key, addr netip.Addr) (netip.Prefix, error) {
+	conn, err := route.Dial()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	defer conn.Close()
+	link, found, err := conn.LinkByName(key.Ifname)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if found {
+		addresses, err := conn.AddressesOn(int(key.Family), link.Index)
+		if err != nil {
+			return netip.Prefix{}, err
+		}
+		for _, a := range addresses {
+			if a.Addr == addr {
+				return netip.PrefixFrom(addr, a.Bits), nil
+			}
+		}
+	}
+	return netip.Prefix{}, fmt.Errorf("-n MASK is needed, since %s is not on %s yet", addr, key.Ifname)
+}
+
+func parseNetmask(text string, addr netip.Addr) (int, error) {
+	if length, err := strconv.Atoi(text); err == nil {
+		if length < 1 || length > addr.BitLen() {
+			return 0, fmt.Errorf("want a prefix length from 1 to %d", addr.BitLen())
+		}
+		return length, nil
+	}
+	mask, err := netip.ParseAddr(text)
+	if err != nil || !mask.Is4() || !addr.Is4() {
+		return 0, errors.New("neither a mask like 255.255.255.0 nor a prefix length like 24")
+	}
+	b := mask.As4()
+	ones := bits.LeadingZeros32(^(uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])))
+	if whole := netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), ones).Masked().Addr(); ones == 0 || whole != mask {
+		return 0, errors.New("not a network mask: it has to be ones, then zeros, and not only zeros")
+	}
+	return ones, nil
+}
+
+func parsePriorities(text string) (client.Priorities, error) {
+	var p client.Priorities
+	fields := strings.Split(text, ",")
+	into := []*uint32{&p.Source, &p.Network, &p.Unbound}
+	if len(fields) != len(into) {
+		return p, errors.New("want three numbers: SOURCE,NETWORK,UNBOUND")
+	}
+	for i, field := range fields {
+		// 0 is the kernel's rule for local addresses, which nothing may stand before.
+		n, err := strconv.ParseUint(field, 10, 32)
+		if err != nil || n == 0 {
+			return p, fmt.Errorf("%q: want a number from 1 to 4294967295", field)
+		}
+		*into[i] = uint32(n)
+	}
+	return p, nil
+}
+
+func parseUser(name string) (uint32, error) {
+	if u, err := user.Lookup(name); err == nil {
+		name = u.Uid
+	}
+	uid, err := strconv.ParseUint(name, 10, 32)
+	if err != nil {
+		return 0, errors.New("no such user")
+	}
+	if uint32(uid) == wire.OverflowID() {
+		return 0, errors.New("it stands for everybody of another user namespace, and is never trusted")
+	}
+	return uint32(uid), nil
+}

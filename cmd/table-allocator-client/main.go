@@ -1,0 +1,89 @@
+// Command table-allocator-client leases a routing table for an address, installs the
+// rules that lead to it, and takes everything back when the address goes. See its manual
+// page, table-allocator-client(8).
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/pflag"
+
+	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/client"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	opts, err := parse(args)
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		fmt.Print(usage)
+		return cli.ExitOK
+	case err != nil:
+		return fail(err)
+	case opts.version:
+		fmt.Println(cli.Version())
+		return cli.ExitOK
+	case opts.release:
+		return release(opts)
+	case opts.foreground:
+		log, err := cli.NewLogger(opts.logging(false))
+		if err != nil {
+			return fail(err)
+		}
+		return hold(opts, reportToStdout, log)
+	}
+	if parent := parentPipe(); parent != nil {
+		return background(opts, parent)
+	}
+	return foreground()
+}
+
+// hold keeps the lease until its address goes or a signal comes.
+func hold(opts options, report client.Report, log *slog.Logger) int {
+	ctx, stop := cli.UntilSignal()
+	defer stop()
+	reported := false
+	err := client.Run(ctx, opts.config, func(table uint32, why string) {
+		reported = true
+		report(table, why)
+	}, log)
+	if err == nil {
+		return cli.ExitOK
+	}
+	log.Error("cannot hold a lease", "err", err)
+	if !reported {
+		report(0, err.Error())
+	}
+	return cli.ExitError
+}
+
+// release is the whole of -r: what it prints is the table that is in force afterwards.
+func release(opts options) int {
+	log, err := cli.NewLogger(opts.logging(false))
+	if err != nil {
+		return fail(err)
+	}
+	err = client.Release(opts.config, log)
+	reportToStdout(0, "")
+	if err != nil {
+		return fail(err)
+	}
+	return cli.ExitOK
+}
+
+func reportToStdout(table uint32, why string) {
+	if why != "" {
+		fmt.Fprintln(os.Stderr, "table-allocator-client: no table:", why)
+	}
+	fmt.Println(table)
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, "table-allocator-client:", err)
+	return cli.ExitError
+}

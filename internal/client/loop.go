@@ -1,0 +1,476 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// loop drives a set of machines: it alone touches sockets, kernel, clock and log for
+// them. One goroutine runs it; others only read and hand in what they read.
+type loop struct {
+	servers  []wire.Addr
+	trusted  trust
+	peers    trust // who may ask a holder: root and the own uid
+	report   Report
+	log      *slog.Logger
+	clamour  *rate.Limiter // of log lines that anybody can cause
+	kernel   *route.Conn
+	watcher  *route.Watcher
+	sessions []*session
+	inbox    chan packet
+	changes  chan []route.Event
+	failures chan error
+	readers  sync.WaitGroup
+	stopped  chan struct{}
+}
+
+// session is a machine with what it needs of the world.
+type session struct {
+	*machine
+	conn     *wire.Conn
+	rules    ruleset
+	log      *slog.Logger
+	index    int  // of the link; 0: not seen yet
+	present  bool // the address has been on the link
+	retry    wire.Message
+	retryAt  time.Duration // 0: nothing waits for room in the server's queue
+	retries  int
+	enders   []wire.Addr // who waits to hear that everything is taken back
+	replaces *session    // the same address under the link's old name
+}
+
+// packet is one datagram, parsed by the reader of its session.
+type packet struct {
+	to      *session
+	from    wire.Addr
+	cred    wire.Cred
+	reply   wire.Reply
+	request wire.Request
+	isReply bool
+	err     error
+}
+
+func newLoop(servers []wire.Addr, trusted trust, report Report, log *slog.Logger) (*loop, error) {
+	// Listen before looking, so that nothing is missed in between.
+	watcher, err := route.Watch(route.Links | route.Addresses4 | route.Addresses6)
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := route.Dial()
+	if err != nil {
+		watcher.Close()
+		return nil, err
+	}
+	l := &loop{
+		servers:  servers,
+		trusted:  trusted,
+		peers:    newTrust(nil),
+		report:   report,
+		log:      log,
+		clamour:  rate.NewLimiter(rate.Every(10*time.Second), 3),
+		kernel:   kernel,
+		watcher:  watcher,
+		inbox:    make(chan packet),
+		changes:  make(chan []route.Event),
+		failures: make(chan error, 1),
+		stopped:  make(chan struct{}),
+	}
+	l.readers.Go(l.readKernel)
+	return l, nil
+}
+
+func (l *loop) close() {
+	close(l.stopped)
+	l.watcher.Close()
+	for _, s := range l.sessions {
+		s.conn.Close()
+	}
+	l.readers.Wait()
+	l.kernel.Close()
+}
+
+// add puts a machine into the set.
+func (l *loop) add(m *machine, conn *wire.Conn) *session {
+	key := m.uplink.Key
+	log := l.log.With("ifname", key.Ifname, "addr", key.Address, "family", key.Family.String())
+	s := &session{
+		machine: m,
+		conn:    conn,
+		rules:   ruleset{uplink: m.uplink, kernel: l.kernel, log: l.log},
+		log:     log,
+	}
+	l.sessions = append(l.sessions, s)
+	l.readers.Go(func() { l.readPeers(s) })
+	return s
+}
+
+// run drives the set until nothing is left of it.
+func (l *loop) run(ctx context.Context, first *session) error {
+	l.feed(first, event{kind: start})
+	l.look(first)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	stop := ctx.Done()
+	for len(l.sessions) > 0 {
+		timer.Reset(l.wait(wire.Now()))
+		select {
+		case <-stop:
+			stop = nil // once
+			for _, s := range l.all() {
+				l.feed(s, event{kind: end, why: "stopped"})
+			}
+		case <-timer.C:
+			l.fire(wire.Now())
+		case p := <-l.inbox:
+			l.receive(p)
+		case events := <-l.changes:
+			l.changed(events)
+		case err := <-l.failures:
+			return err
+		}
+	}
+	return nil
+}
+
+// all is the set as it is now: steps change it.
+func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) }
+
+// wait is how long nothing is due. A deadline that has passed gives a moment all the
+// same, as a floor under whatever the machines do.
+func (l *loop) wait(now time.Duration) time.Duration {
+	next := now + time.Hour
+	for _, s := range l.sessions {
+		for _, at := range []time.Duration{s.deadline(), s.retryAt} {
+			if at != 0 {
+				next = min(next, at)
+			}
+		}
+	}
+	return max(next-now, time.Millisecond)
+}
+
+func (l *loop) fire(now time.Duration) {
+	for _, s := range l.all() {
+		if s.retryAt != 0 && now >= s.retryAt {
+			l.deliver(s, s.retry)
+		}
+		if at := s.deadline(); at != 0 && now >= at {
+			l.feed(s, event{kind: timer})
+		}
+	}
+}
+
+// feed steps a machine and does what it wants.
+func (l *loop) feed(s *session, ev event) {
+	before, away := s.state, s.away
+	actions := s.step(wire.Now(), ev)
+	if away != s.away {
+		if s.away {
+			s.log.Warn("the server is away; keeping the rules", "table", s.table)
+		} else {
+			s.log.Info("the server is back", "table", s.table)
+		}
+	}
+	if ev.kind == replied && ev.reply.Table == 0 && ev.reply.Error != "" && before != releasing {
+		s.log.Warn("refused by the server", "code", string(ev.reply.Code), "err", ev.reply.Error)
+	}
+	for _, a := range actions {
+		l.do(s, a)
+	}
+}
+
+func (l *loop) do(s *session, a action) {
+	switch a.kind {
+	case send:
+		s.retries = 0
+		l.deliver(s, wire.Message{Data: a.request.Append(nil)})
+	case placeRules:
+		err := s.rules.place(a.table)
+		if err == nil {
+			s.log.Info("lease granted", "table", a.table, "tag", s.uplink.Tag, "expires", wire.Seconds(s.expires))
+		}
+		l.feed(s, event{kind: rulesPlaced, err: err})
+		if old := s.replaces; err == nil && old != nil {
+			s.replaces = nil
+			l.feed(old, event{kind: end, why: "the link is now called " + s.uplink.Key.Ifname})
+		}
+	case clearRules:
+		if err := s.rules.clear(); err != nil {
+			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
+		}
+	case report:
+		why := a.why
+		if a.table == 0 {
+			if stranger := explain(l.servers, l.trusted); stranger != nil {
+				why = stranger.Error()
+			}
+			defer s.log.Error("no table", "err", why) // behind the answer, which says it too
+		}
+		l.report(a.table, why)
+	case finish:
+		s.log.Info("finished", "table", s.table, "why", s.why, "lease", a.why)
+		l.drop(s)
+	}
+}
+
+func (l *loop) drop(s *session) {
+	for _, to := range s.enders {
+		l.reply(s, to, wire.Reply{PID: os.Getpid()})
+	}
+	s.conn.Close()
+	for i := range l.sessions {
+		if l.sessions[i] == s {
+			l.sessions = append(l.sessions[:i], l.sessions[i+1:]...)
+			break
+		}
+	}
+}
+
+// deliver sends to the server. Its queue holds ten datagrams by default, which a boot
+// fills at once: that is no failure, and goes away within milliseconds.
+func (l *loop) deliver(s *session, m wire.Message) {
+	s.retryAt = 0
+	err := sendToServer(s.conn, l.servers, m.Data)
+	if errors.Is(err, syscall.EAGAIN) {
+		const longest = 5 // 32 ms
+		window := time.Millisecond << min(s.retries, longest)
+		s.retries++
+		s.retry = m
+		s.retryAt = wire.Now() + window/2 + rand.N(window)
+		return
+	}
+	if err != nil {
+		l.feed(s, event{kind: unreachable, err: err})
+	}
+}
+
+// receive takes a datagram that arrived at a session.
+func (l *loop) receive(p packet) {
+	if p.to.state == done {
+		return
+	}
+	switch {
+	case p.isReply:
+		if !l.trusted.has(p.cred.UID) {
+			l.noise(p, "reply of somebody who is not trusted ignored (see --server-user)")
+			return
+		}
+		l.feed(p.to, event{kind: replied, reply: p.reply})
+	case p.err != nil:
+		l.noise(p, "malformed datagram ignored")
+	case !l.peers.has(p.cred.UID):
+		l.noise(p, "request of somebody else refused")
+		l.reply(p.to, p.from, wire.Refuse(wire.Denied, "only root and the holder's own user may ask it"))
+	default:
+		l.serve(p)
+	}
+}
+
+func (l *loop) noise(p packet, msg string) {
+	if l.clamour.Allow() {
+		p.to.log.Warn(msg, "uid", p.cred.UID, "pid", p.cred.PID, "from", p.from.String(), "err", p.err)
+	}
+}
+
+// serve answers a holder's requests.
+func (l *loop) serve(p packet) {
+	s := p.to
+	answer := wire.Reply{PID: os.Getpid()}
+	if s.state == held {
+		answer.Table, answer.Expires = s.table, wire.Seconds(s.expires)
+	} else {
+		answer.Error = s.why
+	}
+	switch {
+	case p.request.Key != s.uplink.Key:
+		answer = wire.Refuse(wire.Mismatch, "this is the holder of "+s.uplink.Key.String())
+	case p.request.Cmd == wire.End:
+		s.enders = append(s.enders, p.from)
+		l.feed(s, event{kind: end, why: fmt.Sprintf("ended by pid %d", p.cred.PID)})
+		return // answered when everything is taken back
+	case s.state == releasing:
+		answer = wire.Refuse(wire.Ending, "the holder is taking everything back")
+	case p.request.Cmd == wire.Replace && p.request.Tag != s.uplink.Tag:
+		defer l.feed(s, event{kind: retagged, tag: p.request.Tag})
+	case p.request.Cmd != wire.Replace && p.request.Cmd != wire.Query:
+		answer = wire.Refuse(wire.Malformed, fmt.Sprintf("cmd %d: for the server, not for a holder", p.request.Cmd))
+	}
+	l.reply(s, p.from, answer)
+}
+
+func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
+	if !to.Bound() {
+		return
+	}
+	if errs := s.conn.Send(wire.Message{Data: r.Append(nil), To: to}); errs != nil {
+		s.log.Debug("reply not delivered", "err", errs[0])
+	}
+}
+
+// changed looks again at what the events concern; they are hints, not news.
+func (l *loop) changed(events []route.Event) {
+	for _, s := range l.all() {
+		if s.concerns(events) {
+			l.look(s)
+		}
+	}
+}
+
+func (s *session) concerns(events []route.Event) bool {
+	for _, e := range events {
+		switch e.Kind {
+		case route.Overrun:
+			return true
+		case route.AddressChanged:
+			// By address, so that a thousand others on the link cost nothing.
+			if e.Addr == s.uplink.addr() {
+				return true
+			}
+		case route.LinkChanged, route.LinkGone:
+			if e.Index == s.index || s.index == 0 && e.Name == s.uplink.Key.Ifname {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// look compares the link and its addresses with what the machine believes.
+func (l *loop) look(s *session) {
+	if !s.uplink.follows() || s.state == done {
+		return
+	}
+	link, found, err := l.link(s)
+	if err != nil {
+		s.log.Warn("cannot read the link", "err", err)
+		return
+	}
+	switch {
+	case !found && s.index != 0:
+		l.feed(s, event{kind: addressGone, why: "the link is gone"})
+		return
+	case !found:
+		return // it may come yet
+	}
+	s.index = link.Index
+	addresses, err := l.kernel.AddressesOn(s.uplink.family(), s.index)
+	if err != nil {
+		s.log.Warn("cannot read the addresses", "err", err)
+		return
+	}
+	present := false
+	for _, a := range addresses {
+		present = present || a.Addr == s.uplink.addr()
+	}
+	switch {
+	case present:
+		s.present = true
+		l.feed(s, event{kind: addressSeen})
+	case s.present:
+		l.feed(s, event{kind: addressGone, why: "the address is gone"})
+		return
+	}
+	if link.Name != s.uplink.Key.Ifname {
+		l.rename(s, link.Name)
+	}
+}
+
+func (l *loop) link(s *session) (route.Link, bool, error) {
+	if s.index != 0 {
+		return l.kernel.LinkByIndex(s.index)
+	}
+	return l.kernel.LinkByName(s.uplink.Key.Ifname)
+}
+
+// rename puts a machine for the new name beside the one for the old: the name is part of
+// the key, and the old lease ends only once the new one stands.
+func (l *loop) rename(s *session, name string) {
+	for _, other := range l.sessions {
+		if other.replaces == s && other.uplink.Key.Ifname == name {
+			return // under way
+		}
+	}
+	uplink := s.uplink
+	uplink.Key.Ifname = name
+	conn, err := open(uplink.Key, true)
+	if err != nil {
+		s.log.Error("the link was renamed, and its new name cannot be held; keeping the old lease", "name", name, "err", err)
+		return
+	}
+	s.log.Info("the link was renamed", "name", name)
+	m := newMachine(uplink, true)
+	m.reported, s.reported = s.reported, true
+	next := l.add(m, conn)
+	next.index, next.replaces = s.index, s
+	l.feed(next, event{kind: start})
+	l.look(next)
+}
+
+func (l *loop) readKernel() {
+	for {
+		events, err := l.watcher.Next()
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) && !errors.Is(err, io.EOF) {
+				l.fail(fmt.Errorf("watch the kernel: %w", err))
+			}
+			return
+		}
+		select {
+		case l.changes <- events:
+		case <-l.stopped:
+			return
+		}
+	}
+}
+
+func (l *loop) readPeers(s *session) {
+	for {
+		datagrams, err := s.conn.Receive()
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				l.fail(err)
+			}
+			return
+		}
+		for _, d := range datagrams {
+			select {
+			case l.inbox <- parse(s, d):
+			case <-l.stopped:
+				return
+			}
+		}
+	}
+}
+
+func (l *loop) fail(err error) {
+	select {
+	case l.failures <- err:
+	default: // one is enough to end
+	}
+}
+
+func parse(s *session, d wire.Datagram) packet {
+	p := packet{to: s, from: d.From, cred: d.Cred}
+	if p.reply, p.err = wire.ParseReply(d.Data); p.err == nil {
+		p.isReply = true
+		return p
+	}
+	p.request, p.err = wire.ParseRequest(d.Data)
+	if d.Truncated {
+		p.err = fmt.Errorf("longer than %d bytes", wire.MaxReplace)
+	}
+	return p
+}

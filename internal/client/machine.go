@@ -1,0 +1,304 @@
+package client
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Times of the protocol as callers know them from the original, and floors and bounds of
+// our own.
+const (
+	tries        = 5
+	tryEvery     = 2 * time.Second
+	renewFloor   = 200 * time.Millisecond
+	renewCeiling = 24 * time.Hour // a forged or broken expiry must not stop renewals
+	awayEvery    = 1500 * time.Millisecond
+	addressGrace = 60 * time.Second
+	releaseTries = 3
+	releaseEvery = 300 * time.Millisecond
+)
+
+type state int
+
+const (
+	asking    state = iota // has no lease
+	placing                // has a lease, and waits to hear that its rules stand
+	held                   // lease and rules stand
+	releasing              // rules are gone, the server has not confirmed the end yet
+	done
+)
+
+// machine is one address on its way from a request to a release. step is its only
+// entrance; it does no I/O and reads no clock.
+type machine struct {
+	uplink    Uplink
+	unlimited bool // asks for ever instead of five times
+
+	state    state
+	table    uint32
+	expires  time.Duration // on the lease clock
+	sends    int           // in this state
+	due      time.Duration // of the timer; 0: none
+	grace    time.Duration // until the address has to be there; 0: it was, or never has to
+	reported bool
+	away     bool   // the server did not answer the last renewals
+	why      string // the last reason not to have a lease
+}
+
+// event is something that happened. Exactly one field group is meaningful, by kind.
+type event struct {
+	kind  eventKind
+	reply wire.Reply
+	err   error  // of rulesPlaced and unreachable
+	why   string // of end and addressGone
+	tag   string
+}
+
+type eventKind int
+
+const (
+	start       eventKind = iota
+	timer                 // due or grace has come
+	replied               // the server answered: reply
+	unreachable           // the request could not be delivered: err
+	rulesPlaced           // the rules of the last placeRules stand, or not: err
+	addressSeen           // the address is on its link
+	addressGone           // it is not, though it was, or its link is gone: why
+	retagged              // a newer call brought another tag
+	end                   // a signal, or another client, wants the end: why
+)
+
+// action is something to do, in order.
+type action struct {
+	kind    actionKind
+	request wire.Request
+	table   uint32
+	why     string
+}
+
+type actionKind int
+
+const (
+	send       actionKind = iota // request
+	placeRules                   // for table, those of a table before it go; rulesPlaced follows
+	clearRules                   // of table
+	report                       // table (0: none, and why) to the caller
+	finish                       // nothing is left to do: why
+)
+
+func newMachine(u Uplink, unlimited bool) *machine {
+	return &machine{uplink: u, unlimited: unlimited}
+}
+
+// deadline is when the machine wants a timer event; 0: never.
+func (m *machine) deadline() time.Duration {
+	if m.grace != 0 && (m.due == 0 || m.grace < m.due) {
+		return m.grace
+	}
+	return m.due
+}
+
+func (m *machine) step(now time.Duration, ev event) []action {
+	switch ev.kind {
+	case start:
+		if m.uplink.follows() {
+			m.grace = now + addressGrace
+		}
+		return m.ask(now)
+	case timer:
+		return m.tick(now)
+	case replied:
+		return m.answer(now, ev.reply)
+	case unreachable:
+		return m.undelivered(now, ev.err)
+	case rulesPlaced:
+		return m.placed(now, ev.err)
+	case addressSeen:
+		m.grace = 0
+	case addressGone:
+		return m.quit(now, ev.why)
+	case retagged:
+		return m.retag(now, ev.tag)
+	case end:
+		return m.quit(now, ev.why)
+	}
+	return nil
+}
+
+func (m *machine) request(cmd wire.Command) action {
+	return action{kind: send, request: wire.Request{Key: m.uplink.Key, Tag: m.uplink.Tag, Cmd: cmd}}
+}
+
+func (m *machine) ask(now time.Duration) []action {
+	m.sends++
+	m.due = now + tryEvery
+	return []action{m.request(wire.Acquire)}
+}
+
+func (m *machine) tick(now time.Duration) []action {
+	if m.grace != 0 && now >= m.grace {
+		m.grace = 0
+		return m.quit(now, fmt.Sprintf("the address did not come within %v", addressGrace))
+	}
+	if m.due == 0 || now < m.due {
+		return nil
+	}
+	switch m.state {
+	case asking:
+		if m.sends >= tries && !m.unlimited {
+			if m.why == "" {
+				m.why = "no answer"
+			}
+			return m.giveUp(now)
+		}
+		return m.ask(now)
+	case held:
+		if m.sends++; m.sends > 1 {
+			m.away = true
+		}
+		m.due = now + awayEvery
+		return []action{m.request(wire.Acquire)}
+	case releasing:
+		return m.release(now)
+	}
+	return nil
+}
+
+// giveUp ends a machine that never had a lease. The server is told even so: a grant may
+// have been lost on its way.
+func (m *machine) giveUp(now time.Duration) []action {
+	actions := m.tell(0, m.why)
+	m.enter(releasing)
+	return append(actions, m.release(now)...)
+}
+
+func (m *machine) tell(table uint32, why string) []action {
+	if m.reported {
+		return nil
+	}
+	m.reported = true
+	return []action{{kind: report, table: table, why: why}}
+}
+
+func (m *machine) enter(s state) {
+	m.state, m.sends, m.due = s, 0, 0
+}
+
+func (m *machine) answer(now time.Duration, r wire.Reply) []action {
+	switch m.state {
+	case asking, held:
+		if r.Table == 0 {
+			return m.refused(now, r)
+		}
+		return m.granted(now, r)
+	case releasing:
+		if r.Table == 0 {
+			return m.finish("released")
+		}
+	}
+	return nil // late, of a request that no longer matters
+}
+
+func (m *machine) granted(now time.Duration, r wire.Reply) []action {
+	m.expires = time.Duration(r.Expires) * time.Second
+	m.away = false
+	if m.state == held && r.Table == m.table {
+		m.enter(held)
+		m.due = m.renewal(now)
+		return nil
+	}
+	m.enter(placing)
+	m.table = r.Table
+	return []action{{kind: placeRules, table: m.table}}
+}
+
+// renewal is half the lease from now, within bounds.
+func (m *machine) renewal(now time.Duration) time.Duration {
+	half := (m.expires - now) / 2
+	return now + min(max(half, renewFloor), renewCeiling)
+}
+
+func (m *machine) refused(now time.Duration, r wire.Reply) []action {
+	m.why = r.Error
+	if m.why == "" {
+		m.why = "refused without a reason"
+	}
+	m.away = false
+	switch {
+	case m.state == asking && r.Code.Final():
+		return m.giveUp(now)
+	case m.state == held && r.Code.Final() && now >= m.expires:
+		return m.quit(now, "the lease ended and is not renewed: "+m.why)
+	}
+	return nil // the next try is due already
+}
+
+func (m *machine) undelivered(now time.Duration, err error) []action {
+	switch m.state {
+	case asking:
+		m.why = err.Error()
+	case held:
+		m.away = true
+	case releasing:
+		// The lease runs out by itself, and its rules are gone.
+		return m.finish("the server is not there to take the lease back: " + err.Error())
+	}
+	return nil
+}
+
+func (m *machine) placed(now time.Duration, err error) []action {
+	if m.state != placing {
+		return nil
+	}
+	if err != nil {
+		m.why = err.Error()
+		actions := append([]action{{kind: clearRules, table: m.table}}, m.giveUp(now)...)
+		m.table = 0
+		return actions
+	}
+	m.enter(held)
+	m.due = m.renewal(now)
+	return m.tell(m.table, "")
+}
+
+func (m *machine) retag(now time.Duration, tag string) []action {
+	m.uplink.Tag = tag
+	if m.state != held {
+		return nil // the next request carries it
+	}
+	m.due = now + awayEvery
+	m.sends++
+	return []action{m.request(wire.Acquire)}
+}
+
+// quit takes everything back, rules before the lease, so that the next holder of the
+// table meets none of them.
+func (m *machine) quit(now time.Duration, why string) []action {
+	m.grace = 0
+	var actions []action
+	switch m.state {
+	case releasing, done:
+		return nil
+	case placing, held:
+		actions = []action{{kind: clearRules, table: m.table}}
+	}
+	m.why = why
+	return append(actions, m.giveUp(now)...)
+}
+
+func (m *machine) release(now time.Duration) []action {
+	if m.sends >= releaseTries {
+		return m.finish("the server did not confirm the release")
+	}
+	m.sends++
+	m.due = now + releaseEvery
+	return []action{m.request(wire.Release)}
+}
+
+func (m *machine) finish(why string) []action {
+	m.enter(done)
+	m.grace = 0
+	return []action{{kind: finish, why: why}}
+}

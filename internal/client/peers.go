@@ -1,0 +1,127 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// holderPatience is how long a holder of ours may take to answer. Whoever is silent for
+// longer is a client of the original, or somebody who took the name.
+const holderPatience = 200 * time.Millisecond
+
+var errSilent = errors.New("no answer")
+
+// trust is whom to believe: abstract names can be taken by any user.
+type trust struct{ uids []uint32 }
+
+func newTrust(more []uint32) trust {
+	return trust{append([]uint32{0, uint32(os.Geteuid())}, more...)}
+}
+
+func (t trust) has(uid uint32) bool {
+	return uid != wire.OverflowID() && slices.Contains(t.uids, uid)
+}
+
+// open binds the name under which the holder of key answers. With ours false it is a
+// name of this process alone, for a caller that is not the holder; it is padded too,
+// since the original answers no other.
+func open(key wire.Key, ours bool) (*wire.Conn, error) {
+	name := wire.HolderName(key)
+	if !ours {
+		name += fmt.Sprintf("-%d", os.Getpid())
+	}
+	addr, err := wire.Padded(name)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Listen(addr, wire.MaxReplace)
+}
+
+// exchange sends req to a peer and waits for the reply of somebody trusted.
+func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted trust, patience time.Duration) (wire.Reply, error) {
+	deadline := time.Now().Add(patience)
+	if errs := conn.Send(wire.Message{Data: req.Append(nil), To: to}); errs != nil {
+		return wire.Reply{}, errs[0]
+	}
+	if err := conn.SetReadDeadline(deadline); err != nil {
+		return wire.Reply{}, err
+	}
+	for {
+		datagrams, err := conn.Receive()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return wire.Reply{}, errSilent
+		}
+		if err != nil {
+			return wire.Reply{}, err
+		}
+		for _, d := range datagrams {
+			// An older exchange's answer, or a stranger's, is not what is waited for.
+			if d.From != to || !trusted.has(d.Cred.UID) {
+				continue
+			}
+			if reply, err := wire.ParseReply(d.Data); err == nil {
+				return reply, nil
+			}
+		}
+	}
+}
+
+// serverAddrs are both forms of the server's name: the original holds only the padded
+// one, another program perhaps only the exact one.
+func serverAddrs(name string) ([]wire.Addr, error) {
+	padded, err := wire.Padded(name)
+	if err != nil {
+		return nil, err
+	}
+	exact, err := wire.Exact(name)
+	return []wire.Addr{padded, exact}, err
+}
+
+// sendToServer sends to the first form of the name that somebody is bound to.
+func sendToServer(conn *wire.Conn, addrs []wire.Addr, data []byte) error {
+	var first error
+	for _, addr := range addrs {
+		errs := conn.Send(wire.Message{Data: data, To: addr})
+		if errs == nil {
+			return nil
+		}
+		if !errors.Is(errs[0], syscall.ECONNREFUSED) {
+			return errs[0]
+		}
+		if first == nil {
+			first = fmt.Errorf("nobody serves %s", addr)
+		}
+	}
+	return first
+}
+
+// explain says why nobody trusted answers at the server's name, if a stranger has it.
+func explain(addrs []wire.Addr, trusted trust) error {
+	for _, addr := range addrs {
+		owner, err := wire.FindOwner(addr)
+		if err == nil && !trusted.has(owner.UID) {
+			return fmt.Errorf("%s is taken by %s, who is not trusted to lease tables (see --server-user)", addr, owner)
+		}
+	}
+	return nil
+}
+
+// otherHolder tells whether a process holds the address of key on another link, so that
+// rules from that address may be its own.
+func otherHolder(key wire.Key) (bool, error) {
+	names, err := wire.PaddedNames()
+	if err != nil {
+		return false, err
+	}
+	suffix := strings.TrimPrefix(wire.HolderName(key), key.Ifname)
+	return slices.ContainsFunc(names, func(name string) bool {
+		return name != wire.HolderName(key) && strings.HasSuffix(name, suffix)
+	}), nil
+}

@@ -1,0 +1,116 @@
+// Package client turns a lease into kernel state and takes it back: one pure state
+// machine for each address, and the loop that drives a set of them with datagrams,
+// kernel events and timers. It hides how a lease is asked for, kept and given back,
+// which rules belong to it, and how the processes that hold leases find each other.
+package client
+
+import (
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Priorities are those of the three rules.
+type Priorities struct{ Source, Network, Unbound uint32 }
+
+// OriginalPriorities are the ones that the original has built in, and the default.
+var OriginalPriorities = Priorities{Source: 10000, Network: 20000, Unbound: 91000}
+
+// Uplink is an address and what its caller wants for it.
+type Uplink struct {
+	Key        wire.Key     // canonical
+	Network    netip.Prefix // the address with its prefix length; zero if the family has no rules yet
+	Tag        string
+	Priorities Priorities
+	NoNetwork  bool // leave the network rule out
+	Forward    bool // rule for forwarded traffic that comes from the network, too
+}
+
+// wantsRules tells whether a lease of this family is turned into rules.
+func (u Uplink) wantsRules() bool { return u.Key.Family == wire.Inet }
+
+// follows tells whether the key names an address of a link that can come and go.
+func (u Uplink) follows() bool { return u.Key.Family != wire.Unspec }
+
+func (u Uplink) addr() netip.Addr {
+	addr, _ := netip.ParseAddr(u.Key.Address) // Canonical has parsed it; unspec has none
+	return addr
+}
+
+// host is the source of the source rule.
+func (u Uplink) host() netip.Prefix { return netip.PrefixFrom(u.addr(), u.addr().BitLen()) }
+
+// rules are what a lease of table means for the kernel.
+func (u Uplink) rules(table uint32) []route.Rule {
+	if !u.wantsRules() {
+		return nil
+	}
+	rule := func(priority uint32) route.Rule {
+		return route.Rule{Priority: priority, Table: table, Protocol: route.Protocol}
+	}
+	source := rule(u.Priorities.Source)
+	source.Src = u.host()
+	unbound := rule(u.Priorities.Unbound)
+	unbound.Iif = "lo"
+	rules := []route.Rule{source}
+	if u.Forward {
+		forward := rule(u.Priorities.Source)
+		forward.Src = u.Network.Masked()
+		rules = append(rules, forward)
+	}
+	if !u.NoNetwork {
+		network := rule(u.Priorities.Network)
+		network.Dst = u.Network.Masked()
+		rules = append(rules, network)
+	}
+	return append(rules, unbound)
+}
+
+// original tells whether r is one of the three rules that the original program has for
+// this very address in one table. It marks nothing, and never removes them.
+func (u Uplink) original(r route.Rule, table uint32) bool {
+	if r.Protocol != unix.RTPROT_UNSPEC || r.Table != table {
+		return false
+	}
+	plain := route.Rule{Priority: r.Priority, Table: table}
+	switch r.Priority {
+	case OriginalPriorities.Source:
+		plain.Src = u.host()
+	case OriginalPriorities.Network:
+		if r.Dst.Addr() != u.addr() {
+			return false
+		}
+		plain.Dst = r.Dst // with its host bits, as the original gives it
+	case OriginalPriorities.Unbound:
+		plain.Iif = "lo"
+	default:
+		return false
+	}
+	return r == plain
+}
+
+// leftovers are the tables that rules from this address look up: rules of a client of
+// ours that died, or of the original.
+func (u Uplink) leftovers(rules []route.Rule) (ours, originals map[uint32]bool) {
+	ours, originals = make(map[uint32]bool), make(map[uint32]bool)
+	for _, r := range rules {
+		if r.Src != u.host() {
+			continue
+		}
+		if r.Protocol == route.Protocol {
+			ours[r.Table] = true
+		} else if u.original(r, r.Table) {
+			originals[r.Table] = true
+		}
+	}
+	return ours, originals
+}
+
+// family is the number of the address family for rtnetlink.
+func (u Uplink) family() int { return int(u.Key.Family) }
+
+func (u Uplink) String() string { return fmt.Sprintf("%s on %s", u.Key.Address, u.Key.Ifname) }

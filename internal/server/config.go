@@ -1,0 +1,276 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/tailscale/hujson"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Config is a validated configuration. Default and ParseConfig make one.
+type Config struct {
+	SocketName  string // text of the abstract name, both forms of which the server holds
+	FirstTable  uint32
+	Tables      uint64 // how many, for each family
+	Timeout     int64  // seconds that a lease lasts
+	Database    string // path
+	Families    []wire.Family
+	Syslog      bool
+	LogPath     string   // empty: standard error
+	AllowedUIDs []uint32 // may lease, besides root and the server's own uid
+	AllowedGIDs []uint32
+}
+
+const (
+	databaseName = "leases.db"
+	maxConfig    = 1 << 20
+	maxTable     = math.MaxUint32
+	maxTimeout   = 1 << 40 // seconds; any sum with the lease clock stays in range
+)
+
+var families = []wire.Family{wire.Inet, wire.Inet6, wire.Unspec}
+
+// reservedTables are the kernel's: RT_TABLE_UNSPEC, DEFAULT, MAIN and LOCAL.
+var reservedTables = []uint64{0, 253, 254, 255}
+
+// Default is the configuration without a file.
+func Default() Config {
+	return Config{
+		SocketName: "tas_socket",
+		FirstTable: 10000,
+		Tables:     40,
+		Timeout:    3600,
+		Database:   defaultDatabase(),
+		Families:   slices.Clone(families),
+	}
+}
+
+// defaultDatabase is below the state directory of the service, of the system or of a
+// user other than root, in that order.
+func defaultDatabase() string {
+	if dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, databaseName)
+	}
+	if os.Geteuid() == 0 {
+		return filepath.Join("/var/lib/table-allocator", databaseName)
+	}
+	dir := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join(os.Getenv("HOME"), ".local", "state")
+	}
+	return filepath.Join(dir, "table-allocator", databaseName)
+}
+
+// LoadConfig reads the configuration from a file.
+func LoadConfig(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	defer f.Close()
+	cfg, err := ParseConfig(f)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// ParseConfig reads one JSON object with comments: the file of the original and our
+// additions. Keys that are left out keep their default, except that naming any family
+// switches off those that are not named. Unknown, repeated and ill-typed keys are
+// errors which name the key, as are values that cannot be.
+func ParseConfig(r io.Reader) (Config, error) {
+	text, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
+	if err != nil {
+		return Config{}, err
+	}
+	if len(text) > maxConfig {
+		return Config{}, fmt.Errorf("larger than %d bytes", maxConfig)
+	}
+	cfg := Default()
+	if err := eachMember(text, cfg.set); err != nil {
+		return Config{}, err
+	}
+	return cfg, cfg.validate()
+}
+
+// eachMember calls set for every member of the object in text.
+func eachMember(text []byte, set func(key string, value []byte) error) error {
+	value, err := hujson.Parse(text)
+	if err != nil {
+		return err
+	}
+	object, ok := value.Value.(*hujson.Object)
+	if !ok {
+		return errors.New("not a JSON object")
+	}
+	seen := make(map[string]bool, len(object.Members))
+	for _, member := range object.Members {
+		key := member.Name.Value.(hujson.Literal).String()
+		if seen[key] {
+			return fmt.Errorf("%s: stands there twice", key)
+		}
+		seen[key] = true
+		member.Value.Standardize()
+		if err := set(key, member.Value.Pack()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Config) set(key string, value []byte) (err error) {
+	switch key {
+	case "socket_path":
+		err = decode(key, value, &c.SocketName, "a string")
+	case "table_offset":
+		err = decode(key, value, &c.FirstTable, "a table number")
+	case "num_tables":
+		err = decode(key, value, &c.Tables, "a number of tables")
+	case "table_timeout":
+		err = decode(key, value, &c.Timeout, "a number of seconds")
+	case "db_path":
+		err = decode(key, value, &c.Database, "a string")
+	case "do_syslog":
+		err = decode(key, value, &c.Syslog, "true or false")
+	case "log_path":
+		err = decode(key, value, &c.LogPath, "a string")
+	case "addr_families":
+		c.Families, err = decodeFamilies(value)
+	case "allowed_users":
+		c.AllowedUIDs, err = decodeIDs(key, value, lookupUser)
+	case "allowed_groups":
+		c.AllowedGIDs, err = decodeIDs(key, value, lookupGroup)
+	default:
+		err = fmt.Errorf("%s: unknown key", key)
+	}
+	return err
+}
+
+func decode[T any](key string, value []byte, into *T, want string) error {
+	// null would leave the default in place without a word.
+	if strings.TrimSpace(string(value)) == "null" || json.Unmarshal(value, into) != nil {
+		return fmt.Errorf("%s: want %s, have %s", key, want, strings.TrimSpace(string(value)))
+	}
+	return nil
+}
+
+func decodeFamilies(value []byte) ([]wire.Family, error) {
+	const name = "addr_families"
+	var served []wire.Family
+	err := eachMember(value, func(key string, value []byte) error {
+		full := name + "." + key
+		i := slices.IndexFunc(families, func(f wire.Family) bool { return f.String() == key })
+		if i < 0 {
+			return fmt.Errorf("%s: unknown key (there are inet, inet6 and unspec)", full)
+		}
+		var on bool
+		if err := decode(full, value, &on, "true or false"); err != nil {
+			return err
+		}
+		if on {
+			served = append(served, families[i])
+		}
+		return nil
+	})
+	if err == nil && len(served) == 0 {
+		err = fmt.Errorf("%s: none is true, so nothing would be served", name)
+	} else if err != nil && !strings.HasPrefix(err.Error(), name) {
+		err = fmt.Errorf("%s: %w", name, err)
+	}
+	return served, err
+}
+
+// decodeIDs reads a list of names and numbers.
+func decodeIDs(key string, value []byte, lookup func(string) (string, error)) ([]uint32, error) {
+	var list []any
+	if err := decode(key, value, &list, "a list of names or numbers"); err != nil {
+		return nil, err
+	}
+	var ids []uint32
+	for _, entry := range list {
+		var text string
+		switch entry := entry.(type) {
+		case string:
+			text = entry
+		case float64:
+			text = strconv.FormatFloat(entry, 'f', -1, 64)
+		}
+		id, err := strconv.ParseUint(text, 10, 32)
+		if err != nil {
+			found, lookupErr := lookup(text)
+			if id, err = strconv.ParseUint(found, 10, 32); lookupErr != nil || err != nil {
+				return nil, fmt.Errorf("%s: %v is neither a name on this host nor a number", key, entry)
+			}
+		}
+		if uint32(id) == wire.OverflowID() {
+			return nil, fmt.Errorf("%s: %v stands for everybody of another user namespace and is never permitted", key, entry)
+		}
+		ids = append(ids, uint32(id))
+	}
+	return ids, nil
+}
+
+func lookupUser(name string) (string, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return "", err
+	}
+	return u.Uid, nil
+}
+
+func lookupGroup(name string) (string, error) {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return "", err
+	}
+	return g.Gid, nil
+}
+
+func (c *Config) validate() error {
+	if _, err := wire.Padded(c.SocketName); err != nil {
+		return fmt.Errorf("socket_path: %w", err)
+	}
+	if strings.IndexByte(c.SocketName, 0) >= 0 {
+		return errors.New("socket_path: contains a NUL")
+	}
+	if c.Tables == 0 {
+		return errors.New("num_tables: want at least 1")
+	}
+	first := uint64(c.FirstTable)
+	if c.Tables > maxTable || first+c.Tables-1 > maxTable {
+		return fmt.Errorf("num_tables: %d tables from table_offset %d on go beyond the last table, %d", c.Tables, first, uint64(maxTable))
+	}
+	for _, table := range reservedTables {
+		if first <= table && table < first+c.Tables {
+			return fmt.Errorf("table_offset: tables %d to %d contain %d, which is the kernel's (0 and 253 to 255 are)", first, first+c.Tables-1, table)
+		}
+	}
+	if c.Timeout < 1 || c.Timeout > maxTimeout {
+		return fmt.Errorf("table_timeout: %d, want 1 to %d seconds", c.Timeout, int64(maxTimeout))
+	}
+	if c.Database == "" || strings.IndexByte(c.Database, 0) >= 0 {
+		return errors.New("db_path: not a path")
+	}
+	if !filepath.IsAbs(c.Database) {
+		// A service has no telling working directory; sqlite would also read a URI or
+		// ":memory:" into other words.
+		abs, err := filepath.Abs(c.Database)
+		if err != nil {
+			return fmt.Errorf("db_path: %w", err)
+		}
+		c.Database = abs
+	}
+	return nil
+}

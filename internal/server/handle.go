@@ -1,0 +1,167 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/allocator"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// handle answers one batch of datagrams: refusals and renewals at once, what creates or
+// ends a lease after the one transaction that writes all of it.
+func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
+	now := wire.Now()
+	var (
+		replies []wire.Message
+		ops     []allocator.Op
+		askers  []wire.Datagram // of ops, by index
+	)
+	for _, d := range datagrams {
+		op, refusal, ok := s.judge(now, d)
+		switch {
+		case ok:
+			ops = append(ops, op)
+			askers = append(askers, d)
+		case refusal.Code != "" && d.From.Bound():
+			replies = append(replies, wire.Message{Data: refusal.Append(nil), To: d.From})
+		}
+	}
+	batch := s.leases.Decide(wire.Seconds(now), ops)
+	settle := func(i int, result allocator.Result) {
+		s.record(askers[i].Cred, ops[i], result)
+		if askers[i].From.Bound() {
+			replies = append(replies, wire.Message{Data: reply(result).Append(nil), To: askers[i].From})
+		}
+	}
+	var pending []int
+	for i, result := range batch.Results() {
+		if result.Pending {
+			pending = append(pending, i)
+		} else {
+			settle(i, result)
+		}
+	}
+	s.send(c, replies)
+	if len(pending) == 0 {
+		return
+	}
+	if err := s.leases.Commit(batch); err != nil {
+		s.noise(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
+	}
+	replies = replies[:0]
+	for _, i := range pending {
+		settle(i, batch.Results()[i])
+	}
+	s.send(c, replies)
+}
+
+// judge turns a datagram into an operation, or into a refusal, or into nothing: what
+// carries no sender is dropped so that the sender tries again, and a response is never
+// answered, lest two programs answer each other for ever.
+func (s *server) judge(now time.Duration, d wire.Datagram) (op allocator.Op, refusal wire.Reply, ok bool) {
+	if d.Cred.Anonymous() {
+		s.noise(slog.LevelInfo, "datagram without credentials dropped", "from", d.From.String())
+		return op, refusal, false
+	}
+	req, err := wire.ParseRequest(d.Data)
+	switch {
+	case d.Truncated:
+		err = fmt.Errorf("longer than %d bytes", wire.MaxRequest)
+	case err == nil && req.Cmd != wire.Acquire && req.Cmd != wire.Release:
+		err = fmt.Errorf("cmd %d: for the holder of a lease, not for the server", req.Cmd)
+	case err == nil && req.Cmd == wire.Acquire && !d.From.Bound():
+		err = errors.New("sender is not bound, so nobody would hear of the lease")
+	}
+	if err != nil {
+		s.noise(slog.LevelWarn, "malformed datagram", "uid", d.Cred.UID, "pid", d.Cred.PID,
+			"from", d.From.String(), "err", err)
+		if req.Cmd == wire.Response {
+			return op, refusal, false
+		}
+		return op, wire.Refuse(wire.Malformed, err.Error()), false
+	}
+	if err := s.access.check(now, d.Cred); err != nil {
+		s.noise(slog.LevelWarn, "lease refused", "ifname", req.Ifname, "addr", req.Address,
+			"family", req.Family.String(), "uid", d.Cred.UID, "pid", d.Cred.PID, "err", err)
+		return op, wire.Refuse(wire.Denied, err.Error()), false
+	}
+	return allocator.Op{
+		Release: req.Cmd == wire.Release,
+		Key:     allocator.Key{Family: allocator.Family(req.Family), Ifname: req.Ifname, Addr: req.Address},
+		Tag:     req.Tag,
+		UID:     d.Cred.UID,
+	}, refusal, true
+}
+
+// reply is the answer that a result means.
+func reply(r allocator.Result) wire.Reply {
+	switch {
+	case r.Outcome == allocator.Granted, r.Outcome == allocator.Renewed:
+		return wire.Reply{Table: r.Lease.Table, Expires: r.Lease.Expires}
+	case r.Outcome != allocator.Refused:
+		return wire.Reply{} // what was released has neither table nor end
+	case errors.Is(r.Err, allocator.ErrExhausted):
+		return wire.Refuse(wire.Exhausted, r.Err.Error())
+	case errors.Is(r.Err, allocator.ErrFamily):
+		return wire.Refuse(wire.NotServed, r.Err.Error())
+	case errors.Is(r.Err, allocator.ErrNotOwner):
+		return wire.Refuse(wire.Denied, r.Err.Error())
+	}
+	return wire.Refuse(wire.Storage, r.Err.Error())
+}
+
+// record writes the line of the log that each lease's change has.
+func (s *server) record(cred wire.Cred, op allocator.Op, r allocator.Result) {
+	attrs := leaseAttrs(r.Lease)
+	asker := []slog.Attr{slog.Int("pid", int(cred.PID)), slog.Uint64("uid", uint64(cred.UID))}
+	switch r.Outcome {
+	case allocator.Granted:
+		s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease granted", append(attrs, asker...)...)
+	case allocator.Released:
+		s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease released", append(attrs, asker...)...)
+	case allocator.Refused:
+		s.log.Warn("lease refused", "ifname", op.Key.Ifname, "addr", op.Key.Addr,
+			"family", op.Key.Family.String(), "tag", op.Tag, "uid", cred.UID, "pid", cred.PID, "err", r.Err)
+	case allocator.Renewed:
+		s.log.LogAttrs(context.Background(), slog.LevelDebug, "lease renewed", append(attrs, asker...)...)
+	}
+}
+
+func leaseAttrs(l allocator.Lease) []slog.Attr {
+	return []slog.Attr{
+		slog.String("ifname", l.Key.Ifname),
+		slog.String("addr", l.Key.Addr),
+		slog.String("family", l.Key.Family.String()),
+		slog.Uint64("table", uint64(l.Table)),
+		slog.String("tag", l.Tag),
+		slog.Uint64("owner", uint64(l.Owner)),
+		slog.Int64("expires", l.Expires),
+	}
+}
+
+// noise writes a line that anybody on the host can cause, at a bounded rate.
+func (s *server) noise(level slog.Level, msg string, args ...any) {
+	if !s.clamour.Allow() {
+		s.hidden++
+		return
+	}
+	if s.hidden > 0 {
+		args = append(args, "hidden", strconv.Itoa(s.hidden)+" lines like this before it")
+		s.hidden = 0
+	}
+	s.log.Log(context.Background(), level, msg, args...)
+}
+
+// send answers whoever reads: a peer whose queue is full or who is gone asks again.
+func (s *server) send(c *wire.Conn, replies []wire.Message) {
+	for _, err := range c.Send(replies...) {
+		if err != nil {
+			s.log.Debug("reply not delivered", "err", err)
+		}
+	}
+}

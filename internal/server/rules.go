@@ -1,0 +1,110 @@
+package server
+
+import (
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/allocator"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// rulesInUse knows which tables the rules of the host look up. A number that a rule
+// refers to must not be leased: other tools sit on our range too, and the rules of a
+// dead client would catch the traffic of the next holder.
+type rulesInUse struct {
+	conn   *route.Conn
+	log    *slog.Logger
+	read   time.Duration // when tables was read; 0: never
+	failed bool
+	tables map[allocator.Family]map[uint32][]route.Rule
+}
+
+// A dump of the rules serves a burst of requests.
+const rulesFor = 100 * time.Millisecond
+
+// avoid tells whether rules keep table from going to key. lastHolder is who held it
+// last in this database.
+func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, fresh bool) bool {
+	now := wire.Now()
+	if r.read == 0 || now-r.read > rulesFor || fresh && now != r.read {
+		r.refresh(now)
+	}
+	families := []allocator.Family{key.Family}
+	if key.Family == allocator.Unspec {
+		families = []allocator.Family{allocator.Inet, allocator.Inet6}
+	}
+	for _, family := range families {
+		if !harmless(r.tables[family][table], key, lastHolder) {
+			return true
+		}
+	}
+	return false
+}
+
+// harmless tells whether all rules that look up one table may stand beside a new lease
+// of it: those from the requested address, which a client that died left behind, and
+// those of the holder whose lease ended in this database; the next client replaces them.
+func harmless(rules []route.Rule, key, lastHolder allocator.Key) bool {
+	known := lastHolder != allocator.Key{}
+	for _, rule := range rules {
+		if isHost(rule.Src, key) || isHost(rule.Src, lastHolder) {
+			known = true
+		}
+	}
+	for _, rule := range rules {
+		switch {
+		case isHost(rule.Src, key), isHost(rule.Src, lastHolder):
+		case rule.Src.IsValid() && rule.Src.IsSingleIP():
+			return false // of another address
+		case !known, rule.Protocol != route.Protocol && rule.Protocol != unix.RTPROT_UNSPEC:
+			return false // neither of a client of ours nor of the original
+		}
+	}
+	return true
+}
+
+// isHost tells whether src is exactly the address of key.
+func isHost(src netip.Prefix, key allocator.Key) bool {
+	addr, err := netip.ParseAddr(key.Addr)
+	return err == nil && src.IsValid() && src.IsSingleIP() && src.Addr() == addr
+}
+
+func (r *rulesInUse) refresh(now time.Duration) {
+	tables := make(map[allocator.Family]map[uint32][]route.Rule)
+	for family, number := range map[allocator.Family]int{allocator.Inet: unix.AF_INET, allocator.Inet6: unix.AF_INET6} {
+		rules, err := r.list(number)
+		if err != nil {
+			if !r.failed {
+				r.log.Warn("cannot read the rules of the host, so a table that one refers to may be leased", "err", err)
+			}
+			r.failed = true
+			return
+		}
+		tables[family] = make(map[uint32][]route.Rule)
+		for _, rule := range rules {
+			tables[family][rule.Table] = append(tables[family][rule.Table], rule)
+		}
+	}
+	r.tables, r.read, r.failed = tables, now, false
+}
+
+func (r *rulesInUse) list(family int) ([]route.Rule, error) {
+	if r.conn == nil {
+		conn, err := route.Dial()
+		if err != nil {
+			return nil, err
+		}
+		r.conn = conn
+	}
+	return r.conn.Rules(family)
+}
+
+func (r *rulesInUse) close() {
+	if r.conn != nil {
+		r.conn.Close()
+	}
+}

@@ -1,0 +1,278 @@
+// Package server is the process that leases table numbers: its configuration, who may
+// ask, which numbers the rules of the host keep from being leased, and the loop from
+// datagram to transaction to reply. Who holds what is allocator's, the protocol wire's.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/table-allocator/table-allocator/internal/allocator"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Host is what the service manager gives and wants to hear.
+type Host struct {
+	Sockets     []*os.File    // sockets that it bound for us, of either form of the name
+	Ready       func() error  // called once requests are served
+	Stopping    func() error  // called when that ends
+	Alive       func() error  // called each AlivePeriod while the server works
+	AlivePeriod time.Duration // 0: nobody watches
+}
+
+// Run serves until ctx ends, then finishes the batch at hand, flushes and returns nil.
+func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
+	conns, err := listen(cfg.SocketName, host.Sockets)
+	if err != nil {
+		return err
+	}
+	s := &server{
+		log:     log,
+		conns:   conns,
+		access:  newAccess(cfg),
+		rules:   &rulesInUse{log: log},
+		clamour: rate.NewLimiter(1, 10),
+		kick:    make(chan struct{}, 1),
+	}
+	defer s.close()
+	boot, err := thisBoot(conns[0])
+	if err != nil {
+		return err
+	}
+	s.leases, err = allocator.Open(ctx, allocator.Config{
+		Path:    cfg.Database,
+		Pools:   pools(cfg),
+		Timeout: cfg.Timeout,
+		Boot:    boot,
+		Avoid:   s.rules.avoid,
+	}, wire.Seconds(wire.Now()), log)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, cfg, host)
+}
+
+// server is the state behind the loop. mu guards leases, access, rules and clamour.
+type server struct {
+	log     *slog.Logger
+	conns   []*wire.Conn
+	kick    chan struct{} // something is due earlier than the ticker knows
+	mu      sync.Mutex
+	leases  *allocator.Allocator
+	access  *access
+	rules   *rulesInUse
+	clamour *rate.Limiter // of log lines that anybody can cause
+	hidden  int           // such lines that were not written
+	armed   int64         // when the ticker looks next
+}
+
+// listen holds both forms of the name: whoever held only one would leave the other, and
+// with it half of the clients, to anybody.
+func listen(name string, passed []*os.File) (conns []*wire.Conn, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(conns)
+		}
+	}()
+	padded, err := wire.Padded(name)
+	if err != nil {
+		return nil, err
+	}
+	exact, err := wire.Exact(name)
+	if err != nil {
+		return nil, err
+	}
+	held := make(map[wire.Addr]bool)
+	for _, f := range passed {
+		c, err := wire.FromFile(f, wire.MaxRequest)
+		if err != nil {
+			return conns, err
+		}
+		conns = append(conns, c)
+		if c.Addr() != padded && c.Addr() != exact || held[c.Addr()] {
+			return conns, fmt.Errorf("socket %s was passed in, but the name to serve is %s", c.Addr(), padded)
+		}
+		held[c.Addr()] = true
+	}
+	for _, addr := range []wire.Addr{padded, exact} {
+		if held[addr] {
+			continue
+		}
+		c, err := wire.Listen(addr, wire.MaxRequest)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return conns, taken(addr, err)
+		}
+		if err != nil {
+			return conns, err
+		}
+		conns = append(conns, c)
+	}
+	return conns, nil
+}
+
+// taken names the owner of a name that is in use.
+func taken(addr wire.Addr, cause error) error {
+	owner, err := wire.FindOwner(addr)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	return fmt.Errorf("bind %s: taken by %s: stop it, or serve another name (socket_path)", addr, owner)
+}
+
+func closeAll(conns []*wire.Conn) {
+	for _, c := range conns {
+		_ = c.Close() // nothing is written through them that could be lost
+	}
+}
+
+// thisBoot is the pair that a lease belongs to: rules die with either of them.
+func thisBoot(conn *wire.Conn) (allocator.Boot, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return allocator.Boot{}, fmt.Errorf("read boot id: %w", err)
+	}
+	return allocator.Boot{ID: strings.TrimSpace(string(id)), Netns: conn.NetnsCookie()}, nil
+}
+
+func pools(cfg Config) map[allocator.Family]allocator.Pool {
+	pools := make(map[allocator.Family]allocator.Pool)
+	for _, family := range cfg.Families {
+		pools[allocator.Family(family)] = allocator.Pool{First: cfg.FirstTable, Count: cfg.Tables}
+	}
+	return pools
+}
+
+func (s *server) close() {
+	closeAll(s.conns)
+	s.rules.close()
+}
+
+// serve runs one loop for each socket and the ticker, and ends all when one ends.
+func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// A deadline breaks the wait for a datagram, not the batch that is being handled.
+	defer context.AfterFunc(ctx, func() {
+		for _, c := range s.conns {
+			_ = c.SetReadDeadline(time.Unix(1, 0)) // fails only on a socket that is closed
+		}
+	})()
+	errs := make(chan error, len(s.conns)+1)
+	var running sync.WaitGroup
+	start := func(f func(context.Context) error) {
+		running.Go(func() {
+			defer cancel()
+			errs <- f(ctx)
+		})
+	}
+	for _, c := range s.conns {
+		start(func(ctx context.Context) error { return s.receive(ctx, c) })
+	}
+	start(func(ctx context.Context) error { return s.tick(ctx, host) })
+	s.log.Info("serving", "socket", s.conns[0].Addr().String(), "database", cfg.Database,
+		"tables", fmt.Sprintf("%d-%d", cfg.FirstTable, uint64(cfg.FirstTable)+cfg.Tables-1),
+		"families", fmt.Sprint(cfg.Families), "timeout", cfg.Timeout, "held", held(s.leases))
+	s.tell(host.Ready)
+	<-ctx.Done()
+	s.tell(host.Stopping)
+	running.Wait()
+	for range len(s.conns) + 1 {
+		err = errors.Join(err, <-errs)
+	}
+	err = errors.Join(err, s.leases.Close(wire.Seconds(wire.Now())))
+	if err == nil {
+		s.log.Info("stopped")
+	}
+	return err
+}
+
+func held(leases *allocator.Allocator) (n uint64) {
+	for _, stats := range leases.Stats() {
+		n += stats.Held + stats.Outside
+	}
+	return n
+}
+
+func (s *server) tell(notify func() error) {
+	if notify == nil {
+		return
+	}
+	if err := notify(); err != nil {
+		s.log.Warn("cannot tell the service manager", "err", err)
+	}
+}
+
+func (s *server) receive(ctx context.Context, c *wire.Conn) error {
+	for ctx.Err() == nil {
+		datagrams, err := c.Receive()
+		if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.handle(c, datagrams)
+		if s.leases.Next() < s.armed {
+			select {
+			case s.kick <- struct{}{}:
+			default: // one is under way
+			}
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// tick lets leases expire and renewals reach the disk, when the allocator wants it.
+func (s *server) tick(ctx context.Context, host Host) error {
+	alive := make(<-chan time.Time) // never
+	if host.Alive != nil && host.AlivePeriod > 0 {
+		t := time.NewTicker(host.AlivePeriod)
+		defer t.Stop()
+		alive = t.C
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-alive:
+			s.mu.Lock() // a server that cannot get here does not work
+			s.mu.Unlock()
+			s.tell(host.Alive)
+			continue
+		case <-timer.C:
+		case <-s.kick:
+		}
+		timer.Reset(s.advance(wire.Now()))
+	}
+}
+
+// advance does what is due and returns how long to wait for what comes next.
+func (s *server) advance(now time.Duration) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leases.Next() <= wire.Seconds(now) {
+		expired, err := s.leases.Tick(wire.Seconds(now))
+		if err != nil {
+			s.noise(slog.LevelError, "cannot write to the database, trying again", "err", err)
+		}
+		for _, lease := range expired {
+			s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(lease)...)
+		}
+	}
+	s.armed = s.leases.Next()
+	const least, most = 100 * time.Millisecond, time.Minute
+	return min(max(time.Duration(min(s.armed, 1<<32))*time.Second-now, least), most)
+}

@@ -1,0 +1,20 @@
+package wire
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Now reads the lease clock: the time on CLOCK_MONOTONIC_RAW of this boot, in which
+// lease_expires counts whole seconds. It knows neither wall clock changes nor suspend.
+func Now() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &ts); err != nil {
+		panic("clock_gettime: " + err.Error()) // the clock exists since Linux 2.6.28
+	}
+	return time.Duration(ts.Nano())
+}
+
+// Seconds is the lease clock as messages carry it.
+func Seconds(now time.Duration) int64 { return int64(now / time.Second) }

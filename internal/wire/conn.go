@@ -1,0 +1,371 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxName is the longest text of an abstract name that has both forms.
+const MaxName = 106
+
+// Addr is the address of a unix socket, byte for byte as the kernel gives it. An answer
+// has to go to these very bytes: an abstract name has any length and may contain NULs,
+// which the resolvers of Go's net and x/sys/unix cut off.
+type Addr struct {
+	raw [unix.SizeofSockaddrUnix]byte
+	len uint32
+}
+
+const pathOffset = 2 // of sun_path in sockaddr_un
+
+// Exact is the abstract name text as Go, Python and socat write it.
+func Exact(text string) (Addr, error) {
+	var a Addr
+	if len(text) == 0 || len(text) > MaxName {
+		return a, fmt.Errorf("socket name %q: %d bytes, want 1 to %d", text, len(text), MaxName)
+	}
+	*(*uint16)(unsafe.Pointer(&a.raw[0])) = unix.AF_UNIX
+	copy(a.raw[pathOffset+1:], text)
+	a.len = uint32(pathOffset + 1 + len(text))
+	return a, nil
+}
+
+// Padded is the abstract name text as the C original writes it: with NULs up to the
+// full length of a sockaddr_un. It is another address than Exact's.
+func Padded(text string) (Addr, error) {
+	a, err := Exact(text)
+	a.len = unix.SizeofSockaddrUnix
+	return a, err
+}
+
+// HolderName is the text of the name, padded, at which the holder of a key answers.
+func HolderName(k Key) string { return k.String() }
+
+// Bound tells whether there is anybody at this address: a peer that never bound its
+// socket cannot be answered.
+func (a Addr) Bound() bool { return a.len > pathOffset }
+
+// String is the address for people: "@name" for an abstract one, and its path else.
+func (a Addr) String() string {
+	if !a.Bound() {
+		return "(unbound)"
+	}
+	name := a.raw[pathOffset:a.len]
+	end := len(name)
+	for end > 1 && name[end-1] == 0 {
+		end--
+	}
+	if name[0] != 0 {
+		return strconv.Quote(string(name[:end]))
+	}
+	return strconv.Quote("@" + string(name[1:end]))
+}
+
+// path is what unix_diag calls the name: sun_path as far as the address goes.
+func (a Addr) path() []byte { return a.raw[pathOffset:a.len] }
+
+// Cred is what the kernel says of the sender of a datagram: its real uid and gid, as
+// seen from the namespaces of the receiver.
+type Cred struct {
+	PID      int32
+	UID, GID uint32
+}
+
+// Anonymous tells that the kernel recorded no sender: the datagram was queued before
+// the receiver asked for credentials.
+func (c Cred) Anonymous() bool { return c.PID == 0 && c.UID == OverflowID() }
+
+// Datagram is one message as received. Data is valid until the next Receive.
+type Datagram struct {
+	Data      []byte
+	Truncated bool // longer than the connection reads
+	From      Addr
+	Cred      Cred
+}
+
+// Message is one datagram to send.
+type Message struct {
+	Data []byte
+	To   Addr
+}
+
+// Conn is a unix datagram socket that receives in batches, with credentials, and sends
+// without ever waiting. Receive may run beside Send and Close, not beside itself.
+type Conn struct {
+	file *os.File
+	raw  syscall.RawConn
+	in   *batch
+	out  *batch
+	addr Addr
+}
+
+// Listen binds a socket to addr. It reads datagrams of at most size bytes; a longer one
+// is reported as truncated.
+func Listen(addr Addr, size int) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	// Before bind: what is queued earlier carries no credentials.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("setsockopt SO_PASSCRED: %w", err)
+	}
+	_, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&addr.raw[0])), uintptr(addr.len))
+	if errno != 0 {
+		unix.Close(fd)
+		return nil, fmt.Errorf("bind %s: %w", addr, errno)
+	}
+	return newConn(fd, addr, size)
+}
+
+// FromFile takes over a socket that is bound already, as a service manager hands it in.
+// The file is closed.
+func FromFile(f *os.File, size int) (*Conn, error) {
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate socket: %w", err)
+	}
+	addr, err := checkSocket(fd)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("socket that was passed in: %w", err)
+	}
+	return newConn(fd, addr, size)
+}
+
+func checkSocket(fd int) (Addr, error) {
+	addr := Addr{len: unix.SizeofSockaddrUnix}
+	_, _, errno := unix.Syscall(unix.SYS_GETSOCKNAME, uintptr(fd),
+		uintptr(unsafe.Pointer(&addr.raw[0])), uintptr(unsafe.Pointer(&addr.len)))
+	if errno != 0 {
+		return addr, fmt.Errorf("getsockname: %w", errno)
+	}
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return addr, fmt.Errorf("getsockopt SO_TYPE: %w", err)
+	}
+	if *(*uint16)(unsafe.Pointer(&addr.raw[0])) != unix.AF_UNIX || kind != unix.SOCK_DGRAM {
+		return addr, errors.New("not a unix datagram socket")
+	}
+	return addr, nil
+}
+
+func newConn(fd int, addr Addr, size int) (*Conn, error) {
+	file := os.NewFile(uintptr(fd), addr.String())
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("socket %s: %w", addr, err)
+	}
+	n := batchSize
+	if size > MaxRequest { // a holder's socket: few messages, some of them large
+		n = 2
+	}
+	return &Conn{file: file, raw: raw, in: newBatch(n, size+1), out: newBatch(n, 0), addr: addr}, nil
+}
+
+// Addr is the address that the connection is bound to.
+func (c *Conn) Addr() Addr { return c.addr }
+
+// Close ends a Receive that waits.
+func (c *Conn) Close() error { return c.file.Close() }
+
+// SetReadDeadline makes Receive fail with os.ErrDeadlineExceeded at t; the zero time
+// takes the deadline off.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.file.SetReadDeadline(t) }
+
+// NetnsCookie identifies the network namespace of the socket for the life of the
+// kernel (SO_NETNS_COOKIE, Linux 5.14), and is 0 where the kernel has none.
+func (c *Conn) NetnsCookie() uint64 {
+	var cookie uint64
+	err := c.raw.Control(func(fd uintptr) {
+		size := uint32(unsafe.Sizeof(cookie))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE,
+			uintptr(unsafe.Pointer(&cookie)), uintptr(unsafe.Pointer(&size)), 0)
+		if errno != 0 {
+			cookie = 0
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return cookie
+}
+
+// Receive waits for a datagram and returns it with all that wait behind it, up to a
+// batch.
+func (c *Conn) Receive() ([]Datagram, error) {
+	var n int
+	var errno syscall.Errno
+	c.in.reset()
+	err := c.raw.Read(func(fd uintptr) bool {
+		n, errno = c.in.call(unix.SYS_RECVMMSG, fd, len(c.in.headers))
+		return errno != unix.EAGAIN
+	})
+	if err != nil {
+		return nil, fmt.Errorf("receive from %s: %w", c.addr, err)
+	}
+	if errno != 0 {
+		return nil, fmt.Errorf("receive from %s: %w", c.addr, errno)
+	}
+	return c.in.datagrams(n), nil
+}
+
+// Send sends each message that its receiver has room for. It never waits. The error
+// of message i is errs[i]; a full queue is EAGAIN, nobody there ECONNREFUSED. Without
+// any error errs is nil.
+func (c *Conn) Send(messages ...Message) (errs []error) {
+	fail := func(i int, err error) {
+		if errs == nil {
+			errs = make([]error, len(messages))
+		}
+		errs[i] = fmt.Errorf("send to %s: %w", messages[i].To, err)
+	}
+	for i := 0; i < len(messages); {
+		n := c.out.fill(messages[i:])
+		var sent int
+		var errno syscall.Errno
+		err := c.raw.Write(func(fd uintptr) bool {
+			sent, errno = c.out.call(unix.SYS_SENDMMSG, fd, n)
+			return true // a peer that does not read must not hold up the others
+		})
+		switch {
+		case err != nil:
+			fail(i, err)
+			i++
+		case errno != 0: // of the first one
+			fail(i, errno)
+			i++
+		default:
+			i += sent
+		}
+	}
+	return errs
+}
+
+// batchSize datagrams are read or written with one system call.
+const batchSize = 64
+
+// credSpace is exactly one SCM_CREDENTIALS: the kernel puts it first, finds no room for
+// descriptors that somebody sends along, and so closes them itself.
+var credSpace = unix.CmsgSpace(unix.SizeofUcred)
+
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+}
+
+// batch is the memory of recvmmsg and sendmmsg, laid out once.
+type batch struct {
+	headers []mmsghdr
+	iovecs  []unix.Iovec
+	names   []Addr
+	data    []byte
+	control []byte
+	size    int
+	out     []Datagram
+}
+
+func newBatch(n, size int) *batch {
+	b := &batch{
+		headers: make([]mmsghdr, n),
+		iovecs:  make([]unix.Iovec, n),
+		names:   make([]Addr, n),
+		size:    size,
+		out:     make([]Datagram, n),
+	}
+	if size > 0 {
+		b.data = make([]byte, n*size)
+		b.control = make([]byte, n*credSpace)
+	}
+	for i := range b.headers {
+		h := &b.headers[i].hdr
+		h.Name = &b.names[i].raw[0]
+		h.Iov = &b.iovecs[i]
+		h.SetIovlen(1)
+		if size > 0 {
+			b.iovecs[i].Base = &b.data[i*size]
+			b.iovecs[i].SetLen(size)
+			h.Control = &b.control[i*credSpace]
+		}
+	}
+	return b
+}
+
+// reset undoes what the kernel wrote into the headers.
+func (b *batch) reset() {
+	for i := range b.headers {
+		h := &b.headers[i].hdr
+		h.Namelen = unix.SizeofSockaddrUnix
+		h.SetControllen(credSpace)
+		h.Flags = 0
+	}
+}
+
+func (b *batch) fill(messages []Message) int {
+	n := min(len(messages), len(b.headers))
+	for i, m := range messages[:n] {
+		b.names[i] = m.To
+		b.headers[i].hdr.Namelen = m.To.len
+		b.iovecs[i].Base = unsafe.SliceData(m.Data)
+		b.iovecs[i].SetLen(len(m.Data))
+	}
+	return n
+}
+
+func (b *batch) call(trap, fd uintptr, n int) (int, syscall.Errno) {
+	for {
+		done, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n),
+			unix.MSG_DONTWAIT, 0, 0)
+		if errno != unix.EINTR {
+			return int(done), errno
+		}
+	}
+}
+
+func (b *batch) datagrams(n int) []Datagram {
+	for i := range n {
+		h := &b.headers[i]
+		length := min(int(h.len), b.size-1)
+		name := &b.names[i]
+		name.len = min(h.hdr.Namelen, unix.SizeofSockaddrUnix)
+		clear(name.raw[name.len:]) // the rest of a longer name that was there before
+		b.out[i] = Datagram{
+			Data:      b.data[i*b.size : i*b.size+length],
+			Truncated: h.hdr.Flags&unix.MSG_TRUNC != 0 || int(h.len) >= b.size,
+			From:      *name,
+			Cred:      b.cred(i),
+		}
+	}
+	return b.out[:n]
+}
+
+// cred reads the SCM_CREDENTIALS of datagram i; a sender without one is nobody.
+func (b *batch) cred(i int) Cred {
+	nobody := Cred{UID: OverflowID(), GID: OverflowID()}
+	room := b.control[i*credSpace : (i+1)*credSpace]
+	if int(b.headers[i].hdr.Controllen) < unix.CmsgLen(unix.SizeofUcred) {
+		return nobody
+	}
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&room[0]))
+	if h.Level != unix.SOL_SOCKET || h.Type != unix.SCM_CREDENTIALS {
+		return nobody
+	}
+	cred := *(*unix.Ucred)(unsafe.Pointer(&room[unix.CmsgLen(0)]))
+	return Cred{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}
+}

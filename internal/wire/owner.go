@@ -1,0 +1,205 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// OverflowID is the uid that the kernel reports for everybody whom the own user
+// namespace does not map: nobody in particular, and therefore nobody to trust.
+var OverflowID = sync.OnceValue(func() uint32 {
+	text, err := os.ReadFile("/proc/sys/kernel/overflowuid")
+	if err == nil {
+		if id, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32); err == nil {
+			return uint32(id)
+		}
+	}
+	return 65534 // DEFAULT_OVERFLOWUID of the kernel
+})
+
+// Owner is who has a socket.
+type Owner struct {
+	UID     uint32
+	PID     int    // 0 if no process of it can be seen
+	Command string // its name, if PID is known
+}
+
+func (o Owner) String() string {
+	if o.PID == 0 {
+		return fmt.Sprintf("uid %d", o.UID)
+	}
+	return fmt.Sprintf("pid %d (%s) of uid %d", o.PID, o.Command, o.UID)
+}
+
+// ErrNobody is FindOwner's answer for an address that no socket is bound to.
+var ErrNobody = errors.New("no socket is bound to it")
+
+// FindOwner tells who is bound to addr, by the kernel's unix_diag.
+func FindOwner(addr Addr) (Owner, error) {
+	var owner Owner
+	found := false
+	err := eachSocket(func(s socket) bool {
+		if bytes.Equal(s.path, addr.path()) {
+			found = true
+			owner.UID = s.uid
+			owner.PID, owner.Command = findProcess(s.inode)
+		}
+		return !found
+	})
+	if err == nil && !found {
+		err = ErrNobody
+	}
+	if err != nil {
+		return Owner{}, fmt.Errorf("owner of %s: %w", addr, err)
+	}
+	return owner, nil
+}
+
+// PaddedNames lists the texts of all padded names that are bound in this network
+// namespace.
+func PaddedNames() ([]string, error) {
+	var names []string
+	err := eachSocket(func(s socket) bool {
+		if len(s.path) == unix.SizeofSockaddrUnix-pathOffset && s.path[0] == 0 {
+			names = append(names, string(bytes.TrimRight(s.path[1:], "\x00")))
+		}
+		return true
+	})
+	return names, err
+}
+
+// unixDiagReq is struct unix_diag_req, unixDiagMsg struct unix_diag_msg of
+// linux/unix_diag.h.
+type unixDiagReq struct {
+	family, protocol    uint8
+	_                   uint16
+	states, inode, show uint32
+	cookie              [2]uint32
+}
+
+type unixDiagMsg struct {
+	family, kind, state, _ uint8
+	inode                  uint32
+	cookie                 [2]uint32
+}
+
+const (
+	unixDiagName     = 0 // UNIX_DIAG_NAME
+	unixDiagUID      = 7 // UNIX_DIAG_UID
+	unixDiagShowName = 1 << unixDiagName
+	unixDiagShowUID  = 1 << 6
+)
+
+// socket is what unix_diag tells of one.
+type socket struct {
+	path       []byte // sun_path; nil: not bound
+	inode, uid uint32
+}
+
+// eachSocket calls f for the sockets of this network namespace until it returns false.
+func eachSocket(f func(socket) bool) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return fmt.Errorf("unix_diag: %w", err)
+	}
+	defer unix.Close(fd)
+	const reqSize = unix.SizeofNlMsghdr + int(unsafe.Sizeof(unixDiagReq{}))
+	req := make([]byte, 0, reqSize)
+	req = binary.NativeEndian.AppendUint32(req, uint32(reqSize))
+	req = binary.NativeEndian.AppendUint16(req, unix.SOCK_DIAG_BY_FAMILY)
+	req = binary.NativeEndian.AppendUint16(req, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	req = append(req, make([]byte, reqSize-len(req))...)
+	*(*unixDiagReq)(unsafe.Pointer(&req[unix.SizeofNlMsghdr])) = unixDiagReq{
+		family: unix.AF_UNIX,
+		states: ^uint32(0),
+		show:   unixDiagShowName | unixDiagShowUID,
+	}
+	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("unix_diag: %w", err)
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if err != nil {
+			return fmt.Errorf("unix_diag: %w", err)
+		}
+		msgs, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			return fmt.Errorf("unix_diag: %w", err)
+		}
+		for _, m := range msgs {
+			switch m.Header.Type {
+			case unix.NLMSG_DONE:
+				return nil
+			case unix.NLMSG_ERROR:
+				return errors.New("unix_diag: the kernel refuses")
+			}
+			if s, ok := parseSocket(m.Data); ok && !f(s) {
+				return nil
+			}
+		}
+	}
+}
+
+func parseSocket(data []byte) (s socket, ok bool) {
+	const header = 4
+	if len(data) < int(unsafe.Sizeof(unixDiagMsg{})) {
+		return s, false
+	}
+	s.inode = (*unixDiagMsg)(unsafe.Pointer(&data[0])).inode
+	s.uid = OverflowID()
+	for b := data[unsafe.Sizeof(unixDiagMsg{}):]; len(b) >= header; {
+		size := int(binary.NativeEndian.Uint16(b))
+		kind := binary.NativeEndian.Uint16(b[2:])
+		if size < header || size > len(b) {
+			break
+		}
+		switch value := b[header:size]; {
+		case kind == unixDiagName:
+			s.path = value
+		case kind == unixDiagUID && len(value) == 4:
+			s.uid = binary.NativeEndian.Uint32(value)
+		}
+		b = b[min(len(b), (size+3)&^3):]
+	}
+	return s, true
+}
+
+// findProcess looks through the descriptors of the processes that may be seen.
+func findProcess(inode uint32) (pid int, command string) {
+	want := fmt.Sprintf("socket:[%d]", inode)
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, ""
+	}
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		fds, err := os.ReadDir("/proc/" + p.Name() + "/fd")
+		if err != nil {
+			continue // somebody else's, or gone
+		}
+		for _, fd := range fds {
+			if link, err := os.Readlink("/proc/" + p.Name() + "/fd/" + fd.Name()); err == nil && link == want {
+				comm, err := os.ReadFile("/proc/" + p.Name() + "/comm")
+				if err != nil {
+					return pid, "?"
+				}
+				return pid, strings.TrimSpace(string(comm))
+			}
+		}
+	}
+	return 0, ""
+}
