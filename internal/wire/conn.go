@@ -217,6 +217,9 @@ func (c *Conn) Receive() ([]Datagram, error) {
 		n, errno = c.in.call(unix.SYS_RECVMMSG, fd, len(c.in.headers))
 		return errno != unix.EAGAIN
 	})
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		err = os.ErrClosed // which a RawConn reports with an error of its own
+	}
 	if err != nil {
 		return nil, fmt.Errorf("receive from %s: %w", c.addr, err)
 	}

@@ -28,8 +28,8 @@ const (
 	MaxAddress = 45
 	MaxIfname  = 15
 	MaxTag     = 127
-	maxNesting = 32 // of values under keys that nobody knows
-	expiresMax = 1 << 53
+	maxNesting = 32      // of a whole message
+	expiresMax = 1 << 33 // seconds: in nanoseconds, the lease clock is an int64
 	tableMax   = 1<<32 - 1
 )
 
