@@ -1,0 +1,182 @@
+// Package nettest hides how a test gets a network, or a whole machine, of its own: private network
+// namespaces joined by veth links, and sandboxes with a root, processes and packages that the host
+// never sees. The kernel, `ip` and every daemon in there are real. The host's network is not touched.
+package nettest
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// TB is the part of testing.TB that namespaces need, so that a program that is no test can have
+// them too.
+type TB interface {
+	Helper()
+	Fatalf(format string, args ...any)
+	Logf(format string, args ...any)
+	Cleanup(func())
+	Name() string
+}
+
+// Namespace is a network namespace. It has no name in the file system: it ends with its last
+// process and the test. Its methods may be called from several goroutines.
+type Namespace struct {
+	name string
+	file *os.File
+}
+
+// New returns a fresh network namespace whose loopback is up. The name is for messages. The test
+// fails without the right to make one: tests run as root.
+func New(t TB, name string) *Namespace {
+	t.Helper()
+	n := &Namespace{name: name}
+	var err error
+	if enterErr := onThread(nil, func() { n.file, err = unshare() }); enterErr != nil {
+		err = enterErr
+	}
+	if err != nil {
+		t.Fatalf("make network namespace %q for %s (root can): %v", name, t.Name(), err)
+	}
+	t.Cleanup(func() {
+		if err := n.file.Close(); err != nil {
+			t.Logf("close network namespace %q: %v", name, err)
+		}
+	})
+	return n
+}
+
+// unshare puts the thread into a new network namespace and returns a handle on that.
+func unshare() (*os.File, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	file, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	if err := loopbackUp(); err != nil {
+		_ = file.Close() // the error is the one to tell
+		return nil, fmt.Errorf("set lo up: %w", err)
+	}
+	return file, nil
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
+}
+
+// onThread runs f on a thread of its own, in the namespace of file if there is one, and waits.
+// A test that f ends, by t.Fatal say, ends for the caller too. The thread then goes back to where
+// it was; one that cannot, or that f itself has moved in a user namespace without rights on the
+// first, is never used again.
+func onThread(file *os.File, f func()) error {
+	var err error
+	var returned bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // a goroutine that ends locked takes its thread along
+		home, openErr := os.Open("/proc/thread-self/ns/net")
+		if err = openErr; err != nil {
+			return
+		}
+		defer func() {
+			if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread()
+			}
+			_ = home.Close() // was only read
+		}()
+		if file != nil {
+			if err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
+				returned = true
+				return
+			}
+		}
+		f()
+		returned = true
+	}()
+	<-done
+	if err == nil && !returned {
+		runtime.Goexit()
+	}
+	return err
+}
+
+// Do runs f inside the namespace, on a goroutine whose thread is locked: sockets that f makes
+// belong to the namespace for good, goroutines that it starts do not run inside. f may call
+// t.Fatal. Do panics if the namespace's test is over.
+func (n *Namespace) Do(f func()) {
+	if err := onThread(n.file, f); err != nil {
+		panic(fmt.Sprintf("enter network namespace %q: %v", n.name, err))
+	}
+}
+
+// Start is cmd.Start inside the namespace.
+func (n *Namespace) Start(cmd *exec.Cmd) error {
+	var err error
+	if enterErr := onThread(n.file, func() { err = cmd.Start() }); enterErr != nil {
+		return fmt.Errorf("enter network namespace %q: %w", n.name, enterErr)
+	}
+	return err
+}
+
+// Output runs a program inside the namespace and returns what it wrote to stdout and stderr.
+func (n *Namespace) Output(name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := n.Start(cmd); err != nil {
+		return "", err
+	}
+	err := cmd.Wait()
+	return out.String(), err
+}
+
+// Run is Output for a program that has to succeed.
+func (n *Namespace) Run(t TB, name string, args ...string) string {
+	t.Helper()
+	out, err := n.Output(name, args...)
+	if err != nil {
+		t.Fatalf("%s: %s %s: %v\n%s", n.name, name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// IP runs `ip` with the words of args: n.IP(t, "link set eth0 up").
+func (n *Namespace) IP(t TB, args string) string {
+	t.Helper()
+	return n.Run(t, "ip", strings.Fields(args)...)
+}
+
+// Path returns a file that stands for the namespace, for setns, nsenter or `ip link ... netns`, as
+// long as the test runs.
+func (n *Namespace) Path() string {
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+}
+
+// String returns the name.
+func (n *Namespace) String() string { return n.name }
+
+// Veth makes a pair of links, aName in a and bName in b, and sets both up.
+func Veth(t TB, a *Namespace, aName string, b *Namespace, bName string) {
+	t.Helper()
+	a.IP(t, fmt.Sprintf("link add %s type veth peer name %s netns %s", aName, bName, b.Path()))
+	a.IP(t, "link set "+aName+" up")
+	b.IP(t, "link set "+bName+" up")
+}

@@ -1,0 +1,392 @@
+package nettest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// marker exists in the root directory of every sandbox and nowhere else.
+const marker = "/.nettest-sandbox"
+
+// stageEnv hands a stage, as JSON, to the process that is to carry it out.
+const stageEnv = "NETTEST_STAGE"
+
+// A stage is the work of a process that this binary starts from itself as
+// process 1 of a new pid namespace.
+type stage struct {
+	Name  string // "sandbox" or "layer"
+	Dir   string // a directory to mount things on, or the layer to build
+	Layer string // the layer below the sandbox's root, or ""
+	Binds []bind // what the sandbox shares with the host
+}
+
+// A bind is a path of the host that keeps its place in a sandbox.
+type bind struct {
+	Path     string
+	Writable bool
+}
+
+// Main runs the tests of a package in a sandbox and exits with their status.
+// It is the only statement of a TestMain:
+//
+//	func TestMain(m *testing.M) { nettest.Main(m, "dnsmasq-base", "isc-dhcp-client") }
+//
+// The sandbox is one for all tests of the package: private mount, pid,
+// network, UTS and IPC namespaces with an overlay of the host's root, so that
+// a test may write to /etc, start daemons and add links and nothing of it is
+// left when the test binary ends, however it ends. Only the module's
+// directory, the Go build cache and the files that "go test" asks for are
+// shared with the host. /tmp and /run are empty at first; the network has
+// nothing but its loopback.
+//
+// packages are the Debian packages that the tests run, out of the list in
+// Packages. If there are any, the sandbox has all of that list installed
+// (see BuildLayer); the host never has.
+//
+// Sandboxes need root. For anybody else the tests are skipped with a message,
+// or fail where the environment says CI=true. "go test" does not cache their
+// result, because it cannot know what else they depended on.
+func Main(m *testing.M, packages ...string) {
+	runStage()
+	if InSandbox() {
+		os.Exit(m.Run())
+	}
+	if os.Geteuid() != 0 {
+		const why = "needs root, for namespaces of its own"
+		if ci, _ := strconv.ParseBool(os.Getenv("CI")); !ci { // anything else is no CI
+			fmt.Printf("--- SKIP: every test of %s: %s\n", filepath.Base(os.Args[0]), why)
+			os.Exit(0)
+		}
+		fatal(fmt.Errorf("%s %s, and CI=true allows no skip", filepath.Base(os.Args[0]), why))
+	}
+	code, err := runInSandbox(packages)
+	if err != nil {
+		fatal(err)
+	}
+	exit(code)
+}
+
+// InSandbox reports whether the process runs in a sandbox made by Main.
+func InSandbox() bool {
+	_, err := os.Lstat(marker)
+	return err == nil
+}
+
+// runInSandbox runs this program again, with the same arguments, in a new
+// sandbox and returns its exit status.
+func runInSandbox(packages []string) (int, error) {
+	for _, p := range packages {
+		if !slices.Contains(Packages, p) {
+			return 0, fmt.Errorf("package %q is not in nettest.Packages", p)
+		}
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		return 0, err
+	}
+	s := stage{Name: "sandbox", Dir: filepath.Join(cache, "root")}
+	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
+		return 0, err
+	}
+	if len(packages) > 0 {
+		layer, err := openLayer(cache)
+		if err != nil {
+			return 0, err
+		}
+		defer layer.Close() // until then nobody removes it
+		s.Layer = layer.Name()
+	}
+	if s.Binds, err = sharedPaths(os.Args[1:]); err != nil {
+		return 0, err
+	}
+	// Without its test log "go test" does not cache a result.
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool {
+		return strings.HasPrefix(a, "-test.testlogfile=")
+	})
+	return s.run(args, unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC)
+}
+
+// run carries out s as process 1 of new namespaces and returns its exit status.
+// Nothing of it outlives the caller.
+func (s stage) run(args []string, cloneflags uintptr) (int, error) {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), stageEnv+"="+string(text))
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: cloneflags, Pdeathsig: unix.SIGKILL}
+
+	// The kernel sends Pdeathsig when the creating thread ends, so it must not
+	// end early. The same holds upwards: a killed "go test" ends us.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return 0, fmt.Errorf("set the parent death signal: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("start namespaces: %w", err)
+	}
+	stop := forwardSignals(cmd.Process.Pid)
+	defer stop()
+	if err := cmd.Wait(); err != nil && cmd.ProcessState == nil {
+		return 0, err
+	}
+	return exitCode(unix.WaitStatus(cmd.ProcessState.Sys().(syscall.WaitStatus))), nil
+}
+
+// runStage carries out the stage that this process was started for, and exits.
+// In any other process it returns.
+func runStage() {
+	text := os.Getenv(stageEnv)
+	if text == "" || os.Getpid() != 1 {
+		return
+	}
+	os.Unsetenv(stageEnv)
+	var s stage
+	err := json.Unmarshal([]byte(text), &s)
+	if err != nil {
+		fatal(fmt.Errorf("%s: %w", stageEnv, err))
+	}
+	unix.Umask(0o022)
+	// Mounts must not travel back to the host.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		fatal(fmt.Errorf("make mounts private: %w", err))
+	}
+	code := 0
+	switch s.Name {
+	case "sandbox":
+		code, err = s.sandbox()
+	case "layer":
+		err = s.layer()
+	default:
+		err = fmt.Errorf("no stage %q", s.Name)
+	}
+	if err != nil {
+		fatal(err)
+	}
+	exit(code)
+}
+
+// sandbox builds the root of a sandbox, moves there and runs the tests as a
+// child, so that process 1 can reap what daemons leave behind without taking
+// the exit status of anything that the tests wait for.
+func (s stage) sandbox() (int, error) {
+	cwd, err := os.Getwd()
+	if err != nil {
+		return 0, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.Mount("tmpfs", s.Dir, "tmpfs", 0, "mode=0755"); err != nil {
+		return 0, fmt.Errorf("mount tmpfs on %s: %w", s.Dir, err)
+	}
+	r := root{
+		dir:   filepath.Join(s.Dir, "root"),
+		layer: s.Layer,
+		upper: filepath.Join(s.Dir, "upper"),
+		work:  filepath.Join(s.Dir, "work"),
+	}
+	if err := r.mount(); err != nil {
+		return 0, err
+	}
+	// The kernel's settings are the host's, those of the network are ours.
+	if err := mountBind(r.path("/proc/sys/net"), r.path("/proc/sys/net"), true); err != nil {
+		return 0, err
+	}
+	for _, b := range s.Binds {
+		if err := r.share(b); err != nil {
+			return 0, err
+		}
+	}
+	for path, text := range map[string]string{
+		marker:             "",
+		"/etc/hostname":    "sandbox\n",
+		"/etc/hosts":       "127.0.0.1 localhost sandbox\n::1 localhost\n",
+		"/etc/resolv.conf": "nameserver 127.0.0.1\n",
+	} {
+		// May be a link into /run, which is empty.
+		if err := os.Remove(r.path(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+		if err := os.WriteFile(r.path(path), []byte(text), 0o644); err != nil {
+			return 0, err
+		}
+	}
+	if err := r.pivot(); err != nil {
+		return 0, err
+	}
+	if err := os.Chdir(cwd); err != nil {
+		return 0, err
+	}
+	if err := unix.Sethostname([]byte("sandbox")); err != nil {
+		return 0, fmt.Errorf("set hostname: %w", err)
+	}
+	if err := loopbackUp(); err != nil {
+		return 0, fmt.Errorf("set lo up: %w", err)
+	}
+	return runAndReap(exe, os.Args, sandboxEnv())
+}
+
+// sandboxEnv returns the environment for the tests: the host's, less what
+// points at places that the sandbox does not have. Programs with the race
+// detector do not wait for a second before they exit.
+func sandboxEnv() []string {
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return name == "TMPDIR" || name == "XDG_RUNTIME_DIR" || name == "DBUS_SESSION_BUS_ADDRESS"
+	})
+	path := os.Getenv("PATH")
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
+		if !slices.Contains(filepath.SplitList(path), dir) {
+			path += ":" + dir
+		}
+	}
+	if os.Getenv("GORACE") == "" {
+		env = append(env, "GORACE=atexit_sleep_ms=0")
+	}
+	return append(env, "PATH="+path)
+}
+
+// sharedPaths returns what a sandbox shares with the host: the module, the
+// test binary, what the go command needs to build, and the files which the
+// arguments of the test binary name. Parents come before what is in them.
+func sharedPaths(args []string) ([]bind, error) {
+	module, err := moduleDir()
+	if err != nil {
+		return nil, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	binds := []bind{{module, true}, {filepath.Dir(exe), true}}
+	// Optional: a compiled test can run where there is no Go.
+	if out, err := exec.Command("go", "env", "GOROOT", "GOMODCACHE", "GOCACHE").Output(); err == nil {
+		for i, path := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+			binds = append(binds, bind{path, i == 2}) // writable: GOCACHE
+		}
+	}
+	for _, a := range args {
+		name, path, ok := strings.Cut(a, "=")
+		if !ok || !filepath.IsAbs(path) || filepath.Clean(path) == "/" {
+			continue
+		}
+		switch name {
+		case "-test.coverprofile", "-test.cpuprofile", "-test.memprofile",
+			"-test.blockprofile", "-test.mutexprofile", "-test.trace":
+			// A bind needs a file to start from.
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+			if err != nil {
+				return nil, err
+			}
+			f.Close()
+		case "-test.gocoverdir", "-test.outputdir", "-test.fuzzcachedir":
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				return nil, err
+			}
+		default:
+			continue
+		}
+		binds = append(binds, bind{path, true})
+	}
+	binds = slices.DeleteFunc(binds, func(b bind) bool {
+		_, err := os.Stat(b.Path)
+		return err != nil
+	})
+	slices.SortStableFunc(binds, func(a, b bind) int { return strings.Compare(a.Path, b.Path) })
+	return binds, nil
+}
+
+// moduleDir returns the directory with the go.mod above the working
+// directory, or the working directory.
+func moduleDir() (string, error) {
+	cwd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := cwd; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == "/" {
+			return cwd, nil
+		}
+	}
+}
+
+// runAndReap runs a program, passes signals on to it, reaps every process
+// until the program ends, and returns its exit status. It is for process 1.
+func runAndReap(path string, argv, env []string) (int, error) {
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		return 0, fmt.Errorf("start %s: %w", path, err)
+	}
+	stop := forwardSignals(pid)
+	defer stop()
+	for {
+		var status unix.WaitStatus
+		got, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, fmt.Errorf("wait: %w", err)
+		case got == pid:
+			return exitCode(status), nil
+		}
+	}
+}
+
+// exitCode returns the exit status as a shell gives it: 128+n after signal n.
+func exitCode(status unix.WaitStatus) int {
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
+}
+
+// forwardSignals passes what asks this process to end, and SIGQUIT, with which
+// "go test" asks for goroutine traces at a timeout, on to process pid.
+func forwardSignals(pid int) (stop func()) {
+	c := make(chan os.Signal, 8)
+	signal.Notify(c, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for sig := range c {
+			_ = unix.Kill(pid, sig.(unix.Signal)) // it may have ended meanwhile
+		}
+	}()
+	return func() {
+		signal.Stop(c)
+		close(c)
+		<-done
+	}
+}
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "nettest:", err)
+	exit(1)
+}
+
+// exit ends a process that ran no tests. Unlike os.Exit it does not wait a
+// second for reports of the race detector.
+func exit(code int) { syscall.Exit(code) }

@@ -1,0 +1,88 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Address is an address of this host on a link.
+type Address struct {
+	Index int // ifindex of the link
+	Addr  netip.Addr
+	// Bits is the length of the prefix that is on the link: of Addr, or of Peer if there is one.
+	Bits  int
+	Peer  netip.Addr // the far end of a point-to-point address, else the zero Addr
+	Flags uint32     // unix.IFA_F_*: secondary, tentative, deprecated ...
+}
+
+// Network returns the prefix that is on the link, with its host bits.
+func (a Address) Network() netip.Prefix {
+	if a.Peer.IsValid() {
+		return netip.PrefixFrom(a.Peer, a.Bits)
+	}
+	return netip.PrefixFrom(a.Addr, a.Bits)
+}
+
+// Addresses returns the addresses of family, AF_INET or AF_INET6, or of both with AF_UNSPEC.
+func (c *Conn) Addresses(family int) ([]Address, error) { return c.AddressesOn(family, 0) }
+
+// AddressesOn is Addresses for the link of one ifindex, at the cost of that link alone. There are
+// none on a link that does not exist.
+func (c *Conn) AddressesOn(family, index int) ([]Address, error) {
+	header := []byte{byte(family), 0, 0, 0}
+	header = native.AppendUint32(header, uint32(index))
+	msgs, err := c.dump(unix.RTM_GETADDR, unix.RTM_NEWADDR, header)
+	if index != 0 && errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	var addrs []Address
+	for _, m := range msgs {
+		a, got, err := parseAddress(m)
+		if err != nil {
+			return nil, fmt.Errorf("list addresses: %w", err)
+		}
+		// Families other than the two have addresses of their own, and old kernels do not filter.
+		if got != unix.AF_INET && got != unix.AF_INET6 ||
+			family != unix.AF_UNSPEC && got != family || index != 0 && a.Index != index {
+			continue
+		}
+		addrs = append(addrs, a)
+	}
+	return addrs, nil
+}
+
+// parseAddress reads the body of an RTM_NEWADDR or RTM_DELADDR.
+func parseAddress(b []byte) (a Address, family int, err error) {
+	if len(b) < unix.SizeofIfAddrmsg {
+		return Address{}, 0, errMalformed
+	}
+	family = int(b[0])
+	a = Address{Bits: int(b[1]), Flags: uint32(b[2]), Index: int(int32(native.Uint32(b[4:])))}
+	var local, address netip.Addr
+	err = eachAttribute(b[unix.SizeofIfAddrmsg:], func(typ uint16, value []byte) {
+		switch typ {
+		case unix.IFA_LOCAL:
+			local, _ = netip.AddrFromSlice(value)
+		case unix.IFA_ADDRESS:
+			address, _ = netip.AddrFromSlice(value)
+		case unix.IFA_FLAGS:
+			a.Flags = uint32Of(value)
+		}
+	})
+	// IFA_ADDRESS is the far end where the two differ; plain IPv6 addresses have no IFA_LOCAL.
+	switch {
+	case !local.IsValid():
+		a.Addr = address
+	case local == address || !address.IsValid():
+		a.Addr = local
+	default:
+		a.Addr, a.Peer = local, address
+	}
+	return a, family, err
+}

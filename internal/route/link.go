@@ -1,0 +1,102 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Link is a kernel interface.
+type Link struct {
+	Index   int
+	Name    string // the name, also of a link that was found by an alternative one
+	Up      bool   // the administrator wants it up
+	Running bool   // it is up and has a carrier
+}
+
+// RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are half of a link's message.
+const filterSkipStats = 1 << 3
+
+// Links returns all links.
+func (c *Conn) Links() ([]Link, error) {
+	msgs, err := c.dump(unix.RTM_GETLINK, unix.RTM_NEWLINK, linkRequest(0, ""))
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	links := make([]Link, len(msgs))
+	for i, m := range msgs {
+		if links[i], _, err = parseLink(m); err != nil {
+			return nil, fmt.Errorf("list links: %w", err)
+		}
+	}
+	return links, nil
+}
+
+// LinkByName returns the link of that name, and whether there is one.
+func (c *Conn) LinkByName(name string) (Link, bool, error) {
+	if name == "" || len(name) >= unix.IFNAMSIZ {
+		return Link{}, false, nil // no link can have it
+	}
+	link, ok, err := c.link(linkRequest(0, name))
+	if err != nil {
+		err = fmt.Errorf("get link %q: %w", name, err)
+	}
+	return link, ok, err
+}
+
+// LinkByIndex returns the link of that ifindex, and whether there is one.
+func (c *Conn) LinkByIndex(index int) (Link, bool, error) {
+	if index <= 0 {
+		return Link{}, false, nil
+	}
+	link, ok, err := c.link(linkRequest(index, ""))
+	if err != nil {
+		err = fmt.Errorf("get link %d: %w", index, err)
+	}
+	return link, ok, err
+}
+
+func (c *Conn) link(body []byte) (Link, bool, error) {
+	msgs, err := c.request(unix.RTM_GETLINK, 0, unix.RTM_NEWLINK, body)
+	if errors.Is(err, unix.ENODEV) {
+		return Link{}, false, nil
+	}
+	if err != nil {
+		return Link{}, false, err
+	}
+	if len(msgs) != 1 {
+		return Link{}, false, errMalformed
+	}
+	link, _, err := parseLink(msgs[0])
+	return link, err == nil, err
+}
+
+// linkRequest asks for the link of an index or of a name, or for all.
+func linkRequest(index int, name string) []byte {
+	b := make([]byte, unix.SizeofIfInfomsg)
+	native.PutUint32(b[4:], uint32(index))
+	if name != "" {
+		b = appendAttribute(b, unix.IFLA_IFNAME, append([]byte(name), 0))
+	}
+	return appendUint32(b, unix.IFLA_EXT_MASK, filterSkipStats)
+}
+
+// parseLink reads the body of an RTM_NEWLINK or RTM_DELLINK.
+func parseLink(b []byte) (l Link, family int, err error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return Link{}, 0, errMalformed
+	}
+	flags := native.Uint32(b[8:])
+	l = Link{
+		Index:   int(int32(native.Uint32(b[4:]))),
+		Up:      flags&unix.IFF_UP != 0,
+		Running: flags&unix.IFF_UP != 0 && flags&unix.IFF_RUNNING != 0,
+	}
+	err = eachAttribute(b[unix.SizeofIfInfomsg:], func(typ uint16, value []byte) {
+		if typ == unix.IFLA_IFNAME {
+			l.Name = unix.ByteSliceToString(value)
+		}
+	})
+	return l, int(b[0]), err
+}

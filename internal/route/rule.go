@@ -1,0 +1,474 @@
+package route
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Actions of a Rule. Lookup is the zero value; the others are the kernel's numbers.
+const (
+	Lookup      = 0
+	Blackhole   = nl.FR_ACT_BLACKHOLE
+	Unreachable = nl.FR_ACT_UNREACHABLE
+	Prohibit    = nl.FR_ACT_PROHIBIT
+)
+
+const (
+	flagInvert = 0x02 // FIB_RULE_INVERT
+	// FIB_RULE_UNRESOLVED and the two DETACHED: what became of a rule, not what it is.
+	flagsState = 0x04 | 0x08 | 0x10
+
+	noSuppress = ^uint32(0) // FRA_SUPPRESS_PREFIXLEN of a rule without one
+
+	ruleTries  = 10 // undisturbed dumps of rules
+	syncRounds = 5  // two are usual: one that changes, one that finds all as it should be
+)
+
+var errUnsettled = errors.New("another program undoes the change or holds an equal rule")
+
+// Rule is one policy rule, `ip rule`. Whatever tells it from other rules is in one of the fields, so
+// rules compare with ==. That a link it names is missing ("[detached]") is not part of it.
+type Rule struct {
+	Priority uint32
+	Flags    uint32       // FIB_RULE_*: 2 inverts the selector ("not")
+	Src, Dst netip.Prefix // the zero Prefix is "all"; host bits are kept and tell rules apart
+	Iif, Oif string
+	Action   uint8  // Lookup, or one without a table
+	Table    uint32 // the whole number, above 255 too
+	// SuppressDefault is suppress_prefixlength 0: a default route of the table does not count.
+	SuppressDefault bool
+	Protocol        uint8 // who made the rule: Protocol for ours, 0 where it is not said
+	// Other is what else the kernel told, as sorted "name=hex" words: a mark, ports, a tunnel.
+	// A rule that has it can be deleted, but not be wanted.
+	Other string
+}
+
+// String returns the rule as `ip rule` prints it, with one space for the tab, numbers for
+// protocols and Other in brackets: "10000: from 192.0.2.5 lookup 10000 proto 116".
+func (r Rule) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d: ", r.Priority)
+	if r.Flags&flagInvert != 0 {
+		b.WriteString("not ")
+	}
+	b.WriteString("from " + selector(r.Src))
+	if r.Dst.IsValid() {
+		b.WriteString(" to " + selector(r.Dst))
+	}
+	if r.Iif != "" {
+		b.WriteString(" iif " + r.Iif)
+	}
+	if r.Oif != "" {
+		b.WriteString(" oif " + r.Oif)
+	}
+	switch r.Action {
+	case Lookup:
+		b.WriteString(" lookup " + tableName(r.Table))
+	case Blackhole:
+		b.WriteString(" blackhole")
+	case Unreachable:
+		b.WriteString(" unreachable")
+	case Prohibit:
+		b.WriteString(" prohibit")
+	default:
+		fmt.Fprintf(&b, " action %d", r.Action)
+	}
+	if r.SuppressDefault {
+		b.WriteString(" suppress_prefixlength 0")
+	}
+	if r.Protocol != unix.RTPROT_UNSPEC && r.Protocol != unix.RTPROT_KERNEL {
+		fmt.Fprintf(&b, " proto %d", r.Protocol)
+	}
+	if r.Other != "" {
+		b.WriteString(" [" + r.Other + "]")
+	}
+	return b.String()
+}
+
+func selector(p netip.Prefix) string {
+	switch {
+	case !p.IsValid():
+		return "all"
+	case p.IsSingleIP():
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+func tableName(table uint32) string {
+	switch table {
+	case unix.RT_TABLE_DEFAULT:
+		return "default"
+	case unix.RT_TABLE_MAIN:
+		return "main"
+	case unix.RT_TABLE_LOCAL:
+		return "local"
+	}
+	return strconv.FormatUint(uint64(table), 10)
+}
+
+// check returns why r cannot be installed in family, nil if it can.
+func (r Rule) check(family int) error {
+	bits := 32
+	if family == unix.AF_INET6 {
+		bits = 128
+	}
+	for _, p := range []netip.Prefix{r.Src, r.Dst} {
+		// The kernel has no 0.0.0.0/0 in a rule: it would come back as "all", and be another rule.
+		if p.IsValid() && (p.Addr().BitLen() != bits || p.Bits() == 0 || p.Addr().Zone() != "") {
+			return fmt.Errorf("%v is no selector of this family", p)
+		}
+	}
+	switch {
+	case (r.Action == Lookup) != (r.Table != 0):
+		// Asked to look up table 0 the kernel picks an empty one by itself.
+		return errors.New("a lookup needs a table, any other action has none")
+	case r.Other != "" || r.Flags&^flagInvert != 0:
+		return errors.New("has attributes that we cannot write")
+	}
+	return nil
+}
+
+// encode returns r as struct fib_rule_hdr and attributes. What it leaves out means none when the
+// message adds, but any when it deletes.
+func (r Rule) encode(family int) []byte {
+	action := r.Action
+	if action == Lookup {
+		action = nl.FR_ACT_TO_TBL
+	}
+	// The header has one byte for the table, which cannot hold ours: the attribute goes first.
+	b := []byte{byte(family), byte(max(r.Dst.Bits(), 0)), byte(max(r.Src.Bits(), 0)), 0, unix.RT_TABLE_UNSPEC, 0, 0, action}
+	b = native.AppendUint32(b, r.Flags)
+	b = appendUint32(b, unix.FRA_PRIORITY, r.Priority)
+	b = appendUint32(b, unix.FRA_TABLE, r.Table)
+	b = appendAttribute(b, unix.FRA_PROTOCOL, []byte{r.Protocol})
+	if r.Src.IsValid() {
+		b = appendAttribute(b, unix.FRA_SRC, r.Src.Addr().AsSlice())
+	}
+	if r.Dst.IsValid() {
+		b = appendAttribute(b, unix.FRA_DST, r.Dst.Addr().AsSlice())
+	}
+	if r.Iif != "" {
+		b = appendAttribute(b, unix.FRA_IIFNAME, append([]byte(r.Iif), 0))
+	}
+	if r.Oif != "" {
+		b = appendAttribute(b, unix.FRA_OIFNAME, append([]byte(r.Oif), 0))
+	}
+	if r.SuppressDefault {
+		b = appendUint32(b, unix.FRA_SUPPRESS_PREFIXLEN, 0)
+	}
+	return b
+}
+
+// otherNames are attributes that a Rule has no field for (linux/fib_rules.h).
+var otherNames = map[uint16]string{
+	unix.FRA_GOTO: "goto", unix.FRA_FWMARK: "fwmark", unix.FRA_FWMASK: "fwmask", unix.FRA_FLOW: "realms",
+	unix.FRA_TUN_ID: "tun_id", unix.FRA_SUPPRESS_IFGROUP: "suppress_ifgroup", unix.FRA_SUPPRESS_PREFIXLEN: "suppress_prefixlength",
+	unix.FRA_L3MDEV: "l3mdev", unix.FRA_UID_RANGE: "uidrange", unix.FRA_IP_PROTO: "ipproto", unix.FRA_SPORT_RANGE: "sport",
+	unix.FRA_DPORT_RANGE: "dport",
+}
+
+// parseRule reads the body of an RTM_NEWRULE or RTM_DELRULE.
+func parseRule(b []byte) (Rule, error) {
+	if len(b) < unix.SizeofRtMsg {
+		return Rule{}, errMalformed
+	}
+	r := Rule{
+		Flags:  native.Uint32(b[8:]) &^ flagsState,
+		Table:  uint32(b[4]),
+		Action: b[7],
+	}
+	if r.Action == nl.FR_ACT_TO_TBL {
+		r.Action = Lookup
+	}
+	var other []string
+	if b[3] != 0 {
+		other = append(other, fmt.Sprintf("tos=%x", b[3]))
+	}
+	var bad bool
+	prefix := func(value []byte, bits byte) netip.Prefix {
+		addr, _ := netip.AddrFromSlice(value)
+		p := netip.PrefixFrom(addr, int(bits))
+		bad = bad || !p.IsValid()
+		return p
+	}
+	err := eachAttribute(b[unix.SizeofRtMsg:], func(typ uint16, value []byte) {
+		switch typ {
+		case unix.FRA_UNSPEC, unix.FRA_PAD:
+		case unix.FRA_PRIORITY:
+			r.Priority = uint32Of(value)
+		case unix.FRA_TABLE:
+			r.Table = uint32Of(value)
+		case unix.FRA_PROTOCOL:
+			if len(value) > 0 {
+				r.Protocol = value[0]
+			}
+		case unix.FRA_SRC:
+			r.Src = prefix(value, b[2])
+		case unix.FRA_DST:
+			r.Dst = prefix(value, b[1])
+		case unix.FRA_IIFNAME:
+			r.Iif = unix.ByteSliceToString(value)
+		case unix.FRA_OIFNAME:
+			r.Oif = unix.ByteSliceToString(value)
+		default:
+			if typ == unix.FRA_SUPPRESS_PREFIXLEN && uint32Of(value) == noSuppress {
+				return
+			}
+			if typ == unix.FRA_SUPPRESS_PREFIXLEN && uint32Of(value) == 0 {
+				r.SuppressDefault = true
+				return
+			}
+			name, ok := otherNames[typ]
+			if !ok {
+				name = fmt.Sprintf("attribute%d", typ)
+			}
+			other = append(other, fmt.Sprintf("%s=%x", name, value))
+		}
+	})
+	if bad {
+		err = errMalformed
+	}
+	slices.Sort(other)
+	r.Other = strings.Join(other, " ")
+	return r, err
+}
+
+// kernelRule is a rule as the kernel told it.
+type kernelRule struct {
+	Rule
+	// raw is its message. Sent back it names every attribute the kernel has, also those that a
+	// Rule does not: nothing else deletes or restores it as exactly.
+	raw []byte
+}
+
+// hits reports whether a request to delete d may delete r: what d does not have matches anything,
+// and the flags are not looked at (fib_rules.c, rule_find).
+func (d Rule) hits(r Rule) bool {
+	words := strings.Fields(r.Other)
+	for _, w := range strings.Fields(d.Other) {
+		if !slices.Contains(words, w) {
+			return false
+		}
+	}
+	return d.Priority == r.Priority && d.Action == r.Action &&
+		(d.Table == 0 || d.Table == r.Table) &&
+		(d.Protocol == 0 || d.Protocol == r.Protocol) &&
+		(!d.Src.IsValid() || d.Src == r.Src) &&
+		(!d.Dst.IsValid() || d.Dst == r.Dst) &&
+		(d.Iif == "" || d.Iif == r.Iif) &&
+		(d.Oif == "" || d.Oif == r.Oif) &&
+		(!d.SuppressDefault || r.SuppressDefault)
+}
+
+// Rules returns the rules of family, AF_INET or AF_INET6, in the kernel's order. A kernel that
+// does not have the family has no rules.
+func (c *Conn) Rules(family int) ([]Rule, error) {
+	have, err := c.dumpRules(family)
+	if err != nil {
+		return nil, err
+	}
+	rules := make([]Rule, len(have))
+	for i, r := range have {
+		rules[i] = r.Rule
+	}
+	return rules, nil
+}
+
+// dumpRules reads the rules until it has done so undisturbed. A dump comes in parts of some dozens,
+// the next one begins at a position, and unlike with addresses and routes the kernel does not say
+// that the list changed in between: a rule may be missing. So a socket listens meanwhile. Where
+// there is never a quiet moment the result is all that was seen, since a rule that stood through
+// so many dumps was in one of them.
+func (c *Conn) dumpRules(family int) ([]kernelRule, error) {
+	group := unix.RTNLGRP_IPV4_RULE
+	switch family {
+	case unix.AF_INET:
+	case unix.AF_INET6:
+		group = unix.RTNLGRP_IPV6_RULE
+	default:
+		return nil, fmt.Errorf("list rules of family %d: %w", family, unix.EAFNOSUPPORT)
+	}
+	if err := unix.SetsockoptInt(c.guard.GetFd(), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
+		return nil, fmt.Errorf("list rules: join their group: %w", err)
+	}
+	defer func() {
+		// Cannot fail for a group that was joined.
+		_ = unix.SetsockoptInt(c.guard.GetFd(), unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, group)
+	}()
+	c.disturbed() // what an earlier call has left
+	var seen []kernelRule
+	for range ruleTries {
+		have, err := c.dumpRulesOnce(family)
+		if err != nil {
+			return nil, fmt.Errorf("list rules: %w", err)
+		}
+		if !c.disturbed() {
+			return have, nil
+		}
+		seen = merge(have, seen)
+	}
+	return seen, nil
+}
+
+func (c *Conn) dumpRulesOnce(family int) ([]kernelRule, error) {
+	header := make([]byte, unix.SizeofRtMsg)
+	header[0] = byte(family)
+	msgs, err := c.dump(unix.RTM_GETRULE, unix.RTM_NEWRULE, header)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	have := make([]kernelRule, len(msgs))
+	for i, m := range msgs {
+		r, err := parseRule(m)
+		if err != nil {
+			return nil, err
+		}
+		native.PutUint32(m[8:], native.Uint32(m[8:])&^flagsState)
+		have[i] = kernelRule{r, m}
+	}
+	return have, nil
+}
+
+// disturbed reports whether the guard heard of changes, and forgets them.
+func (c *Conn) disturbed() bool {
+	var heard bool
+	var buf [1]byte // a message cut short is as good
+	for {
+		switch _, _, err := unix.Recvfrom(c.guard.GetFd(), buf[:], unix.MSG_DONTWAIT); err {
+		case nil, unix.ENOBUFS:
+			heard = true
+		case unix.EINTR:
+		default: // EAGAIN: nothing is left
+			return heard
+		}
+	}
+}
+
+// merge returns what is in have or in seen, once: an interrupted dump may also repeat rules.
+func merge(have, seen []kernelRule) []kernelRule {
+	known := make(map[Rule]bool, len(have))
+	var all []kernelRule
+	for _, r := range slices.Concat(have, seen) {
+		if !known[r.Rule] {
+			known[r.Rule] = true
+			all = append(all, r)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b kernelRule) int { return cmp.Compare(a.Priority, b.Priority) })
+	return all
+}
+
+// SyncRules makes the rules of family that are owned equal to want and returns what it added and
+// deleted, also with an error. Additions go first, in the order of want, behind equal priorities.
+// It is safe to repeat and changes nothing where nothing differs.
+//
+// A delete takes the first rule that it matches, and it matches partially. Where that would be
+// another rule than the one meant, that one is put back at once; it then stands behind the rules
+// of its priority.
+func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added, deleted []Rule, err error) {
+	wanted := make(map[Rule]bool, len(want))
+	for _, r := range want {
+		if err := r.check(family); err != nil {
+			return nil, nil, fmt.Errorf("add rule %q: %w", r, err)
+		}
+		wanted[r] = true
+	}
+	// An answer does not say that all is as it was meant: other programs change rules too, and to
+	// the kernel a rule exists already if one does with a TOS, realms, an inversion or a selector
+	// more than it. Only a look tells.
+	var last Rule
+	for range syncRounds {
+		have, err := c.dumpRules(family)
+		if err != nil {
+			return added, deleted, err
+		}
+		present := make(map[Rule]bool, len(have))
+		var stale []Rule
+		for _, r := range have {
+			present[r.Rule] = true
+			if !wanted[r.Rule] && owned(r.Rule) {
+				stale = append(stale, r.Rule)
+			}
+		}
+		settled := len(stale) == 0
+		if !settled {
+			last = stale[0]
+		}
+		for _, r := range want {
+			if present[r] {
+				continue
+			}
+			present[r], settled, last = true, false, r
+			switch err := c.change(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r.encode(family)); {
+			case err == nil:
+				added = append(added, r)
+			case !errors.Is(err, unix.EEXIST):
+				return added, deleted, fmt.Errorf("add rule %q: %w", r, err)
+			}
+		}
+		if settled {
+			return added, deleted, nil
+		}
+		for _, r := range stale {
+			var gone bool
+			if have, gone, err = c.deleteRule(have, r); err != nil {
+				return added, deleted, err
+			}
+			if gone {
+				deleted = append(deleted, r)
+			}
+		}
+	}
+	return added, deleted, fmt.Errorf("sync rule %q: %w", last, errUnsettled)
+}
+
+// deleteRule deletes r, a rule of have, which is in the kernel's order. It returns what have then
+// is, and whether there still was an r.
+func (c *Conn) deleteRule(have []kernelRule, r Rule) (_ []kernelRule, gone bool, err error) {
+	at := slices.IndexFunc(have, func(k kernelRule) bool { return k.Rule == r })
+	target := have[at]
+	have = slices.Delete(have, at, at+1)
+	for i := 0; i < at; {
+		twin := have[i]
+		if !target.hits(twin.Rule) {
+			i++
+			continue
+		}
+		if _, err := c.deleteFirst(target); err != nil {
+			return have, false, err
+		}
+		err := c.change(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, twin.raw)
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return have, false, fmt.Errorf("put back rule %q: %w", twin.Rule, err)
+		}
+		have = append(slices.Delete(have, i, i+1), twin)
+		at--
+	}
+	gone, err = c.deleteFirst(target)
+	return have, gone, err
+}
+
+// deleteFirst deletes the first rule that r hits and reports whether there was one. It must not
+// carry NLM_F_EXCL: from Linux 5.19 on that bit means NLM_F_BULK and is refused.
+func (c *Conn) deleteFirst(r kernelRule) (bool, error) {
+	err := c.change(unix.RTM_DELRULE, 0, r.raw)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("delete rule %q: %w", r.Rule, err)
+	}
+	return true, nil
+}

@@ -1,0 +1,193 @@
+package route
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// EventKind is what an Event is about.
+type EventKind int
+
+// The kinds of events, with the fields that each sets.
+const (
+	Overrun        EventKind = iota // notifications were lost: read everything again
+	AddressChanged                  // came, went or got other flags: Family, Index, Addr, Deleted
+	LinkChanged                     // came or changed: Index, Name
+	LinkGone                        // no longer here: Index, Name
+	RuleChanged                     // Family, Table, Deleted
+	RouteChanged                    // Family, Table, Index (0 for several links), Deleted
+)
+
+func (k EventKind) String() string {
+	names := [...]string{"overrun", "address changed", "link changed", "link gone", "rule changed", "route changed"}
+	if k < 0 || int(k) >= len(names) {
+		return fmt.Sprintf("event %d", int(k))
+	}
+	return names[k]
+}
+
+// Event is a hint that something changed. It tells who is concerned and not what is true now: by
+// the time it is read the kernel may have moved on.
+type Event struct {
+	Kind    EventKind
+	Family  int        // AF_INET or AF_INET6
+	Index   int        // ifindex
+	Name    string     // of the link
+	Addr    netip.Addr // the local address
+	Table   uint32
+	Deleted bool // the address, rule or route, rather than added or changed
+}
+
+// Groups selects what a Watcher hears of; combine with |.
+type Groups uint32
+
+// Groups of notifications: the bits of sockaddr_nl.nl_groups.
+const (
+	Links      Groups = 1 << (unix.RTNLGRP_LINK - 1)
+	Addresses4 Groups = 1 << (unix.RTNLGRP_IPV4_IFADDR - 1)
+	Addresses6 Groups = 1 << (unix.RTNLGRP_IPV6_IFADDR - 1)
+	Rules4     Groups = 1 << (unix.RTNLGRP_IPV4_RULE - 1)
+	Rules6     Groups = 1 << (unix.RTNLGRP_IPV6_RULE - 1)
+	Routes4    Groups = 1 << (unix.RTNLGRP_IPV4_ROUTE - 1)
+	Routes6    Groups = 1 << (unix.RTNLGRP_IPV6_ROUTE - 1)
+)
+
+const (
+	// A notification takes about 1 KiB of it: a burst of 2,000 has room (the kernel doubles it).
+	watchBuffer = 1 << 20
+	maxEvents   = 1000    // of one Next
+	maxMessage  = 1 << 16 // the longest that the kernel sends, links with hundreds of functions apart
+)
+
+// Watcher receives notifications of the network namespace in which it was made.
+type Watcher struct {
+	file *os.File
+	conn syscall.RawConn
+	buf  []byte
+}
+
+// Watch subscribes to groups and returns; whatever happens from then on is told by Next. So watch
+// first, and look afterwards.
+func Watch(groups Groups) (*Watcher, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	}
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuffer) != nil {
+		// Without the capability net.core.rmem_max limits it. Overruns are told, so less will do.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, watchBuffer)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: uint32(groups)}); err != nil {
+		_ = unix.Close(fd) // the error above is the one to tell
+		return nil, fmt.Errorf("subscribe to rtnetlink groups %#x: %w", uint32(groups), err)
+	}
+	file := os.NewFile(uintptr(fd), "rtnetlink")
+	conn, err := file.SyscallConn()
+	if err != nil {
+		_ = file.Close() // likewise
+		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	}
+	return &Watcher{file: file, conn: conn, buf: make([]byte, maxMessage)}, nil
+}
+
+// Next waits for events and returns all that are there, in order. If some were lost it returns
+// one Overrun and nothing else. After Close the error is os.ErrClosed.
+func (w *Watcher) Next() ([]Event, error) {
+	var events []Event
+	var overrun bool
+	var failed error
+	err := w.conn.Read(func(fd uintptr) bool {
+		// After an overrun the kernel drops what comes, without another word, until the queue is
+		// empty. Only then is it time to read everything again.
+		for overrun || len(events) < maxEvents {
+			n, from, err := unix.Recvfrom(int(fd), w.buf, unix.MSG_TRUNC)
+			switch {
+			case err == unix.EAGAIN:
+				return overrun || len(events) > 0
+			case err == unix.EINTR:
+			case err == unix.ENOBUFS:
+				overrun = true
+			case err != nil:
+				failed = err
+				return true
+			case !isKernel(from):
+			case n > len(w.buf):
+				overrun = true
+			default:
+				events = append(events, parseEvents(w.buf[:n])...)
+			}
+		}
+		return true
+	})
+	switch {
+	case failed != nil:
+		return nil, fmt.Errorf("receive rtnetlink notifications: %w", failed)
+	case err != nil: // the file is closed: it has no deadline
+		return nil, os.ErrClosed
+	case overrun:
+		return []Event{{Kind: Overrun}}, nil
+	}
+	return events, nil
+}
+
+// Close ends the subscription, and a Next that waits.
+func (w *Watcher) Close() error { return w.file.Close() }
+
+func isKernel(from unix.Sockaddr) bool {
+	addr, ok := from.(*unix.SockaddrNetlink)
+	return ok && addr.Pid == 0
+}
+
+// parseEvents reads the messages in b. What is malformed could have been anything: an Overrun.
+func parseEvents(b []byte) []Event {
+	var events []Event
+	for len(b) > 0 {
+		if len(b) < unix.SizeofNlMsghdr {
+			return append(events, Event{Kind: Overrun})
+		}
+		n := int64(native.Uint32(b)) // an int of 32 bits cannot hold it
+		if n < unix.SizeofNlMsghdr || n > int64(len(b)) {
+			return append(events, Event{Kind: Overrun})
+		}
+		if e, ok, err := parseEvent(native.Uint16(b[4:]), b[unix.SizeofNlMsghdr:n]); err != nil {
+			events = append(events, Event{Kind: Overrun})
+		} else if ok {
+			events = append(events, e)
+		}
+		b = b[min(align(int(n)), len(b)):]
+	}
+	return events
+}
+
+// parseEvent reads the body of a message of a type, and reports whether it is about anything that
+// there are events for.
+func parseEvent(typ uint16, body []byte) (Event, bool, error) {
+	switch typ {
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		a, family, err := parseAddress(body)
+		return Event{Kind: AddressChanged, Family: family, Index: a.Index, Addr: a.Addr, Deleted: typ == unix.RTM_DELADDR}, true, err
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		l, family, err := parseLink(body)
+		kind := LinkChanged
+		// Of another family it is the link's part in something that ended: AF_BRIDGE, a port that
+		// left its bridge.
+		if typ == unix.RTM_DELLINK && family == unix.AF_UNSPEC {
+			kind = LinkGone
+		}
+		return Event{Kind: kind, Index: l.Index, Name: l.Name}, true, err
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		r, err := parseRule(body)
+		if err != nil {
+			return Event{}, false, err
+		}
+		return Event{Kind: RuleChanged, Family: int(body[0]), Table: r.Table, Deleted: typ == unix.RTM_DELRULE}, true, nil
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		r, err := parseRoute(body)
+		return Event{Kind: RouteChanged, Family: r.family, Table: r.table, Index: r.index, Deleted: typ == unix.RTM_DELROUTE}, true, err
+	}
+	return Event{}, false, nil
+}
