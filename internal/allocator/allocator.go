@@ -1,0 +1,475 @@
+// Package allocator knows who holds which routing table: leases, the pools they come from,
+// and their end. It hides the database: SQLite is the truth, what is in memory its index.
+package allocator
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+)
+
+// Errors of refusals, for callers that answer each differently. They are wrapped in what
+// Result.Err and Commit return.
+var (
+	ErrExhausted = errors.New("no table is free")
+	ErrFamily    = errors.New("family is not served")
+	ErrNotOwner  = errors.New("the lease belongs to another user")
+	ErrStorage   = errors.New("the lease database cannot be written")
+)
+
+// Family is an address family by its AF_ number.
+type Family uint8
+
+// The families that can have a pool. Unspec is for keys that are no address.
+const (
+	Unspec Family = 0
+	Inet   Family = 2
+	Inet6  Family = 10
+)
+
+// String returns the name of the family as logs and the leases view have it.
+func (f Family) String() string {
+	switch f {
+	case Unspec:
+		return "unspec"
+	case Inet:
+		return "inet"
+	case Inet6:
+		return "inet6"
+	}
+	return "family " + strconv.Itoa(int(f))
+}
+
+// Key is what a table is leased to. Addr is canonical text: keys are compared as bytes.
+type Key struct {
+	Family Family
+	Ifname string
+	Addr   string
+}
+
+// Pool is the tables First to First+Count-1, without the ones the kernel reserves.
+type Pool struct {
+	First uint32
+	Count uint64
+}
+
+// Boot says where leases are worth something: in one boot (its id) and one network
+// namespace (its SO_NETNS_COOKIE, 0 where the kernel has none).
+type Boot struct {
+	ID    string
+	Netns uint64
+}
+
+// Config is what Open needs to know.
+type Config struct {
+	Path    string          // of the database file
+	Pools   map[Family]Pool // a family without a pool is not served
+	Timeout int64           // seconds that a lease lasts
+	Boot    Boot
+
+	// Avoid reports whether table must not go to key now, because rules of the host refer to
+	// it. lastHolder held the table last, in this database, boot and namespace; it is the
+	// zero Key if nobody did. fresh asks for a look that is not cached. A nil Avoid never does.
+	Avoid func(table uint32, key, lastHolder Key, fresh bool) bool
+}
+
+// Op is one request: for a table, which also renews, or with Release to give it back.
+type Op struct {
+	Release bool
+	Key     Key
+	Tag     string // replaces the tag of the lease, also when empty
+	UID     uint32 // who asks: only the owner and root renew and release
+}
+
+// Lease is the grant of a table to a key. Expires is a second of CLOCK_MONOTONIC_RAW; the
+// lease has ended when the clock reads it.
+type Lease struct {
+	Key
+	Table   uint32
+	Tag     string
+	Owner   uint32 // uid
+	Expires int64
+}
+
+// Outcome is what became of an Op.
+type Outcome int
+
+// The outcomes. NotHeld, for the release of what is not held, is a success.
+const (
+	Refused Outcome = iota
+	Granted
+	Renewed
+	Released
+	NotHeld
+)
+
+// Result answers one Op. Lease has the lease granted, renewed or released; otherwise only
+// its Key is set. Err is set when the outcome is Refused. Pending tells a result that holds
+// only once Commit has returned nil.
+type Result struct {
+	Outcome Outcome
+	Lease   Lease
+	Err     error
+	Pending bool
+}
+
+// Stats counts tables and leases of one family.
+type Stats struct {
+	Held    uint64 // leases of tables in the pool
+	Free    uint64 // tables of the pool that nobody holds
+	Outside uint64 // leases of tables that are in no pool now; kept until they end
+}
+
+const (
+	flushAfter = 1  // seconds that a renewal may wait for the disk
+	retryAfter = 2  // seconds between writes that fail
+	clockEvery = 60 // seconds between writes of the clock row
+)
+
+// Allocator leases tables. It is not safe for concurrent use: callers share it under one
+// mutex. Every now is a second of CLOCK_MONOTONIC_RAW.
+type Allocator struct {
+	timeout int64
+	avoid   func(table uint32, key, lastHolder Key, fresh bool) bool
+	utc     func() time.Time
+
+	store *store
+	pools map[Family]*pool
+	byKey map[Key]*slot // what the key holds, or held last and nobody has needed since
+	due   expiryHeap    // all leases in force
+	ended int64         // the newest end of a lease
+	open  *Batch        // waits for Commit
+
+	dirty   []*slot // what the database does not know yet, in order of change
+	expired []Lease // not yet returned by Tick
+	flushAt int64   // when dirty is to be written
+	clockAt int64   // when the clock row is to be written
+	retryAt int64   // no attempt to write before, after one failed
+}
+
+// Batch is the result of one Decide.
+type Batch struct {
+	now     int64
+	results []Result
+	touched map[Key]struct{} // keys with a change that is not committed
+	undo    []func()         // one for each such change
+	err     error
+}
+
+// Results returns one result for each Op, in order. A failing Commit changes the pending
+// ones.
+func (b *Batch) Results() []Result { return b.results }
+
+// Decide applies ops, in order, and returns a result for each. Pending results may be
+// answered after Commit; all others, renewals among them, at once. A batch that is not
+// committed before the next Decide, Tick or Close is undone.
+func (a *Allocator) Decide(now int64, ops []Op) *Batch {
+	a.abandon()
+	a.expire(now)
+	b := &Batch{now: now, results: make([]Result, len(ops))}
+	for i := range ops {
+		b.results[i] = a.decide(b, &ops[i])
+	}
+	if len(b.undo) > 0 {
+		a.open = b
+	}
+	return b
+}
+
+func (a *Allocator) decide(b *Batch, op *Op) Result {
+	s, p := a.byKey[op.Key], a.pools[op.Key.Family]
+	held := s != nil && s.held
+	_, touched := b.touched[op.Key]
+	nothing := Result{Lease: Lease{Key: op.Key}, Pending: touched}
+	switch {
+	case held && op.UID != 0 && op.UID != s.Owner:
+		nothing.Err = ErrNotOwner
+		return nothing
+	case op.Release && !held:
+		nothing.Outcome = NotHeld
+		return nothing
+	case op.Release:
+		a.end(b, b.now, s)
+		return Result{Outcome: Released, Lease: s.Lease, Pending: true}
+	case p == nil:
+		nothing.Err = ErrFamily
+		return nothing
+	case held && p.contains(s.Table):
+		return a.renew(b, s, op.Tag, touched)
+	}
+	next := a.choose(p, op.Key)
+	if next == nil && held {
+		return a.renew(b, s, op.Tag, touched)
+	}
+	if next == nil {
+		nothing.Err, nothing.Pending = ErrExhausted, len(b.undo) > 0
+		return nothing
+	}
+	owner := op.UID
+	if held {
+		owner = s.Owner
+		a.end(b, b.now, s)
+	}
+	a.hold(b, next, Lease{Key: op.Key, Table: next.Table, Tag: op.Tag, Owner: owner, Expires: a.expiry(b.now)})
+	return Result{Outcome: Granted, Lease: next.Lease, Pending: true}
+}
+
+func (a *Allocator) renew(b *Batch, s *slot, tag string, pending bool) Result {
+	s.Tag, s.Expires = tag, a.expiry(b.now)
+	heap.Fix(&a.due, s.index)
+	a.soil(b.now, s)
+	return Result{Outcome: Renewed, Lease: s.Lease, Pending: pending}
+}
+
+// expiry is the end of a lease that begins now. The longest timeouts must not wrap.
+func (a *Allocator) expiry(now int64) int64 {
+	if a.timeout > math.MaxInt64-now {
+		return math.MaxInt64
+	}
+	return now + a.timeout
+}
+
+// choose returns the free table for a key: the one it had last, else the lowest that was
+// never used, else the one unused for longest. It returns nil if there is none, which it
+// only believes after a fresh look at what is avoided.
+func (a *Allocator) choose(p *pool, key Key) *slot {
+	for _, fresh := range []bool{false, true} {
+		avoided := false
+		fits := func(table uint32, last Key) bool {
+			if a.avoid == nil || !a.avoid(table, key, last, fresh) {
+				return true
+			}
+			avoided = true
+			return false
+		}
+		if s := a.byKey[key]; s != nil && !s.held && fits(s.Table, s.lastHolder()) {
+			return s
+		}
+		first, second := p.pickUnused, p.pickOldest
+		if p.free >= p.enough {
+			first, second = second, first
+		}
+		s := first(fits)
+		if s == nil {
+			s = second(fits)
+		}
+		if s != nil || !avoided {
+			return s
+		}
+	}
+	return nil
+}
+
+// hold gives a free table of the pool to a key that holds none.
+func (a *Allocator) hold(b *Batch, s *slot, l Lease) {
+	p, before, unborn := a.pools[l.Family], s.Lease, s.unborn()
+	had, preferred := a.byKey[l.Key], a.byKey[before.Key] == s
+	prev, next := s.prev, s.next
+	if unborn {
+		p.mark(s.Table)
+	} else {
+		p.pull(s)
+	}
+	if preferred {
+		delete(a.byKey, before.Key)
+	}
+	p.held++
+	s.Lease, s.held = l, true
+	a.byKey[l.Key] = s
+	heap.Push(&a.due, s)
+	a.soil(b.now, s)
+	b.change(l.Key, func() {
+		heap.Remove(&a.due, s.index)
+		if delete(a.byKey, l.Key); had != nil {
+			a.byKey[l.Key] = had
+		}
+		if preferred {
+			a.byKey[before.Key] = s
+		}
+		p.held--
+		s.Lease, s.held = before, false
+		if unborn {
+			p.unmark(s.Table)
+		} else {
+			p.insert(s, prev, next)
+		}
+	})
+}
+
+// end frees the table of a lease. Without a batch it is for good.
+func (a *Allocator) end(b *Batch, now int64, s *slot) {
+	p, ended, local := a.pools[s.Family], s.ended, s.local
+	inside, preferred := p.contains(s.Table), a.byKey[s.Key] == s
+	heap.Remove(&a.due, s.index)
+	a.ended++
+	s.held, s.ended, s.local = false, a.ended, true
+	if inside {
+		p.held--
+		p.push(s)
+	} else if preferred {
+		delete(a.byKey, s.Key)
+	}
+	a.soil(now, s)
+	if b == nil {
+		return
+	}
+	b.change(s.Key, func() {
+		if inside {
+			p.held++
+			p.pull(s)
+		} else if preferred {
+			a.byKey[s.Key] = s
+		}
+		s.held, s.ended, s.local = true, ended, local
+		heap.Push(&a.due, s)
+	})
+}
+
+func (b *Batch) change(key Key, undo func()) {
+	if b.touched == nil {
+		b.touched = make(map[Key]struct{})
+	}
+	b.touched[key] = struct{}{}
+	b.undo = append(b.undo, undo)
+}
+
+// expire ends the leases that are over.
+func (a *Allocator) expire(now int64) (some bool) {
+	for len(a.due) > 0 && a.due[0].Expires <= now {
+		s := a.due[0]
+		a.end(nil, now, s)
+		a.expired = append(a.expired, s.Lease)
+		some = true
+	}
+	return some
+}
+
+// soil notes that the database has to learn the state of s.
+func (a *Allocator) soil(now int64, s *slot) {
+	if s.dirty {
+		return
+	}
+	if len(a.dirty) == 0 {
+		a.flushAt = now + flushAfter
+	}
+	s.dirty = true
+	a.dirty = append(a.dirty, s)
+}
+
+// Commit writes what b created or ended in one transaction, and the renewals that wait.
+// If that fails, every pending result of b becomes a refusal with the error returned, which
+// is ErrStorage, and the allocator is as if those ops had not been asked; the renewals
+// stay. Without pending results Commit does nothing.
+func (a *Allocator) Commit(b *Batch) error {
+	if a.open != b {
+		return b.err
+	}
+	a.open = nil
+	if err := a.flush(b.now); err != nil {
+		a.rollback(b, fmt.Errorf("%w: %w", ErrStorage, err))
+	}
+	return b.err
+}
+
+func (a *Allocator) abandon() {
+	if a.open != nil {
+		a.rollback(a.open, fmt.Errorf("%w: the batch was not committed", ErrStorage))
+		a.open = nil
+	}
+}
+
+func (a *Allocator) rollback(b *Batch, err error) {
+	b.err = err
+	for i := len(b.undo) - 1; i >= 0; i-- {
+		b.undo[i]()
+	}
+	// Other slots stay dirty, which costs a write of what the database has already. These
+	// are known to nobody any more.
+	kept := a.dirty[:0]
+	for _, s := range a.dirty {
+		if !s.unborn() {
+			kept = append(kept, s)
+		}
+	}
+	clear(a.dirty[len(kept):])
+	a.dirty = kept
+	for i, r := range b.results {
+		if r.Pending {
+			b.results[i] = Result{Outcome: Refused, Lease: Lease{Key: r.Lease.Key}, Err: err, Pending: true}
+		}
+	}
+}
+
+// Tick ends the leases that are over and writes what waits to be written. It returns the
+// leases that ended since the last Tick, also when the write fails and is tried again.
+func (a *Allocator) Tick(now int64) ([]Lease, error) {
+	a.abandon()
+	due := a.expire(now) || len(a.dirty) > 0 && now >= a.flushAt || now >= a.clockAt
+	var err error
+	if due && now >= a.retryAt {
+		err = a.flush(now)
+	}
+	expired := a.expired
+	a.expired = nil
+	return expired, err
+}
+
+// Next returns the second at which Tick has something to do; it may have passed.
+func (a *Allocator) Next() int64 {
+	next := a.clockAt
+	if len(a.dirty) > 0 {
+		next = min(next, a.flushAt)
+	}
+	next = max(next, a.retryAt)
+	if len(a.due) > 0 {
+		next = min(next, a.due[0].Expires)
+	}
+	if len(a.expired) > 0 {
+		next = 0
+	}
+	return next
+}
+
+func (a *Allocator) flush(now int64) error {
+	if err := a.store.save(context.Background(), a.dirty, now, a.utc()); err != nil {
+		a.retryAt = now + retryAfter
+		return fmt.Errorf("write leases: %w", err)
+	}
+	a.written(now)
+	return nil
+}
+
+func (a *Allocator) written(now int64) {
+	for _, s := range a.dirty {
+		s.dirty = false
+	}
+	clear(a.dirty)
+	a.dirty = a.dirty[:0]
+	a.clockAt, a.retryAt = now+clockEvery, 0
+}
+
+// Close writes what waits and gives the database back. The allocator is not usable after.
+func (a *Allocator) Close(now int64) error {
+	a.abandon()
+	return errors.Join(a.flush(now), a.store.close())
+}
+
+// Stats counts leases and free tables of each family that is served or has leases left.
+func (a *Allocator) Stats() map[Family]Stats {
+	all := make(map[Family]Stats)
+	for f, p := range a.pools {
+		all[f] = Stats{Held: p.held, Free: p.count - p.held}
+	}
+	for _, s := range a.due {
+		if !a.pools[s.Family].contains(s.Table) {
+			st := all[s.Family]
+			st.Outside++
+			all[s.Family] = st
+		}
+	}
+	return all
+}

@@ -1,0 +1,81 @@
+package allocator
+
+import (
+	"fmt"
+	"log/slog"
+	"testing"
+)
+
+func benchmark(b *testing.B, cfg Config) *Allocator {
+	a, err := Open(b.Context(), cfg, 1000, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := a.Close(1000); err != nil {
+			b.Error(err)
+		}
+	})
+	return a
+}
+
+func BenchmarkGrant(b *testing.B) {
+	for _, size := range []int{1, 64} {
+		b.Run(fmt.Sprint("batch=", size), func(b *testing.B) {
+			a := benchmark(b, config(b, inet(256, 1<<32-256)))
+			batch := make([]Op, size)
+			b.ReportAllocs()
+			for n := 0; b.Loop(); n++ {
+				for i := range batch {
+					batch[i] = Op{Key: Key{Inet, "eth0", fmt.Sprint(n*size + i)}}
+				}
+				if err := a.Commit(a.Decide(1000, batch)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkRenew(b *testing.B) {
+	for _, held := range []int{64, 5000} {
+		for _, size := range []int{1, 64} {
+			b.Run(fmt.Sprintf("held=%d/batch=%d", held, size), func(b *testing.B) {
+				a := benchmark(b, config(b, inet(10000, uint64(held))))
+				all := make([]Op, held)
+				for i := range all {
+					all[i] = Op{Key: Key{Inet, "eth0", fmt.Sprint(i)}}
+				}
+				if err := a.Commit(a.Decide(1000, all)); err != nil {
+					b.Fatal(err)
+				}
+				all = append(all, all...)
+				b.ReportAllocs()
+				for n := 0; b.Loop(); n++ {
+					from := n * size % held
+					if err := a.Commit(a.Decide(1000+int64(n%60), all[from:from+size])); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
+func BenchmarkTick(b *testing.B) {
+	a := benchmark(b, config(b, inet(10000, 5000)))
+	all := make([]Op, 5000)
+	for i := range all {
+		all[i] = Op{Key: Key{Inet, "eth0", fmt.Sprint(i)}}
+	}
+	if err := a.Commit(a.Decide(1000, all)); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for n := int64(0); b.Loop(); n++ {
+		a.Decide(1000+2*n, all)
+		if _, err := a.Tick(1000 + 2*n + 1); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,153 @@
+package allocator
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// openFile opens or creates the file at path, makes sure that it is ours alone and that it
+// can be a database, and locks it against a second server. Nothing is written to it.
+func openFile(path string, log *slog.Logger) (f *os.File, err error) {
+	defer func() {
+		if err != nil && f != nil {
+			err, f = errors.Join(err, f.Close()), nil
+		}
+	}()
+	// Not blocking, in case that it is a FIFO.
+	const flags = os.O_RDWR | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK
+	f, err = os.OpenFile(path, flags, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, fmt.Errorf("%w: create the directory, or choose another path", err)
+		}
+		f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
+	}
+	switch {
+	case errors.Is(err, unix.ELOOP):
+		return nil, errors.New("it is a symbolic link: give the path of the file itself")
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.ENOSPC), errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("%w: the file and its directory must be writable for uid %d", cause(err), os.Geteuid())
+	case err != nil:
+		return nil, cause(err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return f, err
+	}
+	if err := ownFile(info); err != nil {
+		return f, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return f, fmt.Errorf("another server uses it%s", lockHolder(f))
+	} else if err != nil {
+		return f, fmt.Errorf("lock: %w", err)
+	}
+	if err := checkHeader(f); err != nil {
+		return f, err
+	}
+	if err := checkPlace(path, log); err != nil {
+		return f, err
+	}
+	if info.Mode().Perm() != 0o600 {
+		if err := f.Chmod(0o600); err != nil {
+			return f, cause(err)
+		}
+	}
+	return f, nil
+}
+
+// cause drops the operation and the path of an error, which the caller adds.
+func cause(err error) error {
+	var e *fs.PathError
+	if errors.As(err, &e) {
+		return e.Err
+	}
+	return err
+}
+
+// ownFile makes sure that nobody else has made the file or reaches it by another name.
+func ownFile(info fs.FileInfo) error {
+	st := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !info.Mode().IsRegular():
+		return errors.New("it is not a regular file: choose another path")
+	case int64(st.Uid) != int64(os.Geteuid()):
+		return fmt.Errorf("it belongs to uid %d and not to uid %d: chown it if you trust its content, or choose another path", st.Uid, os.Geteuid())
+	case st.Nlink != 1:
+		return fmt.Errorf("it has %d hard links: remove the others, or choose another path", st.Nlink)
+	}
+	return nil
+}
+
+func checkHeader(f *os.File) error {
+	const magic = "SQLite format 3\x00"
+	head := make([]byte, len(magic))
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if n > 0 && string(head[:n]) != magic {
+		return errors.New("it is not an SQLite database: move the file away, or choose another path")
+	}
+	return nil
+}
+
+// checkPlace looks at what lies beside the database: where others may create files, they
+// may have left a journal for SQLite to believe.
+func checkPlace(path string, log *slog.Logger) error {
+	dir, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	if dir.Mode().Perm()&0o002 != 0 {
+		log.Warn("anybody can write to the directory of the database", "path", path)
+	}
+	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
+		info, err := os.Lstat(path + suffix)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = ownFile(info)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", path+suffix, err)
+		}
+	}
+	return nil
+}
+
+// lockHolder returns " (pid N)" for the process that has the lock on f, or nothing: the
+// kernel tells it only within a pid namespace, and not on every file system.
+func lockHolder(f *os.File) string {
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	id := fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || f[5] != id {
+			continue
+		}
+		if pid, err := strconv.Atoi(f[4]); err == nil && pid > 0 {
+			return fmt.Sprintf(" (pid %d)", pid)
+		}
+	}
+	return ""
+}

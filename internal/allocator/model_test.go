@@ -1,0 +1,393 @@
+package allocator
+
+import (
+	"cmp"
+	"database/sql"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+var (
+	seed = flag.Uint64("seed", 0, "of the model test; 0 takes a new one")
+	soak = flag.Duration("soak", 0, "how long the model test runs; 0 is a few seconds")
+)
+
+// model is the allocator again, as slow and plain as can be: no heap, no list, no bitset.
+type model struct {
+	boot   string
+	pools  map[Family]Pool
+	leases map[Key]Lease
+	past   map[place]past // of free tables
+	prefer map[Key]uint32
+	ended  int64
+}
+
+type place struct {
+	family Family
+	table  uint32
+}
+
+type past struct {
+	key   Key
+	boot  string
+	ended int64
+}
+
+func (m *model) clone() *model {
+	c := *m
+	c.leases, c.past, c.prefer = maps.Clone(m.leases), maps.Clone(m.past), maps.Clone(m.prefer)
+	return &c
+}
+
+func (m *model) inside(f Family, table uint32) bool {
+	p := m.pools[f]
+	return table >= p.First && uint64(table) < uint64(p.First)+p.Count
+}
+
+func (m *model) holder(at place) (Lease, bool) {
+	for _, l := range m.leases {
+		if l.Family == at.family && l.Table == at.table {
+			return l, true
+		}
+	}
+	return Lease{}, false
+}
+
+func (m *model) end(l Lease, boot string) {
+	m.ended++
+	delete(m.leases, l.Key)
+	m.past[place{l.Family, l.Table}] = past{l.Key, boot, m.ended}
+	if m.inside(l.Family, l.Table) {
+		m.prefer[l.Key] = l.Table
+	} else {
+		delete(m.prefer, l.Key)
+	}
+}
+
+// over returns the leases that are over, in the order of their ends.
+func (m *model) over(now int64) []Lease {
+	var all []Lease
+	for _, l := range m.leases {
+		if l.Expires <= now {
+			all = append(all, l)
+		}
+	}
+	sortByEnd(all)
+	return all
+}
+
+func sortByEnd(all []Lease) {
+	slices.SortFunc(all, func(a, b Lease) int {
+		return cmp.Or(cmp.Compare(a.Expires, b.Expires), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Family, b.Family))
+	})
+}
+
+func (m *model) choose(k Key, avoid func(uint32, Key, Key) bool) (uint32, bool) {
+	pool := m.pools[k.Family]
+	free := func(table uint32) bool {
+		at := place{k.Family, table}
+		last := Key{}
+		if p := m.past[at]; p.boot == m.boot {
+			last = p.key
+		}
+		_, held := m.holder(at)
+		return !held && !avoid(table, k, last)
+	}
+	if t, ok := m.prefer[k]; ok && m.inside(k.Family, t) && free(t) {
+		return t, true
+	}
+	best, found := uint32(0), false
+	for t := pool.First; uint64(t) < uint64(pool.First)+pool.Count; t++ {
+		if free(t) && (!found || m.past[place{k.Family, t}].ended < m.past[place{k.Family, best}].ended) {
+			best, found = t, true
+		}
+	}
+	return best, found
+}
+
+func (m *model) do(now int64, op Op, avoid func(uint32, Key, Key) bool) Result {
+	l, held := m.leases[op.Key]
+	refuse := func(err error) Result { return Result{Outcome: Refused, Lease: Lease{Key: op.Key}, Err: err} }
+	_, served := m.pools[op.Key.Family]
+	switch {
+	case held && op.UID != 0 && op.UID != l.Owner:
+		return refuse(ErrNotOwner)
+	case op.Release && held:
+		m.end(l, m.boot)
+		return Result{Outcome: Released, Lease: l}
+	case op.Release:
+		return Result{Outcome: NotHeld, Lease: Lease{Key: op.Key}}
+	case !served:
+		return refuse(ErrFamily)
+	}
+	table, found := uint32(0), false
+	if !held || !m.inside(op.Key.Family, l.Table) {
+		table, found = m.choose(op.Key, avoid)
+	}
+	if !held && !found {
+		return refuse(ErrExhausted)
+	}
+	outcome, owner := Granted, op.UID
+	if held {
+		owner = l.Owner
+		if found {
+			m.end(l, m.boot)
+		} else {
+			table, outcome = l.Table, Renewed
+		}
+	}
+	delete(m.past, place{op.Key.Family, table})
+	for k, t := range m.prefer {
+		if k.Family == op.Key.Family && t == table {
+			delete(m.prefer, k)
+		}
+	}
+	l = Lease{op.Key, table, op.Tag, owner, now + timeout}
+	m.leases[op.Key] = l
+	m.prefer[op.Key] = table
+	return Result{Outcome: outcome, Lease: l}
+}
+
+func (m *model) restart(now int64, boot string, pools map[Family]Pool) {
+	if boot != m.boot {
+		all := slices.Collect(maps.Values(m.leases))
+		sortByEnd(all)
+		for _, l := range all {
+			m.end(l, m.boot)
+		}
+	}
+	m.boot, m.pools, m.prefer = boot, pools, make(map[Key]uint32)
+	for at, p := range m.past {
+		if t, ok := m.prefer[p.key]; m.inside(at.family, at.table) && (!ok || m.past[place{at.family, t}].ended < p.ended) {
+			m.prefer[p.key] = at.table
+		}
+	}
+	for k, l := range m.leases {
+		l.Expires = max(l.Expires, now+timeout)
+		m.leases[k] = l
+		m.prefer[k] = l.Table
+	}
+}
+
+func TestModel(t *testing.T) {
+	length := *soak
+	if length == 0 {
+		length = 5 * time.Second
+	}
+	first := *seed
+	if first == 0 {
+		first = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d", first)
+	rounds := 0
+	for end := time.Now().Add(length); time.Now().Before(end) && !t.Failed(); rounds++ {
+		n := first + uint64(rounds)
+		t.Run(fmt.Sprint("seed=", n), func(t *testing.T) { compare(t, rand.New(rand.NewPCG(n, 0))) })
+	}
+	t.Logf("%d rounds", rounds)
+}
+
+func compare(t *testing.T, rnd *rand.Rand) {
+	choices := []map[Family]Pool{
+		{Inet: {10000, 1}},
+		{Inet: {10000, 3}, Inet6: {10000, 3}},
+		{Inet: {10002, 6}, Unspec: {10000, 4}},
+		{Inet: {10000, 12}, Inet6: {10004, 2}, Unspec: {9998, 4}},
+	}
+	avoided := map[uint32]bool{}
+	avoid := func(table uint32, key, last Key) bool { return avoided[table] && last.Addr != key.Addr }
+	cfg := config(t, choices[rnd.IntN(len(choices))])
+	cfg.Avoid = func(table uint32, key, last Key, _ bool) bool { return avoid(table, key, last) }
+	h := start(t, cfg)
+	now := &model{boot: boot.ID, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}}
+	disk := now.clone()
+	var expired []Lease // by the model, not yet returned by Tick
+	lapse := func() {
+		for _, l := range now.over(h.now) {
+			now.end(l, now.boot)
+			expired = append(expired, l)
+		}
+	}
+	var lock *sql.DB // while the database cannot be written
+	unlock := func() {
+		if lock != nil {
+			mustExec(t, lock, "ROLLBACK")
+			_ = lock.Close() // peer looks at the second time
+			lock = nil
+		}
+	}
+	defer unlock()
+	boots := 0
+	var keys []Key
+	for n := range 8 {
+		keys = append(keys, key(n), key(n), Key{Inet6, "eth0", fmt.Sprint("2001:db8::", n+1)}, Key{Unspec, "eth0", fmt.Sprint(n)})
+	}
+
+	for step := range 150 {
+		switch what := rnd.IntN(100); {
+		case what < 60:
+			var batch []Op
+			for range 1 + rnd.IntN(4) {
+				batch = append(batch, Op{
+					Release: rnd.IntN(4) == 0,
+					Key:     keys[rnd.IntN(len(keys))],
+					Tag:     []string{"", "x", "y"}[rnd.IntN(3)],
+					UID:     []uint32{0, 0, 0, 1000, 1001}[rnd.IntN(5)],
+				})
+			}
+			b := h.Decide(h.now, batch)
+			pending := slices.ContainsFunc(b.Results(), func(r Result) bool { return r.Pending })
+			results := slices.Clone(b.Results())
+			fails := lock != nil && pending
+			if err := h.Commit(b); (err != nil) != fails {
+				t.Fatalf("step %d: commit: %v", step, err)
+			}
+			lapse()
+			asIf := now.clone()
+			for i, op := range batch {
+				want := asIf.do(h.now, op, avoid)
+				got := results[i]
+				got.Pending = false
+				if got != want {
+					t.Fatalf("step %d: %+v\ngot  %+v\nwant %+v", step, op, got, want)
+				}
+				if !fails {
+					continue
+				}
+				if r := b.Results()[i]; !results[i].Pending {
+					if l, held := now.leases[op.Key]; r.Outcome == Renewed && held {
+						l.Tag, l.Expires = op.Tag, h.now+timeout
+						now.leases[op.Key] = l
+					} else if r.Outcome == Renewed || r.Outcome == Granted || r.Outcome == Released {
+						t.Fatalf("step %d: %+v answered at once", step, r)
+					}
+				} else if r.Outcome != Refused {
+					t.Fatalf("step %d: got %+v, want a refusal", step, r)
+				}
+			}
+			if !fails {
+				now = asIf
+			}
+		case what < 80:
+			h.now += rnd.Int64N(timeout / 2)
+			fallthrough
+		case what < 85:
+			got, err := h.Tick(h.now)
+			if err != nil && lock == nil {
+				t.Fatalf("step %d: tick: %v", step, err)
+			}
+			lapse()
+			if !slices.Equal(got, expired) {
+				t.Fatalf("step %d: expired %v, want %v", step, got, expired)
+			}
+			expired = nil
+		case what < 90:
+			avoided[uint32(9998+rnd.IntN(14))] = rnd.IntN(3) == 0
+		case what < 93:
+			if lock != nil {
+				unlock()
+				break
+			}
+			lock = peer(t, h.cfg.Path)
+			if err := h.store.exec(t.Context(), "PRAGMA busy_timeout = 0"); err != nil {
+				t.Fatal(err)
+			}
+			mustExec(t, lock, "BEGIN IMMEDIATE")
+		default:
+			crash := rnd.IntN(2) == 0
+			unlock()
+			if !crash {
+				h.stop()
+			}
+			if rnd.IntN(3) == 0 {
+				boots++
+				h.cfg.Boot.ID = fmt.Sprint("boot ", boots)
+				h.now = rnd.Int64N(5000)
+			}
+			if rnd.IntN(3) == 0 {
+				h.cfg.Pools = choices[rnd.IntN(len(choices))]
+			}
+			if crash {
+				h.crash()
+				now = disk.clone()
+			} else {
+				h.open()
+			}
+			now.restart(h.now, h.cfg.Boot.ID, h.cfg.Pools)
+			expired = nil
+		}
+		if len(h.dirty) == 0 {
+			disk = now.clone()
+		}
+		check(t, step, h, now)
+	}
+}
+
+func check(t *testing.T, step int, h *host, m *model) {
+	t.Helper()
+	got := make(map[Key]Lease)
+	holders := make(map[place]Key)
+	for _, s := range h.due {
+		at := place{s.Family, s.Table}
+		if other, taken := holders[at]; taken {
+			t.Fatalf("step %d: table %v is held by %v and %v", step, at, other, s.Key)
+		}
+		holders[at], got[s.Key] = s.Key, s.Lease
+	}
+	if !maps.Equal(got, m.leases) {
+		t.Fatalf("step %d: got\n%v\nwant\n%v", step, got, m.leases)
+	}
+	for f, p := range m.pools {
+		want := Stats{Free: p.Count}
+		for _, l := range m.leases {
+			if l.Family != f {
+				continue
+			} else if m.inside(f, l.Table) {
+				want.Held++
+				want.Free--
+			} else {
+				want.Outside++
+			}
+		}
+		if got := h.Stats()[f]; got != want {
+			t.Fatalf("step %d: %s: got %+v, want %+v", step, f, got, want)
+		}
+	}
+	if len(h.dirty) > 0 {
+		return
+	}
+	stored := make(map[Key]Lease)
+	rows, err := h.store.leaseRows(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		stored[Key{Family(r.family.(int64)), r.ifname.(string), r.addr.(string)}] = Lease{
+			Key:   Key{Family(r.family.(int64)), r.ifname.(string), r.addr.(string)},
+			Table: uint32(r.table.(int64)), Tag: r.tag.(string), Owner: uint32(r.owner.(int64)), Expires: r.expires.(int64),
+		}
+	}
+	if !maps.Equal(stored, m.leases) || len(rows) != len(stored) {
+		t.Fatalf("step %d: stored\n%v\nwant\n%v", step, stored, m.leases)
+	}
+
+	var want []place
+	for at := range m.past {
+		want = append(want, at)
+	}
+	slices.SortFunc(want, func(a, b place) int { return cmp.Compare(m.past[a].ended, m.past[b].ended) })
+	history, err := h.store.history(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range history {
+		if len(history) != len(want) || want[i] != (place{s.Family, s.Table}) || m.past[want[i]].key != s.Key {
+			t.Fatalf("step %d: row %d of %d in history is %v, want %v in %v", step, i, len(history), s.Lease, m.past, want)
+		}
+	}
+}

@@ -1,0 +1,196 @@
+package allocator
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+
+	"github.com/bits-and-blooms/bitset"
+)
+
+// slot is a table that was handed out at least once: what is known of a number in use,
+// and who had a free one last.
+type slot struct {
+	Lease       // the lease in force, or the last one; Family and Table never change
+	held  bool  // the lease is in force
+	local bool  // the last holder of a free table held it in this boot and namespace
+	ended int64 // grows with every end of a lease, over restarts too; 0 before the first end
+	dirty bool  // the database does not know this state yet
+	index int   // in the expiry heap
+
+	prev, next *slot // in the pool's list of free tables
+}
+
+// unborn tells a table that counts as never handed out, because its first grant was undone.
+func (s *slot) unborn() bool { return !s.held && s.ended == 0 }
+
+// lastHolder is the zero Key when rules of this host cannot come from an earlier holder.
+func (s *slot) lastHolder() Key {
+	if s.local {
+		return s.Key
+	}
+	return Key{}
+}
+
+const (
+	// remembered bounds what is kept about free tables: with that many, one of them is
+	// handed out before a table that was never used.
+	remembered = 1 << 16
+
+	// maxAvoided bounds how many unused tables are looked at in a row. No host has rules for
+	// so many; a broken Avoid must not have four billion numbers tried.
+	maxAvoided = 1 << 16
+)
+
+// pageSize is the number of tables that one bitset covers. Pages keep the index small when
+// the pool is nearly the whole range of numbers and a database knows tables at its far end.
+const pageSize = 1 << 14
+
+// pool knows which of its tables were never handed out, and the order in which the other
+// free ones came back.
+type pool struct {
+	family Family
+	first  uint32
+	count  uint64
+	used   map[uint32]*bitset.BitSet // by page: tables that have a slot
+	low    uint64                    // every table below this offset is used
+	ring   slot                      // head of the free slots; ring.next is unused for longest
+	free   uint64                    // length of the list
+	held   uint64
+	enough uint64 // free tables to remember
+}
+
+func newPool(f Family, p Pool) (*pool, error) {
+	last := uint64(p.First) + p.Count - 1
+	switch {
+	case f != Unspec && f != Inet && f != Inet6:
+		return nil, fmt.Errorf("pool of %s: no such family", f)
+	case p.Count == 0 || p.Count > math.MaxUint32 || last > math.MaxUint32:
+		return nil, fmt.Errorf("pool of %s: %d tables from %d on: table numbers end at %d", f, p.Count, p.First, uint32(math.MaxUint32))
+	case p.First == 0 || p.First <= 255 && last >= 253:
+		return nil, fmt.Errorf("pool of %s: tables %d to %d: the kernel keeps 0 and 253 to 255 for itself", f, p.First, last)
+	}
+	n := &pool{family: f, first: p.First, count: p.Count, used: make(map[uint32]*bitset.BitSet), enough: remembered}
+	n.ring.prev, n.ring.next = &n.ring, &n.ring
+	return n, nil
+}
+
+// contains is also right for a nil pool, the pool of a family that is not served.
+func (p *pool) contains(table uint32) bool {
+	return p != nil && table >= p.first && uint64(table-p.first) < p.count
+}
+
+func (p *pool) mark(table uint32) {
+	if !p.contains(table) {
+		return
+	}
+	off := table - p.first
+	page := p.used[off/pageSize]
+	if page == nil {
+		page = bitset.MustNew(pageSize)
+		p.used[off/pageSize] = page
+	}
+	page.Set(uint(off % pageSize))
+}
+
+func (p *pool) unmark(table uint32) {
+	if !p.contains(table) {
+		return
+	}
+	off := table - p.first
+	if page := p.used[off/pageSize]; page != nil {
+		page.Clear(uint(off % pageSize))
+	}
+	p.low = min(p.low, uint64(off))
+}
+
+// unused returns the lowest table at or above an offset that was never handed out.
+func (p *pool) unused(from uint64) (off uint64, ok bool) {
+	atLow := from <= p.low
+	off = max(from, p.low)
+	for off < p.count {
+		page := p.used[uint32(off/pageSize)]
+		if page == nil {
+			break
+		}
+		i, ok := page.NextClear(uint(off % pageSize))
+		if ok {
+			off = off/pageSize*pageSize + uint64(i)
+			break
+		}
+		off = (off/pageSize + 1) * pageSize
+	}
+	if atLow {
+		p.low = min(off, p.count)
+	}
+	return off, off < p.count
+}
+
+func (p *pool) pickUnused(fits func(uint32, Key) bool) *slot {
+	off, ok := p.unused(0)
+	for range maxAvoided {
+		if !ok {
+			return nil
+		}
+		if table := p.first + uint32(off); fits(table, Key{}) {
+			return &slot{Lease: Lease{Key: Key{Family: p.family}, Table: table}}
+		}
+		off, ok = p.unused(off + 1)
+	}
+	return nil
+}
+
+func (p *pool) pickOldest(fits func(uint32, Key) bool) *slot {
+	for s := p.ring.next; s != &p.ring; s = s.next {
+		if fits(s.Table, s.lastHolder()) {
+			return s
+		}
+	}
+	return nil
+}
+
+// push makes s the free table that was in use most recently.
+func (p *pool) push(s *slot) { p.insert(s, p.ring.prev, &p.ring) }
+
+func (p *pool) insert(s, prev, next *slot) {
+	s.prev, s.next = prev, next
+	prev.next, next.prev = s, s
+	p.free++
+}
+
+// pull takes s out of the list. To undo it, insert s between its neighbours again, after
+// everything done to the list since is undone.
+func (p *pool) pull(s *slot) {
+	s.prev.next, s.next.prev = s.next, s.prev
+	p.free--
+}
+
+// expiryHeap orders the leases in force by their end, for container/heap.
+type expiryHeap []*slot
+
+func (h expiryHeap) Len() int { return len(h) }
+
+func (h expiryHeap) Less(i, j int) bool { return compareEnds(h[i], h[j]) < 0 }
+
+func (h expiryHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *expiryHeap) Push(x any) {
+	s := x.(*slot)
+	s.index = len(*h)
+	*h = append(*h, s)
+}
+
+func (h *expiryHeap) Pop() any {
+	last := len(*h) - 1
+	s := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	return s
+}
+
+func compareEnds(a, b *slot) int {
+	return cmp.Or(cmp.Compare(a.Expires, b.Expires), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Family, b.Family))
+}

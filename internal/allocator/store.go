@@ -1,0 +1,318 @@
+package allocator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	migrations "github.com/table-allocator/table-allocator/sql"
+)
+
+// store is the database: one connection, and the file kept open to hold its lock.
+type store struct {
+	boot Boot
+	file *os.File
+	db   *sql.DB
+	conn *sql.Conn
+
+	putLease, dropLease, putHistory, dropHistory, putClock *sql.Stmt
+}
+
+// busyTimeout is how long SQLite waits for other programs, in milliseconds. Renewals wait
+// behind it.
+const busyTimeout = 250
+
+// openStore opens the database without writing to it, but for its mode. The store is to be
+// closed also after an error.
+func openStore(ctx context.Context, path string, boot Boot, log *slog.Logger) (s *store, err error) {
+	s = &store{boot: boot}
+	if s.file, err = openFile(path, log); err != nil {
+		return s, err
+	}
+	uri := url.URL{Scheme: "file", Path: path}
+	if s.db, err = sql.Open("sqlite", uri.String()); err != nil {
+		return s, err
+	}
+	s.db.SetMaxOpenConns(1)
+	if s.conn, err = s.db.Conn(ctx); err != nil {
+		return s, explain(err)
+	}
+	if err := s.exec(ctx, "PRAGMA busy_timeout = "+strconv.Itoa(busyTimeout)); err != nil {
+		return s, err
+	}
+	// In a directory that others write to, the path may lead elsewhere by now.
+	mine, err := s.file.Stat()
+	if err != nil {
+		return s, err
+	}
+	if now, err := os.Lstat(path); err != nil || !os.SameFile(mine, now) {
+		return s, errors.New("the file was replaced while it was opened: use a directory that nobody else writes to")
+	}
+	return s, nil
+}
+
+// close also ends the lock, and so comes after all writing. The file goes last: closing any
+// descriptor of a file drops the locks that SQLite has on it.
+func (s *store) close() error {
+	var errs []error
+	for _, stmt := range []*sql.Stmt{s.putLease, s.dropLease, s.putHistory, s.dropHistory, s.putClock} {
+		if stmt != nil {
+			errs = append(errs, stmt.Close())
+		}
+	}
+	if s.conn != nil {
+		errs = append(errs, s.conn.Close())
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.file != nil {
+		errs = append(errs, s.file.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close database: %w", explain(err))
+	}
+	return nil
+}
+
+func (s *store) exec(ctx context.Context, query string, args ...any) error {
+	_, err := s.conn.ExecContext(ctx, query, args...)
+	return explain(err)
+}
+
+// transact runs fn in a transaction that has the write lock from its beginning, so that a
+// database locked by others is noticed before anything is written.
+func (s *store) transact(ctx context.Context, fn func() error) error {
+	err := s.exec(ctx, "BEGIN IMMEDIATE")
+	if err == nil {
+		err = fn()
+	}
+	if err == nil {
+		err = s.exec(ctx, "COMMIT")
+	}
+	if err != nil {
+		// SQLite may have ended the transaction itself, or never begun it: then this fails,
+		// rightly. If it stayed open, the next BEGIN would fail.
+		_ = s.exec(context.WithoutCancel(ctx), "ROLLBACK")
+	}
+	return err
+}
+
+// version returns the schema version, and whether this is a database of the original. It
+// is an error if the database is of neither of us.
+func (s *store) version(ctx context.Context) (version int, original bool, err error) {
+	if err := s.conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return 0, false, explain(err)
+	}
+	var ours, others int
+	if err := s.conn.QueryRowContext(ctx,
+		"SELECT count(*) FILTER (WHERE name = 'RtTables' COLLATE NOCASE), count(*) FROM sqlite_master WHERE type = 'table'").Scan(&ours, &others); err != nil {
+		return 0, false, explain(err)
+	}
+	known := len(migrations.Migrations())
+	switch {
+	case ours == 0 && (others > 0 || version != 0):
+		return 0, false, errors.New("it is a database of another program: choose another path")
+	case version < 0 || version > known:
+		return 0, false, fmt.Errorf("it has schema version %d, this program knows up to %d: install the newer version again, or choose another path", version, known)
+	}
+	if ours > 0 {
+		if _, err := s.conn.ExecContext(ctx, "SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag FROM RtTables LIMIT 0"); err != nil {
+			return 0, false, fmt.Errorf("it is a database of another program: choose another path: %w", explain(err))
+		}
+	}
+	return version, version == 0 && ours > 0, nil
+}
+
+// copyOriginal writes a copy of the database beside it and returns its path.
+func (s *store) copyOriginal(ctx context.Context, path string) (string, error) {
+	for n := 0; ; n++ {
+		name := path + ".original"
+		if n > 0 {
+			name += "." + strconv.Itoa(n)
+		}
+		// SQLite writes into an empty file as it is. Creating it first keeps its mode ours and
+		// makes sure that it is new.
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("keep a copy: %w", err)
+		}
+		if err = f.Close(); err == nil {
+			err = s.exec(ctx, "VACUUM INTO ?", name)
+		}
+		if err != nil {
+			return "", errors.Join(fmt.Errorf("keep a copy: %w", err), os.Remove(name))
+		}
+		return name, nil
+	}
+}
+
+// prepareJournal switches to a journal that lets others read while we write.
+func (s *store) prepareJournal(ctx context.Context, log *slog.Logger) error {
+	var mode string
+	if err := s.conn.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
+		return explain(err)
+	}
+	if mode != "wal" {
+		log.Warn("the file system has no write-ahead log for databases: programs that read the leases delay new ones", "mode", mode)
+	}
+	// A lease means nothing after a crash of the machine, so nothing has to reach the disk in
+	// order before a reply.
+	return s.exec(ctx, "PRAGMA synchronous = NORMAL")
+}
+
+// migrate brings the schema from a version to ours, within a transaction, and readies what
+// needs it.
+func (s *store) migrate(ctx context.Context, version int) error {
+	texts := migrations.Migrations()
+	for n, text := range texts[version:] {
+		if err := s.exec(ctx, text); err != nil {
+			return fmt.Errorf("migrate to schema version %d: %w", version+n+1, err)
+		}
+	}
+	if err := s.exec(ctx, "PRAGMA user_version = "+strconv.Itoa(len(texts))); err != nil {
+		return err
+	}
+	for _, p := range []struct {
+		stmt **sql.Stmt
+		text string
+	}{
+		{&s.putLease, `INSERT INTO RtTables (RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (RtTable, AddrFamily) DO UPDATE SET Ifname = excluded.Ifname, Addr = excluded.Addr,
+			LeaseExpires = excluded.LeaseExpires, Tag = excluded.Tag, Owner = excluded.Owner, Boot = excluded.Boot, Netns = excluded.Netns`},
+		{&s.dropLease, "DELETE FROM RtTables WHERE RtTable = ? AND AddrFamily = ?"},
+		{&s.putHistory, "INSERT OR REPLACE INTO history (RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns) VALUES (?, ?, ?, ?, ?, ?, ?)"},
+		{&s.dropHistory, "DELETE FROM history WHERE RtTable = ? AND AddrFamily = ?"},
+		{&s.putClock, "INSERT OR REPLACE INTO clock (id, boot, netns, monotonic, utc) VALUES (1, ?, ?, ?, ?)"},
+	} {
+		var err error
+		if *p.stmt, err = s.conn.PrepareContext(ctx, p.text); err != nil {
+			return explain(err)
+		}
+	}
+	return nil
+}
+
+// save writes the state of slots and the clock row, all or nothing.
+func (s *store) save(ctx context.Context, slots []*slot, now int64, utc time.Time) error {
+	return s.transact(ctx, func() error { return s.put(ctx, slots, now, utc) })
+}
+
+// put writes states, not changes: after an error of unclear effect the same can be written
+// again.
+func (s *store) put(ctx context.Context, slots []*slot, now int64, utc time.Time) error {
+	netns := int64(s.boot.Netns)
+	for _, t := range slots {
+		var err error
+		if t.held {
+			if _, err = s.putLease.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.Expires, t.Tag, t.Owner, s.boot.ID, netns); err == nil {
+				_, err = s.dropHistory.ExecContext(ctx, t.Table, t.Family)
+			}
+		} else {
+			where := s.boot
+			if !t.local {
+				where = Boot{}
+			}
+			if _, err = s.putHistory.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.ended, where.ID, int64(where.Netns)); err == nil {
+				_, err = s.dropLease.ExecContext(ctx, t.Table, t.Family)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("table %d of %s: %w", t.Table, t.Family, explain(err))
+		}
+	}
+	_, err := s.putClock.ExecContext(ctx, s.boot.ID, netns, now, utc.Unix())
+	return explain(err)
+}
+
+// history returns the free tables that were in use before, the one unused for longest
+// first.
+func (s *store) history(ctx context.Context) ([]*slot, error) {
+	rows, err := s.conn.QueryContext(ctx, "SELECT RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns FROM history ORDER BY Ended")
+	if err != nil {
+		return nil, explain(err)
+	}
+	defer rows.Close() // reading: the error that counts is that of rows.Err
+	var slots []*slot
+	for rows.Next() {
+		t, boot, netns := &slot{}, "", int64(0)
+		if err := rows.Scan(&t.Table, &t.Family, &t.Ifname, &t.Addr, &t.ended, &boot, &netns); err != nil {
+			return nil, err
+		}
+		t.local = Boot{boot, uint64(netns)} == s.boot
+		slots = append(slots, t)
+	}
+	return slots, explain(rows.Err())
+}
+
+// leaseRow is a row of RtTables as it is: the original, and people with sqlite3, put
+// anything in any column.
+type leaseRow struct {
+	id                                        int64
+	table, family, ifname, addr, expires, tag any
+	owner, boot, netns                        any
+}
+
+func (s *store) leaseRows(ctx context.Context) ([]leaseRow, error) {
+	rows, err := s.conn.QueryContext(ctx, "SELECT rowid, RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns FROM RtTables ORDER BY rowid")
+	if err != nil {
+		return nil, explain(err)
+	}
+	defer rows.Close() // reading: the error that counts is that of rows.Err
+	var all []leaseRow
+	for rows.Next() {
+		var r leaseRow
+		if err := rows.Scan(&r.id, &r.table, &r.family, &r.ifname, &r.addr, &r.expires, &r.tag, &r.owner, &r.boot, &r.netns); err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, explain(rows.Err())
+}
+
+// reject moves a row of RtTables that makes no sense to where nothing reads it.
+func (s *store) reject(ctx context.Context, id int64, reason string) error {
+	if err := s.exec(ctx, `INSERT INTO rejected SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, ?
+		FROM RtTables WHERE rowid = ?`, reason, id); err != nil {
+		return err
+	}
+	return s.exec(ctx, "DELETE FROM RtTables WHERE rowid = ?", id)
+}
+
+// explain adds to an error of SQLite what to do about it.
+func explain(err error) error {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	hint := ""
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		hint = "another program holds a lock on it; fuser names it"
+	case sqlite3.SQLITE_FULL:
+		hint = "make room on the file system"
+	case sqlite3.SQLITE_IOERR:
+		hint = "the file system is full or broken; the kernel log tells"
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
+		hint = "the file and its directory must be writable for uid " + strconv.Itoa(os.Geteuid())
+	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
+		hint = "move the file away, or choose another path"
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, hint)
+}
