@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/cli/systemd"
 	"github.com/table-allocator/table-allocator/internal/server"
 )
 
@@ -26,7 +27,8 @@ Without -c it serves @tas_socket with tables 10000 to 10039 for an hour each.
       --version      print the version and exit
   -h, --help         print this and exit
 
-Who has which table: sqlite3 /var/lib/table-allocator/leases.db 'select * from leases'
+Who has which table:
+  sqlite3 /var/lib/table-allocator/leases.db 'select * from leases'
 `
 
 func main() { os.Exit(run()) }
@@ -81,15 +83,15 @@ func run() int {
 func serve(cfg server.Config, log *slog.Logger) error {
 	ctx, stop := cli.UntilSignal()
 	defer stop()
-	period, err := cli.WatchdogInterval()
+	period, err := systemd.WatchdogInterval()
 	if err != nil {
 		return fmt.Errorf("read WATCHDOG_USEC: %w", err)
 	}
 	return server.Run(ctx, cfg, server.Host{
-		Sockets:     cli.PassedFiles(),
-		Ready:       cli.NotifyReady,
-		Stopping:    cli.NotifyStopping,
-		Alive:       cli.NotifyAlive,
+		Sockets:     systemd.PassedFiles(),
+		Ready:       systemd.NotifyReady,
+		Stopping:    systemd.NotifyStopping,
+		Alive:       systemd.NotifyAlive,
 		AlivePeriod: period,
 	}, log)
 }

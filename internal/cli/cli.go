@@ -1,6 +1,6 @@
 // Package cli is what both commands share with the world around a process: where log
-// lines go, when to stop, what the service manager hands in and wants to hear, and the
-// version. It hides log/slog's handlers, syslog, journald and systemd's protocols.
+// lines go, when to stop, and the version. It hides log/slog's handlers, syslog and
+// journald.
 package cli
 
 import (

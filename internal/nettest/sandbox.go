@@ -61,7 +61,6 @@ type bind struct {
 // or fail where the environment says CI=true. "go test" does not cache their
 // result, because it cannot know what else they depended on.
 func Main(m *testing.M, packages ...string) {
-	runStage()
 	if InSandbox() {
 		os.Exit(m.Run())
 	}
@@ -151,9 +150,9 @@ func (s stage) run(args []string, cloneflags uintptr) (int, error) {
 	return exitCode(unix.WaitStatus(cmd.ProcessState.Sys().(syscall.WaitStatus))), nil
 }
 
-// runStage carries out the stage that this process was started for, and exits.
-// In any other process it returns.
-func runStage() {
+// A process that was started for a stage carries that out and exits, before
+// any code of the test or command that it was started from.
+func init() {
 	text := os.Getenv(stageEnv)
 	if text == "" || os.Getpid() != 1 {
 		return

@@ -51,10 +51,8 @@ const layerRecipe = 1
 // stopped or told anything. It needs root, apt-get and the network.
 //
 // Main calls it when it must; as a command of its own, go run
-// ./internal/nettest/layer, it runs outside of any test's time limit. Every
-// program that calls it must do so first in its main.
+// ./internal/nettest/layer, it runs outside of any test's time limit.
 func BuildLayer() error {
-	runStage()
 	cache, err := cacheDir()
 	if err != nil {
 		return err

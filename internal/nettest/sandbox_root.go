@@ -31,9 +31,9 @@ var private = []string{"boot", "dev", "lost+found", "media", "mnt", "proc", "run
 // path returns where the path p of the new root is before pivot.
 func (r root) path(p string) string { return filepath.Join(r.dir, p) }
 
-// mount builds the root. The kernel's settings, /proc/sys, and /sys are
-// read-only: both are the host's, and NetworkManager, if it cannot write to
-// /sys, takes links for ready instead of waiting for udev.
+// mount builds the root. /sys and the kernel's settings, /proc/sys, are
+// read-only, because they are the host's. ("ip netns exec" mounts a /sys of
+// its own, with write access.)
 func (r root) mount() error {
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return err

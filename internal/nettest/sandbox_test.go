@@ -46,7 +46,9 @@ func end(how string) {
 	if err := os.WriteFile("/etc/"+mark, nil, 0o644); err != nil {
 		panic(err)
 	}
-	if err := exec.Command("setsid", "sh", "-c", "sleep 1000; : "+mark).Start(); err != nil {
+	daemon := exec.Command("setsid", "sh", "-c", "sleep 1000; : "+mark)
+	daemon.Stdout = os.Stdout
+	if err := daemon.Start(); err != nil {
 		panic(err)
 	}
 	switch n, err := strconv.Atoi(how); {

@@ -1,4 +1,6 @@
-package cli
+// Package systemd speaks systemd's protocols to services. It is apart from cli because its
+// library brings in much that the client has no use for.
+package systemd
 
 import (
 	"os"

@@ -1,0 +1,137 @@
+// Package imports_test keeps the direction of imports, and each outside
+// library in the one package that hides it.
+package imports_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/table-allocator/table-allocator/"
+
+// allowed says which of our packages each package that ships may import. A new
+// package needs a line here.
+var allowed = map[string][]string{
+	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
+	"cmd/table-allocator-client": {"internal/client", "internal/cli", "internal/wire", "internal/route"},
+	"internal/server":            {"internal/wire", "internal/allocator", "internal/route"},
+	"internal/client":            {"internal/wire", "internal/route"},
+	"internal/allocator":         {"sql"},
+	"internal/cli":               {},
+	"internal/cli/systemd":       {},
+	"internal/route":             {},
+	"internal/wire":              {},
+	"sql":                        {},
+}
+
+// forTests does not ship. It may import anything, and only forTests may import it.
+var forTests = []string{"internal/demo", "internal/e2e", "internal/nettest"}
+
+// homes says which packages may import an outside library. Changing a library
+// is then changing one package.
+var homes = map[string][]string{
+	"github.com/bits-and-blooms/bitset": {"internal/allocator"},
+	"modernc.org/sqlite":                {"internal/allocator"},
+	"github.com/vishvananda/netlink":    {"internal/route", "internal/nettest"},
+	"github.com/vishvananda/netns":      {"internal/nettest"},
+	"github.com/spf13/pflag":            {"cmd/table-allocator-server", "cmd/table-allocator-client"},
+	"github.com/tailscale/hujson":       {"internal/server"},
+	"github.com/coreos/go-systemd/v22":  {"internal/cli/systemd"},
+	"golang.org/x/sys":                  nil, // anywhere, like the standard library
+	"golang.org/x/time":                 nil,
+}
+
+// notShipped lists what no command may depend on, however indirectly.
+var notShipped = []string{"C", "runtime/cgo", "net/http", "testing"}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	CgoFiles   []string
+}
+
+// list returns what "go list" says about packages, without cgo, as they ship.
+func list(t *testing.T, args ...string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,CgoFiles"}, args...)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Dir = "../../.."
+	cmd.Stderr = t.Output()
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v", cmd, err)
+	}
+	var pkgs []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+// below reports whether path is dir or inside it.
+func below(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
+func TestImports(t *testing.T) {
+	standard := map[string]bool{"C": true}
+	for _, p := range list(t, "std") {
+		standard[p.ImportPath] = true
+	}
+	for _, p := range list(t, "./...") {
+		from := strings.TrimPrefix(p.ImportPath, module)
+		test := slices.ContainsFunc(forTests, func(dir string) bool { return below(from, dir) })
+		ours, known := allowed[from]
+		if !known && !test {
+			t.Errorf("%s: what may it import? It is not in the table of this test", from)
+			continue
+		}
+		for _, path := range p.Imports {
+			to, own := strings.CutPrefix(path, module)
+			switch {
+			case standard[path]:
+			case own && !test && !slices.Contains(ours, to):
+				t.Errorf("%s imports %s", from, to)
+			case own:
+			default:
+				if err := atHome(from, path); err != "" {
+					t.Error(err)
+				}
+			}
+		}
+	}
+}
+
+// atHome says what is wrong with package from importing path of another module.
+func atHome(from, path string) string {
+	for library, home := range homes {
+		if !below(path, library) {
+			continue
+		}
+		if home != nil && !slices.ContainsFunc(home, func(dir string) bool { return below(from, dir) }) {
+			return from + " imports " + path + ", which is for " + strings.Join(home, " and ") + " only"
+		}
+		return ""
+	}
+	return from + " imports " + path + ", a library without a home in the table of this test"
+}
+
+func TestShippedDependencies(t *testing.T) {
+	for _, p := range list(t, "-deps", "./cmd/...") {
+		if len(p.CgoFiles) != 0 {
+			t.Errorf("%s needs cgo", p.ImportPath)
+		}
+		if slices.Contains(notShipped, p.ImportPath) {
+			t.Errorf("the commands depend on %s", p.ImportPath)
+		}
+	}
+}
