@@ -22,27 +22,25 @@ const usage = `Usage: table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [opt
 
 Leases a routing table for ADDR, installs the rules that lead to it, prints the
 table's number (0: none) and stays in the background until ADDR goes.
-
-  -4 | -6                   ADDR is IPv4 | IPv6 (neither: any identifier, no rules)
-  -a, --address ADDR        the address
-  -n, --netmask MASK        255.255.255.0 or 24; may be left out if ADDR is on IFNAME
-  -i, --ifname IFNAME       the link that has, or will have, the address
-  -t, --tag TAG             text that is kept with the lease
-  -r, --release             end the process that holds the lease, and take all back
-  -f, --foreground          do not go to the background
-  -d, --destination NAME    abstract socket of the server (tas_socket)
-      --server-user USER    believe a server of this user, too (repeatable)
-      --priority S,N,U      of the rules "from ADDR", "to NETWORK" and "iif lo"
-                            (10000,20000,91000)
-      --no-network-rule     leave out "to NETWORK"
-      --forward             add "from NETWORK", for traffic routed through this host
-  -s, --syslog              log to syslog (the default in the background)
-  -l, --log-path FILE       log to a file
-      --debug               log more
-      --version             print the version and exit
-  -h, --help                print this and exit
-
-Who has which table: sqlite3 /var/lib/table-allocator/leases.db 'select * from leases'
+  -4 | -6                 ADDR is IPv4 | IPv6 (else any identifier, no rules)
+  -a, --address ADDR      the address
+  -n, --netmask MASK      255.255.255.0 or 24; not needed if ADDR is on IFNAME
+  -i, --ifname IFNAME     the link that has, or will have, the address
+  -t, --tag TAG           text that is kept with the lease
+  -r, --release           end the process that holds the lease, take all back
+  -f, --foreground        do not go to the background
+  -d, --destination NAME  server's socket; --server-user USER  believe USER's
+  -s, --syslog  -l, --log-path FILE  --debug      where log lines go, and which
+      --priority S,N,U    of the rules from, to, iif lo (10000,20000,91000)
+      --no-network-rule   leave out "to NETWORK"; --forward  add "from NETWORK"
+      --specific-first    what is more specific in main precedes ADDR's default
+      --on-loss WHAT      no route in the table: fallback (use others) or block
+      --routes MODE       ADDR's routes in main: none (leave them), move or copy
+      --gateway A  --metric N  --route DST[,via A]  --classless-routes "OCTETS"
+                          routes for the table (OCTETS of DHCP option 121)
+      --nameserver A  --dnsmasq-servers FILE  --dnsmasq-pid FILE  resolver lines
+  -h, --help, --version   print this, or the version, and exit
+Who has what: sqlite3 /var/lib/table-allocator/leases.db 'select * from leases'
 `
 
 // options are what the command line says.
@@ -97,6 +95,17 @@ func parse(args []string) (options, error) {
 	flags.StringVarP(&o.logPath, "log-path", "l", "", "")
 	flags.BoolVar(&o.debug, "debug", false, "")
 	flags.BoolVar(&o.version, "version", false, "")
+	var told told
+	flags.StringVar(&told.routes, "routes", string(client.NoRoutes), "")
+	flags.StringArrayVar(&told.gateways, "gateway", nil, "")
+	flags.Uint32Var(&uplink.Settings.Metric, "metric", 0, "")
+	flags.StringArrayVar(&told.static, "route", nil, "")
+	flags.StringVar(&told.classless, "classless-routes", "", "")
+	flags.StringVar(&told.onLoss, "on-loss", string(client.Fallback), "")
+	flags.BoolVar(&uplink.Settings.SpecificFirst, "specific-first", false, "")
+	flags.StringArrayVar(&told.nameservers, "nameserver", nil, "")
+	flags.StringVar(&uplink.Settings.ServersFile, "dnsmasq-servers", client.DefaultServersFile, "")
+	flags.StringVar(&uplink.Settings.PIDFile, "dnsmasq-pid", "", "")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			return o, err
@@ -120,7 +129,73 @@ func parse(args []string) (options, error) {
 	case inet6:
 		uplink.Key.Family = wire.Inet6
 	}
-	return o, o.complete(netmask, priorities, users)
+	if err := o.complete(netmask, priorities, users); err != nil {
+		return o, err
+	}
+	return o, told.settle(uplink)
+}
+
+// told is what the network said, as the command line has it.
+type told struct {
+	routes, onLoss, classless     string
+	gateways, static, nameservers []string
+}
+
+// settle turns it into the settings of the uplink.
+func (t told) settle(u *client.Uplink) (err error) {
+	s := &u.Settings
+	s.Routes, s.OnLoss = client.RoutesMode(t.routes), client.OnLoss(t.onLoss)
+	if u.Key.Family == wire.Unspec && (s.Routes != client.NoRoutes || len(t.nameservers) > 0) {
+		return errors.New("--routes and --nameserver need -4 or -6")
+	}
+	family4 := u.Key.Family == wire.Inet
+	if s.Gateways, err = addresses("--gateway", t.gateways, family4); err != nil {
+		return err
+	}
+	if s.Nameservers, err = addresses("--nameserver", t.nameservers, family4); err != nil {
+		return err
+	}
+	for _, text := range t.static {
+		r, err := client.ParseRoute(text, family4)
+		if err != nil {
+			return fmt.Errorf("--route %s: %w", text, err)
+		}
+		s.Static = append(s.Static, r)
+	}
+	classless, err := client.ParseClasslessRoutes(t.classless)
+	if err != nil {
+		return fmt.Errorf("--classless-routes %q: %w", t.classless, err)
+	}
+	if len(classless) > 0 { // RFC 3442: the router option is ignored then
+		s.Gateways, s.Static = nil, append(s.Static, classless...)
+	}
+	if s.SpecificFirst && u.Priorities.Source < 3 {
+		return errors.New("--specific-first: no room for two rules before the priority of the source rule")
+	}
+	if s.OnLoss == client.Block && u.Priorities.Source == 1<<32-1 {
+		return errors.New("--on-loss block: no room for a rule behind the source rule")
+	}
+	if s.ServersFile, err = filepath.Abs(s.ServersFile); err != nil {
+		return fmt.Errorf("--dnsmasq-servers: %w", err)
+	}
+	if s.PIDFile != "" {
+		if s.PIDFile, err = filepath.Abs(s.PIDFile); err != nil {
+			return fmt.Errorf("--dnsmasq-pid: %w", err)
+		}
+	}
+	return s.Validate()
+}
+
+func addresses(flag string, texts []string, family4 bool) ([]netip.Addr, error) {
+	var addrs []netip.Addr
+	for _, text := range texts {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Is4() != family4 {
+			return nil, fmt.Errorf("%s %s: not an address of this family", flag, text)
+		}
+		addrs = append(addrs, a)
+	}
+	return addrs, nil
 }
 
 // complete checks what was given together and works out what was left out.
@@ -129,8 +204,8 @@ func (o *options) complete(netmask, priorities string, users []string) (err erro
 	if uplink.Key, err = uplink.Key.Canonical(); err != nil {
 		return err
 	}
-	if len(uplink.Tag) > wire.MaxTag {
-		return fmt.Errorf("--tag: %d bytes, want at most %d", len(uplink.Tag), wire.MaxTag)
+	if err := wire.CheckTag(uplink.Tag); err != nil {
+		return err
 	}
 	if _, err := wire.Padded(o.config.Server); err != nil {
 		return fmt.Errorf("--destination: %w", err)

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -55,8 +58,18 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 			asker.Close()
 		}
 	}()
-	const again = 50 * time.Millisecond // the holder waits for the server, or is about to go
-	for until := time.Now().Add(tries * tryEvery); ; {
+	// A Replace is answered like a Query, and brings the holder what is new.
+	req := wire.Request{Key: key, Tag: cfg.Uplink.Tag, Cmd: wire.Replace}
+	patience := tries * tryEvery
+	if cfg.Uplink.Settings.placesRoutes() {
+		settings, err := cfg.Uplink.Settings.encode()
+		if err != nil {
+			return nil, err
+		}
+		req.Settings = string(settings)
+		patience = fallBackIn
+	}
+	for until := time.Now().Add(patience); ; {
 		conn, err := open(key, true)
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			return conn, err
@@ -66,30 +79,23 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 				return nil, err
 			}
 		}
-		holder := newTrust(nil)
 		to, err := wire.Padded(wire.HolderName(key))
 		if err != nil {
 			return nil, err
 		}
-		// A Replace is answered like a Query, and brings the holder what is new.
-		req := wire.Request{Key: key, Tag: cfg.Uplink.Tag, Cmd: wire.Replace}
-		reply, err := exchange(asker, to, req, holder, holderPatience)
+		reply, err := askHolder(ctx, asker, to, req, holderPatience)
 		switch {
-		case errors.Is(err, syscall.ECONNREFUSED):
-			continue // it went in between
-		case errors.Is(err, errSilent), errors.Is(err, syscall.EAGAIN):
-			owner, err := wire.FindOwner(to)
-			if errors.Is(err, wire.ErrNobody) {
-				continue
-			}
+		case ctx.Err() != nil, errors.Is(err, syscall.ECONNREFUSED): // it went in between
+		case err != nil:
 			log.Warn("another process has the name of this key and does not answer; working from a name of my own",
-				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "owner", owner.String(), "err", err)
+				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", err)
 			conn, asker = asker, nil
 			return conn, conn.SetReadDeadline(time.Time{})
-		case err != nil:
-			return nil, err
 		case reply.Table != 0:
 			report(reply.Table, "")
+			return nil, nil
+		case reply.Code.Final():
+			report(0, "the holder of the key refuses: "+reply.Error)
 			return nil, nil
 		case time.Now().After(until):
 			report(0, fmt.Sprintf("pid %d holds the key and has no table yet: %s", reply.PID, reply.Error))
@@ -99,7 +105,7 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		case <-ctx.Done():
 			report(0, "stopped")
 			return nil, nil
-		case <-time.After(again):
+		case <-time.After(askAgain): // it waits for the server, or is about to go
 		}
 	}
 }
@@ -123,20 +129,14 @@ func endHolder(conn *wire.Conn, cfg Config, log *slog.Logger) {
 	if err != nil {
 		return // open has been through this
 	}
-	holder := newTrust(nil)
-	_, err = exchange(conn, to, wire.Request{Key: key, Cmd: wire.Query}, holder, holderPatience)
+	_, err = askHolder(context.Background(), conn, to, wire.Request{Key: key, Cmd: wire.Query}, holderPatience)
 	if err == nil {
-		_, err = exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, holder, patience)
+		_, err = exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, newTrust(nil), patience)
 	}
-	if err == nil || errors.Is(err, syscall.ECONNREFUSED) {
-		return
+	if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+		log.Warn("the process that has the name of this key does not answer: end it yourself",
+			"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", err)
 	}
-	owner, findErr := wire.FindOwner(to)
-	if findErr != nil {
-		return // it is gone by now
-	}
-	log.Warn("the process that has the name of this key does not answer: end it yourself",
-		"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "owner", owner.String(), "err", err)
 }
 
 func removeLeftovers(u Uplink, log *slog.Logger) error {
@@ -152,7 +152,48 @@ func removeLeftovers(u Uplink, log *slog.Logger) error {
 	if err := r.adopt(); err != nil {
 		return err
 	}
-	return r.clear()
+	return errors.Join(returnRoutes(u, &r, log), r.clear(), removeServers(u))
+}
+
+// returnRoutes gives main what a holder that was killed had moved into its table.
+func returnRoutes(u Uplink, r *ruleset, log *slog.Logger) error {
+	link, found, err := r.kernel.LinkByName(u.Key.Ifname)
+	if err != nil || !found {
+		return err
+	}
+	u.Settings.Routes = MoveRoutes // as far as anybody knows
+	p := placer{kernel: r.kernel, log: log}
+	v, ready, err := p.look(u, link)
+	if err != nil || !ready {
+		return err
+	}
+	for table, whole := range r.tables {
+		if !whole {
+			continue
+		}
+		if err := p.adopt(u, v, table); err != nil {
+			return err
+		}
+		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool {
+			return slices.ContainsFunc(v.main, func(m route.Route) bool { return sameWay(m, r) })
+		})
+		p.table = table
+		err = errors.Join(err, p.putBack(u, v))
+		p.drop()
+	}
+	return err
+}
+
+func removeServers(u Uplink) error {
+	file := u.Settings.ServersFile
+	if _, err := os.Stat(file); file == "" || err != nil {
+		return nil // no lines in it
+	}
+	changed, err := setServers(file, u.addr(), nil)
+	if changed {
+		err = errors.Join(err, tellDnsmasq(u.Settings.PIDFile))
+	}
+	return err
 }
 
 func releaseLease(conn *wire.Conn, cfg Config) error {
@@ -162,24 +203,28 @@ func releaseLease(conn *wire.Conn, cfg Config) error {
 		return err
 	}
 	req := wire.Request{Key: cfg.Uplink.Key, Cmd: wire.Release}
-	for range tries {
-		for _, to := range servers {
-			var reply wire.Reply
+	for until := time.Now().Add(releaseTries * releaseEvery); ; {
+		var reply wire.Reply
+		for _, to := range servers { // the first form of the name that somebody is bound to
 			reply, err = exchange(conn, to, req, trusted, releaseEvery)
-			if err == nil && reply.Error != "" {
-				return fmt.Errorf("release the lease: %s", reply.Error)
-			}
-			if err == nil {
-				return nil
+			if !errors.Is(err, syscall.ECONNREFUSED) {
+				break
 			}
 		}
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			break
+		switch {
+		case err == nil && reply.Error != "":
+			return fmt.Errorf("release the lease: %s", reply.Error)
+		case err == nil:
+			return nil
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return fmt.Errorf("release the lease, which ends by itself: nobody serves %s", servers[0])
+		case time.Now().After(until):
+			if stranger := explain(servers, trusted); stranger != nil {
+				err = stranger
+			}
+			return fmt.Errorf("release the lease, which ends by itself: %w", err)
+		case errors.Is(err, syscall.EAGAIN): // its queue is full
+			time.Sleep(rand.N(20 * time.Millisecond))
 		}
-		time.Sleep(10 * time.Millisecond) // its queue is full
 	}
-	if stranger := explain(servers, trusted); stranger != nil {
-		err = stranger
-	}
-	return fmt.Errorf("release the lease, which ends by itself: %w", err)
 }

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"reflect"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -40,16 +42,19 @@ type loop struct {
 // session is a machine with what it needs of the world.
 type session struct {
 	*machine
-	conn     *wire.Conn
-	rules    ruleset
-	log      *slog.Logger
-	index    int  // of the link; 0: not seen yet
-	present  bool // the address has been on the link
-	retry    wire.Message
-	retryAt  time.Duration // 0: nothing waits for room in the server's queue
-	retries  int
-	enders   []wire.Addr // who waits to hear that everything is taken back
-	replaces *session    // the same address under the link's old name
+	conn    *wire.Conn
+	rules   ruleset
+	routes  placer
+	servers string // the file that has resolver lines of the address; empty: none
+	warned  map[string]string
+	log     *slog.Logger
+	index   int  // of the link; 0: not seen yet
+	present bool // the address is on the link, as far as we know
+	left    int  // the link that the address was deleted from since we looked; 0: none
+	retry   wire.Message
+	retryAt time.Duration // 0: nothing waits for room in the server's queue
+	retries int
+	enders  []wire.Addr // who waits to hear that everything is taken back
 }
 
 // packet is one datagram, parsed by the reader of its session.
@@ -110,6 +115,7 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 		machine: m,
 		conn:    conn,
 		rules:   ruleset{uplink: m.uplink, kernel: l.kernel, log: l.log},
+		routes:  placer{kernel: l.kernel, log: l.log},
 		log:     log,
 	}
 	l.sessions = append(l.sessions, s)
@@ -124,25 +130,30 @@ func (l *loop) run(ctx context.Context, first *session) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	stop := ctx.Done()
+	var failure error
 	for len(l.sessions) > 0 {
 		timer.Reset(l.wait(wire.Now()))
 		select {
 		case <-stop:
 			stop = nil // once
-			for _, s := range l.all() {
-				l.feed(s, event{kind: end, why: "stopped"})
-			}
+			l.end("stopped")
 		case <-timer.C:
 			l.fire(wire.Now())
 		case p := <-l.inbox:
 			l.receive(p)
 		case events := <-l.changes:
 			l.changed(events)
-		case err := <-l.failures:
-			return err
+		case failure = <-l.failures:
+			l.end(failure.Error())
 		}
 	}
-	return nil
+	return failure
+}
+
+func (l *loop) end(why string) {
+	for _, s := range l.all() {
+		l.feed(s, event{kind: end, why: why})
+	}
 }
 
 // all is the set as it is now: steps change it.
@@ -198,19 +209,15 @@ func (l *loop) do(s *session, a action) {
 		s.retries = 0
 		l.deliver(s, wire.Message{Data: a.request.Append(nil)})
 	case placeRules:
-		err := s.rules.place(a.table)
-		if err == nil {
-			s.log.Info("lease granted", "table", a.table, "tag", s.uplink.Tag, "expires", wire.Seconds(s.expires))
-		}
-		l.feed(s, event{kind: rulesPlaced, err: err})
-		if old := s.replaces; err == nil && old != nil {
-			s.replaces = nil
-			l.feed(old, event{kind: end, why: "the link is now called " + s.uplink.Key.Ifname})
+		if l.place(s, a.table) {
+			l.lookBeside(s)
 		}
 	case clearRules:
-		if err := s.rules.clear(); err != nil {
+		if err := s.clear(); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
+	case fallBack:
+		s.makeDo()
 	case report:
 		why := a.why
 		if a.table == 0 {
@@ -226,7 +233,28 @@ func (l *loop) do(s *session, a action) {
 	}
 }
 
+// place installs what a lease means, and tells the machine if it asks.
+func (l *loop) place(s *session, table uint32) bool {
+	if s.uplink.Settings.placesRoutes() {
+		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
+		if s.index == 0 {
+			l.look(s)
+		}
+	}
+	err := s.install(table)
+	if s.state != placing { // other settings for a lease that stands
+		s.warn("place the rules", err)
+		return false
+	}
+	if err == nil {
+		s.log.Info("lease granted", "table", table, "tag", s.uplink.Tag, "expires", wire.Seconds(s.expires))
+	}
+	l.feed(s, event{kind: rulesPlaced, err: err})
+	return true
+}
+
 func (l *loop) drop(s *session) {
+	s.unresolve()
 	for _, to := range s.enders {
 		l.reply(s, to, wire.Reply{PID: os.Getpid()})
 	}
@@ -235,6 +263,16 @@ func (l *loop) drop(s *session) {
 		if l.sessions[i] == s {
 			l.sessions = append(l.sessions[:i], l.sessions[i+1:]...)
 			break
+		}
+	}
+	l.lookBeside(s)
+}
+
+// lookBeside looks again at those that have the link under another name than s has.
+func (l *loop) lookBeside(s *session) {
+	for _, other := range l.all() {
+		if other != s && s.index != 0 && other.index == s.index {
+			l.look(other)
 		}
 	}
 }
@@ -267,6 +305,9 @@ func (l *loop) receive(p packet) {
 		if !l.trusted.has(p.cred.UID) {
 			l.noise(p, "reply of somebody who is not trusted ignored (see --server-user)")
 			return
+		}
+		if !slices.Contains(l.servers, p.from) {
+			return // a holder's, later than it was waited for
 		}
 		l.feed(p.to, event{kind: replied, reply: p.reply})
 	case p.err != nil:
@@ -303,12 +344,31 @@ func (l *loop) serve(p packet) {
 		return // answered when everything is taken back
 	case s.state == releasing:
 		answer = wire.Refuse(wire.Ending, "the holder is taking everything back")
-	case p.request.Cmd == wire.Replace && p.request.Tag != s.uplink.Tag:
-		defer l.feed(s, event{kind: retagged, tag: p.request.Tag})
-	case p.request.Cmd != wire.Replace && p.request.Cmd != wire.Query:
+	case p.request.Cmd == wire.Replace:
+		told, err := s.uplink.retold(p.request)
+		if err != nil {
+			answer = wire.Refuse(wire.Malformed, err.Error())
+			break
+		}
+		defer l.retell(s, told)
+	case p.request.Cmd != wire.Query:
 		answer = wire.Refuse(wire.Malformed, fmt.Sprintf("cmd %d: for the server, not for a holder", p.request.Cmd))
 	}
 	l.reply(s, p.from, answer)
+}
+
+// retell lets a holder take over what a newer call was told.
+func (l *loop) retell(s *session, told Uplink) {
+	old := s.uplink
+	if old.Tag == told.Tag && reflect.DeepEqual(old.Settings, told.Settings) {
+		return
+	}
+	s.log.Info("told anew", "tag", told.Tag, "settings", fmt.Sprintf("%+v", told.Settings))
+	actions := s.step(wire.Now(), event{kind: replaced, told: told})
+	s.retell(old)
+	for _, a := range actions {
+		l.do(s, a)
+	}
 }
 
 func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
@@ -324,7 +384,10 @@ func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
 func (l *loop) changed(events []route.Event) {
 	for _, s := range l.all() {
 		if s.concerns(events) {
+			s.noteLeaving(events)
 			l.look(s)
+		} else if slices.ContainsFunc(events, s.concernsRoutes) {
+			s.follow()
 		}
 	}
 }
@@ -348,9 +411,18 @@ func (s *session) concerns(events []route.Event) bool {
 	return false
 }
 
+// noteLeaving finds out that the address was there, though no look has found it.
+func (s *session) noteLeaving(events []route.Event) {
+	for _, e := range events {
+		if e.Kind == route.AddressChanged && e.Deleted && e.Addr == s.uplink.addr() && (e.Index == s.index || s.index == 0) {
+			s.left = e.Index
+		}
+	}
+}
+
 // look compares the link and its addresses with what the machine believes.
 func (l *loop) look(s *session) {
-	if !s.uplink.follows() || s.state == done {
+	if !s.uplink.follows() || s.state == releasing || s.state == done {
 		return
 	}
 	link, found, err := l.link(s)
@@ -360,12 +432,15 @@ func (l *loop) look(s *session) {
 	}
 	switch {
 	case !found && s.index != 0:
-		l.feed(s, event{kind: addressGone, why: "the link is gone"})
+		s.present = false
+		l.feed(s, event{kind: linkGone, why: "the link is gone"})
 		return
 	case !found:
 		return // it may come yet
 	}
 	s.index = link.Index
+	s.present = s.present || s.left == s.index
+	s.left = 0
 	addresses, err := l.kernel.AddressesOn(s.uplink.family(), s.index)
 	if err != nil {
 		s.log.Warn("cannot read the addresses", "err", err)
@@ -379,7 +454,9 @@ func (l *loop) look(s *session) {
 	case present:
 		s.present = true
 		l.feed(s, event{kind: addressSeen})
+		s.follow()
 	case s.present:
+		s.present = false
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})
 		return
 	}
@@ -398,23 +475,27 @@ func (l *loop) link(s *session) (route.Link, bool, error) {
 // rename puts a machine for the new name beside the one for the old: the name is part of
 // the key, and the old lease ends only once the new one stands.
 func (l *loop) rename(s *session, name string) {
-	for _, other := range l.sessions {
-		if other.replaces == s && other.uplink.Key.Ifname == name {
-			return // under way
-		}
-	}
 	uplink := s.uplink
 	uplink.Key.Ifname = name
+	for _, other := range l.sessions {
+		if other.uplink.Key != uplink.Key {
+			continue
+		}
+		if other.state == held {
+			l.feed(s, event{kind: end, why: "the link is now called " + name})
+		}
+		return // else it is under way
+	}
 	conn, err := open(uplink.Key, true)
 	if err != nil {
 		s.log.Error("the link was renamed, and its new name cannot be held; keeping the old lease", "name", name, "err", err)
 		return
 	}
 	s.log.Info("the link was renamed", "name", name)
-	m := newMachine(uplink, true)
+	m := newMachine(uplink, s.reported) // a caller does not wait for ever
 	m.reported, s.reported = s.reported, true
 	next := l.add(m, conn)
-	next.index, next.replaces = s.index, s
+	next.index = s.index
 	l.feed(next, event{kind: start})
 	l.look(next)
 }
@@ -468,7 +549,10 @@ func parse(s *session, d wire.Datagram) packet {
 		p.isReply = true
 		return p
 	}
-	p.request, p.err = wire.ParseRequest(d.Data)
+	noReply := p.err
+	if p.request, p.err = wire.ParseRequest(d.Data); p.request.Cmd == wire.Response {
+		p.err = noReply
+	}
 	if d.Truncated {
 		p.err = fmt.Errorf("longer than %d bytes", wire.MaxReplace)
 	}

@@ -2,7 +2,10 @@ package client
 
 import (
 	"fmt"
+	"reflect"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -16,7 +19,8 @@ const (
 	renewCeiling = 24 * time.Hour // a forged or broken expiry must not stop renewals
 	awayEvery    = 1500 * time.Millisecond
 	addressGrace = 60 * time.Second
-	releaseTries = 3
+	fallBackIn   = time.Second // for a lease to come before main has to do
+	releaseTries = 10          // hundreds may end at once, and fill the queue of the server
 	releaseEvery = 300 * time.Millisecond
 )
 
@@ -24,6 +28,7 @@ type state int
 
 const (
 	asking    state = iota // has no lease
+	waiting                // gave its lease back, and waits for the address to return
 	placing                // has a lease, and waits to hear that its rules stand
 	held                   // lease and rules stand
 	releasing              // rules are gone, the server has not confirmed the end yet
@@ -43,6 +48,7 @@ type machine struct {
 	due      time.Duration // of the timer; 0: none
 	grace    time.Duration // until the address has to be there; 0: it was, or never has to
 	reported bool
+	fellBack bool   // main has the routes while there is no lease
 	away     bool   // the server did not answer the last renewals
 	why      string // the last reason not to have a lease
 }
@@ -52,8 +58,8 @@ type event struct {
 	kind  eventKind
 	reply wire.Reply
 	err   error  // of rulesPlaced and unreachable
-	why   string // of end and addressGone
-	tag   string
+	why   string // of end, addressGone and linkGone
+	told  Uplink // of replaced
 }
 
 type eventKind int
@@ -65,8 +71,9 @@ const (
 	unreachable           // the request could not be delivered: err
 	rulesPlaced           // the rules of the last placeRules stand, or not: err
 	addressSeen           // the address is on its link
-	addressGone           // it is not, though it was, or its link is gone: why
-	retagged              // a newer call brought another tag
+	addressGone           // it is not, though it was: why
+	linkGone              // nor is the link: why
+	replaced              // a newer call brought another tag or other settings: told
 	end                   // a signal, or another client, wants the end: why
 )
 
@@ -82,8 +89,9 @@ type actionKind int
 
 const (
 	send       actionKind = iota // request
-	placeRules                   // for table, those of a table before it go; rulesPlaced follows
-	clearRules                   // of table
+	placeRules                   // and routes, for table; those of a table before it go; rulesPlaced follows
+	clearRules                   // and routes, of table
+	fallBack                     // give main the routes, while there is no lease
 	report                       // table (0: none, and why) to the caller
 	finish                       // nothing is left to do: why
 )
@@ -117,11 +125,18 @@ func (m *machine) step(now time.Duration, ev event) []action {
 		return m.placed(now, ev.err)
 	case addressSeen:
 		m.grace = 0
+		if m.state == waiting {
+			m.enter(asking)
+			return m.ask(now)
+		}
 	case addressGone:
+		if m.uplink.Settings.placesRoutes() {
+			return m.wait(now, ev.why)
+		}
 		return m.quit(now, ev.why)
-	case retagged:
-		return m.retag(now, ev.tag)
-	case end:
+	case replaced:
+		return m.replace(now, ev.told)
+	case linkGone, end:
 		return m.quit(now, ev.why)
 	}
 	return nil
@@ -134,12 +149,34 @@ func (m *machine) request(cmd wire.Command) action {
 func (m *machine) ask(now time.Duration) []action {
 	m.sends++
 	m.due = now + tryEvery
+	if m.uplink.Settings.placesRoutes() && !m.fellBack {
+		m.due = now + fallBackIn
+	}
 	return []action{m.request(wire.Acquire)}
+}
+
+// patient tells whether the machine asks for ever: it placed routes, or is to, and main
+// serves them until there is a lease.
+func (m *machine) patient() bool { return m.unlimited || m.uplink.Settings.placesRoutes() }
+
+// makeDo is what a patient machine does when there is no lease at once: no boot waits.
+func (m *machine) makeDo() []action {
+	if m.fellBack || !m.uplink.Settings.placesRoutes() {
+		return nil
+	}
+	m.fellBack = true
+	if m.why == "" {
+		m.why = "no answer"
+	}
+	return append([]action{{kind: fallBack}}, m.tell(0, m.why)...)
 }
 
 func (m *machine) tick(now time.Duration) []action {
 	if m.grace != 0 && now >= m.grace {
 		m.grace = 0
+		if m.state == waiting {
+			return m.quit(now, m.why)
+		}
 		return m.quit(now, fmt.Sprintf("the address did not come within %v", addressGrace))
 	}
 	if m.due == 0 || now < m.due {
@@ -147,13 +184,13 @@ func (m *machine) tick(now time.Duration) []action {
 	}
 	switch m.state {
 	case asking:
-		if m.sends >= tries && !m.unlimited {
+		if m.sends >= tries && !m.patient() {
 			if m.why == "" {
 				m.why = "no answer"
 			}
 			return m.giveUp(now)
 		}
-		return m.ask(now)
+		return append(m.makeDo(), m.ask(now)...)
 	case held:
 		if m.sends++; m.sends > 1 {
 			m.away = true
@@ -189,6 +226,9 @@ func (m *machine) enter(s state) {
 func (m *machine) answer(now time.Duration, r wire.Reply) []action {
 	switch m.state {
 	case asking, held:
+		if r.Table >= unix.RT_TABLE_DEFAULT && r.Table <= unix.RT_TABLE_LOCAL {
+			r = wire.Reply{Error: fmt.Sprintf("table %d is the kernel's, and no lease", r.Table)}
+		}
 		if r.Table == 0 {
 			return m.refused(now, r)
 		}
@@ -228,17 +268,28 @@ func (m *machine) refused(now time.Duration, r wire.Reply) []action {
 	m.away = false
 	switch {
 	case m.state == asking && r.Code.Final():
-		return m.giveUp(now)
+		return append(m.makeDo(), m.giveUp(now)...)
+	case m.state == asking:
+		actions := m.makeDo()
+		if actions != nil {
+			m.due = now + tryEvery
+		}
+		return actions // the next try is due already
 	case m.state == held && r.Code.Final() && now >= m.expires:
 		return m.quit(now, "the lease ended and is not renewed: "+m.why)
 	}
-	return nil // the next try is due already
+	return nil // likewise
 }
 
 func (m *machine) undelivered(now time.Duration, err error) []action {
 	switch m.state {
 	case asking:
 		m.why = err.Error()
+		actions := m.makeDo()
+		if actions != nil {
+			m.due = now + tryEvery
+		}
+		return actions
 	case held:
 		m.away = true
 	case releasing:
@@ -259,18 +310,46 @@ func (m *machine) placed(now time.Duration, err error) []action {
 		return actions
 	}
 	m.enter(held)
+	m.fellBack = false
 	m.due = m.renewal(now)
 	return m.tell(m.table, "")
 }
 
-func (m *machine) retag(now time.Duration, tag string) []action {
-	m.uplink.Tag = tag
+// replace takes over what a newer call was told.
+func (m *machine) replace(now time.Duration, told Uplink) []action {
+	old := m.uplink
+	m.uplink = told
 	if m.state != held {
 		return nil // the next request carries it
 	}
+	var actions []action
+	if !reflect.DeepEqual(old.Settings, told.Settings) {
+		actions = append(actions, action{kind: placeRules, table: m.table})
+	}
+	if old.Tag == told.Tag {
+		return actions
+	}
 	m.due = now + awayEvery
 	m.sends++
-	return []action{m.request(wire.Acquire)}
+	return append(actions, m.request(wire.Acquire))
+}
+
+// wait takes everything back like quit, but stays: what a hook said is still good if the
+// address was only flushed and put back.
+func (m *machine) wait(now time.Duration, why string) []action {
+	var actions []action
+	switch m.state {
+	case releasing, waiting, done:
+		return nil
+	case placing, held:
+		actions = []action{{kind: clearRules, table: m.table}}
+	}
+	actions = append(actions, m.request(wire.Release))
+	m.enter(waiting)
+	m.why = why
+	m.fellBack = false
+	m.grace = now + addressGrace
+	return actions
 }
 
 // quit takes everything back, rules before the lease, so that the next holder of the

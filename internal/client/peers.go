@@ -1,8 +1,10 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -14,7 +16,11 @@ import (
 
 // holderPatience is how long a holder of ours may take to answer. Whoever is silent for
 // longer is a client of the original, or somebody who took the name.
-const holderPatience = 200 * time.Millisecond
+const (
+	holderPatience = 200 * time.Millisecond
+	busyPatience   = tries * tryEvery // for one of ours all the same
+	askAgain       = 50 * time.Millisecond
+)
 
 var errSilent = errors.New("no answer")
 
@@ -35,7 +41,8 @@ func (t trust) has(uid uint32) bool {
 func open(key wire.Key, ours bool) (*wire.Conn, error) {
 	name := wire.HolderName(key)
 	if !ours {
-		name += fmt.Sprintf("-%d", os.Getpid())
+		// Nobody can take it first, nor is it the name of an equal pid in another container.
+		name += fmt.Sprintf("-%d-%x", os.Getpid(), rand.Uint64())
 	}
 	addr, err := wire.Padded(name)
 	if err != nil {
@@ -73,6 +80,38 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted trust, pa
 	}
 }
 
+// askHolder is exchange with the holder of a key, ECONNREFUSED if there is none. A holder
+// of ours answers at once, but for on a host that is out of breath: where the owner of the
+// name looks like this process, it is asked again. The error names the owner else.
+func askHolder(ctx context.Context, conn *wire.Conn, to wire.Addr, req wire.Request, patience time.Duration) (wire.Reply, error) {
+	peers := newTrust(nil)
+	for until := time.Now().Add(busyPatience); ; {
+		reply, err := exchange(conn, to, req, peers, patience)
+		if err == nil || errors.Is(err, syscall.ECONNREFUSED) {
+			return reply, err
+		}
+		owner, findErr := wire.FindOwner(to)
+		switch {
+		case errors.Is(findErr, wire.ErrNobody):
+			return reply, syscall.ECONNREFUSED
+		case findErr != nil:
+			return reply, errors.Join(err, findErr)
+		case !peers.has(owner.UID) || owner.Command != ownCommand() || time.Now().After(until):
+			return reply, fmt.Errorf("%s: %w", owner, err)
+		}
+		select {
+		case <-ctx.Done():
+			return reply, ctx.Err()
+		case <-time.After(askAgain):
+		}
+	}
+}
+
+func ownCommand() string {
+	comm, _ := os.ReadFile("/proc/self/comm") // "" is nobody's
+	return strings.TrimSpace(string(comm))
+}
+
 // serverAddrs are both forms of the server's name: the original holds only the padded
 // one, another program perhaps only the exact one.
 func serverAddrs(name string) ([]wire.Addr, error) {
@@ -106,7 +145,11 @@ func sendToServer(conn *wire.Conn, addrs []wire.Addr, data []byte) error {
 func explain(addrs []wire.Addr, trusted trust) error {
 	for _, addr := range addrs {
 		owner, err := wire.FindOwner(addr)
-		if err == nil && !trusted.has(owner.UID) {
+		switch {
+		case err != nil: // nobody there, so requests went to the other form
+		case trusted.has(owner.UID):
+			return nil
+		default:
 			return fmt.Errorf("%s is taken by %s, who is not trusted to lease tables (see --server-user)", addr, owner)
 		}
 	}
@@ -116,7 +159,7 @@ func explain(addrs []wire.Addr, trusted trust) error {
 // otherHolder tells whether a process holds the address of key on another link, so that
 // rules from that address may be its own.
 func otherHolder(key wire.Key) (bool, error) {
-	names, err := wire.PaddedNames()
+	names, err := wire.PaddedNames(newTrust(nil).has)
 	if err != nil {
 		return false, err
 	}

@@ -3,6 +3,7 @@ package client
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 )
@@ -13,8 +14,9 @@ type ruleset struct {
 	kernel    *route.Conn
 	log       *slog.Logger
 	adopted   bool
-	tables    map[uint32]bool // whose marked rules are this uplink's
+	tables    map[uint32]bool // whose marked rules are this uplink's; false: only those from its address
 	originals map[uint32]bool // whose unmarked three are
+	shared    bool            // another link has the address, too
 }
 
 // adopt finds what earlier holders of the address left behind: marked rules of a client
@@ -26,21 +28,21 @@ func (r *ruleset) adopt() error {
 		return err
 	}
 	r.tables, r.originals = r.uplink.leftovers(rules)
-	if len(r.tables) == 0 {
+	if !slices.ContainsFunc(rules, func(rule route.Rule) bool { return rule.Src == r.uplink.host() }) {
 		return nil
 	}
-	other, err := otherHolder(r.uplink.Key)
-	if err != nil {
+	if r.shared, err = otherHolder(r.uplink.Key); err != nil {
 		return err
 	}
-	if other {
-		clear(r.tables) // the same address on two links: those rules are in use
+	if r.shared { // those rules are in use
+		clear(r.tables)
+		clear(r.originals)
 	}
 	return nil
 }
 
-// place makes the rules those of table, empties the table of routes that somebody
-// before us left there, and removes what was adopted or placed before.
+// place makes the rules those of table, and removes what was adopted or placed before. If
+// nobody of us places routes, it empties the table of those that somebody left there.
 func (r *ruleset) place(table uint32) error {
 	if !r.uplink.wantsRules() {
 		return nil
@@ -50,11 +52,13 @@ func (r *ruleset) place(table uint32) error {
 			return err
 		}
 	}
-	if err := r.kernel.FlushTable(r.uplink.family(), table); err != nil {
-		return err
+	if !r.uplink.Settings.placesRoutes() {
+		if err := r.kernel.FlushTable(r.uplink.family(), table); err != nil {
+			return err
+		}
 	}
 	r.tables[table] = true
-	if err := r.sync(r.uplink.rules(table)); err != nil {
+	if err := r.sync(table, r.uplink.rules(table)); err != nil {
 		return err
 	}
 	r.tables, r.originals = map[uint32]bool{table: true}, nil
@@ -63,13 +67,20 @@ func (r *ruleset) place(table uint32) error {
 
 // clear removes all rules and routes of the uplink.
 func (r *ruleset) clear() error {
-	if !r.uplink.wantsRules() || len(r.tables)+len(r.originals) == 0 {
+	if !r.uplink.wantsRules() || !r.adopted {
 		return nil
 	}
-	if err := r.sync(nil); err != nil {
+	var err error
+	if r.shared, err = otherHolder(r.uplink.Key); err != nil {
 		return err
 	}
-	for table := range r.tables {
+	if err := r.sync(0, nil); err != nil {
+		return err
+	}
+	for table, whole := range r.tables {
+		if !whole {
+			continue
+		}
 		if err := r.kernel.FlushTable(r.uplink.family(), table); err != nil {
 			return err
 		}
@@ -77,7 +88,11 @@ func (r *ruleset) clear() error {
 	return nil
 }
 
-func (r *ruleset) sync(want []route.Rule) error {
+// sync makes the rules of the uplink those of the lease of table; 0 is none.
+func (r *ruleset) sync(table uint32, want []route.Rule) error {
+	if err := r.yield(table); err != nil {
+		return err
+	}
 	added, deleted, err := r.kernel.SyncRules(r.uplink.family(), r.owns, want)
 	for _, rule := range added {
 		r.log.Info("rule added", r.attrs(rule)...)
@@ -91,14 +106,35 @@ func (r *ruleset) sync(want []route.Rule) error {
 	return nil
 }
 
+// yield finds the tables, but for the leased one, that another address has rules for by
+// now: it got the lease while this process was stopped, say, and one of its rules is just
+// like one of ours.
+func (r *ruleset) yield(leased uint32) error {
+	rules, err := r.kernel.Rules(r.uplink.family())
+	if err != nil {
+		return err
+	}
+	for _, rule := range rules {
+		if r.tables[rule.Table] && rule.Table != leased && rule.Protocol == route.Protocol &&
+			rule.Src.IsValid() && rule.Src.IsSingleIP() && rule.Src != r.uplink.host() {
+			r.tables[rule.Table] = false
+		}
+	}
+	return nil
+}
+
 func (r *ruleset) attrs(rule route.Rule) []any {
 	return []any{"rule", rule.String(), "ifname", r.uplink.Key.Ifname, "addr", r.uplink.Key.Address,
 		"family", r.uplink.Key.Family.String(), "table", rule.Table, "priority", rule.Priority}
 }
 
 func (r *ruleset) owns(rule route.Rule) bool {
+	if rule.Protocol == route.Protocol && beside(rule) {
+		return rule.Src == r.uplink.host() && !r.shared
+	}
 	if rule.Protocol == route.Protocol {
-		return r.tables[rule.Table]
+		whole, known := r.tables[rule.Table]
+		return whole || known && rule.Src == r.uplink.host()
 	}
 	return r.originals[rule.Table] && r.uplink.original(rule, rule.Table)
 }

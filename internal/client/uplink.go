@@ -28,6 +28,7 @@ type Uplink struct {
 	Priorities Priorities
 	NoNetwork  bool // leave the network rule out
 	Forward    bool // rule for forwarded traffic that comes from the network, too
+	Settings   Settings
 }
 
 // wantsRules tells whether a lease of this family is turned into rules.
@@ -56,8 +57,26 @@ func (u Uplink) rules(table uint32) []route.Rule {
 	source.Src = u.host()
 	unbound := rule(u.Priorities.Unbound)
 	unbound.Iif = "lo"
-	rules := []route.Rule{source}
-	if u.Forward {
+	var rules []route.Rule
+	if u.Settings.SpecificFirst {
+		// What is more specific than a default, in the table or in main, comes first.
+		for i, t := range []uint32{table, unix.RT_TABLE_MAIN} {
+			specific := source
+			specific.Priority = u.Priorities.Source - 2 + uint32(i)
+			specific.Table, specific.SuppressDefault = t, true
+			rules = append(rules, specific)
+		}
+	}
+	rules = append(rules, source)
+	if u.Settings.OnLoss == Block {
+		// Behind the source rule, not in the table: there it would stop the unbound rules
+		// of other uplinks, too.
+		block := source
+		block.Priority++
+		block.Table, block.Action = 0, route.Unreachable
+		rules = append(rules, block)
+	}
+	if u.Forward && !u.Network.IsSingleIP() {
 		forward := rule(u.Priorities.Source)
 		forward.Src = u.Network.Masked()
 		rules = append(rules, forward)
@@ -98,7 +117,7 @@ func (u Uplink) original(r route.Rule, table uint32) bool {
 func (u Uplink) leftovers(rules []route.Rule) (ours, originals map[uint32]bool) {
 	ours, originals = make(map[uint32]bool), make(map[uint32]bool)
 	for _, r := range rules {
-		if r.Src != u.host() {
+		if r.Src != u.host() || beside(r) {
 			continue
 		}
 		if r.Protocol == route.Protocol {
@@ -108,6 +127,21 @@ func (u Uplink) leftovers(rules []route.Rule) (ours, originals map[uint32]bool) 
 		}
 	}
 	return ours, originals
+}
+
+// beside tells whether a rule of ours from an address leads elsewhere than to its table.
+func beside(r route.Rule) bool { return r.Action != route.Lookup || r.Table == unix.RT_TABLE_MAIN }
+
+// retold is the uplink with what a Replace brings: the newest tag, and settings if there
+// are any, since a call that only asks for the table has none.
+func (u Uplink) retold(r wire.Request) (Uplink, error) {
+	u.Tag = r.Tag
+	if r.Settings == "" {
+		return u, nil
+	}
+	settings, err := decodeSettings([]byte(r.Settings))
+	u.Settings = settings
+	return u, err
 }
 
 // family is the number of the address family for rtnetlink.

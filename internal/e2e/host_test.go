@@ -156,6 +156,9 @@ func (h *host) start(cmd *exec.Cmd) *process {
 	}()
 	h.t.Cleanup(func() {
 		p.kill()
+		if strings.Contains(p.log.String(), "DATA RACE") {
+			h.t.Error("the race detector has something to say")
+		}
 		if h.t.Failed() {
 			h.t.Logf("%s wrote:\n%s", filepath.Base(cmd.Path), p.log.String())
 		}

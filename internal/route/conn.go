@@ -1,7 +1,7 @@
 // Package route hides rtnetlink: how the policy rules, addresses, links and routes of a network
-// namespace are read and changed, and how their changes are followed. Callers say which rules
-// there should be; the messages, their attributes, partial deletes, interrupted dumps and lost
-// notifications stay in here. It imports nothing of this module.
+// namespace are read and changed, and how their changes are followed. Callers say which rules and
+// routes there should be; the messages, their attributes, partial deletes, interrupted dumps and
+// lost notifications stay in here. It imports nothing of this module.
 package route
 
 import (
@@ -21,60 +21,75 @@ const Protocol = 116
 const (
 	dumpTries = 50 // 6,000 rules take 10 ms to dump; a burst of changes is over after half a second
 	timeout   = 10 * time.Second
+
+	quietTries = 10 // undisturbed dumps
+	syncRounds = 5  // two or three are usual: the last one finds all as it should be
 )
 
 // Conn asks and changes the network namespace in which it was dialled. Its methods are for one
 // goroutine at a time. Reading needs no capability, changing needs CAP_NET_ADMIN.
 type Conn struct {
-	sockets map[int]*nl.SocketHandle
-	guard   *nl.NetlinkSocket // joins the rule groups while rules are read, see dumpRules
+	reading  map[int]*nl.SocketHandle
+	changing map[int]*nl.SocketHandle // its errors say why; the library cannot read that of a dump
+	guard    *nl.NetlinkSocket        // joins a group while its objects are read, see undisturbed
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
 func Dial() (*Conn, error) {
-	requests, err := nl.Subscribe(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	var sockets [3]*nl.NetlinkSocket
+	for i := range sockets {
+		var err error
+		if sockets[i], err = nl.Subscribe(unix.NETLINK_ROUTE); err != nil {
+			for _, s := range sockets[:i] {
+				s.Close()
+			}
+			return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+		}
 	}
-	guard, err := nl.Subscribe(unix.NETLINK_ROUTE)
-	if err != nil {
-		requests.Close()
-		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
-	}
+	reading, changing, guard := sockets[0], sockets[1], sockets[2]
 	// The kernel answers at once. A limit keeps a caller alive should an answer ever be missing.
 	limit := unix.NsecToTimeval(timeout.Nanoseconds())
-	_ = requests.SetSendTimeout(&limit) // only stores the value
-	_ = requests.SetReceiveTimeout(&limit)
+	for _, s := range []*nl.NetlinkSocket{reading, changing} {
+		_ = s.SetSendTimeout(&limit) // only stores the value
+		_ = s.SetReceiveTimeout(&limit)
+	}
 	// With it (Linux 4.20) the kernel filters dumps by table and by link. Without it we filter
 	// alone, as we do anyway.
-	_ = unix.SetsockoptInt(requests.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	_ = unix.SetsockoptInt(reading.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	_ = changing.SetExtAck(true) // Linux 4.12; without it errors are shorter
 	return &Conn{
-		sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: requests}},
-		guard:   guard,
+		reading:  map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: reading}},
+		changing: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: changing}},
+		guard:    guard,
 	}, nil
 }
 
 // Close closes the sockets.
 func (c *Conn) Close() {
-	c.sockets[unix.NETLINK_ROUTE].Close()
+	c.reading[unix.NETLINK_ROUTE].Close()
+	c.changing[unix.NETLINK_ROUTE].Close()
 	c.guard.Close()
 }
 
-// request sends one message, header and attributes in body, and returns the messages of type
-// answer, or any with answer 0.
+// request sends one message that asks, header and attributes in body, and returns the messages of
+// type answer.
 func (c *Conn) request(typ, flags, answer uint16, body []byte) ([][]byte, error) {
+	return execute(c.reading, typ, flags, answer, body)
+}
+
+// change sends one message that changes something and waits for its acknowledgement.
+func (c *Conn) change(typ, flags uint16, body []byte) error {
+	_, err := execute(c.changing, typ, unix.NLM_F_ACK|flags, 0, body)
+	return err
+}
+
+func execute(sockets map[int]*nl.SocketHandle, typ, flags, answer uint16, body []byte) ([][]byte, error) {
 	req := nl.NetlinkRequest{
 		NlMsghdr: unix.NlMsghdr{Type: typ, Flags: unix.NLM_F_REQUEST | flags},
 		RawData:  body,
-		Sockets:  c.sockets,
+		Sockets:  sockets,
 	}
 	return req.Execute(unix.NETLINK_ROUTE, answer)
-}
-
-// change sends one message and waits for its acknowledgement.
-func (c *Conn) change(typ, flags uint16, body []byte) error {
-	_, err := c.request(typ, unix.NLM_F_ACK|flags, 0, body)
-	return err
 }
 
 // dump is request for all objects of a kind. It asks again while changes interrupt it.
@@ -88,6 +103,44 @@ func (c *Conn) dump(typ, answer uint16, body []byte) (msgs [][]byte, err error) 
 	return nil, err
 }
 
+// undisturbed calls read, which dumps the objects of a multicast group, until none of them has
+// changed meanwhile, and reports whether there was such a quiet moment. It is for objects whose
+// dumps may miss some then, and do not say so.
+func (c *Conn) undisturbed(group int, read func() error) (quiet bool, err error) {
+	if err := unix.SetsockoptInt(c.guard.GetFd(), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
+		return false, fmt.Errorf("join netlink group %d: %w", group, err)
+	}
+	defer func() {
+		// Cannot fail for a group that was joined.
+		_ = unix.SetsockoptInt(c.guard.GetFd(), unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, group)
+	}()
+	c.disturbed() // what an earlier call has left
+	for range quietTries {
+		if err := read(); err != nil {
+			return false, err
+		}
+		if !c.disturbed() {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// disturbed reports whether the guard heard of changes, and forgets them.
+func (c *Conn) disturbed() bool {
+	var heard bool
+	var buf [1]byte // a message cut short is as good
+	for {
+		switch _, _, err := unix.Recvfrom(c.guard.GetFd(), buf[:], unix.MSG_DONTWAIT); err {
+		case nil, unix.ENOBUFS:
+			heard = true
+		case unix.EINTR:
+		default: // EAGAIN: nothing is left
+			return heard
+		}
+	}
+}
+
 // native is the byte order of rtnetlink.
 var native = binary.NativeEndian
 
@@ -98,12 +151,20 @@ var errMalformed = errors.New("malformed rtnetlink message")
 
 // eachAttribute calls f for each attribute in b.
 func eachAttribute(b []byte, f func(typ uint16, value []byte)) error {
+	return eachAttributeAsIs(b, func(typ uint16, value []byte) { f(typ&attributeType, value) })
+}
+
+// attributeType masks the flags out of an attribute's type.
+const attributeType = 1<<16 - 1 - unix.NLA_F_NESTED - unix.NLA_F_NET_BYTEORDER
+
+// eachAttributeAsIs is eachAttribute with the flags in the types.
+func eachAttributeAsIs(b []byte, f func(typ uint16, value []byte)) error {
 	for len(b) >= unix.SizeofRtAttr {
 		n := int(native.Uint16(b))
 		if n < unix.SizeofRtAttr || n > len(b) {
 			return errMalformed
 		}
-		f(native.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.SizeofRtAttr:n])
+		f(native.Uint16(b[2:]), b[unix.SizeofRtAttr:n])
 		b = b[min(align(n), len(b)):]
 	}
 	return nil

@@ -1,89 +1,480 @@
 package route
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// flushRounds bounds FlushTable: one round deletes, the next finds nothing.
-const flushRounds = 5
+// Values of Route.Pref, RFC 4191 section 2.1.
+const (
+	PrefMedium = 0
+	PrefHigh   = 1
+	PrefLow    = 3
+)
 
-// FlushTable deletes the routes of family, AF_INET or AF_INET6, in table that carry our Protocol.
-func (c *Conn) FlushTable(family int, table uint32) error {
-	for range flushRounds {
-		routes, err := c.ourRoutes(family, table)
-		if err != nil {
-			return fmt.Errorf("list routes of table %d: %w", table, err)
+const (
+	metricIPv6 = 1024 // IP6_RT_PRIO_USER: what the kernel makes of metric 0
+	clockTicks = 100  // of rta_cacheinfo, a second: USER_HZ
+
+	rtaNexthopID = 30                        // RTA_NH_ID of linux/rtnetlink.h
+	flagsNexthop = 0x02 | unix.RTNH_F_ONLINK // RTNH_F_PERVASIVE; the other RTNH_F_* are states
+)
+
+// Route is one route of a table, `ip route`. All that the kernel told is in it, also where there is
+// no field: a route that is read, changed and added has the attributes of the first.
+type Route struct {
+	Family   int          // AF_INET or AF_INET6
+	Dst      netip.Prefix // masked; the default route is 0.0.0.0/0 or ::/0
+	From     netip.Prefix // IPv6 routes for some sources only; the zero Prefix is all
+	Table    uint32       // the whole number, above 255 too
+	Metric   uint32       // a request's 0 becomes 1024 in IPv6
+	TOS      uint8        // IPv4 only
+	Type     uint8        // unix.RTN_*; 0 in a request is RTN_UNICAST
+	Scope    uint8        // unix.RT_SCOPE_*; IPv4 only
+	Protocol uint8        // who made the route: Protocol for ours
+	Index    int          // ifindex of the link; 0 if there is none or there are several
+	Gateway  netip.Addr   // without a zone; in IPv4 it may be of IPv6. The zero Addr is none
+	Src      netip.Addr   // the preferred source address, if there is one
+	Onlink   bool         // the gateway is on the link whatever the routes say
+	Pref     uint8        // PrefMedium, PrefHigh or PrefLow; IPv6 only
+	// Expires is the rest of the lifetime in seconds, rounded up; 0 is forever. IPv6 only.
+	Expires   int
+	Multipath bool   // there are several gateways or links, with weights
+	Encap     bool   // packets are wrapped: MPLS, a tunnel, segment routing
+	NexthopID uint32 // the nexthop object (`ip nexthop`) that Index and Gateway come from, or 0
+	Dead      bool   // its link is down
+	LinkDown  bool   // its link has no carrier
+
+	rest string // the attributes without a field, as the kernel encodes them, in its order
+}
+
+// NewRoute returns a unicast route of ours to dst, through a gateway or with the zero Addr
+// directly on the link.
+func NewRoute(table uint32, dst netip.Prefix, gateway netip.Addr, index int) Route {
+	r := Route{Family: unix.AF_INET, Dst: dst.Masked(), Table: table, Protocol: Protocol, Gateway: gateway, Index: index}
+	if dst.Addr().Is6() {
+		r.Family = unix.AF_INET6
+	}
+	if !gateway.IsValid() {
+		r.Scope = unix.RT_SCOPE_LINK // as `ip route` has it; only then may it lead to a gateway
+	}
+	return r.normal()
+}
+
+// In returns r as a route of ours in another table. If it is a unicast route, src becomes its
+// preferred source; the zero Addr keeps what it has. A lifetime stays: the copy ends with r.
+func (r Route) In(table uint32, src netip.Addr) Route {
+	r.Table, r.Protocol, r.Dead, r.LinkDown = table, Protocol, false, false
+	if src.IsValid() && r.shown().Type == unix.RTN_UNICAST {
+		r.Src = src
+	}
+	return r
+}
+
+// Equal reports whether r and o are the same route, whatever is left of their lifetimes and
+// whatever the state of the link.
+func (r Route) Equal(o Route) bool { return r.Dst == o.Dst && r.key() == o.key() }
+
+func (r Route) key() Route {
+	r = r.normal()
+	r.Expires, r.Dead, r.LinkDown = 0, false, false
+	return r
+}
+
+// normal returns r, a request, as the kernel shows it after it was added.
+func (r Route) normal() Route {
+	r = r.shown()
+	if r.Family == unix.AF_INET6 && r.Metric == 0 {
+		r.Metric = metricIPv6
+	}
+	return r
+}
+
+// shown returns r with what has one meaning in one form.
+func (r Route) shown() Route {
+	if r.Type == unix.RTN_UNSPEC {
+		r.Type = unix.RTN_UNICAST
+	}
+	r.Gateway = r.Gateway.WithZone("")
+	if r.Family != unix.AF_INET6 {
+		r.Pref, r.Expires = 0, 0
+		return r
+	}
+	r.TOS, r.Scope = 0, unix.RT_SCOPE_UNIVERSE
+	switch r.Type {
+	case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
+		r.Index = 0 // they come with lo
+	}
+	return r
+}
+
+// viaGateway reports whether the kernel looks for the way to a gateway when r is added.
+func (r Route) viaGateway() bool { return r.Gateway.IsValid() || r.Multipath || r.NexthopID != 0 }
+
+// place is what a table has one route for. The kernel lets others follow if they are appended: in
+// IPv4 as spares behind the first, in IPv6 as links or gateways that share the traffic.
+type place struct {
+	dst, from netip.Prefix
+	tos       uint8
+	metric    uint32
+}
+
+func (r Route) place() place { return place{r.Dst, r.From, r.TOS, r.Metric} }
+
+// Spread returns routes of one table with metrics raised so that no two stand in one place, where
+// the kernel would refuse the second: the routes that a second router advertises for instance. The
+// preferred one, or the earlier of equals, keeps its metric; doubles are left out.
+func Spread(routes []Route) []Route {
+	rank := func(pref uint8) int { return [4]int{PrefHigh: 0, PrefMedium: 1, 2: 1, PrefLow: 2}[pref&3] }
+	sorted := make([]Route, len(routes))
+	for i, r := range routes {
+		sorted[i] = r.normal()
+	}
+	slices.SortStableFunc(sorted, func(a, b Route) int {
+		return cmp.Or(cmp.Compare(a.Metric, b.Metric), cmp.Compare(rank(a.Pref), rank(b.Pref)))
+	})
+	seen := make(map[Route]bool)
+	taken := make(map[place]bool)
+	var spread []Route
+	for _, r := range sorted {
+		if seen[r.key()] {
+			continue
 		}
-		if len(routes) == 0 {
-			return nil
+		seen[r.key()] = true
+		for taken[r.place()] && r.Metric < ^uint32(0) {
+			r.Metric++
 		}
-		for _, m := range routes {
-			// The message as it came names all that tells the route from its neighbours.
-			err := c.change(unix.RTM_DELROUTE, 0, m)
-			// Routes go by themselves, with their link for one.
-			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("delete route of table %d: %w", table, err)
+		taken[r.place()] = true
+		spread = append(spread, r)
+	}
+	return spread
+}
+
+// check returns why r, as normal returns it, cannot be added; nil if it can.
+func (r Route) check() error {
+	bits := 32
+	switch r.Family {
+	case unix.AF_INET:
+	case unix.AF_INET6:
+		bits = 128
+	default:
+		return fmt.Errorf("family %d: %w", r.Family, unix.EAFNOSUPPORT)
+	}
+	is := func(a netip.Addr) bool { return !a.IsValid() || a.BitLen() == bits && a.Zone() == "" }
+	switch {
+	case !r.Dst.IsValid() || !is(r.Dst.Addr()) || r.Dst != r.Dst.Masked():
+		return fmt.Errorf("%v is no destination of this family", r.Dst)
+	case r.From.IsValid() && (bits == 32 || !is(r.From.Addr()) || r.From != r.From.Masked()):
+		return fmt.Errorf("%v is no source of this family", r.From)
+	case !is(r.Src):
+		return fmt.Errorf("%v is no source address of this family", r.Src)
+	case bits == 128 && !is(r.Gateway):
+		return fmt.Errorf("%v is no gateway of this family", r.Gateway)
+	case r.Table == 0:
+		return errors.New("a route needs a table")
+	case r.Type == unix.RTN_UNICAST && r.Index == 0 && !r.Multipath && r.NexthopID == 0:
+		return errors.New("a unicast route needs a link")
+	case r.Expires < 0:
+		return errors.New("its lifetime is over")
+	}
+	return nil
+}
+
+// String returns the route as `ip route show table all` prints it, with numbers for links and
+// protocols, and in brackets what it does not name:
+// "default via 10.0.0.1 dev #3 table 10000 proto 116 src 10.0.0.2 metric 100".
+func (r Route) String() string {
+	r = r.shown()
+	types := [...]string{"unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit", "throw"}
+	scopes := map[uint8]string{unix.RT_SCOPE_SITE: "site", unix.RT_SCOPE_LINK: "link", unix.RT_SCOPE_HOST: "host", unix.RT_SCOPE_NOWHERE: "nowhere"}
+	prefs := map[uint8]string{PrefMedium: "medium", PrefHigh: "high", PrefLow: "low"}
+	var b strings.Builder
+	add := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
+	if int(r.Type) >= len(types) {
+		add("type %d ", r.Type)
+	} else if r.Type != unix.RTN_UNICAST {
+		add("%s ", types[r.Type])
+	}
+	if r.Dst.Bits() == 0 {
+		add("default")
+	} else {
+		add("%s", selector(r.Dst))
+	}
+	if r.From.IsValid() {
+		add(" from %s", selector(r.From))
+	}
+	if r.TOS != 0 {
+		add(" tos 0x%02x", r.TOS)
+	}
+	if r.NexthopID != 0 {
+		add(" nhid %d", r.NexthopID)
+	}
+	if r.Gateway.IsValid() {
+		add(" via ")
+		if r.Family == unix.AF_INET && r.Gateway.Is6() {
+			add("inet6 ")
+		}
+		add("%s", r.Gateway)
+	}
+	if r.Index != 0 {
+		add(" dev #%d", r.Index)
+	}
+	if r.Table != unix.RT_TABLE_MAIN {
+		add(" table %s", tableName(r.Table))
+	}
+	if r.Protocol != unix.RTPROT_BOOT {
+		add(" proto %d", r.Protocol)
+	}
+	if name, ok := scopes[r.Scope]; ok {
+		add(" scope %s", name)
+	} else if r.Scope != unix.RT_SCOPE_UNIVERSE {
+		add(" scope %d", r.Scope)
+	}
+	if r.Src.IsValid() {
+		add(" src %s", r.Src)
+	}
+	if r.Metric != 0 || r.Family == unix.AF_INET6 {
+		add(" metric %d", r.Metric)
+	}
+	for _, flag := range []struct {
+		set  bool
+		name string
+	}{{r.Dead, "dead"}, {r.Onlink, "onlink"}, {r.LinkDown, "linkdown"}} {
+		if flag.set {
+			add(" %s", flag.name)
+		}
+	}
+	if r.Expires != 0 {
+		add(" expires %dsec", r.Expires)
+	}
+	named, other := r.describeRest()
+	add("%s", named)
+	if r.Family == unix.AF_INET6 {
+		if name, ok := prefs[r.Pref]; ok {
+			add(" pref %s", name)
+		} else {
+			add(" pref %d", r.Pref)
+		}
+	}
+	if len(other) > 0 {
+		add(" [%s]", strings.Join(other, " "))
+	}
+	return b.String()
+}
+
+// describeRest returns the metrics of r in the words of `ip route`, each after a space, and the
+// attributes that have none as "name=hex".
+func (r Route) describeRest() (named string, other []string) {
+	attributes := map[uint16]string{unix.RTA_FLOW: "realms", unix.RTA_MULTIPATH: "nexthops", unix.RTA_ENCAP: "encap", unix.RTA_ENCAP_TYPE: "encap_type"}
+	metrics := map[uint16]string{
+		unix.RTAX_MTU: "mtu", unix.RTAX_WINDOW: "window", unix.RTAX_SSTHRESH: "ssthresh", unix.RTAX_CWND: "cwnd",
+		unix.RTAX_ADVMSS: "advmss", unix.RTAX_REORDERING: "reordering", unix.RTAX_HOPLIMIT: "hoplimit",
+		unix.RTAX_INITCWND: "initcwnd", unix.RTAX_INITRWND: "initrwnd", unix.RTAX_QUICKACK: "quickack",
+	}
+	// rest was read attribute by attribute, and a malformed metric ends the words.
+	_ = eachAttribute([]byte(r.rest), func(typ uint16, value []byte) {
+		if typ == unix.RTA_METRICS {
+			var lock uint32
+			_ = eachAttribute(value, func(typ uint16, value []byte) {
+				if typ == unix.RTAX_LOCK {
+					lock = uint32Of(value)
+				}
+			})
+			_ = eachAttribute(value, func(typ uint16, value []byte) {
+				switch name, ok := metrics[typ]; {
+				case typ == unix.RTAX_LOCK:
+				case typ == unix.RTAX_CC_ALGO:
+					named += " congctl " + unix.ByteSliceToString(value)
+				case !ok:
+					other = append(other, fmt.Sprintf("metric%d=%x", typ, value))
+				case lock&(1<<typ) != 0:
+					named += fmt.Sprintf(" %s lock %d", name, uint32Of(value))
+				default:
+					named += fmt.Sprintf(" %s %d", name, uint32Of(value))
+				}
+			})
+			return
+		}
+		name, ok := attributes[typ]
+		if !ok {
+			name = fmt.Sprintf("attribute%d", typ)
+		}
+		other = append(other, fmt.Sprintf("%s=%x", name, value))
+	})
+	return named, other
+}
+
+// encode returns r, as normal returns it, as struct rtmsg and attributes. What it leaves out means
+// none when the message adds, but mostly any when it deletes.
+func (r Route) encode() []byte {
+	var flags uint32
+	if r.Onlink {
+		flags = unix.RTNH_F_ONLINK
+	}
+	// The header has one byte for the table: the attribute goes first.
+	b := []byte{byte(r.Family), byte(r.Dst.Bits()), byte(max(r.From.Bits(), 0)), r.TOS, unix.RT_TABLE_UNSPEC, r.Protocol, r.Scope, r.Type}
+	b = native.AppendUint32(b, flags)
+	b = appendUint32(b, unix.RTA_TABLE, r.Table)
+	if r.Dst.Bits() > 0 {
+		b = appendAttribute(b, unix.RTA_DST, r.Dst.Addr().AsSlice())
+	}
+	if r.From.IsValid() {
+		b = appendAttribute(b, unix.RTA_SRC, r.From.Addr().AsSlice())
+	}
+	if r.Metric != 0 {
+		b = appendUint32(b, unix.RTA_PRIORITY, r.Metric)
+	}
+	if r.Src.IsValid() {
+		b = appendAttribute(b, unix.RTA_PREFSRC, r.Src.AsSlice())
+	}
+	if r.Pref != PrefMedium {
+		b = appendAttribute(b, unix.RTA_PREF, []byte{r.Pref})
+	}
+	if r.Expires > 0 {
+		b = appendUint32(b, unix.RTA_EXPIRES, uint32(r.Expires))
+	}
+	if r.NexthopID != 0 {
+		b = appendUint32(b, rtaNexthopID, r.NexthopID)
+	} else {
+		switch {
+		case !r.Gateway.IsValid():
+		case r.Family == unix.AF_INET && r.Gateway.Is6():
+			via := native.AppendUint16(nil, unix.AF_INET6)
+			b = appendAttribute(b, unix.RTA_VIA, append(via, r.Gateway.AsSlice()...))
+		default:
+			b = appendAttribute(b, unix.RTA_GATEWAY, r.Gateway.AsSlice())
+		}
+		if r.Index != 0 {
+			b = appendUint32(b, unix.RTA_OIF, uint32(r.Index))
+		}
+	}
+	// rest was read attribute by attribute, so the error cannot come back.
+	_ = eachAttributeAsIs([]byte(r.rest), func(typ uint16, value []byte) {
+		switch typ & attributeType {
+		case unix.RTA_MULTIPATH, unix.RTA_ENCAP, unix.RTA_ENCAP_TYPE, unix.RTA_FLOW:
+			if r.NexthopID != 0 {
+				return // is the object's, and is refused beside it
 			}
 		}
-	}
-	return fmt.Errorf("flush table %d: another program fills it with routes of protocol %d", table, Protocol)
+		b = appendAttribute(b, typ, value)
+	})
+	return b
 }
 
-// ourRoutes returns the messages of the routes in table that carry our Protocol.
-func (c *Conn) ourRoutes(family int, table uint32) (routes [][]byte, err error) {
-	request := make([]byte, unix.SizeofRtMsg)
-	request[0], request[5] = byte(family), Protocol
-	request = appendUint32(request, unix.RTA_TABLE, table)
-	msgs, err := c.dump(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, request)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
-		return nil, nil // no such table, or no such family
-	}
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range msgs {
-		r, err := parseRoute(m)
-		if err != nil {
-			return nil, err
-		}
-		// Old kernels do not filter. Cloned ones belong to the route they come from.
-		if r.family == family && r.table == table && r.protocol == Protocol && !r.cloned {
-			routes = append(routes, m)
-		}
-	}
-	return routes, nil
-}
-
-// routeHead is what is read of a route so far.
-type routeHead struct {
-	family   int
-	table    uint32
-	protocol uint8
-	cloned   bool
-	index    int // ifindex of its only link, or 0
-}
-
-// parseRoute reads the body of an RTM_NEWROUTE or RTM_DELROUTE.
-func parseRoute(b []byte) (routeHead, error) {
+// parseRoute reads the body of an RTM_NEWROUTE or RTM_DELROUTE, and reports whether it is a clone:
+// a cached result of a lookup, which belongs to the route that it comes from.
+func parseRoute(b []byte) (r Route, cloned bool, err error) {
 	if len(b) < unix.SizeofRtMsg {
-		return routeHead{}, errMalformed
+		return Route{}, false, errMalformed
 	}
-	r := routeHead{
-		family:   int(b[0]),
-		table:    uint32(b[4]),
-		protocol: b[5],
-		cloned:   native.Uint32(b[8:])&unix.RTM_F_CLONED != 0,
+	flags := native.Uint32(b[8:])
+	r = Route{
+		Family: int(b[0]), TOS: b[3], Table: uint32(b[4]), Protocol: b[5], Scope: b[6], Type: b[7],
+		Onlink: flags&unix.RTNH_F_ONLINK != 0, Dead: flags&unix.RTNH_F_DEAD != 0, LinkDown: flags&unix.RTNH_F_LINKDOWN != 0,
 	}
-	err := eachAttribute(b[unix.SizeofRtMsg:], func(typ uint16, value []byte) {
-		switch typ {
+	unspecified := netip.IPv4Unspecified()
+	switch r.Family {
+	case unix.AF_INET:
+	case unix.AF_INET6:
+		unspecified = netip.IPv6Unspecified()
+	default:
+		return Route{}, false, errMalformed
+	}
+	var bad bool
+	addr := func(value []byte) netip.Addr {
+		a, ok := netip.AddrFromSlice(value)
+		bad = bad || !ok
+		return a
+	}
+	own := func(value []byte) netip.Addr {
+		a := addr(value)
+		bad = bad || a.BitLen() != unspecified.BitLen()
+		return a
+	}
+	dst, from := unspecified, unspecified
+	var rest []byte
+	err = eachAttributeAsIs(b[unix.SizeofRtMsg:], func(typ uint16, value []byte) {
+		switch typ & attributeType {
+		case unix.RTA_UNSPEC, unix.RTA_PAD, unix.RTA_IIF:
 		case unix.RTA_TABLE:
-			r.table = uint32Of(value)
+			r.Table = uint32Of(value)
+		case unix.RTA_DST:
+			dst = own(value)
+		case unix.RTA_SRC:
+			from = own(value)
+		case unix.RTA_PRIORITY:
+			r.Metric = uint32Of(value)
+		case unix.RTA_PREFSRC:
+			r.Src = own(value)
 		case unix.RTA_OIF:
-			r.index = int(int32(uint32Of(value)))
+			r.Index = int(int32(uint32Of(value)))
+		case unix.RTA_GATEWAY:
+			r.Gateway = own(value)
+		case unix.RTA_VIA:
+			r.Gateway = addr(value[min(2, len(value)):])
+		case unix.RTA_PREF:
+			if len(value) > 0 {
+				r.Pref = value[0]
+			}
+		case unix.RTA_EXPIRES: // in requests
+			r.Expires = int(int32(uint32Of(value)))
+		case unix.RTA_CACHEINFO: // in answers, the third number
+			if len(value) >= 12 {
+				r.Expires = seconds(int32(native.Uint32(value[8:])))
+			}
+		case rtaNexthopID:
+			r.NexthopID = uint32Of(value)
+		default:
+			switch typ & attributeType {
+			case unix.RTA_MULTIPATH:
+				r.Multipath = true
+				value = slices.Clone(value)
+				bad = !clearNexthopState(value) || bad
+			case unix.RTA_ENCAP:
+				r.Encap = true
+			}
+			rest = appendAttribute(rest, typ, value)
 		}
 	})
-	return r, err
+	r.Dst = netip.PrefixFrom(dst, int(b[1])).Masked()
+	if b[2] != 0 {
+		r.From = netip.PrefixFrom(from, int(b[2])).Masked()
+		bad = bad || !r.From.IsValid()
+	}
+	if bad || !r.Dst.IsValid() {
+		err = errMalformed
+	}
+	r.rest = string(rest)
+	return r.shown(), flags&unix.RTM_F_CLONED != 0, err
+}
+
+// seconds rounds up clock ticks, away from zero: what is over by less than a second is over.
+func seconds(ticks int32) int {
+	if ticks < 0 {
+		return (int(ticks) - clockTicks + 1) / clockTicks
+	}
+	return (int(ticks) + clockTicks - 1) / clockTicks
+}
+
+// clearNexthopState clears what RTA_MULTIPATH tells of the state of its links. The kernel refuses
+// to be told that.
+func clearNexthopState(b []byte) bool {
+	for len(b) > 0 {
+		if len(b) < unix.SizeofRtNexthop {
+			return false
+		}
+		n := int(native.Uint16(b))
+		if n < unix.SizeofRtNexthop || n > len(b) {
+			return false
+		}
+		b[2] &= flagsNexthop
+		b = b[min(align(n), len(b)):]
+	}
+	return true
 }

@@ -308,7 +308,7 @@ func TestSyncRulesErrors(t *testing.T) {
 		{"other family", func(r *Rule) { r.Src = netip.MustParsePrefix("fd00::1/128") }, `add rule "10000: from fd00::1 lookup 10000 proto 116": fd00::1/128 is no selector of this family`},
 		{"all as a prefix", func(r *Rule) { r.Dst = netip.MustParsePrefix("0.0.0.0/0") }, `add rule "10000: from 192.0.2.5 to 0.0.0.0/0 lookup 10000 proto 116": 0.0.0.0/0 is no selector of this family`},
 		{"unknown attribute", func(r *Rule) { r.Other = "fwmark=07" }, `add rule "10000: from 192.0.2.5 lookup 10000 proto 116 [fwmark=07]": has attributes that we cannot write`},
-		{"link name too long", func(r *Rule) { r.Iif = "abcdefghijklmnop" }, `add rule "10000: from 192.0.2.5 iif abcdefghijklmnop lookup 10000 proto 116": numerical result out of range`},
+		{"link name too long", func(r *Rule) { r.Iif = "abcdefghijklmnop" }, `add rule "10000: from 192.0.2.5 iif abcdefghijklmnop lookup 10000 proto 116": numerical result out of range: Error parsing msg`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := good
@@ -382,6 +382,13 @@ func TestUnprivileged(t *testing.T) {
 			}
 			if _, err := c.Addresses(unix.AF_UNSPEC); err != nil {
 				t.Errorf("Addresses: %v", err)
+			}
+			if routes, err := c.Routes(unix.AF_INET, 0); err != nil || len(routes) == 0 {
+				t.Errorf("Routes: %v, %v", routes, err)
+			}
+			refused := NewRoute(10000, netip.MustParsePrefix("192.0.2.0/24"), netip.Addr{}, 1)
+			if _, _, err := c.SyncRoutes(unix.AF_INET, 10000, []Route{refused}); !errors.Is(err, unix.EPERM) {
+				t.Errorf("SyncRoutes: %v", err)
 			}
 			mustSync(t, c, unix.AF_INET, ours, want[:1], 0, 0)
 			_, _, err = c.SyncRules(unix.AF_INET, ours, want)

@@ -27,9 +27,6 @@ const (
 	flagsState = 0x04 | 0x08 | 0x10
 
 	noSuppress = ^uint32(0) // FRA_SUPPRESS_PREFIXLEN of a rule without one
-
-	ruleTries  = 10 // undisturbed dumps of rules
-	syncRounds = 5  // two are usual: one that changes, one that finds all as it should be
 )
 
 var errUnsettled = errors.New("another program undoes the change or holds an equal rule")
@@ -297,26 +294,19 @@ func (c *Conn) dumpRules(family int) ([]kernelRule, error) {
 	default:
 		return nil, fmt.Errorf("list rules of family %d: %w", family, unix.EAFNOSUPPORT)
 	}
-	if err := unix.SetsockoptInt(c.guard.GetFd(), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
-		return nil, fmt.Errorf("list rules: join their group: %w", err)
+	var have, seen []kernelRule
+	quiet, err := c.undisturbed(group, func() (err error) {
+		seen = append(seen, have...)
+		have, err = c.dumpRulesOnce(family)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list rules: %w", err)
 	}
-	defer func() {
-		// Cannot fail for a group that was joined.
-		_ = unix.SetsockoptInt(c.guard.GetFd(), unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, group)
-	}()
-	c.disturbed() // what an earlier call has left
-	var seen []kernelRule
-	for range ruleTries {
-		have, err := c.dumpRulesOnce(family)
-		if err != nil {
-			return nil, fmt.Errorf("list rules: %w", err)
-		}
-		if !c.disturbed() {
-			return have, nil
-		}
-		seen = merge(have, seen)
+	if quiet {
+		return have, nil
 	}
-	return seen, nil
+	return merge(have, seen), nil
 }
 
 func (c *Conn) dumpRulesOnce(family int) ([]kernelRule, error) {
@@ -339,21 +329,6 @@ func (c *Conn) dumpRulesOnce(family int) ([]kernelRule, error) {
 		have[i] = kernelRule{r, m}
 	}
 	return have, nil
-}
-
-// disturbed reports whether the guard heard of changes, and forgets them.
-func (c *Conn) disturbed() bool {
-	var heard bool
-	var buf [1]byte // a message cut short is as good
-	for {
-		switch _, _, err := unix.Recvfrom(c.guard.GetFd(), buf[:], unix.MSG_DONTWAIT); err {
-		case nil, unix.ENOBUFS:
-			heard = true
-		case unix.EINTR:
-		default: // EAGAIN: nothing is left
-			return heard
-		}
-	}
 }
 
 // merge returns what is in have or in seen, once: an interrupted dump may also repeat rules.

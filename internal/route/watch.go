@@ -1,6 +1,7 @@
 package route
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -18,8 +19,8 @@ const (
 	AddressChanged                  // came, went or got other flags: Family, Index, Addr, Deleted
 	LinkChanged                     // came or changed: Index, Name
 	LinkGone                        // no longer here: Index, Name
-	RuleChanged                     // Family, Table, Deleted
-	RouteChanged                    // Family, Table, Index (0 for several links), Deleted
+	RuleChanged                     // Family, Table, Protocol, Deleted
+	RouteChanged                    // Family, Table, Index (0 for none or several), Protocol, Deleted
 )
 
 func (k EventKind) String() string {
@@ -33,13 +34,15 @@ func (k EventKind) String() string {
 // Event is a hint that something changed. It tells who is concerned and not what is true now: by
 // the time it is read the kernel may have moved on.
 type Event struct {
-	Kind    EventKind
-	Family  int        // AF_INET or AF_INET6
-	Index   int        // ifindex
-	Name    string     // of the link
-	Addr    netip.Addr // the local address
-	Table   uint32
-	Deleted bool // the address, rule or route, rather than added or changed
+	Kind   EventKind
+	Family int        // AF_INET or AF_INET6
+	Index  int        // ifindex
+	Name   string     // of the link
+	Addr   netip.Addr // the local address
+	Table  uint32
+	// Protocol tells what is ours. Not who changed it: the kernel and other programs delete ours too.
+	Protocol uint8
+	Deleted  bool // the address, rule or route, rather than added or changed
 }
 
 // Groups selects what a Watcher hears of; combine with |.
@@ -92,6 +95,22 @@ func Watch(groups Groups) (*Watcher, error) {
 		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 	}
 	return &Watcher{file: file, conn: conn, buf: make([]byte, maxMessage)}, nil
+}
+
+// Join adds groups to what is heard of. Joining again does nothing.
+func (w *Watcher) Join(groups Groups) error {
+	var err error
+	controlErr := w.conn.Control(func(fd uintptr) {
+		for bit := 0; groups>>bit != 0; bit++ {
+			if groups>>bit&1 != 0 && err == nil {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, bit+1)
+			}
+		}
+	})
+	if err = errors.Join(err, controlErr); err != nil {
+		return fmt.Errorf("subscribe to rtnetlink groups %#x: %w", uint32(groups), err)
+	}
+	return nil
 }
 
 // Next waits for events and returns all that are there, in order. If some were lost it returns
@@ -184,10 +203,10 @@ func parseEvent(typ uint16, body []byte) (Event, bool, error) {
 		if err != nil {
 			return Event{}, false, err
 		}
-		return Event{Kind: RuleChanged, Family: int(body[0]), Table: r.Table, Deleted: typ == unix.RTM_DELRULE}, true, nil
+		return Event{Kind: RuleChanged, Family: int(body[0]), Table: r.Table, Protocol: r.Protocol, Deleted: typ == unix.RTM_DELRULE}, true, nil
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		r, err := parseRoute(body)
-		return Event{Kind: RouteChanged, Family: r.family, Table: r.table, Index: r.index, Deleted: typ == unix.RTM_DELROUTE}, true, err
+		r, cloned, err := parseRoute(body)
+		return Event{Kind: RouteChanged, Family: r.Family, Table: r.Table, Index: r.Index, Protocol: r.Protocol, Deleted: typ == unix.RTM_DELROUTE}, !cloned, err
 	}
 	return Event{}, false, nil
 }

@@ -80,12 +80,18 @@ func TestWatch(t *testing.T) {
 		{"addr del 192.0.2.5 peer 192.0.2.6/32 dev eth0", Event{Kind: AddressChanged, Family: unix.AF_INET, Index: i, Addr: addr, Deleted: true}},
 		{"addr add fd00::5/64 dev eth0 nodad", Event{Kind: AddressChanged, Family: unix.AF_INET6, Index: i, Addr: addr6}},
 		{"addr del fd00::5/64 dev eth0", Event{Kind: AddressChanged, Family: unix.AF_INET6, Index: i, Addr: addr6, Deleted: true}},
-		{"rule add from 192.0.2.5 lookup 4294967295", Event{Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295}},
-		{"rule del from 192.0.2.5 lookup 4294967295", Event{Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295, Deleted: true}},
+		{"rule add from 192.0.2.5 lookup 4294967295 protocol 116", Event{Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295, Protocol: Protocol}},
+		{"rule del from 192.0.2.5 lookup 4294967295", Event{Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295, Protocol: Protocol, Deleted: true}},
 		{"-6 rule add from fd00::5 lookup 10000", Event{Kind: RuleChanged, Family: unix.AF_INET6, Table: 10000}},
-		{"route add 198.51.100.0/24 dev eth0 table 10000", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: i}},
-		{"route del 198.51.100.0/24 dev eth0 table 10000", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: i, Deleted: true}},
-		{"-6 route add fd01::/64 dev eth0", Event{Kind: RouteChanged, Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN, Index: i}},
+		{"route add 198.51.100.0/24 dev eth0 table 10000 proto 116", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: i, Protocol: Protocol}},
+		{"route del 198.51.100.0/24 dev eth0 table 10000", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: i, Protocol: Protocol, Deleted: true}},
+		{"route add 198.51.100.0/24 dev eth0", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Index: i, Protocol: unix.RTPROT_BOOT}},
+		{"route replace 198.51.100.0/24 dev eth0 proto dhcp", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Index: i, Protocol: unix.RTPROT_DHCP}},
+		{"route add 203.0.113.0/24 proto static nexthop dev eth0 nexthop dev lo", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_STATIC}},
+		{"route del 203.0.113.0/24", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_STATIC, Deleted: true}},
+		{"route add unreachable default table 10000", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Protocol: unix.RTPROT_BOOT}},
+		{"-6 route add fd01::/64 dev eth0", Event{Kind: RouteChanged, Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN, Index: i, Protocol: unix.RTPROT_BOOT}},
+		{"-6 route add fd02::/64 nexthop via fd01::1 dev eth0 nexthop via fd01::2 dev eth0", Event{Kind: RouteChanged, Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT}},
 		{"link set eth0 down", Event{Kind: LinkChanged, Index: i, Name: "eth0"}},
 		{"link set eth0 name wan0", Event{Kind: LinkChanged, Index: i, Name: "wan0"}},
 		{"link set wan0 netns " + peer.Path() + " name back0", Event{Kind: LinkGone, Index: i, Name: "wan0"}},
@@ -228,30 +234,54 @@ func FuzzParseEvents(f *testing.F) {
 			}
 		}
 		// The bodies of dumps go through the same parsers, whatever their type.
-		if r, err := parseRule(b); err == nil {
-			_ = r.String() // must not panic
-		}
-		if a, _, err := parseAddress(b); err == nil {
-			_ = a.Network().String() // must not panic
-		}
-		_, _, _ = parseLink(b) // must not panic
-		_, _ = parseRoute(b)   // must not panic
+		checkBody(t, b)
+		checkBody(t, b[min(unix.SizeofNlMsghdr, len(b)):])
 	})
+}
+
+func checkBody(t *testing.T, b []byte) {
+	if r, err := parseRule(b); err == nil {
+		_ = r.String() // must not panic
+	}
+	if a, _, err := parseAddress(b); err == nil {
+		_ = a.Network().String() // must not panic
+	}
+	_, _, _ = parseLink(b) // must not panic
+	r, _, err := parseRoute(b)
+	if err != nil {
+		return
+	}
+	_ = r.String()                     // must not panic
+	_ = r.In(7, netip.Addr{}).Equal(r) // likewise
+	// What was read is what would be written. Of a nexthop object it is the number alone.
+	if r.check() != nil || r.NexthopID != 0 {
+		return
+	}
+	if again, _, err := parseRoute(r.encode()); err != nil || !again.Equal(r) {
+		t.Errorf("%q is written as %q, %v", r, again, err)
+	}
 }
 
 // Each message of the corpus gives the event that it was captured for.
 func TestParseEvents(t *testing.T) {
 	for name, want := range map[string]Event{
-		"newlink":           {Kind: LinkChanged, Index: 2, Name: "eth0"},
-		"dellink":           {Kind: LinkGone, Index: 2, Name: "eth0"},
-		"dellink-bridge":    {Kind: LinkChanged, Index: 2, Name: "eth0"},
-		"newaddr-peer":      {Kind: AddressChanged, Family: unix.AF_INET, Index: 2, Addr: netip.MustParseAddr("192.0.2.5")},
-		"deladdr":           {Kind: AddressChanged, Family: unix.AF_INET, Index: 2, Addr: netip.MustParseAddr("192.0.2.5"), Deleted: true},
-		"newaddr6":          {Kind: AddressChanged, Family: unix.AF_INET6, Index: 2, Addr: netip.MustParseAddr("fd00::5")},
-		"newrule":           {Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295},
-		"delrule6":          {Kind: RuleChanged, Family: unix.AF_INET6, Table: 10000, Deleted: true},
-		"newroute":          {Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: 2},
-		"delroute-nexthops": {Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Deleted: true},
+		"newlink":             {Kind: LinkChanged, Index: 2, Name: "eth0"},
+		"dellink":             {Kind: LinkGone, Index: 2, Name: "eth0"},
+		"dellink-bridge":      {Kind: LinkChanged, Index: 2, Name: "eth0"},
+		"newaddr-peer":        {Kind: AddressChanged, Family: unix.AF_INET, Index: 2, Addr: netip.MustParseAddr("192.0.2.5")},
+		"deladdr":             {Kind: AddressChanged, Family: unix.AF_INET, Index: 2, Addr: netip.MustParseAddr("192.0.2.5"), Deleted: true},
+		"newaddr6":            {Kind: AddressChanged, Family: unix.AF_INET6, Index: 2, Addr: netip.MustParseAddr("fd00::5")},
+		"newrule":             {Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295, Protocol: Protocol},
+		"delrule6":            {Kind: RuleChanged, Family: unix.AF_INET6, Table: 10000, Deleted: true},
+		"newroute":            {Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: 2, Protocol: unix.RTPROT_BOOT},
+		"newroute6-expires":   {Kind: RouteChanged, Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN, Index: 2, Protocol: unix.RTPROT_BOOT},
+		"newroute6-multipath": {Kind: RouteChanged, Family: unix.AF_INET6, Table: 10000, Protocol: Protocol},
+		"newroute6-encap":     {Kind: RouteChanged, Family: unix.AF_INET6, Table: 10000, Index: 2, Protocol: Protocol},
+		"newroute6-from":      {Kind: RouteChanged, Family: unix.AF_INET6, Table: 10000, Index: 2, Protocol: Protocol},
+		"newroute-via":        {Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: 2, Protocol: Protocol},
+		"newroute-metrics":    {Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: 2, Protocol: Protocol},
+		"newroute-nhid":       {Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: 2, Protocol: Protocol},
+		"delroute-nexthops":   {Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Protocol: unix.RTPROT_BOOT, Deleted: true},
 	} {
 		if got := parseEvents(seed(t, name)); !slices.Equal(got, []Event{want}) {
 			t.Errorf("%s: %+v, want %+v", name, got, want)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,8 +36,10 @@ type Config struct {
 const (
 	databaseName = "leases.db"
 	maxConfig    = 1 << 20
+	maxBrackets  = 10_000
 	maxTable     = math.MaxUint32
-	maxTimeout   = 1 << 40 // seconds; any sum with the lease clock stays in range
+	noID         = math.MaxUint32 // (uid_t)-1, which no user has
+	maxTimeout   = 1 << 32        // seconds; any sum with the lease clock stays in the range of lease_expires
 )
 
 var families = []wire.Family{wire.Inet, wire.Inet6, wire.Unspec}
@@ -97,6 +100,10 @@ func ParseConfig(r io.Reader) (Config, error) {
 	}
 	if len(text) > maxConfig {
 		return Config{}, fmt.Errorf("larger than %d bytes", maxConfig)
+	}
+	// The parser calls itself for each level, and would overflow the stack.
+	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
+		return Config{}, fmt.Errorf("more than %d brackets", maxBrackets)
 	}
 	cfg := Default()
 	if err := eachMember(text, cfg.set); err != nil {
@@ -194,28 +201,29 @@ func decodeFamilies(value []byte) ([]wire.Family, error) {
 
 // decodeIDs reads a list of names and numbers.
 func decodeIDs(key string, value []byte, lookup func(string) (string, error)) ([]uint32, error) {
-	var list []any
+	var list []json.RawMessage
 	if err := decode(key, value, &list, "a list of names or numbers"); err != nil {
 		return nil, err
 	}
 	var ids []uint32
 	for _, entry := range list {
-		var text string
-		switch entry := entry.(type) {
-		case string:
-			text = entry
-		case float64:
-			text = strconv.FormatFloat(entry, 'f', -1, 64)
-		}
-		id, err := strconv.ParseUint(text, 10, 32)
-		if err != nil {
-			found, lookupErr := lookup(text)
-			if id, err = strconv.ParseUint(found, 10, 32); lookupErr != nil || err != nil {
-				return nil, fmt.Errorf("%s: %v is neither a name on this host nor a number", key, entry)
+		text := string(entry)
+		if entry[0] == '"' {
+			if err := decode(key, entry, &text, "a list of names or numbers"); err != nil {
+				return nil, err
 			}
 		}
-		if uint32(id) == wire.OverflowID() {
-			return nil, fmt.Errorf("%s: %v stands for everybody of another user namespace and is never permitted", key, entry)
+		id, err := strconv.ParseUint(text, 10, 32)
+		if err != nil && entry[0] == '"' {
+			if text, err = lookup(text); err == nil {
+				id, err = strconv.ParseUint(text, 10, 32)
+			}
+		}
+		switch {
+		case err != nil || id == noID:
+			return nil, fmt.Errorf("%s: %s is neither a name on this host nor a number", key, entry)
+		case uint32(id) == wire.OverflowID():
+			return nil, fmt.Errorf("%s: %s stands for everybody of another user namespace and is never permitted", key, entry)
 		}
 		ids = append(ids, uint32(id))
 	}

@@ -5,29 +5,40 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
-	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/table-allocator/table-allocator/internal/allocator"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
+// strangersShare is the part of the send buffer up to which those who may not lease get
+// an answer. The kernel charges a reply to the server until it is read, so that a user
+// with many sockets that he does not read would otherwise leave none for the others.
+const strangersShare = 0.5
+
 // handle answers one batch of datagrams: refusals and renewals at once, what creates or
 // ends a lease after the one transaction that writes all of it.
 func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 	now := wire.Now()
+	s.rules.begin(now)
+	crowded := c.Backlog() > strangersShare
 	var (
 		replies []wire.Message
 		ops     []allocator.Op
 		askers  []wire.Datagram // of ops, by index
 	)
 	for _, d := range datagrams {
-		op, refusal, ok := s.judge(now, d)
+		stranger := s.access.check(now, d.Cred)
+		op, refusal, ok := s.judge(d, stranger)
 		switch {
 		case ok:
 			ops = append(ops, op)
 			askers = append(askers, d)
-		case refusal.Code != "" && d.From.Bound():
+		case refusal.Code == "" || !d.From.Bound():
+		case stranger != nil && crowded:
+			s.noise.write(slog.LevelWarn, "refusal not sent: too many replies that nobody reads", "uid", d.Cred.UID, "pid", d.Cred.PID)
+		default:
 			replies = append(replies, wire.Message{Data: refusal.Append(nil), To: d.From})
 		}
 	}
@@ -51,7 +62,7 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 		return
 	}
 	if err := s.leases.Commit(batch); err != nil {
-		s.noise(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
+		s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
 	}
 	replies = replies[:0]
 	for _, i := range pending {
@@ -62,10 +73,11 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 
 // judge turns a datagram into an operation, or into a refusal, or into nothing: what
 // carries no sender is dropped so that the sender tries again, and a response is never
-// answered, lest two programs answer each other for ever.
-func (s *server) judge(now time.Duration, d wire.Datagram) (op allocator.Op, refusal wire.Reply, ok bool) {
+// answered, lest two programs answer each other for ever. stranger says why the sender
+// may not lease; it is nil for one who may.
+func (s *server) judge(d wire.Datagram, stranger error) (op allocator.Op, refusal wire.Reply, ok bool) {
 	if d.Cred.Anonymous() {
-		s.noise(slog.LevelInfo, "datagram without credentials dropped", "from", d.From.String())
+		s.noise.write(slog.LevelInfo, "datagram without credentials dropped", "from", d.From.String())
 		return op, refusal, false
 	}
 	req, err := wire.ParseRequest(d.Data)
@@ -78,17 +90,17 @@ func (s *server) judge(now time.Duration, d wire.Datagram) (op allocator.Op, ref
 		err = errors.New("sender is not bound, so nobody would hear of the lease")
 	}
 	if err != nil {
-		s.noise(slog.LevelWarn, "malformed datagram", "uid", d.Cred.UID, "pid", d.Cred.PID,
+		s.noise.write(slog.LevelWarn, "malformed datagram", "uid", d.Cred.UID, "pid", d.Cred.PID,
 			"from", d.From.String(), "err", err)
 		if req.Cmd == wire.Response {
 			return op, refusal, false
 		}
 		return op, wire.Refuse(wire.Malformed, err.Error()), false
 	}
-	if err := s.access.check(now, d.Cred); err != nil {
-		s.noise(slog.LevelWarn, "lease refused", "ifname", req.Ifname, "addr", req.Address,
-			"family", req.Family.String(), "uid", d.Cred.UID, "pid", d.Cred.PID, "err", err)
-		return op, wire.Refuse(wire.Denied, err.Error()), false
+	if stranger != nil {
+		s.noise.write(slog.LevelWarn, "lease refused", "ifname", req.Ifname, "addr", req.Address,
+			"family", req.Family.String(), "uid", d.Cred.UID, "pid", d.Cred.PID, "err", stranger)
+		return op, wire.Refuse(wire.Denied, stranger.Error()), false
 	}
 	return allocator.Op{
 		Release: req.Cmd == wire.Release,
@@ -144,17 +156,27 @@ func leaseAttrs(l allocator.Lease) []slog.Attr {
 	}
 }
 
-// noise writes a line that anybody on the host can cause, at a bounded rate.
-func (s *server) noise(level slog.Level, msg string, args ...any) {
-	if !s.clamour.Allow() {
-		s.hidden++
+// throttle bounds the rate of log lines that somebody else can cause as fast as he likes.
+type throttle struct {
+	log    *slog.Logger
+	rate   *rate.Limiter
+	hidden int // lines that were not written
+}
+
+func newThrottle(log *slog.Logger) *throttle {
+	return &throttle{log: log, rate: rate.NewLimiter(1, 10)}
+}
+
+func (t *throttle) write(level slog.Level, msg string, args ...any) {
+	if !t.rate.Allow() {
+		t.hidden++
 		return
 	}
-	if s.hidden > 0 {
-		args = append(args, "hidden", strconv.Itoa(s.hidden)+" lines like this before it")
-		s.hidden = 0
+	if t.hidden > 0 {
+		args = append(args, "hidden", t.hidden) // lines like this before it
+		t.hidden = 0
 	}
-	s.log.Log(context.Background(), level, msg, args...)
+	t.log.Log(context.Background(), level, msg, args...)
 }
 
 // send answers whoever reads: a peer whose queue is full or who is gone asks again.

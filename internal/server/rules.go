@@ -9,7 +9,6 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/allocator"
 	"github.com/table-allocator/table-allocator/internal/route"
-	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // rulesInUse knows which tables the rules of the host look up. A number that a rule
@@ -18,7 +17,8 @@ import (
 type rulesInUse struct {
 	conn   *route.Conn
 	log    *slog.Logger
-	read   time.Duration // when tables was read; 0: never
+	now    time.Duration // of the batch at hand
+	read   time.Duration // when tables was read
 	failed bool
 	tables map[allocator.Family]map[uint32][]route.Rule
 }
@@ -26,12 +26,15 @@ type rulesInUse struct {
 // A dump of the rules serves a burst of requests.
 const rulesFor = 100 * time.Millisecond
 
+// begin sets the time for what follows: a batch reads the rules twice at most, however
+// many tables it asks for.
+func (r *rulesInUse) begin(now time.Duration) { r.now = now }
+
 // avoid tells whether rules keep table from going to key. lastHolder is who held it
 // last in this database.
 func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, fresh bool) bool {
-	now := wire.Now()
-	if r.read == 0 || now-r.read > rulesFor || fresh && now != r.read {
-		r.refresh(now)
+	if age := r.now - r.read; r.tables == nil || age > rulesFor || fresh && age > 0 {
+		r.refresh()
 	}
 	families := []allocator.Family{key.Family}
 	if key.Family == allocator.Unspec {
@@ -57,6 +60,8 @@ func harmless(rules []route.Rule, key, lastHolder allocator.Key) bool {
 	}
 	for _, rule := range rules {
 		switch {
+		case rule.Flags != 0:
+			return false // "not from": for anybody but that address
 		case isHost(rule.Src, key), isHost(rule.Src, lastHolder):
 		case rule.Src.IsValid() && rule.Src.IsSingleIP():
 			return false // of another address
@@ -73,23 +78,34 @@ func isHost(src netip.Prefix, key allocator.Key) bool {
 	return err == nil && src.IsValid() && src.IsSingleIP() && src.Addr() == addr
 }
 
-func (r *rulesInUse) refresh(now time.Duration) {
+// refresh reads the rules. If that fails, the ones read last count.
+func (r *rulesInUse) refresh() {
+	tables, err := r.dump()
+	if err != nil {
+		if !r.failed {
+			r.log.Warn("cannot read the rules of the host, so a table that one refers to may be leased", "err", err)
+		}
+		if tables = r.tables; tables == nil {
+			tables = make(map[allocator.Family]map[uint32][]route.Rule)
+		}
+	}
+	r.tables, r.read, r.failed = tables, r.now, err != nil
+}
+
+func (r *rulesInUse) dump() (map[allocator.Family]map[uint32][]route.Rule, error) {
 	tables := make(map[allocator.Family]map[uint32][]route.Rule)
 	for family, number := range map[allocator.Family]int{allocator.Inet: unix.AF_INET, allocator.Inet6: unix.AF_INET6} {
 		rules, err := r.list(number)
 		if err != nil {
-			if !r.failed {
-				r.log.Warn("cannot read the rules of the host, so a table that one refers to may be leased", "err", err)
-			}
-			r.failed = true
-			return
+			r.close()
+			return nil, err
 		}
 		tables[family] = make(map[uint32][]route.Rule)
 		for _, rule := range rules {
 			tables[family][rule.Table] = append(tables[family][rule.Table], rule)
 		}
 	}
-	r.tables, r.read, r.failed = tables, now, false
+	return tables, nil
 }
 
 func (r *rulesInUse) list(family int) ([]route.Rule, error) {
@@ -106,5 +122,6 @@ func (r *rulesInUse) list(family int) ([]route.Rule, error) {
 func (r *rulesInUse) close() {
 	if r.conn != nil {
 		r.conn.Close()
+		r.conn = nil
 	}
 }

@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/table-allocator/table-allocator/internal/allocator"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -36,12 +34,13 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		return err
 	}
 	s := &server{
-		log:     log,
-		conns:   conns,
-		access:  newAccess(cfg),
-		rules:   &rulesInUse{log: log},
-		clamour: rate.NewLimiter(1, 10),
-		kick:    make(chan struct{}, 1),
+		log:    log,
+		conns:  conns,
+		access: newAccess(cfg),
+		rules:  &rulesInUse{log: log},
+		noise:  newThrottle(log),
+		faults: newThrottle(log),
+		kick:   make(chan struct{}, 1),
 	}
 	defer s.close()
 	boot, err := thisBoot(conns[0])
@@ -61,18 +60,18 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	return s.serve(ctx, cfg, host)
 }
 
-// server is the state behind the loop. mu guards leases, access, rules and clamour.
+// server is the state behind the loop. mu guards what comes after it.
 type server struct {
-	log     *slog.Logger
-	conns   []*wire.Conn
-	kick    chan struct{} // something is due earlier than the ticker knows
-	mu      sync.Mutex
-	leases  *allocator.Allocator
-	access  *access
-	rules   *rulesInUse
-	clamour *rate.Limiter // of log lines that anybody can cause
-	hidden  int           // such lines that were not written
-	armed   int64         // when the ticker looks next
+	log    *slog.Logger
+	conns  []*wire.Conn
+	kick   chan struct{} // something is due earlier than the ticker knows
+	mu     sync.Mutex
+	leases *allocator.Allocator
+	access *access
+	rules  *rulesInUse
+	noise  *throttle // what anybody on the host can cause
+	faults *throttle // what noise must not hide
+	armed  int64     // when the ticker looks next
 }
 
 // listen holds both forms of the name: whoever held only one would leave the other, and
@@ -166,6 +165,7 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 			_ = c.SetReadDeadline(time.Unix(1, 0)) // fails only on a socket that is closed
 		}
 	})()
+	found := held(s.leases)
 	errs := make(chan error, len(s.conns)+1)
 	var running sync.WaitGroup
 	start := func(f func(context.Context) error) {
@@ -178,9 +178,9 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 		start(func(ctx context.Context) error { return s.receive(ctx, c) })
 	}
 	start(func(ctx context.Context) error { return s.tick(ctx, host) })
-	s.log.Info("serving", "socket", s.conns[0].Addr().String(), "database", cfg.Database,
+	s.log.Info("serving", "socket", "@"+cfg.SocketName, "database", cfg.Database,
 		"tables", fmt.Sprintf("%d-%d", cfg.FirstTable, uint64(cfg.FirstTable)+cfg.Tables-1),
-		"families", fmt.Sprint(cfg.Families), "timeout", cfg.Timeout, "held", held(s.leases))
+		"families", fmt.Sprint(cfg.Families), "timeout", cfg.Timeout, "held", found)
 	s.tell(host.Ready)
 	<-ctx.Done()
 	s.tell(host.Stopping)
@@ -266,7 +266,7 @@ func (s *server) advance(now time.Duration) time.Duration {
 	if s.leases.Next() <= wire.Seconds(now) {
 		expired, err := s.leases.Tick(wire.Seconds(now))
 		if err != nil {
-			s.noise(slog.LevelError, "cannot write to the database, trying again", "err", err)
+			s.faults.write(slog.LevelError, "cannot write to the database, trying again", "err", err)
 		}
 		for _, lease := range expired {
 			s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(lease)...)

@@ -207,6 +207,25 @@ func (c *Conn) NetnsCookie() uint64 {
 	return cookie
 }
 
+// Backlog is the part of the send buffer that is taken by messages which their receivers
+// have not read yet, from 0 to 1. Beyond that every Send is EAGAIN, whoever it is for.
+func (c *Conn) Backlog() float64 {
+	var taken, size int
+	err := c.raw.Control(func(fd uintptr) {
+		var err error
+		if taken, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
+			size, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF)
+		}
+		if err != nil {
+			taken, size = 0, 1
+		}
+	})
+	if err != nil {
+		return 0 // closed
+	}
+	return float64(taken) / float64(size)
+}
+
 // Receive waits for a datagram and returns it with all that wait behind it, up to a
 // batch.
 func (c *Conn) Receive() ([]Datagram, error) {

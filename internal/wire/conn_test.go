@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -207,6 +208,12 @@ func TestFindOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The same name for sockets of another type is another name.
+	stream, err := net.Listen("unix", "@"+name(t)+strings.Repeat("\x00", MaxName+1-len(name(t))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
 	if _, err := FindOwner(addr); !errors.Is(err, ErrNobody) {
 		t.Errorf("of a free name: got %v", err)
 	}
@@ -215,9 +222,12 @@ func TestFindOwner(t *testing.T) {
 	if err != nil || owner.PID != os.Getpid() || owner.UID != uint32(os.Getuid()) || owner.Command == "" {
 		t.Errorf("got %+v, %v", owner, err)
 	}
-	names, err := PaddedNames()
+	names, err := PaddedNames(func(uid uint32) bool { return uid == uint32(os.Getuid()) })
 	if err != nil || !strings.Contains(strings.Join(names, "\n"), name(t)) {
 		t.Errorf("padded names: %q, %v", names, err)
+	}
+	if names, err := PaddedNames(func(uint32) bool { return false }); err != nil || len(names) > 0 {
+		t.Errorf("padded names of nobody: %q, %v", names, err)
 	}
 	if _, err := Listen(addr, 1); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("bind again: got %v", err)

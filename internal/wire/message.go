@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"unicode"
 	"unicode/utf8"
@@ -125,10 +126,16 @@ func (k Key) Canonical() (Key, error) {
 	return k, nil
 }
 
+// CheckTag returns an error that says which bound a tag breaks.
+func CheckTag(tag string) error { return checkText("tag", tag, 0, MaxTag) }
+
 // checkText refuses what would break a line of a log or be cut at a NUL by a C program.
 func checkText(key, s string, least, most int) error {
 	if len(s) < least || len(s) > most {
 		return fmt.Errorf("%s: %d bytes, want %d to %d", key, len(s), least, most)
+	}
+	if !utf8.ValidString(s) {
+		return fmt.Errorf("%s: not UTF-8", key)
 	}
 	for _, r := range s {
 		if unicode.IsControl(r) {
@@ -141,8 +148,9 @@ func checkText(key, s string, least, most int) error {
 // Request is a message to the server or to a holder.
 type Request struct {
 	Key
-	Tag string
-	Cmd Command
+	Tag      string
+	Cmd      Command
+	Settings string // a JSON object, in a Replace only
 }
 
 // Append appends the datagram for r to b: the original's keys in the original's order.
@@ -161,20 +169,37 @@ func (r Request) Append(b []byte) []byte {
 	b = strconv.AppendInt(b, int64(r.Cmd), 10)
 	b = append(b, `,"version":`...)
 	b = strconv.AppendInt(b, Version, 10)
+	if r.Settings != "" {
+		b = append(b, `,"settings":`...)
+		b = append(b, r.Settings...)
+	}
 	return append(b, '}')
 }
 
 // ParseRequest reads exactly the bytes of one datagram, strictly: every key of the
 // protocol but tag is required, types and ranges are checked, other keys are ignored.
-// The address comes back in canonical text. With an error Cmd is still set if it could
-// be read, since a Response is never answered, however broken.
+// The address comes back in canonical text. With an error Cmd is Response if data looks
+// like one, since a Response is never answered, however broken.
 func ParseRequest(data []byte) (Request, error) {
+	r, err := parseRequest(data)
+	if err != nil && responseLike.Match(data) {
+		r.Cmd = Response
+	}
+	return r, err
+}
+
+// responseLike finds the member that marks a response, also in what is no JSON or was
+// cut off behind it.
+var responseLike = regexp.MustCompile(`"cmd"[ \t\r\n]*:[ \t\r\n]*2[ \t\r\n]*[,}]`)
+
+func parseRequest(data []byte) (Request, error) {
 	var (
-		r       Request
-		family  int64
-		cmd     int64 = -1
-		version int64
-		seen    seenKeys
+		r        Request
+		family   int64
+		cmd      int64 = -1
+		version  int64
+		settings string
+		seen     seenKeys
 	)
 	err := members(data, func(key, value []byte) (err error) {
 		switch string(key) {
@@ -185,6 +210,7 @@ func ParseRequest(data []byte) (Request, error) {
 			seen.mark(1)
 			r.Ifname, err = stringValue("ifname", value)
 		case "tag":
+			seen.mark(5)
 			r.Tag, err = stringValue("tag", value)
 		case "addr_family":
 			seen.mark(2)
@@ -195,6 +221,9 @@ func ParseRequest(data []byte) (Request, error) {
 		case "version":
 			seen.mark(4)
 			version, err = intValue("version", value, 0, 1<<31)
+		case "settings":
+			seen.mark(6)
+			settings = string(value)
 		}
 		return err
 	})
@@ -202,7 +231,7 @@ func ParseRequest(data []byte) (Request, error) {
 	if err != nil {
 		return r, err
 	}
-	if err := seen.all("address", "ifname", "addr_family", "cmd", "version"); err != nil {
+	if err := seen.check(5, "address", "ifname", "addr_family", "cmd", "version", "tag", "settings"); err != nil {
 		return r, err
 	}
 	if version != Version {
@@ -213,8 +242,14 @@ func ParseRequest(data []byte) (Request, error) {
 	default:
 		return r, fmt.Errorf("cmd %d: unknown", cmd)
 	}
-	if err := checkText("tag", r.Tag, 0, MaxTag); err != nil {
+	if err := CheckTag(r.Tag); err != nil {
 		return r, err
+	}
+	if r.Cmd == Replace && settings != "" { // to other commands it is a key that nobody knows
+		if settings[0] != '{' {
+			return r, errors.New("settings: not an object")
+		}
+		r.Settings = settings
 	}
 	r.Key, err = r.Canonical()
 	return r, err
@@ -279,10 +314,13 @@ func ParseReply(data []byte) (Reply, error) {
 			seen.mark(3)
 			r.Expires, err = intValue("lease_expires", value, 0, expiresMax)
 		case "pid":
+			seen.mark(4)
 			pid, err = intValue("pid", value, 0, 1<<31-1)
 		case "error":
+			seen.mark(5)
 			r.Error, err = stringValue("error", value)
 		case "code":
+			seen.mark(6)
 			var code string
 			code, err = stringValue("code", value)
 			r.Code = Code(code)
@@ -292,7 +330,7 @@ func ParseReply(data []byte) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	if err := seen.all("version", "cmd", "table", "lease_expires"); err != nil {
+	if err := seen.check(4, "version", "cmd", "table", "lease_expires", "pid", "error", "code"); err != nil {
 		return Reply{}, err
 	}
 	if version != Version {
@@ -305,14 +343,22 @@ func ParseReply(data []byte) (Reply, error) {
 	return r, nil
 }
 
-// seenKeys remembers which of the required keys a message had.
-type seenKeys uint
+// seenKeys remembers which of the known keys a message had, and which it had twice.
+type seenKeys struct{ once, twice uint }
 
-func (s *seenKeys) mark(i int) { *s |= 1 << i }
+func (s *seenKeys) mark(i int) {
+	s.twice |= s.once & (1 << i)
+	s.once |= 1 << i
+}
 
-func (s seenKeys) all(names ...string) error {
+// check wants the first required of names to be there, and none of them twice: programs
+// do not agree on which of two counts.
+func (s seenKeys) check(required int, names ...string) error {
 	for i, name := range names {
-		if s&(1<<i) == 0 {
+		if s.twice&(1<<i) != 0 {
+			return fmt.Errorf("%s: stands there twice", name)
+		}
+		if i < required && s.once&(1<<i) == 0 {
 			return fmt.Errorf("%s: missing", name)
 		}
 	}

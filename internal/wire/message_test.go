@@ -59,6 +59,8 @@ func TestParseRequest(t *testing.T) {
 		{"no keys", "{}", "address: missing"},
 		{"nested 32 deep", nested(31), ""},
 		{"nested deeper", nested(32), "nested deeper than 32"},
+		{"a key twice", strings.Replace(good, "{", `{"cmd":0,`, 1), "cmd: stands there twice"},
+		{"an unknown key twice", strings.Replace(good, "{", `{"x":0,"x":1,`, 1), ""},
 		{"no ifname", strings.Replace(good, "ifname", "name", 1), "ifname: missing"},
 		{"no family", strings.Replace(good, "addr_family", "family", 1), "addr_family: missing"},
 		{"no version", strings.Replace(good, "version", "v", 1), "version: missing"},
@@ -92,6 +94,34 @@ func TestParseRequest(t *testing.T) {
 			}
 			if got != tt.wantErr {
 				t.Errorf("got error %q, want %q", got, tt.wantErr)
+			}
+		})
+	}
+}
+
+// TestResponseLike: what looks like a response is told apart however broken it is, and
+// nothing else is taken for one.
+func TestResponseLike(t *testing.T) {
+	for _, tt := range []struct {
+		name, in string
+		want     bool
+	}{
+		{"a reply", `{"version":1,"cmd":2,"table":10000,"lease_expires":4933}`, true},
+		{"behind an error", `{"address":5,"cmd" : 2 }`, true},
+		{"cut off", `{"version":1,"cmd":2,"table":1`, true},
+		{"twice", `{"cmd":2,"cmd":0}`, true},
+		{"broken, with another command", `{"cmd":0`, false},
+		{"another number", `{"cmd":20}`, false},
+		{"in a string", `{"tag":"\"cmd\":2,"}`, false},
+		{"no JSON", `cmd 2`, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, err := ParseRequest([]byte(tt.in))
+			if err == nil {
+				t.Fatal("got no error")
+			}
+			if got := r.Cmd == Response; got != tt.want {
+				t.Errorf("a response: got %v, want %v", got, tt.want)
 			}
 		})
 	}

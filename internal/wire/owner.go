@@ -49,7 +49,7 @@ func FindOwner(addr Addr) (Owner, error) {
 	var owner Owner
 	found := false
 	err := eachSocket(func(s socket) bool {
-		if bytes.Equal(s.path, addr.path()) {
+		if s.datagram && bytes.Equal(s.path, addr.path()) {
 			found = true
 			owner.UID = s.uid
 			owner.PID, owner.Command = findProcess(s.inode)
@@ -65,12 +65,12 @@ func FindOwner(addr Addr) (Owner, error) {
 	return owner, nil
 }
 
-// PaddedNames lists the texts of all padded names that are bound in this network
-// namespace.
-func PaddedNames() ([]string, error) {
+// PaddedNames lists the texts of all padded names that users who are trusted have bound in
+// this network namespace.
+func PaddedNames(trusted func(uid uint32) bool) ([]string, error) {
 	var names []string
 	err := eachSocket(func(s socket) bool {
-		if len(s.path) == unix.SizeofSockaddrUnix-pathOffset && s.path[0] == 0 {
+		if s.datagram && len(s.path) == unix.SizeofSockaddrUnix-pathOffset && s.path[0] == 0 && trusted(s.uid) {
 			names = append(names, string(bytes.TrimRight(s.path[1:], "\x00")))
 		}
 		return true
@@ -103,6 +103,7 @@ const (
 // socket is what unix_diag tells of one.
 type socket struct {
 	path       []byte // sun_path; nil: not bound
+	datagram   bool   // a name is taken for sockets of one type only
 	inode, uid uint32
 }
 
@@ -156,7 +157,8 @@ func parseSocket(data []byte) (s socket, ok bool) {
 	if len(data) < int(unsafe.Sizeof(unixDiagMsg{})) {
 		return s, false
 	}
-	s.inode = (*unixDiagMsg)(unsafe.Pointer(&data[0])).inode
+	msg := (*unixDiagMsg)(unsafe.Pointer(&data[0]))
+	s.inode, s.datagram = msg.inode, msg.kind == unix.SOCK_DGRAM
 	s.uid = OverflowID()
 	for b := data[unsafe.Sizeof(unixDiagMsg{}):]; len(b) >= header; {
 		size := int(binary.NativeEndian.Uint16(b))

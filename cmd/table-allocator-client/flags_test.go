@@ -1,0 +1,201 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+func TestParse(t *testing.T) {
+	cwd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const basic = "-4 -a 10.77.0.2 -n 24 -i wan0"
+	for _, tt := range []struct {
+		name string
+		args string
+		want func(*options) // beyond what basic says
+	}{
+		{"short", basic, func(*options) {}},
+		{"long", "--inet --address 10.77.0.2 --netmask=24 --ifname wan0", func(*options) {}},
+		{"one word", "-4a10.77.0.2 -n24 -iwan0", func(*options) {}},
+		{"dotted mask", "-4 -a 10.77.0.2 -n 255.255.255.0 -i wan0", func(*options) {}},
+		{"odd mask", "-4 -a 10.77.0.2 -n 255.255.255.254 -i wan0", func(o *options) {
+			o.config.Uplink.Network = netip.MustParsePrefix("10.77.0.2/31")
+		}},
+		{"all ones", "-4 -a 10.77.0.2 -n 255.255.255.255 -i wan0", func(o *options) {
+			o.config.Uplink.Network = netip.MustParsePrefix("10.77.0.2/32")
+		}},
+		{"one bit", "-4 -a 10.77.0.2 -n 128.0.0.0 -i wan0", func(o *options) {
+			o.config.Uplink.Network = netip.MustParsePrefix("10.77.0.2/1")
+		}},
+		{"short options", basic + " -t cable -r -f -d tas2 -s -l /tmp/x.log", func(o *options) {
+			o.config.Uplink.Tag, o.release, o.foreground, o.config.Server = "cable", true, true, "tas2"
+			o.syslog, o.logPath = true, "/tmp/x.log"
+		}},
+		{"long options", basic + " --tag cable --release --foreground --destination tas2 --syslog --log-path x.log --debug", func(o *options) {
+			o.config.Uplink.Tag, o.release, o.foreground, o.config.Server = "cable", true, true, "tas2"
+			o.syslog, o.logPath, o.debug = true, filepath.Join(cwd, "x.log"), true
+		}},
+		{"the original's spelling", basic + " --log_path /tmp/x.log", func(o *options) { o.logPath = "/tmp/x.log" }},
+		{"-r takes no word", "-r " + basic, func(o *options) { o.release = true }},
+		{"priorities", basic + " --priority 1,32765,4294967295", func(o *options) {
+			o.config.Uplink.Priorities = client.Priorities{Source: 1, Network: 32765, Unbound: 4294967295}
+		}},
+		{"no network rule", basic + " --no-network-rule", func(o *options) { o.config.Uplink.NoNetwork = true }},
+		{"forward", basic + " --forward", func(o *options) { o.config.Uplink.Forward = true }},
+		{"users by name and number", basic + " --server-user root --server-user=4711", func(o *options) {
+			o.config.ServerUIDs = []uint32{0, 4711}
+		}},
+		{"inet6", "-6 -a fd00::02 -n 64 -i wan0", func(o *options) {
+			o.config.Uplink.Key.Family, o.config.Uplink.Key.Address = wire.Inet6, "fd00::2"
+			o.config.Uplink.Network = netip.MustParsePrefix("fd00::2/64")
+		}},
+		{"inet6 without a length", "-6 -a FD00:0:0::2 -i wan0", func(o *options) {
+			o.config.Uplink.Key.Family, o.config.Uplink.Key.Address = wire.Inet6, "fd00::2"
+			o.config.Uplink.Network = netip.MustParsePrefix("fd00::2/128")
+		}},
+		{"unspec", "-a anything/at-all -i wan0", func(o *options) {
+			o.config.Uplink.Key.Family, o.config.Uplink.Key.Address = wire.Unspec, "anything/at-all"
+			o.config.Uplink.Network = netip.Prefix{}
+		}},
+		{"release needs no mask", "-r -4 -a 10.77.0.2 -i wan0", func(o *options) {
+			o.release = true
+			o.config.Uplink.Network = netip.MustParsePrefix("10.77.0.2/32")
+		}},
+		{"longest names", "-4 -a 10.77.0.2 -n 24 -i " + strings.Repeat("i", 15) + " -t " + strings.Repeat("t", 127) +
+			" -d " + strings.Repeat("d", 106), func(o *options) {
+			o.config.Uplink.Key.Ifname = strings.Repeat("i", 15)
+			o.config.Uplink.Tag, o.config.Server = strings.Repeat("t", 127), strings.Repeat("d", 106)
+		}},
+		{"routes", basic + " --routes move --gateway 10.77.0.1 --gateway 10.77.0.3 --metric 7 --route 10.99.0.0/16,10.77.0.9 --on-loss block --specific-first", func(o *options) {
+			s := &o.config.Uplink.Settings
+			s.Routes, s.OnLoss, s.SpecificFirst, s.Metric = client.MoveRoutes, client.Block, true, 7
+			s.Gateways = []netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.3")}
+			s.Static = []client.StaticRoute{{Dst: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("10.77.0.9")}}
+		}},
+		{"resolvers", basic + " --nameserver 192.0.2.53 --dnsmasq-servers /run/x --dnsmasq-pid /run/y", func(o *options) {
+			s := &o.config.Uplink.Settings
+			s.Nameservers = []netip.Addr{netip.MustParseAddr("192.0.2.53")}
+			s.ServersFile, s.PIDFile = "/run/x", "/run/y"
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			want := options{config: client.Config{
+				Uplink: client.Uplink{
+					Key:        wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "10.77.0.2"},
+					Network:    netip.MustParsePrefix("10.77.0.2/24"),
+					Priorities: client.OriginalPriorities,
+					Settings: client.Settings{
+						Routes: client.NoRoutes, OnLoss: client.Fallback, ServersFile: client.DefaultServersFile,
+					},
+				},
+				Server: "tas_socket",
+			}}
+			tt.want(&want)
+			got, err := parse(strings.Fields(tt.args))
+			if err != nil || !reflect.DeepEqual(got, want) {
+				t.Errorf("got %+v, %v\nwant %+v", got, err, want)
+			}
+		})
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		args string
+		want string // in the message
+	}{
+		{"nothing", "", "-a ADDRESS and -i IFNAME are needed"},
+		{"no address", "-4 -i wan0 -n 24", "-a ADDRESS"},
+		{"no link", "-4 -a 10.77.0.2 -n 24", "-i IFNAME"},
+		{"two families", "-4 -6 -a 10.77.0.2 -n 24 -i wan0", "-4 and -6"},
+		{"unknown option", "-4 -a 10.77.0.2 -n 24 -i wan0 --frobnicate", "frobnicate"},
+		{"unknown letter", "-4 -a 10.77.0.2 -n 24 -i wan0 -x", "'x'"},
+		{"an option without its word", "-4 -a 10.77.0.2 -n 24 -i", "argument"},
+		{"a word too many", "-4 -a 10.77.0.2 -n 24 -i wan0 dsl", `"dsl"`},
+		{"no IPv4 address", "-4 -a fd00::2 -n 24 -i wan0", "inet"},
+		{"no IPv6 address", "-6 -a 10.77.0.2 -i wan0", "inet6"},
+		{"mapped address", "-6 -a ::ffff:10.77.0.2 -i wan0", "inet6"},
+		{"no address at all", "-4 -a cable -n 24 -i wan0", `"cable"`},
+		{"leading zeros", "-4 -a 10.077.0.2 -n 24 -i wan0", "10.077.0.2"},
+		{"a zone", "-6 -a fe80::1%wan0 -i wan0", "fe80::1%wan0"},
+		{"link-local", "-6 -a fe80::1 -i wan0", "link-local"},
+		{"loopback", "-4 -a 127.0.0.1 -n 8 -i lo", "127.0.0.1"},
+		{"the unspecified address", "-4 -a 0.0.0.0 -n 24 -i wan0", "0.0.0.0"},
+		{"multicast", "-4 -a 224.0.0.1 -n 24 -i wan0", "224.0.0.1"},
+		{"broadcast", "-4 -a 255.255.255.255 -n 24 -i wan0", "255.255.255.255"},
+		{"mask of zeros", "-4 -a 10.77.0.2 -n 0.0.0.0 -i wan0", "-n 0.0.0.0"},
+		{"mask with a hole", "-4 -a 10.77.0.2 -n 255.0.255.0 -i wan0", "-n 255.0.255.0"},
+		{"mask from the wrong end", "-4 -a 10.77.0.2 -n 0.0.0.255 -i wan0", "-n 0.0.0.255"},
+		{"length 0", "-4 -a 10.77.0.2 -n 0 -i wan0", "-n 0"},
+		{"length 33", "-4 -a 10.77.0.2 -n 33 -i wan0", "-n 33"},
+		{"length -1", "-4 -a 10.77.0.2 -n -1 -i wan0", "-n -1"},
+		{"length 129", "-6 -a fd00::2 -n 129 -i wan0", "-n 129"},
+		{"a mask of IPv6", "-4 -a 10.77.0.2 -n ffff:: -i wan0", "-n ffff::"},
+		{"a mask for IPv6", "-6 -a fd00::2 -n 255.255.255.0 -i wan0", "-n 255.255.255.0"},
+		{"no mask at all", "-4 -a 10.77.0.2 -n wide -i wan0", "-n wide"},
+		{"a long link", "-4 -a 10.77.0.2 -n 24 -i 0123456789abcdef", "ifname"},
+		{"a long address", "-a " + strings.Repeat("a", 46) + " -i wan0", "address"},
+		{"a long tag", "-4 -a 10.77.0.2 -n 24 -i wan0 -t " + strings.Repeat("t", 128), "tag"},
+		{"a tag that would break a line", "-4 -a 10.77.0.2 -n 24 -i wan0 -t a\x07b", "tag"},
+		{"a tag that is no text", "-4 -a 10.77.0.2 -n 24 -i wan0 -t \xff", "tag"},
+		{"a long server name", "-4 -a 10.77.0.2 -n 24 -i wan0 -d " + strings.Repeat("d", 107), "--destination"},
+		{"two priorities", "-4 -a 10.77.0.2 -n 24 -i wan0 --priority 1,2", "--priority 1,2"},
+		{"priority 0", "-4 -a 10.77.0.2 -n 24 -i wan0 --priority 0,2,3", "--priority 0,2,3"},
+		{"a priority beyond 32 bits", "-4 -a 10.77.0.2 -n 24 -i wan0 --priority 1,2,4294967296", "4294967296"},
+		{"no number", "-4 -a 10.77.0.2 -n 24 -i wan0 --priority 1,2,x", `"x"`},
+		{"nobody", "-4 -a 10.77.0.2 -n 24 -i wan0 --server-user no-such-user", "no-such-user"},
+		{"the overflow uid", "-4 -a 10.77.0.2 -n 24 -i wan0 --server-user 65534", "65534"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := parse(strings.Fields(tt.args))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want an error that names %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestParseHelp(t *testing.T) {
+	for _, args := range []string{"-h", "--help", "-4 --help", "--help -4 -6"} {
+		if _, err := parse(strings.Fields(args)); !errors.Is(err, pflag.ErrHelp) {
+			t.Errorf("%s: got %v", args, err)
+		}
+	}
+	if o, err := parse([]string{"--version"}); err != nil || !o.version {
+		t.Errorf("--version: got %+v, %v", o, err)
+	}
+}
+
+// TestUsage: it fits a screen, and tells every option.
+func TestUsage(t *testing.T) {
+	lines := strings.Split(strings.TrimSuffix(usage, "\n"), "\n")
+	if len(lines) > 23 { // and the prompt
+		t.Errorf("%d lines", len(lines))
+	}
+	for _, line := range lines {
+		if len(line) > 80 {
+			t.Errorf("%d columns: %s", len(line), line)
+		}
+	}
+	for _, option := range []string{"-4 ", "-6 ", "-a, --address ", "-n, --netmask ", "-i, --ifname ", "-t, --tag ", "-r, --release ",
+		"-f, --foreground ", "-d, --destination ", "--server-user ", "--priority ", "--no-network-rule ", "--forward ", "-s, --syslog ",
+		"-l, --log-path ", "--debug ", "--version ", "-h, --help", "--specific-first ", "--on-loss ", "--routes ", "--gateway ",
+		"--metric ", "--route ", "--classless-routes ", "--nameserver ", "--dnsmasq-servers ", "--dnsmasq-pid "} {
+		if !strings.Contains(usage, option) {
+			t.Errorf("usage does not tell %s", option)
+		}
+	}
+}

@@ -1,0 +1,405 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+func tagged(tag string) Uplink {
+	u := cable()
+	u.Tag = tag
+	return u
+}
+
+// cable is the uplink of the tests.
+func cable() Uplink {
+	return Uplink{
+		Key:        wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "10.77.0.2"},
+		Network:    netip.MustParsePrefix("10.77.0.2/24"),
+		Tag:        "cable",
+		Priorities: OriginalPriorities,
+	}
+}
+
+func granted(table uint32, expires int64) event {
+	return event{kind: replied, reply: wire.Reply{Table: table, Expires: expires}}
+}
+
+func refusal(code wire.Code, why string) event {
+	return event{kind: replied, reply: wire.Refuse(code, why)}
+}
+
+func placed(err error) event { return event{kind: rulesPlaced, err: err} }
+
+var (
+	tick    = event{kind: timer}
+	seen    = event{kind: addressSeen}
+	gone    = event{kind: addressGone, why: "the address is gone"}
+	stopped = event{kind: end, why: "stopped"}
+	nobody  = event{kind: unreachable, err: errors.New("nobody serves it")}
+	// released is the answer to a release.
+	released = event{kind: replied}
+)
+
+// String is the action as the tests write it.
+func (a action) String() string {
+	switch a.kind {
+	case send:
+		name := map[wire.Command]string{wire.Acquire: "acquire", wire.Release: "release"}[a.request.Cmd]
+		return fmt.Sprintf("%s %s %s", name, a.request.Key, a.request.Tag)
+	case placeRules:
+		return fmt.Sprintf("place %d", a.table)
+	case clearRules:
+		return fmt.Sprintf("clear %d", a.table)
+	case report:
+		return strings.TrimSpace(fmt.Sprintf("report %d %s", a.table, a.why))
+	case finish:
+		return "finish: " + a.why
+	}
+	return fmt.Sprintf("action %d", a.kind)
+}
+
+const (
+	acquire = "acquire wan0-10.77.0.2-2 cable"
+	release = "release wan0-10.77.0.2-2 cable"
+	never   = time.Duration(0)
+)
+
+// moment is one event and what has to follow from it. The clock of a case begins at
+// 1000 s; times are counted from there.
+type moment struct {
+	at   time.Duration
+	ev   event
+	want []string
+	next time.Duration // of the deadline; never
+}
+
+const epoch = 1000 * time.Second
+
+func at(d time.Duration, ev event, next time.Duration, want ...string) moment {
+	return moment{d, ev, want, next}
+}
+
+func TestMachine(t *testing.T) {
+	const s, ms = time.Second, time.Millisecond
+	// begin is a case up to the moment when the rules stand; the lease ends at 100 s.
+	begin := []moment{
+		at(0, event{kind: start}, 2*s, acquire),
+		at(0, seen, 2*s),
+		at(1*s, granted(10000, 1100), never, "place 10000"),
+		at(1*s, placed(nil), 50*s+500*ms, "report 10000"),
+	}
+	after := func(more ...moment) []moment { return append(append([]moment(nil), begin...), more...) }
+	for _, tt := range []struct {
+		name    string
+		machine *machine
+		moments []moment
+	}{
+		{name: "renews at half the lease", moments: after(
+			at(50*s+499*ms, tick, 50*s+500*ms),
+			at(50*s+500*ms, tick, 52*s, acquire),
+			at(51*s, granted(10000, 1151), 101*s),
+			at(101*s, tick, 102*s+500*ms, acquire),
+		)},
+		{name: "the server is away and comes back", moments: after(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, nobody, 52*s+500*ms),
+			at(52*s+500*ms, tick, 54*s, acquire),
+			at(54*s, tick, 55*s+500*ms, acquire),
+			at(500*s, tick, 501*s+500*ms, acquire), // long after the end of the lease
+			at(501*s, granted(10000, 1601), 551*s),
+		)},
+		{name: "another table", moments: after(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, granted(10007, 1151), never, "place 10007"),
+			at(51*s, placed(nil), 101*s), // and no second report
+			at(60*s, gone, 60*s+300*ms, "clear 10007", release),
+			at(60*s, released, never, "finish: released"),
+		)},
+		{name: "another table, and the kernel refuses", moments: after(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, granted(10007, 1151), never, "place 10007"),
+			at(51*s, placed(errors.New("not permitted")), 51*s+300*ms, "clear 10007", release),
+			at(51*s, released, never, "finish: released"),
+		)},
+		{name: "the address goes", moments: after(
+			at(20*s, gone, 20*s+300*ms, "clear 10000", release),
+			at(20*s, gone, 20*s+300*ms),
+			at(20*s, stopped, 20*s+300*ms),
+			at(20*s, granted(10000, 1120), 20*s+300*ms), // of a renewal that was under way
+			at(20*s, released, never, "finish: released"),
+			at(20*s, released, never),
+			at(20*s, stopped, never),
+			at(90*s, tick, never),
+		)},
+		{name: "a signal, and the server is silent", moments: after(
+			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
+			at(20*s+300*ms, tick, 20*s+600*ms, release),
+			at(20*s+600*ms, tick, 20*s+900*ms, release),
+			at(20*s+900*ms, tick, 21*s+200*ms, release),
+			at(21*s+200*ms, tick, 21*s+500*ms, release),
+			at(21*s+500*ms, tick, 21*s+800*ms, release),
+			at(21*s+800*ms, tick, 22*s+100*ms, release),
+			at(22*s+100*ms, tick, 22*s+400*ms, release),
+			at(22*s+400*ms, tick, 22*s+700*ms, release),
+			at(22*s+700*ms, tick, 23*s, release),
+			at(23*s, tick, never, "finish: the server did not confirm the release"),
+		)},
+		{name: "a signal, and there is no server", moments: after(
+			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
+			at(20*s, nobody, never, "finish: the server is not there to take the lease back: nobody serves it"),
+		)},
+		{name: "no answer at all", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(2*s, tick, 4*s, acquire),
+			at(4*s, tick, 6*s, acquire),
+			at(6*s, tick, 8*s, acquire),
+			at(8*s, tick, 10*s, acquire),
+			at(10*s, tick, 10*s+300*ms, "report 0 no answer", release),
+		}},
+		{name: "nobody there", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, nobody, 2*s),
+			at(2*s, tick, 4*s, acquire),
+			at(4*s, tick, 6*s, acquire),
+			at(6*s, tick, 8*s, acquire),
+			at(8*s, tick, 10*s, acquire),
+			at(8*s, nobody, 10*s),
+			at(10*s, tick, 10*s+300*ms, "report 0 nobody serves it", release),
+			at(10*s, nobody, never, "finish: the server is not there to take the lease back: nobody serves it"),
+		}},
+		{name: "the server comes between two tries", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, nobody, 2*s),
+			at(2*s, tick, 4*s, acquire),
+			at(2*s, granted(10000, 1102), 60*s, "place 10000"),
+			at(2*s, placed(nil), 52*s, "report 10000"),
+		}},
+		{name: "a refusal that may pass", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, refusal(wire.Exhausted, "all 40 tables are leased"), 2*s),
+			at(2*s, tick, 4*s, acquire),
+			at(2*s, granted(10000, 1102), 60*s, "place 10000"),
+		}},
+		{name: "a refusal that does not pass in time", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(2*s, tick, 4*s, acquire),
+			at(4*s, tick, 6*s, acquire),
+			at(6*s, tick, 8*s, acquire),
+			at(8*s, tick, 10*s, acquire),
+			at(8*s, refusal(wire.Exhausted, "all 40 tables are leased"), 10*s),
+			at(10*s, tick, 10*s+300*ms, "report 0 all 40 tables are leased", release),
+		}},
+		{name: "a C server's table 0", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, released, 2*s),
+			at(2*s, tick, 4*s, acquire),
+		}},
+		{name: "the kernel's own tables", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, granted(253, 1100), 2*s),
+			at(0, granted(254, 1100), 2*s),
+			at(0, granted(255, 1100), 2*s),
+			at(0, stopped, 300*ms, "report 0 stopped", release),
+		}},
+		{name: "tables beside the kernel's own", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, granted(252, 1100), 60*s, "place 252"),
+			at(0, placed(nil), 50*s, "report 252"),
+			at(50*s, granted(256, 1200), 60*s, "place 256"),
+		}},
+		{name: "not permitted", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, refusal(wire.Denied, "uid 7 is not permitted"), 300*ms, "report 0 uid 7 is not permitted", release),
+			at(0, refusal(wire.Denied, "uid 7 is not permitted"), never, "finish: released"),
+		}},
+		{name: "family not served", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, refusal(wire.NotServed, "inet is off"), 300*ms, "report 0 inet is off", release),
+		}},
+		{name: "refused while the lease runs", moments: after(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, refusal(wire.Denied, "not permitted"), 52*s+500*ms),
+			at(53*s, tick, 54*s+500*ms, acquire),
+			at(99*s, refusal(wire.Denied, "not permitted"), 54*s+500*ms),
+			at(100*s, refusal(wire.Denied, "not permitted"), 100*s+300*ms, "clear 10000", release),
+		)},
+		{name: "the pool is exhausted when the lease has ended", moments: after(
+			at(200*s, tick, 201*s+500*ms, acquire),
+			at(200*s, refusal(wire.Exhausted, "all leased"), 201*s+500*ms),
+			at(202*s, tick, 203*s+500*ms, acquire),
+			at(202*s, granted(10003, 1302), never, "place 10003"),
+		)},
+		{name: "the kernel refuses the rules", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, granted(10000, 1100), 60*s, "place 10000"),
+			at(1*s, placed(errors.New("not permitted")), 1*s+300*ms, "clear 10000", "report 0 not permitted", release),
+			at(1*s, released, never, "finish: released"),
+		}},
+		{name: "the address comes later", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, granted(10000, 1200), 60*s, "place 10000"),
+			at(1*s, placed(nil), 60*s, "report 10000"),
+			at(59*s, seen, 100*s+500*ms),
+			at(70*s, tick, 100*s+500*ms),
+		}},
+		{name: "the address does not come", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, granted(10000, 4600), 60*s, "place 10000"),
+			at(1*s, placed(nil), 60*s, "report 10000"),
+			at(60*s-1, tick, 60*s),
+			at(60*s, tick, 60*s+300*ms, "clear 10000", release),
+			at(60*s, released, never, "finish: released"),
+		}},
+		{name: "renewals go on while the address is awaited", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, granted(10000, 1010), 60*s, "place 10000"),
+			at(0, placed(nil), 5*s, "report 10000"),
+			at(5*s, tick, 6*s+500*ms, acquire),
+			at(5*s, granted(10000, 1200), 60*s),
+			at(60*s, tick, 60*s+300*ms, "clear 10000", release),
+		}},
+		{name: "ended before there was an answer", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, stopped, 1*s+300*ms, "report 0 stopped", release),
+			at(1*s, granted(10000, 1100), 1*s+300*ms),
+			at(1*s, released, never, "finish: released"),
+		}},
+		{name: "the address goes before there was an answer", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, gone, 1*s+300*ms, "report 0 the address is gone", release),
+		}},
+		{name: "another tag", moments: after(
+			at(10*s, event{kind: replaced, told: tagged("dsl")}, 11*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
+			at(10*s, granted(10000, 1110), 60*s),
+			at(60*s, tick, 61*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
+		)},
+		{name: "another tag before the lease", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, event{kind: replaced, told: tagged("dsl")}, 2*s),
+			at(2*s, tick, 4*s, "acquire wan0-10.77.0.2-2 dsl"),
+		}},
+		{name: "a lease of one second", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, granted(10000, 1001), 60*s, "place 10000"),
+			at(0, placed(nil), 500*ms, "report 10000"),
+			at(950*ms, tick, 2*s+450*ms, acquire),
+			at(950*ms, granted(10000, 1001), 1150*ms),
+		}},
+		{name: "an expiry that has passed", moments: after(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, granted(10000, 0), 51*s+200*ms),
+			at(51*s+200*ms, tick, 52*s+700*ms, acquire),
+			at(51*s+200*ms, granted(10000, 1), 51*s+400*ms),
+		)},
+		{name: "an expiry beyond all time", moments: after(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, granted(10000, 1<<33), 51*s+24*time.Hour),
+			at(52*s+24*time.Hour, tick, 53*s+500*ms+24*time.Hour, acquire),
+			at(52*s+24*time.Hour, refusal(wire.Denied, "not permitted"), 53*s+500*ms+24*time.Hour),
+			at(52*s+24*time.Hour, granted(10000, 1<<33), 52*s+48*time.Hour),
+		)},
+		{name: "a renamed link's second machine asks for ever", machine: newMachine(cable(), true), moments: func() []moment {
+			m := []moment{at(0, event{kind: start}, 2*s, acquire), at(0, seen, 2*s)}
+			for i := time.Duration(1); i < 20; i++ {
+				m = append(m, at(2*i*s, tick, 2*(i+1)*s, acquire))
+			}
+			return m
+		}()},
+		{name: "an identifier has no address to wait for",
+			machine: newMachine(Uplink{Key: wire.Key{Family: wire.Unspec, Ifname: "x", Address: "y"}}, false),
+			moments: []moment{
+				at(0, event{kind: start}, 2*s, "acquire x-y-0 "),
+				at(0, granted(10000, 1200), never, "place 10000"),
+				at(0, placed(nil), 100*s, "report 10000"),
+				at(100*s, tick, 101*s+500*ms, "acquire x-y-0 "),
+			}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := tt.machine
+			if m == nil {
+				m = newMachine(cable(), false)
+			}
+			for i, moment := range tt.moments {
+				var got []string
+				for _, a := range m.step(epoch+moment.at, moment.ev) {
+					got = append(got, a.String())
+				}
+				if strings.Join(got, "; ") != strings.Join(moment.want, "; ") {
+					t.Errorf("moment %d: actions: got %q, want %q", i, got, moment.want)
+				}
+				want := moment.next
+				if want != never {
+					want += epoch
+				}
+				if got := m.deadline(); got != want {
+					t.Errorf("moment %d: deadline: got %v, want %v", i, got-epoch, want-epoch)
+				}
+			}
+		})
+	}
+}
+
+// TestMachineAnswersOnce: whatever happens, the caller hears one table, a machine that
+// has finished is silent, and every lease that was granted is given back.
+func TestMachineAnswersOnce(t *testing.T) {
+	events := []event{
+		tick, seen, gone, stopped, nobody, released, granted(10000, 1100), granted(10001, 2100), placed(nil),
+		placed(errors.New("no")), refusal(wire.Exhausted, "full"), refusal(wire.Denied, "no"), {kind: replaced, told: tagged("x")},
+	}
+	const depth = 5
+	var walk func(m machine, now time.Duration, reports, placedRules int, path []int)
+	walk = func(m machine, now time.Duration, reports, placedRules int, path []int) {
+		if len(path) == depth {
+			return
+		}
+		for i, ev := range events {
+			if ev.kind == rulesPlaced != (m.state == placing) {
+				continue // it follows placeRules at once, and nothing else does
+			}
+			next, reports, placedRules := m, reports, placedRules
+			when := now + time.Second
+			if ev.kind == timer && m.deadline() != 0 {
+				when = max(when, m.deadline())
+			}
+			path := append(path, i)
+			for _, a := range next.step(when, ev) {
+				switch a.kind {
+				case report:
+					reports++
+				case placeRules:
+					placedRules++
+				case clearRules:
+					placedRules = 0
+				}
+				if m.state == done {
+					t.Fatalf("%v: %v after the end", path, a)
+				}
+			}
+			if reports > 1 {
+				t.Fatalf("%v: %d reports", path, reports)
+			}
+			if next.state == releasing || next.state == done {
+				if placedRules > 0 {
+					t.Fatalf("%v: the end, and rules are left", path)
+				}
+				if reports != 1 {
+					t.Fatalf("%v: the end, and nothing was reported", path)
+				}
+			}
+			if next.state != done && next.deadline() == 0 && next.state != placing {
+				t.Fatalf("%v: waits for nothing", path)
+			}
+			walk(next, when, reports, placedRules, path)
+		}
+	}
+	m := newMachine(cable(), false)
+	m.step(epoch, event{kind: start})
+	walk(*m, epoch, 0, 0, nil)
+}

@@ -1,0 +1,227 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+)
+
+// placer is the routes of one uplink in the kernel: in its table, and what of them has to
+// be in main.
+type placer struct {
+	kernel *route.Conn
+	log    *slog.Logger
+
+	table    uint32        // 0: no lease
+	taken    []route.Route // what main lost to the table
+	last     []route.Route // what main had of this uplink, when the link was up last
+	kept     []route.Route // of that, what went with the link
+	placed   int           // routes in the table after the last sync
+	wasDown  bool          // the link was seen down since
+	remarked map[string]bool
+}
+
+// look reads what a plan is made from. There is none while the address is not on the
+// link, or the link is not up: routes wait for both.
+func (p *placer) look(u Uplink, link route.Link) (v view, ok bool, err error) {
+	v.index = link.Index
+	if !link.Up {
+		p.wasDown = true
+		return v, false, nil
+	}
+	addresses, err := p.kernel.AddressesOn(u.family(), link.Index)
+	if err != nil {
+		return v, false, err
+	}
+	for _, a := range addresses {
+		if a.Addr == u.addr() {
+			v.network, ok = a.Network(), true
+		} else {
+			v.others = append(v.others, a.Network())
+		}
+	}
+	if !ok {
+		return v, false, nil
+	}
+	main, err := p.kernel.Routes(u.family(), unix.RT_TABLE_MAIN)
+	if err != nil {
+		return v, false, err
+	}
+	for _, r := range main {
+		if r.Index == link.Index || r.Multipath {
+			v.main = append(v.main, r)
+		}
+	}
+	return v, true, nil
+}
+
+// place fills table; main keeps what it has until settle, so that nothing is without a
+// route before the rules stand.
+func (p *placer) place(u Uplink, v view, table uint32) error {
+	if p.table != table {
+		if err := p.adopt(u, v, table); err != nil {
+			return err
+		}
+		p.table = table
+	}
+	have, err := p.kernel.Routes(u.family(), table)
+	if err != nil {
+		return err
+	}
+	if p.wasDown || p.placed > 0 && !slices.ContainsFunc(have, ours) {
+		// The kernel empties all tables when a link goes down, and main gets back its
+		// network only.
+		p.kept = append(p.kept, p.last...)
+	}
+	p.wasDown = false
+	plan := makePlan(u, v, table, p.taken, p.kept)
+	p.taken = plan.taken
+	p.last = nil
+	for _, r := range v.main {
+		if r.Protocol != route.Protocol && v.belongs(r, u.addr()) && unmovable(r) == "" {
+			p.last = append(p.last, r)
+		}
+	}
+	current := places(p.last)
+	p.kept = slices.DeleteFunc(p.kept, func(r route.Route) bool { return current[placeOf(r)] })
+	for _, text := range plan.left {
+		p.remark(u, "route left alone", text)
+	}
+	added, deleted, err := p.kernel.SyncRoutes(u.family(), table, plan.table)
+	for _, r := range added {
+		p.log.Info("route added", attrs(u, r)...)
+	}
+	for _, r := range deleted {
+		p.log.Info("route removed", attrs(u, r)...)
+	}
+	p.placed = len(plan.table)
+	return err
+}
+
+// settle takes out of main what stands in the table now: routes that are moved, and ours
+// that stood in until there was a lease.
+func (p *placer) settle(u Uplink, v view) error {
+	have, err := p.kernel.Routes(u.family(), p.table)
+	if err != nil {
+		return err
+	}
+	leave := slices.DeleteFunc(makePlan(u, v, p.table, p.taken, p.kept).leave, func(r route.Route) bool {
+		// What was not carried over stays where it is of use.
+		return !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && sameWay(h, r) })
+	})
+	return errors.Join(p.delete(u, leave), p.withdraw(u, v))
+}
+
+func (p *placer) delete(u Uplink, routes []route.Route) error {
+	var errs []error
+	for _, r := range routes {
+		if err := p.kernel.DeleteRoute(r); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		p.log.Info("route taken out of main", attrs(u, r)...)
+	}
+	return errors.Join(errs...)
+}
+
+// adopt takes over what a holder that was killed left in the table: with move, main does
+// not have it any more.
+func (p *placer) adopt(u Uplink, v view, table uint32) error {
+	if u.Settings.Routes != MoveRoutes || p.table != 0 {
+		return nil
+	}
+	have, err := p.kernel.Routes(u.family(), table)
+	if err != nil {
+		return err
+	}
+	told := u.told(v, table)
+	for _, r := range have {
+		if !ours(r) || r.Index != v.index || r.Src != u.addr() {
+			continue
+		}
+		if r.Gateway.IsValid() && slices.ContainsFunc(told, func(t route.Route) bool { return sameWay(t, r) }) {
+			continue
+		}
+		p.taken = append(p.taken, asBefore(r, v))
+	}
+	return nil
+}
+
+// asBefore is a route of our table as main may have had it. Who put it there is not
+// known any more, but for the network of the link, which is the kernel's.
+func asBefore(r route.Route, v view) route.Route {
+	r = r.In(unix.RT_TABLE_MAIN, r.Src)
+	r.Protocol = unix.RTPROT_BOOT
+	if r.Dst == v.network.Masked() && !r.Gateway.IsValid() {
+		r.Protocol = unix.RTPROT_KERNEL
+	}
+	return r
+}
+
+// fallBack gives main what it needs while there is no lease.
+func (p *placer) fallBack(u Uplink, v view) error {
+	var errs []error
+	for _, r := range stopgap(u, v) {
+		if err := p.kernel.AddRoute(r); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		p.log.Info("no lease: route added to main", attrs(u, r)...)
+	}
+	return errors.Join(errs...)
+}
+
+// putBack gives main back what it lost, before the rules go: nobody is cut off because a
+// lease ends.
+func (p *placer) putBack(u Uplink, v view) error {
+	if u.Settings.Routes != MoveRoutes || p.table == 0 {
+		return nil
+	}
+	var errs []error
+	for _, r := range p.taken {
+		if err := p.kernel.AddRoute(r); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		p.log.Info("route put back into main", attrs(u, r)...)
+	}
+	v.main = append(v.main, p.taken...)
+	p.taken = nil
+	return errors.Join(append(errs, p.fallBack(u, v))...)
+}
+
+// drop forgets a table that is being emptied.
+func (p *placer) drop() {
+	*p = placer{kernel: p.kernel, log: p.log, remarked: p.remarked}
+}
+
+// withdraw takes the routes of fallBack out of main, also those of a process before this.
+func (p *placer) withdraw(u Uplink, v view) error {
+	return p.delete(u, slices.DeleteFunc(slices.Clone(v.main), func(r route.Route) bool {
+		return !ours(r) || r.Src != u.addr()
+	}))
+}
+
+// remark logs something once.
+func (p *placer) remark(u Uplink, what, text string) {
+	if p.remarked[text] {
+		return
+	}
+	if p.remarked == nil {
+		p.remarked = make(map[string]bool)
+	}
+	p.remarked[text] = true
+	p.log.Warn(what, "ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String(), "err", text)
+}
+
+func ours(r route.Route) bool { return r.Protocol == route.Protocol }
+
+func attrs(u Uplink, r route.Route) []any {
+	return []any{"route", fmt.Sprint(r), "ifname", u.Key.Ifname, "addr", u.Key.Address,
+		"family", u.Key.Family.String(), "table", r.Table}
+}

@@ -1,0 +1,225 @@
+package client
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+const planTable = 10000
+
+// mainRoute is a route of link 7 in main, as something else than we made it.
+func mainRoute(dst, via, src string, metric uint32) route.Route {
+	r := route.NewRoute(unix.RT_TABLE_MAIN, prefix(dst), addr(via), 7)
+	r.Protocol, r.Src, r.Metric = unix.RTPROT_BOOT, addr(src), metric
+	return r
+}
+
+func addr(text string) netip.Addr {
+	if text == "" {
+		return netip.Addr{}
+	}
+	return netip.MustParseAddr(text)
+}
+
+func prefix(text string) netip.Prefix {
+	if text == "default" {
+		return defaultPrefix(true)
+	}
+	return netip.MustParsePrefix(text)
+}
+
+func TestMakePlan(t *testing.T) {
+	network := mainRoute("192.0.2.0/24", "", "192.0.2.5", 0)
+	network.Protocol = unix.RTPROT_KERNEL
+	multipath := mainRoute("10.9.0.0/16", "", "", 0)
+	multipath.Multipath = true
+	encap := mainRoute("10.8.0.0/16", "192.0.2.1", "", 0)
+	encap.Encap = true
+	mine := mainRoute("default", "192.0.2.1", "192.0.2.5", 7)
+	mine.Protocol = route.Protocol
+	tests := []struct {
+		name     string
+		settings Settings
+		network  string // of the address; default 192.0.2.5/24
+		others   string // another network of the link
+		main     []route.Route
+		taken    []route.Route
+		kept     []route.Route
+		table    string // lines of the table
+		leave    string // lines of main
+		left     int
+	}{
+		{
+			name:     "none leaves all to the caller",
+			settings: Settings{Routes: NoRoutes},
+			main:     []route.Route{network},
+		},
+		{
+			name:     "the network is there without being told",
+			settings: Settings{Routes: CopyRoutes},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5",
+		},
+		{
+			name:     "move takes network and default out of main",
+			settings: Settings{Routes: MoveRoutes},
+			main:     []route.Route{network, mainRoute("default", "192.0.2.1", "", 100)},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 100",
+			leave:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 metric 100",
+		},
+		{
+			name:     "copy leaves them there",
+			settings: Settings{Routes: CopyRoutes},
+			main:     []route.Route{network, mainRoute("default", "192.0.2.1", "", 100)},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 100",
+		},
+		{
+			name:     "what was taken stays, though main has it no more",
+			settings: Settings{Routes: MoveRoutes},
+			taken:    []route.Route{network, mainRoute("default", "192.0.2.1", "", 0)},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5",
+		},
+		{
+			name:     "a changed gateway replaces the one before",
+			settings: Settings{Routes: MoveRoutes},
+			main:     []route.Route{mainRoute("default", "192.0.2.9", "", 0)},
+			taken:    []route.Route{network, mainRoute("default", "192.0.2.1", "", 0)},
+			table:    "default via 192.0.2.9 src 192.0.2.5; 192.0.2.0/24 scope link src 192.0.2.5",
+			leave:    "default via 192.0.2.9",
+		},
+		{
+			name:     "gateways with rising metric",
+			settings: Settings{Routes: CopyRoutes, Metric: 50, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 50; default via 192.0.2.2 src 192.0.2.5 metric 51",
+		},
+		{
+			name:     "a gateway that main has too is there once",
+			settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1")}},
+			main:     []route.Route{network, mainRoute("default", "192.0.2.1", "", 0)},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5",
+			leave:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1",
+		},
+		{
+			name:     "a gateway told beside another default",
+			settings: Settings{Routes: CopyRoutes, Gateways: []netip.Addr{addr("192.0.2.1")}},
+			main:     []route.Route{mainRoute("default", "192.0.2.9", "", 0)},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.9 src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 1",
+		},
+		{
+			name:     "a /32 lease: its gateway is off the link",
+			settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("198.51.100.1")}},
+			network:  "192.0.2.5/32",
+			table:    "default via 198.51.100.1 src 192.0.2.5 onlink",
+		},
+		{
+			name: "option 121",
+			settings: Settings{Routes: MoveRoutes, Static: []StaticRoute{
+				{prefix("10.99.0.0/16"), addr("192.0.2.254")}, {prefix("default"), addr("192.0.2.1")}, {prefix("10.1.0.0/16"), netip.Addr{}}}, Metric: 9},
+			table: "10.1.0.0/16 scope link src 192.0.2.5; 192.0.2.0/24 scope link src 192.0.2.5; 10.99.0.0/16 via 192.0.2.254 src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 9",
+		},
+		{
+			name:     "a link without a gateway",
+			settings: Settings{Routes: MoveRoutes},
+			network:  "10.64.0.2/32",
+			main:     []route.Route{mainRoute("10.64.0.1/32", "", "10.64.0.2", 0), mainRoute("default", "", "", 0)},
+			table:    "10.64.0.1 scope link src 10.64.0.2; default scope link src 10.64.0.2",
+			leave:    "10.64.0.1 scope link src 10.64.0.2; default scope link",
+		},
+		{
+			name:     "routes of another address of the link are not ours",
+			settings: Settings{Routes: MoveRoutes},
+			others:   "198.51.100.5/24",
+			main: []route.Route{network, mainRoute("198.51.100.0/24", "", "198.51.100.5", 0),
+				mainRoute("default", "198.51.100.1", "", 0), mainRoute("10.0.0.0/8", "192.0.2.1", "", 0)},
+			table: "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1 src 192.0.2.5",
+			leave: "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1",
+		},
+		{
+			name:     "multipath and encap are left alone; ours in main, too",
+			settings: Settings{Routes: MoveRoutes},
+			main:     []route.Route{network, multipath, encap, mine},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5",
+			leave:    "192.0.2.0/24 scope link src 192.0.2.5",
+			left:     2,
+		},
+		{
+			name:     "copy keeps what went with the link",
+			settings: Settings{Routes: CopyRoutes},
+			main:     []route.Route{network},
+			kept:     []route.Route{network, mainRoute("default", "192.0.2.1", "", 100)},
+			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 100",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.network == "" {
+				tt.network = "192.0.2.5/24"
+			}
+			v := view{index: 7, network: prefix(tt.network), main: tt.main}
+			if tt.others != "" {
+				v.others = []netip.Prefix{prefix(tt.others)}
+			}
+			u := Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: v.network.Addr().String()}, Network: v.network, Settings: tt.settings}
+			p := makePlan(u, v, planTable, tt.taken, tt.kept)
+			wantRoutes(t, "table", p.table, tt.table)
+			wantRoutes(t, "leaves main", p.leave, tt.leave)
+			if len(p.left) != tt.left {
+				t.Errorf("left alone: %q, want %d", p.left, tt.left)
+			}
+			for _, r := range p.table {
+				if r.Table != planTable || r.Protocol != route.Protocol || r.Src != v.network.Addr() {
+					t.Errorf("in the table: %s", r)
+				}
+			}
+		})
+	}
+}
+
+// wantRoutes compares routes with a text of `ip route` without what they have in common.
+func wantRoutes(t *testing.T, what string, routes []route.Route, want string) {
+	t.Helper()
+	count := make(map[string]int)
+	if want != "" {
+		for line := range strings.SplitSeq(want, "; ") {
+			count[line]++
+		}
+	}
+	for _, r := range routes {
+		text := r.String()
+		for _, cut := range []string{" dev #7", " table 10000", " table main", " table 254", " proto 116", " proto boot", " proto kernel", " proto 2"} {
+			text = strings.ReplaceAll(text, cut, "")
+		}
+		count[strings.Join(strings.Fields(text), " ")]--
+	}
+	for line, n := range count {
+		if n != 0 {
+			t.Errorf("%s: %+d of %q", what, -n, line)
+		}
+	}
+}
+
+func TestStopgap(t *testing.T) {
+	u := Uplink{
+		Key:      wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"},
+		Settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}},
+	}
+	v := view{index: 7, network: prefix("192.0.2.5/24"), main: []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.5", 0)}}
+	wantRoutes(t, "main", stopgap(u, v), "default via 192.0.2.1 src 192.0.2.5 metric 7; default via 192.0.2.2 src 192.0.2.5 metric 8")
+	v.main = append(v.main, mainRoute("default", "192.0.2.1", "", 0), mainRoute("default", "192.0.2.2", "", 100))
+	wantRoutes(t, "main that has them", stopgap(u, v), "")
+}
+
+func TestForget(t *testing.T) {
+	old := Uplink{
+		Key:      wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"},
+		Settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1")}},
+	}
+	v := view{index: 7, network: prefix("192.0.2.5/24")}
+	taken := []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.5", 0), mainRoute("default", "192.0.2.1", "", 0), mainRoute("10.0.0.0/8", "192.0.2.1", "", 0)}
+	wantRoutes(t, "taken", forget(taken, old, v), "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1")
+}

@@ -1,0 +1,156 @@
+package client
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+)
+
+// install makes kernel and resolver what a lease of table means. Routes come first and
+// main loses its own last, so that at no moment a flow has none. What a route lacks does
+// not keep the rules away: it is placed when that comes.
+func (s *session) install(table uint32) error {
+	s.rules.uplink = s.uplink
+	v, ready := s.view()
+	if ready {
+		s.warn("place the routes", s.routes.place(s.uplink, v, table))
+	}
+	if err := s.rules.place(table); err != nil {
+		return err
+	}
+	if ready {
+		s.warn("take routes out of main", s.routes.settle(s.uplink, v))
+	}
+	s.resolve()
+	return nil
+}
+
+// view is what a plan of routes needs, if there is anything to plan now.
+func (s *session) view() (view, bool) {
+	if !s.uplink.Settings.placesRoutes() || !s.uplink.wantsRules() || s.index == 0 {
+		return view{}, false
+	}
+	link, found, err := s.rules.kernel.LinkByIndex(s.index)
+	if err != nil || !found {
+		s.warn("read the link", err)
+		return view{}, false
+	}
+	v, ready, err := s.routes.look(s.uplink, link)
+	s.warn("read the routes", err)
+	return v, ready && err == nil
+}
+
+// follow carries over what changed in main, or fills a table that the kernel emptied.
+func (s *session) follow() {
+	v, ready := s.view()
+	if !ready {
+		return
+	}
+	switch {
+	case s.state == held:
+		s.warn("place the routes", errors.Join(s.routes.place(s.uplink, v, s.table), s.routes.settle(s.uplink, v)))
+	case s.state == asking && s.fellBack:
+		s.warn("place the routes in main", s.routes.fallBack(s.uplink, v))
+	}
+}
+
+// makeDo gives main the routes while there is no lease.
+func (s *session) makeDo() {
+	s.follow()
+	s.resolve()
+}
+
+// clear takes everything back. While the address stands, main gets its routes back first.
+func (s *session) clear() error {
+	var errs []error
+	if s.present {
+		if v, ready := s.view(); ready {
+			s.warn("put routes back into main", s.routes.putBack(s.uplink, v))
+		}
+	}
+	s.routes.drop()
+	errs = append(errs, s.rules.clear())
+	s.unresolve()
+	return errors.Join(errs...)
+}
+
+// retell takes over other settings.
+func (s *session) retell(old Uplink) {
+	if old.Settings.ServersFile != s.uplink.Settings.ServersFile {
+		s.unresolve()
+	}
+	v, ready := s.view()
+	if !ready {
+		return
+	}
+	s.routes.taken = forget(s.routes.taken, old, v)
+	s.routes.kept = forget(s.routes.kept, old, v)
+	if s.state == asking && s.fellBack {
+		s.warn("take routes out of main", s.routes.withdraw(s.uplink, v))
+		s.makeDo()
+	}
+}
+
+// resolve writes the resolver lines of the address, and takes away what it wrote before.
+func (s *session) resolve() {
+	servers := s.uplink.Settings.Nameservers
+	if len(servers) == 0 && s.servers == "" {
+		return
+	}
+	file := s.uplink.Settings.ServersFile
+	if s.servers != "" {
+		file = s.servers
+	}
+	s.servers = file
+	if len(servers) == 0 {
+		s.servers = ""
+	}
+	changed, err := setServers(file, s.uplink.addr(), servers)
+	if changed {
+		s.log.Info("resolver lines written", "file", file, "servers", len(servers))
+		err = errors.Join(err, tellDnsmasq(s.uplink.Settings.PIDFile))
+	}
+	s.warn("write the resolver lines", err)
+}
+
+func (s *session) unresolve() {
+	if s.servers == "" {
+		return
+	}
+	changed, err := setServers(s.servers, s.uplink.addr(), nil)
+	if changed {
+		s.log.Info("resolver lines taken out", "file", s.servers)
+		err = errors.Join(err, tellDnsmasq(s.uplink.Settings.PIDFile))
+	}
+	s.servers = ""
+	s.warn("take the resolver lines out", err)
+}
+
+// warn logs a failure that does not end anything, once for as long as it stays the same.
+func (s *session) warn(what string, err error) {
+	if s.warned == nil {
+		s.warned = make(map[string]string)
+	}
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && s.warned[what] != text {
+		s.log.Warn("cannot "+what, "table", s.table, "err", text)
+	}
+	s.warned[what] = text
+}
+
+// concernsRoutes tells whether a route event may change what the uplink's table, or main
+// for its link, has to hold.
+func (s *session) concernsRoutes(e route.Event) bool {
+	if !s.uplink.Settings.placesRoutes() || e.Family != s.uplink.family() || e.Index != s.index && e.Index != 0 {
+		return false
+	}
+	if e.Table == unix.RT_TABLE_MAIN {
+		return e.Protocol != route.Protocol
+	}
+	return e.Table == s.table && e.Deleted && s.state == held
+}

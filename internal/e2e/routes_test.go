@@ -1,0 +1,266 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// routes are those of a table, as `ip route` shows them, one line each with single spaces.
+func (h *host) routes(table string) []string {
+	h.t.Helper()
+	out, err := h.ns.Output("ip", "-4", "route", "show", "table", table)
+	if err != nil && !strings.Contains(out, "FIB table does not exist") {
+		h.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
+	}
+	var routes []string
+	for line := range strings.Lines(out) {
+		line = strings.Join(strings.Fields(strings.ReplaceAll(line, " linkdown", "")), " ")
+		if line != "" && !strings.HasPrefix(line, "Error:") && !strings.HasPrefix(line, "Dump terminated") {
+			routes = append(routes, line)
+		}
+	}
+	return routes
+}
+
+func (h *host) waitRoutes(table string, want ...string) {
+	h.t.Helper()
+	eventually(h.t, "the routes of table "+table+" are right", func() error {
+		if diff := unordered(h.routes(table), want); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
+
+const (
+	mainNetwork = "10.77.0.0/24 dev wan0 proto kernel scope link src 10.77.0.2"
+	ourNetwork  = "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2"
+	ourDefault  = "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2"
+)
+
+func TestRoutesMove(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 50 mtu 1400 advmss 1300")
+	h.ns.IP(t, "route add 10.99.0.0/16 via 10.77.0.254")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "move")
+	carried := []string{
+		ourNetwork,
+		"default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2 metric 50 mtu 1400 advmss 1300",
+		"10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2",
+	}
+	h.waitRoutes("10000", carried...)
+	h.waitRoutes("main")
+
+	// What comes later is carried over, and replaces what stood in its place.
+	h.ns.IP(t, "route add 10.98.0.0/16 via 10.77.0.254 dev wan0")
+	h.ns.IP(t, "route add default via 10.77.0.9 dev wan0 metric 50")
+	h.waitRoutes("10000", ourNetwork, carried[2],
+		"10.98.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2",
+		"default via 10.77.0.9 dev wan0 proto 116 src 10.77.0.2 metric 50")
+	h.waitRoutes("main")
+
+	// Nobody is cut off by stopping us.
+	for _, pid := range h.pids(clientBin) {
+		syscall.Kill(pid, syscall.SIGTERM)
+	}
+	h.waitClean()
+	h.waitRoutes("10000")
+	h.waitRoutes("main", mainNetwork,
+		"10.98.0.0/16 via 10.77.0.254 dev wan0",
+		"10.99.0.0/16 via 10.77.0.254 dev wan0",
+		"default via 10.77.0.9 dev wan0 metric 50")
+}
+
+func TestRoutesMoveLinkFlap(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "move", "--gateway", "10.77.0.1")
+	h.ns.IP(t, "route add 10.99.0.0/16 via 10.77.0.254 dev wan0")
+	carried := []string{ourNetwork, ourDefault, "10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2"}
+	h.waitRoutes("10000", carried...)
+	for range 3 {
+		h.ns.IP(t, "link set wan0 down")
+		h.ns.IP(t, "link set wan0 up")
+		h.waitRoutes("10000", carried...)
+		h.waitRoutes("main")
+	}
+	// Slowly, too: the client sees the link down.
+	h.ns.IP(t, "link set wan0 down")
+	h.waitRoutes("10000")
+	h.ns.IP(t, "link set wan0 up")
+	h.waitRoutes("10000", carried...)
+	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+}
+
+func TestRoutesCopy(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 proto dhcp metric 100")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "copy")
+	inMain := []string{mainNetwork, "default via 10.77.0.1 dev wan0 proto dhcp metric 100"}
+	h.waitRoutes("10000", ourNetwork, ourDefault+" metric 100")
+	h.waitRoutes("main", inMain...)
+	// It follows: what comes, what changes, what goes.
+	h.ns.IP(t, "route add 10.99.0.0/16 via 10.77.0.254")
+	h.waitRoutes("10000", ourNetwork, ourDefault+" metric 100", "10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2")
+	h.ns.IP(t, "route del 10.99.0.0/16")
+	h.waitRoutes("10000", ourNetwork, ourDefault+" metric 100")
+	h.ns.IP(t, "route replace default via 10.77.0.9 dev wan0 proto dhcp metric 100")
+	h.waitRoutes("10000", ourNetwork, "default via 10.77.0.9 dev wan0 proto 116 src 10.77.0.2 metric 100")
+	h.ns.IP(t, "route del default")
+	h.waitRoutes("10000", ourNetwork)
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 proto dhcp metric 200")
+	h.waitRoutes("10000", ourNetwork, ourDefault+" metric 200")
+	// A flap takes main's default with it; the table has it again.
+	h.ns.IP(t, "link set wan0 down")
+	h.ns.IP(t, "link set wan0 up")
+	h.waitRoutes("10000", ourNetwork, ourDefault+" metric 200")
+	h.waitRoutes("main", mainNetwork)
+	h.ns.IP(t, "address del 10.77.0.2/24 dev wan0")
+	h.waitRules()
+	h.waitRoutes("10000")
+}
+
+func TestRoutesBeforeTheAddress(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "-n", "24", "--routes", "move", "--gateway", "10.77.0.1", "--gateway", "10.77.0.3", "--metric", "7",
+		"--route", "10.99.0.0/16,via 10.77.0.254", "--route", "10.98.0.0/16")
+	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+	h.ns.IP(t, "address add 10.77.0.2/24 dev wan0")
+	want := []string{ourNetwork, ourDefault + " metric 7",
+		"default via 10.77.0.3 dev wan0 proto 116 src 10.77.0.2 metric 8",
+		"10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2",
+		"10.98.0.0/16 dev wan0 proto 116 scope link src 10.77.0.2"}
+	h.waitRoutes("10000", want...)
+	h.waitRoutes("main")
+	// Flushed and put back.
+	h.ns.IP(t, "address flush dev wan0")
+	h.waitRules()
+	h.ns.IP(t, "address add 10.77.0.2/24 dev wan0")
+	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+	h.waitRoutes("10000", want...)
+	h.waitRoutes("main")
+}
+
+func TestRoutesWithoutServer(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	if got := h.lease("10.77.0.2", "wan0", "--routes", "move", "--gateway", "10.77.0.1"); got != 0 {
+		t.Fatalf("table without a server: got %d", got)
+	}
+	var index int
+	fmt.Sscan(h.ns.IP(t, "-o link show wan0"), &index)
+	h.waitRoutes("main", mainNetwork, fmt.Sprintf("%s metric %d", ourDefault, index))
+	h.wantRules()
+	h.serve()
+	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+	h.waitRoutes("10000", ourNetwork, ourDefault)
+	h.waitRoutes("main")
+	// The process in the background is killed, and another one takes over.
+	h.ns.IP(t, "route add 10.99.0.0/16 via 10.77.0.254 dev wan0")
+	carried := "10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2"
+	h.waitRoutes("10000", ourNetwork, ourDefault, carried)
+	for _, pid := range h.pids(clientBin) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	eventually(t, "it is gone", func() error {
+		if pids := h.pids(clientBin); len(pids) > 0 {
+			return fmt.Errorf("%d", pids)
+		}
+		return nil
+	})
+	h.lease("10.77.0.2", "wan0", "--routes", "move", "--gateway", "10.77.0.1")
+	h.waitRoutes("10000", ourNetwork, ourDefault, carried)
+	// Killed again, and taken back by hand.
+	for _, pid := range h.pids(clientBin) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
+	h.waitClean()
+	h.waitRoutes("10000")
+	for _, want := range []string{"10.99.0.0/16 via 10.77.0.254 dev wan0", "default via 10.77.0.1 dev wan0"} {
+		if !strings.Contains(strings.Join(h.routes("main"), "\n"), want) {
+			t.Errorf("main has no %q: %q", want, h.routes("main"))
+		}
+	}
+}
+
+func TestRoutesToldAnew(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.serve()
+	servers := h.dir + "/run/servers"
+	call := func(args ...string) {
+		h.lease("10.77.0.2", "wan0", append([]string{"--routes", "move", "--dnsmasq-servers", servers}, args...)...)
+	}
+	call("--gateway", "10.77.0.1", "--nameserver", "192.0.2.53")
+	h.waitRoutes("10000", ourNetwork, ourDefault)
+	// As dhclient-script does.
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+	h.waitRoutes("main")
+	call("--gateway", "10.77.0.9", "--nameserver", "192.0.2.54")
+	h.waitRoutes("10000", ourNetwork, "default via 10.77.0.9 dev wan0 proto 116 src 10.77.0.2")
+	h.waitFile(servers, "server=192.0.2.54@10.77.0.2\n")
+	if got := h.lease("10.77.0.2", "wan0"); got != 10000 {
+		t.Errorf("a bare call: got table %d", got)
+	}
+	h.waitRoutes("10000", ourNetwork, "default via 10.77.0.9 dev wan0 proto 116 src 10.77.0.2")
+	call("--classless-routes", "16 10 99 10 77 0 254 0 10 77 0 4", "--gateway", "10.77.0.1")
+	h.waitRoutes("10000", ourNetwork, "default via 10.77.0.4 dev wan0 proto 116 src 10.77.0.2",
+		"10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2")
+	h.waitFile(servers, "")
+	if n := len(h.pids(clientBin)); n != 1 {
+		t.Errorf("%d processes, want 1", n)
+	}
+}
+
+func (h *host) waitFile(path, want string) {
+	h.t.Helper()
+	eventually(h.t, path+" is right", func() error {
+		text, err := os.ReadFile(path)
+		if err == nil && string(text) != want {
+			err = fmt.Errorf("got %q, want %q", text, want)
+		}
+		return err
+	})
+}
+
+func TestOnLossAndSpecificFirst(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1", "10.78.0.2/24")
+	h.ns.IP(t, "route add default via 10.78.0.1 dev wan1")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "move", "--on-loss", "block", "--specific-first")
+	h.waitRules(append(clientRules("10.77.0.2", "10.77.0.0/24", 10000),
+		"9998: from 10.77.0.2 lookup 10000 suppress_prefixlength 0 proto 116",
+		"9999: from 10.77.0.2 lookup main suppress_prefixlength 0 proto 116",
+		"10001: from 10.77.0.2 unreachable proto 116")...)
+	// There is no default in the table: nothing leaves by wan1, but main's networks are there.
+	if out, err := h.ns.Output("ip", "route", "get", "198.51.100.1", "from", "10.77.0.2"); err == nil || !strings.Contains(out, "No route to host") && !strings.Contains(out, "unreachable") {
+		t.Errorf("way out for a table without a route: %v, %s", err, out)
+	}
+	if out := h.ns.IP(t, "route get 10.78.0.7 from 10.77.0.2"); !strings.Contains(out, "dev wan1") {
+		t.Errorf("way to a network of main: %s", out)
+	}
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 9")
+	eventually(t, "the default is carried over", func() error {
+		out, err := h.ns.Output("ip", "route", "get", "198.51.100.1", "from", "10.77.0.2")
+		if err != nil || !strings.Contains(out, "via 10.77.0.1 dev wan0 table 10000") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
+	h.waitClean()
+}

@@ -1,0 +1,347 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// lifetimeSlack is by how many seconds two lifetimes that end together may seem to differ: they are
+// read one after the other, and rounded.
+const lifetimeSlack = 2
+
+// Routes returns the routes of family, AF_INET or AF_INET6, in table, or in every table with 0, in
+// the kernel's order. Those whose lifetime is over are not among them, nor are cached ones.
+func (c *Conn) Routes(family int, table uint32) ([]Route, error) {
+	routes, err := c.dumpRoutes(family, table)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(routes, func(r Route) bool { return r.Expires < 0 }), nil
+}
+
+// dumpRoutes is Routes with those whose lifetime is over: the kernel takes them out when it likes,
+// and has no room for others meanwhile. A long dump comes in parts, and where the table changed the
+// next part of an IPv6 dump begins at a position. So a socket listens, as in dumpRules.
+func (c *Conn) dumpRoutes(family int, table uint32) ([]Route, error) {
+	group := unix.RTNLGRP_IPV4_ROUTE
+	switch family {
+	case unix.AF_INET:
+	case unix.AF_INET6:
+		group = unix.RTNLGRP_IPV6_ROUTE
+	default:
+		return nil, fmt.Errorf("list routes of family %d: %w", family, unix.EAFNOSUPPORT)
+	}
+	var have, seen []Route
+	quiet, err := c.undisturbed(group, func() (err error) {
+		seen = append(seen, have...)
+		have, err = c.dumpRoutesOnce(family, table)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list routes of table %d: %w", table, err)
+	}
+	if quiet {
+		return have, nil
+	}
+	// A part may also come twice.
+	known := make(map[Route]bool, len(have))
+	var all []Route
+	for _, r := range slices.Concat(have, seen) {
+		if !known[r.key()] {
+			known[r.key()] = true
+			all = append(all, r)
+		}
+	}
+	return all, nil
+}
+
+func (c *Conn) dumpRoutesOnce(family int, table uint32) ([]Route, error) {
+	request := make([]byte, unix.SizeofRtMsg)
+	request[0] = byte(family)
+	if table != 0 {
+		request = appendUint32(request, unix.RTA_TABLE, table)
+	}
+	msgs, err := c.dump(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, request)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, nil // no such table, or no such family
+	}
+	if err != nil {
+		return nil, err
+	}
+	routes := make([]Route, 0, len(msgs))
+	for _, m := range msgs {
+		r, cloned, err := parseRoute(m)
+		if err != nil {
+			return nil, err
+		}
+		// Old kernels do not filter.
+		if !cloned && r.Family == family && (table == 0 || r.Table == table) {
+			routes = append(routes, r)
+		}
+	}
+	return routes, nil
+}
+
+// AddRoute adds r. That it is there already is no error. A route of ours that is different and in
+// its place, with the same destination, TOS and metric, is replaced; of another's the error tells,
+// which is an EEXIST.
+func (c *Conn) AddRoute(r Route) error {
+	r = r.normal()
+	if err := r.check(); err != nil {
+		return fmt.Errorf("add route %q: %w", r, err)
+	}
+	// Most often there is room. Otherwise a look tells what has to be done.
+	err := c.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r.encode())
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add route %q: %w", r, err)
+	}
+	for range syncRounds {
+		have, err := c.dumpRoutes(r.Family, r.Table)
+		if err != nil {
+			return fmt.Errorf("add route %q: %w", r, err)
+		}
+		there := slices.DeleteFunc(slices.Clone(have), func(h Route) bool { return h.place() != r.place() })
+		// What changed is looked at once more: the kernel may have meant something else.
+		if changed, err := c.put(have, there, r); err != nil || !changed {
+			return err
+		}
+	}
+	return fmt.Errorf("add route %q: %w", r, errUnsettled)
+}
+
+// DeleteRoute deletes r, whatever is left of its lifetime, and nothing that resembles it. That
+// there is no such route is no error.
+func (c *Conn) DeleteRoute(r Route) error {
+	r = r.normal()
+	have, err := c.dumpRoutes(r.Family, r.Table)
+	if err != nil {
+		return fmt.Errorf("delete route %q: %w", r, err)
+	}
+	if !slices.ContainsFunc(have, r.Equal) {
+		return nil
+	}
+	return c.remove(have, r)
+}
+
+// FlushTable deletes the routes of family, AF_INET or AF_INET6, in table that carry our Protocol.
+func (c *Conn) FlushTable(family int, table uint32) error {
+	if _, _, err := c.SyncRoutes(family, table, nil); err != nil {
+		return fmt.Errorf("flush table %d: %w", table, err)
+	}
+	return nil
+}
+
+// SyncRoutes makes the routes of family in table that are ours, by their Protocol, equal to want,
+// and returns what it added and deleted; that a lifetime was renewed is not told. It adds before it
+// deletes, routes to links before those through gateways, and where there is room for one only
+// replaces it. Nothing of others is touched, and nothing at all where nothing differs. A lifetime
+// that runs out together with the wanted one does not.
+//
+// A route that the kernel refuses, because its gateway cannot be reached, its link is down or its
+// source address is not there yet, keeps no other from its place: the error joins those of all
+// routes, each with its name, and added and deleted tell the rest.
+func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, deleted []Route, err error) {
+	wanted := make(map[Route]bool, len(want))
+	taken := make(map[place]bool, len(want))
+	var puts []Route
+	var invalid []error
+	for _, r := range want {
+		r = r.normal()
+		err := r.check()
+		switch {
+		case err != nil:
+		case r.Family != family || r.Table != table || r.Protocol != Protocol:
+			err = fmt.Errorf("is not for family %d and table %d, or not ours", family, table)
+		case wanted[r.key()]:
+			continue
+		case taken[r.place()]:
+			err = errors.New("another route is wanted in its place")
+		}
+		if err != nil {
+			invalid = append(invalid, fmt.Errorf("add route %q: %w", r, err))
+			continue
+		}
+		wanted[r.key()], taken[r.place()] = true, true
+		puts = append(puts, r)
+	}
+	slices.SortStableFunc(puts, linksFirst)
+
+	var first []Route
+	for round := range syncRounds {
+		have, err := c.dumpRoutes(family, table)
+		if err != nil {
+			return nil, nil, errors.Join(append(invalid, err)...)
+		}
+		if round == 0 {
+			first = have
+		}
+		places := make(map[place][]Route, len(have))
+		for _, r := range have {
+			places[r.place()] = append(places[r.place()], r)
+		}
+		refused := slices.Clone(invalid)
+		settled := true
+		for _, r := range puts {
+			changed, err := c.put(have, places[r.place()], r)
+			settled = settled && !changed
+			if err != nil {
+				refused = append(refused, err)
+			}
+		}
+		if !settled {
+			continue // what is stale is looked up anew: some of it was replaced
+		}
+		// What was dumped last still holds, as nothing was added.
+		now := slices.Clone(have)
+		stale := slices.DeleteFunc(slices.Clone(have), func(r Route) bool { return r.Protocol != Protocol || wanted[r.key()] })
+		for _, r := range stale {
+			if err := c.remove(now, r); err != nil {
+				refused = append(refused, err)
+				continue
+			}
+			settled = false
+			now = slices.DeleteFunc(now, r.Equal)
+		}
+		// Only a look tells that all is as it was meant: other programs change routes, too.
+		if settled {
+			return oursBeyond(have, first), oursBeyond(first, have), errors.Join(refused...)
+		}
+	}
+	return nil, nil, errors.Join(append(invalid, fmt.Errorf("sync table %d: %w", table, errUnsettled))...)
+}
+
+// linksFirst orders routes as they can be added: the kernel looks for the way to a gateway.
+func linksFirst(a, b Route) int {
+	switch {
+	case a.viaGateway() == b.viaGateway():
+		return 0
+	case a.viaGateway():
+		return 1
+	}
+	return -1
+}
+
+// oursBeyond returns our routes of a that are not in b.
+func oursBeyond(a, b []Route) (beyond []Route) {
+	known := make(map[Route]bool, len(b))
+	for _, r := range b {
+		known[r.key()] = true
+	}
+	for _, r := range a {
+		if r.Protocol == Protocol && !known[r.key()] {
+			beyond = append(beyond, r)
+		}
+	}
+	return beyond
+}
+
+// put adds r to its table, which has the routes have, those of there in r's place. It reports
+// whether it changed anything, or found that another program has.
+func (c *Conn) put(have, there []Route, r Route) (changed bool, err error) {
+	present := slices.IndexFunc(there, r.Equal)
+	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
+	switch {
+	case present >= 0:
+		h := there[present]
+		switch {
+		case h.Expires == r.Expires, h.Expires > 0 && r.Expires > 0 && abs(h.Expires-r.Expires) <= lifetimeSlack:
+			return false, nil
+		case h.Expires == 0 && len(there) == 1:
+			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		case h.Expires == 0:
+			// Another route may be the one that is replaced. What shares its place serves meanwhile.
+			if err := c.remove(have, h); err != nil {
+				return false, err
+			}
+			flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
+		default:
+			// Asked to add what has a lifetime the kernel takes over the new one, and says EEXIST.
+			// Unlike with a replacement the path MTUs that it has learnt stay.
+			flags = unix.NLM_F_CREATE
+		}
+	case len(there) > 0:
+		for _, h := range there {
+			if h.Protocol != Protocol {
+				return false, fmt.Errorf("add route %q: %q is in its place: %w", r, h, unix.EEXIST)
+			}
+		}
+		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		if i := slices.IndexFunc(there, func(h Route) bool { return h.Multipath && h.Family == unix.AF_INET6 }); i >= 0 {
+			// One of the gateways may be another's, who appended it: the kernel shows the first one's
+			// protocol for all, and a replacement takes all.
+			if err := c.remove(have, there[i]); err != nil {
+				return false, err
+			}
+			if len(there) == 1 {
+				flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+			}
+		}
+	}
+	err = c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return false, fmt.Errorf("add route %q: %w", r, err)
+	}
+	return true, nil
+}
+
+func abs(n int) int { return max(n, -n) }
+
+// remove deletes r from its table, which has the routes have, r among them. A delete takes the
+// first route that it matches, and it matches partially. Where that was another one, it is put back
+// at once; it then stands behind the others in its place.
+func (c *Conn) remove(have []Route, r Route) error {
+	var near []Route
+	for _, h := range have {
+		if r.hits(h) && !h.Equal(r) {
+			near = append(near, h)
+		}
+	}
+	for range len(near) + 1 {
+		err := c.change(unix.RTM_DELROUTE, 0, r.encode())
+		// Routes go by themselves, with their link for one.
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("delete route %q: %w", r, err)
+		}
+		if len(near) == 0 {
+			return nil
+		}
+		now, err := c.dumpRoutes(r.Family, r.Table)
+		if err != nil {
+			return fmt.Errorf("delete route %q: %w", r, err)
+		}
+		for _, h := range near {
+			if h.Expires < 0 || slices.ContainsFunc(now, h.Equal) {
+				continue
+			}
+			err := c.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, h.encode())
+			if err != nil && !errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("put back route %q: %w", h, err)
+			}
+		}
+		if !slices.ContainsFunc(now, r.Equal) {
+			return nil
+		}
+	}
+	return fmt.Errorf("delete route %q: %w", r, errUnsettled)
+}
+
+// hits reports whether a request to delete d may delete r: what d does not have matches anything,
+// and what is not compared here the kernel does not compare either, or not in every version
+// (fib_table_delete, ip6_route_del).
+func (d Route) hits(r Route) bool {
+	return d.Dst == r.Dst && d.From == r.From && d.TOS == r.TOS &&
+		(d.Metric == 0 || d.Metric == r.Metric) &&
+		(d.Protocol == 0 || d.Protocol == r.Protocol) &&
+		(!d.Gateway.IsValid() || d.Gateway == r.Gateway) &&
+		(d.Index == 0 || d.Index == r.Index) &&
+		(d.Family == unix.AF_INET6 || d.Type == r.Type && d.Scope == r.Scope && (!d.Src.IsValid() || d.Src == r.Src))
+}
