@@ -264,3 +264,99 @@ func TestOnLossAndSpecificFirst(t *testing.T) {
 	h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
 	h.waitClean()
 }
+
+func TestRoutesOfTwoAddresses(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24", "10.77.0.3/24", "10.78.0.2/24")
+	h.ns.IP(t, "route add default via 10.78.0.1 dev wan0")
+	h.ns.IP(t, "route add 10.99.0.0/16 via 10.77.0.254 dev wan0")
+	h.ns.IP(t, "route add 10.98.0.0/16 via 10.77.0.254 dev wan0 src 10.77.0.3")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "copy")
+	h.lease("10.77.0.3", "wan0", "--routes", "copy")
+	h.lease("10.78.0.2", "wan0", "--routes", "copy")
+	h.waitRoutes("10000", ourNetwork, "10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2")
+	h.waitRoutes("10001", "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.3",
+		"10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.3",
+		"10.98.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.3")
+	h.waitRoutes("10002", "10.78.0.0/24 dev wan0 proto 116 scope link src 10.78.0.2",
+		"default via 10.78.0.1 dev wan0 proto 116 src 10.78.0.2")
+	// One goes: its table is emptied, those of the others are as they were.
+	h.ns.IP(t, "address del 10.77.0.3/24 dev wan0")
+	h.waitRoutes("10001")
+	h.waitRules(append(clientRules("10.77.0.2", "10.77.0.0/24", 10000), clientRules("10.78.0.2", "10.78.0.0/24", 10002)...)...)
+	h.waitRoutes("10000", ourNetwork, "10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2")
+	h.waitRoutes("10002", "10.78.0.0/24 dev wan0 proto 116 scope link src 10.78.0.2",
+		"default via 10.78.0.1 dev wan0 proto 116 src 10.78.0.2")
+}
+
+func TestRoutesOffLink(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/32")
+	h.link("wan1", "10.78.0.2/32")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "move", "--gateway", "192.0.2.1")
+	h.waitRoutes("10000", "default via 192.0.2.1 dev wan0 proto 116 src 10.77.0.2 onlink")
+	// As some DHCP clients do it: a route to the gateway first.
+	h.ns.IP(t, "route add 192.0.2.1 dev wan1 scope link")
+	h.ns.IP(t, "route add default via 192.0.2.1 dev wan1 metric 5")
+	h.lease("10.78.0.2", "wan1", "--routes", "move")
+	h.waitRoutes("10001", "192.0.2.1 dev wan1 proto 116 scope link src 10.78.0.2",
+		"default via 192.0.2.1 dev wan1 proto 116 src 10.78.0.2 metric 5")
+	h.waitRoutes("main")
+}
+
+func TestRoutesWithoutGateway(t *testing.T) {
+	h := newHost(t)
+	h.ns.IP(t, "tuntap add mode tun name ppp0")
+	h.ns.IP(t, "address add 10.64.64.64 peer 10.112.112.112/32 dev ppp0")
+	h.ns.IP(t, "link set ppp0 up")
+	h.ns.IP(t, "route add default dev ppp0 scope link")
+	h.serve()
+	h.lease("10.64.64.64", "ppp0", "-n", "32", "--routes", "move")
+	h.waitRoutes("10000", "10.112.112.112 dev ppp0 proto 116 scope link src 10.64.64.64",
+		"default dev ppp0 proto 116 scope link src 10.64.64.64")
+	h.waitRoutes("main")
+	h.ns.IP(t, "link del ppp0")
+	h.waitClean()
+
+	h.ns.IP(t, "tuntap add mode tun name wwan0")
+	h.ns.IP(t, "address add 10.64.64.65/32 dev wwan0")
+	h.ns.IP(t, "link set wwan0 up")
+	h.lease("10.64.64.65", "wwan0", "--routes", "move", "--route", "default")
+	eventually(t, "the default is there", func() error {
+		for _, r := range append(h.routes("10000"), h.routes("10001")...) {
+			if r == "default dev wwan0 proto 116 scope link src 10.64.64.65" {
+				return nil
+			}
+		}
+		return errors.New("it is not")
+	})
+}
+
+func TestRoutesLeftAlone(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1", "10.78.0.2/24")
+	h.ns.IP(t, "route add 10.99.0.0/16 nexthop via 10.77.0.254 dev wan0 nexthop via 10.78.0.254 dev wan1")
+	h.ns.IP(t, "route add 10.98.0.0/16 encap ip id 7 dst 192.0.2.9 via 10.77.0.254 dev wan0")
+	h.ns.IP(t, "route add table 10000 10.97.0.0/16 dev wan0")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "move")
+	h.waitRoutes("10000", ourNetwork, "10.97.0.0/16 dev wan0 scope link")
+	eventually(t, "the log says why", func() error {
+		for _, why := range []string{"it has several next hops", "it encapsulates packets"} {
+			if !strings.Contains(h.clientLog(), why) {
+				return fmt.Errorf("it does not say that %s", why)
+			}
+		}
+		return nil
+	})
+	if main := strings.Join(h.routes("main"), "\n"); !strings.Contains(main, "10.99.0.0/16") || !strings.Contains(main, "10.98.0.0/16") {
+		t.Errorf("main lost what is left alone: %s", main)
+	}
+	// What others have in the table outlives us.
+	h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
+	h.waitClean()
+	h.waitRoutes("10000", "10.97.0.0/16 dev wan0 scope link")
+}
