@@ -19,7 +19,6 @@ import (
 )
 
 const usage = `Usage: table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
-
 Leases a routing table for ADDR, installs the rules that lead to it, prints the
 table's number (0: none) and stays in the background until ADDR goes.
   -4 | -6                 ADDR is IPv4 | IPv6 (else any identifier, no rules)
@@ -27,12 +26,13 @@ table's number (0: none) and stays in the background until ADDR goes.
   -n, --netmask MASK      255.255.255.0 or 24; not needed if ADDR is on IFNAME
   -i, --ifname IFNAME     the link that has, or will have, the address
   -t, --tag TAG           text that is kept with the lease
-  -r, --release           end the process that holds the lease, take all back
+  -r, --release           end the holder, take all back
   -f, --foreground        do not go to the background
   -d, --destination NAME  server's socket; --server-user USER  believe USER's
   -s, --syslog  -l, --log-path FILE  --debug      where log lines go, and which
       --priority S,N,U    of the rules from, to, iif lo (10000,20000,91000)
-      --no-network-rule   leave out "to NETWORK"; --forward  add "from NETWORK"
+      --no-network-rule  --forward  --prefix P
+                          no rule "to NETWORK"; more: "from NETWORK", "from P"
       --specific-first    what is more specific in main precedes ADDR's default
       --on-loss WHAT      no route in the table: fallback (use others) or block
       --routes MODE       ADDR's routes in main: none (leave them), move or copy
@@ -101,6 +101,7 @@ func parse(args []string) (options, error) {
 	flags.Uint32Var(&uplink.Settings.Metric, "metric", 0, "")
 	flags.StringArrayVar(&told.static, "route", nil, "")
 	flags.StringVar(&told.classless, "classless-routes", "", "")
+	flags.StringVar(&told.prefix, "prefix", "", "")
 	flags.StringVar(&told.onLoss, "on-loss", string(client.Fallback), "")
 	flags.BoolVar(&uplink.Settings.SpecificFirst, "specific-first", false, "")
 	flags.StringArrayVar(&told.nameservers, "nameserver", nil, "")
@@ -137,7 +138,8 @@ func parse(args []string) (options, error) {
 
 // told is what the network said, as the command line has it.
 type told struct {
-	routes, onLoss, classless     string
+	routes, onLoss                string
+	prefix, classless             string
 	gateways, static, nameservers []string
 }
 
@@ -161,6 +163,12 @@ func (t told) settle(u *client.Uplink) (err error) {
 			return fmt.Errorf("--route %s: %w", text, err)
 		}
 		s.Static = append(s.Static, r)
+	}
+	if t.prefix != "" {
+		s.Prefix, err = netip.ParsePrefix(t.prefix)
+		if err != nil || s.Prefix.Addr().Is4() != family4 || s.Prefix.Bits() == 0 || u.Key.Family == wire.Unspec {
+			return fmt.Errorf("--prefix %s: not a prefix of this family", t.prefix)
+		}
 	}
 	classless, err := client.ParseClasslessRoutes(t.classless)
 	if err != nil {
@@ -248,12 +256,20 @@ func network(key wire.Key, netmask string, release bool) (netip.Prefix, error) {
 		}
 		return netip.PrefixFrom(addr, length), nil
 	}
-	if release || addr.Is6() {
+	if release {
 		return netip.PrefixFrom(addr, addr.BitLen()), nil // no rule is made of it
 	}
-	return lookUp(key, addr)
+	found, err := lookUp(key, addr)
+	if err == nil && !found.IsValid() {
+		if addr.Is4() {
+			return found, fmt.Errorf("-n MASK is needed, since %s is not on %s yet", addr, key.Ifname)
+		}
+		found = netip.PrefixFrom(addr, addr.BitLen()) // as DHCPv6 leases it
+	}
+	return found, err
 }
 
+// lookUp returns the zero Prefix if the address is not there.
 func lookUp(key wire.Key, addr netip.Addr) (netip.Prefix, error) {
 	conn, err := route.Dial()
 	if err != nil {
@@ -275,7 +291,7 @@ func lookUp(key wire.Key, addr netip.Addr) (netip.Prefix, error) {
 			}
 		}
 	}
-	return netip.Prefix{}, fmt.Errorf("-n MASK is needed, since %s is not on %s yet", addr, key.Ifname)
+	return netip.Prefix{}, nil
 }
 
 func parseNetmask(text string, addr netip.Addr) (int, error) {

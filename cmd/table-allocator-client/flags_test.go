@@ -193,7 +193,7 @@ func TestUsage(t *testing.T) {
 	for _, option := range []string{"-4 ", "-6 ", "-a, --address ", "-n, --netmask ", "-i, --ifname ", "-t, --tag ", "-r, --release ",
 		"-f, --foreground ", "-d, --destination ", "--server-user ", "--priority ", "--no-network-rule ", "--forward ", "-s, --syslog ",
 		"-l, --log-path ", "--debug ", "--version ", "-h, --help", "--specific-first ", "--on-loss ", "--routes ", "--gateway ",
-		"--metric ", "--route ", "--classless-routes ", "--nameserver ", "--dnsmasq-servers ", "--dnsmasq-pid "} {
+		"--metric ", "--route ", "--classless-routes ", "--nameserver ", "--dnsmasq-servers ", "--dnsmasq-pid ", "--prefix "} {
 		if !strings.Contains(usage, option) {
 			t.Errorf("usage does not tell %s", option)
 		}

@@ -42,19 +42,23 @@ type loop struct {
 // session is a machine with what it needs of the world.
 type session struct {
 	*machine
-	conn    *wire.Conn
-	rules   ruleset
-	routes  placer
-	servers string // the file that has resolver lines of the address; empty: none
-	warned  map[string]string
-	log     *slog.Logger
-	index   int  // of the link; 0: not seen yet
-	present bool // the address is on the link, as far as we know
-	left    int  // the link that the address was deleted from since we looked; 0: none
-	retry   wire.Message
-	retryAt time.Duration // 0: nothing waits for room in the server's queue
-	retries int
-	enders  []wire.Addr // who waits to hear that everything is taken back
+	conn      *wire.Conn
+	rules     ruleset
+	routes    placer
+	servers   string // the file that has resolver lines of the address; empty: none
+	warned    map[string]string
+	log       *slog.Logger
+	index     int  // of the link; 0: not seen yet
+	present   bool // the address is on the link, as far as we know
+	usable    bool // and no duplicate check of it is under way
+	installed bool // kernel and resolver have what a lease means
+	left      int  // the link that the address was deleted from since we looked; 0: none
+	retry     wire.Message
+	retryAt   time.Duration // 0: nothing waits for room in the server's queue
+	retries   int
+	// refreshAt is when routes that expire are followed again; 0: none does.
+	refreshAt time.Duration
+	enders    []wire.Addr // who waits to hear that everything is taken back
 }
 
 // packet is one datagram, parsed by the reader of its session.
@@ -164,7 +168,7 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 func (l *loop) wait(now time.Duration) time.Duration {
 	next := now + time.Hour
 	for _, s := range l.sessions {
-		for _, at := range []time.Duration{s.deadline(), s.retryAt} {
+		for _, at := range []time.Duration{s.deadline(), s.retryAt, s.refreshAt} {
 			if at != 0 {
 				next = min(next, at)
 			}
@@ -177,6 +181,9 @@ func (l *loop) fire(now time.Duration) {
 	for _, s := range l.all() {
 		if s.retryAt != 0 && now >= s.retryAt {
 			l.deliver(s, s.retry)
+		}
+		if s.refreshAt != 0 && now >= s.refreshAt {
+			s.follow()
 		}
 		if at := s.deadline(); at != 0 && now >= at {
 			l.feed(s, event{kind: timer})
@@ -237,9 +244,9 @@ func (l *loop) do(s *session, a action) {
 func (l *loop) place(s *session, table uint32) bool {
 	if s.uplink.Settings.placesRoutes() {
 		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
-		if s.index == 0 {
-			l.look(s)
-		}
+	}
+	if s.index == 0 {
+		l.look(s)
 	}
 	err := s.install(table)
 	if s.state != placing { // other settings for a lease that stands
@@ -446,15 +453,20 @@ func (l *loop) look(s *session) {
 		s.log.Warn("cannot read the addresses", "err", err)
 		return
 	}
-	present := false
-	for _, a := range addresses {
-		present = present || a.Addr == s.uplink.addr()
-	}
+	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.uplink.addr() })
+	s.usable = at >= 0 && !addresses[at].Tentative()
 	switch {
-	case present:
+	case at >= 0 && addresses[at].DADFailed():
+		l.feed(s, event{kind: end, why: "another host has the address (duplicate address detection failed)"})
+		return
+	case at >= 0:
 		s.present = true
 		l.feed(s, event{kind: addressSeen})
-		s.follow()
+		if s.state == held && !s.installed {
+			s.warn("place rules and routes", s.install(s.table))
+		} else {
+			s.follow()
+		}
 	case s.present:
 		s.present = false
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})

@@ -23,6 +23,7 @@ type placer struct {
 	kept     []route.Route // of that, what went with the link
 	placed   int           // routes in the table after the last sync
 	wasDown  bool          // the link was seen down since
+	expires  int           // seconds until the first route of the table ends; 0: none does
 	remarked map[string]bool
 }
 
@@ -91,6 +92,12 @@ func (p *placer) place(u Uplink, v view, table uint32) error {
 	p.kept = slices.DeleteFunc(p.kept, func(r route.Route) bool { return current[placeOf(r)] })
 	for _, text := range plan.left {
 		p.remark(u, "route left alone", text)
+	}
+	p.expires = 0
+	for _, r := range plan.table {
+		if r.Expires > 0 && (p.expires == 0 || r.Expires < p.expires) {
+			p.expires = r.Expires
+		}
 	}
 	added, deleted, err := p.kernel.SyncRoutes(u.family(), table, plan.table)
 	for _, r := range added {

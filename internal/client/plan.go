@@ -103,6 +103,9 @@ func (v view) belongs(r route.Route, addr netip.Addr) bool {
 	if r.Protocol == route.Protocol || r.Dst.Addr().IsMulticast() || r.Dst.Addr().Is6() && r.Dst.Addr().IsLinkLocalUnicast() {
 		return false
 	}
+	if r.Dst.IsSingleIP() && r.Dst.Addr() == addr {
+		return false // the address itself, which the local table has
+	}
 	if r.Src.IsValid() {
 		return r.Src == addr
 	}
@@ -110,8 +113,8 @@ func (v view) belongs(r route.Route, addr netip.Addr) bool {
 	if r.Gateway.IsValid() {
 		toward = r.Gateway
 	}
-	if v.network.Contains(toward) {
-		return true
+	if v.network.Contains(toward) || toward.Is6() && v.network.IsSingleIP() {
+		return true // a lease of DHCPv6 uses the routes that the link has
 	}
 	return !slices.ContainsFunc(v.others, func(n netip.Prefix) bool { return n.Contains(toward) })
 }

@@ -42,6 +42,7 @@ type Settings struct {
 	Gateways      []netip.Addr  `json:"gateways,omitempty"` // in order, with rising metric
 	Metric        uint32        `json:"metric,omitempty"`   // of the first of them
 	Static        []StaticRoute `json:"static,omitempty"`
+	Prefix        netip.Prefix  `json:"prefix,omitzero"` // of addresses behind this one: a delegated prefix
 	OnLoss        OnLoss        `json:"on_loss"`
 	SpecificFirst bool          `json:"specific_first,omitempty"`
 	Nameservers   []netip.Addr  `json:"nameservers,omitempty"`

@@ -2,20 +2,28 @@ package client
 
 import (
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // install makes kernel and resolver what a lease of table means. Routes come first and
 // main loses its own last, so that at no moment a flow has none. What a route lacks does
-// not keep the rules away: it is placed when that comes.
+// not keep the rules away: it is placed when that comes. An IPv6 address may turn out to
+// be a duplicate, so nothing is installed before it is usable.
 func (s *session) install(table uint32) error {
 	s.rules.uplink = s.uplink
+	if s.uplink.addr().Is6() && !s.usable {
+		return nil
+	}
+	s.installed = true
 	v, ready := s.view()
 	if ready {
 		s.warn("place the routes", s.routes.place(s.uplink, v, table))
+		s.refreshAt = s.refreshes(wire.Now())
 	}
 	if err := s.rules.place(table); err != nil {
 		return err
@@ -25,6 +33,16 @@ func (s *session) install(table uint32) error {
 	}
 	s.resolve()
 	return nil
+}
+
+// refreshes is when lifetimes in main are worth another look: an advertisement extends
+// them without a word. A third of what is left is time for several tries.
+func (s *session) refreshes(now time.Duration) time.Duration {
+	if s.routes.expires == 0 || !s.installed {
+		return 0
+	}
+	const soonest = time.Second
+	return now + max(time.Duration(s.routes.expires)*time.Second/3, soonest)
 }
 
 // view is what a plan of routes needs, if there is anything to plan now.
@@ -44,13 +62,15 @@ func (s *session) view() (view, bool) {
 
 // follow carries over what changed in main, or fills a table that the kernel emptied.
 func (s *session) follow() {
+	s.refreshAt = 0
 	v, ready := s.view()
 	if !ready {
 		return
 	}
 	switch {
-	case s.state == held:
+	case s.state == held && s.installed:
 		s.warn("place the routes", errors.Join(s.routes.place(s.uplink, v, s.table), s.routes.settle(s.uplink, v)))
+		s.refreshAt = s.refreshes(wire.Now())
 	case s.state == asking && s.fellBack:
 		s.warn("place the routes in main", s.routes.fallBack(s.uplink, v))
 	}
@@ -71,6 +91,7 @@ func (s *session) clear() error {
 		}
 	}
 	s.routes.drop()
+	s.installed = false
 	errs = append(errs, s.rules.clear())
 	s.unresolve()
 	return errors.Join(errs...)

@@ -23,7 +23,7 @@ var OriginalPriorities = Priorities{Source: 10000, Network: 20000, Unbound: 9100
 // Uplink is an address and what its caller wants for it.
 type Uplink struct {
 	Key        wire.Key     // canonical
-	Network    netip.Prefix // the address with its prefix length; zero if the family has no rules yet
+	Network    netip.Prefix // the address with its prefix length; zero for unspec
 	Tag        string
 	Priorities Priorities
 	NoNetwork  bool // leave the network rule out
@@ -32,7 +32,7 @@ type Uplink struct {
 }
 
 // wantsRules tells whether a lease of this family is turned into rules.
-func (u Uplink) wantsRules() bool { return u.Key.Family == wire.Inet }
+func (u Uplink) wantsRules() bool { return u.Key.Family != wire.Unspec }
 
 // follows tells whether the key names an address of a link that can come and go.
 func (u Uplink) follows() bool { return u.Key.Family != wire.Unspec }
@@ -81,7 +81,13 @@ func (u Uplink) rules(table uint32) []route.Rule {
 		forward.Src = u.Network.Masked()
 		rules = append(rules, forward)
 	}
-	if !u.NoNetwork {
+	if u.Settings.Prefix.IsValid() {
+		delegated := rule(u.Priorities.Source)
+		delegated.Src = u.Settings.Prefix.Masked()
+		rules = append(rules, delegated)
+	}
+	// DHCPv6 leases have no network of their own.
+	if !u.NoNetwork && !(u.Key.Family == wire.Inet6 && u.Network.IsSingleIP()) {
 		network := rule(u.Priorities.Network)
 		network.Dst = u.Network.Masked()
 		rules = append(rules, network)

@@ -42,7 +42,21 @@ func TestRules(t *testing.T) {
 			"20000: from all to 10.77.0.2 lookup 4000000000 proto 116",
 			"91000: from all iif lo lookup 4000000000 proto 116",
 		}},
-		{"inet6", func(u *Uplink) { u.Key.Family, u.Key.Address = wire.Inet6, "fd00::2" }, nil},
+		{"inet6", func(u *Uplink) {
+			u.Key.Family, u.Key.Address, u.Network = wire.Inet6, "fd00::2", netip.MustParsePrefix("fd00::2/64")
+			u.Settings.Prefix = netip.MustParsePrefix("2001:db8:1::/56")
+		}, []string{
+			"10000: from fd00::2 lookup 4000000000 proto 116",
+			"10000: from 2001:db8:1::/56 lookup 4000000000 proto 116",
+			"20000: from all to fd00::/64 lookup 4000000000 proto 116",
+			"91000: from all iif lo lookup 4000000000 proto 116",
+		}},
+		{"inet6 of DHCPv6", func(u *Uplink) {
+			u.Key.Family, u.Key.Address, u.Network = wire.Inet6, "fd00::2", netip.MustParsePrefix("fd00::2/128")
+		}, []string{
+			"10000: from fd00::2 lookup 4000000000 proto 116",
+			"91000: from all iif lo lookup 4000000000 proto 116",
+		}},
 		{"unspec", func(u *Uplink) { u.Key.Family = wire.Unspec }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// rules6 are the IPv6 rules of the host but the kernel's two.
+func (h *host) rules6() []string {
+	h.t.Helper()
+	var rules []string
+	for line := range strings.Lines(h.ns.IP(h.t, "-d -6 rule show")) {
+		line = strings.Join(strings.Fields(line), " ")
+		if line != "" && !strings.HasSuffix(line, "proto kernel") {
+			rules = append(rules, line)
+		}
+	}
+	return rules
+}
+
+func (h *host) waitRules6(want ...string) {
+	h.t.Helper()
+	eventually(h.t, "the IPv6 rules are there", func() error {
+		if diff := unordered(h.rules6(), want); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
+
+var lifetime = regexp.MustCompile(` expires -?\d+sec`)
+
+// routes6 are the IPv6 routes of a table without what every one of them has.
+func (h *host) routes6(table string) []string {
+	h.t.Helper()
+	out, err := h.ns.Output("ip", "-6", "route", "show", "table", table)
+	if err != nil && !strings.Contains(out, "FIB table does not exist") {
+		h.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
+	}
+	var routes []string
+	for line := range strings.Lines(out) {
+		line = lifetime.ReplaceAllString(strings.ReplaceAll(line, " pref medium", ""), "")
+		line = strings.Join(strings.Fields(line), " ")
+		if line != "" && !strings.HasPrefix(line, "Error:") && !strings.HasPrefix(line, "Dump terminated") && !strings.HasPrefix(line, "fe80::/64") {
+			routes = append(routes, line)
+		}
+	}
+	return routes
+}
+
+func (h *host) waitRoutes6(table string, want ...string) {
+	h.t.Helper()
+	eventually(h.t, "the IPv6 routes of table "+table+" are right", func() error {
+		if diff := unordered(h.routes6(table), want); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
+
+func (h *host) lease6(address, ifname string, more ...string) string {
+	h.t.Helper()
+	r := h.client(append([]string{"-6", "-a", address, "-i", ifname}, more...)...)
+	if r.code != 0 {
+		h.t.Fatalf("client for %s: %d, %s", address, r.code, r.stderr)
+	}
+	return strings.TrimSpace(r.stdout)
+}
+
+var rules6Of2 = []string{
+	"10000: from 2001:db8::2 lookup 10000 proto 116",
+	"20000: from all to 2001:db8::/64 lookup 10000 proto 116",
+	"91000: from all iif lo lookup 10000 proto 116",
+}
+
+func TestIPv6(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0")
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
+	h.ns.IP(t, "route add 2001:db8:9::/48 via 2001:db8::9 dev wan0")
+	h.serve()
+	if got := h.lease6("2001:db8:0::02", "wan0", "--routes", "move", "--gateway", "fe80::1", "--prefix", "2001:db8:1::/56"); got != "10000" {
+		t.Fatalf("table: got %s", got)
+	}
+	h.waitRules6(append(rules6Of2, "10000: from 2001:db8:1::/56 lookup 10000 proto 116")...)
+	want := []string{
+		"2001:db8::/64 dev wan0 proto 116 src 2001:db8::2 metric 256",
+		"2001:db8:9::/48 via 2001:db8::9 dev wan0 proto 116 src 2001:db8::2 metric 1024",
+		"default via fe80::1 dev wan0 proto 116 src 2001:db8::2 metric 1024",
+	}
+	h.waitRoutes6("10000", want...)
+	h.wantRules() // of IPv4
+	h.ns.IP(t, "address del 2001:db8::2/64 dev wan0")
+	h.waitRules6()
+	h.waitRoutes6("10000")
+	// Put back within a minute, it is served again.
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
+	h.waitRules6(append(rules6Of2, "10000: from 2001:db8:1::/56 lookup 10000 proto 116")...)
+	h.client("-r", "-6", "-a", "2001:db8::2", "-i", "wan0")
+	h.waitRules6()
+	h.waitClean()
+	for _, route := range h.routes6("10000") {
+		t.Errorf("left in the table: %s", route)
+	}
+}
+
+// TestIPv6Tentative: the table at once, rules and routes when the address is usable.
+func TestIPv6Tentative(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0")
+	// Without a carrier the kernel does not even begin to look for duplicates.
+	h.isp.IP(t, "link set wan0 down")
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0")
+	h.serve()
+	if got := h.lease6("2001:db8::2", "wan0", "--routes", "copy"); got != "10000" {
+		t.Fatalf("table: got %s", got)
+	}
+	if out := h.ns.IP(t, "-6 address show dev wan0"); !strings.Contains(out, "tentative") {
+		t.Errorf("the address is usable already, so this shows nothing: %s", out)
+	}
+	if rules := h.rules6(); len(rules) > 0 {
+		t.Errorf("rules of a tentative address: %q", rules)
+	}
+	h.isp.IP(t, "link set wan0 up")
+	h.waitRules6(rules6Of2...)
+	h.waitRoutes6("10000", "2001:db8::/64 dev wan0 proto 116 src 2001:db8::2 metric 256")
+}
+
+func TestIPv6Duplicate(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0")
+	h.isp.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
+	h.serve()
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0")
+	h.lease6("2001:db8::2", "wan0", "--routes", "copy")
+	h.waitClean()
+	h.waitRules6()
+	if log := h.clientLog(); !strings.Contains(log, "duplicate address detection failed") {
+		t.Errorf("the log does not say why:\n%s", log)
+	}
+}
+
+// TestIPv6DHCP: a /128 address has no routes of its own, and uses those of its link, which
+// are another router's advertisements.
+func TestIPv6DHCP(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0")
+	h.ns.IP(t, "address add 2001:db8::2/128 dev wan0 nodad")
+	h.ns.IP(t, "address add 2001:db8::5054/64 dev wan0 nodad noprefixroute")
+	h.ns.IP(t, "route add 2001:db8::/64 dev wan0 proto ra metric 256 expires 60")
+	h.ns.IP(t, "route add default via fe80::1 dev wan0 proto ra metric 1024 expires 60 pref high")
+	h.ns.IP(t, "route add default via fe80::2 dev wan0 proto ra metric 1025 expires 60")
+	h.serve()
+	h.lease6("2001:db8::2", "wan0", "--routes", "move")
+	h.waitRules6(rules6Of2[0], rules6Of2[2])
+	want := []string{
+		"2001:db8::/64 dev wan0 proto 116 src 2001:db8::2 metric 256",
+		"default via fe80::1 dev wan0 proto 116 src 2001:db8::2 metric 1024 pref high",
+		"default via fe80::2 dev wan0 proto 116 src 2001:db8::2 metric 1025",
+	}
+	h.waitRoutes6("10000", want...)
+	for _, route := range []string{"2001:db8::/64 dev wan0 proto ra metric 256", "default via fe80::1 dev wan0 proto ra metric 1024 pref high"} {
+		if !strings.Contains(strings.Join(h.routes6("main"), "\n"), route) {
+			t.Errorf("main lost %s: %q", route, h.routes6("main"))
+		}
+	}
+	// A lifetime that grows, as with each advertisement, grows in the table, too.
+	h.ns.IP(t, "route replace default via fe80::2 dev wan0 proto ra metric 1025 expires 9000")
+	eventually(t, "the lifetime is refreshed", func() error {
+		out := h.ns.IP(t, "-6 route show table 10000 default via fe80::2")
+		var expires int
+		if _, rest, ok := strings.Cut(out, "expires "); ok {
+			fmt.Sscan(strings.TrimSuffix(strings.Fields(rest)[0], "sec"), &expires)
+		}
+		if expires < 8000 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	h.ns.IP(t, "route del default via fe80::1 dev wan0")
+	h.waitRoutes6("10000", want[0], want[2])
+}
