@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/tailscale/hujson"
-
+	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -35,8 +33,6 @@ type Config struct {
 
 const (
 	databaseName = "leases.db"
-	maxConfig    = 1 << 20
-	maxBrackets  = 10_000
 	maxTable     = math.MaxUint32
 	noID         = math.MaxUint32 // (uid_t)-1, which no user has
 	maxTimeout   = 1 << 32        // seconds; any sum with the lease clock stays in the range of lease_expires
@@ -75,84 +71,46 @@ func defaultDatabase() string {
 	return filepath.Join(dir, "table-allocator", databaseName)
 }
 
-// LoadConfig reads the configuration from a file.
+// LoadConfig reads the configuration from a file: the original's keys and our additions.
+// Keys that are left out keep their default, except that naming any family switches off
+// those that are not named. Unknown, repeated and ill-typed keys are errors which name
+// the key, as are values that cannot be.
 func LoadConfig(path string) (Config, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return Config{}, fmt.Errorf("read configuration: %w", err)
+	cfg := Default()
+	if err := jsonc.Load(path, cfg.set); err != nil {
+		return Config{}, err
 	}
-	defer f.Close()
-	cfg, err := ParseConfig(f)
-	if err != nil {
+	if err := cfg.validate(); err != nil {
 		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return cfg, nil
 }
 
-// ParseConfig reads one JSON object with comments: the file of the original and our
-// additions. Keys that are left out keep their default, except that naming any family
-// switches off those that are not named. Unknown, repeated and ill-typed keys are
-// errors which name the key, as are values that cannot be.
+// ParseConfig is LoadConfig for a reader.
 func ParseConfig(r io.Reader) (Config, error) {
-	text, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
-	if err != nil {
-		return Config{}, err
-	}
-	if len(text) > maxConfig {
-		return Config{}, fmt.Errorf("larger than %d bytes", maxConfig)
-	}
-	// The parser calls itself for each level, and would overflow the stack.
-	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
-		return Config{}, fmt.Errorf("more than %d brackets", maxBrackets)
-	}
 	cfg := Default()
-	if err := eachMember(text, cfg.set); err != nil {
+	if err := jsonc.Read(r, cfg.set); err != nil {
 		return Config{}, err
 	}
 	return cfg, cfg.validate()
 }
 
-// eachMember calls set for every member of the object in text.
-func eachMember(text []byte, set func(key string, value []byte) error) error {
-	value, err := hujson.Parse(text)
-	if err != nil {
-		return err
-	}
-	object, ok := value.Value.(*hujson.Object)
-	if !ok {
-		return errors.New("not a JSON object")
-	}
-	seen := make(map[string]bool, len(object.Members))
-	for _, member := range object.Members {
-		key := member.Name.Value.(hujson.Literal).String()
-		if seen[key] {
-			return fmt.Errorf("%s: stands there twice", key)
-		}
-		seen[key] = true
-		member.Value.Standardize()
-		if err := set(key, member.Value.Pack()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (c *Config) set(key string, value []byte) (err error) {
 	switch key {
 	case "socket_path":
-		err = decode(key, value, &c.SocketName, "a string")
+		err = jsonc.Decode(key, value, &c.SocketName, "a string")
 	case "table_offset":
-		err = decode(key, value, &c.FirstTable, "a table number")
+		err = jsonc.Decode(key, value, &c.FirstTable, "a table number")
 	case "num_tables":
-		err = decode(key, value, &c.Tables, "a number of tables")
+		err = jsonc.Decode(key, value, &c.Tables, "a number of tables")
 	case "table_timeout":
-		err = decode(key, value, &c.Timeout, "a number of seconds")
+		err = jsonc.Decode(key, value, &c.Timeout, "a number of seconds")
 	case "db_path":
-		err = decode(key, value, &c.Database, "a string")
+		err = jsonc.Decode(key, value, &c.Database, "a string")
 	case "do_syslog":
-		err = decode(key, value, &c.Syslog, "true or false")
+		err = jsonc.Decode(key, value, &c.Syslog, "true or false")
 	case "log_path":
-		err = decode(key, value, &c.LogPath, "a string")
+		err = jsonc.Decode(key, value, &c.LogPath, "a string")
 	case "addr_families":
 		c.Families, err = decodeFamilies(value)
 	case "allowed_users":
@@ -165,25 +123,17 @@ func (c *Config) set(key string, value []byte) (err error) {
 	return err
 }
 
-func decode[T any](key string, value []byte, into *T, want string) error {
-	// null would leave the default in place without a word.
-	if strings.TrimSpace(string(value)) == "null" || json.Unmarshal(value, into) != nil {
-		return fmt.Errorf("%s: want %s, have %s", key, want, strings.TrimSpace(string(value)))
-	}
-	return nil
-}
-
 func decodeFamilies(value []byte) ([]wire.Family, error) {
 	const name = "addr_families"
 	var served []wire.Family
-	err := eachMember(value, func(key string, value []byte) error {
+	err := jsonc.Each(value, func(key string, value []byte) error {
 		full := name + "." + key
 		i := slices.IndexFunc(families, func(f wire.Family) bool { return f.String() == key })
 		if i < 0 {
 			return fmt.Errorf("%s: unknown key (there are inet, inet6 and unspec)", full)
 		}
 		var on bool
-		if err := decode(full, value, &on, "true or false"); err != nil {
+		if err := jsonc.Decode(full, value, &on, "true or false"); err != nil {
 			return err
 		}
 		if on {
@@ -202,14 +152,14 @@ func decodeFamilies(value []byte) ([]wire.Family, error) {
 // decodeIDs reads a list of names and numbers.
 func decodeIDs(key string, value []byte, lookup func(string) (string, error)) ([]uint32, error) {
 	var list []json.RawMessage
-	if err := decode(key, value, &list, "a list of names or numbers"); err != nil {
+	if err := jsonc.Decode(key, value, &list, "a list of names or numbers"); err != nil {
 		return nil, err
 	}
 	var ids []uint32
 	for _, entry := range list {
 		text := string(entry)
 		if entry[0] == '"' {
-			if err := decode(key, entry, &text, "a list of names or numbers"); err != nil {
+			if err := jsonc.Decode(key, entry, &text, "a list of names or numbers"); err != nil {
 				return nil, err
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -78,9 +79,9 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"half", `{"num_tables":3`, "EOF"},
 		{"two objects", "{}{}", "after top-level value"},
 		{"single quotes", `{'num_tables':3}`, "invalid character"},
-		{"larger than any", "{" + strings.Repeat(" ", maxConfig) + "}", "larger than 1048576 bytes"},
-		{"too deep", strings.Repeat("[", maxConfig), "more than 10000 brackets"},
-		{"deep", strings.Repeat("[", maxBrackets), "EOF"},
+		{"larger than any", "{" + strings.Repeat(" ", jsonc.MaxSize) + "}", "larger than 1048576 bytes"},
+		{"too deep", strings.Repeat("[", jsonc.MaxSize), "more than 10000 brackets"},
+		{"deep", strings.Repeat("[", jsonc.MaxBrackets), "EOF"},
 		{"unknown key", `{"num_table":3}`, "num_table: unknown key"},
 		{"key in capitals", `{"Num_Tables":3}`, "Num_Tables: unknown key"},
 		{"key twice", `{"num_tables":3,"num_tables":3}`, "num_tables: stands there twice"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -101,7 +102,8 @@ type Message struct {
 type Conn struct {
 	file *os.File
 	raw  syscall.RawConn
-	in   *batch
+	size int
+	in   *batch // nil while a holder's socket waits
 	out  *batch
 	addr Addr
 }
@@ -172,12 +174,18 @@ func newConn(fd int, addr Addr, size int) (*Conn, error) {
 		file.Close()
 		return nil, fmt.Errorf("socket %s: %w", addr, err)
 	}
-	n := batchSize
-	if size > MaxRequest { // a holder's socket: few messages, some of them large
-		n = 2
+	c := &Conn{file: file, raw: raw, size: size, addr: addr}
+	if size <= MaxRequest {
+		c.in, c.out = newBatch(batchSize, size+1), newBatch(batchSize, 0)
+	} else {
+		c.out = newBatch(1, 0)
 	}
-	return &Conn{file: file, raw: raw, in: newBatch(n, size+1), out: newBatch(n, 0), addr: addr}, nil
+	return c, nil
 }
+
+// largeBatches are for the sockets of holders, of which a process may have a thousand:
+// they read few messages, some of them large, and own memory only while they do.
+var largeBatches sync.Pool
 
 // Addr is the address that the connection is bound to.
 func (c *Conn) Addr() Addr { return c.addr }
@@ -231,9 +239,19 @@ func (c *Conn) Backlog() float64 {
 func (c *Conn) Receive() ([]Datagram, error) {
 	var n int
 	var errno syscall.Errno
-	c.in.reset()
+	large := c.size > MaxRequest
+	if large {
+		c.release()
+	}
 	err := c.raw.Read(func(fd uintptr) bool {
+		if c.in == nil {
+			c.in = largeBatch(c.size)
+		}
+		c.in.reset()
 		n, errno = c.in.call(unix.SYS_RECVMMSG, fd, len(c.in.headers))
+		if errno == unix.EAGAIN && large {
+			c.release()
+		}
 		return errno != unix.EAGAIN
 	})
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -246,6 +264,20 @@ func (c *Conn) Receive() ([]Datagram, error) {
 		return nil, fmt.Errorf("receive from %s: %w", c.addr, errno)
 	}
 	return c.in.datagrams(n), nil
+}
+
+func largeBatch(size int) *batch {
+	if b, ok := largeBatches.Get().(*batch); ok && b.size > size {
+		return b
+	}
+	return newBatch(1, size+1)
+}
+
+func (c *Conn) release() {
+	if c.in != nil {
+		largeBatches.Put(c.in)
+		c.in = nil
+	}
 }
 
 // Send sends each message that its receiver has room for. It never waits. The error

@@ -262,6 +262,8 @@ type Reply struct {
 	Error   string // why there is no lease, for people
 	Code    Code   // the same for programs
 	PID     int    // in a holder's replies: its process
+	Mode    string // likewise: what becomes of routes
+	Missing string // likewise: what should be in the kernel and is not
 }
 
 // Refuse is the reply that says why not.
@@ -282,10 +284,16 @@ func (r Reply) Append(b []byte) []byte {
 		b = append(b, `,"code":`...)
 		b = appendString(b, string(r.Code))
 	}
-	if r.Error != "" {
+	if r.Mode != "" {
+		b = append(b, `,"mode":`...)
+		b = appendString(b, r.Mode)
+	}
+	if r.Missing != "" {
+		b = append(b, `,"missing":`...)
+		b = appendStringWithin(b, r.Missing, MaxReply-(len(b)-start)-len(`}`))
+	} else if r.Error != "" { // of the two that may be long there is one
 		b = append(b, `,"error":`...)
-		room := MaxReply - (len(b) - start) - len(`}`)
-		b = appendStringWithin(b, r.Error, room)
+		b = appendStringWithin(b, r.Error, MaxReply-(len(b)-start)-len(`}`))
 	}
 	return append(b, '}')
 }
@@ -319,6 +327,12 @@ func ParseReply(data []byte) (Reply, error) {
 		case "error":
 			seen.mark(5)
 			r.Error, err = stringValue("error", value)
+		case "mode":
+			seen.mark(7)
+			r.Mode, err = stringValue("mode", value)
+		case "missing":
+			seen.mark(8)
+			r.Missing, err = stringValue("missing", value)
 		case "code":
 			seen.mark(6)
 			var code string
@@ -330,7 +344,7 @@ func ParseReply(data []byte) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	if err := seen.check(4, "version", "cmd", "table", "lease_expires", "pid", "error", "code"); err != nil {
+	if err := seen.check(4, "version", "cmd", "table", "lease_expires", "pid", "error", "code", "mode", "missing"); err != nil {
 		return Reply{}, err
 	}
 	if version != Version {

@@ -20,11 +20,12 @@ const module = "github.com/table-allocator/table-allocator/"
 var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
 	"cmd/table-allocator-client": {"internal/client", "internal/cli", "internal/wire", "internal/route"},
-	"internal/server":            {"internal/wire", "internal/allocator", "internal/route"},
-	"internal/client":            {"internal/wire", "internal/route"},
+	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
+	"internal/client":            {"internal/wire", "internal/route", "internal/jsonc"},
 	"internal/allocator":         {"sql"},
 	"internal/cli":               {},
 	"internal/cli/systemd":       {},
+	"internal/jsonc":             {},
 	"internal/route":             {},
 	"internal/wire":              {},
 	"sql":                        {},
@@ -41,7 +42,7 @@ var homes = map[string][]string{
 	"github.com/vishvananda/netlink":    {"internal/route", "internal/nettest"},
 	"github.com/vishvananda/netns":      {"internal/nettest"},
 	"github.com/spf13/pflag":            {"cmd/table-allocator-server", "cmd/table-allocator-client"},
-	"github.com/tailscale/hujson":       {"internal/server"},
+	"github.com/tailscale/hujson":       {"internal/jsonc"},
 	"github.com/coreos/go-systemd/v22":  {"internal/cli/systemd"},
 	"golang.org/x/sys":                  nil, // anywhere, like the standard library
 	"golang.org/x/time":                 nil,
