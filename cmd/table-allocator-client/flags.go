@@ -18,6 +18,8 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
+const defaultServer = "tas_socket"
+
 const usage = `Usage: table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
 Leases a routing table for ADDR, installs the rules that lead to it, prints the
 table's number (0: none) and stays in the background until ADDR goes.
@@ -40,7 +42,7 @@ table's number (0: none) and stays in the background until ADDR goes.
                           routes for the table (OCTETS of DHCP option 121)
       --nameserver A  --dnsmasq-servers FILE  --dnsmasq-pid FILE  resolver lines
   -h, --help, --version   print this, or the version, and exit
-Who has what: sqlite3 /var/lib/table-allocator/leases.db 'select * from leases'
+Every address at once: table-allocator-client watch; how all stands: ... status
 `
 
 // options are what the command line says.
@@ -86,7 +88,7 @@ func parse(args []string) (options, error) {
 	flags.StringVarP(&uplink.Tag, "tag", "t", "", "")
 	flags.BoolVarP(&o.release, "release", "r", false, "")
 	flags.BoolVarP(&o.foreground, "foreground", "f", false, "")
-	flags.StringVarP(&o.config.Server, "destination", "d", "tas_socket", "")
+	flags.StringVarP(&o.config.Server, "destination", "d", defaultServer, "")
 	flags.StringArrayVar(&users, "server-user", nil, "")
 	flags.StringVar(&priorities, "priority", "10000,20000,91000", "")
 	flags.BoolVar(&uplink.NoNetwork, "no-network-rule", false, "")

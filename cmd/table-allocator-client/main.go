@@ -18,6 +18,14 @@ import (
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
+	if len(args) > 0 {
+		switch args[0] {
+		case "watch":
+			return runWatch(args[1:])
+		case "status":
+			return runStatus(args[1:])
+		}
+	}
 	opts, err := parse(args)
 	switch {
 	case errors.Is(err, pflag.ErrHelp):

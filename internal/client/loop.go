@@ -37,6 +37,8 @@ type loop struct {
 	failures chan error
 	readers  sync.WaitGroup
 	stopped  chan struct{}
+	absent   string // why the server cannot be reached, as long as it is so
+	watch    *watch // nil for the client of one address
 }
 
 // session is a machine with what it needs of the world.
@@ -167,6 +169,13 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 // same, as a floor under whatever the machines do.
 func (l *loop) wait(now time.Duration) time.Duration {
 	next := now + time.Hour
+	if w := l.watch; w != nil {
+		for _, at := range []time.Duration{w.next, w.healAt} {
+			if at != 0 {
+				next = min(next, at)
+			}
+		}
+	}
 	for _, s := range l.sessions {
 		for _, at := range []time.Duration{s.deadline(), s.retryAt, s.refreshAt} {
 			if at != 0 {
@@ -201,6 +210,13 @@ func (l *loop) feed(s *session, ev event) {
 		} else {
 			s.log.Info("the server is back", "table", s.table)
 		}
+	}
+	switch {
+	case ev.kind == unreachable && s.patient() && l.absent != ev.err.Error():
+		l.absent = ev.err.Error()
+		l.log.Warn("cannot reach the server; asking again", "err", ev.err)
+	case ev.kind == replied:
+		l.absent = ""
 	}
 	if ev.kind == replied && ev.reply.Table == 0 && ev.reply.Error != "" && before != releasing {
 		s.log.Warn("refused by the server", "code", string(ev.reply.Code), "err", ev.reply.Error)
@@ -336,9 +352,12 @@ func (l *loop) noise(p packet, msg string) {
 // serve answers a holder's requests.
 func (l *loop) serve(p packet) {
 	s := p.to
-	answer := wire.Reply{PID: os.Getpid()}
+	answer := wire.Reply{PID: os.Getpid(), Mode: string(s.uplink.Settings.Routes)}
 	if s.state == held {
 		answer.Table, answer.Expires = s.table, wire.Seconds(s.expires)
+		if p.request.Cmd == wire.Query {
+			answer.Missing = s.missing()
+		}
 	} else {
 		answer.Error = s.why
 	}
@@ -367,7 +386,7 @@ func (l *loop) serve(p packet) {
 // retell lets a holder take over what a newer call was told.
 func (l *loop) retell(s *session, told Uplink) {
 	old := s.uplink
-	if old.Tag == told.Tag && reflect.DeepEqual(old.Settings, told.Settings) {
+	if reflect.DeepEqual(old, told) {
 		return
 	}
 	s.log.Info("told anew", "tag", told.Tag, "settings", fmt.Sprintf("%+v", told.Settings))

@@ -40,6 +40,7 @@ const (
 type machine struct {
 	uplink    Uplink
 	unlimited bool // asks for ever instead of five times
+	watched   bool // whoever made it makes another one when the address returns
 
 	state    state
 	table    uint32
@@ -130,7 +131,7 @@ func (m *machine) step(now time.Duration, ev event) []action {
 			return m.ask(now)
 		}
 	case addressGone:
-		if m.uplink.Settings.placesRoutes() {
+		if m.uplink.Settings.placesRoutes() && !m.watched {
 			return m.wait(now, ev.why)
 		}
 		return m.quit(now, ev.why)
@@ -161,8 +162,8 @@ func (m *machine) patient() bool { return m.unlimited || m.uplink.Settings.place
 
 // makeDo is what a patient machine does when there is no lease at once: no boot waits.
 func (m *machine) makeDo() []action {
-	if m.fellBack || !m.uplink.Settings.placesRoutes() {
-		return nil
+	if m.fellBack || m.watched || !m.uplink.Settings.placesRoutes() {
+		return nil // a watch took nothing from main yet
 	}
 	m.fellBack = true
 	if m.why == "" {
@@ -323,10 +324,11 @@ func (m *machine) replace(now time.Duration, told Uplink) []action {
 		return nil // the next request carries it
 	}
 	var actions []action
-	if !reflect.DeepEqual(old.Settings, told.Settings) {
+	tag := old.Tag
+	if old.Tag = told.Tag; !reflect.DeepEqual(old, told) {
 		actions = append(actions, action{kind: placeRules, table: m.table})
 	}
-	if old.Tag == told.Tag {
+	if tag == told.Tag {
 		return actions
 	}
 	m.due = now + awayEvery

@@ -2,6 +2,8 @@ package client
 
 import (
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -174,4 +176,36 @@ func (s *session) concernsRoutes(e route.Event) bool {
 		return e.Protocol != route.Protocol
 	}
 	return e.Table == s.table && e.Deleted && s.state == held
+}
+
+// missing says what the lease means for the kernel and is not there; "" if nothing.
+func (s *session) missing() string {
+	if !s.uplink.wantsRules() {
+		return ""
+	}
+	if !s.installed {
+		return "rules, until the address is usable"
+	}
+	var lost []string
+	rules, err := s.rules.kernel.Rules(s.uplink.family())
+	if err != nil {
+		return err.Error()
+	}
+	for _, want := range s.uplink.rules(s.table) {
+		if !slices.Contains(rules, want) {
+			lost = append(lost, "rule "+want.String())
+		}
+	}
+	if v, ready := s.view(); ready {
+		have, err := s.rules.kernel.Routes(s.uplink.family(), s.table)
+		if err != nil {
+			return err.Error()
+		}
+		for _, want := range makePlan(s.uplink, v, s.table, s.routes.taken, s.routes.kept).table {
+			if !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && sameWay(h, want) }) {
+				lost = append(lost, "route "+want.String())
+			}
+		}
+	}
+	return strings.Join(lost, ", ")
 }
