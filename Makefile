@@ -65,14 +65,57 @@ fuzz: needs-go ## run each fuzz target for FUZZTIME (1m)
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" </dev/null; \
 	done
 
-install: ## install what make build made, below DESTDIR: PREFIX (/usr/local), SYSCONFDIR (/etc)
-	@for c in $(COMMANDS); do [ -x bin/$$c ] || { echo "there is no bin/$$c yet: run make build first" >&2; exit 1; }; done
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(SYSCONFDIR)/table-allocator
-	install -m 755 $(COMMANDS:%=bin/%) $(DESTDIR)$(PREFIX)/sbin
+# MODE:SOURCE:DESTINATION of all that is no command, where Debian looks for it. Sources have @SBINDIR@,
+# @LIBDIR@ and @SYSCONFDIR@ filled in; configuration of yours is left as it is.
+BIN      ?= bin
+SBINDIR  := $(PREFIX)/sbin
+LIBDIR   := $(PREFIX)/lib/table-allocator
+INSTALLED := \
+	644:hooks/hook.sh:$(LIBDIR)/hook.sh \
+	755:hooks/udev/udev-remove:$(LIBDIR)/udev-remove \
+	644:hooks/udev/90-table-allocator.rules:$(PREFIX)/lib/udev/rules.d/90-table-allocator.rules \
+	644:hooks/dhclient/table-allocator:$(SYSCONFDIR)/dhcp/dhclient-enter-hooks.d/table-allocator \
+	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-up.d/table-allocator \
+	755:hooks/NetworkManager/table-allocator:$(SYSCONFDIR)/NetworkManager/dispatcher.d/table-allocator \
+	644:hooks/dnsmasq/table-allocator.conf:$(PREFIX)/share/doc/table-allocator/examples/dnsmasq.conf \
+	644:packaging/systemd/table-allocator-server.service.in:$(PREFIX)/lib/systemd/system/table-allocator-server.service \
+	644:packaging/systemd/table-allocator-server.socket:$(PREFIX)/lib/systemd/system/table-allocator-server.socket \
+	644:packaging/systemd/networkd.conf:$(PREFIX)/lib/systemd/networkd.conf.d/table-allocator.conf \
+	644:packaging/sysctl.conf:$(PREFIX)/lib/sysctl.d/60-table-allocator.conf \
+	644:packaging/rt_protos.conf:$(SYSCONFDIR)/iproute2/rt_protos.d/table-allocator.conf \
+	644:packaging/man/table-allocator-server.8:$(PREFIX)/share/man/man8/table-allocator-server.8 \
+	644:packaging/man/table-allocator-client.8:$(PREFIX)/share/man/man8/table-allocator-client.8 \
+	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-client \
+	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-server \
+	644:packaging/completion/zsh:$(PREFIX)/share/zsh/site-functions/_table-allocator \
+	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/table-allocator-client.fish \
+	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/table-allocator-server.fish
+CONFIGURATION := \
+	644:packaging/server.json:$(SYSCONFDIR)/table-allocator/server.json \
+	644:packaging/default:$(SYSCONFDIR)/default/table-allocator
+FILL = sed -e 's|@SBINDIR@|$(SBINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
+
+install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (/usr/local), SYSCONFDIR (/etc)
+	@for c in $(COMMANDS); do [ -x $(BIN)/$$c ] || { echo "there is no $(BIN)/$$c yet: run make build first" >&2; exit 1; }; done
+	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(COMMANDS:%=$(BIN)/%)
+	for c in $(COMMANDS); do ln -sf $$c $(DESTDIR)$(SBINDIR)/$${c//-/_}; done # their names in the original
+	@set -f; for f in $(INSTALLED) $(CONFIGURATION); do \
+		IFS=: read -r mode source destination <<<"$$f"; \
+		if [[ " $(CONFIGURATION) " == *" $$f "* && -e $(DESTDIR)$$destination ]]; then continue; fi; \
+		echo "install $(DESTDIR)$$destination"; \
+		$(FILL) $$source | install -D -m $$mode /dev/stdin $(DESTDIR)$$destination; \
+	done
 
 uninstall: ## remove what make install installed, but no configuration of yours
-	rm -f $(COMMANDS:%=$(DESTDIR)$(PREFIX)/sbin/%)
-	rmdir --ignore-fail-on-non-empty $(DESTDIR)$(SYSCONFDIR)/table-allocator
+	for c in $(COMMANDS); do rm -f $(DESTDIR)$(SBINDIR)/{$$c,$${c//-/_}}; done
+	@for f in $(INSTALLED); do echo "rm -f $(DESTDIR)$${f##*:}"; rm -f $(DESTDIR)$${f##*:}; done
+	@for f in $(CONFIGURATION); do \
+		IFS=: read -r mode source destination <<<"$$f"; \
+		if $(FILL) $$source | cmp -s - $(DESTDIR)$$destination; then rm $(DESTDIR)$$destination; fi; \
+	done
+	for d in $(LIBDIR) $(PREFIX)/share/doc/table-allocator/examples $(PREFIX)/share/doc/table-allocator $(SYSCONFDIR)/table-allocator; do \
+		if [ -d $(DESTDIR)$$d ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$$d; fi; \
+	done
 
 clean: ## remove what was built, and the cached packages of the tests
 	rm -rf bin .cache

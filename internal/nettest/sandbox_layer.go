@@ -18,6 +18,7 @@ import (
 var Packages = []string{
 	"curl",
 	"dbus",
+	"dhcpcd-base",
 	"dnsmasq-base",
 	"ifupdown",
 	"iproute2",
@@ -32,6 +33,7 @@ var Packages = []string{
 	"socat",
 	"sqlite3",
 	"strace",
+	"systemd",
 	"tcpdump",
 	"udev",
 }

@@ -1,0 +1,648 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+// A provider is what is at the far end of an uplink. It forwards packets of its customers
+// to the internet with an address of its own, drops those with a source that it has not
+// given out, and counts them.
+type provider struct {
+	ifname    string // of the host's link to it
+	network   string
+	gateway   string
+	customers string // the addresses that it gives out
+	ns        *nettest.Namespace
+}
+
+// providers are three, two of which have the same network and the same gateway.
+var providers = []provider{
+	{ifname: "wan0", network: "192.168.1.0/24", gateway: "192.168.1.1", customers: "192.168.1.0/25"},
+	{ifname: "wan1", network: "192.168.1.0/24", gateway: "192.168.1.1", customers: "192.168.1.128/25"},
+	{ifname: "wan2", network: "10.64.2.0/24", gateway: "10.64.2.1", customers: "10.64.2.0/24"},
+}
+
+const (
+	internet = "198.51.100.1" // behind all of them
+	echoPort = 7
+)
+
+// seenAs is the address that the internet sees what comes through a provider from.
+func seenAs(n int) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, byte(n + 1), 2}) }
+
+// site is a host with the three uplinks, an /etc, /run and /var/lib of its own, and the
+// commands and hooks as "make install" leaves them.
+type site struct {
+	*host
+	isps     []provider
+	internet *nettest.Namespace
+	mounts   string // its mount namespace
+}
+
+// newSite makes a site and starts what serves it; the links are up and have no address.
+// settings are lines for /etc/default/table-allocator.
+func newSite(t *testing.T, settings ...string) *site {
+	t.Helper()
+	s := &site{host: newHost(t), internet: nettest.New(t, "internet")}
+	image, err := installed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sysctl(t, s.ns, "net/ipv6/conf/all/disable_ipv6", "1") // no packets that nobody asked for
+	s.internet.IP(t, "address add "+internet+"/32 dev lo")
+	for n, isp := range providers {
+		isp.ns = nettest.New(t, "isp"+strconv.Itoa(n))
+		s.isps = append(s.isps, isp)
+		s.connect(n)
+		nettest.Veth(t, isp.ns, "net", s.internet, isp.ifname)
+		transit := seenAs(n).Prev()
+		isp.ns.IP(t, "address add "+seenAs(n).String()+"/30 dev net")
+		isp.ns.IP(t, "route add "+internet+" via "+transit.String())
+		s.internet.IP(t, "address add "+transit.String()+"/30 dev "+isp.ifname)
+		sysctl(t, isp.ns, "net/ipv4/ip_forward", "1")
+	}
+	s.enclose(image)
+	s.internet.Do(func() { t.Cleanup(serveEcho(t)) })
+	settings = append([]string{
+		"CLIENT_OPTIONS='--debug --log-path " + filepath.Join(s.dir, "client.log") + "'",
+		"export GORACE=atexit_sleep_ms=0", // programs that dhclient starts do not have our environment
+	}, settings...)
+	s.write("/etc/default/table-allocator", strings.Join(settings, "\n")+"\n")
+	return s
+}
+
+// connect makes the link to provider n, and its end with it.
+func (s *site) connect(n int) {
+	s.t.Helper()
+	isp := s.isps[n]
+	nettest.Veth(s.t, s.ns, isp.ifname, isp.ns, "lan")
+	isp.ns.IP(s.t, "address add "+isp.gateway+"/24 dev lan")
+	rules := filepath.Join(s.dir, "isp"+strconv.Itoa(n)+".nft")
+	text := fmt.Sprintf(`
+		table ip provider
+		delete table ip provider
+		table ip provider {
+			counter foreign {}
+			counter customers {}
+			chain raw {
+				type filter hook prerouting priority raw
+				iifname lan ip saddr %s counter name customers accept
+				iifname lan ip saddr 0.0.0.0 accept comment "DHCP"
+				iifname lan counter name foreign drop
+			}
+			chain out {
+				type nat hook postrouting priority srcnat
+				oifname net masquerade
+			}
+		}`, isp.customers)
+	if err := os.WriteFile(rules, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	isp.ns.Run(s.t, "nft", "-f", rules)
+}
+
+func sysctl(t *testing.T, ns *nettest.Namespace, name, value string) {
+	t.Helper()
+	ns.Do(func() {
+		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// installed installs the commands and hooks, once for all tests: what belongs into /usr/local
+// for the whole sandbox, and /etc, which concerns other tests, below a directory.
+var installed = sync.OnceValues(func() (image string, err error) {
+	dir, err := binDir()
+	if err != nil {
+		return "", err
+	}
+	if image, err = os.MkdirTemp("", "image"); err != nil {
+		return "", err
+	}
+	const script = `make -C ../.. install "BIN=$1" "DESTDIR=$2" && cp -a "$2/usr/local/." /usr/local`
+	if out, err := exec.Command("sh", "-c", script, "sh", dir, image).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make install: %w\n%s", err, out)
+	}
+	return image, nil
+})
+
+// enclose gives the site its own directories. /etc starts as a copy, the others are empty.
+func (s *site) enclose(image string) {
+	s.t.Helper()
+	const script = `set -e
+		mkdir -p "$0/etc"
+		mount -t tmpfs etc "$0/etc"
+		cp -a /etc/. "$0/etc"
+		cp -a "$1/etc/." "$0/etc"
+		mount --move "$0/etc" /etc
+		mount -t tmpfs run /run
+		mount -t tmpfs lib /var/lib
+		mkdir -p /run/lock /run/network /run/dbus /run/udev /var/lib/dhcp /var/lib/NetworkManager /var/lib/misc
+		mount -t sysfs -o ro sysfs /sys
+		echo ready
+		exec sleep infinity`
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, s.dir, image)
+	p := s.start(cmd)
+	p.waitLog("ready")
+	s.mounts = fmt.Sprintf("/proc/%d/ns/mnt", cmd.Process.Pid)
+	s.t.Cleanup(s.end) // before that of the process: what runs there goes first
+}
+
+// end kills what the test has left running, and says what the counters say.
+func (s *site) end() {
+	if s.t.Failed() {
+		for _, args := range []string{"address", "rule", "route show table all", "-s link"} {
+			out, _ := s.ns.Output("ip", strings.Fields(args)...) // for people
+			s.t.Logf("ip %s:\n%s", args, out)
+		}
+	}
+	for _, pid := range s.everyone() {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended already
+	}
+}
+
+// everyone is who runs inside the site.
+func (s *site) everyone() (pids []int) {
+	own, err := os.Stat(s.mounts)
+	if err != nil {
+		s.t.Error(err)
+		return nil
+	}
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		s.t.Error(err)
+		return nil
+	}
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		if ns, err := os.Stat("/proc/" + p.Name() + "/ns/mnt"); err == nil && os.SameFile(own, ns) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// inside is a command in the site; start and run take it.
+func (s *site) inside(name string, args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--mount=" + s.mounts, name}, args...)...)
+}
+
+// sh runs a script in the site and returns what it wrote to stdout; it has to succeed.
+func (s *site) sh(script string, args ...string) string {
+	s.t.Helper()
+	r := s.try(script, args...)
+	if r.code != 0 {
+		s.t.Fatalf("%s %q: exit code %d\nstdout: %s\nstderr: %s", script, args, r.code, r.stdout, r.stderr)
+	}
+	return r.stdout
+}
+
+// try is sh for a script that may fail.
+func (s *site) try(script string, args ...string) result {
+	s.t.Helper()
+	cmd := s.inside("sh", append([]string{"-c", script, "sh"}, args...)...)
+	return s.run(cmd.Args[0], cmd.Args[1:]...)
+}
+
+// daemon starts a program in the site.
+func (s *site) daemon(name string, args ...string) *process {
+	s.t.Helper()
+	return s.start(s.inside(name, args...))
+}
+
+// write writes a file of the site, with the directories that it needs.
+func (s *site) write(path, text string) {
+	s.t.Helper()
+	s.sh(`mkdir -p "${1%/*}" && printf %s "$2" >"$1"`, path, text)
+}
+
+// read returns a file of the site; "" if there is none.
+func (s *site) read(path string) string {
+	s.t.Helper()
+	return s.sh(`[ ! -e "$1" ] || cat "$1"`, path)
+}
+
+// serveEcho answers each packet with the address that it came from, at the address of the
+// internet in the namespace of the calling thread.
+func serveEcho(t *testing.T) (stop func()) {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(internet), Port: echoPort})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var done sync.WaitGroup
+	done.Go(func() {
+		buf := make([]byte, 64)
+		for {
+			_, from, err := conn.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = conn.WriteToUDPAddrPort([]byte(from.Addr().Unmap().String()), from) // who asked asks again
+			}
+		}
+	})
+	return func() {
+		conn.Close()
+		done.Wait()
+	}
+}
+
+// answers is how long a packet may take to the internet and back before it counts as lost.
+const answers = 500 * time.Millisecond
+
+// probe sends a packet to the internet from a source address, if there is one, and from a
+// device, if there is one, and returns the address that the internet saw it come from.
+func (s *site) probe(source, device string) (seen netip.Addr, err error) {
+	s.ns.Do(func() {
+		d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			if device != "" {
+				ctlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, device) })
+				return errors.Join(ctlErr, err)
+			}
+			return nil
+		}}
+		if source != "" {
+			d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(source)}
+		}
+		var conn net.Conn
+		if conn, err = d.DialContext(context.Background(), "udp4", net.JoinHostPort(internet, strconv.Itoa(echoPort))); err != nil {
+			return
+		}
+		defer conn.Close()
+		if err = conn.SetDeadline(time.Now().Add(answers)); err != nil {
+			return
+		}
+		if _, err = conn.Write([]byte("?")); err != nil {
+			return
+		}
+		buf := make([]byte, 64)
+		var n int
+		if n, err = conn.Read(buf); err == nil {
+			seen, err = netip.ParseAddr(string(buf[:n]))
+		}
+	})
+	return seen, err
+}
+
+// waitUplink waits until packets from addr, and those of sockets bound to its link, reach
+// the internet, and fails the test when one gets there through another provider.
+func (s *site) waitUplink(n int, addr string) {
+	s.t.Helper()
+	for _, from := range [][2]string{{addr, ""}, {"", s.isps[n].ifname}, {addr, s.isps[n].ifname}} {
+		eventually(s.t, fmt.Sprintf("packets from %q pass", from), func() error {
+			seen, err := s.probe(from[0], from[1])
+			if err == nil && seen != seenAs(n) {
+				err = fmt.Errorf("the internet saw them come from %s, want %s", seen, seenAs(n))
+			}
+			return err
+		})
+	}
+	s.wantNoForeign()
+}
+
+// waitTable waits until addr has a table.
+func (s *site) waitTable(addr string) {
+	s.t.Helper()
+	eventually(s.t, addr+" has a table", func() error {
+		if s.table(addr) == 0 {
+			return fmt.Errorf("rules: %q", s.rules())
+		}
+		return nil
+	})
+}
+
+// waitSilent waits until packets from addr reach nobody.
+func (s *site) waitSilent(addr string) {
+	s.t.Helper()
+	eventually(s.t, "packets from "+addr+" reach nobody", func() error {
+		if seen, err := s.probe(addr, ""); err == nil {
+			return fmt.Errorf("the internet saw them come from %s", seen)
+		}
+		return nil
+	})
+}
+
+// wantNoForeign fails the test if a provider got packets with a source that is not its own.
+func (s *site) wantNoForeign() {
+	s.t.Helper()
+	for n := range s.isps {
+		if count := s.counter(n, "foreign"); count != 0 {
+			s.t.Errorf("provider %d got %d packets with a foreign source", n, count)
+		}
+	}
+}
+
+func (s *site) counter(n int, name string) int {
+	s.t.Helper()
+	var reply struct {
+		Nftables []struct {
+			Counter *struct {
+				Name    string
+				Packets int
+			}
+		}
+	}
+	out := s.isps[n].ns.Run(s.t, "nft", "-j", "list", "counters", "table", "ip", "provider")
+	if err := json.Unmarshal([]byte(out), &reply); err != nil {
+		s.t.Fatalf("counters of provider %d: %v\n%s", n, err, out)
+	}
+	for _, o := range reply.Nftables {
+		if o.Counter != nil && o.Counter.Name == name {
+			return o.Counter.Packets
+		}
+	}
+	s.t.Fatalf("provider %d has no counter %s:\n%s", n, name, out)
+	return 0
+}
+
+// traffic sends packets from each address all the time, until the test ends or stop is
+// called. One may be lost while something changes; that one leaves by the uplink of
+// another fails the test. uplinks has provider numbers by address.
+func (s *site) traffic(uplinks map[string]int) (stop func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for addr, n := range uplinks {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				seen, err := s.probe(addr, "")
+				switch {
+				case err != nil: // the address may be gone for a moment, and the packet lost
+					select {
+					case <-ctx.Done():
+					case <-time.After(time.Millisecond):
+					}
+				case seen != seenAs(n):
+					s.t.Errorf("a packet from %s came from %s, want %s", addr, seen, seenAs(n))
+					return
+				}
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+		s.wantNoForeign()
+	})
+	s.t.Cleanup(stop)
+	return stop
+}
+
+// table is the table of the rule from addr; 0 if there is none.
+func (s *site) table(addr string) int {
+	s.t.Helper()
+	for _, rule := range s.rules() {
+		f := strings.Fields(rule)
+		if len(f) > 4 && f[0] == "10000:" && f[2] == addr {
+			n, err := strconv.Atoi(f[4])
+			if err != nil {
+				s.t.Fatalf("rule %q: %v", rule, err)
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+// routes are the routes of a table, as ip shows them, without what differs from run to run.
+func (s *site) routes(table string) []string {
+	s.t.Helper()
+	out, err := s.ns.Output("ip", "route", "show", "table", table)
+	if err != nil && strings.Contains(out, "FIB table does not exist") {
+		return nil
+	}
+	if err != nil {
+		s.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
+	}
+	var routes []string
+	for line := range strings.Lines(out) {
+		if line = strings.Join(strings.Fields(line), " "); line != "" {
+			routes = append(routes, line)
+		}
+	}
+	return routes
+}
+
+// waitRoutes waits until the table of addr holds what want names: "DST" or "DST via GW" as ip
+// writes it, with whatever follows. Nothing else may be in it.
+func (s *site) waitRoutes(addr string, want ...string) {
+	s.t.Helper()
+	eventually(s.t, "the table of "+addr+" is filled", func() error {
+		table := s.table(addr)
+		if table == 0 {
+			return errors.New("it has no table")
+		}
+		return matchRoutes(s.routes(strconv.Itoa(table)), want)
+	})
+}
+
+// waitMain does the same for the routes of a link in main.
+func (s *site) waitMain(ifname string, want ...string) {
+	s.t.Helper()
+	eventually(s.t, "main holds the routes of "+ifname, func() error {
+		var routes []string
+		for _, r := range s.routes("main") {
+			if strings.Contains(r+" ", " dev "+ifname+" ") {
+				routes = append(routes, r)
+			}
+		}
+		return matchRoutes(routes, want)
+	})
+}
+
+func matchRoutes(got, want []string) error {
+	left := append([]string(nil), got...)
+	for _, w := range want {
+		found := false
+		for i, r := range left {
+			if r == w || strings.HasPrefix(r, w+" ") {
+				left = append(left[:i], left[i+1:]...)
+				found = true
+				break
+			}
+		}
+		if !found {
+			return fmt.Errorf("there is no %q in %q", w, got)
+		}
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("too many: %q, want %q", left, want)
+	}
+	return nil
+}
+
+// waitGone waits until nothing is left of an address: lease, holder, rules, table.
+func (s *site) waitGone(addr string) {
+	s.t.Helper()
+	eventually(s.t, "nothing is left of "+addr, func() error {
+		for _, lease := range s.leases() {
+			if strings.Contains(lease, "|"+addr+"|") {
+				return fmt.Errorf("lease %s", lease)
+			}
+		}
+		for _, rule := range s.rules() {
+			if strings.Contains(rule, " from "+addr+" ") {
+				return fmt.Errorf("rule %s", rule)
+			}
+		}
+		out, _ := s.ns.Output("ip", "route", "show", "table", "all", "proto", "116") // an error is in out
+		for line := range strings.Lines(out) {
+			if strings.Contains(line+" ", " src "+addr+" ") {
+				return fmt.Errorf("route %s", line)
+			}
+		}
+		if servers := s.read("/run/table-allocator/dnsmasq.servers"); strings.Contains(servers, "@"+addr+"\n") {
+			return fmt.Errorf("resolver lines:\n%s", servers)
+		}
+		return nil
+	})
+}
+
+// waitServers waits until the resolver lines are these.
+func (s *site) waitServers(want ...string) {
+	s.t.Helper()
+	eventually(s.t, "the resolver lines are there", func() error {
+		if diff := unordered(strings.Fields(s.read("/run/table-allocator/dnsmasq.servers")), want); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
+
+// dhcpLease is a lease of a DHCP server of the test's making.
+type dhcpLease struct {
+	addr, mask, router string
+	seconds, renew     uint32 // how long it lasts, and when to renew
+}
+
+// dhcpServer is a DHCP server that does what no real one can be made to do.
+type dhcpServer struct {
+	mu    sync.Mutex
+	lease dhcpLease
+	deny  bool // say no, once
+	heard []string
+}
+
+func (d *dhcpServer) set(f func(d *dhcpServer)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f(d)
+}
+
+// dhcp starts one at a provider.
+func (s *site) dhcp(n int, lease dhcpLease) *dhcpServer {
+	s.t.Helper()
+	d := &dhcpServer{lease: lease}
+	gateway := netip.MustParseAddr(s.isps[n].gateway)
+	s.isps[n].ns.Do(func() {
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			ctlErr := c.Control(func(fd uintptr) {
+				err = errors.Join(unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lan"),
+					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1))
+			})
+			return errors.Join(ctlErr, err)
+		}}
+		conn, err := lc.ListenPacket(context.Background(), "udp4", ":67")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		var done sync.WaitGroup
+		done.Go(func() {
+			buf := make([]byte, 1500)
+			for {
+				size, _, err := conn.ReadFrom(buf)
+				if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
+					return
+				}
+				if err != nil || size < 240 {
+					continue
+				}
+				if reply, to := d.answer(buf[:size], gateway); reply != nil {
+					_, _ = conn.WriteTo(reply, to) // a client that hears nothing asks again
+				}
+			}
+		})
+		s.t.Cleanup(func() {
+			conn.Close()
+			done.Wait()
+		})
+	})
+	return d
+}
+
+// answer makes the reply to a request: RFC 2131, RFC 2132.
+func (d *dhcpServer) answer(request []byte, server netip.Addr) ([]byte, net.Addr) {
+	const discover, offer, ask, ack, nak = 1, 2, 3, 5, 6
+	kind := byte(0)
+	for o := request[240:]; len(o) > 2 && o[0] != 255; o = o[2+int(o[1]):] {
+		if o[0] == 53 {
+			kind = o[2]
+		}
+		if len(o) < 2+int(o[1]) {
+			return nil, nil
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.heard = append(d.heard, strconv.Itoa(int(kind)))
+	ciaddr := netip.AddrFrom4([4]byte(request[12:16]))
+	reply := make([]byte, 240, 300)
+	copy(reply, request[:44])
+	reply[0] = 2
+	copy(reply[236:240], []byte{99, 130, 83, 99})
+	option := func(code byte, value ...byte) {
+		reply = append(append(reply, code, byte(len(value))), value...)
+	}
+	number := func(v uint32) []byte { return []byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)} }
+	switch {
+	case kind == discover:
+		option(53, offer)
+	case kind == ask && d.deny:
+		d.deny = false
+		option(53, nak)
+	case kind == ask:
+		option(53, ack)
+	default:
+		return nil, nil
+	}
+	option(54, server.AsSlice()...)
+	to := &net.UDPAddr{IP: net.IPv4bcast, Port: 68}
+	if reply[242] != nak {
+		copy(reply[16:20], netip.MustParseAddr(d.lease.addr).AsSlice())
+		option(1, netip.MustParseAddr(d.lease.mask).AsSlice()...)
+		option(3, netip.MustParseAddr(d.lease.router).AsSlice()...)
+		option(6, server.AsSlice()...)
+		option(51, number(d.lease.seconds)...)
+		option(58, number(d.lease.renew)...)
+		option(59, number(d.lease.seconds*7/8)...)
+		if ciaddr.IsValid() && !ciaddr.IsUnspecified() {
+			to.IP = ciaddr.AsSlice()
+		}
+	}
+	return append(reply, 255), to
+}
