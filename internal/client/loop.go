@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"reflect"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -32,6 +34,7 @@ type loop struct {
 	kernel   *route.Conn
 	watcher  *route.Watcher
 	sessions []*session
+	conns    *wire.Set // of the sessions
 	inbox    chan packet
 	changes  chan []route.Event
 	failures chan error
@@ -41,10 +44,17 @@ type loop struct {
 	watch    *watch // nil for the client of one address
 }
 
+// Routes that others delete come back at once, but for those that are deleted for ever.
+const (
+	repairEvery = time.Second
+	repairBurst = 10
+)
+
 // session is a machine with what it needs of the world.
 type session struct {
 	*machine
 	conn      *wire.Conn
+	addr      netip.Addr // of the uplink
 	rules     ruleset
 	routes    placer
 	servers   string // the file that has resolver lines of the address; empty: none
@@ -54,13 +64,18 @@ type session struct {
 	present   bool // the address is on the link, as far as we know
 	usable    bool // and no duplicate check of it is under way
 	installed bool // kernel and resolver have what a lease means
+	filled    bool // the table has had its routes since then
 	left      int  // the link that the address was deleted from since we looked; 0: none
 	retry     wire.Message
 	retryAt   time.Duration // 0: nothing waits for room in the server's queue
 	retries   int
 	// refreshAt is when routes that expire are followed again; 0: none does.
 	refreshAt time.Duration
-	enders    []wire.Addr // who waits to hear that everything is taken back
+	enders    []wire.Addr   // who waits to hear that everything is taken back
+	repairs   *rate.Limiter // of routes that others delete
+	ordered   uint32        // the table whose unbound rule has a place in the watch's order; 0: none has
+	orderedIn lane
+	hooked    bool // a call brought settings of its own
 }
 
 // packet is one datagram, parsed by the reader of its session.
@@ -85,7 +100,14 @@ func newLoop(servers []wire.Addr, trusted trust, report Report, log *slog.Logger
 		watcher.Close()
 		return nil, err
 	}
+	conns, err := wire.NewSet()
+	if err != nil {
+		watcher.Close()
+		kernel.Close()
+		return nil, err
+	}
 	l := &loop{
+		conns:    conns,
 		servers:  servers,
 		trusted:  trusted,
 		peers:    newTrust(nil),
@@ -100,16 +122,18 @@ func newLoop(servers []wire.Addr, trusted trust, report Report, log *slog.Logger
 		stopped:  make(chan struct{}),
 	}
 	l.readers.Go(l.readKernel)
+	l.readers.Go(l.readPeers)
 	return l, nil
 }
 
 func (l *loop) close() {
 	close(l.stopped)
 	l.watcher.Close()
+	l.conns.Close()
+	l.readers.Wait()
 	for _, s := range l.sessions {
 		s.conn.Close()
 	}
-	l.readers.Wait()
 	l.kernel.Close()
 }
 
@@ -120,12 +144,16 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 	s := &session{
 		machine: m,
 		conn:    conn,
+		addr:    m.uplink.addr(),
+		repairs: rate.NewLimiter(rate.Every(repairEvery), repairBurst),
 		rules:   ruleset{uplink: m.uplink, kernel: l.kernel, log: l.log},
 		routes:  placer{kernel: l.kernel, log: l.log},
 		log:     log,
 	}
 	l.sessions = append(l.sessions, s)
-	l.readers.Go(func() { l.readPeers(s) })
+	if err := l.conns.Add(conn, s); err != nil {
+		l.fail(err)
+	}
 	return s
 }
 
@@ -170,7 +198,7 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 func (l *loop) wait(now time.Duration) time.Duration {
 	next := now + time.Hour
 	if w := l.watch; w != nil {
-		for _, at := range []time.Duration{w.next, w.healAt} {
+		for _, at := range []time.Duration{w.next, w.admitAt, w.healAt} {
 			if at != 0 {
 				next = min(next, at)
 			}
@@ -235,6 +263,7 @@ func (l *loop) do(s *session, a action) {
 		if l.place(s, a.table) {
 			l.lookBeside(s)
 		}
+		l.remember(s)
 	case clearRules:
 		if err := s.clear(); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
@@ -258,7 +287,7 @@ func (l *loop) do(s *session, a action) {
 
 // place installs what a lease means, and tells the machine if it asks.
 func (l *loop) place(s *session, table uint32) bool {
-	if s.uplink.Settings.placesRoutes() {
+	if s.uplink.Settings.placesRoutes() && l.watch == nil { // a watch hears of them anyway
 		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
 	}
 	if s.index == 0 {
@@ -281,20 +310,21 @@ func (l *loop) drop(s *session) {
 	for _, to := range s.enders {
 		l.reply(s, to, wire.Reply{PID: os.Getpid()})
 	}
+	s.warn("let go of the socket", l.conns.Remove(s.conn))
 	s.conn.Close()
-	for i := range l.sessions {
-		if l.sessions[i] == s {
-			l.sessions = append(l.sessions[:i], l.sessions[i+1:]...)
-			break
-		}
+	if at := slices.Index(l.sessions, s); at >= 0 {
+		l.sessions = slices.Delete(l.sessions, at, at+1)
 	}
 	l.lookBeside(s)
+	l.dropped(s)
 }
 
-// lookBeside looks again at those that have the link under another name than s has.
+// lookBeside looks again at those that have the address under another name of the link
+// than s has.
 func (l *loop) lookBeside(s *session) {
-	for _, other := range l.all() {
-		if other != s && s.index != 0 && other.index == s.index {
+	for i := 0; i < len(l.sessions); i++ {
+		other := l.sessions[i]
+		if other != s && s.index != 0 && other.index == s.index && other.addr == s.addr {
 			l.look(other)
 		}
 	}
@@ -376,6 +406,10 @@ func (l *loop) serve(p packet) {
 			answer = wire.Refuse(wire.Malformed, err.Error())
 			break
 		}
+		if l.watch != nil && told.Tag == "" {
+			told.Tag = s.uplink.Tag // that of its profile
+		}
+		s.hooked = s.hooked || p.request.Settings != ""
 		defer l.retell(s, told)
 	case p.request.Cmd != wire.Query:
 		answer = wire.Refuse(wire.Malformed, fmt.Sprintf("cmd %d: for the server, not for a holder", p.request.Cmd))
@@ -395,6 +429,7 @@ func (l *loop) retell(s *session, told Uplink) {
 	for _, a := range actions {
 		l.do(s, a)
 	}
+	l.remember(s)
 }
 
 func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
@@ -408,39 +443,77 @@ func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
 
 // changed looks again at what the events concern; they are hints, not news.
 func (l *loop) changed(events []route.Event) {
+	n := digest(events)
 	for _, s := range l.all() {
-		if s.concerns(events) {
+		switch {
+		case n.overrun || n.concerns(s):
 			s.noteLeaving(events)
 			l.look(s)
-		} else if slices.ContainsFunc(events, s.concernsRoutes) {
-			s.follow()
+		case n.routes == nil:
+		case n.routes[routesOf{s.uplink.family(), s.index}] || n.routes[routesOf{s.uplink.family(), 0}]:
+			s.hear(events)
 		}
 	}
 }
 
-func (s *session) concerns(events []route.Event) bool {
+// news is what a batch of events is about, so that a thousand sessions do not each go
+// through a thousand events.
+type news struct {
+	overrun   bool
+	addresses map[netip.Addr]bool
+	links     map[int]bool
+	names     map[string]bool
+	routes    map[routesOf]bool
+}
+
+type routesOf struct{ family, index int }
+
+func digest(events []route.Event) news {
+	n := news{addresses: make(map[netip.Addr]bool), links: make(map[int]bool), names: make(map[string]bool)}
 	for _, e := range events {
 		switch e.Kind {
 		case route.Overrun:
-			return true
+			n.overrun = true
 		case route.AddressChanged:
-			// By address, so that a thousand others on the link cost nothing.
-			if e.Addr == s.uplink.addr() {
-				return true
-			}
+			n.addresses[e.Addr] = true
 		case route.LinkChanged, route.LinkGone:
-			if e.Index == s.index || s.index == 0 && e.Name == s.uplink.Key.Ifname {
-				return true
+			n.links[e.Index], n.names[e.Name] = true, true
+		case route.RouteChanged:
+			if n.routes == nil {
+				n.routes = make(map[routesOf]bool)
 			}
+			n.routes[routesOf{e.Family, e.Index}] = true
 		}
 	}
-	return false
+	return n
+}
+
+// concerns goes by address, so that a thousand others on the link cost nothing.
+func (n news) concerns(s *session) bool {
+	return n.addresses[s.addr] || n.links[s.index] || s.index == 0 && n.names[s.uplink.Key.Ifname]
+}
+
+// hear follows what changed in main, and puts back what others took out of the table. Those
+// who do so again and again have to wait, and so does the address.
+func (s *session) hear(events []route.Event) {
+	followed := slices.ContainsFunc(events, func(e route.Event) bool { return e.Table == unix.RT_TABLE_MAIN && s.concernsRoutes(e) })
+	if !followed && !slices.ContainsFunc(events, s.concernsRoutes) {
+		return
+	}
+	if !followed && !s.repairs.Allow() {
+		s.warn("keep the routes", errors.New("they are deleted again and again; what is missing is put back once a second"))
+		if at := wire.Now() + repairEvery; s.refreshAt == 0 || at < s.refreshAt {
+			s.refreshAt = at
+		}
+		return
+	}
+	s.follow()
 }
 
 // noteLeaving finds out that the address was there, though no look has found it.
 func (s *session) noteLeaving(events []route.Event) {
 	for _, e := range events {
-		if e.Kind == route.AddressChanged && e.Deleted && e.Addr == s.uplink.addr() && (e.Index == s.index || s.index == 0) {
+		if e.Kind == route.AddressChanged && e.Deleted && e.Addr == s.addr && (e.Index == s.index || s.index == 0) {
 			s.left = e.Index
 		}
 	}
@@ -483,6 +556,7 @@ func (l *loop) look(s *session) {
 		l.feed(s, event{kind: addressSeen})
 		if s.state == held && !s.installed {
 			s.warn("place rules and routes", s.install(s.table))
+			l.remember(s)
 		} else {
 			s.follow()
 		}
@@ -508,6 +582,13 @@ func (l *loop) link(s *session) (route.Link, bool, error) {
 func (l *loop) rename(s *session, name string) {
 	uplink := s.uplink
 	uplink.Key.Ifname = name
+	if l.watch != nil {
+		var ok bool
+		if uplink, ok = l.watch.renamed(s, name); !ok {
+			l.feed(s, event{kind: end, why: "the link is now called " + name + ", which the configuration does not select"})
+			return
+		}
+	}
 	for _, other := range l.sessions {
 		if other.uplink.Key != uplink.Key {
 			continue
@@ -524,9 +605,10 @@ func (l *loop) rename(s *session, name string) {
 	}
 	s.log.Info("the link was renamed", "name", name)
 	m := newMachine(uplink, s.reported) // a caller does not wait for ever
+	m.watched = s.watched
 	m.reported, s.reported = s.reported, true
 	next := l.add(m, conn)
-	next.index = s.index
+	next.index, next.hooked = s.index, s.hooked
 	l.feed(next, event{kind: start})
 	l.look(next)
 }
@@ -548,21 +630,21 @@ func (l *loop) readKernel() {
 	}
 }
 
-func (l *loop) readPeers(s *session) {
+func (l *loop) readPeers() {
 	for {
-		datagrams, err := s.conn.Receive()
+		err := l.conns.Receive(func(to any, datagrams []wire.Datagram) {
+			for _, d := range datagrams {
+				select {
+				case l.inbox <- parse(to.(*session), d):
+				case <-l.stopped:
+				}
+			}
+		})
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				l.fail(err)
 			}
 			return
-		}
-		for _, d := range datagrams {
-			select {
-			case l.inbox <- parse(s, d):
-			case <-l.stopped:
-				return
-			}
 		}
 	}
 }

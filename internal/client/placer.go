@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -49,16 +50,33 @@ func (p *placer) look(u Uplink, link route.Link) (v view, ok bool, err error) {
 	if !ok {
 		return v, false, nil
 	}
-	main, err := p.kernel.Routes(u.family(), unix.RT_TABLE_MAIN)
-	if err != nil {
+	if v.main, err = p.kernel.RoutesOn(u.family(), unix.RT_TABLE_MAIN, link.Index); err != nil {
 		return v, false, err
 	}
-	for _, r := range main {
-		if r.Index == link.Index || r.Multipath {
-			v.main = append(v.main, r)
+	if u.Settings.Routes == MoveRoutes && len(v.others) > 0 {
+		v.borrowed, err = p.borrow(u, v)
+	}
+	return v, err == nil, err
+}
+
+// borrow looks for gateways in the tables of the link's other addresses: with move, the
+// first holder takes the routes out of main that the others need, too.
+func (p *placer) borrow(u Uplink, v view) ([]route.Route, error) {
+	routes, err := p.kernel.RoutesOn(u.family(), unix.RT_TABLE_UNSPEC, v.index)
+	if err != nil {
+		return nil, err
+	}
+	other := func(a netip.Addr) bool {
+		return slices.ContainsFunc(v.others, func(n netip.Prefix) bool { return n.Addr() == a })
+	}
+	var borrowed []route.Route
+	for _, r := range routes {
+		if ours(r) && r.Table != unix.RT_TABLE_MAIN && r.Gateway.IsValid() && other(r.Src) {
+			r.Src, r.Protocol, r.Table = netip.Addr{}, unix.RTPROT_BOOT, unix.RT_TABLE_MAIN
+			borrowed = append(borrowed, r)
 		}
 	}
-	return v, true, nil
+	return borrowed, nil
 }
 
 // place fills table; main keeps what it has until settle, so that nothing is without a

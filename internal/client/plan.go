@@ -16,6 +16,9 @@ type view struct {
 	network netip.Prefix   // the address with the length that it has on the link
 	others  []netip.Prefix // the other addresses of the link, of the same family
 	main    []route.Route  // routes of the link in main
+	// borrowed are what the holders of the other addresses moved out of main before we came, as
+	// it was there.
+	borrowed []route.Route
 }
 
 // plan is what is to become of routes.
@@ -60,6 +63,11 @@ func makePlan(u Uplink, v view, table uint32, taken, kept []route.Route) plan {
 		}
 	}
 	newest := places(followed)
+	for _, r := range v.borrowed {
+		if !newest[placeOf(r)] && !places(taken)[placeOf(r)] && v.belongs(r, u.addr()) {
+			followed = append(followed, r)
+		}
+	}
 	if u.Settings.Routes == MoveRoutes {
 		// What came to stand in main where a route of the table stood replaces that one.
 		for _, r := range taken {
@@ -113,6 +121,9 @@ func (v view) belongs(r route.Route, addr netip.Addr) bool {
 	if r.Gateway.IsValid() {
 		toward = r.Gateway
 	}
+	if toward.Is6() && toward.IsLinkLocalUnicast() {
+		return true // as routers advertise themselves: it tells the link and no network
+	}
 	if v.network.Contains(toward) || toward.Is6() && v.network.IsSingleIP() {
 		return true // a lease of DHCPv6 uses the routes that the link has
 	}
@@ -151,11 +162,7 @@ func (u Uplink) told(v view, table uint32) []route.Route {
 		routes = append(routes, to(v.network.Masked(), netip.Addr{}, 0))
 	}
 	for _, s := range u.Settings.Static {
-		metric := uint32(0)
-		if s.Dst.Bits() == 0 {
-			metric = u.Settings.Metric
-		}
-		routes = append(routes, to(s.Dst, s.Via, metric))
+		routes = append(routes, to(s.Dst, s.Via, u.Settings.Metric))
 	}
 	for i, gateway := range u.Settings.Gateways {
 		routes = append(routes, to(defaultPrefix(u.addr().Is4()), gateway, u.Settings.Metric+uint32(i)))

@@ -120,7 +120,7 @@ func TestMakePlan(t *testing.T) {
 			name: "option 121",
 			settings: Settings{Routes: MoveRoutes, Static: []StaticRoute{
 				{prefix("10.99.0.0/16"), addr("192.0.2.254")}, {prefix("default"), addr("192.0.2.1")}, {prefix("10.1.0.0/16"), netip.Addr{}}}, Metric: 9},
-			table: "10.1.0.0/16 scope link src 192.0.2.5; 192.0.2.0/24 scope link src 192.0.2.5; 10.99.0.0/16 via 192.0.2.254 src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 9",
+			table: "10.1.0.0/16 scope link src 192.0.2.5 metric 9; 192.0.2.0/24 scope link src 192.0.2.5; 10.99.0.0/16 via 192.0.2.254 src 192.0.2.5 metric 9; default via 192.0.2.1 src 192.0.2.5 metric 9",
 		},
 		{
 			name:     "a link without a gateway",

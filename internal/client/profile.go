@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -31,6 +32,8 @@ type WatchConfig struct {
 	ServerUIDs []uint32
 	Profiles   []Profile // the first whose pattern a link's name has counts
 	Exclude    []string  // patterns of links to leave alone, before any profile
+
+	ReconcileEvery time.Duration // 0: DefaultReconcile
 }
 
 // DefaultExclude are links that lead to this host itself or to its containers, and
@@ -48,8 +51,8 @@ func DefaultProfile() Profile {
 	}
 }
 
-// LoadWatchConfig reads a file: "links", a list of profiles, "exclude" and "socket_path",
-// in the manner of the server's. base is what the file does not say.
+// LoadWatchConfig reads a file: "links", a list of profiles, "exclude", "reconcile_seconds"
+// and "socket_path", in the manner of the server's. base is what the file does not say.
 func LoadWatchConfig(file string, base WatchConfig) (WatchConfig, error) {
 	cfg := base
 	err := jsonc.Load(file, func(key string, value []byte) error {
@@ -70,10 +73,18 @@ func LoadWatchConfig(file string, base WatchConfig) (WatchConfig, error) {
 			return nil
 		case "exclude":
 			return jsonc.Decode(key, value, &cfg.Exclude, "a list of patterns")
+		case "reconcile_seconds":
+			var seconds uint32
+			err := jsonc.Decode(key, value, &seconds, "seconds, at least 1")
+			if err == nil && seconds == 0 {
+				err = fmt.Errorf("%s: want at least 1", key)
+			}
+			cfg.ReconcileEvery = time.Duration(seconds) * time.Second
+			return err
 		case "socket_path":
 			return jsonc.Decode(key, value, &cfg.Server, "a string")
 		}
-		return fmt.Errorf("%s: unknown key (there are links, exclude and socket_path)", key)
+		return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds and socket_path)", key)
 	})
 	if err != nil {
 		return cfg, err
@@ -180,6 +191,13 @@ func (p Profile) validate() error {
 		return errors.New("dnsmasq_servers is no absolute path")
 	}
 	return p.Settings.Validate()
+}
+
+// uplinkOf is uplink for an address that is served already.
+func (c WatchConfig) uplinkOf(u Uplink, ifname string) (Uplink, bool) {
+	told, ok := c.uplink(route.Address{Addr: u.addr()}, ifname)
+	told.Network = u.Network
+	return told, ok
 }
 
 // uplink is what the watch wants for an address of a link, if it wants anything.

@@ -3,7 +3,6 @@ package client
 import (
 	"fmt"
 	"log/slog"
-	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 )
@@ -23,12 +22,13 @@ type ruleset struct {
 // that died, and the original's.
 func (r *ruleset) adopt() error {
 	r.adopted = true
-	rules, err := r.kernel.Rules(r.uplink.family())
+	host := r.uplink.host()
+	rules, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool { return rule.Src == host })
 	if err != nil {
 		return err
 	}
 	r.tables, r.originals = r.uplink.leftovers(rules)
-	if !slices.ContainsFunc(rules, func(rule route.Rule) bool { return rule.Src == r.uplink.host() }) {
+	if len(rules) == 0 {
 		return nil
 	}
 	if r.shared, err = otherHolder(r.uplink.Key); err != nil {
@@ -70,9 +70,15 @@ func (r *ruleset) clear() error {
 	if !r.uplink.wantsRules() || !r.adopted {
 		return nil
 	}
-	var err error
-	if r.shared, err = otherHolder(r.uplink.Key); err != nil {
+	host := r.uplink.host()
+	besides, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool { return rule.Src == host && beside(*rule) })
+	if err != nil {
 		return err
+	}
+	if len(besides) > 0 { // whose they are, no table tells
+		if r.shared, err = otherHolder(r.uplink.Key); err != nil {
+			return err
+		}
 	}
 	if err := r.sync(0, nil); err != nil {
 		return err
@@ -110,17 +116,18 @@ func (r *ruleset) sync(table uint32, want []route.Rule) error {
 // now: it got the lease while this process was stopped, say, and one of its rules is just
 // like one of ours.
 func (r *ruleset) yield(leased uint32) error {
-	rules, err := r.kernel.Rules(r.uplink.family())
-	if err != nil {
-		return err
+	if len(r.tables) == 0 || len(r.tables) == 1 && r.tables[leased] {
+		return nil
 	}
-	for _, rule := range rules {
-		if r.tables[rule.Table] && rule.Table != leased && rule.Protocol == route.Protocol &&
-			rule.Src.IsValid() && rule.Src.IsSingleIP() && rule.Src != r.uplink.host() {
-			r.tables[rule.Table] = false
-		}
+	host := r.uplink.host()
+	theirs, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool {
+		return rule.Table != leased && r.tables[rule.Table] && rule.Protocol == route.Protocol &&
+			rule.Src.IsValid() && rule.Src.IsSingleIP() && rule.Src != host
+	})
+	for _, rule := range theirs {
+		r.tables[rule.Table] = false
 	}
-	return nil
+	return err
 }
 
 func (r *ruleset) attrs(rule route.Rule) []any {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -17,7 +18,6 @@ import (
 // not keep the rules away: it is placed when that comes. An IPv6 address may turn out to
 // be a duplicate, so nothing is installed before it is usable.
 func (s *session) install(table uint32) error {
-	s.rules.uplink = s.uplink
 	if s.uplink.addr().Is6() && !s.usable {
 		return nil
 	}
@@ -26,15 +26,41 @@ func (s *session) install(table uint32) error {
 	if ready {
 		s.warn("place the routes", s.routes.place(s.uplink, v, table))
 		s.refreshAt = s.refreshes(wire.Now())
+		s.filled = true
 	}
+	s.rules.uplink = s.guarded()
 	if err := s.rules.place(table); err != nil {
 		return err
 	}
 	if ready {
 		s.warn("take routes out of main", s.routes.settle(s.uplink, v))
 	}
-	s.resolve()
+	if s.filled || !s.uplink.Settings.placesRoutes() {
+		s.resolve()
+	}
 	return nil
+}
+
+// guarded is the uplink as its rules have to be now. Until its table is filled for the
+// first time nothing leaves from the address: in a table that is still empty the first
+// packets would find no route, and leave by another uplink.
+func (s *session) guarded() Uplink {
+	u := s.uplink
+	if u.Settings.placesRoutes() && !s.filled && u.Priorities.Source != math.MaxUint32 {
+		u.Settings.OnLoss = Block
+	}
+	return u
+}
+
+// unguard lifts that once the table is filled.
+func (s *session) unguard() {
+	if s.filled {
+		return
+	}
+	s.filled = true
+	s.rules.uplink = s.uplink
+	s.warn("place the rules", s.rules.sync(s.table, s.uplink.rules(s.table)))
+	s.resolve()
 }
 
 // refreshes is when lifetimes in main are worth another look: an advertisement extends
@@ -48,8 +74,10 @@ func (s *session) refreshes(now time.Duration) time.Duration {
 }
 
 // view is what a plan of routes needs, if there is anything to plan now.
-func (s *session) view() (view, bool) {
-	if !s.uplink.Settings.placesRoutes() || !s.uplink.wantsRules() || s.index == 0 {
+func (s *session) view() (view, bool) { return s.viewOf(s.uplink) }
+
+func (s *session) viewOf(u Uplink) (view, bool) {
+	if !u.Settings.placesRoutes() || !u.wantsRules() || s.index == 0 {
 		return view{}, false
 	}
 	link, found, err := s.rules.kernel.LinkByIndex(s.index)
@@ -57,7 +85,7 @@ func (s *session) view() (view, bool) {
 		s.warn("read the link", err)
 		return view{}, false
 	}
-	v, ready, err := s.routes.look(s.uplink, link)
+	v, ready, err := s.routes.look(u, link)
 	s.warn("read the routes", err)
 	return v, ready && err == nil
 }
@@ -73,6 +101,7 @@ func (s *session) follow() {
 	case s.state == held && s.installed:
 		s.warn("place the routes", errors.Join(s.routes.place(s.uplink, v, s.table), s.routes.settle(s.uplink, v)))
 		s.refreshAt = s.refreshes(wire.Now())
+		s.unguard()
 	case s.state == asking && s.fellBack:
 		s.warn("place the routes in main", s.routes.fallBack(s.uplink, v))
 	}
@@ -93,7 +122,7 @@ func (s *session) clear() error {
 		}
 	}
 	s.routes.drop()
-	s.installed = false
+	s.installed, s.filled = false, false
 	errs = append(errs, s.rules.clear())
 	s.unresolve()
 	return errors.Join(errs...)
@@ -103,6 +132,9 @@ func (s *session) clear() error {
 func (s *session) retell(old Uplink) {
 	if old.Settings.ServersFile != s.uplink.Settings.ServersFile {
 		s.unresolve()
+	}
+	if s.state == held && old.Settings.placesRoutes() && s.uplink.Settings.Routes != old.Settings.Routes {
+		s.changeMode(old)
 	}
 	v, ready := s.view()
 	if !ready {
@@ -114,6 +146,28 @@ func (s *session) retell(old Uplink) {
 		s.warn("take routes out of main", s.routes.withdraw(s.uplink, v))
 		s.makeDo()
 	}
+}
+
+// changeMode gives main what was moved, and leaves the rest to what follows.
+func (s *session) changeMode(old Uplink) {
+	if v, ready := s.viewOf(old); ready {
+		s.warn("put routes back into main", s.routes.putBack(old, v))
+	}
+	s.routes.drop()
+}
+
+// settingsUnder are the settings of a profile, with what a hook said of the network.
+func (s *session) settingsUnder(profile Settings) Settings {
+	if !s.hooked {
+		return profile
+	}
+	told := s.uplink.Settings
+	if profile.placesRoutes() {
+		profile.Gateways, profile.Metric, profile.Static = told.Gateways, told.Metric, told.Static
+	}
+	profile.Prefix = told.Prefix
+	profile.Nameservers, profile.ServersFile, profile.PIDFile = told.Nameservers, told.ServersFile, told.PIDFile
+	return profile
 }
 
 // resolve writes the resolver lines of the address, and takes away what it wrote before.

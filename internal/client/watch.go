@@ -1,10 +1,13 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -17,19 +20,43 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// A watch compares everything at least this often, whatever the kernel reported.
-const reconcileEvery = time.Minute
+const (
+	// A burst of addresses is one look at the host, and so is what comes right after it.
+	admitIn = 20 * time.Millisecond
+	// A holder of somebody else's that took its rules away is about to end.
+	afterForeign = 2 * time.Second
+	// Rules that others delete come back at once, but for those that are deleted for ever.
+	healEvery  = 5 * time.Second
+	healBurst  = 20
+	blameEvery = time.Hour
+
+	loopback = "lo" // of the unbound rules
+)
+
+// DefaultReconcile is how often everything is compared, whatever the kernel reported.
+const DefaultReconcile = time.Minute
 
 // watch is what a loop has in addition while it serves the whole host.
 type watch struct {
 	config  WatchConfig
-	next    time.Duration // of the next comparison
-	foreign map[wire.Key]bool
-	order   map[int][]uint32 // by family: tables in the order of their unbound rules
+	next    time.Duration     // of the next comparison of everything
+	admitAt time.Duration     // when to look for new addresses; 0: none are known of
+	foreign map[wire.Key]bool // addresses that other processes hold
+	ended   map[wire.Key]bool // addresses that were given back on request: not served until they come anew
+	order   map[lane][]uint32 // tables in the order of their unbound rules
 	heals   *rate.Limiter
 	healAt  time.Duration // 0: nothing waits for the limiter
-	blamed  bool
+	blames  rate.Sometimes
 }
+
+// lane is where unbound rules stand in an order that counts: the kernel sorts by priority,
+// and those of equal priority by the time at which they came.
+type lane struct {
+	family   int
+	priority uint32
+}
+
+func (s *session) lane() lane { return lane{s.uplink.family(), s.uplink.Priorities.Unbound} }
 
 // Watch keeps lease, rules, routes and resolver lines for every address of the host that
 // the configuration selects, until ctx ends; then it leaves them in place, so that the
@@ -53,16 +80,18 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 	l.watch = &watch{
 		config:  cfg,
 		foreign: make(map[wire.Key]bool),
-		order:   make(map[int][]uint32),
-		heals:   rate.NewLimiter(rate.Every(5*time.Second), 20),
+		ended:   make(map[wire.Key]bool),
+		heals:   rate.NewLimiter(rate.Every(healEvery), healBurst),
+		blames:  rate.Sometimes{First: 1, Interval: blameEvery},
+	}
+	if err := l.kernel.KeepRules(); err != nil {
+		return err
 	}
 	if err := l.watcher.Join(route.Routes4 | route.Routes6 | route.Rules4 | route.Rules6); err != nil {
 		return err
 	}
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		if l.watch.order[family], err = l.unboundOrder(family); err != nil {
-			return err
-		}
+	if l.watch.order, err = l.unboundOrder(); err != nil {
+		return err
 	}
 	log.Info("watching", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	return l.serveHost(ctx, load, reload, clean)
@@ -81,77 +110,125 @@ func (l *loop) serveHost(ctx context.Context, load func() (WatchConfig, error), 
 				l.log.Info("stopped; leases, rules and routes stay in place")
 				return nil
 			}
-			l.watch.next = 0
 			l.end("stopped")
 		case <-reload:
 			l.reload(load)
 		case <-timer.C:
-			now := wire.Now()
-			l.fire(now)
-			if l.watch.healAt != 0 && now >= l.watch.healAt {
-				l.heal()
-			}
-			if stop != nil && now >= l.watch.next {
-				l.reconcile()
-			}
+			l.fire(wire.Now())
 		case p := <-l.inbox:
 			l.receive(p)
 		case events := <-l.changes:
 			l.changed(events)
-			if stop != nil {
-				l.noticed(events)
-			}
+			l.noticed(events)
 		case err := <-l.failures:
 			return err
 		}
-		if stop == nil && len(l.sessions) == 0 {
+		if stop != nil {
+			l.tend(wire.Now())
+			continue
+		}
+		l.watch.next, l.watch.admitAt, l.watch.healAt = 0, 0, 0
+		if len(l.sessions) == 0 {
 			return nil
 		}
 	}
 }
 
-// noticed looks in the events for what no session knows of.
-func (l *loop) noticed(events []route.Event) {
-	heal, compare := false, false
-	for _, e := range events {
-		switch e.Kind {
-		case route.Overrun:
-			heal, compare = true, true
-		case route.AddressChanged:
-			compare = compare || !e.Deleted && !l.knows(e)
-		case route.LinkChanged:
-			compare = true
-		case route.RuleChanged:
-			heal = heal || e.Deleted && e.Protocol == route.Protocol
-		}
-	}
-	if compare {
+// tend does what is due for the host.
+func (l *loop) tend(now time.Duration) {
+	w := l.watch
+	switch {
+	case now >= w.next:
 		l.reconcile()
+	case w.admitAt != 0 && now >= w.admitAt:
+		l.admit()
 	}
-	if heal && l.watch.healAt == 0 {
+	if w.healAt != 0 && now >= w.healAt {
 		l.heal()
 	}
 }
 
-func (l *loop) knows(e route.Event) bool {
-	return slices.ContainsFunc(l.sessions, func(s *session) bool {
-		return s.index == e.Index && s.uplink.addr() == e.Addr
-	})
+// noticed looks in the events for what no session knows of. It only notes what is to be
+// done: many batches of events may come before that.
+func (l *loop) noticed(events []route.Event) {
+	w := l.watch
+	known := make(map[routesOf]map[netip.Addr]bool)
+	for _, s := range l.sessions {
+		link := routesOf{s.uplink.family(), s.index}
+		if known[link] == nil {
+			known[link] = make(map[netip.Addr]bool)
+		}
+		known[link][s.addr] = true
+	}
+	var held map[uint32]bool
+	for _, e := range events {
+		switch e.Kind {
+		case route.Overrun:
+			w.next = 0
+		case route.AddressChanged:
+			if !e.Deleted && !known[routesOf{e.Family, e.Index}][e.Addr] {
+				l.admitSoon()
+			}
+		case route.LinkChanged:
+			l.admitSoon() // by its name it may be another's now
+		case route.RuleChanged:
+			if !e.Deleted || e.Protocol != route.Protocol {
+				continue
+			}
+			if held == nil {
+				held = l.tables()
+			}
+			if (held[e.Table] || !isLeased(e.Table)) && w.healAt == 0 {
+				w.healAt = wire.Now()
+			} else if len(w.foreign) > 0 {
+				w.next = min(w.next, wire.Now()+afterForeign)
+			}
+		}
+	}
+}
+
+// isLeased tells whether a rule's table can be of a lease, and not main's or none at all.
+func isLeased(table uint32) bool { return table != 0 && table != unix.RT_TABLE_MAIN }
+
+// tables are those whose rules have to be there.
+func (l *loop) tables() map[uint32]bool {
+	tables := make(map[uint32]bool, len(l.sessions))
+	for _, s := range l.sessions {
+		if s.state == held && s.installed {
+			tables[s.table] = true
+		}
+	}
+	return tables
+}
+
+func (l *loop) admitSoon() {
+	if l.watch.admitAt == 0 {
+		l.watch.admitAt = wire.Now() + admitIn
+	}
+}
+
+// dropped looks after an address whose session is over: it may have come back meanwhile.
+func (l *loop) dropped(s *session) {
+	if l.watch == nil {
+		return
+	}
+	l.forget(s)
+	if len(s.enders) > 0 {
+		l.watch.ended[s.uplink.Key] = true
+	}
+	l.admitSoon()
 }
 
 // reconcile compares the addresses of the host with the sessions, and the kernel with
 // both.
 func (l *loop) reconcile() {
-	l.watch.next = wire.Now() + reconcileEvery
+	l.watch.next = wire.Now() + cmp.Or(l.watch.config.ReconcileEvery, DefaultReconcile)
 	for _, s := range l.all() {
 		if s.state != done && s.index != 0 {
 			l.look(s)
 		}
 	}
-	if err := l.admit(); err != nil {
-		l.log.Error("cannot read the addresses of the host", "err", err)
-		return
-	}
+	l.admit()
 	l.heal()
 	if err := l.collect(); err != nil {
 		l.log.Error("cannot remove what others of us left behind", "err", err)
@@ -159,170 +236,265 @@ func (l *loop) reconcile() {
 }
 
 // admit starts a session for each address that has none.
-func (l *loop) admit() error {
-	links, err := l.kernel.Links()
+func (l *loop) admit() {
+	w := l.watch
+	w.admitAt = 0
+	links, addresses, err := hostAddresses(l.kernel)
 	if err != nil {
-		return err
+		l.log.Error("cannot read the addresses of the host", "err", err)
+		return
 	}
-	names := make(map[int]string, len(links))
+	sessions := make(map[wire.Key]bool, len(l.sessions))
+	for _, s := range l.sessions {
+		sessions[s.uplink.Key] = true
+	}
+	foreign, ended := make(map[wire.Key]bool), make(map[wire.Key]bool)
+	for _, a := range addresses {
+		uplink, ok := w.config.uplink(a, links[a.Index])
+		switch key := uplink.Key; {
+		case !ok || sessions[key]:
+		case w.ended[key]:
+			ended[key] = true
+		case !l.enrol(uplink, a.Index):
+			foreign[key] = true
+		}
+	}
+	w.foreign, w.ended = foreign, ended
+}
+
+// hostAddresses are all addresses, and the names of the links that have them.
+func hostAddresses(kernel *route.Conn) (names map[int]string, addresses []route.Address, err error) {
+	links, err := kernel.Links()
+	if err != nil {
+		return nil, nil, err
+	}
+	names = make(map[int]string, len(links))
 	for _, link := range links {
 		names[link.Index] = link.Name
 	}
-	addresses, err := l.kernel.Addresses(unix.AF_UNSPEC)
-	if err != nil {
-		return err
-	}
-	sessions := make(map[wire.Key]*session, len(l.sessions))
-	for _, s := range l.sessions {
-		sessions[s.uplink.Key] = s
-	}
-	for _, a := range addresses {
-		uplink, ok := l.watch.config.uplink(a, names[a.Index])
-		if ok && sessions[uplink.Key] == nil {
-			l.enrol(uplink, a.Index)
-		}
-	}
-	return nil
+	addresses, err = kernel.Addresses(unix.AF_UNSPEC)
+	return names, addresses, err
 }
 
 // enrol starts a session, unless another process holds the key: that one answers for it.
-func (l *loop) enrol(u Uplink, index int) {
+func (l *loop) enrol(u Uplink, index int) (ours bool) {
+	log := l.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
 	conn, err := open(u.Key, true)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		if !l.watch.foreign[u.Key] {
-			l.watch.foreign[u.Key] = true
-			l.log.Info("another process holds this address", "ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
-		}
-		return
+	switch {
+	case err == nil:
+	case !errors.Is(err, syscall.EADDRINUSE):
+		log.Error("cannot hold an address", "err", err)
+		return false
+	case l.watch.foreign[u.Key]:
+		return false
+	default:
+		log.Info("another process holds this address, and goes on to serve it", "holder", ownerOf(u.Key))
+		return false
 	}
-	if err != nil {
-		l.log.Error("cannot hold an address", "ifname", u.Key.Ifname, "addr", u.Key.Address, "err", err)
-		return
-	}
-	delete(l.watch.foreign, u.Key)
 	m := newMachine(u, true)
 	m.reported, m.watched = true, true
 	s := l.add(m, conn)
 	s.index = index
 	l.feed(s, event{kind: start})
 	l.look(s)
+	return true
+}
+
+// ownerOf describes the process that holds a key, as far as it can be found.
+func ownerOf(key wire.Key) string {
+	addr, err := wire.Padded(wire.HolderName(key))
+	if err != nil {
+		return err.Error()
+	}
+	owner, err := wire.FindOwner(addr)
+	if err != nil {
+		return err.Error()
+	}
+	return owner.String()
 }
 
 // reload takes over another configuration; leases stay.
 func (l *loop) reload(load func() (WatchConfig, error)) {
+	w := l.watch
 	cfg, err := load()
 	if err != nil {
 		l.log.Error("cannot read the configuration; the one before stays in force", "err", err)
 		return
 	}
-	l.watch.config = cfg
+	if servers, err := serverAddrs(cfg.Server); err == nil { // load has checked it
+		l.servers = servers
+	}
+	before := w.config
+	w.config = cfg
+	clear(w.ended)
 	l.log.Info("configuration read again", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	for _, s := range l.all() {
-		if s.index == 0 || !s.present {
+		if s.index == 0 {
 			continue
 		}
-		a := route.Address{Index: s.index, Addr: s.uplink.addr(), Bits: s.uplink.Network.Bits()}
-		uplink, ok := cfg.uplink(a, s.uplink.Key.Ifname)
-		if !ok {
+		old, _ := before.uplinkOf(s.uplink, s.uplink.Key.Ifname)
+		told, ok := cfg.uplinkOf(s.uplink, s.uplink.Key.Ifname)
+		switch {
+		case !ok:
 			l.feed(s, event{kind: end, why: "the configuration does not select it any more"})
-			continue
+		case !reflect.DeepEqual(old, told): // else what a hook said stays as it is
+			told.Settings = s.settingsUnder(told.Settings)
+			l.retell(s, told)
 		}
-		uplink.Network = s.uplink.Network
-		l.retell(s, uplink)
 	}
 	l.reconcile()
+}
+
+// renamed is what the configuration wants for an address whose link has another name now.
+func (w *watch) renamed(s *session, name string) (Uplink, bool) {
+	told, ok := w.config.uplinkOf(s.uplink, name)
+	told.Settings = s.settingsUnder(told.Settings)
+	return told, ok
 }
 
 // heal puts back what others deleted. It is quick, but no fight: who deletes again and
 // again gets a pause and a line in the log.
 func (l *loop) heal() {
-	l.watch.healAt = 0
+	w := l.watch
+	w.healAt = 0
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := l.kernel.Rules(family)
-		if err != nil {
-			l.log.Error("cannot read the rules", "err", err)
-			return
-		}
-		have := make(map[route.Rule]bool, len(rules))
-		for _, r := range rules {
-			have[r] = true
-		}
-		for _, s := range l.sessions {
-			if s.uplink.family() != family || s.state != held || !s.installed {
-				continue
-			}
-			lost := slices.DeleteFunc(s.uplink.rules(s.table), func(r route.Rule) bool { return have[r] })
-			if len(lost) == 0 {
-				continue
-			}
-			if !l.watch.heals.Allow() {
-				l.watch.healAt = wire.Now() + 5*time.Second
-				return
-			}
-			if !l.watch.blamed {
-				l.watch.blamed = true
-				l.log.Warn("another program deletes our rules; they are put back (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
-					"rule", lost[0].String())
-			}
-			s.warn("put the rules back", s.rules.sync(s.table, s.uplink.rules(s.table)))
-		}
-		if err := l.reorder(family); err != nil {
-			l.log.Error("cannot restore the order of the unbound rules", "err", err)
+		if err := l.healFamily(family); err != nil {
+			l.log.Error("cannot put the rules back", "err", err)
 		}
 	}
+}
+
+func (l *loop) healFamily(family int) error {
+	w := l.watch
+	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol })
+	if err != nil {
+		return err
+	}
+	have := make(map[route.Rule]bool, len(rules))
+	for _, r := range rules {
+		have[r] = true
+	}
+	lost := make(map[*session]route.Rule)
+	sessions := make(map[uint32]*session)
+	for _, s := range l.sessions {
+		if s.uplink.family() != family || s.state != held || !s.installed {
+			continue
+		}
+		sessions[s.table] = s
+		rules := s.uplink.rules(s.table)
+		if at := slices.IndexFunc(rules, func(r route.Rule) bool { return !have[r] }); at >= 0 {
+			lost[s] = rules[at]
+		}
+	}
+	behind, err := l.disordered(family, sessions)
+	if err != nil || len(lost) == 0 && len(behind) == 0 {
+		return err
+	}
+	if !w.heals.Allow() {
+		w.healAt = wire.Now() + healEvery
+		return nil
+	}
+	for s, rule := range lost {
+		w.blames.Do(func() {
+			l.log.Warn("another program deletes our rules; they are put back, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
+				"rule", rule.String())
+		})
+		s.warn("put the rules back", s.rules.sync(s.table, s.uplink.rules(s.table)))
+	}
+	if behind, err = l.disordered(family, sessions); err != nil {
+		return err
+	}
+	for _, s := range behind {
+		if err := l.moveBehind(s); err != nil {
+			return fmt.Errorf("restore the order of the unbound rules: %w", err)
+		}
+	}
+	return nil
 }
 
 // unboundOrder is the order of the unbound rules: it chooses the uplink for traffic that
 // is bound to nothing.
-func (l *loop) unboundOrder(family int) ([]uint32, error) {
-	rules, err := l.kernel.Rules(family)
+func (l *loop) unboundOrder() (map[lane][]uint32, error) {
+	order := make(map[lane][]uint32)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool {
+			return r.Protocol == route.Protocol && r.Iif == loopback
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			of := lane{family, r.Priority}
+			order[of] = append(order[of], r.Table)
+		}
+	}
+	return order, nil
+}
+
+// disordered are the sessions whose unbound rules have to go behind all others, one after
+// the other, so that all stand in the order that they had. sessions are those by table that
+// can be moved.
+func (l *loop) disordered(family int, sessions map[uint32]*session) ([]*session, error) {
+	now, err := l.unboundOrder()
 	if err != nil {
 		return nil, err
 	}
-	var tables []uint32
-	for _, r := range rules {
-		if r.Protocol == route.Protocol && r.Iif == "lo" {
-			tables = append(tables, r.Table)
+	var behind []*session
+	for of, order := range l.watch.order {
+		if of.family != family {
+			continue
+		}
+		for _, table := range misplaced(order, now[of], func(table uint32) bool { return sessions[table] != nil }) {
+			behind = append(behind, sessions[table])
 		}
 	}
-	return tables, nil
+	return behind, nil
 }
 
-// reorder restores that order: a rule that is added again goes behind its equals, so all
-// that have to stand behind it are added again, too.
-func (l *loop) reorder(family int) error {
-	now, err := l.unboundOrder(family)
-	if err != nil {
+// misplaced are the tables that have to go to the end of now, one after the other, so that
+// those which can be moved stand as in order: a rule that was added again stands behind its
+// equals, and those that followed it have to follow it again.
+func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
+	order = slices.DeleteFunc(slices.Clone(order), func(table uint32) bool { return !movable(table) })
+	at := 0 // all of order before it stands where it should
+	for _, table := range now {
+		if at < len(order) && table == order[at] {
+			at++
+		}
+	}
+	return slices.DeleteFunc(order[at:], func(table uint32) bool { return !slices.Contains(now, table) })
+}
+
+// moveBehind adds the unbound rule of a session again.
+func (l *loop) moveBehind(s *session) error {
+	rules := s.uplink.rules(s.table)
+	unbound := rules[len(rules)-1]
+	same := func(r route.Rule) bool { return r == unbound }
+	if _, _, err := l.kernel.SyncRules(s.uplink.family(), same, nil); err != nil {
 		return err
 	}
-	order := slices.DeleteFunc(l.watch.order[family], func(t uint32) bool { return !slices.Contains(now, t) })
-	for _, t := range now {
-		if !slices.Contains(order, t) {
-			order = append(order, t)
-		}
+	_, _, err := l.kernel.SyncRules(s.uplink.family(), same, []route.Rule{unbound})
+	return err
+}
+
+// remember notes where the unbound rule of a session came to stand: behind all others.
+func (l *loop) remember(s *session) {
+	if l.watch == nil || s.state != held || !s.installed || s.ordered == s.table && s.orderedIn == s.lane() {
+		return
 	}
-	l.watch.order[family] = order
-	first := 0
-	for first < len(now) && now[first] == order[first] {
-		first++
+	l.forget(s)
+	s.ordered, s.orderedIn = s.table, s.lane()
+	if !slices.Contains(l.watch.order[s.orderedIn], s.table) { // else it stood before this process began
+		l.watch.order[s.orderedIn] = append(l.watch.order[s.orderedIn], s.table)
 	}
-	for _, table := range order[first:] {
-		for _, s := range l.sessions {
-			if s.uplink.family() != family || s.table != table || s.state != held || !s.installed {
-				continue
-			}
-			rules := s.uplink.rules(table)
-			unbound := rules[len(rules)-1]
-			same := func(r route.Rule) bool { return r == unbound }
-			if _, _, err := l.kernel.SyncRules(family, same, nil); err != nil {
-				return err
-			}
-			if _, _, err := l.kernel.SyncRules(family, same, []route.Rule{unbound}); err != nil {
-				return err
-			}
-		}
+}
+
+func (l *loop) forget(s *session) {
+	order := l.watch.order[s.orderedIn]
+	if at := slices.Index(order, s.ordered); s.ordered != 0 && at >= 0 {
+		l.watch.order[s.orderedIn] = slices.Delete(order, at, at+1)
 	}
-	return nil
+	s.ordered = 0
 }
 
 // collect removes rules and routes of ours that nobody stands for: of clients that died
@@ -332,34 +504,47 @@ func (l *loop) collect() error {
 	if err != nil {
 		return err
 	}
+	served := make(map[netip.Addr]bool, len(names))
+	for _, name := range names {
+		// IFNAME-ADDR-FAMILY, and more for a client whose name somebody had taken.
+		words := strings.Split(name, "-")
+		for _, word := range words[1:] {
+			if addr, err := netip.ParseAddr(word); err == nil {
+				served[addr] = true
+			}
+		}
+	}
 	var errs []error
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		errs = append(errs, l.collectFamily(family, names))
+		errs = append(errs, l.collectFamily(family, served))
 	}
-	return errors.Join(errs...)
+	order, err := l.unboundOrder()
+	for of := range l.watch.order {
+		l.watch.order[of] = slices.DeleteFunc(l.watch.order[of], func(table uint32) bool {
+			return err == nil && !slices.Contains(order[of], table) &&
+				!slices.ContainsFunc(l.sessions, func(s *session) bool { return s.ordered == table && s.orderedIn == of })
+		})
+	}
+	return errors.Join(append(errs, err)...)
 }
 
-func (l *loop) collectFamily(family int, names []string) error {
-	rules, err := l.kernel.Rules(family)
+func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
+	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol })
 	if err != nil {
 		return err
 	}
-	routes, err := l.kernel.Routes(family, 0)
+	routes, err := l.kernel.OurRoutes(family)
 	if err != nil {
 		return err
-	}
-	served := func(addr string) bool {
-		suffix := fmt.Sprintf("-%s-%d", addr, family) // of HolderName
-		return slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, suffix) })
 	}
 	live := make(map[uint32]bool) // tables that an address in service has, or is about to
 	for _, r := range rules {
-		if r.Protocol == route.Protocol && isHost(r) && !beside(r) && served(r.Src.Addr().String()) {
+		if isHost(r) && !beside(r) && served[r.Src.Addr()] {
 			live[r.Table] = true
 		}
 	}
 	for _, r := range routes {
-		if r.Protocol == route.Protocol && r.Src.IsValid() && served(r.Src.String()) {
+		if served[r.Src] {
 			live[r.Table] = true
 		}
 	}
@@ -369,26 +554,82 @@ func (l *loop) collectFamily(family int, names []string) error {
 		}
 	}
 	stale := func(r route.Rule) bool {
-		if r.Protocol != route.Protocol {
+		switch {
+		case r.Protocol != route.Protocol:
 			return false
-		}
-		if beside(r) {
-			return isHost(r) && !served(r.Src.Addr().String())
+		case beside(r):
+			return isHost(r) && !served[r.Src.Addr()]
 		}
 		return !live[r.Table]
 	}
+	var errs []error
+	for _, r := range rules {
+		if isHost(r) && !beside(r) && stale(r) {
+			errs = append(errs, l.bury(family, r, routes))
+		}
+	}
 	_, deleted, err := l.kernel.SyncRules(family, stale, nil)
+	errs = append(errs, err)
 	for _, r := range deleted {
 		l.log.Info("rule of nobody removed", "rule", r.String(), "table", r.Table)
 	}
-	errs := []error{err}
+	tables := make(map[uint32]bool)
 	for _, r := range routes {
-		if r.Protocol == route.Protocol && r.Table != unix.RT_TABLE_MAIN && !live[r.Table] {
+		if isLeased(r.Table) && !live[r.Table] {
 			l.log.Info("route of nobody removed", "route", r.String(), "table", r.Table)
-			errs = append(errs, l.kernel.DeleteRoute(r))
+			tables[r.Table] = true
 		}
 	}
+	for table := range tables {
+		errs = append(errs, l.kernel.FlushTable(family, table))
+	}
 	return errors.Join(errs...)
+}
+
+// bury gives main what a client that is dead had moved into its table, if its address is
+// still there, and its lease to the server. source is the rule from its address.
+func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
+	addr := source.Src.Addr()
+	index := 0 // of its link, as far as anything tells
+	for _, r := range routes {
+		if r.Table == source.Table && r.Index != 0 {
+			index = r.Index
+		}
+	}
+	addresses, err := l.kernel.Addresses(family)
+	if err != nil {
+		return err
+	}
+	network := source.Src
+	for _, a := range addresses {
+		if a.Addr == addr && (index == 0 || index == a.Index) {
+			index, network = a.Index, a.Network()
+		}
+	}
+	link, found, err := l.kernel.LinkByIndex(index)
+	if err != nil || !found {
+		return err
+	}
+	u := Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
+	l.log.Info("client is dead; its lease is given back", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
+	err = returnRoutes(u, &ruleset{uplink: u, kernel: l.kernel, log: l.log, tables: map[uint32]bool{source.Table: true}}, l.log)
+	return errors.Join(err, l.release(u.Key))
+}
+
+// release gives a lease back that no session has, without waiting for the answer: if it is
+// lost, the lease ends by itself.
+func (l *loop) release(key wire.Key) error {
+	conn, err := open(key, false)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	req := wire.Request{Key: key, Cmd: wire.Release}
+	err = sendToServer(conn, l.servers, req.Append(nil))
+	if err != nil {
+		l.log.Debug("lease not released", "key", key.String(), "err", err)
+	}
+	return nil
 }
 
 func isHost(r route.Rule) bool { return r.Src.IsValid() && r.Src.IsSingleIP() }

@@ -149,7 +149,7 @@ func TestDhclientUplinks(t *testing.T) {
 func TestDhclientFirstPacket(t *testing.T) {
 	for _, mode := range []string{"move", "copy"} {
 		t.Run(mode, func(t *testing.T) {
-			s := newSite(t, "ROUTES="+mode, `CLIENT_OPTIONS="$CLIENT_OPTIONS --on-loss block"`)
+			s := newSite(t, "ROUTES="+mode)
 			s.prepareDhclient()
 			s.serve()
 			uplinks := make(map[string]int)

@@ -135,13 +135,15 @@ func TestRoutesBeforeTheAddress(t *testing.T) {
 	h.serve()
 	h.lease("10.77.0.2", "wan0", "-n", "24", "--routes", "move", "--gateway", "10.77.0.1", "--gateway", "10.77.0.3", "--metric", "7",
 		"--route", "10.99.0.0/16,via 10.77.0.254", "--route", "10.98.0.0/16")
-	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+	// Nothing leaves from the address by another uplink before its table is filled.
+	h.waitRules(append(clientRules("10.77.0.2", "10.77.0.0/24", 10000), "10001: from 10.77.0.2 unreachable proto 116")...)
 	h.ns.IP(t, "address add 10.77.0.2/24 dev wan0")
 	want := []string{ourNetwork, ourDefault + " metric 7",
 		"default via 10.77.0.3 dev wan0 proto 116 src 10.77.0.2 metric 8",
-		"10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2",
-		"10.98.0.0/16 dev wan0 proto 116 scope link src 10.77.0.2"}
+		"10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2 metric 7",
+		"10.98.0.0/16 dev wan0 proto 116 scope link src 10.77.0.2 metric 7"}
 	h.waitRoutes("10000", want...)
+	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
 	h.waitRoutes("main")
 	// Flushed and put back.
 	h.ns.IP(t, "address flush dev wan0")
@@ -291,6 +293,26 @@ func TestRoutesOfTwoAddresses(t *testing.T) {
 	h.waitRoutes("10000", ourNetwork, "10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2")
 	h.waitRoutes("10002", "10.78.0.0/24 dev wan0 proto 116 scope link src 10.78.0.2",
 		"default via 10.78.0.1 dev wan0 proto 116 src 10.78.0.2")
+}
+
+// TestRoutesMoveOfTwoAddresses: main has one default for both, and the first takes it.
+func TestRoutesMoveOfTwoAddresses(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24", "10.77.0.3/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 5")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "move")
+	h.waitRoutes("main")
+	h.lease("10.77.0.3", "wan0", "--routes", "move")
+	second := []string{"10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.3", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.3 metric 5"}
+	h.waitRoutes("10000", ourNetwork, ourDefault+" metric 5")
+	h.waitRoutes("10001", second...)
+	h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
+	h.waitRoutes("10000")
+	h.waitRoutes("10001", second...)
+	h.client("-r", "-4", "-a", "10.77.0.3", "-i", "wan0")
+	h.waitClean()
+	h.waitRoutes("main", mainNetwork, "default via 10.77.0.1 dev wan0 metric 5")
 }
 
 func TestRoutesOffLink(t *testing.T) {

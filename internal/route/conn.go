@@ -32,6 +32,7 @@ type Conn struct {
 	reading  map[int]*nl.SocketHandle
 	changing map[int]*nl.SocketHandle // its errors say why; the library cannot read that of a dump
 	guard    *nl.NetlinkSocket        // joins a group while its objects are read, see undisturbed
+	snapshot *snapshot                // nil: rules are read each time
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
@@ -69,6 +70,9 @@ func (c *Conn) Close() {
 	c.reading[unix.NETLINK_ROUTE].Close()
 	c.changing[unix.NETLINK_ROUTE].Close()
 	c.guard.Close()
+	if c.snapshot != nil {
+		c.snapshot.heard.Close()
+	}
 }
 
 // request sends one message that asks, header and attributes in body, and returns the messages of

@@ -269,13 +269,20 @@ func (d Rule) hits(r Rule) bool {
 // Rules returns the rules of family, AF_INET or AF_INET6, in the kernel's order. A kernel that
 // does not have the family has no rules.
 func (c *Conn) Rules(family int) ([]Rule, error) {
+	return c.RulesWhere(family, func(*Rule) bool { return true })
+}
+
+// RulesWhere is Rules without those that keep does not want.
+func (c *Conn) RulesWhere(family int, keep func(*Rule) bool) ([]Rule, error) {
 	have, err := c.dumpRules(family)
 	if err != nil {
 		return nil, err
 	}
-	rules := make([]Rule, len(have))
-	for i, r := range have {
-		rules[i] = r.Rule
+	var rules []Rule
+	for i := range have {
+		if keep(&have[i].Rule) {
+			rules = append(rules, have[i].Rule)
+		}
 	}
 	return rules, nil
 }
@@ -294,19 +301,26 @@ func (c *Conn) dumpRules(family int) ([]kernelRule, error) {
 	default:
 		return nil, fmt.Errorf("list rules of family %d: %w", family, unix.EAFNOSUPPORT)
 	}
-	var have, seen []kernelRule
-	quiet, err := c.undisturbed(group, func() (err error) {
-		seen = append(seen, have...)
-		have, err = c.dumpRulesOnce(family)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list rules: %w", err)
+	dump := func() (have []kernelRule, quiet bool, err error) {
+		var seen []kernelRule
+		quiet, err = c.undisturbed(group, func() (err error) {
+			seen = append(seen, have...)
+			have, err = c.dumpRulesOnce(family)
+			return err
+		})
+		if err != nil {
+			return nil, false, fmt.Errorf("list rules: %w", err)
+		}
+		if !quiet {
+			have = merge(have, seen)
+		}
+		return have, quiet, nil
 	}
-	if quiet {
-		return have, nil
+	if c.snapshot != nil {
+		return c.snapshot.read(family, dump)
 	}
-	return merge(have, seen), nil
+	have, _, err := dump()
+	return have, err
 }
 
 func (c *Conn) dumpRulesOnce(family int) ([]kernelRule, error) {
@@ -353,12 +367,14 @@ func merge(have, seen []kernelRule) []kernelRule {
 // another rule than the one meant, that one is put back at once; it then stands behind the rules
 // of its priority.
 func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added, deleted []Rule, err error) {
+	type spot struct{ priority, table uint32 }
+	near := make(map[spot]bool, len(want)) // cheaper to ask than wanted
 	wanted := make(map[Rule]bool, len(want))
 	for _, r := range want {
 		if err := r.check(family); err != nil {
 			return nil, nil, fmt.Errorf("add rule %q: %w", r, err)
 		}
-		wanted[r] = true
+		wanted[r], near[spot{r.Priority, r.Table}] = true, true
 	}
 	// An answer does not say that all is as it was meant: other programs change rules too, and to
 	// the kernel a rule exists already if one does with a TOS, realms, an inversion or a selector
@@ -369,12 +385,14 @@ func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added,
 		if err != nil {
 			return added, deleted, err
 		}
-		present := make(map[Rule]bool, len(have))
+		present := make(map[Rule]bool, len(want))
 		var stale []Rule
-		for _, r := range have {
-			present[r.Rule] = true
-			if !wanted[r.Rule] && owned(r.Rule) {
-				stale = append(stale, r.Rule)
+		for i := range have {
+			r := &have[i].Rule
+			if near[spot{r.Priority, r.Table}] && wanted[*r] {
+				present[*r] = true
+			} else if owned(*r) {
+				stale = append(stale, *r)
 			}
 		}
 		settled := len(stale) == 0
@@ -395,6 +413,9 @@ func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added,
 		}
 		if settled {
 			return added, deleted, nil
+		}
+		if len(stale) > 0 {
+			have = slices.Clone(have) // deleteRule changes it
 		}
 		for _, r := range stale {
 			var gone bool

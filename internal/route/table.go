@@ -15,7 +15,34 @@ const lifetimeSlack = 2
 // Routes returns the routes of family, AF_INET or AF_INET6, in table, or in every table with 0, in
 // the kernel's order. Those whose lifetime is over are not among them, nor are cached ones.
 func (c *Conn) Routes(family int, table uint32) ([]Route, error) {
-	routes, err := c.dumpRoutes(family, table)
+	return c.routes(family, filter{table: table})
+}
+
+// RoutesOn is Routes for those that lead to the link of one ifindex, perhaps beside others, at the
+// cost of these alone.
+func (c *Conn) RoutesOn(family int, table uint32, index int) ([]Route, error) {
+	return c.routes(family, filter{table: table, index: index})
+}
+
+// OurRoutes is Routes for all tables and those of our Protocol, at the cost of these alone.
+func (c *Conn) OurRoutes(family int) ([]Route, error) {
+	return c.routes(family, filter{protocol: Protocol})
+}
+
+// filter selects routes of a dump; what is 0 selects all.
+type filter struct {
+	table    uint32
+	index    int // routes beside others of several links count
+	protocol uint8
+}
+
+func (f filter) has(r Route) bool {
+	return (f.table == 0 || r.Table == f.table) && (f.index == 0 || r.Index == f.index || r.Multipath) &&
+		(f.protocol == 0 || r.Protocol == f.protocol)
+}
+
+func (c *Conn) routes(family int, f filter) ([]Route, error) {
+	routes, err := c.dumpRoutesOf(family, f)
 	if err != nil {
 		return nil, err
 	}
@@ -26,6 +53,10 @@ func (c *Conn) Routes(family int, table uint32) ([]Route, error) {
 // and has no room for others meanwhile. A long dump comes in parts, and where the table changed the
 // next part of an IPv6 dump begins at a position. So a socket listens, as in dumpRules.
 func (c *Conn) dumpRoutes(family int, table uint32) ([]Route, error) {
+	return c.dumpRoutesOf(family, filter{table: table})
+}
+
+func (c *Conn) dumpRoutesOf(family int, f filter) ([]Route, error) {
 	group := unix.RTNLGRP_IPV4_ROUTE
 	switch family {
 	case unix.AF_INET:
@@ -37,11 +68,11 @@ func (c *Conn) dumpRoutes(family int, table uint32) ([]Route, error) {
 	var have, seen []Route
 	quiet, err := c.undisturbed(group, func() (err error) {
 		seen = append(seen, have...)
-		have, err = c.dumpRoutesOnce(family, table)
+		have, err = c.dumpRoutesOnce(family, f)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list routes of table %d: %w", table, err)
+		return nil, fmt.Errorf("list routes of table %d: %w", f.table, err)
 	}
 	if quiet {
 		return have, nil
@@ -58,15 +89,18 @@ func (c *Conn) dumpRoutes(family int, table uint32) ([]Route, error) {
 	return all, nil
 }
 
-func (c *Conn) dumpRoutesOnce(family int, table uint32) ([]Route, error) {
+func (c *Conn) dumpRoutesOnce(family int, f filter) ([]Route, error) {
 	request := make([]byte, unix.SizeofRtMsg)
-	request[0] = byte(family)
-	if table != 0 {
-		request = appendUint32(request, unix.RTA_TABLE, table)
+	request[0], request[5] = byte(family), f.protocol
+	if f.table != 0 {
+		request = appendUint32(request, unix.RTA_TABLE, f.table)
+	}
+	if f.index != 0 {
+		request = appendUint32(request, unix.RTA_OIF, uint32(f.index))
 	}
 	msgs, err := c.dump(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, request)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
-		return nil, nil // no such table, or no such family
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) || f.index != 0 && errors.Is(err, unix.ENODEV) {
+		return nil, nil // no such table, family or link
 	}
 	if err != nil {
 		return nil, err
@@ -78,7 +112,7 @@ func (c *Conn) dumpRoutesOnce(family int, table uint32) ([]Route, error) {
 			return nil, err
 		}
 		// Old kernels do not filter.
-		if !cloned && r.Family == family && (table == 0 || r.Table == table) {
+		if !cloned && r.Family == family && f.has(r) {
 			routes = append(routes, r)
 		}
 	}

@@ -236,7 +236,10 @@ func (c *Conn) Backlog() float64 {
 
 // Receive waits for a datagram and returns it with all that wait behind it, up to a
 // batch.
-func (c *Conn) Receive() ([]Datagram, error) {
+func (c *Conn) Receive() ([]Datagram, error) { return c.receive(false) }
+
+// receive is Receive. With atOnce it does not wait, and returns nothing if there is nothing.
+func (c *Conn) receive(atOnce bool) ([]Datagram, error) {
 	var n int
 	var errno syscall.Errno
 	large := c.size > MaxRequest
@@ -252,8 +255,11 @@ func (c *Conn) Receive() ([]Datagram, error) {
 		if errno == unix.EAGAIN && large {
 			c.release()
 		}
-		return errno != unix.EAGAIN
+		return errno != unix.EAGAIN || atOnce
 	})
+	if err == nil && errno == unix.EAGAIN {
+		return nil, nil
+	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		err = os.ErrClosed // which a RawConn reports with an error of its own
 	}

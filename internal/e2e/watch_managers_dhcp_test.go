@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// dhclient6 runs dhclient for IPv6 as ifup does, until it has gone to the background. It
+// does not wait for the link-local address that it binds to.
+func (h *home) dhclient6(ifname string, more ...string) {
+	h.t.Helper()
+	eventually(h.t, ifname+" has a link-local address", func() error {
+		out := h.ns.IP(h.t, "-6 address show dev "+ifname+" scope link -tentative")
+		if !strings.Contains(out, "fe80::") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	h.sh(`if=$1; shift; dhclient -6 -v -pf "/run/dhclient6.$if.pid" -lf "/var/lib/dhcp/dhclient6.$if.leases" "$@" "$if" >&2`,
+		append([]string{ifname}, more...)...)
+}
+
+// given6 is the address that the servers of DHCPv6 give out in a network.
+func given6(n, i int) string { return strings.TrimSuffix(prefix6(n, i), "/64") + "100" }
+
+// dnsmasq6At starts a dnsmasq at provider n that gives out addresses of both families and
+// advertises itself as the router.
+func (h *home) dnsmasq6At(n int, more ...string) *process {
+	h.t.Helper()
+	return h.dnsmasqAt(n, append([]string{"--enable-ra", "--ra-param=lan,4,30",
+		"--dhcp-range=" + given6(n, 0) + "," + given6(n, 0) + ",64,1h"}, more...)...)
+}
+
+// dhclient has nothing of ours in its script, and its IPv6 addresses no route of their own.
+func TestWatchManagersDhclient(t *testing.T) {
+	h := newHome(t, 2)
+	h.prepareDhclient()
+	h.watched()
+	addrs := make(map[string]int)
+	for n, isp := range h.isps {
+		h.dnsmasq6At(n)
+		h.dhclient(isp.ifname, "-e", fmt.Sprintf("IF_METRIC=%d", 100+n))
+		h.dhclient6(isp.ifname)
+		addrs[given[n]], addrs[given6(n, 0)] = n, n
+	}
+	for n, isp := range h.isps {
+		dev := " dev " + isp.ifname
+		h.waitServed(n, given[n], isp.network+dev, "default via "+isp.gateway+dev)
+		h.waitServed(n, given6(n, 0), prefix6(n, 0)+dev, "default via "+router6+dev)
+		h.mainHolds("default via "+isp.gateway+dev, prefix6(n, 0)+dev, "default via "+router6+dev+" proto ra")
+	}
+	stop := h.flows(addrs)
+	for _, isp := range h.isps { // renewals change nothing
+		h.waitReason(isp.ifname, "RENEW", 0)
+	}
+	stop()
+	h.waitExactly(given[0], given[1], given6(0, 0), given6(1, 0))
+	h.waitHealthy()
+
+	h.dhclient6("wan0", "-r")
+	h.waitNothing(given6(0, 0))
+	h.dhclient("wan0", "-x")
+	h.waitNothing(given[0])
+	h.waitExactly(given[1], given6(1, 0))
+	h.waitServed(1, given[1], "192.168.1.0/24 dev wan1", "default via 192.168.1.1 dev wan1")
+}
+
+// A server that gives another address at a renewal, and at the next one another router with
+// it: of a router alone Debian's dhclient-script makes nothing.
+func TestWatchManagersDhclientChanges(t *testing.T) {
+	h := newHome(t, 3)
+	h.prepareDhclient()
+	h.watched()
+	h.isps[2].ns.IP(t, "address add 10.64.2.2/24 dev lan")
+	lease := dhcpLease{addr: "10.64.2.30", mask: "255.255.255.0", router: "10.64.2.1", seconds: 600, renew: 1}
+	server := h.dhcp(2, lease)
+	h.dhclient("wan2")
+	h.waitServed(2, "10.64.2.30", "10.64.2.0/24 dev wan2", "default via 10.64.2.1 dev wan2")
+	lease.addr = "10.64.2.31"
+	server.set(func(d *dhcpServer) { d.lease = lease })
+	h.waitNothing("10.64.2.30")
+	h.waitServed(2, "10.64.2.31", "10.64.2.0/24 dev wan2", "default via 10.64.2.1 dev wan2")
+	lease.addr, lease.router = "10.64.2.32", "10.64.2.2"
+	server.set(func(d *dhcpServer) { d.lease = lease })
+	h.waitNothing("10.64.2.31")
+	h.waitServed(2, "10.64.2.32", "10.64.2.0/24 dev wan2", "default via 10.64.2.2 dev wan2")
+	h.waitExactly("10.64.2.32")
+}
+
+// dhcpd of ISC gives short leases and dies: the address ends, and what it had.
+func TestWatchManagersDhcpd6(t *testing.T) {
+	h := newHome(t, 1)
+	h.prepareDhclient()
+	h.watched()
+	h.advertise(0, "AdvDefaultLifetime 30; AdvManagedFlag on; "+prefixOption(prefix6(0, 0), 600, 300, "AdvAutonomous off;"))
+	base := filepath.Join(h.dir, "dhcpd6")
+	for name, text := range map[string]string{
+		".conf": `default-lease-time 6; preferred-lifetime 4; option dhcp-renewal-time 1; option dhcp-rebinding-time 3;
+			subnet6 ` + prefix6(0, 0) + ` { range6 ` + given6(0, 0) + ` ` + given6(0, 0) + `; }`,
+		".leases": "",
+	} {
+		if err := os.WriteFile(base+name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server := h.inNamespace(h.isps[0].ns, "dhcpd", "-6", "-f", "-d", "-user", "root", "-group", "root",
+		"-cf", base+".conf", "-lf", base+".leases", "-pf", base+".pid", "lan")
+	server.waitLog("Server starting service")
+	h.dhclient6("wan0")
+	routes := []string{prefix6(0, 0) + " dev wan0", "default via " + router6 + " dev wan0"}
+	h.waitServed(0, given6(0, 0), routes...)
+	stop := h.flows(map[string]int{given6(0, 0): 0})
+	after := len(h.reasons("wan0"))
+	h.waitReason("wan0", "RENEW6", after)
+	h.waitReason("wan0", "RENEW6", len(h.reasons("wan0")))
+	stop()
+	server.kill()
+	h.waitNothing(given6(0, 0))
+	h.waitExactly()
+}
+
+// dhcpcd does all by itself: DHCP, router advertisements and DHCPv6.
+func TestWatchManagersDhcpcd(t *testing.T) {
+	h := newHome(t, 2)
+	h.watched()
+	h.sh("mkdir -p /run/dhcpcd /var/lib/dhcpcd")
+	h.write("/etc/dhcpcd.conf", "nodev\nnoarp\nslaac hwaddr\nipv6ra_autoconf\noption routers, subnet_mask\nnohook resolv.conf, timesyncd.conf, hostname\n")
+	for n := range h.isps {
+		h.dnsmasq6At(n, "--dhcp-range="+prefix6(n, 1)[:len(prefix6(n, 1))-3]+",slaac,64,1h")
+	}
+	h.daemon("dhcpcd", "--nobackground", "--debug", "wan0", "wan1")
+	var all []string
+	for n, isp := range h.isps {
+		dev := " dev " + isp.ifname
+		auto := h.waitAddress(isp.ifname, prefix6(n, 1), func(address) bool { return true })
+		all = append(all, given[n], given6(n, 0), auto)
+		h.waitServed(n, given[n], isp.network+dev, "default via "+isp.gateway+dev)
+		// The network of the /128 address is nobody's on this link, and so everybody's.
+		routes := []string{prefix6(n, 0) + dev, prefix6(n, 1) + dev, "default via " + router6 + dev}
+		h.waitServed(n, auto, routes...)
+		h.waitServed(n, given6(n, 0), routes...)
+	}
+	h.waitExactly(all...)
+	h.waitHealthy()
+	h.sh("dhcpcd --release wan0")
+	for _, addr := range all[:3] {
+		h.waitNothing(addr)
+	}
+	h.waitExactly(all[3:]...)
+}
+

@@ -1,0 +1,457 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+// home is a site without any hook of ours, whose addresses a watch serves in both
+// families. Nobody but the real programs of a test puts addresses on its links.
+type home struct {
+	*site
+	watch *process
+}
+
+const (
+	internet6 = "2001:db8:ffff::1"
+	special6  = "2001:db8:aaaa::1" // is there, too
+	// router6 is the address that every provider's router has on its customers' link.
+	router6 = "fe80::1"
+)
+
+// block6 is what a provider has of IPv6; it drops packets from elsewhere, and counts them.
+func block6(n int) netip.Prefix {
+	return netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d000::/36", n+1))
+}
+
+// prefix6 is one of the networks that it gives out.
+func prefix6(n, i int) string { return fmt.Sprintf("2001:db8:%d00%d::/64", n+1, i) }
+
+// router6At is the address of its router in one of them.
+func router6At(n, i int) string { return strings.TrimSuffix(prefix6(n, i), "/64") + "1" }
+
+// newHome makes a home with the first of the providers.
+func newHome(t *testing.T, uplinks int) *home {
+	t.Helper()
+	h := &home{site: &site{host: newHost(t), internet: nettest.New(t, "internet")}}
+	h.internet.IP(t, "address add "+internet+"/32 dev lo")
+	h.internet.IP(t, "address add "+internet6+"/128 dev lo")
+	h.internet.IP(t, "address add "+special6+"/128 dev lo")
+	sysctl(t, h.ns, "net/ipv6/conf/default/accept_ra_rt_info_max_plen", "64")
+	for n, isp := range providers[:uplinks] {
+		isp.ns = nettest.New(t, "isp"+strconv.Itoa(n))
+		h.isps = append(h.isps, isp)
+		sysctl(t, isp.ns, "net/ipv4/ip_forward", "1")
+		sysctl(t, isp.ns, "net/ipv6/conf/all/forwarding", "1")
+		sysctl(t, isp.ns, "net/ipv6/conf/default/addr_gen_mode", "1") // none: its addresses are ours to give
+		nettest.Veth(t, isp.ns, "net", h.internet, isp.ifname)
+		transit, transit6 := seenAs(n).Prev(), fmt.Sprintf("2001:db8:fff%d::", n)
+		isp.ns.IP(t, "address add "+seenAs(n).String()+"/30 dev net")
+		isp.ns.IP(t, "route add "+internet+" via "+transit.String())
+		isp.ns.IP(t, "address add "+transit6+"2/64 dev net nodad")
+		isp.ns.IP(t, "address add fe80::2/64 dev net nodad") // a router solicits neighbours from there
+		isp.ns.IP(t, "route add default via "+transit6+"1")
+		h.internet.IP(t, "address add "+transit.String()+"/30 dev "+isp.ifname)
+		h.internet.IP(t, "address add "+transit6+"1/64 dev "+isp.ifname+" nodad")
+		h.internet.IP(t, "route add "+block6(n).String()+" via "+transit6+"2")
+		h.connect(n)
+	}
+	empty := filepath.Join(h.dir, "image")
+	if err := os.MkdirAll(filepath.Join(empty, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.enclose(empty)
+	if hooks := h.sh("grep -rl table-allocator /etc /usr/lib/NetworkManager /lib/udev /lib/dhcpcd || true"); hooks != "" {
+		t.Fatalf("there are hooks: %s", hooks)
+	}
+	h.internet.Do(func() { t.Cleanup(serveEcho(t)) })
+	for _, address := range []string{internet6, special6} {
+		h.internet.Do(func() { t.Cleanup(serveEcho6(t, address)) })
+	}
+	h.serve()
+	return h
+}
+
+// connect makes the link to provider n, with its router at the other end.
+func (h *home) connect(n int) {
+	h.t.Helper()
+	isp := h.isps[n]
+	nettest.Veth(h.t, h.ns, isp.ifname, isp.ns, "lan")
+	isp.ns.IP(h.t, "address add "+isp.gateway+"/24 dev lan")
+	isp.ns.IP(h.t, "address add "+router6+"/64 dev lan nodad")
+	for i := range 2 {
+		isp.ns.IP(h.t, "address add "+router6At(n, i)+"/64 dev lan nodad")
+	}
+	rules := filepath.Join(h.dir, "isp"+strconv.Itoa(n)+".nft")
+	text := fmt.Sprintf(`
+		table inet provider
+		delete table inet provider
+		table inet provider {
+			counter foreign {}
+			chain raw {
+				type filter hook prerouting priority raw
+				iifname net accept
+				iifname lo accept
+				ip saddr { 0.0.0.0, %s } accept
+				ip6 saddr { ::, fe80::/10, %s } accept
+				counter name foreign drop
+			}
+		}
+		table ip provider
+		delete table ip provider
+		table ip provider {
+			chain out {
+				type nat hook postrouting priority srcnat
+				oifname net masquerade
+			}
+		}`, isp.customers, block6(n))
+	if err := os.WriteFile(rules, []byte(text), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	isp.ns.Run(h.t, "nft", "-f", rules)
+}
+
+// watched starts a watch; it goes on until the test ends.
+func (h *home) watched(options ...string) {
+	h.t.Helper()
+	h.watch = h.start(exec.Command(bin(h.t, clientBin), append([]string{"watch", "--debug"}, options...)...))
+	h.watch.waitLog("msg=watching")
+}
+
+// serveEcho6 is serveEcho for IPv6.
+func serveEcho6(t *testing.T, address string) (stop func()) {
+	t.Helper()
+	conn, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.ParseIP(address), Port: echoPort})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var done sync.WaitGroup
+	done.Go(func() {
+		buf := make([]byte, 64)
+		for {
+			_, from, err := conn.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = conn.WriteToUDPAddrPort([]byte(from.Addr().String()), from) // who asked asks again
+			}
+		}
+	})
+	return func() {
+		conn.Close()
+		done.Wait()
+	}
+}
+
+// pass sends a packet from an address of the host to the internet, and fails if no answer
+// comes in time or the internet saw another source than that of provider n.
+func (h *home) pass(n int, addr string, wait time.Duration) error {
+	if strings.Contains(addr, ":") {
+		return h.echo(addr, internet6, addr, wait)
+	}
+	return h.echo(addr, internet, seenAs(n).String(), wait)
+}
+
+// echo sends a packet from source to target, which has to see it come from seen.
+func (h *home) echo(source, target, seen string, wait time.Duration) (err error) {
+	h.ns.Do(func() {
+		var conn *net.UDPConn
+		conn, err = net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(source)}, &net.UDPAddr{IP: net.ParseIP(target), Port: echoPort})
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		if err = conn.SetDeadline(time.Now().Add(wait)); err != nil {
+			return
+		}
+		if _, err = conn.Write([]byte("?")); err != nil {
+			return
+		}
+		buf := make([]byte, 64)
+		var n int
+		if n, err = conn.Read(buf); err == nil && string(buf[:n]) != seen {
+			err = fmt.Errorf("the internet saw it come from %s, want %s", buf[:n], seen)
+		}
+	})
+	return err
+}
+
+// waitServed waits until an address has its table, with routes that match want as in
+// waitRoutes, and packets from it pass its own provider.
+func (h *home) waitServed(n int, addr string, want ...string) {
+	h.t.Helper()
+	eventually(h.t, addr+" has its table", func() error {
+		table := h.tableOf(addr)
+		if table == "" {
+			return fmt.Errorf("it has none; rules: %q %q", h.rules(), h.rules6())
+		}
+		if strings.Contains(addr, ":") {
+			return matchRoutes(h.routes6(table), want)
+		}
+		return matchRoutes(h.routes(table), want)
+	})
+	eventually(h.t, "packets from "+addr+" pass", func() error { return h.pass(n, addr, answers) })
+	h.wantOwnOnly()
+}
+
+// wantOwnOnly fails the test if a provider got packets with a source that is not its own.
+func (h *home) wantOwnOnly() {
+	h.t.Helper()
+	for n, isp := range h.isps {
+		out := isp.ns.Run(h.t, "nft", "list", "counter", "inet", "provider", "foreign")
+		if !strings.Contains(out, "packets 0 ") {
+			h.t.Errorf("provider %d got packets with a foreign source: %s", n, out)
+		}
+	}
+}
+
+// flows sends packets from each address through its provider all the time, until the test
+// ends or stop is called. None may be lost.
+func (h *home) flows(uplinks map[string]int) (stop func()) {
+	h.t.Helper()
+	done := make(chan struct{})
+	var running sync.WaitGroup
+	for addr, n := range uplinks {
+		running.Go(func() {
+			for {
+				if err := h.pass(n, addr, patience); err != nil {
+					h.t.Errorf("a packet from %s: %v", addr, err)
+					return
+				}
+				select {
+				case <-done:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() {
+		close(done)
+		running.Wait()
+		h.wantOwnOnly()
+	})
+	h.t.Cleanup(stop)
+	return stop
+}
+
+// tableOf is the table of the rule from addr; "" if there is none.
+func (h *home) tableOf(addr string) string {
+	h.t.Helper()
+	for _, rule := range slices.Concat(h.rules(), h.rules6()) {
+		if f := strings.Fields(rule); len(f) > 4 && f[0] == "10000:" && f[2] == addr {
+			return f[4]
+		}
+	}
+	return ""
+}
+
+// waitNothing waits until nothing is left of an address: lease, holder, rules, table.
+func (h *home) waitNothing(addr string) {
+	h.t.Helper()
+	eventually(h.t, "nothing is left of "+addr, func() error {
+		for _, lease := range h.leases() {
+			if strings.Contains(lease, "|"+addr+"|") {
+				return fmt.Errorf("lease %s", lease)
+			}
+		}
+		if table := h.tableOf(addr); table != "" {
+			return fmt.Errorf("rules: %q %q", h.rules(), h.rules6())
+		}
+		for _, family := range []string{"-4", "-6"} {
+			out := h.ns.IP(h.t, family+" route show table all proto 116")
+			if strings.Contains(out, " src "+addr+" ") {
+				return errors.New(out)
+			}
+		}
+		return nil
+	})
+}
+
+// waitExactly waits until leases, rules and routes are those of these addresses and of no
+// others: nothing leaks.
+func (h *home) waitExactly(addrs ...string) {
+	h.t.Helper()
+	eventually(h.t, fmt.Sprintf("there is what %q need and no more", addrs), func() error {
+		leases := h.leases()
+		tables := make(map[string]bool)
+		for _, addr := range addrs {
+			if !slices.ContainsFunc(leases, func(l string) bool { return strings.Contains(l, "|"+addr+"|") }) {
+				return fmt.Errorf("no lease of %s in %q", addr, leases)
+			}
+			table := h.tableOf(addr)
+			if table == "" {
+				return fmt.Errorf("%s has no rule", addr)
+			}
+			tables[table] = true
+		}
+		if len(leases) != len(addrs) {
+			return fmt.Errorf("leases: %q", leases)
+		}
+		for _, rule := range slices.Concat(h.rules(), h.rules6()) {
+			_, rest, _ := strings.Cut(rule, " lookup ")
+			if !strings.HasSuffix(rule, " proto 116") || !tables[strings.Fields(rest)[0]] {
+				return fmt.Errorf("a rule of nobody: %s", rule)
+			}
+		}
+		for _, family := range []string{"-4", "-6"} {
+			for line := range strings.Lines(h.ns.IP(h.t, family+" route show table all proto 116")) {
+				_, rest, _ := strings.Cut(line, " table ")
+				if f := strings.Fields(rest); len(f) == 0 || !tables[f[0]] {
+					return fmt.Errorf("a route of nobody: %s", line)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// waitHealthy waits until status finds nothing that is missing for any address.
+func (h *home) waitHealthy() {
+	h.t.Helper()
+	eventually(h.t, "status is content", func() error {
+		if r := h.run(bin(h.t, clientBin), "status"); r.code != 0 {
+			return errors.New(r.stdout + r.stderr)
+		}
+		return nil
+	})
+}
+
+// mainHolds waits until main has routes that begin like these on a link, among others.
+func (h *home) mainHolds(want ...string) {
+	h.t.Helper()
+	eventually(h.t, "main has its routes", func() error {
+		routes := slices.Concat(h.routes("main"), h.routes6("main"))
+		for _, w := range want {
+			if !slices.ContainsFunc(routes, func(r string) bool { return strings.HasPrefix(r+" ", w+" ") }) {
+				return fmt.Errorf("there is no %q in %q", w, routes)
+			}
+		}
+		return nil
+	})
+}
+
+// address is one as ip -j shows it.
+type address struct {
+	Local                            string
+	Prefixlen                        int
+	Scope                            string
+	Tentative, Deprecated, Temporary bool
+	Dadfailed                        bool
+}
+
+// addresses are those of a link, but the link-local ones.
+func (h *home) addresses(ifname string) (found []address) {
+	h.t.Helper()
+	var links []struct {
+		AddrInfo []address `json:"addr_info"`
+	}
+	out := h.ns.IP(h.t, "-j address show dev "+ifname)
+	if err := json.Unmarshal([]byte(out), &links); err != nil {
+		h.t.Fatalf("addresses of %s: %v\n%s", ifname, err, out)
+	}
+	for _, l := range links {
+		for _, a := range l.AddrInfo {
+			if a.Scope == "global" {
+				found = append(found, a)
+			}
+		}
+	}
+	return found
+}
+
+// waitAddress waits until a link has a usable address in a network that is like what is
+// asked for, and returns it.
+func (h *home) waitAddress(ifname, network string, like func(address) bool) (found string) {
+	h.t.Helper()
+	prefix := netip.MustParsePrefix(network)
+	eventually(h.t, ifname+" has an address in "+network, func() error {
+		addrs := h.addresses(ifname)
+		for _, a := range addrs {
+			if addr, err := netip.ParseAddr(a.Local); err == nil && prefix.Contains(addr) && !a.Tentative && !a.Dadfailed && like(a) {
+				found = a.Local
+				return nil
+			}
+		}
+		return fmt.Errorf("it has %+v", addrs)
+	})
+	return found
+}
+
+func anyAddress(address) bool  { return true }
+func slaac(a address) bool     { return !a.Temporary && a.Prefixlen == 64 }
+func temporary(a address) bool { return a.Temporary }
+func ofDHCP(a address) bool    { return a.Prefixlen == 128 }
+
+// advertise starts radvd at provider n; options are what it says of the link.
+func (h *home) advertise(n int, options string) *daemonRA {
+	h.t.Helper()
+	return h.advertiseOn(n, "lan", options)
+}
+
+// daemonRA is a radvd.
+type daemonRA struct {
+	*process
+	h            *home
+	path, ifname string
+}
+
+func (h *home) advertiseOn(n int, ifname, options string) *daemonRA {
+	h.t.Helper()
+	d := &daemonRA{h: h, ifname: ifname, path: filepath.Join(h.dir, fmt.Sprintf("radvd-%d-%s", n, ifname))}
+	d.configure(options)
+	d.process = h.inNamespace(h.isps[n].ns, "radvd", "--nodaemon", "--logmethod=stderr", "--config="+d.path+".conf", "--pidfile="+d.path+".pid")
+	d.waitLog("version")
+	return d
+}
+
+// configure writes the configuration. Advertisements come each second: AdvIntervalOpt lets
+// radvd allow that.
+func (d *daemonRA) configure(options string) {
+	d.h.t.Helper()
+	text := "interface " + d.ifname + " { AdvSendAdvert on; AdvIntervalOpt on; MinRtrAdvInterval 0.5; MaxRtrAdvInterval 1; " + options + " };\n"
+	if err := os.WriteFile(d.path+".conf", []byte(text), 0o644); err != nil {
+		d.h.t.Fatal(err)
+	}
+}
+
+// change makes a radvd that runs say something else from now on.
+func (d *daemonRA) change(options string) {
+	d.h.t.Helper()
+	d.configure(options)
+	if err := d.cmd.Process.Signal(unix.SIGHUP); err != nil {
+		d.h.t.Fatal(err)
+	}
+}
+
+// end is SIGTERM, upon which radvd says goodbye.
+func (d *daemonRA) end() {
+	d.h.t.Helper()
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		d.h.t.Fatal(err)
+	}
+	d.wait()
+}
+
+// prefixOption is the option of radvd for a network.
+func prefixOption(network string, valid, preferred int, more ...string) string {
+	return fmt.Sprintf("prefix %s { AdvValidLifetime %d; AdvPreferredLifetime %d; %s };", network, valid, preferred, strings.Join(more, " "))
+}
