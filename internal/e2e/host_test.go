@@ -470,32 +470,6 @@ func must(t *testing.T) func(wire.Addr, error) wire.Addr {
 	}
 }
 
-// ask sends a datagram to the padded name of the server and returns the answer.
-func (p *peer) ask(datagram string) string {
-	p.t.Helper()
-	p.send(datagram)
-	answer, err := p.receive(patience)
-	if err != nil {
-		p.t.Fatalf("answer to %.200q: %v", datagram, err)
-	}
-	return answer
-}
-
-func (p *peer) send(datagram string) {
-	p.t.Helper()
-	to := must(p.t)(wire.Padded("tas_socket"))
-	eventually(p.t, "the server has room", func() error {
-		errs := p.conn.Send(wire.Message{Data: []byte(datagram), To: to})
-		if errs == nil {
-			return nil
-		}
-		if !errors.Is(errs[0], syscall.EAGAIN) {
-			p.t.Fatal(errs[0])
-		}
-		return errs[0]
-	})
-}
-
 // receive waits for a datagram; io.EOF says that none came in time.
 func (p *peer) receive(wait time.Duration) (string, error) {
 	if err := p.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
