@@ -27,7 +27,7 @@ table's number (0: none) and stays in the background until ADDR goes.
   -a, --address ADDR      the address
   -n, --netmask MASK      255.255.255.0 or 24; not needed if ADDR is on IFNAME
   -i, --ifname IFNAME     the link that has, or will have, the address
-  -t, --tag TAG           text that is kept with the lease
+  -t, --tag TAG           kept with the lease; --table N  ask for this table
   -r, --release           end the holder, take all back
   -f, --foreground        do not go to the background
   -d, --destination NAME  server's socket; --server-user USER  believe USER's
@@ -86,6 +86,7 @@ func parse(args []string) (options, error) {
 	flags.StringVarP(&netmask, "netmask", "n", "", "")
 	flags.StringVarP(&uplink.Key.Ifname, "ifname", "i", "", "")
 	flags.StringVarP(&uplink.Tag, "tag", "t", "", "")
+	flags.Uint32Var(&uplink.Want, "table", 0, "")
 	flags.BoolVarP(&o.release, "release", "r", false, "")
 	flags.BoolVarP(&o.foreground, "foreground", "f", false, "")
 	flags.StringVarP(&o.config.Server, "destination", "d", defaultServer, "")

@@ -83,6 +83,7 @@ type Op struct {
 	Key     Key
 	Tag     string // replaces the tag of the lease, also when empty
 	UID     uint32 // who asks: only the owner and root renew and release
+	Want    uint32 // the table for a key that holds none, if it is free; 0: any
 }
 
 // Lease is the grant of a table to a key. Expires is a second of CLOCK_MONOTONIC_RAW; the
@@ -201,7 +202,7 @@ func (a *Allocator) decide(b *Batch, op *Op) Result {
 	case held && p.contains(s.Table):
 		return a.renew(b, s, op.Tag, touched)
 	}
-	next := a.choose(p, op.Key)
+	next := a.choose(p, op.Key, op.Want)
 	if next == nil && held {
 		return a.renew(b, s, op.Tag, touched)
 	}
@@ -233,10 +234,10 @@ func (a *Allocator) expiry(now int64) int64 {
 	return now + a.timeout
 }
 
-// choose returns the free table for a key: the one it had last, else the lowest that was
+// choose returns the free table for a key: the one it wants, else the one it had last, else the lowest that was
 // never used, else the one unused for longest. It returns nil if there is none, which it
 // only believes after a fresh look at what is avoided.
-func (a *Allocator) choose(p *pool, key Key) *slot {
+func (a *Allocator) choose(p *pool, key Key, want uint32) *slot {
 	for _, fresh := range []bool{false, true} {
 		avoided := false
 		fits := func(table uint32, last Key) bool {
@@ -245,6 +246,9 @@ func (a *Allocator) choose(p *pool, key Key) *slot {
 			}
 			avoided = true
 			return false
+		}
+		if s := p.pick(want, fits); s != nil {
+			return s
 		}
 		if s := a.byKey[key]; s != nil && !s.held && fits(s.Table, s.lastHolder()) {
 			return s

@@ -87,7 +87,7 @@ func sortByEnd(all []Lease) {
 	})
 }
 
-func (m *model) choose(k Key, avoid func(uint32, Key, Key) bool) (uint32, bool) {
+func (m *model) choose(k Key, want uint32, avoid func(uint32, Key, Key) bool) (uint32, bool) {
 	pool := m.pools[k.Family]
 	free := func(table uint32) bool {
 		at := place{k.Family, table}
@@ -97,6 +97,9 @@ func (m *model) choose(k Key, avoid func(uint32, Key, Key) bool) (uint32, bool) 
 		}
 		_, held := m.holder(at)
 		return !held && !avoid(table, k, last)
+	}
+	if m.inside(k.Family, want) && free(want) {
+		return want, true
 	}
 	if t, ok := m.prefer[k]; ok && m.inside(k.Family, t) && free(t) {
 		return t, true
@@ -127,7 +130,7 @@ func (m *model) do(now int64, op Op, avoid func(uint32, Key, Key) bool) Result {
 	}
 	table, found := uint32(0), false
 	if !held || !m.inside(op.Key.Family, l.Table) {
-		table, found = m.choose(op.Key, avoid)
+		table, found = m.choose(op.Key, op.Want, avoid)
 	}
 	if !held && !found {
 		return refuse(ErrExhausted)
@@ -238,6 +241,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 					Key:     keys[rnd.IntN(len(keys))],
 					Tag:     []string{"", "x", "y"}[rnd.IntN(3)],
 					UID:     []uint32{0, 0, 0, 1000, 1001}[rnd.IntN(5)],
+					Want:    []uint32{0, 0, 0, 9, 11, 13, 15, 21, 300}[rnd.IntN(9)],
 				})
 			}
 			b := h.Decide(h.now, batch)

@@ -126,6 +126,29 @@ func (p *pool) unused(from uint64) (off uint64, ok bool) {
 	return off, off < p.count
 }
 
+// pick returns a table by its number, if it is free and of this pool.
+func (p *pool) pick(table uint32, fits func(uint32, Key) bool) *slot {
+	if !p.contains(table) {
+		return nil
+	}
+	off := table - p.first
+	if page := p.used[off/pageSize]; page == nil || !page.Test(uint(off%pageSize)) {
+		if !fits(table, Key{}) {
+			return nil
+		}
+		return &slot{Lease: Lease{Key: Key{Family: p.family}, Table: table}}
+	}
+	for s := p.ring.next; s != &p.ring; s = s.next {
+		if s.Table == table {
+			if fits(table, s.lastHolder()) {
+				return s
+			}
+			return nil
+		}
+	}
+	return nil
+}
+
 func (p *pool) pickUnused(fits func(uint32, Key) bool) *slot {
 	off, ok := p.unused(0)
 	for range maxAvoided {

@@ -52,12 +52,6 @@ func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error
 // cannot be asked the caller works from a name of its own.
 func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logger) (*wire.Conn, error) {
 	key := cfg.Uplink.Key
-	var asker *wire.Conn
-	defer func() {
-		if asker != nil {
-			asker.Close()
-		}
-	}()
 	// A Replace is answered like a Query, and brings the holder what is new.
 	req := wire.Request{Key: key, Tag: cfg.Uplink.Tag, Cmd: wire.Replace}
 	patience := tries * tryEvery
@@ -69,28 +63,42 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		req.Settings = string(settings)
 		patience = fallBackIn
 	}
+	asker, err := open(key, asAsker)
+	if err != nil {
+		return nil, err
+	}
+	defer asker.Close()
+	to, err := wire.Padded(wire.HolderName(key))
+	if err != nil {
+		return nil, err
+	}
 	for until := time.Now().Add(patience); ; {
-		conn, err := open(key, true)
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return conn, err
-		}
-		if asker == nil {
-			if asker, err = open(key, false); err != nil {
-				return nil, err
-			}
-		}
-		to, err := wire.Padded(wire.HolderName(key))
-		if err != nil {
+		conn, err := open(key, asHolder)
+		if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
 			return nil, err
 		}
-		reply, err := askHolder(ctx, asker, to, req, holderPatience)
+		var reply wire.Reply
+		squatted := error(nil)
+		if conn == nil {
+			if reply, err = askHolder(ctx, asker, to, req, holderPatience); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+				squatted = err
+			}
+		}
+		if conn != nil || squatted != nil {
+			// While the name was somebody else's, one of ours may have begun to stand in.
+			if reply, err = askStandIns(asker, req, holderPatience); err != nil && conn != nil {
+				return conn, nil
+			}
+			if conn != nil {
+				conn.Close()
+			}
+		}
 		switch {
 		case ctx.Err() != nil, errors.Is(err, syscall.ECONNREFUSED): // it went in between
 		case err != nil:
 			log.Warn("another process has the name of this key and does not answer; working from a name of my own",
-				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", err)
-			conn, asker = asker, nil
-			return conn, conn.SetReadDeadline(time.Time{})
+				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", squatted)
+			return open(key, asStandIn)
 		case reply.Table != 0:
 			report(reply.Table, "")
 			return nil, nil
@@ -110,10 +118,13 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 	}
 }
 
+// ErrNoServer says that Release has taken back all but the lease, which ends by itself.
+var ErrNoServer = errors.New("no server")
+
 // Release ends the holder of the key, removes the rules that it or a holder that was
 // killed left behind, and releases the lease.
 func Release(cfg Config, log *slog.Logger) error {
-	conn, err := open(cfg.Uplink.Key, false)
+	conn, err := open(cfg.Uplink.Key, asAsker)
 	if err != nil {
 		return err
 	}
@@ -135,6 +146,15 @@ func endHolder(conn *wire.Conn, cfg Config, log *slog.Logger) {
 	}
 	if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 		log.Warn("the process that has the name of this key does not answer: end it yourself",
+			"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", err)
+	}
+	others, err := standIns(key)
+	for _, to := range others {
+		_, endErr := exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, newTrust(nil), patience)
+		err = errors.Join(err, endErr)
+	}
+	if err != nil {
+		log.Warn("a process that stands in for the holder of this key does not end",
 			"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", err)
 	}
 }
@@ -217,7 +237,7 @@ func releaseLease(conn *wire.Conn, cfg Config) error {
 		case err == nil:
 			return nil
 		case errors.Is(err, syscall.ECONNREFUSED):
-			return fmt.Errorf("release the lease, which ends by itself: nobody serves %s", servers[0])
+			return fmt.Errorf("release the lease, which ends by itself: %w: nobody serves %s", ErrNoServer, servers[0])
 		case time.Now().After(until):
 			if stranger := explain(servers, trusted); stranger != nil {
 				err = stranger

@@ -44,6 +44,13 @@ type loop struct {
 	watch    *watch // nil for the client of one address
 }
 
+// strangersShare is the part of the send buffer up to which those who may not ask get an
+// answer, and lookAgain when a look that failed is tried again.
+const (
+	strangersShare = 0.5
+	lookAgain      = time.Second
+)
+
 // Routes that others delete come back at once, but for those that are deleted for ever.
 const (
 	repairEvery = time.Second
@@ -220,7 +227,8 @@ func (l *loop) fire(now time.Duration) {
 			l.deliver(s, s.retry)
 		}
 		if s.refreshAt != 0 && now >= s.refreshAt {
-			s.follow()
+			s.refreshAt = 0
+			l.look(s)
 		}
 		if at := s.deadline(); at != 0 && now >= at {
 			l.feed(s, event{kind: timer})
@@ -367,6 +375,11 @@ func (l *loop) receive(p packet) {
 		l.noise(p, "malformed datagram ignored")
 	case !l.peers.has(p.cred.UID):
 		l.noise(p, "request of somebody else refused")
+		// What a stranger does not read is charged to this socket, and would leave no room for
+		// the requests to the server.
+		if p.to.conn.Backlog() > strangersShare {
+			return
+		}
 		l.reply(p.to, p.from, wire.Refuse(wire.Denied, "only root and the holder's own user may ask it"))
 	default:
 		l.serve(p)
@@ -375,7 +388,11 @@ func (l *loop) receive(p packet) {
 
 func (l *loop) noise(p packet, msg string) {
 	if l.clamour.Allow() {
-		p.to.log.Warn(msg, "uid", p.cred.UID, "pid", p.cred.PID, "from", p.from.String(), "err", p.err)
+		args := []any{"uid", p.cred.UID, "pid", p.cred.PID, "from", p.from.String()}
+		if p.err != nil {
+			args = append(args, "err", p.err)
+		}
+		p.to.log.Warn(msg, args...)
 	}
 }
 
@@ -526,7 +543,8 @@ func (l *loop) look(s *session) {
 	}
 	link, found, err := l.link(s)
 	if err != nil {
-		s.log.Warn("cannot read the link", "err", err)
+		s.warn("read the link", err)
+		s.refreshAt = wire.Now() + lookAgain
 		return
 	}
 	switch {
@@ -542,7 +560,8 @@ func (l *loop) look(s *session) {
 	s.left = 0
 	addresses, err := l.kernel.AddressesOn(s.uplink.family(), s.index)
 	if err != nil {
-		s.log.Warn("cannot read the addresses", "err", err)
+		s.warn("read the addresses", err)
+		s.refreshAt = wire.Now() + lookAgain
 		return
 	}
 	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.uplink.addr() })
@@ -598,7 +617,7 @@ func (l *loop) rename(s *session, name string) {
 		}
 		return // else it is under way
 	}
-	conn, err := open(uplink.Key, true)
+	conn, err := open(uplink.Key, asHolder)
 	if err != nil {
 		s.log.Error("the link was renamed, and its new name cannot be held; keeping the old lease", "name", name, "err", err)
 		return

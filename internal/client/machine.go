@@ -144,7 +144,11 @@ func (m *machine) step(now time.Duration, ev event) []action {
 }
 
 func (m *machine) request(cmd wire.Command) action {
-	return action{kind: send, request: wire.Request{Key: m.uplink.Key, Tag: m.uplink.Tag, Cmd: cmd}}
+	req := wire.Request{Key: m.uplink.Key, Tag: m.uplink.Tag, Cmd: cmd}
+	if cmd == wire.Acquire {
+		req.Want = m.uplink.Want
+	}
+	return action{kind: send, request: req}
 }
 
 func (m *machine) ask(now time.Duration) []action {
@@ -235,9 +239,14 @@ func (m *machine) answer(now time.Duration, r wire.Reply) []action {
 		}
 		return m.granted(now, r)
 	case releasing:
-		if r.Table == 0 {
+		switch {
+		case r.Table != 0: // late, of a renewal
+		case r.Error == "" && r.Code == "":
 			return m.finish("released")
+		case r.Code.Final():
+			return m.finish("not released: " + r.Error)
 		}
+		// Else it is tried again.
 	}
 	return nil // late, of a request that no longer matters
 }
@@ -267,6 +276,9 @@ func (m *machine) refused(now time.Duration, r wire.Reply) []action {
 		m.why = "refused without a reason"
 	}
 	m.away = false
+	if m.state == held {
+		m.sends = 0 // it is there
+	}
 	switch {
 	case m.state == asking && r.Code.Final():
 		return append(m.makeDo(), m.giveUp(now)...)

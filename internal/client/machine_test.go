@@ -217,7 +217,7 @@ func TestMachine(t *testing.T) {
 		{name: "not permitted", moments: []moment{
 			at(0, event{kind: start}, 2*s, acquire),
 			at(0, refusal(wire.Denied, "uid 7 is not permitted"), 300*ms, "report 0 uid 7 is not permitted", release),
-			at(0, refusal(wire.Denied, "uid 7 is not permitted"), never, "finish: released"),
+			at(0, refusal(wire.Denied, "uid 7 is not permitted"), never, "finish: not released: uid 7 is not permitted"),
 		}},
 		{name: "family not served", moments: []moment{
 			at(0, event{kind: start}, 2*s, acquire),

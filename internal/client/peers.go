@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -35,20 +36,70 @@ func (t trust) has(uid uint32) bool {
 	return uid != wire.OverflowID() && slices.Contains(t.uids, uid)
 }
 
-// open binds the name under which the holder of key answers. With ours false it is a
-// name of this process alone, for a caller that is not the holder; it is padded too,
-// since the original answers no other.
-func open(key wire.Key, ours bool) (*wire.Conn, error) {
+// What a process is to a key, as its name tells. All names are padded, since the original
+// answers no other.
+const (
+	asHolder  = ""  // the name that everybody knows
+	asStandIn = "+" // the holder, while somebody else has that name
+	asAsker   = "-" // not the holder
+)
+
+// open binds a name for key.
+func open(key wire.Key, as string) (*wire.Conn, error) {
 	name := wire.HolderName(key)
-	if !ours {
+	if as != asHolder {
 		// Nobody can take it first, nor is it the name of an equal pid in another container.
-		name += fmt.Sprintf("-%d-%x", os.Getpid(), rand.Uint64())
+		name += fmt.Sprintf("%s%d-%x", as, os.Getpid(), rand.Uint64())
 	}
 	addr, err := wire.Padded(name)
 	if err != nil {
 		return nil, err
 	}
 	return wire.Listen(addr, wire.MaxReplace)
+}
+
+var standInSuffix = regexp.MustCompile(`\+[0-9]+-[0-9a-f]+$`)
+
+// holderNames are the names of the holders of our kind that live, those that stand in by
+// the name they stand in for.
+func holderNames() ([]string, error) {
+	names, err := wire.PaddedNames(newTrust(nil).has)
+	for i := range names {
+		names[i] = standInSuffix.ReplaceAllString(names[i], "")
+	}
+	return names, err
+}
+
+// standIns are the addresses of those who stand in for the holder of key.
+func standIns(key wire.Key) ([]wire.Addr, error) {
+	names, err := wire.PaddedNames(newTrust(nil).has)
+	var addrs []wire.Addr
+	for _, name := range names {
+		if loc := standInSuffix.FindStringIndex(name); loc == nil || name[:loc[0]] != wire.HolderName(key) {
+			continue
+		}
+		addr, err := wire.Padded(name)
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, addr)
+	}
+	return addrs, err
+}
+
+// askStandIns is exchange with the first who stands in for the holder of key and answers;
+// errSilent if there is none.
+func askStandIns(conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
+	addrs, err := standIns(req.Key)
+	if err != nil {
+		return wire.Reply{}, err
+	}
+	for _, to := range addrs {
+		if reply, err := exchange(conn, to, req, newTrust(nil), patience); err == nil && reply.Code != wire.Mismatch {
+			return reply, nil
+		}
+	}
+	return wire.Reply{}, errSilent
 }
 
 // exchange sends req to a peer and waits for the reply of somebody trusted.
@@ -87,6 +138,9 @@ func askHolder(ctx context.Context, conn *wire.Conn, to wire.Addr, req wire.Requ
 	peers := newTrust(nil)
 	for until := time.Now().Add(busyPatience); ; {
 		reply, err := exchange(conn, to, req, peers, patience)
+		if err == nil && reply.Code == wire.Mismatch {
+			return reply, errors.New(reply.Error)
+		}
 		if err == nil || errors.Is(err, syscall.ECONNREFUSED) {
 			return reply, err
 		}
@@ -149,6 +203,8 @@ func explain(addrs []wire.Addr, trusted trust) error {
 		case err != nil: // nobody there, so requests went to the other form
 		case trusted.has(owner.UID):
 			return nil
+		case owner.UID == wire.OverflowID():
+			return fmt.Errorf("%s is taken by a user whom this user namespace does not map: the client has to run in that of the server", addr)
 		default:
 			return fmt.Errorf("%s is taken by %s, who is not trusted to lease tables (see --server-user)", addr, owner)
 		}
@@ -159,7 +215,7 @@ func explain(addrs []wire.Addr, trusted trust) error {
 // otherHolder tells whether a process holds the address of key on another link, so that
 // rules from that address may be its own.
 func otherHolder(key wire.Key) (bool, error) {
-	names, err := wire.PaddedNames(newTrust(nil).has)
+	names, err := holderNames()
 	if err != nil {
 		return false, err
 	}

@@ -20,6 +20,7 @@ type Profile struct {
 	Ifname     string // pattern of path.Match
 	Families   []wire.Family
 	Tag        string
+	Want       uint32 // the table to ask for, which one address can have; 0: any
 	Priorities Priorities
 	NoNetwork  bool
 	Forward    bool
@@ -106,6 +107,8 @@ func parseProfile(name string, text []byte) (Profile, error) {
 			return parseFamilies(full, value, &p.Families)
 		case "tag":
 			return jsonc.Decode(full, value, &p.Tag, "a string")
+		case "table":
+			return jsonc.Decode(full, value, &p.Want, "the number of a table")
 		case "priority":
 			var n [3]uint32
 			if err := jsonc.Decode(full, value, &n, "three numbers"); err != nil {
@@ -231,6 +234,7 @@ func (c WatchConfig) uplink(a route.Address, ifname string) (Uplink, bool) {
 			Key:        wire.Key{Family: family, Ifname: ifname, Address: a.Addr.String()},
 			Network:    a.Network(),
 			Tag:        p.Tag,
+			Want:       p.Want,
 			Priorities: p.Priorities,
 			NoNetwork:  p.NoNetwork,
 			Forward:    p.Forward,

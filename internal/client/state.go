@@ -207,17 +207,17 @@ func (s *session) unresolve() {
 
 // warn logs a failure that does not end anything, once for as long as it stays the same.
 func (s *session) warn(what string, err error) {
+	if err == nil {
+		delete(s.warned, what)
+		return
+	}
 	if s.warned == nil {
 		s.warned = make(map[string]string)
 	}
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != "" && s.warned[what] != text {
+	if text := err.Error(); s.warned[what] != text {
+		s.warned[what] = text
 		s.log.Warn("cannot "+what, "table", s.table, "err", text)
 	}
-	s.warned[what] = text
 }
 
 // concernsRoutes tells whether a route event may change what the uplink's table, or main
@@ -245,7 +245,7 @@ func (s *session) missing() string {
 	if err != nil {
 		return err.Error()
 	}
-	for _, want := range s.uplink.rules(s.table) {
+	for _, want := range s.rules.uplink.rules(s.table) {
 		if !slices.Contains(rules, want) {
 			lost = append(lost, "rule "+want.String())
 		}

@@ -59,7 +59,7 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 
 func statusOf(ctx context.Context, kernel *route.Conn, u Uplink) (Row, error) {
 	row := Row{Ifname: u.Key.Ifname, Address: u.Key.Address, Family: u.Key.Family.String()}
-	conn, err := open(u.Key, false)
+	conn, err := open(u.Key, asAsker)
 	if err != nil {
 		return row, err
 	}

@@ -25,6 +25,7 @@ type Uplink struct {
 	Key        wire.Key     // canonical
 	Network    netip.Prefix // the address with its prefix length; zero for unspec
 	Tag        string
+	Want       uint32 // the table to ask for; 0: any
 	Priorities Priorities
 	NoNetwork  bool // leave the network rule out
 	Forward    bool // rule for forwarded traffic that comes from the network, too

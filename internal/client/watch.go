@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,12 +25,19 @@ import (
 const (
 	// A burst of addresses is one look at the host, and so is what comes right after it.
 	admitIn = 20 * time.Millisecond
+	// So many addresses at once may have been too many for the kernel's queue of events.
+	burst      = 100
+	afterBurst = 5 * time.Second
+	// How long an address waits that the server, or the kernel, refuses for good.
+	refusedFor = 10 * time.Minute
 	// A holder of somebody else's that took its rules away is about to end.
 	afterForeign = 2 * time.Second
 	// Rules that others delete come back at once, but for those that are deleted for ever.
 	healEvery  = 5 * time.Second
 	healBurst  = 20
 	blameEvery = time.Hour
+
+	gcPercent = 30 // a thousand addresses are 4 MiB, and this is how much more the heap may be
 
 	loopback = "lo" // of the unbound rules
 )
@@ -39,11 +48,13 @@ const DefaultReconcile = time.Minute
 // watch is what a loop has in addition while it serves the whole host.
 type watch struct {
 	config  WatchConfig
-	next    time.Duration     // of the next comparison of everything
-	admitAt time.Duration     // when to look for new addresses; 0: none are known of
-	foreign map[wire.Key]bool // addresses that other processes hold
-	ended   map[wire.Key]bool // addresses that were given back on request: not served until they come anew
-	order   map[lane][]uint32 // tables in the order of their unbound rules
+	next    time.Duration              // of the next comparison of everything
+	blind   bool                       // events were lost: it has to look at each session
+	admitAt time.Duration              // when to look for new addresses; 0: none are known of
+	foreign map[wire.Key]bool          // addresses that other processes hold
+	ended   map[wire.Key]bool          // addresses that were given back on request: not served until they come anew
+	refused map[wire.Key]time.Duration // until when the server is not asked for an address again
+	order   map[lane][]uint32          // tables in the order of their unbound rules
 	heals   *rate.Limiter
 	healAt  time.Duration // 0: nothing waits for the limiter
 	blames  rate.Sometimes
@@ -77,10 +88,12 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 		return err
 	}
 	defer l.close()
+	debug.SetGCPercent(gcPercent)
 	l.watch = &watch{
 		config:  cfg,
 		foreign: make(map[wire.Key]bool),
 		ended:   make(map[wire.Key]bool),
+		refused: make(map[wire.Key]time.Duration),
 		heals:   rate.NewLimiter(rate.Every(healEvery), healBurst),
 		blames:  rate.Sometimes{First: 1, Interval: blameEvery},
 	}
@@ -148,25 +161,32 @@ func (l *loop) tend(now time.Duration) {
 	}
 }
 
+type onLink struct {
+	addr  netip.Addr
+	index int
+}
+
 // noticed looks in the events for what no session knows of. It only notes what is to be
 // done: many batches of events may come before that.
 func (l *loop) noticed(events []route.Event) {
 	w := l.watch
-	known := make(map[routesOf]map[netip.Addr]bool)
-	for _, s := range l.sessions {
-		link := routesOf{s.uplink.family(), s.index}
-		if known[link] == nil {
-			known[link] = make(map[netip.Addr]bool)
-		}
-		known[link][s.addr] = true
-	}
+	var known map[onLink]bool
 	var held map[uint32]bool
 	for _, e := range events {
 		switch e.Kind {
 		case route.Overrun:
-			w.next = 0
+			w.next, w.blind = 0, true
 		case route.AddressChanged:
-			if !e.Deleted && !known[routesOf{e.Family, e.Index}][e.Addr] {
+			if e.Deleted || w.admitAt != 0 {
+				continue
+			}
+			if known == nil {
+				known = make(map[onLink]bool, len(l.sessions))
+				for _, s := range l.sessions {
+					known[onLink{s.addr, s.index}] = true
+				}
+			}
+			if !known[onLink{e.Addr, e.Index}] {
 				l.admitSoon()
 			}
 		case route.LinkChanged:
@@ -213,8 +233,11 @@ func (l *loop) dropped(s *session) {
 		return
 	}
 	l.forget(s)
-	if len(s.enders) > 0 {
+	switch {
+	case len(s.enders) > 0:
 		l.watch.ended[s.uplink.Key] = true
+	case s.present: // there was no table for it, nor will there be one soon
+		l.watch.refused[s.uplink.Key] = wire.Now() + refusedFor
 	}
 	l.admitSoon()
 }
@@ -222,17 +245,45 @@ func (l *loop) dropped(s *session) {
 // reconcile compares the addresses of the host with the sessions, and the kernel with
 // both.
 func (l *loop) reconcile() {
-	l.watch.next = wire.Now() + cmp.Or(l.watch.config.ReconcileEvery, DefaultReconcile)
-	for _, s := range l.all() {
-		if s.state != done && s.index != 0 {
-			l.look(s)
-		}
+	w := l.watch
+	w.next = wire.Now() + cmp.Or(w.config.ReconcileEvery, DefaultReconcile)
+	for _, s := range l.suspects() {
+		l.look(s)
 	}
+	w.blind = false
 	l.admit()
 	l.heal()
 	if err := l.collect(); err != nil {
 		l.log.Error("cannot remove what others of us left behind", "err", err)
 	}
+	debug.FreeOSMemory() // what a burst needed
+}
+
+// suspects are the sessions that a look may find changed. Events tell of what changes, so
+// that a glance at the whole is enough unless some were lost.
+func (l *loop) suspects() []*session {
+	names, addresses, err := hostAddresses(l.kernel)
+	routes := make(map[int]map[uint32]int) // how many of ours each table has
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		have, familyErr := l.kernel.OurRoutes(family)
+		err = errors.Join(err, familyErr)
+		routes[family] = make(map[uint32]int)
+		for _, r := range have {
+			routes[family][r.Table]++
+		}
+	}
+	if err != nil || l.watch.blind {
+		return l.all()
+	}
+	there := make(map[onLink]route.Address, len(addresses))
+	for _, a := range addresses {
+		there[onLink{a.Addr, a.Index}] = a
+	}
+	return slices.DeleteFunc(l.all(), func(s *session) bool {
+		a, ok := there[onLink{s.addr, s.index}]
+		return ok && names[s.index] == s.uplink.Key.Ifname && a.Tentative() != s.usable && !a.DADFailed() &&
+			(s.state != held || s.installed && routes[s.uplink.family()][s.table] == s.routes.placed)
+	})
 }
 
 // admit starts a session for each address that has none.
@@ -248,18 +299,24 @@ func (l *loop) admit() {
 	for _, s := range l.sessions {
 		sessions[s.uplink.Key] = true
 	}
+	now := wire.Now()
+	maps.DeleteFunc(w.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
 	foreign, ended := make(map[wire.Key]bool), make(map[wire.Key]bool)
+	before := len(l.sessions)
 	for _, a := range addresses {
 		uplink, ok := w.config.uplink(a, links[a.Index])
 		switch key := uplink.Key; {
-		case !ok || sessions[key]:
+		case !ok || sessions[key] || w.refused[key] != 0:
 		case w.ended[key]:
 			ended[key] = true
-		case !l.enrol(uplink, a.Index):
+		case !l.enrol(uplink, a):
 			foreign[key] = true
 		}
 	}
 	w.foreign, w.ended = foreign, ended
+	if len(l.sessions)-before >= burst {
+		w.next = min(w.next, now+afterBurst)
+	}
 }
 
 // hostAddresses are all addresses, and the names of the links that have them.
@@ -277,9 +334,9 @@ func hostAddresses(kernel *route.Conn) (names map[int]string, addresses []route.
 }
 
 // enrol starts a session, unless another process holds the key: that one answers for it.
-func (l *loop) enrol(u Uplink, index int) (ours bool) {
+func (l *loop) enrol(u Uplink, a route.Address) (ours bool) {
 	log := l.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
-	conn, err := open(u.Key, true)
+	conn, err := open(u.Key, asHolder)
 	switch {
 	case err == nil:
 	case !errors.Is(err, syscall.EADDRINUSE):
@@ -294,9 +351,9 @@ func (l *loop) enrol(u Uplink, index int) (ours bool) {
 	m := newMachine(u, true)
 	m.reported, m.watched = true, true
 	s := l.add(m, conn)
-	s.index = index
+	s.index, s.present, s.usable = a.Index, true, !a.Tentative()
 	l.feed(s, event{kind: start})
-	l.look(s)
+	l.feed(s, event{kind: addressSeen})
 	return true
 }
 
@@ -327,6 +384,8 @@ func (l *loop) reload(load func() (WatchConfig, error)) {
 	before := w.config
 	w.config = cfg
 	clear(w.ended)
+	clear(w.refused)
+	w.blind = true
 	l.log.Info("configuration read again", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	for _, s := range l.all() {
 		if s.index == 0 {
@@ -381,7 +440,7 @@ func (l *loop) healFamily(family int) error {
 			continue
 		}
 		sessions[s.table] = s
-		rules := s.uplink.rules(s.table)
+		rules := s.rules.uplink.rules(s.table)
 		if at := slices.IndexFunc(rules, func(r route.Rule) bool { return !have[r] }); at >= 0 {
 			lost[s] = rules[at]
 		}
@@ -399,7 +458,7 @@ func (l *loop) healFamily(family int) error {
 			l.log.Warn("another program deletes our rules; they are put back, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
 				"rule", rule.String())
 		})
-		s.warn("put the rules back", s.rules.sync(s.table, s.uplink.rules(s.table)))
+		s.warn("put the rules back", s.rules.sync(s.table, s.rules.uplink.rules(s.table)))
 	}
 	if behind, err = l.disordered(family, sessions); err != nil {
 		return err
@@ -467,7 +526,7 @@ func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
 
 // moveBehind adds the unbound rule of a session again.
 func (l *loop) moveBehind(s *session) error {
-	rules := s.uplink.rules(s.table)
+	rules := s.rules.uplink.rules(s.table)
 	unbound := rules[len(rules)-1]
 	same := func(r route.Rule) bool { return r == unbound }
 	if _, _, err := l.kernel.SyncRules(s.uplink.family(), same, nil); err != nil {
@@ -500,7 +559,7 @@ func (l *loop) forget(s *session) {
 // collect removes rules and routes of ours that nobody stands for: of clients that died
 // and of addresses that went while nobody looked.
 func (l *loop) collect() error {
-	names, err := wire.PaddedNames(l.peers.has)
+	names, err := holderNames()
 	if err != nil {
 		return err
 	}
@@ -619,7 +678,7 @@ func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
 // release gives a lease back that no session has, without waiting for the answer: if it is
 // lost, the lease ends by itself.
 func (l *loop) release(key wire.Key) error {
-	conn, err := open(key, false)
+	conn, err := open(key, asAsker)
 	if err != nil {
 		return err
 	}

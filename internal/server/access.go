@@ -53,6 +53,11 @@ func (a *access) check(now time.Duration, cred wire.Cred) error {
 	return fmt.Errorf("uid %d is not permitted: see allowed_users and allowed_groups", cred.UID)
 }
 
+// first tells whether the sender is one of those whom nobody else may keep from answers.
+func (a *access) first(cred wire.Cred) bool {
+	return cred.UID != wire.OverflowID() && (cred.UID == 0 || cred.UID == a.self)
+}
+
 func (a *access) groups(now time.Duration, uid uint32) []uint32 {
 	if known, ok := a.cache[uid]; ok && now < known.until {
 		return known.gids

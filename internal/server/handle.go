@@ -12,22 +12,31 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// strangersShare is the part of the send buffer up to which those who may not lease get
-// an answer. The kernel charges a reply to the server until it is read, so that a user
+// usersShare is the part of the send buffer up to which users other than root and our own
+// get an answer. The kernel charges a reply to the server until it is read, so that a user
 // with many sockets that he does not read would otherwise leave none for the others.
-const strangersShare = 0.5
+const usersShare = 0.5
 
 // handle answers one batch of datagrams: refusals and renewals at once, what creates or
 // ends a lease after the one transaction that writes all of it.
 func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 	now := wire.Now()
 	s.rules.begin(now)
-	crowded := c.Backlog() > strangersShare
+	crowded := c.Backlog() > usersShare
 	var (
 		replies []wire.Message
 		ops     []allocator.Op
 		askers  []wire.Datagram // of ops, by index
 	)
+	answer := func(d wire.Datagram, r wire.Reply) {
+		switch {
+		case !d.From.Bound():
+		case crowded && !s.access.first(d.Cred):
+			s.noise.write(slog.LevelWarn, "reply not sent: too many that nobody reads", "uid", d.Cred.UID, "pid", d.Cred.PID)
+		default:
+			replies = append(replies, wire.Message{Data: r.Append(nil), To: d.From})
+		}
+	}
 	for _, d := range datagrams {
 		stranger := s.access.check(now, d.Cred)
 		op, refusal, ok := s.judge(d, stranger)
@@ -35,19 +44,14 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 		case ok:
 			ops = append(ops, op)
 			askers = append(askers, d)
-		case refusal.Code == "" || !d.From.Bound():
-		case stranger != nil && crowded:
-			s.noise.write(slog.LevelWarn, "refusal not sent: too many replies that nobody reads", "uid", d.Cred.UID, "pid", d.Cred.PID)
-		default:
-			replies = append(replies, wire.Message{Data: refusal.Append(nil), To: d.From})
+		case refusal.Code != "":
+			answer(d, refusal)
 		}
 	}
 	batch := s.leases.Decide(wire.Seconds(now), ops)
 	settle := func(i int, result allocator.Result) {
 		s.record(askers[i].Cred, ops[i], result)
-		if askers[i].From.Bound() {
-			replies = append(replies, wire.Message{Data: reply(result).Append(nil), To: askers[i].From})
-		}
+		answer(askers[i], reply(result))
 	}
 	var pending []int
 	for i, result := range batch.Results() {
@@ -107,6 +111,7 @@ func (s *server) judge(d wire.Datagram, stranger error) (op allocator.Op, refusa
 		Key:     allocator.Key{Family: allocator.Family(req.Family), Ifname: req.Ifname, Addr: req.Address},
 		Tag:     req.Tag,
 		UID:     d.Cred.UID,
+		Want:    req.Want,
 	}, refusal, true
 }
 

@@ -347,9 +347,9 @@ func newBatch(n, size int) *batch {
 		iovecs:  make([]unix.Iovec, n),
 		names:   make([]Addr, n),
 		size:    size,
-		out:     make([]Datagram, n),
 	}
 	if size > 0 {
+		b.out = make([]Datagram, n)
 		b.data = make([]byte, n*size)
 		b.control = make([]byte, n*credSpace)
 	}

@@ -150,6 +150,7 @@ type Request struct {
 	Key
 	Tag      string
 	Cmd      Command
+	Want     uint32 // the table to lease rather than another, in an Acquire only; 0: any
 	Settings string // a JSON object, in a Replace only
 }
 
@@ -169,6 +170,10 @@ func (r Request) Append(b []byte) []byte {
 	b = strconv.AppendInt(b, int64(r.Cmd), 10)
 	b = append(b, `,"version":`...)
 	b = strconv.AppendInt(b, Version, 10)
+	if r.Want != 0 {
+		b = append(b, `,"want":`...)
+		b = strconv.AppendUint(b, uint64(r.Want), 10)
+	}
 	if r.Settings != "" {
 		b = append(b, `,"settings":`...)
 		b = append(b, r.Settings...)
@@ -198,6 +203,7 @@ func parseRequest(data []byte) (Request, error) {
 		family   int64
 		cmd      int64 = -1
 		version  int64
+		want     int64
 		settings string
 		seen     seenKeys
 	)
@@ -224,6 +230,9 @@ func parseRequest(data []byte) (Request, error) {
 		case "settings":
 			seen.mark(6)
 			settings = string(value)
+		case "want":
+			seen.mark(7)
+			want, err = intValue("want", value, 0, tableMax)
 		}
 		return err
 	})
@@ -231,7 +240,7 @@ func parseRequest(data []byte) (Request, error) {
 	if err != nil {
 		return r, err
 	}
-	if err := seen.check(5, "address", "ifname", "addr_family", "cmd", "version", "tag", "settings"); err != nil {
+	if err := seen.check(5, "address", "ifname", "addr_family", "cmd", "version", "tag", "settings", "want"); err != nil {
 		return r, err
 	}
 	if version != Version {
@@ -250,6 +259,9 @@ func parseRequest(data []byte) (Request, error) {
 			return r, errors.New("settings: not an object")
 		}
 		r.Settings = settings
+	}
+	if r.Cmd == Acquire {
+		r.Want = uint32(want)
 	}
 	r.Key, err = r.Canonical()
 	return r, err
