@@ -568,6 +568,7 @@ func (l *loop) look(s *session) {
 	s.usable = at >= 0 && !addresses[at].Tentative()
 	switch {
 	case at >= 0 && addresses[at].DADFailed():
+		s.present = false // as long as it is like this; put on the link again, it is another
 		l.feed(s, event{kind: end, why: "another host has the address (duplicate address detection failed)"})
 		return
 	case at >= 0:

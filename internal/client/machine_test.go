@@ -230,6 +230,12 @@ func TestMachine(t *testing.T) {
 			at(99*s, refusal(wire.Denied, "not permitted"), 54*s+500*ms),
 			at(100*s, refusal(wire.Denied, "not permitted"), 100*s+300*ms, "clear 10000", release),
 		)},
+		{name: "a release that the database refuses is asked again", moments: after(
+			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
+			at(20*s, refusal(wire.Storage, "disk full"), 20*s+300*ms),
+			at(20*s+300*ms, tick, 20*s+600*ms, release),
+			at(20*s+300*ms, released, never, "finish: released"),
+		)},
 		{name: "the pool is exhausted when the lease has ended", moments: after(
 			at(200*s, tick, 201*s+500*ms, acquire),
 			at(200*s, refusal(wire.Exhausted, "all leased"), 201*s+500*ms),
@@ -402,4 +408,19 @@ func TestMachineAnswersOnce(t *testing.T) {
 	m := newMachine(cable(), false)
 	m.step(epoch, event{kind: start})
 	walk(*m, epoch, 0, 0, nil)
+}
+
+// TestRefusalsAreNoAbsence: a server that refuses is there.
+func TestRefusalsAreNoAbsence(t *testing.T) {
+	m := newMachine(cable(), false)
+	m.step(0, event{kind: start})
+	m.step(0, event{kind: replied, reply: wire.Reply{Table: 10000, Expires: 100}})
+	m.step(0, event{kind: rulesPlaced})
+	for now := m.deadline(); now < 90*time.Second; now = m.deadline() {
+		m.step(now, event{kind: timer})
+		if m.away {
+			t.Fatalf("away at %v, though it answers", now)
+		}
+		m.step(now, event{kind: replied, reply: wire.Refuse(wire.Exhausted, "full")})
+	}
 }

@@ -150,7 +150,7 @@ func askHolder(ctx context.Context, conn *wire.Conn, to wire.Addr, req wire.Requ
 			return reply, syscall.ECONNREFUSED
 		case findErr != nil:
 			return reply, errors.Join(err, findErr)
-		case !peers.has(owner.UID) || owner.Command != ownCommand() || time.Now().After(until):
+		case !peers.has(owner.UID) || !sameCommand(owner.Command) || time.Now().After(until):
 			return reply, fmt.Errorf("%s: %w", owner, err)
 		}
 		select {
@@ -161,9 +161,15 @@ func askHolder(ctx context.Context, conn *wire.Conn, to wire.Addr, req wire.Requ
 	}
 }
 
-func ownCommand() string {
-	comm, _ := os.ReadFile("/proc/self/comm") // "" is nobody's
-	return strings.TrimSpace(string(comm))
+// sameCommand tells whether a process may be another call of this program, which has two
+// names: the original's is spelled with underscores.
+func sameCommand(comm string) bool {
+	own, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		return false
+	}
+	same := strings.NewReplacer("_", "-", "\n", "")
+	return same.Replace(comm) == same.Replace(string(own))
 }
 
 // serverAddrs are both forms of the server's name: the original holds only the padded

@@ -53,6 +53,13 @@ func (p *placer) look(u Uplink, link route.Link) (v view, ok bool, err error) {
 	if v.main, err = p.kernel.RoutesOn(u.family(), unix.RT_TABLE_MAIN, link.Index); err != nil {
 		return v, false, err
 	}
+	v.main = slices.DeleteFunc(v.main, func(r route.Route) bool {
+		if r.Family != unix.AF_INET6 || !r.Multipath || r.NexthopID != 0 {
+			return false
+		}
+		v.shared = append(v.shared, r.Legs(link.Index)...)
+		return true
+	})
 	if u.Settings.Routes == MoveRoutes && len(v.others) > 0 {
 		v.borrowed, err = p.borrow(u, v)
 	}
@@ -96,12 +103,14 @@ func (p *placer) place(u Uplink, v view, table uint32) error {
 		// The kernel empties all tables when a link goes down, and main gets back its
 		// network only.
 		p.kept = append(p.kept, p.last...)
+		// What was advertised comes with an advertisement, or was over.
+		p.kept = slices.DeleteFunc(p.kept, func(r route.Route) bool { return r.Expires > 0 })
 	}
 	p.wasDown = false
 	plan := makePlan(u, v, table, p.taken, p.kept)
 	p.taken = plan.taken
 	p.last = nil
-	for _, r := range v.main {
+	for _, r := range v.routes() {
 		if r.Protocol != route.Protocol && v.belongs(r, u.addr()) && unmovable(r) == "" {
 			p.last = append(p.last, r)
 		}

@@ -16,6 +16,9 @@ type view struct {
 	network netip.Prefix   // the address with the length that it has on the link
 	others  []netip.Prefix // the other addresses of the link, of the same family
 	main    []route.Route  // routes of the link in main
+	// shared are IPv6 routes of the link in main that share their place with those of another:
+	// two uplinks whose defaults have one metric. Main keeps them.
+	shared []route.Route
 	// borrowed are what the holders of the other addresses moved out of main before we came, as
 	// it was there.
 	borrowed []route.Route
@@ -49,7 +52,7 @@ func makePlan(u Uplink, v view, table uint32, taken, kept []route.Route) plan {
 		return p
 	}
 	var followed []route.Route
-	for _, r := range v.main {
+	for i, r := range v.routes() {
 		if !v.belongs(r, u.addr()) {
 			continue
 		}
@@ -58,7 +61,7 @@ func makePlan(u Uplink, v view, table uint32, taken, kept []route.Route) plan {
 			continue
 		}
 		followed = append(followed, r)
-		if u.Settings.Routes == MoveRoutes && movable(r) {
+		if u.Settings.Routes == MoveRoutes && movable(r) && i < len(v.main) {
 			p.leave = append(p.leave, r)
 		}
 	}
@@ -104,8 +107,11 @@ func places(routes []route.Route) map[place]bool {
 	return set
 }
 
+// routes are all routes of the link in main.
+func (v view) routes() []route.Route { return slices.Concat(v.main, v.shared) }
+
 // belongs tells whether a route of the link in main is one of the address: by its
-// preferred source, or else by whose network its gateway or destination is in. What no
+// preferred source, or by whose network its gateway or destination is in. What no
 // address of the link claims is everybody's.
 func (v view) belongs(r route.Route, addr netip.Addr) bool {
 	if r.Protocol == route.Protocol || r.Dst.Addr().IsMulticast() || r.Dst.Addr().Is6() && r.Dst.Addr().IsLinkLocalUnicast() {
@@ -114,12 +120,13 @@ func (v view) belongs(r route.Route, addr netip.Addr) bool {
 	if r.Dst.IsSingleIP() && r.Dst.Addr() == addr {
 		return false // the address itself, which the local table has
 	}
-	if r.Src.IsValid() {
-		return r.Src == addr
-	}
 	toward := r.Dst.Addr()
 	if r.Gateway.IsValid() {
 		toward = r.Gateway
+	}
+	if r.Src.IsValid() {
+		// With DHCP main prefers one address of a network, and the router serves all.
+		return r.Src == addr || v.network.Contains(toward)
 	}
 	if toward.Is6() && toward.IsLinkLocalUnicast() {
 		return true // as routers advertise themselves: it tells the link and no network
@@ -178,9 +185,9 @@ func stopgap(u Uplink, v view) []route.Route {
 		return nil
 	}
 	var routes []route.Route
-	used := places(v.main)
+	used := places(v.routes())
 	for _, r := range u.told(v, unix.RT_TABLE_MAIN) {
-		if slices.ContainsFunc(v.main, func(m route.Route) bool { return sameWay(m, r) }) {
+		if slices.ContainsFunc(v.routes(), func(m route.Route) bool { return sameWay(m, r) }) {
 			continue
 		}
 		for r.Metric = uint32(v.index); used[placeOf(r)]; r.Metric++ {

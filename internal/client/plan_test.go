@@ -140,6 +140,14 @@ func TestMakePlan(t *testing.T) {
 			leave: "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1",
 		},
 		{
+			name:     "a route that prefers another address of the network serves this one, too",
+			settings: Settings{Routes: CopyRoutes},
+			others:   "192.0.2.9/24",
+			main: []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.9", 0), mainRoute("default", "192.0.2.1", "192.0.2.9", 100),
+				mainRoute("10.0.0.0/8", "198.51.100.1", "192.0.2.9", 0)},
+			table: "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 100",
+		},
+		{
 			name:     "multipath and encap are left alone; ours in main, too",
 			settings: Settings{Routes: MoveRoutes},
 			main:     []route.Route{network, multipath, encap, mine},

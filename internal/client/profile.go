@@ -110,9 +110,13 @@ func parseProfile(name string, text []byte) (Profile, error) {
 		case "table":
 			return jsonc.Decode(full, value, &p.Want, "the number of a table")
 		case "priority":
-			var n [3]uint32
-			if err := jsonc.Decode(full, value, &n, "three numbers"); err != nil {
+			var n []uint32
+			const want = "three numbers"
+			if err := jsonc.Decode(full, value, &n, want); err != nil {
 				return err
+			}
+			if len(n) != 3 {
+				return fmt.Errorf("%s: want %s, have %d", full, want, len(n))
 			}
 			p.Priorities = Priorities{n[0], n[1], n[2]}
 			return nil
@@ -135,6 +139,9 @@ func parseProfile(name string, text []byte) (Profile, error) {
 	})
 	if err != nil {
 		return p, err
+	}
+	if err := p.validate(); err != nil {
+		return p, fmt.Errorf("%s: %w", name, err)
 	}
 	return p, nil
 }

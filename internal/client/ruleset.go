@@ -3,6 +3,7 @@ package client
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 )
@@ -16,6 +17,7 @@ type ruleset struct {
 	tables    map[uint32]bool // whose marked rules are this uplink's; false: only those from its address
 	originals map[uint32]bool // whose unmarked three are
 	shared    bool            // another link has the address, too
+	besides   []route.Rule    // rules to elsewhere than the table, of the last sync
 }
 
 // adopt finds what earlier holders of the address left behind: marked rules of a client
@@ -99,6 +101,9 @@ func (r *ruleset) sync(table uint32, want []route.Rule) error {
 	if err := r.yield(table); err != nil {
 		return err
 	}
+	if table == 0 {
+		r.besides = nil // another holder of the address may want just the same
+	}
 	added, deleted, err := r.kernel.SyncRules(r.uplink.family(), r.owns, want)
 	for _, rule := range added {
 		r.log.Info("rule added", r.attrs(rule)...)
@@ -109,6 +114,7 @@ func (r *ruleset) sync(table uint32, want []route.Rule) error {
 	if err != nil {
 		return fmt.Errorf("rules of %s: %w", r.uplink, err)
 	}
+	r.besides = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !beside(rule) })
 	return nil
 }
 
@@ -137,7 +143,7 @@ func (r *ruleset) attrs(rule route.Rule) []any {
 
 func (r *ruleset) owns(rule route.Rule) bool {
 	if rule.Protocol == route.Protocol && beside(rule) {
-		return rule.Src == r.uplink.host() && !r.shared
+		return rule.Src == r.uplink.host() && (!r.shared || slices.Contains(r.besides, rule))
 	}
 	if rule.Protocol == route.Protocol {
 		whole, known := r.tables[rule.Table]

@@ -1,10 +1,13 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,57 +28,80 @@ type Row struct {
 	Missing   string `json:"missing,omitempty"` // empty: all is as it should be
 }
 
+// ErrNotAsked says that holders answer root and their own user only.
+var ErrNotAsked = errors.New("the holders of leases answer root and their own user only")
+
+// statusPatience is how long all holders together may be silent.
+const statusPatience = 5 * time.Second
+
 // Status asks the holder of each address that cfg selects.
 func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
 	kernel, err := route.Dial()
 	if err != nil {
 		return nil, err
 	}
 	defer kernel.Close()
-	links, err := kernel.Links()
+	names, addresses, err := hostAddresses(kernel)
 	if err != nil {
 		return nil, err
 	}
+	uplinks := []Uplink{}
+	for _, a := range addresses {
+		if uplink, ok := cfg.uplink(a, names[a.Index]); ok {
+			uplinks = append(uplinks, uplink)
+		}
+	}
+	slices.SortFunc(uplinks, func(a, b Uplink) int {
+		return cmp.Or(cmp.Compare(a.Key.Ifname, b.Key.Ifname), a.addr().Compare(b.addr()))
+	})
 	rows := []Row{}
-	for _, link := range links {
-		addresses, err := kernel.AddressesOn(unix.AF_UNSPEC, link.Index)
+	var conn *wire.Conn
+	for _, u := range uplinks {
+		if conn == nil {
+			if conn, err = open(u.Key, asAsker); err != nil {
+				return nil, err
+			}
+			defer conn.Close()
+		}
+		row, err := statusOf(ctx, kernel, conn, u)
 		if err != nil {
 			return nil, err
 		}
-		for _, a := range addresses {
-			uplink, ok := cfg.uplink(a, link.Name)
-			if !ok {
-				continue
-			}
-			row, err := statusOf(ctx, kernel, uplink)
-			if err != nil {
-				return nil, err
-			}
-			rows = append(rows, row)
-		}
+		rows = append(rows, row)
 	}
 	return rows, nil
 }
 
-func statusOf(ctx context.Context, kernel *route.Conn, u Uplink) (Row, error) {
+func statusOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u Uplink) (Row, error) {
 	row := Row{Ifname: u.Key.Ifname, Address: u.Key.Address, Family: u.Key.Family.String()}
-	conn, err := open(u.Key, asAsker)
-	if err != nil {
-		return row, err
-	}
-	defer conn.Close()
 	to, err := wire.Padded(wire.HolderName(u.Key))
 	if err != nil {
 		return row, err
 	}
-	reply, err := askHolder(ctx, conn, to, wire.Request{Key: u.Key, Cmd: wire.Query}, holderPatience)
+	req := wire.Request{Key: u.Key, Cmd: wire.Query}
+	var reply wire.Reply
+	if err = ctx.Err(); err == nil {
+		reply, err = askHolder(ctx, conn, to, req, holderPatience)
+	}
+	if err != nil { // somebody else may have the holder's name
+		if standIn, standInErr := askStandIns(conn, req, holderPatience); standInErr == nil {
+			reply, err = standIn, nil
+		}
+	}
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		row.Missing = "nobody serves this address: no client, no watch"
+		row.Missing = "a holder: there is no client for it, and no watch"
+		return row, nil
+	case errors.Is(err, context.DeadlineExceeded):
+		row.Missing = "an answer of its holder, which is there"
 		return row, nil
 	case err != nil:
-		row.Missing = err.Error()
+		row.Missing = "an answer of its holder: " + err.Error()
 		return row, nil
+	case reply.Code == wire.Denied:
+		return row, ErrNotAsked
 	}
 	row.PID, row.Mode, row.Table, row.Missing = reply.PID, reply.Mode, reply.Table, reply.Missing
 	if reply.Table == 0 {

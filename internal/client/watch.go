@@ -177,6 +177,9 @@ func (l *loop) noticed(events []route.Event) {
 		case route.Overrun:
 			w.next, w.blind = 0, true
 		case route.AddressChanged:
+			if e.Deleted {
+				w.forgive(e.Addr)
+			}
 			if e.Deleted || w.admitAt != 0 {
 				continue
 			}
@@ -205,6 +208,16 @@ func (l *loop) noticed(events []route.Event) {
 			}
 		}
 	}
+}
+
+// forgive lets an address that went be served when it comes again.
+func (w *watch) forgive(addr netip.Addr) {
+	if len(w.ended)+len(w.refused) == 0 {
+		return
+	}
+	text := addr.String()
+	maps.DeleteFunc(w.ended, func(key wire.Key, _ bool) bool { return key.Address == text })
+	maps.DeleteFunc(w.refused, func(key wire.Key, _ time.Duration) bool { return key.Address == text })
 }
 
 // isLeased tells whether a rule's table can be of a lease, and not main's or none at all.

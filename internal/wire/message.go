@@ -82,7 +82,6 @@ const (
 	Storage   Code = "storage"     // the database cannot be written now
 	Ending    Code = "ending"      // the holder is taking everything back
 	Mismatch  Code = "wrong-key"   // the holder holds another key
-	NoReturn  Code = "unreachable" // nobody to answer; only ever in logs
 )
 
 // Final tells whether asking again later is pointless.

@@ -143,6 +143,10 @@ func eachSocket(f func(socket) bool) error {
 			case unix.NLMSG_DONE:
 				return nil
 			case unix.NLMSG_ERROR:
+				if len(m.Data) >= 4 {
+					errno := -int32(binary.NativeEndian.Uint32(m.Data))
+					return fmt.Errorf("unix_diag: %w", syscall.Errno(errno))
+				}
 				return errors.New("unix_diag: the kernel refuses")
 			}
 			if s, ok := parseSocket(m.Data); ok && !f(s) {
