@@ -75,13 +75,13 @@ type Code string
 
 // The codes of refusals.
 const (
-	Malformed Code = "malformed"   // the request breaks the protocol
-	Denied    Code = "denied"      // the sender may not ask for this
-	NotServed Code = "not-served"  // the family is switched off
-	Exhausted Code = "exhausted"   // no table is free now
-	Storage   Code = "storage"     // the database cannot be written now
-	Ending    Code = "ending"      // the holder is taking everything back
-	Mismatch  Code = "wrong-key"   // the holder holds another key
+	Malformed Code = "malformed"  // the request breaks the protocol
+	Denied    Code = "denied"     // the sender may not ask for this
+	NotServed Code = "not-served" // the family is switched off
+	Exhausted Code = "exhausted"  // no table is free now
+	Storage   Code = "storage"    // the database cannot be written now
+	Ending    Code = "ending"     // the holder is taking everything back
+	Mismatch  Code = "wrong-key"  // the holder holds another key
 )
 
 // Final tells whether asking again later is pointless.
