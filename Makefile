@@ -35,7 +35,7 @@ demo: build ## show it at work in network namespaces; touches nothing of this ho
 
 # -v, for the log, is what tells of skipped tests; the screen gets the rest.
 test: needs-test layer cross build race ## run all tests, as root: at most 15 minutes on two cores
-	@for c in $(COMMANDS); do echo "bin/$$c: $$(bin/$$c --version)"; done
+	@for c in $(COMMANDS); do version=$$(bin/$$c --version); echo "bin/$$c: $$version"; done
 	@mkdir -p .cache
 	timeout --foreground --kill-after=10s 11m go test -race -count=1 -timeout 10m -v ./... 2>&1 \
 		| tee .cache/test.log | sed -u -E '/^(=== |PASS$$| *--- PASS)/d'
@@ -57,7 +57,7 @@ bench: build ## measure
 	go test -run '^$$' -bench . -benchmem ./...
 
 soak: needs-test layer build race ## run the tests that take long, at full size, as root
-	SOAK=full go test -race -count=1 -timeout 0 -run Soak -v ./...
+	SOAK=full go test -race -count=1 -timeout 0 -run 'Soak|Model' -v ./...
 
 fuzz: needs-go ## run each fuzz target for FUZZTIME (1m)
 	@grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' cmd internal | while IFS=: read -r file func; do \

@@ -1,17 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -30,6 +30,7 @@ routes of each for as long as it exists. At the end it leaves them in place.
       --exclude PATTERN...  links to leave alone (lo, docker*, br-*, veth*, ...)
   -c, --config FILE         a profile for each pattern; read again at SIGHUP
       --clean               take everything back at the end
+  -h, --help                print this and exit
  for all links, unless there is a FILE
       --routes MODE         none, copy (default) or move
       --on-loss WHAT        fallback (default) or block
@@ -215,7 +216,7 @@ func runStatus(args []string) int {
 	if o.json {
 		err = json.NewEncoder(os.Stdout).Encode(rows)
 	} else {
-		err = printRows(rows)
+		err = printRows(os.Stdout, rows, isTerminal(os.Stdout))
 	}
 	if err != nil {
 		return fail(err)
@@ -228,35 +229,94 @@ func runStatus(args []string) int {
 	return cli.ExitOK
 }
 
-func printRows(rows []client.Row) error {
-	const red, plain = "\x1b[31m", "\x1b[0m"
-	colour := isTerminal(os.Stdout)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "IFNAME\tADDRESS\tTABLE\tLEFT\tMODE\tPID\tGATEWAY")
+// screen is how wide a line may be.
+const screen = 80
+
+// printRows prints a line for each address if all have room for it, and more lines else.
+func printRows(out io.Writer, rows []client.Row, colour bool) error {
+	table := [][]string{{"IFNAME", "ADDRESS", "TABLE", "LEFT", "MODE", "PID", "GATEWAY"}}
 	for _, r := range rows {
-		table, left, pid := "-", "-", "-"
+		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", orDefault(r.Gateway, "-")}
 		if r.Table != 0 {
-			table, left = fmt.Sprint(r.Table), (time.Duration(r.LeaseLeft) * time.Second).String()
+			line[2], line[3] = fmt.Sprint(r.Table), leaseLeft(r.LeaseLeft)
 		}
 		if r.PID != 0 {
-			pid = fmt.Sprint(r.PID)
+			line[5] = fmt.Sprint(r.PID)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Ifname, r.Address, table, left, orDefault(r.Mode, "-"), pid, orDefault(r.Gateway, "-"))
+		table = append(table, line)
 	}
-	if err := w.Flush(); err != nil {
-		return err
+	w := bufio.NewWriter(out)
+	widths := make([]int, len(table[0]))
+	total := -2
+	for c := range widths {
+		for _, line := range table {
+			widths[c] = max(widths[c], len(line[c]))
+		}
+		total += widths[c] + 2
 	}
-	for _, r := range rows {
-		if r.Missing == "" {
+	// What has no room goes to a line of its own: the gateway first, then all but the address.
+	first := len(widths)
+	if total > screen {
+		first--
+		total -= widths[first] + 2
+	}
+	if total > screen {
+		first = 2
+	}
+	for i, line := range table {
+		text := ""
+		for c := range first {
+			text += fmt.Sprintf("%-*s  ", widths[c], line[c])
+		}
+		fmt.Fprintln(w, strings.TrimRight(text, " "))
+		if i == 0 {
 			continue
 		}
-		text := fmt.Sprintf("%s %s misses %s", r.Ifname, r.Address, r.Missing)
-		if colour {
-			text = red + text + plain
+		var rest []string
+		for c := first; c < len(line); c++ {
+			if line[c] != "-" {
+				rest = append(rest, strings.ToLower(table[0][c])+" "+line[c])
+			}
 		}
-		fmt.Println(text)
+		if len(rest) > 0 {
+			fmt.Fprintln(w, "    "+strings.Join(rest, "  "))
+		}
+		if missing := rows[i-1].Missing; missing != "" {
+			printMissing(w, missing, colour)
+		}
 	}
-	return nil
+	return w.Flush()
+}
+
+func printMissing(w io.Writer, missing string, colour bool) {
+	const red, plain, indent = "\x1b[31m", "\x1b[0m", "    "
+	line := indent + "misses"
+	flush := func() {
+		if colour {
+			line = red + line + plain
+		}
+		fmt.Fprintln(w, line)
+	}
+	for _, word := range strings.Fields(missing) {
+		if len(line)+1+len(word) > screen {
+			flush()
+			line = indent + " "
+		}
+		line += " " + word
+	}
+	flush()
+}
+
+// leaseLeft is a duration in its two largest units.
+func leaseLeft(seconds int64) string {
+	const minute, hour, day = 60, 60 * 60, 24 * 60 * 60
+	switch {
+	case seconds >= day:
+		return fmt.Sprintf("%dd%02dh", seconds/day, seconds%day/hour)
+	case seconds >= hour:
+		return fmt.Sprintf("%dh%02dm", seconds/hour, seconds%hour/minute)
+	}
+	return fmt.Sprintf("%dm%02ds", seconds/minute, seconds%minute)
 }
 
 func isTerminal(f *os.File) bool {

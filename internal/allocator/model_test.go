@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -14,7 +15,7 @@ import (
 
 var (
 	seed = flag.Uint64("seed", 0, "of the model test; 0 takes a new one")
-	soak = flag.Duration("soak", 0, "how long the model test runs; 0 is a few seconds")
+	soak = flag.Duration("soak", 0, "how long the model test runs; 0 is a few seconds, or 10m with SOAK=full")
 )
 
 // model is the allocator again, as slow and plain as can be: no heap, no list, no bitset.
@@ -179,7 +180,11 @@ func (m *model) restart(now int64, boot string, pools map[Family]Pool) {
 
 func TestModel(t *testing.T) {
 	length := *soak
-	if length == 0 {
+	switch {
+	case length != 0:
+	case os.Getenv("SOAK") == "full":
+		length = 10 * time.Minute
+	default:
 		length = 5 * time.Second
 	}
 	first := *seed

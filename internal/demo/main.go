@@ -4,6 +4,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,6 +15,10 @@ import (
 // inside marks the process that runs in namespaces of its own.
 const inside = "TABLE_ALLOCATOR_DEMO_INSIDE"
 
+// exitForbidden is how that process says that it has no rights in them. AppArmor lets
+// users make namespaces, and forbids what they are for.
+const exitForbidden = 3
+
 func main() {
 	var err error
 	if os.Getenv(inside) == "" {
@@ -23,6 +28,9 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
+		if os.Getenv(inside) != "" && errors.Is(err, os.ErrPermission) {
+			os.Exit(exitForbidden)
+		}
 		os.Exit(1)
 	}
 }
@@ -46,10 +54,13 @@ func enter() error {
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("make namespaces: %w%s", err, advice())
+		return fmt.Errorf("make namespaces: %w\n%s", err, advice())
 	}
 	err := cmd.Wait()
 	if exit, ok := err.(*exec.ExitError); ok && exit.ExitCode() > 0 {
+		if exit.ExitCode() == exitForbidden {
+			fmt.Fprintln(os.Stderr, advice())
+		}
 		os.Exit(exit.ExitCode()) // it has said why
 	}
 	return err
@@ -58,7 +69,7 @@ func enter() error {
 // advice names the setting that keeps users from making namespaces.
 func advice() string {
 	if os.Geteuid() == 0 {
-		return ""
+		return "root may not either: is this a container? Run make demo outside of it"
 	}
 	for _, setting := range []struct{ name, forbids string }{
 		{"kernel/unprivileged_userns_clone", "0"},
@@ -67,8 +78,8 @@ func advice() string {
 	} {
 		value, err := os.ReadFile(filepath.Join("/proc/sys", setting.name))
 		if err == nil && string(value) == setting.forbids+"\n" {
-			return fmt.Sprintf("\n/proc/sys/%s is %s, which forbids user namespaces to users: run make demo as root", setting.name, setting.forbids)
+			return fmt.Sprintf("/proc/sys/%s is %s, which forbids user namespaces to users: run make demo as root", setting.name, setting.forbids)
 		}
 	}
-	return "\nthis system forbids user namespaces to users: run make demo as root"
+	return "this system forbids user namespaces to users: run make demo as root"
 }

@@ -25,6 +25,9 @@ const (
 	echoPort = 7
 	probes   = 3
 	patience = 10 * time.Second
+	// state is covered by a tmpfs that ends with the namespace, whatever ends that. Every
+	// system has this directory, and nothing here needs it.
+	state = "/dev/shm"
 )
 
 // uplinks of the host, each with the gateway at its other end.
@@ -59,6 +62,9 @@ func show() (err error) {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fmt.Errorf("mount /proc (a container may forbid it: run make demo outside): %w", err)
 	}
+	if err := unix.Mount("tmpfs", state, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a tmpfs on %s: %w", state, err)
+	}
 	s := &session{}
 	defer func() {
 		for i := len(s.cleanups) - 1; i >= 0; i-- {
@@ -79,11 +85,6 @@ func show() (err error) {
 
 // build makes the throw-away machines: the host, two gateways, and what is behind them.
 func (s *session) build() {
-	state, err := os.MkdirTemp("", "table-allocator-demo-")
-	if err != nil {
-		s.Fatalf("%v", err)
-	}
-	s.Cleanup(func() { os.RemoveAll(state) })
 	commands, err := filepath.Abs("bin")
 	if err != nil {
 		s.Fatalf("%v", err)
@@ -216,7 +217,7 @@ func (s *session) serve() {
 // leases shows the database with sqlite3, or as sqlite3 would where there is none.
 func (s *session) leases() {
 	const statement = "select * from leases"
-	database := filepath.Join(env(s.env, "STATE_DIRECTORY"), "leases.db")
+	database := filepath.Join(state, "leases.db")
 	fmt.Printf("$ sqlite3 -column -header leases.db '%s'\n", statement)
 	if _, err := exec.LookPath("sqlite3"); err == nil {
 		fmt.Print(s.quiet("sqlite3 -column -header " + database + " '" + statement + "'"))
@@ -225,15 +226,6 @@ func (s *session) leases() {
 	if err := printTable(database, statement); err != nil {
 		s.Fatalf("%s: %v", statement, err)
 	}
-}
-
-func env(list []string, name string) string {
-	for _, entry := range list {
-		if value, ok := strings.CutPrefix(entry, name+"="); ok {
-			return value
-		}
-	}
-	return ""
 }
 
 func printTable(database, statement string) error {

@@ -1,18 +1,23 @@
 package e2e
 
 import (
+	"bufio"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
+	"syscall"
 	"testing"
 )
 
-// TestDemo: make demo works as root and, through a user namespace, as somebody else.
-func TestDemo(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	demo := filepath.Join(dir, "demo")
+// demoProgram builds the demo into a directory that everybody can read, with the commands
+// in bin below it and an empty tmp.
+func demoProgram(t *testing.T) (dir, demo string) {
+	t.Helper()
+	dir = t.TempDir()
+	demo = filepath.Join(dir, "demo")
 	if out, err := exec.Command("go", "build", "-o", demo, "../demo").CombinedOutput(); err != nil {
 		t.Fatalf("build the demo: %v\n%s", err, out)
 	}
@@ -28,6 +33,35 @@ func TestDemo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	tmp := filepath.Join(dir, "tmp")
+	if err := errors.Join(os.Mkdir(tmp, 0), os.Chmod(tmp, 0o777|os.ModeSticky)); err != nil {
+		t.Fatal(err)
+	}
+	return dir, demo
+}
+
+// demoCommand is a command that runs it.
+func demoCommand(dir string, command ...string) *exec.Cmd {
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "HOME=/nonexistent", "TMPDIR="+filepath.Join(dir, "tmp"))
+	return cmd
+}
+
+// wantNoTraces fails the test if a demo has left files.
+func wantNoTraces(t *testing.T, dir string) {
+	t.Helper()
+	for _, pattern := range []string{filepath.Join(dir, "tmp", "*"), "/tmp/table-allocator-demo-*", "/dev/shm/*"} {
+		if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
+			t.Errorf("the demo has left %q, %v", left, err)
+		}
+	}
+}
+
+// TestDemo: make demo works as root and, through a user namespace, as somebody else.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	dir, demo := demoProgram(t)
 	for _, tt := range []struct {
 		name    string
 		command []string
@@ -39,10 +73,7 @@ func TestDemo(t *testing.T) {
 			`mount -t proc proc /proc && exec setpriv --reuid 12345 --regid 12345 --clear-groups "$0"`, demo}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cmd := exec.Command(tt.command[0], tt.command[1:]...)
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "HOME=/nonexistent", "TMPDIR=/tmp")
-			out, err := cmd.CombinedOutput()
+			out, err := demoCommand(dir, tt.command...).CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
@@ -63,9 +94,87 @@ func TestDemo(t *testing.T) {
 			if regexp.MustCompile(`(?s)ip address del.*192\.0\.2\.2 lookup`).Match(out) {
 				t.Error("rules of the address that went are left")
 			}
+			wantNoTraces(t, dir)
 			if t.Failed() {
 				t.Logf("it showed:\n%s", out)
 			}
+		})
+	}
+}
+
+// TestDemoInterrupted: ^C in the middle ends all of it, and leaves nothing.
+func TestDemoInterrupted(t *testing.T) {
+	t.Parallel()
+	dir, demo := demoProgram(t)
+	cmd := demoCommand(dir, demo)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }) // it has ended, or should have
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.Contains(lines.Text(), "lookup 10000") {
+	}
+	if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	// The pipe ends with the last process that holds it.
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), "ip address del") {
+			t.Error("it goes on")
+		}
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("exit code: got 0, want another")
+	}
+	eventually(t, "no process of the demo is left", func() error {
+		procs, err := filepath.Glob("/proc/[0-9]*/cwd")
+		if err != nil {
+			return err
+		}
+		for _, p := range procs {
+			if at, err := os.Readlink(p); err == nil && at == dir {
+				return errors.New(p)
+			}
+		}
+		return nil
+	})
+	wantNoTraces(t, dir)
+}
+
+// TestDemoForbidden: where users cannot have a user namespace, or have no rights in it,
+// the demo says what to do.
+func TestDemoForbidden(t *testing.T) {
+	t.Parallel()
+	dir, demo := demoProgram(t)
+	for _, tt := range []struct {
+		name    string
+		command []string
+		want    string
+	}{
+		// The setting is one of each user namespace: this one ends with the test.
+		{"setting", []string{"unshare", "--mount", "sh", "-c", `mount -t proc proc /proc &&
+			exec unshare --user --map-user=12345 --map-group=12345 --keep-caps sh -c \
+			'echo 0 >/proc/sys/user/max_user_namespaces && exec "$0"' "$0"`, demo},
+			"demo: make namespaces: .*\n/proc/sys/user/max_user_namespaces is 0, which forbids .*: run make demo as root\n"},
+		// As AppArmor does it on Ubuntu.
+		{"no rights in it", []string{"setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups",
+			"strace", "-f", "-o", "/dev/null", "-e", "trace=mount", "-e", "inject=mount:error=EPERM", demo},
+			"demo: make mounts private: operation not permitted\n.*: run make demo as root\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, err := demoCommand(dir, tt.command...).CombinedOutput()
+			if err == nil {
+				t.Error("exit code: got 0, want another")
+			}
+			if !regexp.MustCompile("^" + tt.want + "$").Match(out) {
+				t.Errorf("got %s\nwant %s", out, tt.want)
+			}
+			wantNoTraces(t, dir)
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -125,18 +126,36 @@ func TestWatchManagersDhcpd6(t *testing.T) {
 
 // dhcpcd does all by itself: DHCP, router advertisements and DHCPv6.
 func TestWatchManagersDhcpcd(t *testing.T) {
-	h := newHome(t, 2)
+	h := newHome(t, 3)
 	h.watched()
 	h.sh("mkdir -p /run/dhcpcd /var/lib/dhcpcd")
-	h.write("/etc/dhcpcd.conf", "nodev\nnoarp\nslaac hwaddr\nipv6ra_autoconf\noption routers, subnet_mask\nnohook resolv.conf, timesyncd.conf, hostname\n")
-	for n := range h.isps {
-		h.dnsmasq6At(n, "--dhcp-range="+prefix6(n, 1)[:len(prefix6(n, 1))-3]+",slaac,64,1h")
+	h.write("/etc/dhcpcd.conf", `nodev
+noarp
+slaac hwaddr
+option routers, subnet_mask
+nohook resolv.conf, timesyncd.conf, hostname
+ia_na
+`)
+	// What dhcpcd starts keeps what it writes to, so it writes to a file.
+	dhcpcd := h.daemon("sh", "-c", "exec dhcpcd --nobackground wan0 wan1 wan2 >/run/dhcpcd.log 2>&1")
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("dhcpcd wrote:\n%s", h.read("/run/dhcpcd.log"))
+		}
+	})
+	for _, ifname := range []string{"wan0", "wan1"} {
+		h.waitQuiet(ifname) // dhcpcd listens to routers instead of the kernel
 	}
-	h.daemon("dhcpcd", "--nobackground", "--debug", "wan0", "wan1")
+	lease := dhcpLease{addr: "10.64.2.30", mask: "255.255.255.0", router: "10.64.2.1", seconds: 10, renew: 1}
+	server := h.dhcp(2, lease)
 	var all []string
-	for n, isp := range h.isps {
+	for n, isp := range h.isps[:2] {
+		h.dnsmasq6At(n, "--dhcp-range="+strings.TrimSuffix(prefix6(n, 1), "/64")+",slaac,64,1h",
+			// It renews from no address of its own, and so asks the wrong one of two servers that
+			// have the same address.
+			"--dhcp-option=option:T1,1800", "--dhcp-option=option:T2,3000")
 		dev := " dev " + isp.ifname
-		auto := h.waitAddress(isp.ifname, prefix6(n, 1), func(address) bool { return true })
+		auto := h.waitAddress(isp.ifname, prefix6(n, 1), anyAddress)
 		all = append(all, given[n], given6(n, 0), auto)
 		h.waitServed(n, given[n], isp.network+dev, "default via "+isp.gateway+dev)
 		// The network of the /128 address is nobody's on this link, and so everybody's.
@@ -144,12 +163,23 @@ func TestWatchManagersDhcpcd(t *testing.T) {
 		h.waitServed(n, auto, routes...)
 		h.waitServed(n, given6(n, 0), routes...)
 	}
-	h.waitExactly(all...)
+	h.waitServed(2, "10.64.2.30", "10.64.2.0/24 dev wan2", "default via 10.64.2.1 dev wan2")
+	h.waitExactly(append(all, "10.64.2.30")...)
 	h.waitHealthy()
-	h.sh("dhcpcd --release wan0")
-	for _, addr := range all[:3] {
+	stop := h.flows(map[string]int{all[0]: 0, all[1]: 0, all[5]: 1})
+	lease.addr = "10.64.2.31"
+	server.set(func(d *dhcpServer) { d.lease = lease })
+	// The old address stays for what was left of its lease, while main has no route for it.
+	h.waitServed(2, "10.64.2.31", "10.64.2.0/24 dev wan2", "default via 10.64.2.1 dev wan2")
+	h.waitServed(2, "10.64.2.30", "10.64.2.0/24 dev wan2", "default via 10.64.2.1 dev wan2")
+	h.waitNothing("10.64.2.30")
+	h.waitExactly(append(all, "10.64.2.31")...)
+	stop()
+	if err := dhcpcd.cmd.Process.Signal(syscall.SIGALRM); err != nil { // release all
+		t.Fatal(err)
+	}
+	for _, addr := range all {
 		h.waitNothing(addr)
 	}
-	h.waitExactly(all[3:]...)
+	h.waitExactly()
 }
-

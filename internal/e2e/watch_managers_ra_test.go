@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-
 )
 
 // Two providers with routers of the same link-local address: each SLAAC address gets a
@@ -222,4 +221,3 @@ func TestWatchManagersTemporary(t *testing.T) {
 	h.waitExactly(addr)
 	h.waitHealthy()
 }
-

@@ -455,3 +455,28 @@ func (d *daemonRA) end() {
 func prefixOption(network string, valid, preferred int, more ...string) string {
 	return fmt.Sprintf("prefix %s { AdvValidLifetime %d; AdvPreferredLifetime %d; %s };", network, valid, preferred, strings.Join(more, " "))
 }
+
+// readFile returns a file of the module.
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// waitQuiet waits until the kernel makes nothing of the advertisements on a link: it is
+// another's task.
+func (h *home) waitQuiet(ifname string) {
+	h.t.Helper()
+	eventually(h.t, "the kernel leaves advertisements on "+ifname+" alone", func() error {
+		var value []byte
+		var err error
+		h.ns.Do(func() { value, err = os.ReadFile("/proc/sys/net/ipv6/conf/" + ifname + "/accept_ra") })
+		if err == nil && string(value) != "0\n" {
+			err = fmt.Errorf("accept_ra is %q", value)
+		}
+		return err
+	})
+}

@@ -462,6 +462,50 @@ func seconds(ticks int32) int {
 	return (int(ticks) + clockTicks - 1) / clockTicks
 }
 
+// Legs returns the routes of r's gateways over one link, each as a route of its own; nil if r is no
+// route of several gateways, or one with a nexthop object. In IPv6 they are routes of their own: the
+// kernel shows those that share a place, of whatever link and program, as one.
+func (r Route) Legs(index int) []Route {
+	if !r.Multipath || r.NexthopID != 0 {
+		return nil
+	}
+	leg := r
+	leg.Multipath = false
+	var rest []byte
+	var legs []Route
+	// rest was read attribute by attribute, and its nexthops were, too.
+	_ = eachAttributeAsIs([]byte(r.rest), func(typ uint16, value []byte) {
+		if typ&attributeType != unix.RTA_MULTIPATH {
+			rest = appendAttribute(rest, typ, value)
+			return
+		}
+		for len(value) >= unix.SizeofRtNexthop {
+			n := int(native.Uint16(value))
+			if n < unix.SizeofRtNexthop || n > len(value) {
+				return
+			}
+			if leg.Index = int(int32(native.Uint32(value[4:]))); leg.Index == index {
+				leg.Gateway = netip.Addr{}
+				leg.Onlink = value[2]&unix.RTNH_F_ONLINK != 0
+				_ = eachAttribute(value[unix.SizeofRtNexthop:n], func(typ uint16, value []byte) {
+					switch typ {
+					case unix.RTA_GATEWAY:
+						leg.Gateway, _ = netip.AddrFromSlice(value)
+					case unix.RTA_ENCAP:
+						leg.Encap = true
+					}
+				})
+				legs = append(legs, leg)
+			}
+			value = value[min(align(n), len(value)):]
+		}
+	})
+	for i := range legs {
+		legs[i].rest = string(rest)
+	}
+	return legs
+}
+
 // clearNexthopState clears what RTA_MULTIPATH tells of the state of its links. The kernel refuses
 // to be told that.
 func clearNexthopState(b []byte) bool {

@@ -23,7 +23,8 @@ type snapshot struct {
 }
 
 // KeepRules makes the Conn remember the rules between calls, for one that asks for them very
-// often. Others pay a notification for each change of a rule.
+// often. Others pay a notification for each change of a rule. It is called on a thread in the
+// namespace of Dial.
 func (c *Conn) KeepRules() error {
 	if c.snapshot != nil {
 		return nil

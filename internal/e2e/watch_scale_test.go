@@ -1,0 +1,289 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fullSize tells whether tests run at the size that takes long.
+func fullSize() bool { return os.Getenv("SOAK") == "full" }
+
+// batch runs many `ip` commands in one process.
+func (h *host) batch(lines []string) {
+	h.t.Helper()
+	path := filepath.Join(h.dir, "batch")
+	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	h.ns.IP(h.t, "-batch "+path)
+}
+
+// many makes links whose far ends are in the same namespace, and are called far0, far1 ...
+func (h *host) many(links int) {
+	h.t.Helper()
+	var lines []string
+	for i := range links {
+		lines = append(lines, fmt.Sprintf("link add wan%d type veth peer name far%d", i, i),
+			fmt.Sprintf("link set wan%d up", i), fmt.Sprintf("link set far%d up", i))
+	}
+	h.batch(lines)
+}
+
+// numbered is the n-th address of a link, with its length: in turns of IPv4 and IPv6.
+func numbered(link, n int) string {
+	if n%2 == 0 {
+		return fmt.Sprintf("10.%d.%d.2/24", link+1, n)
+	}
+	return fmt.Sprintf("2001:db8:%x:%x::2/64", link+1, n)
+}
+
+// watchPlain starts a watch that logs what it does by default: the static command in a run
+// at full size, whose figures count.
+func (h *host) watchPlain(args ...string) *process {
+	h.t.Helper()
+	path := bin(h.t, clientBin)
+	if dir := os.Getenv("TABLE_ALLOCATOR_STATIC_BIN"); dir != "" && fullSize() {
+		path = filepath.Join(dir, clientBin)
+	}
+	p := h.start(exec.Command(path, append([]string{"watch", "--exclude", "lo,far*"}, args...)...))
+	p.waitLog("msg=watching")
+	return p
+}
+
+// unboundRules counts the unbound rules of both families: one for each address that is served.
+func (h *host) unboundRules() int {
+	h.t.Helper()
+	n := 0
+	for _, family := range []string{"-4", "-6"} {
+		n += strings.Count(h.ns.IP(h.t, family+" rule show pref 91000"), "\n")
+	}
+	return n
+}
+
+// pssOf is the proportional set size of a process in KiB.
+func pssOf(t *testing.T, pid int) (kib int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+			fmt.Sscan(rest, &kib)
+		}
+	}
+	return kib
+}
+
+func fdCount(t *testing.T, pid int) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// waitNothingLeft waits until all that was served is gone, but for the process that serves.
+func (h *host) waitNothingLeft(p *process, fds int) {
+	h.t.Helper()
+	eventually(h.t, "nothing is left", func() error {
+		if got := fdCount(h.t, p.cmd.Process.Pid); got > fds {
+			return fmt.Errorf("descriptors: %d, at the beginning %d", got, fds)
+		}
+		if n := len(h.rules()) + len(h.rules6()); n > 0 {
+			return fmt.Errorf("%d rules", n)
+		}
+		for _, family := range []string{"-4", "-6"} {
+			if routes := h.ns.IP(h.t, family+" route show table all proto 116"); routes != "" {
+				return errors.New(routes)
+			}
+		}
+		if leases := h.leases(); len(leases) > 0 {
+			return fmt.Errorf("%d leases", len(leases))
+		}
+		return nil
+	})
+}
+
+// TestWatchSoakScale: many addresses on many links up and down.
+func TestWatchSoakScale(t *testing.T) {
+	links, each, rounds := 6, 10, 3
+	if fullSize() {
+		links, each, rounds = 100, 10, 10
+	}
+	h := newHost(t)
+	h.serve(`"num_tables":4000`)
+	file := h.watchFile(`{"links":[{"ifname":"wan*"}],"exclude":["lo","far*"],"reconcile_seconds":5}`)
+	p := h.watchPlain("-c", file)
+	fds := fdCount(t, p.cmd.Process.Pid)
+	var up, down []string
+	for i := range links {
+		for n := range each {
+			nodad := ""
+			if n%2 == 1 {
+				nodad = " nodad"
+			}
+			up = append(up, fmt.Sprintf("address add %s dev wan%d%s", numbered(i, n), i, nodad))
+			down = append(down, fmt.Sprintf("address del %s dev wan%d", numbered(i, n), i))
+		}
+	}
+	var first int
+	for round := range rounds {
+		h.many(links)
+		begin := time.Now()
+		h.batch(up)
+		eventually(t, "all are served", func() error {
+			if n := h.unboundRules(); n != len(up) {
+				return fmt.Errorf("%d of %d", n, len(up))
+			}
+			return nil
+		})
+		took := time.Since(begin)
+		if round == 0 {
+			first = pssOf(t, p.cmd.Process.Pid)
+		}
+		last := pssOf(t, p.cmd.Process.Pid)
+		t.Logf("round %d: %d addresses on %d links served after %v; PSS %d KiB", round, len(up), links, took.Round(time.Millisecond), last)
+		if last > first*3/2+8<<10 {
+			t.Errorf("PSS grew from %d to %d KiB", first, last)
+		}
+		if round == rounds-1 {
+			for _, r := range h.statusRows("-c", file) {
+				if r.Missing != "" && r.Missing != "a default route" {
+					t.Errorf("%s on %s misses %s", r.Address, r.Ifname, r.Missing)
+				}
+			}
+		}
+		// In turns: addresses go, links go down, links vanish.
+		begin = time.Now()
+		switch round % 3 {
+		case 0:
+			h.batch(down)
+		case 1:
+			var lines []string
+			for i := range links {
+				lines = append(lines, fmt.Sprintf("link set wan%d down", i))
+			}
+			h.batch(lines)
+			fallthrough
+		default:
+			h.ns.Run(t, "sh", "-c", "ip -o link show type veth | sed -n 's/^[0-9]*: \\(wan[0-9]*\\)@.*/link del \\1/p' | ip -batch -")
+		}
+		h.waitNothingLeft(p, fds)
+		t.Logf("round %d: nothing left after %v", round, time.Since(begin).Round(time.Millisecond))
+		if round%3 == 0 {
+			h.ns.Run(t, "sh", "-c", "ip -o link show type veth | sed -n 's/^[0-9]*: \\(wan[0-9]*\\)@.*/link del \\1/p' | ip -batch -")
+		}
+	}
+	for _, word := range []string{"level=ERROR", "level=WARN", "panic"} {
+		if strings.Contains(p.log.String(), word) {
+			t.Errorf("the log has a %s", word)
+		}
+	}
+}
+
+// TestWatchSoakOverrun: more changes than the kernel queues while the watch does not read,
+// and a kill in the middle of them.
+func TestWatchSoakOverrun(t *testing.T) {
+	changes := 2000
+	if fullSize() {
+		changes = 5000
+	}
+	h := newHost(t)
+	h.serve(`"num_tables":8000`)
+	h.many(4)
+	file := h.watchFile(`{"links":[{"ifname":"wan*"}],"exclude":["lo","far*"],"reconcile_seconds":3600}`)
+	p := h.watchPlain("-c", file)
+	// Each round leaves other addresses than the one before.
+	var lines []string
+	var want []string
+	round := 0
+	storm := func() {
+		lines, want = nil, nil
+		for i := range changes / 2 {
+			addr := fmt.Sprintf("10.%d.%d.%d", 1+round, i/250, 1+i%250)
+			lines = append(lines, fmt.Sprintf("address add %s/32 dev wan%d", addr, i%4))
+			if i%50 == 0 {
+				want = append(want, addr)
+			}
+		}
+		for i := range changes / 2 {
+			if i%50 != 0 {
+				lines = append(lines, strings.Replace(lines[i], "address add", "address del", 1))
+			}
+		}
+		round++
+	}
+	flush := func() {
+		for i := range 4 {
+			lines = append(lines, fmt.Sprintf("address flush dev wan%d scope global", i))
+		}
+	}
+	exactly := func(p *process) {
+		t.Helper()
+		eventually(t, "exactly the addresses that are left are served", func() error {
+			var got []string
+			for _, rule := range h.rules() {
+				if rest, ok := strings.CutPrefix(rule, "10000: from "); ok {
+					got = append(got, strings.Fields(rest)[0])
+				}
+			}
+			if err := unorderedError(got, want); err != nil {
+				return fmt.Errorf("%d of %d: %.300w", len(got), len(want), err)
+			}
+			if leases := h.leases(); len(leases) != len(want) {
+				return fmt.Errorf("%d leases for %d addresses", len(leases), len(want))
+			}
+			return nil
+		})
+	}
+	storm()
+	h.freeze(p.cmd.Process.Pid)
+	h.batch(lines)
+	begin := time.Now()
+	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGCONT)
+	exactly(p)
+	t.Logf("%d changes while it did not read: right after %v", len(lines), time.Since(begin).Round(time.Millisecond))
+
+	// All of them go, others come, and it is killed on the way.
+	old := lines[:0:0]
+	storm()
+	flush()
+	lines = append(lines[len(lines)-4:], lines[:len(lines)-4]...)
+	old = append(old, lines...)
+	h.freeze(p.cmd.Process.Pid)
+	h.batch(old[:len(old)/2])
+	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGCONT)
+	p.kill()
+	p = h.watchPlain("-c", file)
+	h.batch(old[len(old)/2:])
+	begin = time.Now()
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	var left []string // leases of addresses that nobody can know of any more end by themselves
+	eventually(t, "exactly the addresses that are left have rules", func() error {
+		var got []string
+		for _, rule := range h.rules() {
+			if rest, ok := strings.CutPrefix(rule, "10000: from "); ok {
+				got = append(got, strings.Fields(rest)[0])
+			}
+		}
+		left = h.leases()
+		return unorderedError(got, want)
+	})
+	t.Logf("%d changes around a kill: right after %v, %d leases for %d addresses", len(old), time.Since(begin).Round(time.Millisecond), len(left), len(want))
+	for _, addr := range want {
+		if !strings.Contains(strings.Join(left, " "), "|"+addr+"|") {
+			t.Errorf("no lease of %s", addr)
+		}
+	}
+}

@@ -1,0 +1,179 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// row is what status tells programs of an address.
+type row struct {
+	Ifname    string `json:"ifname"`
+	Address   string `json:"address"`
+	Family    string `json:"family"`
+	Table     uint32 `json:"table"`
+	LeaseLeft int64  `json:"lease_left"`
+	Gateway   string `json:"gateway"`
+	PID       int    `json:"pid"`
+	Mode      string `json:"mode"`
+	Missing   string `json:"missing"`
+}
+
+// statusRows asks for the status and checks its exit code.
+func (h *host) statusRows(args ...string) (rows []row) {
+	h.t.Helper()
+	r := h.run(bin(h.t, clientBin), append([]string{"status", "--json"}, args...)...)
+	if err := json.Unmarshal([]byte(r.stdout), &rows); err != nil {
+		h.t.Fatalf("status --json: %v\n%s%s", err, r.stdout, r.stderr)
+	}
+	missing := 0
+	for _, row := range rows {
+		if row.Missing != "" {
+			missing = 1
+		}
+	}
+	if r.code != missing {
+		h.t.Errorf("exit code %d for %s", r.code, r.stdout)
+	}
+	return rows
+}
+
+const longAddress = "2001:db8:1234:5678:9abc:def0:1234:5678"
+
+func TestStatus(t *testing.T) {
+	h := newHost(t)
+	h.link("wan1", "10.78.0.20/24", "10.78.0.3/24")
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "address add "+longAddress+"/64 dev wan0 nodad")
+	h.ns.IP(t, "-6 route add default via fe80::1234:5678:9abc:def0 dev wan0")
+	server := h.serve()
+	if rows := h.statusRows(); len(rows) != 4 || !strings.Contains(rows[0].Missing, "no client") {
+		t.Errorf("with nobody there: %+v", rows)
+	}
+	h.lease("10.77.0.2", "wan0", "--routes", "copy", "--gateway", "10.77.0.1")
+	h.lease6(longAddress, "wan0", "--routes", "copy")
+	h.lease("10.78.0.20", "wan1")
+	h.lease("10.78.0.3", "wan1", "--routes", "move")
+	h.waitRoutes6("10000", "2001:db8:1234:5678::/64 dev wan0 proto 116 src "+longAddress+" metric 256",
+		"default via fe80::1234:5678:9abc:def0 dev wan0 proto 116 src "+longAddress+" metric 1024")
+	rows := h.statusRows()
+	want := []row{
+		{Ifname: "wan0", Address: "10.77.0.2", Family: "inet", Table: 10000, Gateway: "10.77.0.1", Mode: "copy"},
+		{Ifname: "wan0", Address: longAddress, Family: "inet6", Table: 10000, Gateway: "fe80::1234:5678:9abc:def0", Mode: "copy"},
+		{Ifname: "wan1", Address: "10.78.0.3", Family: "inet", Table: 10002, Mode: "move"},
+		{Ifname: "wan1", Address: "10.78.0.20", Family: "inet", Table: 10001, Mode: "none"},
+	}
+	pids := make(map[int]bool)
+	for i, r := range rows {
+		if r.LeaseLeft < 3000 || r.LeaseLeft > 3600 || r.PID == 0 || pids[r.PID] {
+			t.Errorf("lease and holder: %+v", r)
+		}
+		pids[r.PID] = true
+		r.PID, r.LeaseLeft = 0, 0
+		if i >= len(want) || r != want[i] {
+			t.Errorf("row %d: %+v", i, r)
+		}
+	}
+	for range 5 {
+		if again := h.statusRows(); fmt.Sprint(addressesOf(again)) != fmt.Sprint(addressesOf(rows)) {
+			t.Errorf("another order: %v", addressesOf(again))
+		}
+	}
+	if rows := h.statusRows("--ifname", "wan1", "--exclude", "x"); len(rows) != 2 {
+		t.Errorf("for wan1: %+v", rows)
+	}
+
+	// For people: all of it in 80 columns, and no colour where nobody looks.
+	text := h.run(bin(t, clientBin), "status")
+	if text.code != 0 || strings.Contains(text.stdout, "\x1b") {
+		t.Errorf("exit code %d:\n%s", text.code, text.stdout)
+	}
+	checkWidth(t, text.stdout)
+	for _, part := range []string{"IFNAME", longAddress, "fe80::1234:5678:9abc:def0", "10.78.0.20", "10002", "LEFT", "move"} {
+		if !strings.Contains(text.stdout, part) {
+			t.Errorf("no %s in\n%s", part, text.stdout)
+		}
+	}
+
+	// Without the server; and what is missing.
+	server.kill()
+	h.statusRows()
+	h.ns.IP(t, "rule del pref 20000 lookup 10001")
+	h.ns.IP(t, "rule del iif lo lookup 10001")
+	rows = h.statusRows()
+	if got := rows[3].Missing; got != "rule 20000: from all to 10.78.0.0/24 lookup 10001 proto 116, rule 91000: from all iif lo lookup 10001 proto 116" {
+		t.Errorf("missing: %q", got)
+	}
+	text = h.run(bin(t, clientBin), "status")
+	checkWidth(t, text.stdout)
+	if text.code != 1 || !strings.Contains(strings.Join(strings.Fields(text.stdout), " "), "misses "+rows[3].Missing) {
+		t.Errorf("exit code %d:\n%s", text.code, text.stdout)
+	}
+	terminal := h.run("script", "-qec", bin(t, clientBin)+" status", "/dev/null")
+	if terminal.code != 1 || !strings.Contains(terminal.stdout, "\x1b[31m") {
+		t.Errorf("on a terminal, exit code %d:\n%q", terminal.code, terminal.stdout)
+	}
+	// A user without rights learns that, and nothing that is not so.
+	user := h.clientWith(asStranger, "status")
+	if user.code != 1 || user.stdout != "" || !strings.Contains(user.stderr, "answer root and their own user only") {
+		t.Errorf("as a user: exit code %d, stdout %q, stderr %q", user.code, user.stdout, user.stderr)
+	}
+	// A holder that does not answer is not waited for long.
+	for pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range h.statusRows() {
+		if !strings.Contains(r.Missing, "an answer") {
+			t.Errorf("of a stopped holder: %+v", r)
+		}
+	}
+}
+
+func addressesOf(rows []row) (all []string) {
+	for _, r := range rows {
+		all = append(all, r.Address)
+	}
+	return all
+}
+
+func checkWidth(t *testing.T, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if line = strings.TrimRight(line, "\n"); len(line) > 80 {
+			t.Errorf("%d columns: %s", len(line), line)
+		}
+	}
+}
+
+// TestStatusOfWatch: what a watch holds, also while it has no lease.
+func TestStatusOfWatch(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	p := h.watch()
+	eventually(t, "the row says what it waits for", func() error {
+		if rows := h.statusRows(); len(rows) != 1 || rows[0].PID != p.cmd.Process.Pid || !strings.HasPrefix(rows[0].Missing, "a lease: ") {
+			return fmt.Errorf("%+v", rows)
+		}
+		return nil
+	})
+	h.serve()
+	eventually(t, "it has one", func() error {
+		if rows := h.statusRows(); rows[0].Missing != "" {
+			return errors.New(rows[0].Missing)
+		}
+		return nil
+	})
+	h.ns.IP(t, "link set wan0 down")
+	h.ns.IP(t, "link set wan0 up")
+	eventually(t, "it is complete again", func() error {
+		if rows := h.statusRows(); rows[0].Missing != "" || rows[0].Table != 10000 {
+			return fmt.Errorf("%+v", rows)
+		}
+		return nil
+	})
+}
