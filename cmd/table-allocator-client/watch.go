@@ -278,8 +278,12 @@ func printRows(out io.Writer, rows []client.Row, colour bool) error {
 				rest = append(rest, strings.ToLower(table[0][c])+" "+line[c])
 			}
 		}
-		if len(rest) > 0 {
-			fmt.Fprintln(w, "    "+strings.Join(rest, "  "))
+		for len(rest) > 0 {
+			line := "    " + rest[0]
+			for rest = rest[1:]; len(rest) > 0 && len(line)+2+len(rest[0]) <= screen; rest = rest[1:] {
+				line += "  " + rest[0]
+			}
+			fmt.Fprintln(w, line)
 		}
 		if missing := rows[i-1].Missing; missing != "" {
 			printMissing(w, missing, colour)

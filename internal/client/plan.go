@@ -125,8 +125,8 @@ func (v view) belongs(r route.Route, addr netip.Addr) bool {
 		toward = r.Gateway
 	}
 	if r.Src.IsValid() {
-		// With DHCP main prefers one address of a network, and the router serves all.
-		return r.Src == addr || v.network.Contains(toward)
+		// With DHCP main's default prefers one address of a network, and the router serves all.
+		return r.Src == addr || r.Dst.Bits() == 0 && v.network.Contains(toward)
 	}
 	if toward.Is6() && toward.IsLinkLocalUnicast() {
 		return true // as routers advertise themselves: it tells the link and no network

@@ -73,6 +73,7 @@ func LoadWatchConfig(file string, base WatchConfig) (WatchConfig, error) {
 			}
 			return nil
 		case "exclude":
+			cfg.Exclude = nil // not into the array of base, which the next reading begins with
 			return jsonc.Decode(key, value, &cfg.Exclude, "a list of patterns")
 		case "reconcile_seconds":
 			var seconds uint32
@@ -216,7 +217,7 @@ func (c WatchConfig) uplink(a route.Address, ifname string) (Uplink, bool) {
 	if a.Addr.Is4() {
 		family = wire.Inet
 	}
-	if !a.Addr.IsGlobalUnicast() || a.DADFailed() || len(ifname) > wire.MaxIfname {
+	if !a.Addr.IsGlobalUnicast() || a.DADFailed() || ifname == "" || len(ifname) > wire.MaxIfname {
 		return Uplink{}, false
 	}
 	matches := func(pattern string) bool {

@@ -527,14 +527,18 @@ func (l *loop) disordered(family int, sessions map[uint32]*session) ([]*session,
 // those which can be moved stand as in order: a rule that was added again stands behind its
 // equals, and those that followed it have to follow it again.
 func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
-	order = slices.DeleteFunc(slices.Clone(order), func(table uint32) bool { return !movable(table) })
+	there := make(map[uint32]bool, len(now))
+	for _, table := range now {
+		there[table] = true
+	}
+	order = slices.DeleteFunc(slices.Clone(order), func(table uint32) bool { return !movable(table) || !there[table] })
 	at := 0 // all of order before it stands where it should
 	for _, table := range now {
 		if at < len(order) && table == order[at] {
 			at++
 		}
 	}
-	return slices.DeleteFunc(order[at:], func(table uint32) bool { return !slices.Contains(now, table) })
+	return order[at:]
 }
 
 // moveBehind adds the unbound rule of a session again.

@@ -801,3 +801,57 @@ func TestTableWanted(t *testing.T) {
 		t.Errorf("--table x: exit code %d", r.code)
 	}
 }
+
+// TestWatchCapability: the right to change the network is all that it needs, as its unit
+// gives it.
+func TestWatchCapability(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+	h.ns.IP(t, "rule add from 10.99.0.1 lookup 777 pref 10000 proto 116")
+	h.serve()
+	path, err := userBin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := h.start(exec.Command("setpriv", "--bounding-set", "-all,+net_admin", "--inh-caps", "-all,+net_admin", "--no-new-privs",
+		path, "watch", "--routes", "move", "--specific-first"))
+	table := h.served("10.77.0.2")
+	h.waitRoutes(table, "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2")
+	h.waitNotServed("10.99.0.1")
+	if caps := status(t, p.cmd.Process.Pid, "CapEff"); caps[0] != "0000000000001000" {
+		t.Errorf("it has the capabilities %s", caps[0])
+	}
+	h.ns.IP(t, "rule flush protocol 116")
+	h.served("10.77.0.2")
+	if h.run(bin(t, clientBin), "status").code != 0 {
+		t.Error("something is missing")
+	}
+	for _, word := range []string{"level=ERROR", "not permitted", "denied"} {
+		if strings.Contains(p.log.String(), word) {
+			t.Errorf("the log has %q", word)
+		}
+	}
+	if code := p.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestWatchClean: what is to be taken back at the end is.
+func TestWatchClean(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
+	h.serve()
+	before := h.routes("main")
+	p := h.watch("--clean", "--routes", "move")
+	h.served("10.77.0.2")
+	h.served("2001:db8::2")
+	if code := p.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	h.waitClean()
+	h.waitRules6()
+	h.waitRoutes("main", before...)
+}

@@ -207,7 +207,7 @@ func TestWatchManagersTemporary(t *testing.T) {
 	h.waitServed(0, addr, routes...)
 	stop := h.flows(map[string]int{addr: 0})
 	seen := make(map[string]bool)
-	for len(seen) < 4 {
+	for len(seen) < 3 {
 		temp := h.waitAddress("wan0", prefix6(0, 0), func(a address) bool { return a.Temporary && !seen[a.Local] })
 		seen[temp] = true
 		h.waitServed(0, temp, routes...)

@@ -396,10 +396,9 @@ func (h *home) waitAddress(ifname, network string, like func(address) bool) (fou
 	return found
 }
 
-func anyAddress(address) bool  { return true }
-func slaac(a address) bool     { return !a.Temporary && a.Prefixlen == 64 }
-func temporary(a address) bool { return a.Temporary }
-func ofDHCP(a address) bool    { return a.Prefixlen == 128 }
+func anyAddress(address) bool { return true }
+func slaac(a address) bool    { return !a.Temporary && a.Prefixlen == 64 }
+func ofDHCP(a address) bool   { return a.Prefixlen == 128 }
 
 // advertise starts radvd at provider n; options are what it says of the link.
 func (h *home) advertise(n int, options string) *daemonRA {

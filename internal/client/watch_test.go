@@ -1,0 +1,178 @@
+package client
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+func TestMisplaced(t *testing.T) {
+	for _, tt := range []struct {
+		name             string
+		order, now, want []uint32
+		fixed            []uint32 // cannot be moved
+	}{
+		{"as it was", []uint32{1, 2, 3}, []uint32{1, 2, 3}, nil, nil},
+		{"the first came again", []uint32{1, 2, 3}, []uint32{2, 3, 1}, []uint32{2, 3}, nil},
+		{"one in the middle", []uint32{1, 2, 3, 4}, []uint32{1, 3, 4, 2}, []uint32{3, 4}, nil},
+		{"the last", []uint32{1, 2, 3}, []uint32{1, 2, 3}, nil, nil},
+		{"all the other way round", []uint32{1, 2, 3}, []uint32{3, 2, 1}, []uint32{2, 3}, nil},
+		{"one is away", []uint32{1, 2, 3}, []uint32{1, 3}, nil, nil},
+		{"one that nobody knows", []uint32{1, 2}, []uint32{9, 1, 2}, nil, nil},
+		{"others between", []uint32{1, 9, 2}, []uint32{9, 2, 1}, []uint32{2}, []uint32{9}},
+		{"others only", []uint32{8, 9}, []uint32{9, 8}, nil, []uint32{8, 9}},
+		{"none", nil, []uint32{1}, nil, nil},
+		{"all are away", []uint32{1, 2}, nil, nil, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			before := slices.Clone(tt.order)
+			got := misplaced(tt.order, tt.now, func(table uint32) bool { return !slices.Contains(tt.fixed, table) })
+			if len(got)+len(tt.want) > 0 && !slices.Equal(got, tt.want) {
+				t.Errorf("got %d, want %d", got, tt.want)
+			}
+			if !slices.Equal(before, tt.order) {
+				t.Errorf("the order was changed to %d", tt.order)
+			}
+			// Doing it restores the order.
+			now := slices.DeleteFunc(slices.Clone(tt.now), func(table uint32) bool { return slices.Contains(got, table) })
+			if again := misplaced(tt.order, append(now, got...), func(table uint32) bool { return !slices.Contains(tt.fixed, table) }); len(again) > 0 {
+				t.Errorf("after that %d are misplaced", again)
+			}
+		})
+	}
+}
+
+func watchConfig(t *testing.T, text string) (WatchConfig, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "watch.json")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return LoadWatchConfig(path, WatchConfig{Server: "tas_socket", Profiles: []Profile{DefaultProfile()}, Exclude: DefaultExclude})
+}
+
+func TestLoadWatchConfig(t *testing.T) {
+	got, err := watchConfig(t, `{ // all of it
+		"socket_path": "other",
+		"exclude": ["x*"],
+		"reconcile_seconds": 5,
+		"links": [
+			{
+				"ifname": "wan*", "families": ["inet"], "tag": "cable", "table": 10017, "priority": [1000, 2000, 9000],
+				"no_network_rule": true, "forward": true, "routes": "move", "on_loss": "block", "specific_first": true,
+				"nameservers": ["192.0.2.53", "2001:db8::53"], "dnsmasq_servers": "/run/x",
+			},
+			{},
+		],
+	}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := WatchConfig{Server: "other", Exclude: []string{"x*"}, ReconcileEvery: 5 * time.Second, Profiles: []Profile{{
+		Ifname: "wan*", Families: []wire.Family{wire.Inet}, Tag: "cable", Want: 10017, Priorities: Priorities{1000, 2000, 9000},
+		NoNetwork: true, Forward: true,
+		Settings: Settings{Routes: MoveRoutes, OnLoss: Block, SpecificFirst: true, ServersFile: "/run/x",
+			Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}},
+	}, DefaultProfile()}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if DefaultExclude[0] != "lo" {
+		t.Errorf("reading a file changed the defaults: %q", DefaultExclude)
+	}
+	for _, tt := range []struct{ text, want string }{
+		{`{}`, ""},
+		{`{"links":{}}`, "links: want a list of objects, have {}"},
+		{`{"links":[]}`, "links: none"},
+		{`{"links":[7]}`, "not a JSON object"},
+		{`{"links":[{},{"x":1}]}`, "links[1].x: unknown key"},
+		{`{"links":[{"tag":"a","tag":"b"}]}`, "tag: stands there twice"},
+		{`{"links":[{"ifname":""}]}`, "links[0]: ifname is not a pattern"},
+		{`{"links":[{"ifname":"[a"}]}`, "links[0]: ifname is not a pattern"},
+		{`{"links":[{"families":["inet7"]}]}`, `links[0].families: want a list of "inet" and "inet6", have "inet7"`},
+		{`{"links":[{"priority":[1,2,3]}]}`, "links[0]: priority: want numbers above 0"},
+		{`{"links":[{"priority":[1,2]}]}`, "links[0].priority: want three numbers, have 2"},
+		{`{"links":[{"routes":"x"}]}`, `links[0]: routes "x"`},
+		{`{"links":[{"on_loss":null}]}`, "links[0].on_loss: want fallback or block, have null"},
+		{`{"links":[{"table":-1}]}`, "links[0].table: want the number of a table, have -1"},
+		{`{"links":[{"dnsmasq_servers":"x"}]}`, "links[0]: dnsmasq_servers is no absolute path"},
+		{`{"links":[{"tag":"` + strings.Repeat("x", 128) + `"}]}`, "links[0]: tag: 128 bytes"},
+		{`{"exclude":["[a"]}`, `exclude "[a"`},
+		{`{"exclude":"lo"}`, "exclude: want a list of patterns"},
+		{`{"reconcile_seconds":0}`, "reconcile_seconds: want at least 1"},
+		{`{"reconcile_seconds":"1"}`, "reconcile_seconds: want seconds"},
+		{`{"socket_path":""}`, "socket_path"},
+		{`{"Links":[]}`, "Links: unknown key"},
+		{`[]`, "not a JSON object"},
+	} {
+		_, err := watchConfig(t, tt.text)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "watch.json")) {
+			t.Errorf("%s: got %v, want %s", tt.text, err, tt.want)
+		}
+	}
+}
+
+func TestSelects(t *testing.T) {
+	cfg := WatchConfig{Exclude: append([]string{"wan9"}, DefaultExclude...), Profiles: []Profile{
+		{Ifname: "wan?", Families: []wire.Family{wire.Inet}, Tag: "first",
+			Settings: Settings{Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}}},
+		{Ifname: "*", Families: []wire.Family{wire.Inet, wire.Inet6}, Tag: "second"},
+	}}
+	for _, tt := range []struct{ ifname, addr, want string }{
+		{"wan0", "192.0.2.5", "wan0-192.0.2.5-2 first [192.0.2.53]"},
+		{"wan0", "2001:db8::5", ""}, // the first profile counts
+		{"wan10", "2001:db8::5", "wan10-2001:db8::5-10 second []"},
+		{"wan9", "192.0.2.5", ""},
+		{"lan0", "fd00::5", "lan0-fd00::5-10 second []"},
+		{"lan0", "fe80::5", ""},
+		{"lan0", "ff02::5", ""},
+		{"lan0", "::1", ""},
+		{"lan0", "127.0.0.2", ""},
+		{"lan0", "169.254.1.1", ""},
+		{"lan0", "224.0.0.1", ""},
+		{"lo", "192.0.2.5", ""},
+		{"veth12ab", "192.0.2.5", ""},
+		{"br-0123456789ab", "192.0.2.5", ""},
+		{"br0", "192.0.2.5", "br0-192.0.2.5-2 second []"},
+		{"docker0", "192.0.2.5", ""},
+		{"", "192.0.2.5", ""}, // its link went meanwhile
+	} {
+		got := ""
+		u, ok := cfg.uplink(route.Address{Addr: netip.MustParseAddr(tt.addr), Bits: 24}, tt.ifname)
+		if ok {
+			got = fmt.Sprintf("%s %s %v", u.Key, u.Tag, u.Settings.Nameservers)
+		}
+		if got != tt.want {
+			t.Errorf("%s on %q: got %q, want %q", tt.addr, tt.ifname, got, tt.want)
+		}
+	}
+}
+
+// TestSettingsUnder: another profile leaves what a hook said of the network.
+func TestSettingsUnder(t *testing.T) {
+	gateway, server := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.53")
+	hook := Settings{Routes: MoveRoutes, Gateways: []netip.Addr{gateway}, Metric: 7, OnLoss: Fallback, Nameservers: []netip.Addr{server}, ServersFile: "/run/hook"}
+	profile := Settings{Routes: CopyRoutes, OnLoss: Block, SpecificFirst: true, ServersFile: "/run/profile"}
+	s := &session{machine: &machine{uplink: Uplink{Settings: hook}}}
+	if got := s.settingsUnder(profile); !reflect.DeepEqual(got, profile) {
+		t.Errorf("without a hook: got %+v", got)
+	}
+	s.hooked = true
+	want := Settings{Routes: CopyRoutes, OnLoss: Block, SpecificFirst: true, Gateways: hook.Gateways, Metric: 7, Nameservers: hook.Nameservers, ServersFile: "/run/hook"}
+	if got := s.settingsUnder(profile); !reflect.DeepEqual(got, want) {
+		t.Errorf("with a hook: got %+v, want %+v", got, want)
+	}
+	profile.Routes = NoRoutes
+	if err := s.settingsUnder(profile).Validate(); err != nil {
+		t.Errorf("with a profile that places no routes: %v", err)
+	}
+}
