@@ -80,11 +80,13 @@ INSTALLED := \
 	644:hooks/dnsmasq/table-allocator.conf:$(PREFIX)/share/doc/table-allocator/examples/dnsmasq.conf \
 	644:packaging/systemd/table-allocator-server.service.in:$(PREFIX)/lib/systemd/system/table-allocator-server.service \
 	644:packaging/systemd/table-allocator-server.socket:$(PREFIX)/lib/systemd/system/table-allocator-server.socket \
+	644:packaging/systemd/table-allocator-watch.service.in:$(PREFIX)/lib/systemd/system/table-allocator-watch.service \
 	644:packaging/systemd/networkd.conf:$(PREFIX)/lib/systemd/networkd.conf.d/table-allocator.conf \
 	644:packaging/sysctl.conf:$(PREFIX)/lib/sysctl.d/60-table-allocator.conf \
 	644:packaging/rt_protos.conf:$(SYSCONFDIR)/iproute2/rt_protos.d/table-allocator.conf \
 	644:packaging/man/table-allocator-server.8:$(PREFIX)/share/man/man8/table-allocator-server.8 \
 	644:packaging/man/table-allocator-client.8:$(PREFIX)/share/man/man8/table-allocator-client.8 \
+	644:packaging/man/table-allocator-watch.8:$(PREFIX)/share/man/man8/table-allocator-watch.8 \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-client \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-server \
 	644:packaging/completion/zsh:$(PREFIX)/share/zsh/site-functions/_table-allocator \
@@ -92,6 +94,7 @@ INSTALLED := \
 	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/table-allocator-server.fish
 CONFIGURATION := \
 	644:packaging/server.json:$(SYSCONFDIR)/table-allocator/server.json \
+	644:packaging/watch.json:$(SYSCONFDIR)/table-allocator/watch.json \
 	644:packaging/default:$(SYSCONFDIR)/default/table-allocator
 FILL = sed -e 's|@SBINDIR@|$(SBINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
 

@@ -70,17 +70,20 @@ func TestInstall(t *testing.T) {
 		"644 /usr/local/share/doc/table-allocator/examples/dnsmasq.conf",
 		"644 /usr/local/lib/systemd/system/table-allocator-server.service",
 		"644 /usr/local/lib/systemd/system/table-allocator-server.socket",
+		"644 /usr/local/lib/systemd/system/table-allocator-watch.service",
 		"644 /usr/local/lib/systemd/networkd.conf.d/table-allocator.conf",
 		"644 /usr/local/lib/sysctl.d/60-table-allocator.conf",
 		"644 /etc/iproute2/rt_protos.d/table-allocator.conf",
 		"644 /usr/local/share/man/man8/table-allocator-server.8",
 		"644 /usr/local/share/man/man8/table-allocator-client.8",
+		"644 /usr/local/share/man/man8/table-allocator-watch.8",
 		"644 /usr/local/share/bash-completion/completions/table-allocator-server",
 		"644 /usr/local/share/bash-completion/completions/table-allocator-client",
 		"644 /usr/local/share/zsh/site-functions/_table-allocator",
 		"644 /usr/local/share/fish/vendor_completions.d/table-allocator-server.fish",
 		"644 /usr/local/share/fish/vendor_completions.d/table-allocator-client.fish",
 		"644 /etc/table-allocator/server.json",
+		"644 /etc/table-allocator/watch.json",
 		"644 /etc/default/table-allocator",
 	}
 	if diff := unordered(files(t, dir), want); diff != "" {
@@ -217,7 +220,7 @@ func TestInstalledUnits(t *testing.T) {
 	}
 	check("systemd-analyze", "verify", "--man=no", service, filepath.Join(units, "table-allocator-server.socket"))
 	pages, err := filepath.Glob(filepath.Join(dir, "usr/local/share/man/man8/*"))
-	if err != nil || len(pages) != 2 {
+	if err != nil || len(pages) != 3 {
 		t.Fatalf("manual pages: %q, %v", pages, err)
 	}
 	for _, page := range pages {
