@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -81,6 +82,7 @@ func startBackground() (answers *os.File, err error) {
 	caught := make(chan os.Signal, 1)
 	signal.Notify(caught)
 	defer signal.Stop(caught)
+	defaultInternalSignals()
 	// The mask of this thread is the one that the new process begins with.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -98,6 +100,20 @@ func startBackground() (answers *os.File, err error) {
 		return nil, fmt.Errorf("start the process in the background: %w", err)
 	}
 	return answers, process.Release()
+}
+
+// defaultInternalSignals does the same for the two signals that belong to the C library,
+// which the runtime leaves as it finds them.
+func defaultInternalSignals() {
+	const first, last = 32, 33   // SIGCANCEL and SIGSETXID of glibc
+	var action, before [8]uint64 // a struct sigaction of the kernel, on any machine; zero is SIG_DFL
+	for sig := uintptr(first); sig <= last; sig++ {
+		const ignored, setSize = 1, 8 // SIG_IGN
+		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&before)), setSize, 0, 0)
+		if errno == 0 && *(*uintptr)(unsafe.Pointer(&before)) == ignored {
+			unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&action)), 0, setSize, 0, 0)
+		}
+	}
 }
 
 // closeOnExec keeps everything above standard error from being inherited.

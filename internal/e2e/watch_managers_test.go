@@ -455,16 +455,6 @@ func prefixOption(network string, valid, preferred int, more ...string) string {
 	return fmt.Sprintf("prefix %s { AdvValidLifetime %d; AdvPreferredLifetime %d; %s };", network, valid, preferred, strings.Join(more, " "))
 }
 
-// readFile returns a file of the module.
-func readFile(t *testing.T, path string) string {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
 // waitQuiet waits until the kernel makes nothing of the advertisements on a link: it is
 // another's task.
 func (h *home) waitQuiet(ifname string) {
