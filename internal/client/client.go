@@ -160,7 +160,7 @@ func endHolder(conn *wire.Conn, cfg Config, log *slog.Logger) {
 }
 
 func removeLeftovers(u Uplink, log *slog.Logger) error {
-	if !u.wantsRules() {
+	if !u.isAddress() {
 		return nil
 	}
 	kernel, err := route.Dial()

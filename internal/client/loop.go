@@ -538,7 +538,7 @@ func (s *session) noteLeaving(events []route.Event) {
 
 // look compares the link and its addresses with what the machine believes.
 func (l *loop) look(s *session) {
-	if !s.uplink.follows() || s.state == releasing || s.state == done {
+	if !s.uplink.isAddress() || s.state == releasing || s.state == done {
 		return
 	}
 	link, found, err := l.link(s)

@@ -112,7 +112,7 @@ func (m *machine) deadline() time.Duration {
 func (m *machine) step(now time.Duration, ev event) []action {
 	switch ev.kind {
 	case start:
-		if m.uplink.follows() {
+		if m.uplink.isAddress() {
 			m.grace = now + addressGrace
 		}
 		return m.ask(now)

@@ -46,7 +46,7 @@ func (r *ruleset) adopt() error {
 // place makes the rules those of table, and removes what was adopted or placed before. If
 // nobody of us places routes, it empties the table of those that somebody left there.
 func (r *ruleset) place(table uint32) error {
-	if !r.uplink.wantsRules() {
+	if !r.uplink.isAddress() {
 		return nil
 	}
 	if !r.adopted {
@@ -69,7 +69,7 @@ func (r *ruleset) place(table uint32) error {
 
 // clear removes all rules and routes of the uplink.
 func (r *ruleset) clear() error {
-	if !r.uplink.wantsRules() || !r.adopted {
+	if !r.uplink.isAddress() || !r.adopted {
 		return nil
 	}
 	host := r.uplink.host()

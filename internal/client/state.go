@@ -77,7 +77,7 @@ func (s *session) refreshes(now time.Duration) time.Duration {
 func (s *session) view() (view, bool) { return s.viewOf(s.uplink) }
 
 func (s *session) viewOf(u Uplink) (view, bool) {
-	if !u.Settings.placesRoutes() || !u.wantsRules() || s.index == 0 {
+	if !u.Settings.placesRoutes() || !u.isAddress() || s.index == 0 {
 		return view{}, false
 	}
 	link, found, err := s.rules.kernel.LinkByIndex(s.index)
@@ -234,7 +234,7 @@ func (s *session) concernsRoutes(e route.Event) bool {
 
 // missing says what the lease means for the kernel and is not there; "" if nothing.
 func (s *session) missing() string {
-	if !s.uplink.wantsRules() {
+	if !s.uplink.isAddress() {
 		return ""
 	}
 	if !s.installed {

@@ -32,11 +32,9 @@ type Uplink struct {
 	Settings   Settings
 }
 
-// wantsRules tells whether a lease of this family is turned into rules.
-func (u Uplink) wantsRules() bool { return u.Key.Family != wire.Unspec }
-
-// follows tells whether the key names an address of a link that can come and go.
-func (u Uplink) follows() bool { return u.Key.Family != wire.Unspec }
+// isAddress tells whether the key names an address, which comes and goes with its link and
+// has rules, or any other identifier.
+func (u Uplink) isAddress() bool { return u.Key.Family != wire.Unspec }
 
 func (u Uplink) addr() netip.Addr {
 	addr, _ := netip.ParseAddr(u.Key.Address) // Canonical has parsed it; unspec has none
@@ -48,7 +46,7 @@ func (u Uplink) host() netip.Prefix { return netip.PrefixFrom(u.addr(), u.addr()
 
 // rules are what a lease of table means for the kernel.
 func (u Uplink) rules(table uint32) []route.Rule {
-	if !u.wantsRules() {
+	if !u.isAddress() {
 		return nil
 	}
 	rule := func(priority uint32) route.Rule {
