@@ -8,7 +8,6 @@
 package wire
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -29,7 +28,6 @@ const (
 	MaxAddress = 45
 	MaxIfname  = 15
 	MaxTag     = 127
-	maxNesting = 32      // of a whole message
 	expiresMax = 1 << 33 // seconds: in nanoseconds, the lease clock is an int64
 	tableMax   = 1<<32 - 1
 )
@@ -121,7 +119,10 @@ func (k Key) Canonical() (Key, error) {
 	case addr.Zone() != "" || addr.Is4In6() || addr.Is4() != (k.Family == Inet):
 		return k, fmt.Errorf("address %q: not an address of family %s", k.Address, k.Family)
 	}
-	k.Address = addr.String()
+	var buf [MaxAddress]byte
+	if text := addr.AppendTo(buf[:0]); string(text) != k.Address { // mostly it is canonical
+		k.Address = string(text)
+	}
 	return k, nil
 }
 
@@ -184,9 +185,12 @@ func (r Request) Append(b []byte) []byte {
 // protocol but tag is required, types and ranges are checked, other keys are ignored.
 // The address comes back in canonical text. With an error Cmd is Response if data looks
 // like one, since a Response is never answered, however broken.
-func ParseRequest(data []byte) (Request, error) {
-	r, err := parseRequest(data)
-	if err != nil && responseLike.Match(data) {
+func ParseRequest(data []byte) (Request, error) { return ParseRequestText(string(data)) }
+
+// ParseRequestText is ParseRequest for text that the Request may keep parts of.
+func ParseRequestText(text string) (Request, error) {
+	r, err := parseRequest(text)
+	if err != nil && responseLike.MatchString(text) {
 		r.Cmd = Response
 	}
 	return r, err
@@ -196,7 +200,7 @@ func ParseRequest(data []byte) (Request, error) {
 // cut off behind it.
 var responseLike = regexp.MustCompile(`"cmd"[ \t\r\n]*:[ \t\r\n]*2[ \t\r\n]*[,}]`)
 
-func parseRequest(data []byte) (Request, error) {
+func parseRequest(text string) (Request, error) {
 	var (
 		r        Request
 		family   int64
@@ -206,35 +210,36 @@ func parseRequest(data []byte) (Request, error) {
 		settings string
 		seen     seenKeys
 	)
-	err := members(data, func(key, value []byte) (err error) {
-		switch string(key) {
+	all, err := members(text, make([]pair, 0, usualMembers))
+	for i := 0; i < len(all) && err == nil; i++ {
+		m := &all[i]
+		switch m.key {
 		case "address":
 			seen.mark(0)
-			r.Address, err = stringValue("address", value)
+			r.Address, err = stringValue("address", m.value)
 		case "ifname":
 			seen.mark(1)
-			r.Ifname, err = stringValue("ifname", value)
+			r.Ifname, err = stringValue("ifname", m.value)
 		case "tag":
 			seen.mark(5)
-			r.Tag, err = stringValue("tag", value)
+			r.Tag, err = stringValue("tag", m.value)
 		case "addr_family":
 			seen.mark(2)
-			family, err = intValue("addr_family", value, 0, 255)
+			family, err = intValue("addr_family", m.value, 0, 255)
 		case "cmd":
 			seen.mark(3)
-			cmd, err = intValue("cmd", value, 0, 255)
+			cmd, err = intValue("cmd", m.value, 0, 255)
 		case "version":
 			seen.mark(4)
-			version, err = intValue("version", value, 0, 1<<31)
+			version, err = intValue("version", m.value, 0, 1<<31)
 		case "settings":
 			seen.mark(6)
-			settings = string(value)
+			settings = m.value
 		case "want":
 			seen.mark(7)
-			want, err = intValue("want", value, 0, tableMax)
+			want, err = intValue("want", m.value, 0, tableMax)
 		}
-		return err
-	})
+	}
 	r.Cmd, r.Family = Command(cmd), Family(family)
 	if err != nil {
 		return r, err
@@ -318,40 +323,41 @@ func ParseReply(data []byte) (Reply, error) {
 		table, pid   int64
 		seen         seenKeys
 	)
-	err := members(data, func(key, value []byte) (err error) {
-		switch string(key) {
+	all, err := members(string(data), make([]pair, 0, usualMembers))
+	for i := 0; i < len(all) && err == nil; i++ {
+		m := &all[i]
+		switch m.key {
 		case "version":
 			seen.mark(0)
-			version, err = intValue("version", value, 0, 1<<31)
+			version, err = intValue("version", m.value, 0, 1<<31)
 		case "cmd":
 			seen.mark(1)
-			cmd, err = intValue("cmd", value, 0, 255)
+			cmd, err = intValue("cmd", m.value, 0, 255)
 		case "table":
 			seen.mark(2)
-			table, err = intValue("table", value, 0, tableMax)
+			table, err = intValue("table", m.value, 0, tableMax)
 		case "lease_expires":
 			seen.mark(3)
-			r.Expires, err = intValue("lease_expires", value, 0, expiresMax)
+			r.Expires, err = intValue("lease_expires", m.value, 0, expiresMax)
 		case "pid":
 			seen.mark(4)
-			pid, err = intValue("pid", value, 0, 1<<31-1)
+			pid, err = intValue("pid", m.value, 0, 1<<31-1)
 		case "error":
 			seen.mark(5)
-			r.Error, err = stringValue("error", value)
+			r.Error, err = stringValue("error", m.value)
 		case "mode":
 			seen.mark(7)
-			r.Mode, err = stringValue("mode", value)
+			r.Mode, err = stringValue("mode", m.value)
 		case "missing":
 			seen.mark(8)
-			r.Missing, err = stringValue("missing", value)
+			r.Missing, err = stringValue("missing", m.value)
 		case "code":
 			seen.mark(6)
 			var code string
-			code, err = stringValue("code", value)
+			code, err = stringValue("code", m.value)
 			r.Code = Code(code)
 		}
-		return err
-	})
+	}
 	if err != nil {
 		return Reply{}, err
 	}
@@ -367,6 +373,9 @@ func ParseReply(data []byte) (Reply, error) {
 	r.Table, r.PID = uint32(table), int(pid)
 	return r, nil
 }
+
+// usualMembers have room on the stack while a message is read.
+const usualMembers = 10
 
 // seenKeys remembers which of the known keys a message had, and which it had twice.
 type seenKeys struct{ once, twice uint }
@@ -388,123 +397,6 @@ func (s seenKeys) check(required int, names ...string) error {
 		}
 	}
 	return nil
-}
-
-var errNotObject = errors.New("not a JSON object")
-
-// members calls f with the raw key and value of each member of the object that data
-// must be. encoding/json judges the grammar; only the split is done here, because its
-// decoder matches keys without regard to case, takes any number for an integer that it
-// fits, and allocates on a path that a renewal takes thousands of times a second.
-func members(data []byte, f func(key, value []byte) error) error {
-	if !utf8.Valid(data) || !json.Valid(data) {
-		return errNotObject
-	}
-	rest := trimSpace(data)
-	if len(rest) == 0 || rest[0] != '{' {
-		return errNotObject
-	}
-	if nesting(rest) > maxNesting {
-		return fmt.Errorf("nested deeper than %d", maxNesting)
-	}
-	for rest = trimSpace(rest[1:]); rest[0] != '}'; {
-		var key, value []byte
-		key, rest = splitValue(rest)
-		value, rest = splitValue(trimSpace(trimSpace(rest)[1:])) // behind the colon
-		if err := f(key[1:len(key)-1], value); err != nil {
-			return err
-		}
-		if rest = trimSpace(rest); rest[0] == ',' {
-			rest = trimSpace(rest[1:])
-		}
-	}
-	return nil
-}
-
-// splitValue splits the first value off rest, which is known to be valid JSON.
-func splitValue(rest []byte) (value, behind []byte) {
-	depth, i := 0, 0
-	for ; i < len(rest); i++ {
-		switch rest[i] {
-		case '"':
-			for i++; rest[i] != '"'; i++ {
-				if rest[i] == '\\' {
-					i++
-				}
-			}
-			if depth == 0 {
-				return rest[:i+1], rest[i+1:]
-			}
-		case '{', '[':
-			depth++
-		case '}', ']':
-			if depth == 0 {
-				return rest[:i], rest[i:]
-			}
-			if depth--; depth == 0 {
-				return rest[:i+1], rest[i+1:]
-			}
-		case ',', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return rest[:i], rest[i:]
-			}
-		}
-	}
-	return rest, nil
-}
-
-func nesting(data []byte) int {
-	depth, most := 0, 0
-	for i := 0; i < len(data); i++ {
-		switch data[i] {
-		case '"':
-			for i++; data[i] != '"'; i++ {
-				if data[i] == '\\' {
-					i++
-				}
-			}
-		case '{', '[':
-			depth++
-			most = max(most, depth)
-		case '}', ']':
-			depth--
-		}
-	}
-	return most
-}
-
-func trimSpace(b []byte) []byte {
-	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\r' || b[0] == '\n') {
-		b = b[1:]
-	}
-	return b
-}
-
-func stringValue(key string, value []byte) (string, error) {
-	if value[0] != '"' {
-		return "", fmt.Errorf("%s: not a string", key)
-	}
-	for _, c := range value {
-		if c == '\\' {
-			var s string
-			if err := json.Unmarshal(value, &s); err != nil {
-				return "", fmt.Errorf("%s: %w", key, err)
-			}
-			return s, nil
-		}
-	}
-	return string(value[1 : len(value)-1]), nil
-}
-
-func intValue(key string, value []byte, least, most int64) (int64, error) {
-	n, err := strconv.ParseInt(string(value), 10, 64)
-	if err != nil {
-		return -1, fmt.Errorf("%s: not an integer in range", key)
-	}
-	if n < least || n > most {
-		return -1, fmt.Errorf("%s: %d is not within %d to %d", key, n, least, most)
-	}
-	return n, nil
 }
 
 func appendString(b []byte, s string) []byte { return appendStringWithin(b, s, len(s)*6+2) }
