@@ -35,6 +35,7 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 		timeout: cfg.Timeout,
 		avoid:   cfg.Avoid,
 		utc:     time.Now,
+		log:     log,
 		pools:   make(map[Family]*pool),
 		byKey:   make(map[Key]*slot),
 	}
@@ -92,6 +93,7 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 	}); err != nil {
 		return nil, err
 	}
+	a.store.settle()
 	a.written(now)
 	if original {
 		log.Info("database of the original taken over", "path", path, "copy", copied)
