@@ -21,6 +21,7 @@ exec unshare --fork --kill-child --pid --mount-proc --mount --propagation privat
 	mount -t tmpfs tmpfs /run
 	mount -t tmpfs tmpfs /var
 	mkdir -p /var/log /var/lib /var/tmp
+	! mountpoint --quiet /sys/fs/cgroup || umount /sys/fs/cgroup
 	mount -t cgroup2 cgroup2 /sys/fs/cgroup
 	printf "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n" >/mnt/usr/lib/systemd/system/test.target
 	mkdir /mnt/usr/lib/systemd/system/test.target.wants
