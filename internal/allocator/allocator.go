@@ -72,6 +72,7 @@ type Config struct {
 	Pools   map[Family]Pool // a family without a pool is not served
 	Timeout int64           // seconds that a lease lasts
 	Boot    Boot
+	Marks   Marks
 
 	// Avoid reports whether table must not go to key now, because rules of the host refer to
 	// it. lastHolder held the table last, in this database, boot and namespace; it is the
@@ -147,6 +148,7 @@ type Allocator struct {
 	due   expiryHeap    // all leases in force
 	ended int64         // the newest end of a lease
 	open  *Batch        // waits for Commit
+	marks marks         // of interfaces
 
 	dirty   []*slot // what the database does not know yet, in order of change
 	expired []Lease // not yet returned by Tick
@@ -466,7 +468,7 @@ func (a *Allocator) restore(ctx context.Context, now int64) error {
 	next, err := openStore(ctx, a.store.path, a.store.boot, a.log)
 	a.store = next // also if that failed: the file that it made is ours to try again
 	if err == nil {
-		err = a.store.fill(ctx, a.all(), now, a.utc(), a.log)
+		err = a.store.fill(ctx, a.all(), a.marks.byIfname, now, a.utc(), a.log)
 	}
 	if err != nil {
 		return errors.Join(err, next.close())

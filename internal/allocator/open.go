@@ -89,6 +89,9 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 		if err := a.load(ctx, now, log); err != nil {
 			return err
 		}
+		if err := a.loadMarks(ctx, cfg.Marks); err != nil {
+			return err
+		}
 		return a.store.put(ctx, a.dirty, now, a.utc())
 	}); err != nil {
 		return nil, err

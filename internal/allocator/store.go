@@ -270,8 +270,8 @@ func (s *store) save(ctx context.Context, slots []*slot, now int64, utc time.Tim
 	return s.transact(ctx, func() error { return s.put(ctx, slots, now, utc) })
 }
 
-// fill readies the database at its path, which may be new, and writes slots into it.
-func (s *store) fill(ctx context.Context, slots []*slot, now int64, utc time.Time, log *slog.Logger) error {
+// fill readies the database at its path, which may be new, and writes slots and marks into it.
+func (s *store) fill(ctx context.Context, slots []*slot, marks map[string]mark, now int64, utc time.Time, log *slog.Logger) error {
 	version, original, err := s.version(ctx)
 	if err == nil && original {
 		err = errors.New("it is a database of the original: restart the server to take it over, or move it away")
@@ -285,6 +285,11 @@ func (s *store) fill(ctx context.Context, slots []*slot, now int64, utc time.Tim
 	if err := s.transact(ctx, func() error {
 		if err := s.migrate(ctx, version); err != nil {
 			return err
+		}
+		for ifname, m := range marks {
+			if err := s.putMark(ctx, ifname, m); err != nil {
+				return err
+			}
 		}
 		return s.put(ctx, slots, now, utc)
 	}); err != nil {
