@@ -120,6 +120,9 @@ func (v view) belongs(r route.Route, addr netip.Addr) bool {
 	if r.Dst.IsSingleIP() && r.Dst.Addr() == addr {
 		return false // the address itself, which the local table has
 	}
+	if r.Family == unix.AF_INET6 && r.Protocol == unix.RTPROT_KERNEL && r.Dst.IsSingleIP() && r.Dst != v.network {
+		return false // another address of the link, as DHCPv6 gives it, even after that is gone
+	}
 	toward := r.Dst.Addr()
 	if r.Gateway.IsValid() {
 		toward = r.Gateway

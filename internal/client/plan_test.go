@@ -188,6 +188,28 @@ func TestMakePlan(t *testing.T) {
 	}
 }
 
+// The kernel has a route to each /128 address of a link, for a while also when that is gone:
+// it is of no other address.
+func TestMakePlanHostRoutes(t *testing.T) {
+	kernel := func(dst string) route.Route {
+		r := mainRoute(dst, "", "", 256)
+		r.Protocol = unix.RTPROT_KERNEL
+		return r
+	}
+	main := []route.Route{kernel("2001:db8::2/128"), kernel("2001:db8::3/128"), kernel("2001:db8::4/128"), kernel("2001:db8::/64"),
+		mainRoute("2001:db8::9/128", "", "", 1024)}
+	const rest = "2001:db8::/64 src 2001:db8::2 metric 256 pref medium; 2001:db8::9 src 2001:db8::2 metric 1024 pref medium"
+	for name, tt := range map[string]struct{ network, table string }{
+		"of DHCPv6": {"2001:db8::2/128", rest},
+		"a network": {"2001:db8::2/64", rest},
+		"far end":   {"2001:db8::3/128", rest + "; 2001:db8::3 src 2001:db8::2 metric 256 pref medium"},
+	} {
+		u := Uplink{Key: wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{Routes: CopyRoutes}}
+		v := view{index: 7, network: prefix(tt.network), others: []netip.Prefix{prefix("2001:db8::4/128")}, main: main}
+		wantRoutes(t, name, makePlan(u, v, planTable, nil, nil).table, tt.table)
+	}
+}
+
 // wantRoutes compares routes with a text of `ip route` without what they have in common.
 func wantRoutes(t *testing.T, what string, routes []route.Route, want string) {
 	t.Helper()
