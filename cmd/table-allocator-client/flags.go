@@ -157,6 +157,9 @@ func (t told) settle(u *client.Uplink) (err error) {
 	if s.Gateways, err = addresses("--gateway", t.gateways, family4); err != nil {
 		return err
 	}
+	for i, gateway := range s.Gateways {
+		s.Gateways[i] = gateway.WithZone("") // it is on the link of the address
+	}
 	if s.Nameservers, err = addresses("--nameserver", t.nameservers, family4); err != nil {
 		return err
 	}

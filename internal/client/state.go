@@ -172,7 +172,7 @@ func (s *session) settingsUnder(profile Settings) Settings {
 
 // resolve writes the resolver lines of the address, and takes away what it wrote before.
 func (s *session) resolve() {
-	servers := s.uplink.Settings.Nameservers
+	servers := s.uplink.nameservers()
 	if len(servers) == 0 && s.servers == "" {
 		return
 	}

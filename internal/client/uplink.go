@@ -7,6 +7,7 @@ package client
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,18 @@ func (u Uplink) isAddress() bool { return u.Key.Family != wire.Unspec }
 func (u Uplink) addr() netip.Addr {
 	addr, _ := netip.ParseAddr(u.Key.Address) // Canonical has parsed it; unspec has none
 	return addr
+}
+
+// nameservers are those to ask from the address. A link-local one is reached through the
+// link of the address, which DHCPv6 does not say and a resolver has to know.
+func (u Uplink) nameservers() []netip.Addr {
+	servers := slices.Clone(u.Settings.Nameservers)
+	for i, server := range servers {
+		if server.Is6() && server.IsLinkLocalUnicast() && server.Zone() == "" {
+			servers[i] = server.WithZone(u.Key.Ifname)
+		}
+	}
+	return servers
 }
 
 // host is the source of the source rule.
