@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -57,7 +58,8 @@ func (s *site) dhcpdAt(n int, subnet string) *process {
 func (s *site) prepareDhclient() {
 	s.t.Helper()
 	s.sh(`echo 'timeout 3; retry 1; reboot 1; initial-interval 1; backoff-cutoff 1; select-timeout 0;' >>/etc/dhcp/dhclient.conf`)
-	s.write("/etc/dhcp/dhclient-exit-hooks.d/zz-record", `echo "$interface $reason $old_ip_address $new_ip_address" >>/run/reasons`+"\n")
+	s.write("/etc/dhcp/dhclient-exit-hooks.d/zz-record",
+		`echo "$interface $reason $old_ip_address$old_ip6_address$old_ip6_prefix$cur_ip6_address $new_ip_address$new_ip6_address$new_ip6_prefix" >>/run/reasons`+"\n")
 }
 
 // dhclient runs dhclient for a link as ifup does, until it has gone to the background.
@@ -71,6 +73,22 @@ func (s *site) dhclient(ifname string, more ...string) {
 func (s *site) killDhclient(ifname string) {
 	s.t.Helper()
 	s.sh(`kill -9 $(cat "/run/dhclient.$1.pid")`, ifname)
+}
+
+// quietDhclient does that by pid file, and waits until no call of the script is under way.
+func (s *site) quietDhclient(pidFiles ...string) {
+	s.t.Helper()
+	for _, file := range pidFiles {
+		s.sh(`kill -9 $(cat "$1")`, file)
+	}
+	eventually(s.t, "no script of dhclient runs", func() error {
+		for _, pid := range s.everyone() {
+			if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.HasPrefix(string(comm), "dhclient-script") {
+				return fmt.Errorf("process %d", pid)
+			}
+		}
+		return nil
+	})
 }
 
 // reasons are the calls of dhclient-script for a link, with old and new address.
@@ -503,6 +521,7 @@ func TestDhclientFlap(t *testing.T) {
 		s.isps[0].ns.IP(t, "link set lan up")
 		s.waitUplink(0, given[0])
 	}
+	s.quietDhclient("/run/dhclient.wan0.pid", "/run/dhclient.wan2.pid") // a renewal would start anew
 	s.ns.IP(t, "address del 192.168.1.20/24 dev wan0")
 	s.waitGone(given[0])
 	s.ns.IP(t, "link del wan2")
