@@ -29,42 +29,98 @@ ours() {
 	[ -n "$1" ]
 }
 
-# hold ADDRESS IFNAME OPTION...: lease a table for an IPv4 address, or tell its holder
-# what has changed. The table is the holder's business. It is there within milliseconds, or
-# a second without a server; the limit is for what nobody has thought of.
+# family ADDRESS: 4 or 6.
+family() {
+	case $1 in *:*) echo 6 ;; *) echo 4 ;; esac
+}
+
+# hold ADDRESS IFNAME OPTION...: lease a table for an address, or tell its holder what has
+# changed. The table is the holder's business. It is there within milliseconds, or a second
+# without a server; the limit is for what nobody has thought of.
 hold() {
 	address=$1 ifname=$2
 	shift 2
 	# The administrator's options come last: they win.
 	# shellcheck disable=SC2086 # they are words
-	timeout 10 table-allocator-client -4 -a "$address" -i "$ifname" --routes "$ROUTES" \
+	timeout 10 table-allocator-client "-$(family "$address")" -a "$address" -i "$ifname" --routes "$ROUTES" \
 		"$@" $CLIENT_OPTIONS </dev/null >/dev/null
 }
 
 # release ADDRESS IFNAME: give back what hold got, also for a holder that was killed.
 release() {
-	timeout 10 table-allocator-client -4 -r -a "$1" -i "$2" </dev/null >/dev/null
+	timeout 10 table-allocator-client "-$(family "$1")" -r -a "$1" -i "$2" </dev/null >/dev/null
+}
+
+# lose ADDRESS IFNAME: somebody is about to take the address from the link. It has to go before
+# its rules do, or packets from it would leave by another uplink in between.
+lose() {
+	ip "-$(family "$1")" address flush dev "$2" to "$1" 2>/dev/null
+	release "$1" "$2"
+}
+
+# watching IFNAME: the words that make the client a watch for the IPv6 addresses of a link,
+# whatever brings them. --clean: it takes back what it has at the end.
+watching() {
+	printf 'watch -6 --ifname %s --exclude= --routes %s -t ifupdown --clean --syslog %s' "$1" "$ROUTES" "$CLIENT_OPTIONS"
+}
+
+# attend IFNAME: start that watch. One that is there already goes on.
+attend() {
+	# In the background nobody would read that it does not know one of the options.
+	# shellcheck disable=SC2046 # they are words
+	table-allocator-client $(watching "$1") --help >/dev/null || return
+	mkdir -p /run/table-allocator
+	# shellcheck disable=SC2046 # they are words
+	start-stop-daemon --start --quiet --oknodo --background --make-pidfile --pidfile "/run/table-allocator/watch.$1.pid" \
+		--name table-allocator --startas "$(command -v table-allocator-client)" -- $(watching "$1")
+}
+
+# leave IFNAME: end it.
+leave() {
+	pidfile=/run/table-allocator/watch.$1.pid
+	[ -e "$pidfile" ] || return 0
+	start-stop-daemon --stop --quiet --retry TERM/5/KILL/1 --remove-pidfile --pidfile "$pidfile" --name table-allocator && return
+	# It was killed. Another one takes back what it has left, first of all.
+	rm -f "$pidfile"
+	# shellcheck disable=SC2046 # they are words
+	timeout 1 table-allocator-client $(watching "$1")
+}
+
+# dynamic IFNAME: the IPv6 addresses that routers and DHCPv6 gave a link, but not those that
+# are for a few hours only.
+dynamic() {
+	ip -6 -oneline address show dev "$1" scope global dynamic -temporary -dadfailed |
+		sed -n 's/.* inet6 \([0-9a-f:]*\).*/\1/p'
 }
 
 # The functions below write the options of hold, one word each: addresses have no blanks.
 
-# gateways METRIC ADDRESS...: METRIC may be empty.
-gateways() {
-	case $1 in '' | *[!0-9]*) ;; *) printf ' --metric %s' "$1" ;; esac
-	shift
-	for gateway; do
-		# 0.0.0.0 is how some servers and NetworkManager spell "none".
-		case $gateway in 0.0.0.0 | *[!0-9.]*) ;; *) printf ' --gateway %s' "$gateway" ;; esac
+# each OPTION FAMILY ADDRESS...: the option for each address of the family. 0.0.0.0 is how some
+# servers and NetworkManager spell "none".
+each() {
+	option=$1 family=$2
+	shift 2
+	for address; do
+		case $family${address%%%*} in
+		40.0.0.0 | 6:: | 4*[!0-9.]* | 6*[!0-9a-fA-F:.]*) ;;
+		4*.* | 6*:*) printf ' --%s %s' "$option" "$address" ;;
+		esac
 	done
 }
 
-# nameservers ADDRESS...
+# gateways FAMILY METRIC ADDRESS...: METRIC may be empty.
+gateways() {
+	family=$1
+	case $2 in '' | *[!0-9]*) ;; *) printf ' --metric %s' "$2" ;; esac
+	shift 2
+	each gateway "$family" "$@"
+}
+
+# nameservers FAMILY ADDRESS...
 nameservers() {
-	[ -n "$DNSMASQ_SERVERS" ] && [ $# -gt 0 ] || return 0
+	[ -n "$DNSMASQ_SERVERS" ] && [ $# -gt 1 ] || return 0
 	printf ' --dnsmasq-servers %s' "$DNSMASQ_SERVERS"
-	for server; do
-		case $server in 0.0.0.0 | *[!0-9.]*) ;; *) printf ' --nameserver %s' "$server" ;; esac
-	done
+	each nameserver "$@"
 }
 
 # get VARIABLE NAME: set the variable to what the environment calls ${prefix}_NAME.
@@ -104,7 +160,7 @@ networkmanager() {
 	IP4 | IP40.0.0.0) gateway=${DHCP4_ROUTERS-} ;;
 	esac
 	# shellcheck disable=SC2086 # lists are words
-	options="$(gateways 30000 $gateway)$(nameservers $nameservers)"
+	options="$(gateways 4 30000 $gateway)$(nameservers 4 $nameservers)"
 	if [ "$2" = reapply ]; then
 		# The event tells of the addresses and routes before it. The kernel has the new ones.
 		addresses=$(ip -4 -oneline address show dev "$ifname" scope global | sed -n 's/.* inet \([0-9.]*\).*\/\([0-9]*\) .*/\1\/\2/p')

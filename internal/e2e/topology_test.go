@@ -82,12 +82,18 @@ func newSite(t *testing.T, settings ...string) *site {
 	}
 	s.enclose(image)
 	s.internet.Do(func() { t.Cleanup(serveEcho(t)) })
+	s.configure(settings...)
+	return s
+}
+
+// configure writes the settings of the hooks.
+func (s *site) configure(settings ...string) {
+	s.t.Helper()
 	settings = append([]string{
 		"CLIENT_OPTIONS='--debug --log-path " + filepath.Join(s.dir, "client.log") + "'",
 		"export GORACE=atexit_sleep_ms=0", // programs that dhclient starts do not have our environment
 	}, settings...)
 	s.write("/etc/default/table-allocator", strings.Join(settings, "\n")+"\n")
-	return s
 }
 
 // connect makes the link to provider n, and its end with it.

@@ -3,7 +3,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -35,6 +34,20 @@ func (h *home) dnsmasq6At(n int, more ...string) *process {
 	return h.dnsmasqAt(n, append([]string{"--enable-ra", "--ra-param=lan,4,30",
 		"--dhcp-range=" + given6(n, 0) + "," + given6(n, 0) + ",64,1h"}, more...)...)
 }
+
+// dhcpd6At starts isc-dhcpd for IPv6 at provider n. It remembers what it has leased before,
+// and who it is.
+func (h *home) dhcpd6At(n int, config string) *process {
+	h.t.Helper()
+	base := h.dhcpd6Files(n)
+	h.sh(`printf %s "$2" >"$1.conf"; : >>"$1.leases"`, base, config)
+	p := h.inNamespace(h.isps[n].ns, "dhcpd", "-6", "-f", "-d", "-user", "root", "-group", "root",
+		"-cf", base+".conf", "-lf", base+".leases", "-pf", base+".pid", "lan")
+	p.waitLog("Server starting service")
+	return p
+}
+
+func (h *home) dhcpd6Files(n int) string { return filepath.Join(h.dir, fmt.Sprintf("dhcpd6-%d", n)) }
 
 // dhclient has nothing of ours in its script, and its IPv6 addresses no route of their own.
 func TestWatchManagersDhclient(t *testing.T) {
@@ -98,19 +111,8 @@ func TestWatchManagersDhcpd6(t *testing.T) {
 	h.prepareDhclient()
 	h.watched()
 	h.advertise(0, "AdvDefaultLifetime 30; AdvManagedFlag on; "+prefixOption(prefix6(0, 0), 600, 300, "AdvAutonomous off;"))
-	base := filepath.Join(h.dir, "dhcpd6")
-	for name, text := range map[string]string{
-		".conf": `default-lease-time 6; preferred-lifetime 4; option dhcp-renewal-time 1; option dhcp-rebinding-time 3;
-			subnet6 ` + prefix6(0, 0) + ` { range6 ` + given6(0, 0) + ` ` + given6(0, 0) + `; }`,
-		".leases": "",
-	} {
-		if err := os.WriteFile(base+name, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	server := h.inNamespace(h.isps[0].ns, "dhcpd", "-6", "-f", "-d", "-user", "root", "-group", "root",
-		"-cf", base+".conf", "-lf", base+".leases", "-pf", base+".pid", "lan")
-	server.waitLog("Server starting service")
+	server := h.dhcpd6At(0, `default-lease-time 6; preferred-lifetime 4; option dhcp-renewal-time 1; option dhcp-rebinding-time 3;
+		subnet6 `+prefix6(0, 0)+` { range6 `+given6(0, 0)+` `+given6(0, 0)+`; }`)
 	h.dhclient6("wan0")
 	routes := []string{prefix6(0, 0) + " dev wan0", "default via " + router6 + " dev wan0"}
 	h.waitServed(0, given6(0, 0), routes...)

@@ -26,7 +26,8 @@ import (
 // families. Nobody but the real programs of a test puts addresses on its links.
 type home struct {
 	*site
-	watch *process
+	server *process // of tables
+	watch  *process
 }
 
 const (
@@ -50,10 +51,41 @@ func router6At(n, i int) string { return strings.TrimSuffix(prefix6(n, i), "/64"
 // newHome makes a home with the first of the providers.
 func newHome(t *testing.T, uplinks int) *home {
 	t.Helper()
+	h := newHomeAround(t, uplinks)
+	empty := filepath.Join(h.dir, "image")
+	if err := os.MkdirAll(filepath.Join(empty, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.enclose(empty)
+	if hooks := h.sh("grep -rl table-allocator /etc /usr/lib/NetworkManager /lib/udev /lib/dhcpcd || true"); hooks != "" {
+		t.Fatalf("there are hooks: %s", hooks)
+	}
+	h.server = h.serve()
+	return h
+}
+
+// newHookedHome makes a home with the commands and hooks as "make install" leaves them, and
+// no watch.
+func newHookedHome(t *testing.T, uplinks int, settings ...string) *home {
+	t.Helper()
+	image, err := installed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHomeAround(t, uplinks)
+	h.enclose(image)
+	h.configure(settings...)
+	h.server = h.serve()
+	return h
+}
+
+// newHomeAround makes what is around a home.
+func newHomeAround(t *testing.T, uplinks int) *home {
+	t.Helper()
 	h := &home{site: &site{host: newHost(t), internet: nettest.New(t, "internet")}}
 	h.internet.IP(t, "address add "+internet+"/32 dev lo")
-	h.internet.IP(t, "address add "+internet6+"/128 dev lo")
-	h.internet.IP(t, "address add "+special6+"/128 dev lo")
+	h.internet.IP(t, "address add "+internet6+"/128 dev lo nodad")
+	h.internet.IP(t, "address add "+special6+"/128 dev lo nodad")
 	sysctl(t, h.ns, "net/ipv6/conf/default/accept_ra_rt_info_max_plen", "64")
 	for n, isp := range providers[:uplinks] {
 		isp.ns = nettest.New(t, "isp"+strconv.Itoa(n))
@@ -73,19 +105,10 @@ func newHome(t *testing.T, uplinks int) *home {
 		h.internet.IP(t, "route add "+block6(n).String()+" via "+transit6+"2")
 		h.connect(n)
 	}
-	empty := filepath.Join(h.dir, "image")
-	if err := os.MkdirAll(filepath.Join(empty, "etc"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	h.enclose(empty)
-	if hooks := h.sh("grep -rl table-allocator /etc /usr/lib/NetworkManager /lib/udev /lib/dhcpcd || true"); hooks != "" {
-		t.Fatalf("there are hooks: %s", hooks)
-	}
 	h.internet.Do(func() { t.Cleanup(serveEcho(t)) })
 	for _, address := range []string{internet6, special6} {
 		h.internet.Do(func() { t.Cleanup(serveEcho6(t, address)) })
 	}
-	h.serve()
 	return h
 }
 
@@ -468,13 +491,4 @@ func (h *home) waitQuiet(ifname string) {
 		}
 		return err
 	})
-}
-
-func readFile(t *testing.T, path string) string {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
 }
