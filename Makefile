@@ -59,10 +59,11 @@ bench: build ## measure
 soak: needs-test layer build race ## run the tests that take long, at full size, as root
 	SOAK=full go test -race -count=1 -timeout 0 -run 'Soak|Model' -v ./...
 
-fuzz: needs-go ## run each fuzz target for FUZZTIME (1m)
+# By default a minute goes into making each new input shorter.
+fuzz: needs-go ## run each fuzz target for FUZZTIME (1m, or 10000000x)
 	@grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' cmd internal | while IFS=: read -r file func; do \
 		name=$${func#func }; echo "$$file: $$name"; \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" </dev/null; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "./$${file%/*}" </dev/null; \
 	done
 
 # MODE:SOURCE:DESTINATION of all that is no command, where Debian looks for it. Sources have @SBINDIR@,

@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -70,6 +72,7 @@ type Config struct {
 	Pools   map[Family]Pool // a family without a pool is not served
 	Timeout int64           // seconds that a lease lasts
 	Boot    Boot
+	Marks   Marks
 
 	// Avoid reports whether table must not go to key now, because rules of the host refer to
 	// it. lastHolder held the table last, in this database, boot and namespace; it is the
@@ -137,6 +140,7 @@ type Allocator struct {
 	timeout int64
 	avoid   func(table uint32, key, lastHolder Key, fresh bool) bool
 	utc     func() time.Time
+	log     *slog.Logger
 
 	store *store
 	pools map[Family]*pool
@@ -144,6 +148,7 @@ type Allocator struct {
 	due   expiryHeap    // all leases in force
 	ended int64         // the newest end of a lease
 	open  *Batch        // waits for Commit
+	marks marks         // of interfaces
 
 	dirty   []*slot // what the database does not know yet, in order of change
 	expired []Lease // not yet returned by Tick
@@ -439,12 +444,48 @@ func (a *Allocator) Next() int64 {
 }
 
 func (a *Allocator) flush(now int64) error {
-	if err := a.store.save(context.Background(), a.dirty, now, a.utc()); err != nil {
+	ctx := context.Background()
+	var err error
+	if a.store.astray() {
+		err = a.restore(ctx, now)
+	} else {
+		err = a.store.save(ctx, a.dirty, now, a.utc())
+	}
+	if err != nil {
 		a.retryAt = now + retryAfter
-		return fmt.Errorf("write leases: %w", err)
+		return fmt.Errorf("write leases to %s: %w", a.store.path, err)
 	}
 	a.written(now)
 	return nil
+}
+
+// restore makes a database anew where there is none any more, and writes all that is known
+// into it. What cannot be helped is lost: preferences for tables that are in no pool now.
+func (a *Allocator) restore(ctx context.Context, now int64) error {
+	if err := a.store.vacate(); err != nil {
+		return err
+	}
+	next, err := openStore(ctx, a.store.path, a.store.boot, a.log)
+	a.store = next // also if that failed: the file that it made is ours to try again
+	if err == nil {
+		err = a.store.fill(ctx, a.all(), a.marks.byIfname, now, a.utc(), a.log)
+	}
+	if err != nil {
+		return errors.Join(err, next.close())
+	}
+	a.log.Warn("the database was deleted, or moved away; its leases are written anew", "path", next.path, "leases", len(a.due))
+	return nil
+}
+
+// all is every slot that the database is to know.
+func (a *Allocator) all() []*slot {
+	all := slices.Concat(a.dirty, a.due)
+	for _, p := range a.pools {
+		for s := p.ring.next; s != &p.ring; s = s.next {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 func (a *Allocator) written(now int64) {

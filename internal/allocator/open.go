@@ -35,6 +35,7 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 		timeout: cfg.Timeout,
 		avoid:   cfg.Avoid,
 		utc:     time.Now,
+		log:     log,
 		pools:   make(map[Family]*pool),
 		byKey:   make(map[Key]*slot),
 	}
@@ -88,10 +89,14 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 		if err := a.load(ctx, now, log); err != nil {
 			return err
 		}
+		if err := a.loadMarks(ctx, cfg.Marks); err != nil {
+			return err
+		}
 		return a.store.put(ctx, a.dirty, now, a.utc())
 	}); err != nil {
 		return nil, err
 	}
+	a.store.settle()
 	a.written(now)
 	if original {
 		log.Info("database of the original taken over", "path", path, "copy", copied)

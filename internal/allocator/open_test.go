@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // The schema of the original, and the INSERT that it writes with.
@@ -117,6 +119,28 @@ func TestOddRows(t *testing.T) {
 	wantRows(t, db, "SELECT count(*), count(DISTINCT RtTable), max(length(Addr)) FROM rejected", strconv.Itoa(len(odd))+"|16|12")
 	wantRows(t, db, "SELECT typeof(RtTable), RtTable, reason FROM rejected WHERE RtTable = 'x'", "text|x|table is not a table number")
 	h.want(ops(get(1), get(2)), "granted 10000", "granted 10001")
+}
+
+// FuzzLeaseRow: what makes no sense is no lease, whatever columns a row has.
+func FuzzLeaseRow(f *testing.F) {
+	f.Add(int64(10000), int64(2), "eth0", "192.0.2.1", int64(1500), "tag", int64(0), boot.ID, int64(7), uint16(0))
+	f.Add(int64(10000), int64(10), "eth0", "FD00::01", int64(1500), "", int64(1000), "", int64(0), uint16(0))
+	f.Fuzz(func(t *testing.T, table, family int64, ifname, addr string, expires int64, tag string, owner int64, bootID string, netns int64, odd uint16) {
+		r := leaseRow{1, table, family, ifname, addr, expires, tag, owner, bootID, netns}
+		for i, v := range []*any{&r.table, &r.family, &r.ifname, &r.addr, &r.expires, &r.tag, &r.owner, &r.boot, &r.netns} {
+			if odd>>i&1 != 0 {
+				*v = []any{nil, 1.5, []byte(addr), tag, netns}[(int(odd>>9)+i)%5]
+			}
+		}
+		s, _, err := r.parse()
+		if err != nil {
+			return
+		}
+		canonical, err := wire.Key{Family: wire.Family(s.Family), Ifname: s.Ifname, Address: s.Addr}.Canonical()
+		if err != nil || canonical.Address != s.Addr || wire.CheckTag(s.Tag) != nil {
+			t.Errorf("%+v was let through: %+v, %v", s.Lease, canonical, err)
+		}
+	})
 }
 
 // Somebody's table with the name but no primary key, and NULLs in it.

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
@@ -20,10 +21,12 @@ import (
 
 // store is the database: one connection, and the file kept open to hold its lock.
 type store struct {
-	boot Boot
-	file *os.File
-	db   *sql.DB
-	conn *sql.Conn
+	boot  Boot
+	path  string
+	file  *os.File
+	found [3]fileID // what path and its companions led to when it was opened
+	db    *sql.DB
+	conn  *sql.Conn // nil once it is closed
 
 	putLease, dropLease, putHistory, dropHistory, putClock *sql.Stmt
 }
@@ -35,10 +38,15 @@ const busyTimeout = 250
 // openStore opens the database without writing to it, but for its mode. The store is to be
 // closed also after an error.
 func openStore(ctx context.Context, path string, boot Boot, log *slog.Logger) (s *store, err error) {
-	s = &store{boot: boot}
+	s = &store{boot: boot, path: path}
 	if s.file, err = openFile(path, log); err != nil {
 		return s, err
 	}
+	var mine unix.Stat_t
+	if err := unix.Fstat(int(s.file.Fd()), &mine); err != nil {
+		return s, err
+	}
+	s.found[0] = fileID{mine.Dev, mine.Ino}
 	uri := url.URL{Scheme: "file", Path: path}
 	if s.db, err = sql.Open("sqlite", uri.String()); err != nil {
 		return s, err
@@ -51,33 +59,83 @@ func openStore(ctx context.Context, path string, boot Boot, log *slog.Logger) (s
 		return s, err
 	}
 	// In a directory that others write to, the path may lead elsewhere by now.
-	mine, err := s.file.Stat()
-	if err != nil {
-		return s, err
-	}
-	if now, err := os.Lstat(path); err != nil || !os.SameFile(mine, now) {
+	if now, err := identify(path); err != nil || now != s.found[0] {
 		return s, errors.New("the file was replaced while it was opened: use a directory that nobody else writes to")
 	}
 	return s, nil
 }
 
+// companions are what SQLite has beside the file while the database is open.
+var companions = [3]string{"", "-wal", "-shm"}
+
+// fileID is a file, whatever its name; zero is none.
+type fileID struct{ dev, ino uint64 }
+
+// identify returns zero only for a path that certainly leads nowhere.
+func identify(path string) (fileID, error) {
+	var st unix.Stat_t
+	err := unix.Lstat(path, &st)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return fileID{}, nil
+	}
+	return fileID{st.Dev, st.Ino}, err
+}
+
+// settle notes which files the open database has, once it has been written to.
+func (s *store) settle() {
+	for i, suffix := range companions[1:] {
+		s.found[i+1], _ = identify(s.path + suffix) // unknown: not watched
+	}
+}
+
+// astray tells whether the path leads to something else than the open files: SQLite would go
+// on writing to them, and nobody would ever find that again.
+func (s *store) astray() bool {
+	if s.conn == nil {
+		return true
+	}
+	for i, suffix := range companions {
+		now, err := identify(s.path + suffix)
+		if err == nil && now != s.found[i] && (s.found[i] != fileID{}) {
+			return true
+		}
+	}
+	return false
+}
+
+// vacate closes a database that is astray, unless something else is in its place.
+func (s *store) vacate() error {
+	now, err := identify(s.path)
+	if err != nil {
+		return err
+	}
+	if (now != fileID{}) && now != s.found[0] {
+		return errors.New("another file is in its place: move that away, and the leases are written anew; or restart the server to use it")
+	}
+	return s.close()
+}
+
 // close also ends the lock, and so comes after all writing. The file goes last: closing any
-// descriptor of a file drops the locks that SQLite has on it.
+// descriptor of a file drops the locks that SQLite has on it. Closing again does nothing.
 func (s *store) close() error {
 	var errs []error
-	for _, stmt := range []*sql.Stmt{s.putLease, s.dropLease, s.putHistory, s.dropHistory, s.putClock} {
-		if stmt != nil {
-			errs = append(errs, stmt.Close())
+	for _, stmt := range []**sql.Stmt{&s.putLease, &s.dropLease, &s.putHistory, &s.dropHistory, &s.putClock} {
+		if *stmt != nil {
+			errs = append(errs, (*stmt).Close())
+			*stmt = nil
 		}
 	}
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())
+		s.conn = nil
 	}
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
+		s.db = nil
 	}
 	if s.file != nil {
 		errs = append(errs, s.file.Close())
+		s.file = nil
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close database: %w", explain(err))
@@ -212,6 +270,35 @@ func (s *store) save(ctx context.Context, slots []*slot, now int64, utc time.Tim
 	return s.transact(ctx, func() error { return s.put(ctx, slots, now, utc) })
 }
 
+// fill readies the database at its path, which may be new, and writes slots and marks into it.
+func (s *store) fill(ctx context.Context, slots []*slot, marks map[string]mark, now int64, utc time.Time, log *slog.Logger) error {
+	version, original, err := s.version(ctx)
+	if err == nil && original {
+		err = errors.New("it is a database of the original: restart the server to take it over, or move it away")
+	}
+	if err == nil {
+		err = s.prepareJournal(ctx, log)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.transact(ctx, func() error {
+		if err := s.migrate(ctx, version); err != nil {
+			return err
+		}
+		for ifname, m := range marks {
+			if err := s.putMark(ctx, ifname, m); err != nil {
+				return err
+			}
+		}
+		return s.put(ctx, slots, now, utc)
+	}); err != nil {
+		return err
+	}
+	s.settle()
+	return nil
+}
+
 // put writes states, not changes: after an error of unclear effect the same can be written
 // again.
 func (s *store) put(ctx context.Context, slots []*slot, now int64, utc time.Time) error {
@@ -306,7 +393,7 @@ func explain(err error) error {
 	case sqlite3.SQLITE_FULL:
 		hint = "make room on the file system"
 	case sqlite3.SQLITE_IOERR:
-		hint = "the file system is full or broken; the kernel log tells"
+		hint = "the file system is full, read-only or broken; the kernel log tells"
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
 		hint = "the file and its directory must be writable for uid " + strconv.Itoa(os.Geteuid())
 	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:

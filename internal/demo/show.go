@@ -36,48 +36,19 @@ var uplinks = []struct{ ifname, addr, network, gateway, tag string }{
 	{"wan1", "203.0.113.2", "203.0.113.0/24", "203.0.113.1", "mobile"},
 }
 
-// session is the terminal session that the demo plays. It ends at the first error.
+// session is the terminal session that the demo plays.
 type session struct {
+	*nettest.Session
 	host, far *nettest.Namespace
 	gateways  []*nettest.Namespace
-	cleanups  []func()
 	env       []string
 }
 
-// failure is how Fatalf leaves what it interrupts; show catches it.
-type failure struct{ error }
-
-// The methods that nettest wants of a test.
-func (s *session) Helper()                   {}
-func (s *session) Name() string              { return "demo" }
-func (s *session) Logf(string, ...any)       {}
-func (s *session) Cleanup(f func())          { s.cleanups = append(s.cleanups, f) }
-func (s *session) Fatalf(f string, a ...any) { panic(failure{fmt.Errorf(f, a...)}) }
-
-func show() (err error) {
-	// A new pid namespace needs a /proc of its own.
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
-	}
-	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
-		return fmt.Errorf("mount /proc (a container may forbid it: run make demo outside): %w", err)
-	}
+func show(program *nettest.Session) error {
 	if err := unix.Mount("tmpfs", state, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
 		return fmt.Errorf("mount a tmpfs on %s: %w", state, err)
 	}
-	s := &session{}
-	defer func() {
-		for i := len(s.cleanups) - 1; i >= 0; i-- {
-			s.cleanups[i]()
-		}
-		if r := recover(); r != nil {
-			f, ok := r.(failure)
-			if !ok {
-				panic(r)
-			}
-			err = f
-		}
-	}()
+	s := &session{Session: program}
 	s.build()
 	s.play()
 	return nil

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -235,40 +234,4 @@ func fillUp(t *testing.T, dir string) (path string) {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// TestServerDiskFull: while nothing can be written nobody gets a lease, nobody loses one,
-// and it goes on when there is room again.
-func TestServerDiskFull(t *testing.T) {
-	h := newHost(t)
-	dir := filepath.Join(h.dir, "small")
-	h.mount(dir, "size=256k")
-	h.db = filepath.Join(dir, "leases.db")
-	server := h.serve()
-	p := h.cPeer("peer")
-	wantTable(t, p.ask(acquire(1)), 10000)
-	filler := fillUp(t, dir)
-	n := 2
-	eventually(t, "the disk is full for the database, too", func() error {
-		reply := p.ask(acquire(n))
-		if strings.Contains(reply, `"table":0`) {
-			wantRefusal(t, reply, wire.Storage, "cannot be written")
-			return nil
-		}
-		n++ // there was room in a page
-		return errors.New(reply)
-	})
-	server.waitLog(`level=ERROR msg="cannot write to the database, refusing new leases"`)
-	wantRefusal(t, p.ask(release(1)), wire.Storage, "cannot be written")
-	wantTable(t, p.ask(acquire(1)), 10000) // renewing is no loss
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
-	wantTable(t, p.ask(acquire(n)), uint32(9999+n))
-	if code := server.stop(); code != 0 {
-		t.Errorf("exit code: got %d, want 0", code)
-	}
-	if got := h.sqlite("pragma integrity_check; select count(*) from RtTables"); got != fmt.Sprintf("ok\n%d\n", n) {
-		t.Errorf("database: got %q, want ok and %d leases", got, n)
-	}
 }

@@ -313,7 +313,13 @@ func (h *host) refuse(cmd *exec.Cmd, texts ...string) {
 // restart starts the server again with the configuration that the host has.
 func (h *host) restart() *process {
 	h.t.Helper()
-	p := h.start(exec.Command(bin(h.t, serverBin), "-c", filepath.Join(h.dir, "server.json")))
+	p := h.launch()
 	p.waitLog("msg=serving")
 	return p
+}
+
+// launch is restart without waiting.
+func (h *host) launch() *process {
+	h.t.Helper()
+	return h.start(exec.Command(bin(h.t, serverBin), "-c", filepath.Join(h.dir, "server.json")))
 }

@@ -492,3 +492,12 @@ func (h *home) waitQuiet(ifname string) {
 		return err
 	})
 }
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}

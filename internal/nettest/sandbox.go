@@ -32,6 +32,8 @@ type stage struct {
 	Dir   string // a directory to mount things on, or the layer to build
 	Layer string // the layer below the sandbox's root, or ""
 	Binds []bind // what the sandbox shares with the host
+	// Cgroup is the directory of the sandbox's cgroup, or "".
+	Cgroup string
 }
 
 // A bind is a path of the host that keeps its place in a sandbox.
@@ -51,7 +53,8 @@ type bind struct {
 // left when the test binary ends, however it ends. Only the module's
 // directory, the Go build cache and the files that "go test" asks for are
 // shared with the host. /tmp and /run are empty at first; the network has
-// nothing but its loopback.
+// nothing but its loopback; /sys/fs/cgroup has a hierarchy of cgroups that
+// begins with the sandbox's own, if the host has cgroup2.
 //
 // packages are the Debian packages that the tests run, out of the list in
 // Packages. If there are any, the sandbox has all of that list installed
@@ -111,6 +114,16 @@ func runInSandbox(packages []string) (int, error) {
 	}
 	if s.Binds, err = sharedPaths(os.Args[1:]); err != nil {
 		return 0, err
+	}
+	if s.Cgroup, err = makeCgroup(); err != nil {
+		return 0, err
+	}
+	if s.Cgroup != "" {
+		defer func() {
+			if err := removeCgroup(s.Cgroup); err != nil {
+				fmt.Fprintln(os.Stderr, "nettest:", err)
+			}
+		}()
 	}
 	// Without its test log "go test" does not cache a result.
 	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool {
@@ -210,6 +223,11 @@ func (s stage) sandbox() (int, error) {
 	// The kernel's settings are the host's, those of the network are ours.
 	if err := mountBind(r.path("/proc/sys/net"), r.path("/proc/sys/net"), true); err != nil {
 		return 0, err
+	}
+	if s.Cgroup != "" {
+		if err := enterCgroup(s.Cgroup, r.path("/sys/fs/cgroup")); err != nil {
+			return 0, err
+		}
 	}
 	for _, b := range s.Binds {
 		if err := r.share(b); err != nil {

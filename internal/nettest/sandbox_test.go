@@ -209,6 +209,7 @@ func TestSandboxRoot(t *testing.T) {
 		case fstype == "overlay", fstype == "tmpfs", fstype == "devpts":
 		case strings.HasPrefix(options, "ro"):
 		case point == "/proc" || point == "/proc/sys/net":
+		case fstype == "cgroup2" && f[3] == "/": // see TestSandboxCgroup
 		default:
 			named := slices.ContainsFunc(os.Args, func(a string) bool { return strings.HasSuffix(a, "="+point) })
 			if !named && !slices.Contains(shared, point) {
@@ -240,6 +241,24 @@ func TestSandboxNetworkSysctls(t *testing.T) {
 		t.Errorf("here: net.ipv4.ip_forward = %s, want 0", got)
 	}
 	run(t, "sysctl", "-w", "net.ipv4.conf.lo.rp_filter=1")
+}
+
+// What a test sees of cgroups begins with the sandbox's own.
+func TestSandboxCgroup(t *testing.T) {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil || !strings.Contains("\n"+string(own), "\n0::/\n") {
+		t.Errorf("own cgroup: %q, %v", own, err)
+	}
+	// Only the root of all cgroups has no such file.
+	if events, err := os.ReadFile("/sys/fs/cgroup/cgroup.events"); err != nil || !strings.Contains(string(events), "populated 1") {
+		t.Errorf("events of the sandbox's cgroup: %q, %v", events, err)
+	}
+	if pids, err := os.ReadFile("/sys/fs/cgroup/cgroup.procs"); err != nil || slices.Contains(strings.Fields(string(pids)), "0") {
+		t.Errorf("processes in the sandbox's cgroup, with 0 for those outside: %q, %v", pids, err)
+	}
+	if err := os.MkdirAll("/sys/fs/cgroup/left/behind", 0o755); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestSandboxPackages(t *testing.T) {

@@ -135,8 +135,17 @@ func TestRuleString(t *testing.T) {
 		{Priority: 7, Src: source, Action: Prohibit, Protocol: Protocol},
 		{Priority: 8, Flags: flagInvert, Src: source, Dst: netip.MustParsePrefix("10.0.0.0/8"), Action: Blackhole, Protocol: Protocol},
 		{Priority: 9, Oif: "lo", Iif: "lo", Table: 1 << 31, Protocol: 200},
+		{Priority: 10, Src: source, Iif: "lo", Oif: "lo", Table: 9, Traffic: Traffic{Mark: 0x2000000, Mask: 0xff000000, UIDs: UIDs{1, 1<<32 - 2, true},
+			IPProto: unix.IPPROTO_TCP, Sports: Ports{1, 1}, Dports: Ports{80, 65534}}, Protocol: Protocol},
+		{Priority: 11, Action: Unreachable, Traffic: Traffic{Mark: 7, Mask: 1<<32 - 1}},
+		{Priority: 11, Action: Nop, Traffic: Traffic{Mask: 0xff}},
+		{Priority: 11, Action: Nop, Traffic: Traffic{UIDs: UIDs{Set: true}}, Protocol: Protocol},
+		{Priority: 11, Flags: flagInvert, Table: 9, Traffic: Traffic{IPProto: unix.IPPROTO_UDP, Dports: Ports{53, 53}}},
 		{Priority: 9, Table: unix.RT_TABLE_DEFAULT},
 		{Priority: 1<<32 - 1, Table: 300, SuppressDefault: true, Protocol: Protocol},
+	}
+	for _, proto := range []uint8{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP, unix.IPPROTO_UDPLITE, 200, 255} {
+		want = append(want, Rule{Priority: 30000, Table: 9, Traffic: Traffic{IPProto: proto}})
 	}
 	mustSync(t, c, unix.AF_INET, func(r Rule) bool { return r.Protocol != unix.RTPROT_KERNEL }, want, len(want), 0)
 	rules, err := c.Rules(unix.AF_INET)

@@ -16,6 +16,7 @@ import (
 // Actions of a Rule. Lookup is the zero value; the others are the kernel's numbers.
 const (
 	Lookup      = 0
+	Nop         = nl.FR_ACT_NOP // goes on with the next rule: it only says something
 	Blackhole   = nl.FR_ACT_BLACKHOLE
 	Unreachable = nl.FR_ACT_UNREACHABLE
 	Prohibit    = nl.FR_ACT_PROHIBIT
@@ -38,12 +39,13 @@ type Rule struct {
 	Flags    uint32       // FIB_RULE_*: 2 inverts the selector ("not")
 	Src, Dst netip.Prefix // the zero Prefix is "all"; host bits are kept and tell rules apart
 	Iif, Oif string
-	Action   uint8  // Lookup, or one without a table
-	Table    uint32 // the whole number, above 255 too
+	Traffic
+	Action uint8  // Lookup, or one without a table
+	Table  uint32 // the whole number, above 255 too
 	// SuppressDefault is suppress_prefixlength 0: a default route of the table does not count.
 	SuppressDefault bool
 	Protocol        uint8 // who made the rule: Protocol for ours, 0 where it is not said
-	// Other is what else the kernel told, as sorted "name=hex" words: a mark, ports, a tunnel.
+	// Other is what else the kernel told, as sorted "name=hex" words: a TOS, realms, a tunnel.
 	// A rule that has it can be deleted, but not be wanted.
 	Other string
 }
@@ -60,15 +62,26 @@ func (r Rule) String() string {
 	if r.Dst.IsValid() {
 		b.WriteString(" to " + selector(r.Dst))
 	}
+	mark := Traffic{Mark: r.Mark, Mask: r.Mask} // `ip` has links in the middle
+	rest := r.Traffic
+	rest.Mark, rest.Mask = 0, 0
+	if mark != (Traffic{}) {
+		b.WriteString(" " + mark.String())
+	}
 	if r.Iif != "" {
 		b.WriteString(" iif " + r.Iif)
 	}
 	if r.Oif != "" {
 		b.WriteString(" oif " + r.Oif)
 	}
+	if rest != (Traffic{}) {
+		b.WriteString(" " + rest.String())
+	}
 	switch r.Action {
 	case Lookup:
 		b.WriteString(" lookup " + tableName(r.Table))
+	case Nop:
+		b.WriteString(" nop")
 	case Blackhole:
 		b.WriteString(" blackhole")
 	case Unreachable:
@@ -131,7 +144,7 @@ func (r Rule) check(family int) error {
 	case r.Other != "" || r.Flags&^flagInvert != 0:
 		return errors.New("has attributes that we cannot write")
 	}
-	return nil
+	return r.Traffic.Check()
 }
 
 // encode returns r as struct fib_rule_hdr and attributes. What it leaves out means none when the
@@ -159,6 +172,7 @@ func (r Rule) encode(family int) []byte {
 	if r.Oif != "" {
 		b = appendAttribute(b, unix.FRA_OIFNAME, append([]byte(r.Oif), 0))
 	}
+	b = r.Traffic.append(b)
 	if r.SuppressDefault {
 		b = appendUint32(b, unix.FRA_SUPPRESS_PREFIXLEN, 0)
 	}
@@ -224,6 +238,9 @@ func parseRule(b []byte) (Rule, error) {
 				r.SuppressDefault = true
 				return
 			}
+			if r.Traffic.take(typ, value) {
+				return
+			}
 			name, ok := otherNames[typ]
 			if !ok {
 				name = fmt.Sprintf("attribute%d", typ)
@@ -263,6 +280,7 @@ func (d Rule) hits(r Rule) bool {
 		(!d.Dst.IsValid() || d.Dst == r.Dst) &&
 		(d.Iif == "" || d.Iif == r.Iif) &&
 		(d.Oif == "" || d.Oif == r.Oif) &&
+		d.Traffic.hits(r.Traffic) &&
 		(!d.SuppressDefault || r.SuppressDefault)
 }
 

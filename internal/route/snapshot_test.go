@@ -51,6 +51,9 @@ func TestKeepRules(t *testing.T) {
 			if rnd.IntN(3) == 0 {
 				r.Src, r.Iif = netip.Prefix{}, "lo"
 			}
+			if rnd.IntN(3) == 0 {
+				r.Traffic = Traffic{Mark: uint32(rnd.IntN(2)), Mask: 1, IPProto: unix.IPPROTO_TCP, Dports: Ports{443, 443}}
+			}
 			if !slices.Contains(want, r) {
 				want = append(want, r)
 			}

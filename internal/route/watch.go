@@ -19,7 +19,7 @@ const (
 	AddressChanged                  // came, went or got other flags: Family, Index, Addr, Deleted
 	LinkChanged                     // came or changed: Index, Name
 	LinkGone                        // no longer here: Index, Name
-	RuleChanged                     // Family, Table, Protocol, Deleted
+	RuleChanged                     // Family, Priority, Table, Protocol, Deleted
 	RouteChanged                    // Family, Table, Index (0 for none or several), Protocol, Deleted
 )
 
@@ -40,6 +40,8 @@ type Event struct {
 	Name   string     // of the link
 	Addr   netip.Addr // the local address
 	Table  uint32
+	// Priority is a rule's.
+	Priority uint32
 	// Protocol tells what is ours. Not who changed it: the kernel and other programs delete ours too.
 	Protocol uint8
 	Deleted  bool // the address, rule or route, rather than added or changed
@@ -203,7 +205,7 @@ func parseEvent(typ uint16, body []byte) (Event, bool, error) {
 		if err != nil {
 			return Event{}, false, err
 		}
-		return Event{Kind: RuleChanged, Family: int(body[0]), Table: r.Table, Protocol: r.Protocol, Deleted: typ == unix.RTM_DELRULE}, true, nil
+		return Event{Kind: RuleChanged, Family: int(body[0]), Priority: r.Priority, Table: r.Table, Protocol: r.Protocol, Deleted: typ == unix.RTM_DELRULE}, true, nil
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, cloned, err := parseRoute(body)
 		return Event{Kind: RouteChanged, Family: r.Family, Table: r.Table, Index: r.Index, Protocol: r.Protocol, Deleted: typ == unix.RTM_DELROUTE}, !cloned, err

@@ -80,9 +80,9 @@ func TestWatch(t *testing.T) {
 		{"addr del 192.0.2.5 peer 192.0.2.6/32 dev eth0", Event{Kind: AddressChanged, Family: unix.AF_INET, Index: i, Addr: addr, Deleted: true}},
 		{"addr add fd00::5/64 dev eth0 nodad", Event{Kind: AddressChanged, Family: unix.AF_INET6, Index: i, Addr: addr6}},
 		{"addr del fd00::5/64 dev eth0", Event{Kind: AddressChanged, Family: unix.AF_INET6, Index: i, Addr: addr6, Deleted: true}},
-		{"rule add from 192.0.2.5 lookup 4294967295 protocol 116", Event{Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295, Protocol: Protocol}},
-		{"rule del from 192.0.2.5 lookup 4294967295", Event{Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295, Protocol: Protocol, Deleted: true}},
-		{"-6 rule add from fd00::5 lookup 10000", Event{Kind: RuleChanged, Family: unix.AF_INET6, Table: 10000}},
+		{"rule add pref 77 from 192.0.2.5 lookup 4294967295 protocol 116", Event{Kind: RuleChanged, Family: unix.AF_INET, Priority: 77, Table: 4294967295, Protocol: Protocol}},
+		{"rule del pref 77 from 192.0.2.5 lookup 4294967295", Event{Kind: RuleChanged, Family: unix.AF_INET, Priority: 77, Table: 4294967295, Protocol: Protocol, Deleted: true}},
+		{"-6 rule add pref 78 from fd00::5 lookup 10000", Event{Kind: RuleChanged, Family: unix.AF_INET6, Priority: 78, Table: 10000}},
 		{"route add 198.51.100.0/24 dev eth0 table 10000 proto 116", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: i, Protocol: Protocol}},
 		{"route del 198.51.100.0/24 dev eth0 table 10000", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: i, Protocol: Protocol, Deleted: true}},
 		{"route add 198.51.100.0/24 dev eth0", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Index: i, Protocol: unix.RTPROT_BOOT}},
@@ -111,8 +111,8 @@ func TestWatchGroups(t *testing.T) {
 	w := watch(t, n, Rules4)
 	n.IP(t, "addr add 192.0.2.5/24 dev lo")
 	n.IP(t, "-6 rule add lookup 99")
-	n.IP(t, "rule add lookup 100")
-	want := Event{Kind: RuleChanged, Family: unix.AF_INET, Table: 100}
+	n.IP(t, "rule add pref 77 lookup 100")
+	want := Event{Kind: RuleChanged, Family: unix.AF_INET, Priority: 77, Table: 100}
 	if events := await(t, w, want); len(events) != 1 {
 		t.Errorf("events are %+v, want the rule alone", events)
 	}
@@ -271,8 +271,8 @@ func TestParseEvents(t *testing.T) {
 		"newaddr-peer":        {Kind: AddressChanged, Family: unix.AF_INET, Index: 2, Addr: netip.MustParseAddr("192.0.2.5")},
 		"deladdr":             {Kind: AddressChanged, Family: unix.AF_INET, Index: 2, Addr: netip.MustParseAddr("192.0.2.5"), Deleted: true},
 		"newaddr6":            {Kind: AddressChanged, Family: unix.AF_INET6, Index: 2, Addr: netip.MustParseAddr("fd00::5")},
-		"newrule":             {Kind: RuleChanged, Family: unix.AF_INET, Table: 4294967295, Protocol: Protocol},
-		"delrule6":            {Kind: RuleChanged, Family: unix.AF_INET6, Table: 10000, Deleted: true},
+		"newrule":             {Kind: RuleChanged, Family: unix.AF_INET, Priority: 10000, Table: 4294967295, Protocol: Protocol},
+		"delrule6":            {Kind: RuleChanged, Family: unix.AF_INET6, Priority: 32765, Table: 10000, Deleted: true},
 		"newroute":            {Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Index: 2, Protocol: unix.RTPROT_BOOT},
 		"newroute6-expires":   {Kind: RouteChanged, Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN, Index: 2, Protocol: unix.RTPROT_BOOT},
 		"newroute6-multipath": {Kind: RouteChanged, Family: unix.AF_INET6, Table: 10000, Protocol: Protocol},

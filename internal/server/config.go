@@ -29,6 +29,7 @@ type Config struct {
 	LogPath     string   // empty: standard error
 	AllowedUIDs []uint32 // may lease, besides root and the server's own uid
 	AllowedGIDs []uint32
+	Marking     marking // for traffic that is bound to an interface
 }
 
 const (
@@ -52,6 +53,7 @@ func Default() Config {
 		Timeout:    3600,
 		Database:   defaultDatabase(),
 		Families:   slices.Clone(families),
+		Marking:    defaultMarking,
 	}
 }
 
@@ -117,6 +119,12 @@ func (c *Config) set(key string, value []byte) (err error) {
 		c.AllowedUIDs, err = decodeIDs(key, value, lookupUser)
 	case "allowed_groups":
 		c.AllowedGIDs, err = decodeIDs(key, value, lookupGroup)
+	case "bind_mark_mask":
+		err = decodeMask(key, value, &c.Marking.mask)
+	case "bind_priority":
+		err = jsonc.Decode(key, value, &c.Marking.block, "a priority")
+	case "bind_fallback_priority":
+		err = jsonc.Decode(key, value, &c.Marking.fallback, "a priority")
 	default:
 		err = fmt.Errorf("%s: unknown key", key)
 	}
@@ -217,6 +225,9 @@ func (c *Config) validate() error {
 	}
 	if c.Timeout < 1 || c.Timeout > maxTimeout {
 		return fmt.Errorf("table_timeout: %d, want 1 to %d seconds", c.Timeout, int64(maxTimeout))
+	}
+	if err := c.Marking.validate(); err != nil {
+		return err
 	}
 	if c.Database == "" || strings.IndexByte(c.Database, 0) >= 0 {
 		return errors.New("db_path: not a path")

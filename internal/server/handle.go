@@ -26,7 +26,7 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 	var (
 		replies []wire.Message
 		ops     []allocator.Op
-		askers  []wire.Datagram // of ops, by index
+		askers  []asker // of ops, by index
 	)
 	answer := func(d wire.Datagram, r wire.Reply) {
 		switch {
@@ -39,19 +39,22 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 	}
 	for _, d := range datagrams {
 		stranger := s.access.check(now, d.Cred)
-		op, refusal, ok := s.judge(d, stranger)
-		switch {
+		switch req, atOnce, ok := s.judge(d, stranger); {
 		case ok:
-			ops = append(ops, op)
-			askers = append(askers, d)
-		case refusal.Code != "":
-			answer(d, refusal)
+			ops = append(ops, operation(req, d.Cred.UID))
+			askers = append(askers, asker{d, req.Marks})
+		case atOnce != nil:
+			answer(d, *atOnce)
 		}
 	}
 	batch := s.leases.Decide(wire.Seconds(now), ops)
 	settle := func(i int, result allocator.Result) {
 		s.record(askers[i].Cred, ops[i], result)
-		answer(askers[i], reply(result))
+		r := reply(result)
+		if askers[i].marks && r.Table != 0 {
+			r.Marking = s.markingOf(ops[i].Key.Ifname)
+		}
+		answer(askers[i].Datagram, r)
 	}
 	var pending []int
 	for i, result := range batch.Results() {
@@ -75,44 +78,62 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 	s.send(c, replies)
 }
 
-// judge turns a datagram into an operation, or into a refusal, or into nothing: what
-// carries no sender is dropped so that the sender tries again, and a response is never
-// answered, lest two programs answer each other for ever. stranger says why the sender
-// may not lease; it is nil for one who may.
-func (s *server) judge(d wire.Datagram, stranger error) (op allocator.Op, refusal wire.Reply, ok bool) {
+// asker is who waits for what becomes of an operation.
+type asker struct {
+	wire.Datagram
+	marks bool // wants to know the mark of the interface
+}
+
+// judge turns a datagram into a request for a lease, or into what can be said at once, or
+// into nothing: what carries no sender is dropped so that the sender tries again, and a
+// response is never answered, lest two programs answer each other for ever. stranger says
+// why the sender may not lease; it is nil for one who may.
+func (s *server) judge(d wire.Datagram, stranger error) (req wire.Request, atOnce *wire.Reply, ok bool) {
+	say := func(r wire.Reply) (wire.Request, *wire.Reply, bool) { return req, &r, false }
 	if d.Cred.Anonymous() {
 		s.noise.write(slog.LevelInfo, "datagram without credentials dropped", "from", d.From.String())
-		return op, refusal, false
+		return req, nil, false
 	}
 	req, err := wire.ParseRequest(d.Data)
 	switch {
 	case d.Truncated:
 		err = fmt.Errorf("longer than %d bytes", wire.MaxRequest)
-	case err == nil && req.Cmd != wire.Acquire && req.Cmd != wire.Release:
+	case err == nil && req.Cmd != wire.Acquire && req.Cmd != wire.Release && req.Cmd != wire.Mark:
 		err = fmt.Errorf("cmd %d: for the holder of a lease, not for the server", req.Cmd)
-	case err == nil && req.Cmd == wire.Acquire && !d.From.Bound():
+	case err == nil && req.Cmd != wire.Release && !d.From.Bound():
 		err = errors.New("sender is not bound, so nobody would hear of the lease")
 	}
 	if err != nil {
 		s.noise.write(slog.LevelWarn, "malformed datagram", "uid", d.Cred.UID, "pid", d.Cred.PID,
 			"from", d.From.String(), "err", err)
 		if req.Cmd == wire.Response {
-			return op, refusal, false
+			return req, nil, false
 		}
-		return op, wire.Refuse(wire.Malformed, err.Error()), false
+		return say(wire.Refuse(wire.Malformed, err.Error()))
 	}
-	if stranger != nil {
+	if req.Cmd == wire.Mark && !s.access.first(d.Cred) {
+		// What is bound by it takes rights that only root has.
+		stranger = errors.New("only root and the server's own user may ask for marks")
+	}
+	switch {
+	case stranger != nil:
 		s.noise.write(slog.LevelWarn, "lease refused", "ifname", req.Ifname, "addr", req.Address,
 			"family", req.Family.String(), "uid", d.Cred.UID, "pid", d.Cred.PID, "err", stranger)
-		return op, wire.Refuse(wire.Denied, stranger.Error()), false
+		return say(wire.Refuse(wire.Denied, stranger.Error()))
+	case req.Cmd == wire.Mark:
+		return say(s.answerMark(req.Ifname, req.Known, d.Cred))
 	}
+	return req, nil, true
+}
+
+func operation(r wire.Request, uid uint32) allocator.Op {
 	return allocator.Op{
-		Release: req.Cmd == wire.Release,
-		Key:     allocator.Key{Family: allocator.Family(req.Family), Ifname: req.Ifname, Addr: req.Address},
-		Tag:     req.Tag,
-		UID:     d.Cred.UID,
-		Want:    req.Want,
-	}, refusal, true
+		Release: r.Cmd == wire.Release,
+		Key:     allocator.Key{Family: allocator.Family(r.Family), Ifname: r.Ifname, Addr: r.Address},
+		Tag:     r.Tag,
+		UID:     uid,
+		Want:    r.Want,
+	}
 }
 
 // reply is the answer that a result means.

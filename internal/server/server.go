@@ -34,13 +34,14 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		return err
 	}
 	s := &server{
-		log:    log,
-		conns:  conns,
-		access: newAccess(cfg),
-		rules:  &rulesInUse{log: log},
-		noise:  newThrottle(log),
-		faults: newThrottle(log),
-		kick:   make(chan struct{}, 1),
+		log:     log,
+		conns:   conns,
+		marking: cfg.Marking,
+		access:  newAccess(cfg),
+		rules:   &rulesInUse{log: log},
+		noise:   newThrottle(log),
+		faults:  newThrottle(log),
+		kick:    make(chan struct{}, 1),
 	}
 	defer s.close()
 	boot, err := thisBoot(conns[0])
@@ -52,6 +53,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		Pools:   pools(cfg),
 		Timeout: cfg.Timeout,
 		Boot:    boot,
+		Marks:   cfg.Marking.marks(),
 		Avoid:   s.rules.avoid,
 	}, wire.Seconds(wire.Now()), log)
 	if err != nil {
@@ -62,9 +64,11 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 
 // server is the state behind the loop. mu guards what comes after it.
 type server struct {
-	log    *slog.Logger
-	conns  []*wire.Conn
-	kick   chan struct{} // something is due earlier than the ticker knows
+	log     *slog.Logger
+	marking marking
+	conns   []*wire.Conn
+	kick    chan struct{} // something is due earlier than the ticker knows
+
 	mu     sync.Mutex
 	leases *allocator.Allocator
 	access *access

@@ -8,7 +8,6 @@
 package wire
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -29,7 +28,6 @@ const (
 	MaxAddress = 45
 	MaxIfname  = 15
 	MaxTag     = 127
-	maxNesting = 32      // of a whole message
 	expiresMax = 1 << 33 // seconds: in nanoseconds, the lease clock is an int64
 	tableMax   = 1<<32 - 1
 )
@@ -59,12 +57,13 @@ func (f Family) String() string {
 // Command is what a message asks for.
 type Command int
 
-// The commands. The server serves Acquire and Release; the holder of a lease, at the
+// The commands. The server serves Acquire, Release and Mark; the holder of a lease, at the
 // name HolderName gives, serves Query, Replace and End.
 const (
 	Acquire  Command = 0 // ask for a lease, or renew it
 	Release  Command = 1
 	Response Command = 2  // a reply; never answered
+	Mark     Command = 16 // which mark has an interface?
 	Query    Command = 17 // which table is in force?
 	Replace  Command = 18 // take over what a newer call was told
 	End      Command = 19 // take everything back and exit
@@ -78,7 +77,7 @@ const (
 	Malformed Code = "malformed"  // the request breaks the protocol
 	Denied    Code = "denied"     // the sender may not ask for this
 	NotServed Code = "not-served" // the family is switched off
-	Exhausted Code = "exhausted"  // no table is free now
+	Exhausted Code = "exhausted"  // no table, or no mark, is free now
 	Storage   Code = "storage"    // the database cannot be written now
 	Ending    Code = "ending"     // the holder is taking everything back
 	Mismatch  Code = "wrong-key"  // the holder holds another key
@@ -121,7 +120,10 @@ func (k Key) Canonical() (Key, error) {
 	case addr.Zone() != "" || addr.Is4In6() || addr.Is4() != (k.Family == Inet):
 		return k, fmt.Errorf("address %q: not an address of family %s", k.Address, k.Family)
 	}
-	k.Address = addr.String()
+	var buf [MaxAddress]byte
+	if text := addr.AppendTo(buf[:0]); string(text) != k.Address { // mostly it is canonical
+		k.Address = string(text)
+	}
 	return k, nil
 }
 
@@ -144,17 +146,38 @@ func checkText(key, s string, least, most int) error {
 	return nil
 }
 
-// Request is a message to the server or to a holder.
+// Marking is what binds traffic to an interface: the bits of a socket's mark that say so, and
+// the priorities of the rules that send what carries them. The zero Marking is none.
+type Marking struct {
+	Mark     uint32 // within Mask, whose lowest bit it does not have; with that bit it means Fallback
+	Mask     uint32
+	Block    uint32 // priority for traffic that leaves by no other uplink; the guard is one behind
+	Fallback uint32 // priority for traffic that may; what notes it is one behind
+}
+
+// Request is a message to the server or to a holder. A Mark has no address and no family.
 type Request struct {
 	Key
 	Tag      string
 	Cmd      Command
-	Want     uint32 // the table to lease rather than another, in an Acquire only; 0: any
-	Settings string // a JSON object, in a Replace only
+	Want     uint32  // the table to lease rather than another, in an Acquire only; 0: any
+	Marks    bool    // in an Acquire: the reply may have a Marking
+	Known    bool    // in a Mark: do not choose one for an interface that has none
+	Marking  Marking // in a Query only: serve what is bound with it
+	Settings string  // a JSON object, in a Replace only
 }
 
 // Append appends the datagram for r to b: the original's keys in the original's order.
 func (r Request) Append(b []byte) []byte {
+	if r.Cmd == Mark {
+		b = append(b, `{"ifname":`...)
+		b = appendString(b, r.Ifname)
+		b = append(b, `,"cmd":16,"version":1`...)
+		if r.Known {
+			b = append(b, `,"known":1`...)
+		}
+		return append(b, '}')
+	}
 	b = append(b, `{"address":`...)
 	b = appendString(b, r.Address)
 	b = append(b, `,"ifname":`...)
@@ -173,6 +196,10 @@ func (r Request) Append(b []byte) []byte {
 		b = append(b, `,"want":`...)
 		b = strconv.AppendUint(b, uint64(r.Want), 10)
 	}
+	if r.Marks {
+		b = append(b, `,"marks":1`...)
+	}
+	b = r.Marking.append(b)
 	if r.Settings != "" {
 		b = append(b, `,"settings":`...)
 		b = append(b, r.Settings...)
@@ -180,13 +207,47 @@ func (r Request) Append(b []byte) []byte {
 	return append(b, '}')
 }
 
-// ParseRequest reads exactly the bytes of one datagram, strictly: every key of the
-// protocol but tag is required, types and ranges are checked, other keys are ignored.
+// append appends the keys of a Marking to an object that has some.
+func (m Marking) append(b []byte) []byte {
+	if m == (Marking{}) {
+		return b
+	}
+	for _, k := range []struct {
+		name  string
+		value uint32
+	}{{"mark", m.Mark}, {"mask", m.Mask}, {"block", m.Block}, {"fallback", m.Fallback}} {
+		b = append(b, `,"`...)
+		b = append(b, k.name...)
+		b = append(b, `":`...)
+		b = strconv.AppendUint(b, uint64(k.value), 10)
+	}
+	return b
+}
+
+// check returns an error that says what is wrong with a Marking that a datagram brought.
+func (m Marking) check() error {
+	const last = 32765 // the rule of table main follows
+	lowest := m.Mask & -m.Mask
+	switch {
+	case m == Marking{}:
+	case m.Mark == 0 || m.Mark&^m.Mask != 0 || m.Mark&lowest != 0:
+		return fmt.Errorf("mark %#x: want bits of the mask %#x, without the lowest", m.Mark, m.Mask)
+	case m.Block == 0 || m.Block >= last || m.Fallback == 0 || m.Fallback >= last || m.Block == m.Fallback:
+		return fmt.Errorf("block %d, fallback %d: want two priorities from 1 to %d", m.Block, m.Fallback, last-1)
+	}
+	return nil
+}
+
+// ParseRequest reads exactly the bytes of one datagram, strictly: the keys that a command
+// needs are required, types and ranges are checked, other keys are ignored.
 // The address comes back in canonical text. With an error Cmd is Response if data looks
 // like one, since a Response is never answered, however broken.
-func ParseRequest(data []byte) (Request, error) {
-	r, err := parseRequest(data)
-	if err != nil && responseLike.Match(data) {
+func ParseRequest(data []byte) (Request, error) { return ParseRequestText(string(data)) }
+
+// ParseRequestText is ParseRequest for text that the Request may keep parts of.
+func ParseRequestText(text string) (Request, error) {
+	r, err := parseRequest(text)
+	if err != nil && responseLike.MatchString(text) {
 		r.Cmd = Response
 	}
 	return r, err
@@ -196,56 +257,85 @@ func ParseRequest(data []byte) (Request, error) {
 // cut off behind it.
 var responseLike = regexp.MustCompile(`"cmd"[ \t\r\n]*:[ \t\r\n]*2[ \t\r\n]*[,}]`)
 
-func parseRequest(data []byte) (Request, error) {
+func parseRequest(text string) (Request, error) {
 	var (
 		r        Request
 		family   int64
 		cmd      int64 = -1
 		version  int64
 		want     int64
+		marks    int64
+		known    int64
+		marking  Marking
 		settings string
 		seen     seenKeys
 	)
-	err := members(data, func(key, value []byte) (err error) {
-		switch string(key) {
+	all, err := members(text, make([]pair, 0, usualMembers))
+	for i := 0; i < len(all) && err == nil; i++ {
+		m := &all[i]
+		switch m.key {
 		case "address":
 			seen.mark(0)
-			r.Address, err = stringValue("address", value)
+			r.Address, err = stringValue("address", m.value)
 		case "ifname":
 			seen.mark(1)
-			r.Ifname, err = stringValue("ifname", value)
+			r.Ifname, err = stringValue("ifname", m.value)
 		case "tag":
 			seen.mark(5)
-			r.Tag, err = stringValue("tag", value)
+			r.Tag, err = stringValue("tag", m.value)
 		case "addr_family":
 			seen.mark(2)
-			family, err = intValue("addr_family", value, 0, 255)
+			family, err = intValue("addr_family", m.value, 0, 255)
 		case "cmd":
 			seen.mark(3)
-			cmd, err = intValue("cmd", value, 0, 255)
+			cmd, err = intValue("cmd", m.value, 0, 255)
 		case "version":
 			seen.mark(4)
-			version, err = intValue("version", value, 0, 1<<31)
+			version, err = intValue("version", m.value, 0, 1<<31)
 		case "settings":
 			seen.mark(6)
-			settings = string(value)
+			settings = m.value
 		case "want":
 			seen.mark(7)
-			want, err = intValue("want", value, 0, tableMax)
+			want, err = intValue("want", m.value, 0, tableMax)
+		case "marks":
+			seen.mark(8)
+			marks, err = intValue("marks", m.value, 0, 1)
+		case "known":
+			seen.mark(9)
+			known, err = intValue("known", m.value, 0, 1)
+		case "mark":
+			seen.mark(10)
+			err = wordValue("mark", m.value, &marking.Mark)
+		case "mask":
+			seen.mark(11)
+			err = wordValue("mask", m.value, &marking.Mask)
+		case "block":
+			seen.mark(12)
+			err = wordValue("block", m.value, &marking.Block)
+		case "fallback":
+			seen.mark(13)
+			err = wordValue("fallback", m.value, &marking.Fallback)
 		}
-		return err
-	})
+	}
 	r.Cmd, r.Family = Command(cmd), Family(family)
 	if err != nil {
 		return r, err
 	}
-	if err := seen.check(5, "address", "ifname", "addr_family", "cmd", "version", "tag", "settings", "want"); err != nil {
+	if r.Cmd == Mark { // it needs neither address nor addr_family
+		seen.once |= 1<<0 | 1<<2
+	}
+	if err := seen.check(5, "address", "ifname", "addr_family", "cmd", "version", "tag", "settings", "want",
+		"marks", "known", "mark", "mask", "block", "fallback"); err != nil {
 		return r, err
 	}
 	if version != Version {
 		return r, fmt.Errorf("version %d: this is version %d", version, Version)
 	}
 	switch r.Cmd {
+	case Mark:
+		r.Key, r.Tag, r.Known = Key{Ifname: r.Ifname}, "", known != 0
+		return r, checkText("ifname", r.Ifname, 1, MaxIfname)
 	case Acquire, Release, Query, Replace, End:
 	default:
 		return r, fmt.Errorf("cmd %d: unknown", cmd)
@@ -260,7 +350,13 @@ func parseRequest(data []byte) (Request, error) {
 		r.Settings = settings
 	}
 	if r.Cmd == Acquire {
-		r.Want = uint32(want)
+		r.Want, r.Marks = uint32(want), marks != 0
+	}
+	if r.Cmd == Query {
+		r.Marking = marking
+		if err := marking.check(); err != nil {
+			return r, err
+		}
 	}
 	r.Key, err = r.Canonical()
 	return r, err
@@ -275,6 +371,7 @@ type Reply struct {
 	PID     int    // in a holder's replies: its process
 	Mode    string // likewise: what becomes of routes
 	Missing string // likewise: what should be in the kernel and is not
+	Marking        // of the interface, in answer to a request that has to do with it
 }
 
 // Refuse is the reply that says why not.
@@ -299,6 +396,7 @@ func (r Reply) Append(b []byte) []byte {
 		b = append(b, `,"mode":`...)
 		b = appendString(b, r.Mode)
 	}
+	b = r.Marking.append(b)
 	if r.Missing != "" {
 		b = append(b, `,"missing":`...)
 		b = appendStringWithin(b, r.Missing, MaxReply-(len(b)-start)-len(`}`))
@@ -318,44 +416,58 @@ func ParseReply(data []byte) (Reply, error) {
 		table, pid   int64
 		seen         seenKeys
 	)
-	err := members(data, func(key, value []byte) (err error) {
-		switch string(key) {
+	all, err := members(string(data), make([]pair, 0, usualMembers))
+	for i := 0; i < len(all) && err == nil; i++ {
+		m := &all[i]
+		switch m.key {
 		case "version":
 			seen.mark(0)
-			version, err = intValue("version", value, 0, 1<<31)
+			version, err = intValue("version", m.value, 0, 1<<31)
 		case "cmd":
 			seen.mark(1)
-			cmd, err = intValue("cmd", value, 0, 255)
+			cmd, err = intValue("cmd", m.value, 0, 255)
 		case "table":
 			seen.mark(2)
-			table, err = intValue("table", value, 0, tableMax)
+			table, err = intValue("table", m.value, 0, tableMax)
 		case "lease_expires":
 			seen.mark(3)
-			r.Expires, err = intValue("lease_expires", value, 0, expiresMax)
+			r.Expires, err = intValue("lease_expires", m.value, 0, expiresMax)
 		case "pid":
 			seen.mark(4)
-			pid, err = intValue("pid", value, 0, 1<<31-1)
+			pid, err = intValue("pid", m.value, 0, 1<<31-1)
 		case "error":
 			seen.mark(5)
-			r.Error, err = stringValue("error", value)
+			r.Error, err = stringValue("error", m.value)
 		case "mode":
 			seen.mark(7)
-			r.Mode, err = stringValue("mode", value)
+			r.Mode, err = stringValue("mode", m.value)
 		case "missing":
 			seen.mark(8)
-			r.Missing, err = stringValue("missing", value)
+			r.Missing, err = stringValue("missing", m.value)
+		case "mark":
+			seen.mark(9)
+			err = wordValue("mark", m.value, &r.Mark)
+		case "mask":
+			seen.mark(10)
+			err = wordValue("mask", m.value, &r.Mask)
+		case "block":
+			seen.mark(11)
+			err = wordValue("block", m.value, &r.Block)
+		case "fallback":
+			seen.mark(12)
+			err = wordValue("fallback", m.value, &r.Fallback)
 		case "code":
 			seen.mark(6)
 			var code string
-			code, err = stringValue("code", value)
+			code, err = stringValue("code", m.value)
 			r.Code = Code(code)
 		}
-		return err
-	})
+	}
 	if err != nil {
 		return Reply{}, err
 	}
-	if err := seen.check(4, "version", "cmd", "table", "lease_expires", "pid", "error", "code", "mode", "missing"); err != nil {
+	if err := seen.check(4, "version", "cmd", "table", "lease_expires", "pid", "error", "code", "mode", "missing",
+		"mark", "mask", "block", "fallback"); err != nil {
 		return Reply{}, err
 	}
 	if version != Version {
@@ -365,8 +477,11 @@ func ParseReply(data []byte) (Reply, error) {
 		return Reply{}, fmt.Errorf("cmd %d: not a response", cmd)
 	}
 	r.Table, r.PID = uint32(table), int(pid)
-	return r, nil
+	return r, r.Marking.check()
 }
+
+// usualMembers have room on the stack while a message is read.
+const usualMembers = 10
 
 // seenKeys remembers which of the known keys a message had, and which it had twice.
 type seenKeys struct{ once, twice uint }
@@ -388,123 +503,6 @@ func (s seenKeys) check(required int, names ...string) error {
 		}
 	}
 	return nil
-}
-
-var errNotObject = errors.New("not a JSON object")
-
-// members calls f with the raw key and value of each member of the object that data
-// must be. encoding/json judges the grammar; only the split is done here, because its
-// decoder matches keys without regard to case, takes any number for an integer that it
-// fits, and allocates on a path that a renewal takes thousands of times a second.
-func members(data []byte, f func(key, value []byte) error) error {
-	if !utf8.Valid(data) || !json.Valid(data) {
-		return errNotObject
-	}
-	rest := trimSpace(data)
-	if len(rest) == 0 || rest[0] != '{' {
-		return errNotObject
-	}
-	if nesting(rest) > maxNesting {
-		return fmt.Errorf("nested deeper than %d", maxNesting)
-	}
-	for rest = trimSpace(rest[1:]); rest[0] != '}'; {
-		var key, value []byte
-		key, rest = splitValue(rest)
-		value, rest = splitValue(trimSpace(trimSpace(rest)[1:])) // behind the colon
-		if err := f(key[1:len(key)-1], value); err != nil {
-			return err
-		}
-		if rest = trimSpace(rest); rest[0] == ',' {
-			rest = trimSpace(rest[1:])
-		}
-	}
-	return nil
-}
-
-// splitValue splits the first value off rest, which is known to be valid JSON.
-func splitValue(rest []byte) (value, behind []byte) {
-	depth, i := 0, 0
-	for ; i < len(rest); i++ {
-		switch rest[i] {
-		case '"':
-			for i++; rest[i] != '"'; i++ {
-				if rest[i] == '\\' {
-					i++
-				}
-			}
-			if depth == 0 {
-				return rest[:i+1], rest[i+1:]
-			}
-		case '{', '[':
-			depth++
-		case '}', ']':
-			if depth == 0 {
-				return rest[:i], rest[i:]
-			}
-			if depth--; depth == 0 {
-				return rest[:i+1], rest[i+1:]
-			}
-		case ',', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return rest[:i], rest[i:]
-			}
-		}
-	}
-	return rest, nil
-}
-
-func nesting(data []byte) int {
-	depth, most := 0, 0
-	for i := 0; i < len(data); i++ {
-		switch data[i] {
-		case '"':
-			for i++; data[i] != '"'; i++ {
-				if data[i] == '\\' {
-					i++
-				}
-			}
-		case '{', '[':
-			depth++
-			most = max(most, depth)
-		case '}', ']':
-			depth--
-		}
-	}
-	return most
-}
-
-func trimSpace(b []byte) []byte {
-	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\r' || b[0] == '\n') {
-		b = b[1:]
-	}
-	return b
-}
-
-func stringValue(key string, value []byte) (string, error) {
-	if value[0] != '"' {
-		return "", fmt.Errorf("%s: not a string", key)
-	}
-	for _, c := range value {
-		if c == '\\' {
-			var s string
-			if err := json.Unmarshal(value, &s); err != nil {
-				return "", fmt.Errorf("%s: %w", key, err)
-			}
-			return s, nil
-		}
-	}
-	return string(value[1 : len(value)-1]), nil
-}
-
-func intValue(key string, value []byte, least, most int64) (int64, error) {
-	n, err := strconv.ParseInt(string(value), 10, 64)
-	if err != nil {
-		return -1, fmt.Errorf("%s: not an integer in range", key)
-	}
-	if n < least || n > most {
-		return -1, fmt.Errorf("%s: %d is not within %d to %d", key, n, least, most)
-	}
-	return n, nil
 }
 
 func appendString(b []byte, s string) []byte { return appendStringWithin(b, s, len(s)*6+2) }

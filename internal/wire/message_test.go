@@ -5,6 +5,18 @@ import (
 	"testing"
 )
 
+var marking = Marking{Mark: 0x02000000, Mask: 0xff000000, Block: 9002, Fallback: 15002}
+
+// TestRequestFits: the server reads 512 bytes.
+func TestRequestFits(t *testing.T) {
+	quotes := func(n int) string { return strings.Repeat(`"`, n) }
+	r := Request{Key: Key{Unspec, quotes(MaxIfname), quotes(MaxAddress)}, Tag: quotes(MaxTag), Want: 1<<32 - 1, Marks: true}
+	data := r.Append(nil)
+	if back, err := ParseRequest(data); err != nil || back != r || len(data) > MaxRequest {
+		t.Errorf("%d bytes, %+v, %v", len(data), back, err)
+	}
+}
+
 func TestRequestBytes(t *testing.T) {
 	key := Key{Inet, "ta0", "10.77.0.2"}
 	for _, tt := range []struct {
@@ -16,6 +28,12 @@ func TestRequestBytes(t *testing.T) {
 			`{"address":"10.77.0.2","ifname":"ta0","tag":"op1","addr_family":2,"cmd":0,"version":1}`},
 		{"release without one", Request{Key: key, Cmd: Release},
 			`{"address":"10.77.0.2","ifname":"ta0","addr_family":2,"cmd":1,"version":1}`},
+		{"that understands marks", Request{Key: key, Want: 7, Marks: true},
+			`{"address":"10.77.0.2","ifname":"ta0","addr_family":2,"cmd":0,"version":1,"want":7,"marks":1}`},
+		{"mark", Request{Key: Key{Ifname: "ta0"}, Cmd: Mark}, `{"ifname":"ta0","cmd":16,"version":1}`},
+		{"mark that is known", Request{Key: Key{Ifname: `a"b`}, Cmd: Mark, Known: true}, `{"ifname":"a\"b","cmd":16,"version":1,"known":1}`},
+		{"query with a mark", Request{Key: key, Cmd: Query, Marking: marking},
+			`{"address":"10.77.0.2","ifname":"ta0","addr_family":2,"cmd":17,"version":1,"mark":33554432,"mask":4278190080,"block":9002,"fallback":15002}`},
 		{"what has to be escaped", Request{Key: Key{Unspec, `a"b`, `c\d`}, Tag: "ä<&>"},
 			`{"address":"c\\d","ifname":"a\"b","tag":"ä<&>","addr_family":0,"cmd":0,"version":1}`},
 	} {
@@ -34,6 +52,9 @@ func TestRequestBytes(t *testing.T) {
 
 func TestParseRequest(t *testing.T) {
 	const good = `{"address":"10.0.0.1","ifname":"eth1","addr_family":2,"cmd":0,"version":1}`
+	query := func(m Marking) string {
+		return string(Request{Key: Key{Inet, "eth1", "10.0.0.1"}, Cmd: Query, Marking: m}.Append(nil))
+	}
 	nested := func(n int) string {
 		return strings.Replace(good, "{", `{"x":`+strings.Repeat("[", n)+strings.Repeat("]", n)+`,`, 1)
 	}
@@ -82,6 +103,20 @@ func TestParseRequest(t *testing.T) {
 		{"long tag", strings.Replace(good, "{", `{"tag":"`+strings.Repeat("t", 128)+`",`, 1), "tag: 128 bytes, want 0 to 127"},
 		{"newline in tag", strings.Replace(good, "{", `{"tag":"a\nb",`, 1), "tag: contains the control character U+000A"},
 		{"long address", strings.Replace(good, "10.0.0.1", strings.Repeat("1", 46), 1), "address: 46 bytes, want 1 to 45"},
+		{"marks of 2", strings.Replace(good, "{", `{"marks":2,`, 1), "marks: 2 is not within 0 to 1"},
+		{"mark", `{"ifname":"eth1","cmd":16,"version":1}`, ""},
+		{"mark with an address that is none", `{"ifname":"eth1","cmd":16,"version":1,"address":"x","addr_family":77}`, ""},
+		{"mark without ifname", `{"cmd":16,"version":1}`, "ifname: missing"},
+		{"mark with an empty ifname", `{"ifname":"","cmd":16,"version":1}`, "ifname: 0 bytes, want 1 to 15"},
+		{"mark without version", `{"ifname":"eth1","cmd":16}`, "version: missing"},
+		{"query that breaks no bound", query(marking), ""},
+		{"query with a mark outside of its mask", query(Marking{3, 6, 9, 15}), "mark 0x3: want bits of the mask 0x6, without the lowest"},
+		{"query with the lowest bit", query(Marking{1, 3, 9, 15}), "mark 0x1: want bits of the mask 0x3, without the lowest"},
+		{"query without a mark", query(Marking{0, 3, 9, 15}), "mark 0x0: want bits of the mask 0x3, without the lowest"},
+		{"query with a priority behind main", query(Marking{2, 3, 9, 32765}), "block 9, fallback 32765: want two priorities from 1 to 32764"},
+		{"query with one priority", query(Marking{2, 3, 9, 9}), "block 9, fallback 9: want two priorities from 1 to 32764"},
+		{"query with a mark of 33 bits", strings.Replace(query(marking), "33554432", "4294967296", 1), "mark: 4294967296 is not within 0 to 4294967295"},
+		{"query with two masks", strings.Replace(query(marking), "{", `{"mask":1,`, 1), "mask: stands there twice"},
 		{"no address", strings.Replace(good, "10.0.0.1", "10.0.0", 1), `address "10.0.0": not an address`},
 		{"address with a leading zero", strings.Replace(good, "10.0.0.1", "010.0.0.1", 1), `address "010.0.0.1": not an address`},
 		{"address of the other family", strings.Replace(good, "10.0.0.1", "fd00::1", 1), `address "fd00::1": not an address of family inet`},
@@ -159,6 +194,8 @@ func TestReplyBytes(t *testing.T) {
 		{"release", Reply{}, `{"version":1,"cmd":2,"table":0,"lease_expires":0}`},
 		{"refusal", Refuse(Exhausted, `no "table"`), `{"version":1,"cmd":2,"table":0,"lease_expires":0,"code":"exhausted","error":"no \"table\""}`},
 		{"holder", Reply{Table: 4294967295, Expires: 1, PID: 7}, `{"version":1,"cmd":2,"table":4294967295,"lease_expires":1,"pid":7}`},
+		{"mark", Reply{Marking: marking},
+			`{"version":1,"cmd":2,"table":0,"lease_expires":0,"mark":33554432,"mask":4278190080,"block":9002,"fallback":15002}`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := string(tt.reply.Append(nil))
@@ -176,8 +213,9 @@ func TestReplyBytes(t *testing.T) {
 // TestReplyFits: old clients read 254 bytes, and a message in the middle of which they
 // stop is one that they drop.
 func TestReplyFits(t *testing.T) {
+	largest := Marking{Mark: 1<<32 - 2, Mask: 1<<32 - 1, Block: 32763, Fallback: 32764}
 	for _, text := range []string{strings.Repeat("x", 1000), strings.Repeat(`"`, 1000), strings.Repeat("\x01", 1000), strings.Repeat("€", 1000)} {
-		got := Reply{PID: 1 << 30, Code: NotServed, Error: text}.Append(nil)
+		got := Reply{Table: 1<<32 - 1, Expires: expiresMax, PID: 1 << 30, Mode: "none", Code: NotServed, Error: text, Marking: largest}.Append(nil)
 		if len(got) > MaxReply {
 			t.Errorf("reply with %.3q...: %d bytes, want at most %d", text, len(got), MaxReply)
 		}

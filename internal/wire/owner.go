@@ -134,26 +134,40 @@ func eachSocket(f func(socket) bool) error {
 		if err != nil {
 			return fmt.Errorf("unix_diag: %w", err)
 		}
-		msgs, err := syscall.ParseNetlinkMessage(buf[:n])
+		last, err := answers(buf[:n], f)
 		if err != nil {
 			return fmt.Errorf("unix_diag: %w", err)
 		}
-		for _, m := range msgs {
-			switch m.Header.Type {
-			case unix.NLMSG_DONE:
-				return nil
-			case unix.NLMSG_ERROR:
-				if len(m.Data) >= 4 {
-					errno := -int32(binary.NativeEndian.Uint32(m.Data))
-					return fmt.Errorf("unix_diag: %w", syscall.Errno(errno))
-				}
-				return errors.New("unix_diag: the kernel refuses")
-			}
-			if s, ok := parseSocket(m.Data); ok && !f(s) {
-				return nil
-			}
+		if last {
+			return nil
 		}
 	}
+}
+
+// answers calls f for the sockets in one datagram of unix_diag, and reports whether nothing
+// is to come or f wants no more.
+func answers(datagram []byte, f func(socket) bool) (last bool, err error) {
+	msgs, err := syscall.ParseNetlinkMessage(datagram)
+	if err != nil {
+		return false, err
+	}
+	for _, m := range msgs {
+		switch m.Header.Type {
+		case unix.NLMSG_DONE:
+			return true, nil
+		case unix.NLMSG_ERROR:
+			if len(m.Data) >= 4 {
+				if errno := -int32(binary.NativeEndian.Uint32(m.Data)); errno > 0 {
+					return false, syscall.Errno(errno)
+				}
+			}
+			return false, errors.New("the kernel refuses")
+		}
+		if s, ok := parseSocket(m.Data); ok && !f(s) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func parseSocket(data []byte) (s socket, ok bool) {

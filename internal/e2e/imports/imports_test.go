@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
 	"internal/client":            {"internal/wire", "internal/route", "internal/jsonc"},
 	"internal/allocator":         {"sql"},
+	"internal/bind":              {},
 	"internal/cli":               {},
 	"internal/cli/systemd":       {},
 	"internal/jsonc":             {},
@@ -43,6 +44,7 @@ var homes = map[string][]string{
 	"github.com/vishvananda/netns":      {"internal/nettest"},
 	"github.com/spf13/pflag":            {"cmd/table-allocator-server", "cmd/table-allocator-client"},
 	"github.com/tailscale/hujson":       {"internal/jsonc"},
+	"github.com/cilium/ebpf":            {"internal/bind"}, // assembles and loads programs without clang, BTF or C
 	"github.com/coreos/go-systemd/v22":  {"internal/cli/systemd"},
 	"golang.org/x/sys":                  nil, // anywhere, like the standard library
 	"golang.org/x/time":                 nil,

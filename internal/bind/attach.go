@@ -1,0 +1,177 @@
+package bind
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// A Missing is a program that the kernel did not take.
+type Missing struct {
+	Program string
+	Lost    string // what is not covered without it
+	Err     error
+}
+
+// allowMulti lets programs of others, and those of cgroups above and below, run as well.
+const allowMulti = 1 << 1 // BPF_F_ALLOW_MULTI
+
+// install makes the programs of the cgroup equal to hooks and returns those that the kernel does not
+// take. Without the first it returns ErrUnsupported.
+//
+// They are attached without a link, whose end, or the end of its pin, would be theirs: so they stay
+// whatever becomes of us, and go with the cgroup.
+func install(cgroup *os.File, hooks []hook) ([]Missing, error) {
+	var missing []Missing
+	for i := range hooks {
+		h := &hooks[i]
+		switch err := h.install(int(cgroup.Fd())); {
+		case err == nil:
+		case errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT): // the cgroup was removed
+			return nil, err
+		case i > 0:
+			missing = append(missing, Missing{h.spec.Name, h.lost, err})
+		case errors.Is(err, unix.EPERM):
+			return nil, err
+		default:
+			return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+		}
+	}
+	return missing, nil
+}
+
+func (h *hook) install(cgroup int) error {
+	have, err := attached(cgroup, h.spec.AttachType, h.spec.Name)
+	if err != nil {
+		return err
+	}
+	defer have.close()
+	for i, p := range have {
+		if h.spec.Compatible(p.info) == nil {
+			// Others of ours here would be of a process that attached at the same time.
+			return have.detach(cgroup, h.spec.AttachType, i)
+		}
+	}
+	program, err := load(&h.spec)
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	options := link.RawAttachProgramOptions{Target: cgroup, Program: program, Attach: h.spec.AttachType, Flags: allowMulti}
+	if len(have) > 0 {
+		options.Anchor = link.ReplaceProgram(have[0].program)
+	}
+	if err := link.RawAttachProgram(options); err == nil {
+		return have.detach(cgroup, h.spec.AttachType, 0)
+	} else if len(have) == 0 {
+		return fmt.Errorf("attach BPF program %s: %w", h.spec.Name, err)
+	}
+	// Before Linux 5.6 there is no replacing.
+	options.Anchor = nil
+	if err := link.RawAttachProgram(options); err != nil {
+		return fmt.Errorf("attach BPF program %s: %w", h.spec.Name, err)
+	}
+	return have.detach(cgroup, h.spec.AttachType, -1)
+}
+
+// ours are programs of ours at one hook of a cgroup.
+type ours []struct {
+	program *ebpf.Program
+	info    *ebpf.ProgramInfo
+}
+
+func (o ours) close() {
+	for _, p := range o {
+		p.program.Close()
+	}
+}
+
+// detach takes all but one of them away.
+func (o ours) detach(cgroup int, at ebpf.AttachType, but int) error {
+	for i, p := range o {
+		if i == but {
+			continue
+		}
+		err := link.RawDetachProgram(link.RawDetachProgramOptions{Target: cgroup, Program: p.program, Attach: at})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("detach BPF program %s: %w", p.info.Name, err)
+		}
+	}
+	return nil
+}
+
+// attached returns the programs of that name at a hook of the cgroup itself.
+func attached(cgroup int, at ebpf.AttachType, name string) (have ours, err error) {
+	result, err := link.QueryPrograms(link.QueryOptions{Target: cgroup, Attach: at})
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, ebpf.ErrNotSupported) {
+		return nil, nil // the kernel does not know the hook: loading will tell
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list BPF programs: %w", err)
+	}
+	for _, p := range result.Programs {
+		program, err := ebpf.NewProgramFromID(p.ID)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			have.close()
+			return nil, fmt.Errorf("open BPF program %d: %w", p.ID, err)
+		}
+		info, err := program.Info()
+		if err != nil {
+			program.Close()
+			have.close()
+			return nil, fmt.Errorf("look at BPF program %d: %w", p.ID, err)
+		}
+		if info.Name != name {
+			program.Close()
+			continue
+		}
+		have = append(have, struct {
+			program *ebpf.Program
+			info    *ebpf.ProgramInfo
+		}{program, info})
+	}
+	return have, nil
+}
+
+// load gives a program to the kernel.
+func load(spec *ebpf.ProgramSpec) (*ebpf.Program, error) {
+	program, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogDisabled: true})
+	if errors.Is(err, unix.EPERM) {
+		// Before Linux 5.11 programs count as locked memory of the user.
+		if again := withMemory(func() error {
+			program, err = ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogDisabled: true})
+			return nil
+		}); again != nil {
+			return nil, again
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load BPF program %s: %w", spec.Name, err)
+	}
+	return program, nil
+}
+
+var memory sync.Mutex
+
+// withMemory calls f without a limit on locked memory. The limit is put back: what we execute
+// inherits it.
+func withMemory(f func() error) error {
+	memory.Lock()
+	defer memory.Unlock()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &before); err != nil {
+		return fmt.Errorf("get limit of locked memory: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); err != nil {
+		return fmt.Errorf("raise limit of locked memory: %w", err)
+	}
+	return errors.Join(f(), unix.Setrlimit(unix.RLIMIT_MEMLOCK, &before))
+}

@@ -1,0 +1,367 @@
+package bind
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names of our cgroups. A colon cannot be in the name of an interface, and no other program begins
+// the name of a cgroup like this.
+const (
+	childPrefix = "ta-"              // inside the cgroup that a process is in: ta-wwan0
+	rootName    = "/table-allocator" // below it one for each interface: table-allocator/wwan0
+)
+
+// Cgroups is the cgroup2 file system. Paths in it begin at what is mounted.
+type Cgroups struct {
+	dir     string   // where it is mounted
+	below   string   // what is mounted there, as /proc/PID/cgroup has it
+	private *os.File // the mount, if it is nobody else's
+}
+
+// Open finds the cgroup2 file system, also beside the older one. Where none is mounted, as after
+// `ip netns exec`, which mounts a bare /sys, it mounts one that only this process sees.
+func Open() (*Cgroups, error) {
+	file, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	mounts, err := cgroupMounts(file)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range mounts {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(c.dir, &fs); err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC { // else something covers it
+			return &c, nil
+		}
+	}
+	private, err := mountCgroups()
+	if err != nil {
+		return nil, fmt.Errorf("no cgroup2 file system is mounted: mount one with `mount -t cgroup2 cgroup2 /sys/fs/cgroup`: %w", err)
+	}
+	return &Cgroups{dir: fmt.Sprintf("/proc/self/fd/%d", private.Fd()), below: "/", private: private}, nil
+}
+
+// cgroupMounts returns the cgroup2 mounts of a mountinfo that can be written, the one with the most
+// in it first.
+func cgroupMounts(mountinfo io.Reader) ([]Cgroups, error) {
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	var mounts []Cgroups
+	lines := bufio.NewScanner(mountinfo)
+	for lines.Scan() {
+		// mount id, parent, device, root, mount point, options, ..., "-", type
+		before, after, _ := strings.Cut(lines.Text(), " - ")
+		f := strings.Fields(before)
+		if len(f) < 6 || !strings.HasPrefix(after, "cgroup2 ") || slices.Contains(strings.Split(f[5], ","), "ro") {
+			continue
+		}
+		root := unescape.Replace(f[3])
+		if !strings.HasPrefix(root, "/") || strings.HasPrefix(root, "/..") { // of a namespace outside of ours
+			continue
+		}
+		mounts = append(mounts, Cgroups{dir: unescape.Replace(f[4]), below: root})
+	}
+	slices.SortStableFunc(mounts, func(a, b Cgroups) int { return len(a.below) - len(b.below) })
+	return mounts, lines.Err()
+}
+
+// mountCgroups mounts the file system nowhere: its open descriptor is the only way in.
+func mountCgroups() (*os.File, error) {
+	config, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("open file system cgroup2: %w", err)
+	}
+	defer unix.Close(config)
+	if err := unix.FsconfigCreate(config); err != nil {
+		return nil, fmt.Errorf("open file system cgroup2: %w", err)
+	}
+	mount, err := unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("mount file system cgroup2: %w", err)
+	}
+	return os.NewFile(uintptr(mount), "cgroup2"), nil
+}
+
+// Close ends the use of what Open has mounted.
+func (c *Cgroups) Close() {
+	if c.private != nil {
+		_ = c.private.Close() // was only read
+	}
+}
+
+// file is where the cgroup is in the file system.
+func (c *Cgroups) file(cgroup string) string { return filepath.Join(c.dir, cgroup) }
+
+// cutPath returns path, which begins with a slash, without the directories dir before it.
+func cutPath(path, dir string) (string, bool) {
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(dir, "/"))
+	return "/" + strings.TrimPrefix(rest, "/"), ok && (rest == "" || rest[0] == '/')
+}
+
+// of returns the cgroup of a process.
+func (c *Cgroups) of(pid int) (string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("process %d: %w", pid, unix.ESRCH)
+	}
+	if err != nil {
+		return "", err
+	}
+	cgroup, ok := parseCgroup(string(text))
+	if !ok {
+		return "", fmt.Errorf("process %d is in no cgroup of cgroup2", pid)
+	}
+	inside, ok := cutPath(cgroup, c.below)
+	if !ok || !filepath.IsLocal("."+inside) {
+		return "", fmt.Errorf("process %d is in cgroup %s, outside of what %s shows", pid, cgroup, c.dir)
+	}
+	return inside, nil
+}
+
+// parseCgroup finds the cgroup of cgroup2 in a /proc/PID/cgroup.
+func parseCgroup(text string) (string, bool) {
+	for line := range strings.Lines(text) {
+		if cgroup, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::/"); ok {
+			return "/" + strings.TrimSuffix(cgroup, " (deleted)"), true
+		}
+	}
+	return "", false
+}
+
+// outside is the cgroup that a process would be in without us.
+func outside(cgroup string) string {
+	if _, ok := cutPath(cgroup, rootName); ok {
+		return "/"
+	}
+	for strings.HasPrefix(path.Base(cgroup), childPrefix) {
+		cgroup = path.Dir(cgroup)
+	}
+	return cgroup
+}
+
+// uplinkOf is what the cgroup itself is bound to by its name.
+func uplinkOf(cgroup string) (Uplink, bool) {
+	if path.Dir(cgroup) == rootName {
+		return parseUplink(path.Base(cgroup))
+	}
+	if name, ok := strings.CutPrefix(path.Base(cgroup), childPrefix); ok {
+		return parseUplink(name)
+	}
+	return Uplink{}, false
+}
+
+// childOf is where a process of the cgroup goes to be bound. A process that is in one of our children
+// already goes to another beside it; in a cgroup of an interface, to one inside, whose programs are
+// asked first.
+func childOf(cgroup string, u Uplink) string {
+	if here, ok := uplinkOf(cgroup); ok && here == u {
+		return cgroup
+	}
+	if _, ok := cutPath(cgroup, rootName); !ok {
+		cgroup = outside(cgroup)
+	}
+	return path.Join(cgroup, childPrefix+u.String())
+}
+
+// bindRounds is how often a cgroup is made that another process of ours takes for left over, between
+// its making and the first process in it.
+const bindRounds = 20
+
+// place makes the cgroup with the programs for the mark in it, and moves a process there: 0 is the
+// caller, -1 nobody. What is missing is told by whoever makes the cgroup.
+func (c *Cgroups) place(pid int, cgroup string, m Mark) (missing []Missing, err error) {
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	dir, all := c.file(cgroup), hooks(m)
+	for range bindRounds {
+		if missing, err = c.placeOnce(pid, dir, all); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cgroup %s: %w", cgroup, err)
+	}
+	return missing, nil
+}
+
+func (c *Cgroups) placeOnce(pid int, dir string, all []hook) ([]Missing, error) {
+	err := os.MkdirAll(filepath.Dir(dir), 0o755)
+	if err != nil {
+		return nil, err
+	}
+	err = os.Mkdir(dir, 0o755)
+	fresh := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	open, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer open.Close()
+	// Two that attach at once would each add their own.
+	if err := lock(open, unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	missing, err := install(open, all)
+	if err != nil {
+		if fresh {
+			_ = os.Remove(dir) // the error is the one to tell
+		}
+		return nil, err
+	}
+	if pid >= 0 {
+		if err := move(pid, dir); err != nil {
+			return nil, err
+		}
+	}
+	if !fresh {
+		return nil, nil
+	}
+	return missing, nil
+}
+
+func lock(file *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(file.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// move puts a process, all its threads, into a cgroup. The kernel fails with ESRCH for one that has
+// ended.
+func move(pid int, dir string) error {
+	file, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if _, err := file.WriteString(strconv.Itoa(pid)); err != nil {
+		return fmt.Errorf("move process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// processes returns the pids in a cgroup, without those of a pid namespace that is not ours.
+func processes(dir string) ([]int, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENODEV) || errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // has threads only, or was removed
+	}
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, word := range strings.Fields(string(text)) {
+		pid, err := strconv.Atoi(word)
+		if err != nil {
+			return nil, fmt.Errorf("%s/cgroup.procs: %w", dir, err)
+		}
+		if pid != 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// Enter moves the calling process to where all that it executes is bound to the uplink. It returns
+// what the kernel lacks, if nobody was told yet.
+func (c *Cgroups) Enter(u Uplink, m Mark) ([]Missing, error) {
+	if err := u.check(); err != nil {
+		return nil, err
+	}
+	cgroup, err := c.of(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	child := childOf(cgroup, u)
+	missing, err := c.place(0, child, m)
+	if err == nil {
+		c.sweepIn(path.Dir(child))
+	}
+	return missing, err
+}
+
+// Interface makes the cgroup of an interface and returns its path: whoever is put into it is bound.
+func (c *Cgroups) Interface(u Uplink, m Mark) (dir string, missing []Missing, err error) {
+	if err := u.check(); err != nil {
+		return "", nil, err
+	}
+	if c.private != nil {
+		return "", nil, errors.New("no cgroup2 file system is mounted where others could see the cgroup: mount one with `mount -t cgroup2 cgroup2 /sys/fs/cgroup`")
+	}
+	cgroup := path.Join(rootName, u.String())
+	if missing, err = c.place(-1, cgroup, m); err != nil {
+		return "", nil, err
+	}
+	return c.file(cgroup), missing, nil
+}
+
+// RemoveInterface removes the cgroup of an interface. Processes in it are put out first.
+func (c *Cgroups) RemoveInterface(u Uplink) error {
+	if err := u.check(); err != nil {
+		return err
+	}
+	cgroup := path.Join(rootName, u.String())
+	dir := c.file(cgroup)
+	for range bindRounds {
+		pids, err := processes(dir)
+		if err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			if err := move(pid, c.file("/")); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+		err = os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return removeIfEmpty(filepath.Dir(dir))
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+	}
+	return fmt.Errorf("remove cgroup %s: %w", cgroup, unix.EBUSY)
+}
+
+// sweepIn removes our children of the cgroup that have no process any more.
+func (c *Cgroups) sweepIn(cgroup string) {
+	dir := c.file(cgroup)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return // it went with its last process
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), childPrefix) {
+			sweep(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// sweep removes a cgroup of ours if it is empty and nobody is about to enter it.
+func sweep(dir string) {
+	open, err := os.Open(dir)
+	if err != nil {
+		return // is removed
+	}
+	defer open.Close()
+	if lock(open, unix.LOCK_EX|unix.LOCK_NB) == nil {
+		_ = os.Remove(dir) // EBUSY where it is in use
+	}
+}

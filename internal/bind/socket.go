@@ -1,0 +1,233 @@
+package bind
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Socket is an IPv4 or IPv6 socket of a process, and what became of it.
+type Socket struct {
+	FD            int
+	Kind          string // tcp, udp, ...
+	Local, Remote netip.AddrPort
+	Done          string // "bound", "left alone: connected"
+
+	fd int // of the same socket, ours
+}
+
+// eachSocket calls f with each internet socket that a process has open. Sockets are taken out of the
+// process by a copy of its descriptor; it is not stopped and does not notice.
+func eachSocket(pid, pidfd int, f func(*Socket)) ([]Socket, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := numbersIn(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil // it has ended
+	}
+	if err != nil {
+		return nil, err
+	}
+	var sockets []Socket
+	for _, fd := range fds {
+		if link, err := os.Readlink(fmt.Sprintf("%s/%d", dir, fd)); err != nil || !strings.HasPrefix(link, "socket:") {
+			continue
+		}
+		own, err := unix.PidfdGetfd(pidfd, fd, 0)
+		if errors.Is(err, unix.EBADF) || errors.Is(err, unix.ESRCH) {
+			continue // it was closed
+		}
+		if err != nil {
+			return sockets, fmt.Errorf("sockets of process %d that it already has stay as they are: %w", pid, err)
+		}
+		s := Socket{FD: fd, fd: own}
+		if s.look() {
+			f(&s)
+			sockets = append(sockets, s)
+		}
+		unix.Close(own)
+	}
+	return sockets, nil
+}
+
+// look fills in what the socket is and reports whether it is one of the internet's.
+func (s *Socket) look() bool {
+	domain, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil || domain != unix.AF_INET && domain != unix.AF_INET6 {
+		return false
+	}
+	typ, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return false
+	}
+	protocol, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return false
+	}
+	names := map[int]string{
+		unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_MPTCP: "mptcp", unix.IPPROTO_SCTP: "sctp",
+		unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_ICMPV6: "icmp6", unix.IPPROTO_UDPLITE: "udplite",
+	}
+	if s.Kind = names[protocol]; s.Kind == "" {
+		s.Kind = fmt.Sprintf("protocol %d", protocol)
+	}
+	if typ == unix.SOCK_RAW {
+		s.Kind = "raw " + s.Kind
+	}
+	local, _ := unix.Getsockname(s.fd) // an address that it has not is the zero one
+	remote, _ := unix.Getpeername(s.fd)
+	s.Local, s.Remote = addrPort(local), addrPort(remote)
+	return true
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// busy says why a mark must not change any more; "" if it may: packets of a connection would leave
+// another uplink with the source address of this one.
+func (s *Socket) busy() string {
+	if s.Remote.IsValid() {
+		return "connected"
+	}
+	if v, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && v != 0 {
+		return "listening"
+	}
+	const closed, listens = 7, 10 // TCP_CLOSE, TCP_LISTEN
+	if info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.State != closed && info.State != listens {
+		return "connected" // or will be soon
+	}
+	if a := s.Local.Addr(); a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() {
+		return "bound to an address"
+	}
+	return ""
+}
+
+const leftAlone = "left alone: "
+
+func (s *Socket) attach(m Mark, reset bool) {
+	why := s.busy()
+	switch {
+	case why == "":
+		s.set("bound", m, m.Value)
+	case s.Remote.Addr().IsLoopback():
+		s.Done = leftAlone + "connected to this host"
+	case why == "connected" && reset:
+		if err := s.reset(); err != nil {
+			s.Done = leftAlone + why + ", and cannot be reset: " + err.Error()
+			return
+		}
+		s.Done = "reset"
+	default:
+		s.Done = leftAlone + why
+	}
+}
+
+func (s *Socket) detach(m Mark) {
+	switch why := s.busy(); {
+	case why != "":
+		s.Done = leftAlone + why
+	default:
+		s.set("free", m, m.out())
+	}
+}
+
+// set gives the socket our bits. The programs of the cgroup that it was made in look at this, too, and
+// let it pass for its length.
+func (s *Socket) set(done string, m Mark, bits uint32) {
+	s.Done = done
+	now, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_MARK)
+	if err == nil {
+		value := binary.NativeEndian.AppendUint32(nil, uint32(now)&^m.Mask|bits)
+		value = binary.NativeEndian.AppendUint32(value, passage)
+		err = unix.SetsockoptString(s.fd, unix.SOL_SOCKET, unix.SO_MARK, string(value))
+	}
+	if err != nil {
+		s.Done = leftAlone + "set mark: " + err.Error()
+	}
+}
+
+// String returns the socket as a line: "fd 3 tcp 10.0.0.1:5 > 10.0.0.2:6 left alone: connected".
+func (s Socket) String() string {
+	local := "*"
+	if a := s.Local; a.IsValid() && (a.Port() != 0 || !a.Addr().IsUnspecified()) {
+		local = a.String()
+	}
+	if s.Remote.IsValid() {
+		local += " > " + s.Remote.String()
+	}
+	return fmt.Sprintf("fd %d %s %s %s", s.FD, s.Kind, local, s.Done)
+}
+
+// reset cuts the connection: reads and writes of the program fail with ECONNABORTED, the peer gets a
+// reset. The kernel does it for whoever may administer the network (CONFIG_INET_DIAG_DESTROY).
+func (s *Socket) reset() error {
+	protocol, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return err
+	}
+	domain, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return err
+	}
+	cookie, err := unix.GetsockoptUint64(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return err
+	}
+	diag, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(diag)
+	if err := unix.Sendto(diag, destroyRequest(domain, protocol, s.Local, s.Remote, cookie), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(diag, answer, 0)
+	if err != nil {
+		return err
+	}
+	if n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
+		return errors.New("unexpected answer of the kernel")
+	}
+	if errno := int32(binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr:])); errno != 0 {
+		return syscall.Errno(-errno)
+	}
+	return nil
+}
+
+// destroyRequest is a SOCK_DESTROY with a struct inet_diag_req_v2: linux/inet_diag.h.
+func destroyRequest(domain, protocol int, local, remote netip.AddrPort, cookie uint64) []byte {
+	const sockDestroy = 21
+	const length = unix.SizeofNlMsghdr + 8 + 48
+	b := binary.NativeEndian.AppendUint32(nil, length)
+	b = binary.NativeEndian.AppendUint16(b, sockDestroy)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	b = append(b, make([]byte, 8)...) // sequence, port
+	b = append(b, byte(domain), byte(protocol), 0, 0)
+	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // in any state
+	b = binary.BigEndian.AppendUint16(b, local.Port())
+	b = binary.BigEndian.AppendUint16(b, remote.Port())
+	for _, a := range []netip.Addr{local.Addr(), remote.Addr()} {
+		var wide [16]byte
+		if domain == unix.AF_INET6 {
+			wide = a.As16()
+		} else {
+			copy(wide[:], a.AsSlice())
+		}
+		b = append(b, wide[:]...)
+	}
+	b = binary.NativeEndian.AppendUint32(b, 0) // any interface
+	return binary.NativeEndian.AppendUint64(b, cookie)
+}

@@ -1,0 +1,165 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/bits"
+	"slices"
+	"strconv"
+
+	"github.com/table-allocator/table-allocator/internal/allocator"
+	"github.com/table-allocator/table-allocator/internal/jsonc"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// marking is how the index of a mark becomes bits and priorities: the mark is twice the
+// index within the mask, so that its lowest bit is left for the fallback variant, and each
+// interface has a pair of priorities of each kind, for lookups and for what stands behind.
+type marking struct{ mask, block, fallback uint32 }
+
+var defaultMarking = marking{mask: 0xff000000, block: 9000, fallback: 15000}
+
+const (
+	// The rules of leases begin two before 10000. IPv6 looks a route up again with a source,
+	// and meets those: a guard has to stand before them.
+	leaseRules = 9998
+	mainRule   = 32766
+)
+
+// known are marks that programs have built in: AppMesh, Mullvad, wg-quick, Istio.
+var known = []uint32{0x1e7700ce, 0x6d6f6c65, 0xca6c, 0x539}
+
+func (m marking) of(index uint32) wire.Marking {
+	return wire.Marking{
+		Mark:     2 * index << bits.TrailingZeros32(m.mask),
+		Mask:     m.mask,
+		Block:    m.block + 2*index,
+		Fallback: m.fallback + 2*index,
+	}
+}
+
+// marks are those that mask and priorities have room for.
+func (m marking) marks() allocator.Marks {
+	last := uint32(1)<<(bits.OnesCount32(m.mask)-1) - 1
+	for _, room := range []struct{ first, end uint32 }{{m.block, leaseRules}, {m.fallback, mainRule}} {
+		last = min(last, (room.end-room.first-2)/2)
+	}
+	if m.block < m.fallback {
+		last = min(last, (m.fallback-m.block)/2)
+	}
+	return allocator.Marks{Last: last, Skip: func(index uint32) bool {
+		mark := m.of(index).Mark
+		// In fewer bits everything collides with something.
+		return bits.OnesCount32(m.mask) >= 8 && slices.ContainsFunc(known, func(k uint32) bool {
+			return k&m.mask&^(m.mask&-m.mask) == mark
+		})
+	}}
+}
+
+func (m marking) validate() error {
+	width := bits.OnesCount32(m.mask)
+	if width < 2 || bits.Len32(m.mask)-bits.TrailingZeros32(m.mask) != width {
+		return fmt.Errorf("bind_mark_mask: %#x, want at least two bits side by side, as in 0xff000000", m.mask)
+	}
+	const room = 4 // for one mark, with the pair of 0 in front
+	if m.block < 1 || m.block > leaseRules-room {
+		return fmt.Errorf("bind_priority: %d, want 1 to %d: from %d on are the rules of leases, behind which the guards of bindings are worth nothing", m.block, leaseRules-room, leaseRules)
+	}
+	if m.fallback <= m.block+room || m.fallback > mainRule-room {
+		return fmt.Errorf("bind_fallback_priority: %d, want %d to %d: behind bind_priority and before the rule of table main", m.fallback, m.block+room+1, mainRule-room)
+	}
+	return nil
+}
+
+// decodeMask reads a number, or a string with one in hexadecimal: JSON has none.
+func decodeMask(key string, value []byte, into *uint32) error {
+	const want = `a number, or a string like "0xff000000"`
+	var text string
+	if json.Unmarshal(value, &text) == nil && text != "" { // null is a string to it
+		n, err := strconv.ParseUint(text, 0, 32)
+		if err != nil {
+			return fmt.Errorf("%s: want %s, have %s", key, want, value)
+		}
+		*into = uint32(n)
+		return nil
+	}
+	return jsonc.Decode(key, value, into, want)
+}
+
+// answerMark answers a request for the mark of an interface.
+func (s *server) answerMark(ifname string, onlyKnown bool, cred wire.Cred) wire.Reply {
+	before := s.markingOf(ifname)
+	if onlyKnown {
+		return wire.Reply{Marking: before}
+	}
+	index, err := s.leases.TakeMark(wire.Seconds(wire.Now()), ifname, s.rules.using(s.marking))
+	switch {
+	case errors.Is(err, allocator.ErrNoMark):
+		s.noise.write(slog.LevelWarn, "mark refused", "ifname", ifname, "uid", cred.UID, "pid", cred.PID, "err", err)
+		return wire.Refuse(wire.Exhausted, "all marks are in use: unbind what is not needed any more, or configure a wider bind_mark_mask")
+	case err != nil:
+		s.faults.write(slog.LevelError, "cannot write to the database, refusing a mark", "ifname", ifname, "err", err)
+		return wire.Refuse(wire.Storage, err.Error())
+	}
+	m := s.marking.of(index)
+	if m != before {
+		s.log.Info("mark given", "ifname", ifname, "mark", fmt.Sprintf("%#x/%#x", m.Mark, m.Mask), "priority", m.Block,
+			"uid", cred.UID, "pid", cred.PID)
+	}
+	return wire.Reply{Marking: m}
+}
+
+// markingOf is that of an interface; the zero Marking if it has none.
+func (s *server) markingOf(ifname string) wire.Marking {
+	index, ok := s.leases.Mark(ifname)
+	if !ok {
+		return wire.Marking{}
+	}
+	return s.marking.of(index)
+}
+
+// using returns a function that tells whether rules of the host use a mark. They are read
+// when it is asked first.
+func (r *rulesInUse) using(m marking) func(index uint32) bool {
+	var using func(uint32) bool
+	return func(index uint32) bool {
+		if using == nil {
+			r.refresh()
+			using = r.usingNow(m)
+		}
+		return using(index)
+	}
+}
+
+// usingNow goes by the bits of a mark, and by the priorities that belong to it.
+func (r *rulesInUse) usingNow(m marking) func(index uint32) bool {
+	var byMark []route.Rule
+	byPriority := make(map[uint32]bool)
+	for _, tables := range r.tables {
+		for _, rules := range tables {
+			for _, rule := range rules {
+				if rule.Mask&m.mask != 0 {
+					byMark = append(byMark, rule)
+				}
+				if rule.Protocol == route.Protocol {
+					byPriority[rule.Priority] = true
+				}
+			}
+		}
+	}
+	return func(index uint32) bool {
+		of := m.of(index)
+		for _, first := range []uint32{of.Block, of.Fallback} {
+			if byPriority[first] || byPriority[first+1] {
+				return true
+			}
+		}
+		lowest := m.mask & -m.mask
+		return slices.ContainsFunc(byMark, func(rule route.Rule) bool {
+			return (of.Mark^rule.Mark)&rule.Mask&m.mask&^lowest == 0
+		})
+	}
+}

@@ -1,0 +1,273 @@
+package wire
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+)
+
+// maxNesting bounds the brackets within brackets of a message.
+const maxNesting = 32
+
+var errNotObject = errors.New("not a JSON object")
+
+// pair is one member of an object: its key without the quotes and with its escapes, and its
+// value as it stands there.
+type pair struct{ key, value string }
+
+// members splits the one object that text must be, and appends its members to into. It takes
+// exactly what RFC 8259 and encoding/json take, valid UTF-8 only. encoding/json itself takes
+// longer than all the rest of a renewal, finds keys without regard to case, and any
+// number for an integer that it fits.
+func members(text string, into []pair) ([]pair, error) {
+	s := scanner{text: text}
+	s.space()
+	if !s.has('{') {
+		return nil, errNotObject
+	}
+	all, ok := s.object(1, into)
+	if ok {
+		s.space()
+		ok = s.at == len(text)
+	}
+	if s.deep && json.Valid([]byte(text)) && utf8.ValidString(text) {
+		return nil, fmt.Errorf("nested deeper than %d", maxNesting)
+	}
+	if !ok {
+		return nil, errNotObject
+	}
+	return all, nil
+}
+
+// scanner walks through a JSON text. Each of its methods moves at behind what it is called
+// for, and reports whether that was there.
+type scanner struct {
+	text string
+	at   int
+	deep bool // it stopped at too many brackets
+}
+
+func (s *scanner) space() {
+	for s.at < len(s.text) {
+		switch s.text[s.at] {
+		case ' ', '\t', '\r', '\n':
+			s.at++
+		default:
+			return
+		}
+	}
+}
+
+func (s *scanner) has(c byte) bool {
+	if s.at < len(s.text) && s.text[s.at] == c {
+		s.at++
+		return true
+	}
+	return false
+}
+
+// object is behind the opening bracket. It collects members if into is not nil.
+func (s *scanner) object(depth int, into []pair) ([]pair, bool) {
+	if s.space(); s.has('}') {
+		return into, true
+	}
+	for {
+		from := s.at
+		if !s.string() {
+			return into, false
+		}
+		key := s.text[from+1 : s.at-1]
+		s.space()
+		if !s.has(':') {
+			return into, false
+		}
+		s.space()
+		from = s.at
+		if !s.value(depth) {
+			return into, false
+		}
+		if into != nil {
+			into = append(into, pair{key, s.text[from:s.at]})
+		}
+		if s.space(); s.has('}') {
+			return into, true
+		}
+		if !s.has(',') {
+			return into, false
+		}
+		s.space()
+	}
+}
+
+func (s *scanner) array(depth int) bool {
+	if s.space(); s.has(']') {
+		return true
+	}
+	for {
+		if !s.value(depth) {
+			return false
+		}
+		if s.space(); s.has(']') {
+			return true
+		}
+		if !s.has(',') {
+			return false
+		}
+		s.space()
+	}
+}
+
+// value is within depth brackets.
+func (s *scanner) value(depth int) bool {
+	if s.at == len(s.text) {
+		return false
+	}
+	switch c := s.text[s.at]; c {
+	case '"':
+		return s.string()
+	case '{', '[':
+		if depth == maxNesting {
+			s.deep = true
+			return false
+		}
+		s.at++
+		if c == '[' {
+			return s.array(depth + 1)
+		}
+		_, ok := s.object(depth+1, nil)
+		return ok
+	case 't':
+		return s.word("true")
+	case 'f':
+		return s.word("false")
+	case 'n':
+		return s.word("null")
+	}
+	return s.number()
+}
+
+func (s *scanner) word(w string) bool {
+	if len(s.text)-s.at < len(w) || s.text[s.at:s.at+len(w)] != w {
+		return false
+	}
+	s.at += len(w)
+	return true
+}
+
+func (s *scanner) string() bool {
+	if !s.has('"') {
+		return false
+	}
+	for s.at < len(s.text) {
+		switch c := s.text[s.at]; {
+		case c == '"':
+			s.at++
+			return true
+		case c < ' ':
+			return false
+		case c == '\\':
+			if s.at++; !s.escape() {
+				return false
+			}
+		case c < utf8.RuneSelf:
+			s.at++
+		default:
+			r, size := utf8.DecodeRuneInString(s.text[s.at:])
+			if r == utf8.RuneError && size == 1 {
+				return false
+			}
+			s.at += size
+		}
+	}
+	return false
+}
+
+// escape is behind the backslash.
+func (s *scanner) escape() bool {
+	if s.at == len(s.text) {
+		return false
+	}
+	c := s.text[s.at]
+	s.at++
+	switch c {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return true
+	case 'u':
+		for range 4 {
+			if s.at == len(s.text) {
+				return false
+			}
+			switch c := s.text[s.at]; {
+			case '0' <= c && c <= '9', 'a' <= c && c <= 'f', 'A' <= c && c <= 'F':
+				s.at++
+			default:
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+func (s *scanner) number() bool {
+	s.has('-')
+	if !s.has('0') && !s.digits() {
+		return false
+	}
+	if s.has('.') && !s.digits() {
+		return false
+	}
+	if s.has('e') || s.has('E') {
+		if !s.has('+') {
+			s.has('-')
+		}
+		return s.digits()
+	}
+	return true
+}
+
+func (s *scanner) digits() bool {
+	from := s.at
+	for s.at < len(s.text) && '0' <= s.text[s.at] && s.text[s.at] <= '9' {
+		s.at++
+	}
+	return s.at > from
+}
+
+// stringValue is what a value of members says if it is a string: a part of the text, or a
+// copy where it has escapes.
+func stringValue(key, value string) (string, error) {
+	if value[0] != '"' {
+		return "", fmt.Errorf("%s: not a string", key)
+	}
+	for i := range len(value) {
+		if value[i] == '\\' {
+			var s string
+			if err := json.Unmarshal([]byte(value), &s); err != nil {
+				return "", fmt.Errorf("%s: %w", key, err)
+			}
+			return s, nil
+		}
+	}
+	return value[1 : len(value)-1], nil
+}
+
+func intValue(key, value string, least, most int64) (int64, error) {
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		return -1, fmt.Errorf("%s: not an integer in range", key)
+	}
+	if n < least || n > most {
+		return -1, fmt.Errorf("%s: %d is not within %d to %d", key, n, least, most)
+	}
+	return n, nil
+}
+
+// wordValue reads an integer of 32 bits.
+func wordValue(key, value string, into *uint32) error {
+	n, err := intValue(key, value, 0, tableMax)
+	*into = uint32(n)
+	return err
+}
