@@ -74,6 +74,9 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 	if err != nil {
 		return nil, err
 	}
+	if err := a.store.check(ctx); err != nil {
+		return nil, err
+	}
 	if original {
 		if copied, err = a.store.copyOriginal(ctx, path); err != nil {
 			return nil, err
@@ -264,7 +267,11 @@ func (r leaseRow) parse() (*slot, Boot, error) {
 		Key:   Key{Family: Family(family), Ifname: ifname, Addr: addr},
 		Table: uint32(table), Tag: tag, Owner: uint32(owner), Expires: expires,
 	}}
-	return s, Boot{ID: boot, Netns: uint64(netns)}, nil
+	at := Boot{ID: boot, Netns: uint64(netns)}
+	if sum, ok := r.sum.(int64); !ok || sum != 0 && sum != s.sum(at) {
+		return nil, Boot{}, errors.New("it was damaged, or changed by another program (that sets Sum to 0)")
+	}
+	return s, at, nil
 }
 
 // text accepts what a request may carry, too: no control characters, which would break a

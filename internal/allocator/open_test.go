@@ -126,7 +126,7 @@ func FuzzLeaseRow(f *testing.F) {
 	f.Add(int64(10000), int64(2), "eth0", "192.0.2.1", int64(1500), "tag", int64(0), boot.ID, int64(7), uint16(0))
 	f.Add(int64(10000), int64(10), "eth0", "FD00::01", int64(1500), "", int64(1000), "", int64(0), uint16(0))
 	f.Fuzz(func(t *testing.T, table, family int64, ifname, addr string, expires int64, tag string, owner int64, bootID string, netns int64, odd uint16) {
-		r := leaseRow{1, table, family, ifname, addr, expires, tag, owner, bootID, netns}
+		r := leaseRow{1, table, family, ifname, addr, expires, tag, owner, bootID, netns, int64(0)}
 		for i, v := range []*any{&r.table, &r.family, &r.ifname, &r.addr, &r.expires, &r.tag, &r.owner, &r.boot, &r.netns} {
 			if odd>>i&1 != 0 {
 				*v = []any{nil, 1.5, []byte(addr), tag, netns}[(int(odd>>9)+i)%5]
@@ -168,7 +168,7 @@ func TestTwoLeasesOfOneKey(t *testing.T) {
 	h.do(get(1), get(2), get(3))
 	h.stop()
 	db := peer(t, h.cfg.Path)
-	mustExec(t, db, "UPDATE RtTables SET Addr = '192.0.2.1', LeaseExpires = LeaseExpires + 100 WHERE RtTable = 10001")
+	mustExec(t, db, "UPDATE RtTables SET Addr = '192.0.2.1', LeaseExpires = LeaseExpires + 100, Sum = 0 WHERE RtTable = 10001")
 	h.open()
 	if got := h.log.String(); !strings.Contains(got, "two leases of one key") {
 		t.Errorf("log: %s", got)

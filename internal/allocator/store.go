@@ -5,11 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -192,6 +194,19 @@ func (s *store) version(ctx context.Context) (version int, original bool, err er
 	return version, version == 0 && ours > 0, nil
 }
 
+// check looks at all of the database. What is damaged must not be taken for leases, and not be
+// written to either.
+func (s *store) check(ctx context.Context) error {
+	var found string
+	if err := s.conn.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&found); err != nil {
+		return explain(err)
+	}
+	if found != "ok" {
+		return fmt.Errorf("it is damaged (%s): move the file away, or choose another path", strings.ReplaceAll(found, "\n", " "))
+	}
+	return nil
+}
+
 // copyOriginal writes a copy of the database beside it and returns its path.
 func (s *store) copyOriginal(ctx context.Context, path string) (string, error) {
 	for n := 0; ; n++ {
@@ -248,10 +263,11 @@ func (s *store) migrate(ctx context.Context, version int) error {
 		stmt **sql.Stmt
 		text string
 	}{
-		{&s.putLease, `INSERT INTO RtTables (RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+		{&s.putLease, `INSERT INTO RtTables (RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, Sum)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (RtTable, AddrFamily) DO UPDATE SET Ifname = excluded.Ifname, Addr = excluded.Addr,
-			LeaseExpires = excluded.LeaseExpires, Tag = excluded.Tag, Owner = excluded.Owner, Boot = excluded.Boot, Netns = excluded.Netns`},
+			LeaseExpires = excluded.LeaseExpires, Tag = excluded.Tag, Owner = excluded.Owner, Boot = excluded.Boot, Netns = excluded.Netns,
+			Sum = excluded.Sum`},
 		{&s.dropLease, "DELETE FROM RtTables WHERE RtTable = ? AND AddrFamily = ?"},
 		{&s.putHistory, "INSERT OR REPLACE INTO history (RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns) VALUES (?, ?, ?, ?, ?, ?, ?)"},
 		{&s.dropHistory, "DELETE FROM history WHERE RtTable = ? AND AddrFamily = ?"},
@@ -275,6 +291,9 @@ func (s *store) fill(ctx context.Context, slots []*slot, marks map[string]mark, 
 	version, original, err := s.version(ctx)
 	if err == nil && original {
 		err = errors.New("it is a database of the original: restart the server to take it over, or move it away")
+	}
+	if err == nil {
+		err = s.check(ctx)
 	}
 	if err == nil {
 		err = s.prepareJournal(ctx, log)
@@ -306,7 +325,7 @@ func (s *store) put(ctx context.Context, slots []*slot, now int64, utc time.Time
 	for _, t := range slots {
 		var err error
 		if t.held {
-			if _, err = s.putLease.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.Expires, t.Tag, t.Owner, s.boot.ID, netns); err == nil {
+			if _, err = s.putLease.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.Expires, t.Tag, t.Owner, s.boot.ID, netns, t.sum(s.boot)); err == nil {
 				_, err = s.dropHistory.ExecContext(ctx, t.Table, t.Family)
 			}
 		} else {
@@ -351,11 +370,11 @@ func (s *store) history(ctx context.Context) ([]*slot, error) {
 type leaseRow struct {
 	id                                        int64
 	table, family, ifname, addr, expires, tag any
-	owner, boot, netns                        any
+	owner, boot, netns, sum                   any
 }
 
 func (s *store) leaseRows(ctx context.Context) ([]leaseRow, error) {
-	rows, err := s.conn.QueryContext(ctx, "SELECT rowid, RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns FROM RtTables ORDER BY rowid")
+	rows, err := s.conn.QueryContext(ctx, "SELECT rowid, RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, Sum FROM RtTables ORDER BY rowid")
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -363,12 +382,24 @@ func (s *store) leaseRows(ctx context.Context) ([]leaseRow, error) {
 	var all []leaseRow
 	for rows.Next() {
 		var r leaseRow
-		if err := rows.Scan(&r.id, &r.table, &r.family, &r.ifname, &r.addr, &r.expires, &r.tag, &r.owner, &r.boot, &r.netns); err != nil {
+		if err := rows.Scan(&r.id, &r.table, &r.family, &r.ifname, &r.addr, &r.expires, &r.tag, &r.owner, &r.boot, &r.netns, &r.sum); err != nil {
 			return nil, err
 		}
 		all = append(all, r)
 	}
 	return all, explain(rows.Err())
+}
+
+// sum is what a row has as checksum, never 0.
+func (l *Lease) sum(at Boot) int64 {
+	b := make([]byte, 0, 192)
+	for _, n := range [...]int64{int64(l.Table), int64(l.Family), l.Expires, int64(l.Owner), int64(at.Netns)} {
+		b = append(strconv.AppendInt(b, n, 10), ' ')
+	}
+	for _, text := range [...]string{l.Ifname, l.Addr, at.ID} {
+		b = append(append(b, text...), 0)
+	}
+	return 1<<32 | int64(crc32.ChecksumIEEE(b))
 }
 
 // reject moves a row of RtTables that makes no sense to where nothing reads it.

@@ -29,6 +29,10 @@ type crowd struct {
 	figures struct{ grants, renewals, releases, exhausted, unanswered int }
 }
 
+// crowdPatience is patience with a server that is dead most of the time, and has a queue of ten
+// for so many.
+const crowdPatience = 20 * patience
+
 // book changes the books; it fails the test if f finds a fault.
 func (c *crowd) book(f func() error) {
 	c.mu.Lock()
@@ -53,10 +57,10 @@ func (c *crowd) ask(p *peer, datagram string) (wire.Reply, error) {
 			if !errors.Is(errs[0], syscall.EAGAIN) && !errors.Is(errs[0], syscall.ECONNREFUSED) {
 				return wire.Reply{}, errs[0]
 			}
-			if time.Since(begun) > patience {
+			if time.Since(begun) > crowdPatience {
 				return wire.Reply{}, fmt.Errorf("%s: %w", datagram, errs[0])
 			}
-			time.Sleep(time.Duration(rand.IntN(1000)) * time.Microsecond)
+			time.Sleep(time.Duration(rand.IntN(4000)) * time.Microsecond)
 			continue
 		}
 		for {
@@ -68,7 +72,7 @@ func (c *crowd) ask(p *peer, datagram string) (wire.Reply, error) {
 			if !errors.Is(err, io.EOF) {
 				return wire.Reply{}, err
 			}
-			if time.Since(begun) > patience {
+			if time.Since(begun) > crowdPatience {
 				return wire.Reply{}, fmt.Errorf("%s: no answer", datagram)
 			}
 			if died { // before the look into the queue: there will be no answer
@@ -197,7 +201,7 @@ func TestSoakServerKilled(t *testing.T) {
 		} else {
 			server.waitLog("msg=serving")
 		}
-		time.Sleep(time.Duration(rnd.IntN(60_000)) * time.Microsecond)
+		time.Sleep(time.Duration(rnd.IntN(100_000)) * time.Microsecond)
 		server.kill()
 		c.deaths.Add(1)
 		checked += c.wantStored(h)
