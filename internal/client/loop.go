@@ -276,6 +276,10 @@ func (l *loop) do(s *session, a action) {
 		if err := s.clear(); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
+	case guard:
+		if err := s.clear(s.uplink.guard()...); err != nil {
+			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
+		}
 	case fallBack:
 		s.makeDo()
 	case report:
@@ -427,7 +431,10 @@ func (l *loop) serve(p packet) {
 			told.Tag = s.uplink.Tag // that of its profile
 		}
 		s.hooked = s.hooked || p.request.Settings != ""
-		defer l.retell(s, told)
+		defer func() {
+			l.retell(s, told)
+			l.feed(s, event{kind: called})
+		}()
 	case p.request.Cmd != wire.Query:
 		answer = wire.Refuse(wire.Malformed, fmt.Sprintf("cmd %d: for the server, not for a holder", p.request.Cmd))
 	}
@@ -584,6 +591,8 @@ func (l *loop) look(s *session) {
 		s.present = false
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})
 		return
+	case s.guarding:
+		s.yieldAddress()
 	}
 	if link.Name != s.uplink.Key.Ifname {
 		l.rename(s, link.Name)

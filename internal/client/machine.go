@@ -22,6 +22,7 @@ const (
 	fallBackIn   = time.Second // for a lease to come before main has to do
 	releaseTries = 10          // hundreds may end at once, and fill the queue of the server
 	releaseEvery = 300 * time.Millisecond
+	calledEvery  = 100 * time.Millisecond // at most, for somebody who calls again and again
 )
 
 type state int
@@ -46,10 +47,12 @@ type machine struct {
 	table    uint32
 	expires  time.Duration // on the lease clock
 	sends    int           // in this state
+	asked    time.Duration // when the server was asked for a lease last
 	due      time.Duration // of the timer; 0: none
 	grace    time.Duration // until the address has to be there; 0: it was, or never has to
 	reported bool
 	fellBack bool   // main has the routes while there is no lease
+	guarding bool   // nothing leaves from the address, should it return, before its rules stand
 	away     bool   // the server did not answer the last renewals
 	why      string // the last reason not to have a lease
 }
@@ -75,6 +78,7 @@ const (
 	addressGone           // it is not, though it was: why
 	linkGone              // nor is the link: why
 	replaced              // a newer call brought another tag or other settings: told
+	called                // somebody waits for the table
 	end                   // a signal, or another client, wants the end: why
 )
 
@@ -92,6 +96,7 @@ const (
 	send       actionKind = iota // request
 	placeRules                   // and routes, for table; those of a table before it go; rulesPlaced follows
 	clearRules                   // and routes, of table
+	guard                        // clearRules, but nothing may leave from the address if it returns
 	fallBack                     // give main the routes, while there is no lease
 	report                       // table (0: none, and why) to the caller
 	finish                       // nothing is left to do: why
@@ -137,6 +142,8 @@ func (m *machine) step(now time.Duration, ev event) []action {
 		return m.quit(now, ev.why)
 	case replaced:
 		return m.replace(now, ev.told)
+	case called:
+		return m.call(now)
 	case linkGone, end:
 		return m.quit(now, ev.why)
 	}
@@ -153,6 +160,7 @@ func (m *machine) request(cmd wire.Command) action {
 
 func (m *machine) ask(now time.Duration) []action {
 	m.sends++
+	m.asked = now
 	m.due = now + tryEvery
 	if m.uplink.Settings.placesRoutes() && !m.fellBack {
 		m.due = now + fallBackIn
@@ -169,7 +177,7 @@ func (m *machine) makeDo() []action {
 	if m.fellBack || m.watched || !m.uplink.Settings.placesRoutes() {
 		return nil // a watch took nothing from main yet
 	}
-	m.fellBack = true
+	m.fellBack, m.guarding = true, false
 	if m.why == "" {
 		m.why = "no answer"
 	}
@@ -212,6 +220,10 @@ func (m *machine) tick(now time.Duration) []action {
 // have been lost on its way.
 func (m *machine) giveUp(now time.Duration) []action {
 	actions := m.tell(0, m.why)
+	if m.guarding {
+		m.guarding = false
+		actions = append(actions, action{kind: clearRules, table: m.table})
+	}
 	m.enter(releasing)
 	return append(actions, m.release(now)...)
 }
@@ -323,7 +335,7 @@ func (m *machine) placed(now time.Duration, err error) []action {
 		return actions
 	}
 	m.enter(held)
-	m.fellBack = false
+	m.fellBack, m.guarding = false, false
 	m.due = m.renewal(now)
 	return m.tell(m.table, "")
 }
@@ -332,6 +344,10 @@ func (m *machine) placed(now time.Duration, err error) []action {
 func (m *machine) replace(now time.Duration, told Uplink) []action {
 	old := m.uplink
 	m.uplink = told
+	if m.guarding && !told.Settings.placesRoutes() {
+		m.guarding = false
+		return []action{{kind: clearRules, table: m.table}}
+	}
 	if m.state != held {
 		return nil // the next request carries it
 	}
@@ -348,15 +364,34 @@ func (m *machine) replace(now time.Duration, told Uplink) []action {
 	return append(actions, m.request(wire.Acquire))
 }
 
+// call asks the server at once for somebody who wants the table, and may be about to put
+// the address back.
+func (m *machine) call(now time.Duration) []action {
+	switch {
+	case m.state == waiting:
+		m.enter(asking)
+		m.grace = now + addressGrace
+		return m.ask(now)
+	case m.state == asking && m.patient() && now >= m.asked+calledEvery:
+		due := m.due
+		actions := m.ask(now)
+		m.due = min(m.due, due) // main does not wait any longer for that
+		return actions
+	}
+	return nil
+}
+
 // wait takes everything back like quit, but stays: what a hook said is still good if the
-// address was only flushed and put back.
+// address was only flushed and put back. From one that comes back packets would leave by
+// another uplink until it is served, so where that must not be, it is guarded.
 func (m *machine) wait(now time.Duration, why string) []action {
 	var actions []action
 	switch m.state {
 	case releasing, waiting, done:
 		return nil
 	case placing, held:
-		actions = []action{{kind: clearRules, table: m.table}}
+		m.guarding = true
+		actions = []action{{kind: guard, table: m.table}}
 	}
 	actions = append(actions, m.request(wire.Release))
 	m.enter(waiting)
@@ -375,6 +410,7 @@ func (m *machine) quit(now time.Duration, why string) []action {
 	case releasing, done:
 		return nil
 	case placing, held:
+		m.guarding = false
 		actions = []action{{kind: clearRules, table: m.table}}
 	}
 	m.why = why

@@ -17,6 +17,13 @@ func tagged(tag string) Uplink {
 	return u
 }
 
+// carried is the same, with routes.
+func carried() Uplink {
+	u := cable()
+	u.Settings = Settings{Routes: CopyRoutes, OnLoss: Fallback}
+	return u
+}
+
 // cable is the uplink of the tests.
 func cable() Uplink {
 	return Uplink{
@@ -57,6 +64,10 @@ func (a action) String() string {
 		return fmt.Sprintf("place %d", a.table)
 	case clearRules:
 		return fmt.Sprintf("clear %d", a.table)
+	case guard:
+		return fmt.Sprintf("guard %d", a.table)
+	case fallBack:
+		return "fall back"
 	case report:
 		return strings.TrimSpace(fmt.Sprintf("report %d %s", a.table, a.why))
 	case finish:
@@ -318,6 +329,60 @@ func TestMachine(t *testing.T) {
 			}
 			return m
 		}()},
+		{name: "with routes it waits for the address to return", machine: newMachine(carried(), false), moments: []moment{
+			at(0, event{kind: start}, 1*s, acquire),
+			at(0, seen, 1*s),
+			at(0, granted(10000, 1100), never, "place 10000"),
+			at(0, placed(nil), 50*s, "report 10000"),
+			at(10*s, gone, 70*s, "guard 10000", release),
+			at(10*s, released, 70*s),
+			at(20*s, seen, 21*s, acquire),
+			at(20*s, granted(10001, 1120), never, "place 10001"),
+			at(20*s, placed(nil), 70*s),
+			at(30*s, gone, 90*s, "guard 10001", release),
+			at(31*s, seen, 32*s, acquire),
+			at(32*s, tick, 34*s, "fall back", acquire), // and nothing is guarded any more
+			at(33*s, stopped, 33*s+300*ms, release),
+		}},
+		{name: "with routes the address does not return", machine: newMachine(carried(), false), moments: []moment{
+			at(0, event{kind: start}, 1*s, acquire),
+			at(0, seen, 1*s),
+			at(0, granted(10000, 1100), never, "place 10000"),
+			at(0, placed(nil), 50*s, "report 10000"),
+			at(10*s, gone, 70*s, "guard 10000", release),
+			at(70*s, tick, 70*s+300*ms, "clear 10000", release),
+		}},
+		{name: "somebody calls while it waits for the address", machine: newMachine(carried(), false), moments: []moment{
+			at(0, event{kind: start}, 1*s, acquire),
+			at(0, seen, 1*s),
+			at(0, granted(10000, 1100), never, "place 10000"),
+			at(0, placed(nil), 50*s, "report 10000"),
+			at(10*s, gone, 70*s, "guard 10000", release),
+			at(50*s, event{kind: called}, 51*s, acquire),
+			at(50*s, granted(10001, 1150), 110*s, "place 10001"),
+			at(50*s, placed(nil), 100*s),
+			at(110*s, tick, 110*s+300*ms, "clear 10001", release),
+		}},
+		{name: "somebody calls while it waits for the server", machine: newMachine(carried(), false), moments: []moment{
+			at(0, event{kind: start}, 1*s, acquire),
+			at(0, seen, 1*s),
+			at(50*ms, event{kind: called}, 1*s),
+			at(100*ms, event{kind: called}, 1*s, acquire),
+			at(150*ms, event{kind: called}, 1*s),
+			at(1*s, tick, 3*s, "fall back", "report 0 no answer", acquire),
+			at(2*s, event{kind: called}, 3*s, acquire),
+			at(2*s, granted(10000, 1100), never, "place 10000"),
+			at(2*s, event{kind: called}, never),
+		}},
+		{name: "other settings without routes while it waits", machine: newMachine(carried(), false), moments: []moment{
+			at(0, event{kind: start}, 1*s, acquire),
+			at(0, seen, 1*s),
+			at(0, granted(10000, 1100), never, "place 10000"),
+			at(0, placed(nil), 50*s, "report 10000"),
+			at(10*s, gone, 70*s, "guard 10000", release),
+			at(20*s, event{kind: replaced, told: cable()}, 70*s, "clear 10000"),
+			at(30*s, seen, 32*s, acquire),
+		}},
 		{name: "an identifier has no address to wait for",
 			machine: newMachine(Uplink{Key: wire.Key{Family: wire.Unspec, Ifname: "x", Address: "y"}}, false),
 			moments: []moment{
@@ -358,6 +423,7 @@ func TestMachineAnswersOnce(t *testing.T) {
 	events := []event{
 		tick, seen, gone, stopped, nobody, released, granted(10000, 1100), granted(10001, 2100), placed(nil),
 		placed(errors.New("no")), refusal(wire.Exhausted, "full"), refusal(wire.Denied, "no"), {kind: replaced, told: tagged("x")},
+		{kind: called},
 	}
 	const depth = 5
 	var walk func(m machine, now time.Duration, reports, placedRules int, path []int)
@@ -379,9 +445,9 @@ func TestMachineAnswersOnce(t *testing.T) {
 				switch a.kind {
 				case report:
 					reports++
-				case placeRules:
+				case placeRules, guard:
 					placedRules++
-				case clearRules:
+				case clearRules, fallBack:
 					placedRules = 0
 				}
 				if m.state == done {
@@ -405,9 +471,11 @@ func TestMachineAnswersOnce(t *testing.T) {
 			walk(next, when, reports, placedRules, path)
 		}
 	}
-	m := newMachine(cable(), false)
-	m.step(epoch, event{kind: start})
-	walk(*m, epoch, 0, 0, nil)
+	for _, u := range []Uplink{cable(), carried()} {
+		m := newMachine(u, false)
+		m.step(epoch, event{kind: start})
+		walk(*m, epoch, 0, 0, nil)
+	}
 }
 
 // TestRefusalsAreNoAbsence: a server that refuses is there.

@@ -67,8 +67,9 @@ func (r *ruleset) place(table uint32) error {
 	return nil
 }
 
-// clear removes all rules and routes of the uplink.
-func (r *ruleset) clear() error {
+// clear removes all rules and routes of the uplink, but for a rule to keep that stops the
+// address.
+func (r *ruleset) clear(keep ...route.Rule) error {
 	if !r.uplink.isAddress() || !r.adopted {
 		return nil
 	}
@@ -77,12 +78,15 @@ func (r *ruleset) clear() error {
 	if err != nil {
 		return err
 	}
-	if len(besides) > 0 { // whose they are, no table tells
+	if len(besides)+len(keep) > 0 { // whose they are, no table tells
 		if r.shared, err = otherHolder(r.uplink.Key); err != nil {
 			return err
 		}
 	}
-	if err := r.sync(0, nil); err != nil {
+	if r.shared {
+		keep = nil // the other holder knows what may leave
+	}
+	if err := r.sync(0, keep); err != nil {
 		return err
 	}
 	for table, whole := range r.tables {
@@ -93,6 +97,7 @@ func (r *ruleset) clear() error {
 			return err
 		}
 	}
+	clear(r.tables) // they may be others' soon
 	return nil
 }
 

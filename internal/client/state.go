@@ -110,11 +110,22 @@ func (s *session) follow() {
 // makeDo gives main the routes while there is no lease.
 func (s *session) makeDo() {
 	s.follow()
+	s.warn("let packets leave from the address", s.rules.clear())
 	s.resolve()
 }
 
-// clear takes everything back. While the address stands, main gets its routes back first.
-func (s *session) clear() error {
+// yieldAddress lets them leave, too, if another link has the address now.
+func (s *session) yieldAddress() {
+	addresses, err := s.rules.kernel.Addresses(s.uplink.family())
+	if slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == s.addr && a.Index != s.index }) {
+		err = s.rules.clear()
+	}
+	s.warn("look for the address on other links", err)
+}
+
+// clear takes everything back, but for a rule to keep. While the address stands, main gets
+// its routes back first.
+func (s *session) clear(keep ...route.Rule) error {
 	var errs []error
 	if s.present {
 		if v, ready := s.view(); ready {
@@ -123,7 +134,7 @@ func (s *session) clear() error {
 	}
 	s.routes.drop()
 	s.installed, s.filled = false, false
-	errs = append(errs, s.rules.clear())
+	errs = append(errs, s.rules.clear(keep...))
 	s.unresolve()
 	return errors.Join(errs...)
 }

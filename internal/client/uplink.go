@@ -83,10 +83,7 @@ func (u Uplink) rules(table uint32) []route.Rule {
 	if u.Settings.OnLoss == Block {
 		// Behind the source rule, not in the table: there it would stop the unbound rules
 		// of other uplinks, too.
-		block := source
-		block.Priority++
-		block.Table, block.Action = 0, route.Unreachable
-		rules = append(rules, block)
+		rules = append(rules, u.block())
 	}
 	if u.Forward && !u.Network.IsSingleIP() {
 		forward := rule(u.Priorities.Source)
@@ -105,6 +102,19 @@ func (u Uplink) rules(table uint32) []route.Rule {
 		rules = append(rules, network)
 	}
 	return append(rules, unbound)
+}
+
+// block is the rule that lets nothing leave from the address by another uplink.
+func (u Uplink) block() route.Rule {
+	return route.Rule{Priority: u.Priorities.Source + 1, Src: u.host(), Action: route.Unreachable, Protocol: route.Protocol}
+}
+
+// guard is that rule for an address that is awaited, if it is wanted.
+func (u Uplink) guard() []route.Rule {
+	if u.Settings.OnLoss != Block {
+		return nil
+	}
+	return []route.Rule{u.block()}
 }
 
 // original tells whether r is one of the three rules that the original program has for

@@ -272,12 +272,13 @@ func TestDhclientChanges(t *testing.T) {
 	lease.addr = "10.64.2.32"
 	server.set(func(d *dhcpServer) { d.lease, d.deny = lease, true })
 	s.waitReason("wan2", "EXPIRE", 0)
+	server.set(func(d *dhcpServer) { d.deny = false })
 	s.waitReason("wan2", "BOUND", 2)
 	s.waitGone("10.64.2.31")
 	s.waitRoutes("10.64.2.32", "default via 10.64.2.2", "10.64.2.0/24")
 	s.waitUplink(2, "10.64.2.32")
 	s.waitServers("server=10.64.2.1@10.64.2.32")
-	s.killDhclient("wan2") // a renewal that is under way would start a holder anew
+	s.killDhclient("wan2") // a renewal would start a holder anew
 	s.ns.IP(t, "link del wan2")
 	s.waitClean()
 }
@@ -523,7 +524,7 @@ func TestDhclientFlap(t *testing.T) {
 	}
 	s.quietDhclient("/run/dhclient.wan0.pid", "/run/dhclient.wan2.pid") // a renewal would start anew
 	s.ns.IP(t, "address del 192.168.1.20/24 dev wan0")
-	s.waitGone(given[0])
+	s.waitAwaited(given[0])
 	s.ns.IP(t, "link del wan2")
 	s.waitGone(given[2])
 	s.waitUplink(1, given[1])

@@ -109,11 +109,12 @@ func (s *site) connect(n int) {
 		table ip provider {
 			counter foreign {}
 			counter customers {}
+			set strangers { type ipv4_addr . ipv4_addr . inet_proto; flags dynamic; size 1024; counter; }
 			chain raw {
 				type filter hook prerouting priority raw
 				iifname lan ip saddr %s counter name customers accept
 				iifname lan ip saddr 0.0.0.0 accept comment "DHCP"
-				iifname lan counter name foreign drop
+				iifname lan counter name foreign update @strangers { ip saddr . ip daddr . ip protocol } drop
 			}
 			chain out {
 				type nat hook postrouting priority srcnat
@@ -342,6 +343,23 @@ func (s *site) waitTable(addr string) {
 	})
 }
 
+// waitAwaited waits until nothing is left of an address that went, but that it is awaited.
+func (s *site) waitAwaited(addr string) {
+	s.t.Helper()
+	eventually(s.t, addr+" is awaited", func() error {
+		var rules []string
+		for _, rule := range s.rules() {
+			if strings.Contains(rule, " from "+addr+" ") {
+				rules = append(rules, rule)
+			}
+		}
+		return unorderedError(rules, []string{awaited(addr)})
+	})
+}
+
+// awaited is the rule that keeps packets from leaving elsewhere when an address comes back.
+func awaited(addr string) string { return "10001: from " + addr + " unreachable proto 116" }
+
 // waitSilent waits until packets from addr reach nobody.
 func (s *site) waitSilent(addr string) {
 	s.t.Helper()
@@ -358,7 +376,8 @@ func (s *site) wantNoForeign() {
 	s.t.Helper()
 	for n := range s.isps {
 		if count := s.counter(n, "foreign"); count != 0 {
-			s.t.Errorf("provider %d got %d packets with a foreign source", n, count)
+			s.t.Errorf("provider %d got %d packets with a foreign source: %s", n, count,
+				s.isps[n].ns.Run(s.t, "nft", "list", "set", "ip", "provider", "strangers"))
 		}
 	}
 }
@@ -550,7 +569,7 @@ type dhcpLease struct {
 type dhcpServer struct {
 	mu    sync.Mutex
 	lease dhcpLease
-	deny  bool // say no, once
+	deny  bool // say no
 	heard []string
 }
 
@@ -629,7 +648,6 @@ func (d *dhcpServer) answer(request []byte, server netip.Addr) ([]byte, net.Addr
 	case kind == discover:
 		option(53, offer)
 	case kind == ask && d.deny:
-		d.deny = false
 		option(53, nak)
 	case kind == ask:
 		option(53, ack)

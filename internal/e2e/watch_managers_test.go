@@ -128,13 +128,18 @@ func (h *home) connect(n int) {
 		delete table inet provider
 		table inet provider {
 			counter foreign {}
+			set strangers { type ipv4_addr . ipv4_addr; flags dynamic; size 1024; counter; }
+			set strangers6 { type ipv6_addr . ipv6_addr; flags dynamic; size 1024; counter; }
 			chain raw {
 				type filter hook prerouting priority raw
 				iifname net accept
 				iifname lo accept
 				ip saddr { 0.0.0.0, %s } accept
 				ip6 saddr { ::, fe80::/10, %s } accept
-				counter name foreign drop
+				counter name foreign
+				update @strangers { ip saddr . ip daddr }
+				update @strangers6 { ip6 saddr . ip6 daddr }
+				drop
 			}
 		}
 		table ip provider
@@ -241,7 +246,7 @@ func (h *home) wantOwnOnly() {
 	for n, isp := range h.isps {
 		out := isp.ns.Run(h.t, "nft", "list", "counter", "inet", "provider", "foreign")
 		if !strings.Contains(out, "packets 0 ") {
-			h.t.Errorf("provider %d got packets with a foreign source: %s", n, out)
+			h.t.Errorf("provider %d got packets with a foreign source: %s%s", n, out, isp.ns.Run(h.t, "nft", "list", "sets", "table", "inet", "provider"))
 		}
 	}
 }
