@@ -11,6 +11,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -80,7 +81,8 @@ type Config struct {
 	Avoid func(table uint32, key, lastHolder Key, fresh bool) bool
 }
 
-// Op is one request: for a table, which also renews, or with Release to give it back.
+// Op is one request: for a table, which also renews, or with Release to give it back. Of its
+// texts the allocator keeps copies, so that they may be parts of something larger.
 type Op struct {
 	Release bool
 	Key     Key
@@ -129,9 +131,10 @@ type Stats struct {
 }
 
 const (
-	flushAfter = 1  // seconds that a renewal may wait for the disk
-	retryAfter = 2  // seconds between writes that fail
-	clockEvery = 60 // seconds between writes of the clock row
+	flushAfter = 1   // seconds that a renewal may wait for the disk, and longer behind others
+	flushMost  = 512 // leases that one write takes besides those that it is for: some milliseconds
+	retryAfter = 2   // seconds between writes that fail
+	clockEvery = 60  // seconds between writes of the clock row
 )
 
 // Allocator leases tables. It is not safe for concurrent use: callers share it under one
@@ -149,8 +152,10 @@ type Allocator struct {
 	ended int64         // the newest end of a lease
 	open  *Batch        // waits for Commit
 	marks marks         // of interfaces
+	spare *Batch        // of the last Decide, for the next one if nothing depends on it
 
-	dirty   []*slot // what the database does not know yet, in order of change
+	fresh   []*slot // what open created or ended
+	dirty   []*slot // what else the database does not know yet, in order of change
 	expired []Lease // not yet returned by Tick
 	flushAt int64   // when dirty is to be written
 	clockAt int64   // when the clock row is to be written
@@ -172,18 +177,36 @@ func (b *Batch) Results() []Result { return b.results }
 
 // Decide applies ops, in order, and returns a result for each. Pending results may be
 // answered after Commit; all others, renewals among them, at once. A batch that is not
-// committed before the next Decide, Tick or Close is undone.
+// committed before the next Decide, Tick or Close is undone; one without pending results is
+// not valid any longer either.
 func (a *Allocator) Decide(now int64, ops []Op) *Batch {
 	a.abandon()
 	a.expire(now)
-	b := &Batch{now: now, results: make([]Result, len(ops))}
+	b := a.spare
+	if b == nil || len(b.undo) > 0 {
+		b = &Batch{}
+		a.spare = b
+	}
+	b.now, b.results = now, b.results[:0]
+	a.Extend(b, ops)
+	return b
+}
+
+// Extend applies more ops in a batch that is not committed yet. It refuses them if the batch
+// is undone.
+func (a *Allocator) Extend(b *Batch, ops []Op) {
+	if b.err != nil {
+		for i := range ops {
+			b.results = append(b.results, Result{Lease: Lease{Key: ops[i].Key}, Err: b.err, Pending: true})
+		}
+		return
+	}
 	for i := range ops {
-		b.results[i] = a.decide(b, &ops[i])
+		b.results = append(b.results, a.decide(b, &ops[i]))
 	}
 	if len(b.undo) > 0 {
 		a.open = b
 	}
-	return b
 }
 
 func (a *Allocator) decide(b *Batch, op *Op) Result {
@@ -225,7 +248,9 @@ func (a *Allocator) decide(b *Batch, op *Op) Result {
 }
 
 func (a *Allocator) renew(b *Batch, s *slot, tag string, pending bool) Result {
-	s.Tag, s.Expires = tag, a.expiry(b.now)
+	if s.Expires = a.expiry(b.now); s.Tag != tag {
+		s.Tag = strings.Clone(tag)
+	}
 	heap.Fix(&a.due, s.index)
 	a.soil(b.now, s)
 	return Result{Outcome: Renewed, Lease: s.Lease, Pending: pending}
@@ -287,10 +312,11 @@ func (a *Allocator) hold(b *Batch, s *slot, l Lease) {
 		delete(a.byKey, before.Key)
 	}
 	p.held++
+	l.Ifname, l.Addr, l.Tag = strings.Clone(l.Ifname), strings.Clone(l.Addr), strings.Clone(l.Tag)
 	s.Lease, s.held = l, true
 	a.byKey[l.Key] = s
 	heap.Push(&a.due, s)
-	a.soil(b.now, s)
+	a.refresh(s)
 	b.change(l.Key, func() {
 		heap.Remove(&a.due, s.index)
 		if delete(a.byKey, l.Key); had != nil {
@@ -322,10 +348,11 @@ func (a *Allocator) end(b *Batch, now int64, s *slot) {
 	} else if preferred {
 		delete(a.byKey, s.Key)
 	}
-	a.soil(now, s)
 	if b == nil {
+		a.soil(now, s)
 		return
 	}
+	a.refresh(s)
 	b.change(s.Key, func() {
 		if inside {
 			p.held++
@@ -357,9 +384,9 @@ func (a *Allocator) expire(now int64) (some bool) {
 	return some
 }
 
-// soil notes that the database has to learn the state of s.
+// soil notes that the database has to learn the state of s some time.
 func (a *Allocator) soil(now int64, s *slot) {
-	if s.dirty {
+	if s.dirty || s.fresh {
 		return
 	}
 	if len(a.dirty) == 0 {
@@ -369,7 +396,15 @@ func (a *Allocator) soil(now int64, s *slot) {
 	a.dirty = append(a.dirty, s)
 }
 
-// Commit writes what b created or ended in one transaction, and the renewals that wait.
+// refresh notes that the database has to learn it at the next commit.
+func (a *Allocator) refresh(s *slot) {
+	if !s.fresh {
+		s.fresh = true
+		a.fresh = append(a.fresh, s)
+	}
+}
+
+// Commit writes what b created or ended in one transaction, and some of the renewals that wait.
 // If that fails, every pending result of b becomes a refusal with the error returned, which
 // is ErrStorage, and the allocator is as if those ops had not been asked; the renewals
 // stay. Without pending results Commit does nothing.
@@ -378,7 +413,7 @@ func (a *Allocator) Commit(b *Batch) error {
 		return b.err
 	}
 	a.open = nil
-	if err := a.flush(b.now); err != nil {
+	if err := a.flush(b.now, flushMost); err != nil {
 		a.rollback(b, fmt.Errorf("%w: %w", ErrStorage, err))
 	}
 	return b.err
@@ -396,16 +431,14 @@ func (a *Allocator) rollback(b *Batch, err error) {
 	for i := len(b.undo) - 1; i >= 0; i-- {
 		b.undo[i]()
 	}
-	// Other slots stay dirty, which costs a write of what the database has already. These
-	// are known to nobody any more.
-	kept := a.dirty[:0]
-	for _, s := range a.dirty {
-		if !s.unborn() {
-			kept = append(kept, s)
+	// What it ended stays dirty, which costs a write of what the database has already. What it
+	// created is known to nobody any more.
+	for _, s := range a.fresh {
+		if s.fresh = false; !s.unborn() {
+			a.soil(b.now, s)
 		}
 	}
-	clear(a.dirty[len(kept):])
-	a.dirty = kept
+	a.fresh = empty(a.fresh)
 	for i, r := range b.results {
 		if r.Pending {
 			b.results[i] = Result{Outcome: Refused, Lease: Lease{Key: r.Lease.Key}, Err: err, Pending: true}
@@ -420,7 +453,7 @@ func (a *Allocator) Tick(now int64) ([]Lease, error) {
 	due := a.expire(now) || len(a.dirty) > 0 && now >= a.flushAt || now >= a.clockAt
 	var err error
 	if due && now >= a.retryAt {
-		err = a.flush(now)
+		err = a.flush(now, flushMost)
 	}
 	expired := a.expired
 	a.expired = nil
@@ -443,19 +476,22 @@ func (a *Allocator) Next() int64 {
 	return next
 }
 
-func (a *Allocator) flush(now int64) error {
+// flush writes what a commit waits for, and up to most others, the oldest first.
+func (a *Allocator) flush(now int64, most int) error {
 	ctx := context.Background()
+	behind := a.dirty[:min(len(a.dirty), most)]
 	var err error
 	if a.store.astray() {
+		behind = a.dirty
 		err = a.restore(ctx, now)
 	} else {
-		err = a.store.save(ctx, a.dirty, now, a.utc())
+		err = a.store.save(ctx, now, a.utc(), a.fresh, behind)
 	}
 	if err != nil {
 		a.retryAt = now + retryAfter
 		return fmt.Errorf("write leases to %s: %w", a.store.path, err)
 	}
-	a.written(now)
+	a.written(now, len(behind))
 	return nil
 }
 
@@ -479,7 +515,7 @@ func (a *Allocator) restore(ctx context.Context, now int64) error {
 
 // all is every slot that the database is to know.
 func (a *Allocator) all() []*slot {
-	all := slices.Concat(a.dirty, a.due)
+	all := slices.Concat(a.fresh, a.dirty, a.due)
 	for _, p := range a.pools {
 		for s := p.ring.next; s != &p.ring; s = s.next {
 			all = append(all, s)
@@ -488,19 +524,29 @@ func (a *Allocator) all() []*slot {
 	return all
 }
 
-func (a *Allocator) written(now int64) {
-	for _, s := range a.dirty {
-		s.dirty = false
+// written notes that the database knows all that is fresh, and the first n of what is dirty.
+func (a *Allocator) written(now int64, n int) {
+	for _, s := range a.fresh {
+		s.fresh, s.past = false, !s.held
 	}
-	clear(a.dirty)
-	a.dirty = a.dirty[:0]
+	a.fresh = empty(a.fresh)
+	for _, s := range a.dirty[:n] {
+		s.dirty, s.past = false, !s.held
+	}
+	a.dirty = slices.Delete(a.dirty, 0, n)
 	a.clockAt, a.retryAt = now+clockEvery, 0
+}
+
+// empty keeps the memory of a list, but nothing that it points to.
+func empty(slots []*slot) []*slot {
+	clear(slots)
+	return slots[:0]
 }
 
 // Close writes what waits and gives the database back. The allocator is not usable after.
 func (a *Allocator) Close(now int64) error {
 	a.abandon()
-	return errors.Join(a.flush(now), a.store.close())
+	return errors.Join(a.flush(now, len(a.dirty)), a.store.close())
 }
 
 // Stats counts leases and free tables of each family that is served or has leases left.

@@ -740,11 +740,76 @@ func TestFailedWritesDoNotPileUp(t *testing.T) {
 	for n := range 100 {
 		h.want(ops(get(n)), "refused: "+ErrStorage.Error())
 	}
-	if len(h.dirty) != 0 || len(h.byKey) != 0 || len(h.due) != 0 {
-		t.Errorf("%d dirty, %d keys, %d due, want none", len(h.dirty), len(h.byKey), len(h.due))
+	if len(h.fresh)+len(h.dirty) != 0 || len(h.byKey) != 0 || len(h.due) != 0 {
+		t.Errorf("%d dirty, %d keys, %d due, want none", len(h.fresh)+len(h.dirty), len(h.byKey), len(h.due))
 	}
 	mustExec(t, db, "ROLLBACK")
 	h.want(ops(get(1)), "granted 10000")
+}
+
+// However many renewals wait for the disk, one write takes some of them only, and what has
+// to be there before a reply goes first.
+func TestManyRenewalsWait(t *testing.T) {
+	const many = flushMost + 100
+	h := start(t, config(t, inet(10000, 2*many)))
+	db := peer(t, h.cfg.Path)
+	stored := func(where string) (n int) {
+		t.Helper()
+		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM RtTables WHERE "+where).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	var all []Op
+	for n := range many {
+		all = append(all, Op{Key: Key{Inet, "eth0", fmt.Sprintf("10.1.%d.%d", n/256, n%256)}})
+	}
+	h.do(all...)
+	if n := stored("true"); n != many {
+		t.Fatalf("stored at the commit: %d leases, want %d", n, many)
+	}
+	for i := range all {
+		all[i].Tag = "renewed"
+	}
+	h.do(all...)
+	h.want(ops(get(1), Op{Key: all[0].Key, Release: true}), fmt.Sprint("granted ", 10000+many), "released 10000")
+	if n := stored(fmt.Sprint("RtTable = ", 10000+many)); n != 1 {
+		t.Error("the new lease is not there")
+	}
+	if n := stored("RtTable = 10000"); n != 0 {
+		t.Error("the released one is still there")
+	}
+	if n := stored("Tag = 'renewed'"); n >= many-1 {
+		t.Errorf("written with it: %d renewals, want some", n)
+	}
+	for h.now++; h.Next() <= h.now; {
+		before := stored("Tag = 'renewed'")
+		if _, err := h.Tick(h.now); err != nil {
+			t.Fatal(err)
+		}
+		if n := stored("Tag = 'renewed'") - before; n > flushMost || n == 0 {
+			t.Fatalf("one tick writes %d renewals", n)
+		}
+	}
+	if n := stored("Tag = 'renewed'"); n != many-1 {
+		t.Errorf("written in the end: %d renewals, want %d", n, many-1)
+	}
+	// After a restart they are there for a while more, which is written bit by bit, too.
+	h.stop()
+	h.now += 10
+	h.open()
+	end := fmt.Sprint("LeaseExpires >= ", h.now+h.cfg.Timeout)
+	if n := stored(end); n != flushMost {
+		t.Errorf("written at the start: %d, want %d", n, flushMost)
+	}
+	for h.now++; h.Next() <= h.now; {
+		if _, err := h.Tick(h.now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := stored(end); n != many {
+		t.Errorf("written after the start: %d, want %d", n, many)
+	}
 }
 
 // What a failed batch handed out and took back in turn goes to its old place in the order.

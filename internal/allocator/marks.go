@@ -94,7 +94,7 @@ func (a *Allocator) saveMark(now int64, ifname string, m mark) error {
 	ctx := context.Background()
 	if a.store.astray() {
 		a.abandon()
-		if err := a.flush(now); err != nil {
+		if err := a.flush(now, flushMost); err != nil {
 			return err
 		}
 	}

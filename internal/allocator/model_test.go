@@ -249,7 +249,9 @@ func compare(t *testing.T, rnd *rand.Rand) {
 					Want:    []uint32{0, 0, 0, 9, 11, 13, 15, 21, 300}[rnd.IntN(9)],
 				})
 			}
-			b := h.Decide(h.now, batch)
+			first := rnd.IntN(len(batch) + 1)
+			b := h.Decide(h.now, batch[:first])
+			h.Extend(b, batch[first:])
 			pending := slices.ContainsFunc(b.Results(), func(r Result) bool { return r.Pending })
 			results := slices.Clone(b.Results())
 			fails := lock != nil && pending
@@ -330,7 +332,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 			now.restart(h.now, h.cfg.Boot.ID, h.cfg.Pools)
 			expired = nil
 		}
-		if len(h.dirty) == 0 {
+		if len(h.fresh)+len(h.dirty) == 0 {
 			disk = now.clone()
 		}
 		check(t, step, h, now)
@@ -367,7 +369,7 @@ func check(t *testing.T, step int, h *host, m *model) {
 			t.Fatalf("step %d: %s: got %+v, want %+v", step, f, got, want)
 		}
 	}
-	if len(h.dirty) > 0 {
+	if len(h.fresh)+len(h.dirty) > 0 {
 		return
 	}
 	stored := make(map[Key]Lease)

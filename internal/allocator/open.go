@@ -85,6 +85,7 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 	if err := a.store.prepareJournal(ctx, log); err != nil {
 		return nil, err
 	}
+	behind := 0
 	if err := a.store.transact(ctx, func() error {
 		if err := a.store.migrate(ctx, version); err != nil {
 			return err
@@ -95,20 +96,21 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 		if err := a.loadMarks(ctx, cfg.Marks); err != nil {
 			return err
 		}
-		return a.store.put(ctx, a.dirty, now, a.utc())
+		behind = min(len(a.dirty), flushMost)
+		return a.store.put(ctx, now, a.utc(), a.fresh, a.dirty[:behind])
 	}); err != nil {
 		return nil, err
 	}
 	a.store.settle()
-	a.written(now)
+	a.written(now, behind)
 	if original {
 		log.Info("database of the original taken over", "path", path, "copy", copied)
 	}
 	return a, nil
 }
 
-// load builds the index from the database and marks dirty what the database is to have
-// differently.
+// load builds the index from the database and marks what the database is to have differently:
+// only a later end of leases may wait.
 func (a *Allocator) load(ctx context.Context, now int64, log *slog.Logger) error {
 	type number struct {
 		family Family
@@ -120,6 +122,7 @@ func (a *Allocator) load(ctx context.Context, now int64, log *slog.Logger) error
 		return err
 	}
 	for _, s := range history {
+		s.past = true
 		known[number{s.Family, s.Table}] = s
 		a.ended = s.ended
 	}
@@ -141,7 +144,6 @@ func (a *Allocator) load(ctx context.Context, now int64, log *slog.Logger) error
 			}
 			continue
 		}
-		a.soil(now, s)
 		s.local = boot == a.store.boot
 		s.held = s.local
 		if boot.ID == "" { // written by the original
@@ -175,12 +177,19 @@ func (a *Allocator) load(ctx context.Context, now int64, log *slog.Logger) error
 	for _, s := range over {
 		a.ended++
 		s.ended = a.ended
+		a.refresh(s)
 		known[number{s.Family, s.Table}] = s
 	}
 	for _, s := range live {
-		s.Expires = max(s.Expires, a.expiry(now))
+		at := number{s.Family, s.Table}
+		s.past = known[at] != nil
+		if s.Expires = max(s.Expires, a.expiry(now)); s.local && !s.past {
+			a.soil(now, s)
+		} else {
+			a.refresh(s)
+		}
 		s.ended, s.local = 0, false
-		known[number{s.Family, s.Table}] = s
+		known[at] = s
 	}
 	var free []*slot
 	for _, s := range known {

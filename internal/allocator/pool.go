@@ -15,7 +15,9 @@ type slot struct {
 	held  bool  // the lease is in force
 	local bool  // the last holder of a free table held it in this boot and namespace
 	ended int64 // grows with every end of a lease, over restarts too; 0 before the first end
+	fresh bool  // the database is to know this state before anybody else does
 	dirty bool  // the database does not know this state yet
+	past  bool  // the history in the database may have a row of this table
 	index int   // in the expiry heap
 
 	prev, next *slot // in the pool's list of free tables

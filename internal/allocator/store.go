@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,7 +31,9 @@ type store struct {
 	db    *sql.DB
 	conn  *sql.Conn // nil once it is closed
 
+	begin, commit                                          *sql.Stmt
 	putLease, dropLease, putHistory, dropHistory, putClock *sql.Stmt
+	clock                                                  [2]int64 // the row that the database has: monotonic, utc
 }
 
 // busyTimeout is how long SQLite waits for other programs, in milliseconds. Renewals wait
@@ -55,6 +58,12 @@ func openStore(ctx context.Context, path string, boot Boot, log *slog.Logger) (s
 	}
 	s.db.SetMaxOpenConns(1)
 	if s.conn, err = s.db.Conn(ctx); err != nil {
+		return s, explain(err)
+	}
+	if s.begin, err = s.conn.PrepareContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return s, explain(err)
+	}
+	if s.commit, err = s.conn.PrepareContext(ctx, "COMMIT"); err != nil {
 		return s, explain(err)
 	}
 	if err := s.exec(ctx, "PRAGMA busy_timeout = "+strconv.Itoa(busyTimeout)); err != nil {
@@ -121,7 +130,7 @@ func (s *store) vacate() error {
 // descriptor of a file drops the locks that SQLite has on it. Closing again does nothing.
 func (s *store) close() error {
 	var errs []error
-	for _, stmt := range []**sql.Stmt{&s.putLease, &s.dropLease, &s.putHistory, &s.dropHistory, &s.putClock} {
+	for _, stmt := range []**sql.Stmt{&s.begin, &s.commit, &s.putLease, &s.dropLease, &s.putHistory, &s.dropHistory, &s.putClock} {
 		if *stmt != nil {
 			errs = append(errs, (*stmt).Close())
 			*stmt = nil
@@ -153,12 +162,14 @@ func (s *store) exec(ctx context.Context, query string, args ...any) error {
 // transact runs fn in a transaction that has the write lock from its beginning, so that a
 // database locked by others is noticed before anything is written.
 func (s *store) transact(ctx context.Context, fn func() error) error {
-	err := s.exec(ctx, "BEGIN IMMEDIATE")
+	_, err := s.begin.ExecContext(ctx)
+	err = explain(err)
 	if err == nil {
 		err = fn()
 	}
 	if err == nil {
-		err = s.exec(ctx, "COMMIT")
+		_, err = s.commit.ExecContext(ctx)
+		err = explain(err)
 	}
 	if err != nil {
 		// SQLite may have ended the transaction itself, or never begun it: then this fails,
@@ -282,8 +293,12 @@ func (s *store) migrate(ctx context.Context, version int) error {
 }
 
 // save writes the state of slots and the clock row, all or nothing.
-func (s *store) save(ctx context.Context, slots []*slot, now int64, utc time.Time) error {
-	return s.transact(ctx, func() error { return s.put(ctx, slots, now, utc) })
+func (s *store) save(ctx context.Context, now int64, utc time.Time, lists ...[]*slot) error {
+	err := s.transact(ctx, func() error { return s.put(ctx, now, utc, lists...) })
+	if err == nil {
+		s.clock = [2]int64{now, utc.Unix()}
+	}
+	return err
 }
 
 // fill readies the database at its path, which may be new, and writes slots and marks into it.
@@ -310,7 +325,7 @@ func (s *store) fill(ctx context.Context, slots []*slot, marks map[string]mark, 
 				return err
 			}
 		}
-		return s.put(ctx, slots, now, utc)
+		return s.put(ctx, now, utc, slots)
 	}); err != nil {
 		return err
 	}
@@ -320,12 +335,12 @@ func (s *store) fill(ctx context.Context, slots []*slot, marks map[string]mark, 
 
 // put writes states, not changes: after an error of unclear effect the same can be written
 // again.
-func (s *store) put(ctx context.Context, slots []*slot, now int64, utc time.Time) error {
+func (s *store) put(ctx context.Context, now int64, utc time.Time, lists ...[]*slot) error {
 	netns := int64(s.boot.Netns)
-	for _, t := range slots {
+	for _, t := range slices.Concat(lists...) {
 		var err error
 		if t.held {
-			if _, err = s.putLease.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.Expires, t.Tag, t.Owner, s.boot.ID, netns, t.sum(s.boot)); err == nil {
+			if _, err = s.putLease.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.Expires, t.Tag, t.Owner, s.boot.ID, netns, t.sum(s.boot)); err == nil && t.past {
 				_, err = s.dropHistory.ExecContext(ctx, t.Table, t.Family)
 			}
 		} else {
@@ -333,6 +348,7 @@ func (s *store) put(ctx context.Context, slots []*slot, now int64, utc time.Time
 			if !t.local {
 				where = Boot{}
 			}
+			t.past = true
 			if _, err = s.putHistory.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.ended, where.ID, int64(where.Netns)); err == nil {
 				_, err = s.dropLease.ExecContext(ctx, t.Table, t.Family)
 			}
@@ -340,6 +356,9 @@ func (s *store) put(ctx context.Context, slots []*slot, now int64, utc time.Time
 		if err != nil {
 			return fmt.Errorf("table %d of %s: %w", t.Table, t.Family, explain(err))
 		}
+	}
+	if s.clock == [2]int64{now, utc.Unix()} {
+		return nil
 	}
 	_, err := s.putClock.ExecContext(ctx, s.boot.ID, netns, now, utc.Unix())
 	return explain(err)
