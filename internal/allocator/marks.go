@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // ErrNoMark is the refusal of a mark because all are taken.
@@ -37,6 +38,7 @@ type mark struct {
 func (m *marks) set(ifname string, to mark) {
 	delete(m.byIfname, m.ifnames[to.index])
 	delete(m.ifnames, m.byIfname[ifname].index)
+	ifname = strings.Clone(ifname) // it may be a part of something larger
 	m.byIfname[ifname], m.ifnames[to.index] = to, ifname
 	m.used = max(m.used, to.used)
 }

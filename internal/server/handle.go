@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -17,65 +19,132 @@ import (
 // with many sockets that he does not read would otherwise leave none for the others.
 const usersShare = 0.5
 
+// roundMost ends a round that would go on for as long as datagrams come.
+const roundMost = 256
+
+// round is what the server does in one go: the datagrams that wait, the transaction that
+// they share, and the replies. Its memory serves one round after the other.
+type round struct {
+	conn    *wire.Conn
+	now     time.Duration
+	backlog float64 // of conn; below 0: not looked at
+	texts   texts
+	ops     []allocator.Op
+	askers  []asker // of ops, by index; the data of their datagrams is gone
+	pending []int   // ops that wait for the commit
+	replies []wire.Message
+	out     []byte // data of replies
+}
+
 // handle answers one batch of datagrams: refusals and renewals at once, what creates or
-// ends a lease after the one transaction that writes all of it.
+// ends a lease after the one transaction that writes all of it. A transaction costs much the
+// same whatever is in it, so it takes what has come in the meantime, too.
 func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
-	now := wire.Now()
-	s.rules.begin(now)
-	crowded := c.Backlog() > usersShare
-	var (
-		replies []wire.Message
-		ops     []allocator.Op
-		askers  []asker // of ops, by index
-	)
-	answer := func(d wire.Datagram, r wire.Reply) {
-		switch {
-		case !d.From.Bound():
-		case crowded && !s.access.first(d.Cred):
-			s.noise.write(slog.LevelWarn, "reply not sent: too many that nobody reads", "uid", d.Cred.UID, "pid", d.Cred.PID)
-		default:
-			replies = append(replies, wire.Message{Data: r.Append(nil), To: d.From})
+	r := &s.round
+	r.conn, r.now = c, wire.Now()
+	r.ops, r.askers, r.pending = r.ops[:0], r.askers[:0], r.pending[:0]
+	s.rules.begin(r.now)
+	batch := s.leases.Decide(wire.Seconds(r.now), nil)
+	for len(datagrams) > 0 {
+		s.decide(r, batch, datagrams)
+		s.send(r)
+		if len(r.pending) == 0 || len(r.ops) >= roundMost {
+			break
+		}
+		var err error
+		if datagrams, err = c.ReceiveNow(); err != nil {
+			break // as the next Receive will say
 		}
 	}
-	for _, d := range datagrams {
-		stranger := s.access.check(now, d.Cred)
-		switch req, atOnce, ok := s.judge(d, stranger); {
-		case ok:
-			ops = append(ops, operation(req, d.Cred.UID))
-			askers = append(askers, asker{d, req.Marks})
-		case atOnce != nil:
-			answer(d, *atOnce)
-		}
-	}
-	batch := s.leases.Decide(wire.Seconds(now), ops)
-	settle := func(i int, result allocator.Result) {
-		s.record(askers[i].Cred, ops[i], result)
-		r := reply(result)
-		if askers[i].marks && r.Table != 0 {
-			r.Marking = s.markingOf(ops[i].Key.Ifname)
-		}
-		answer(askers[i].Datagram, r)
-	}
-	var pending []int
-	for i, result := range batch.Results() {
-		if result.Pending {
-			pending = append(pending, i)
-		} else {
-			settle(i, result)
-		}
-	}
-	s.send(c, replies)
-	if len(pending) == 0 {
+	if len(r.pending) == 0 {
 		return
 	}
 	if err := s.leases.Commit(batch); err != nil {
 		s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
 	}
-	replies = replies[:0]
-	for _, i := range pending {
-		settle(i, batch.Results()[i])
+	for _, i := range r.pending {
+		s.settle(r, i, batch.Results()[i])
 	}
-	s.send(c, replies)
+	s.send(r)
+}
+
+// decide puts datagrams into the batch, and settles what need not wait for its commit.
+func (s *server) decide(r *round, batch *allocator.Batch, datagrams []wire.Datagram) {
+	r.backlog = -1
+	from := len(r.ops)
+	for _, d := range datagrams {
+		stranger := s.access.check(r.now, d.Cred)
+		switch req, atOnce, ok := s.judge(d, r.texts.keep(d.Data), stranger); {
+		case ok:
+			r.ops = append(r.ops, operation(req, d.Cred.UID))
+			r.askers = append(r.askers, asker{d, req.Marks})
+		case atOnce != nil:
+			s.answer(r, d, *atOnce)
+		}
+	}
+	s.leases.Extend(batch, r.ops[from:])
+	for i, result := range batch.Results()[from:] {
+		if result.Pending {
+			r.pending = append(r.pending, from+i)
+		} else {
+			s.settle(r, from+i, result)
+		}
+	}
+}
+
+func (s *server) settle(r *round, i int, result allocator.Result) {
+	asker := &r.askers[i]
+	s.record(asker.Cred, r.ops[i], result)
+	answer := reply(result)
+	if asker.marks && answer.Table != 0 {
+		answer.Marking = s.markingOf(r.ops[i].Key.Ifname)
+	}
+	s.answer(r, asker.Datagram, answer)
+}
+
+func (s *server) answer(r *round, d wire.Datagram, reply wire.Reply) {
+	switch {
+	case !d.From.Bound():
+	case !s.access.first(d.Cred) && r.crowded():
+		s.noise.write(slog.LevelWarn, "reply not sent: too many that nobody reads", "uid", d.Cred.UID, "pid", d.Cred.PID)
+	default:
+		from := len(r.out)
+		r.out = reply.Append(r.out)
+		r.replies = append(r.replies, wire.Message{Data: r.out[from:], To: d.From})
+	}
+}
+
+// crowded tells whether too many replies are not read yet.
+func (r *round) crowded() bool {
+	if r.backlog < 0 {
+		r.backlog = r.conn.Backlog()
+	}
+	return r.backlog > usersShare
+}
+
+// send answers whoever reads: a peer whose queue is full or who is gone asks again.
+func (s *server) send(r *round) {
+	for _, err := range r.conn.Send(r.replies...) {
+		if err != nil {
+			s.log.Debug("reply not delivered", "err", err)
+		}
+	}
+	r.replies, r.out = r.replies[:0], r.out[:0]
+}
+
+// texts turns datagrams into strings with a memory for many of them. Whoever keeps a part
+// of one for long copies it.
+type texts struct{ b strings.Builder }
+
+func (t *texts) keep(data []byte) string {
+	const size = 16 << 10
+	if t.b.Cap()-t.b.Len() < len(data) {
+		t.b.Reset()
+		t.b.Grow(size)
+	}
+	from := t.b.Len()
+	t.b.Write(data)
+	return t.b.String()[from:]
 }
 
 // asker is who waits for what becomes of an operation.
@@ -86,15 +155,15 @@ type asker struct {
 
 // judge turns a datagram into a request for a lease, or into what can be said at once, or
 // into nothing: what carries no sender is dropped so that the sender tries again, and a
-// response is never answered, lest two programs answer each other for ever. stranger says
-// why the sender may not lease; it is nil for one who may.
-func (s *server) judge(d wire.Datagram, stranger error) (req wire.Request, atOnce *wire.Reply, ok bool) {
+// response is never answered, lest two programs answer each other for ever. text is the
+// datagram's data; stranger says why the sender may not lease, and is nil for one who may.
+func (s *server) judge(d wire.Datagram, text string, stranger error) (req wire.Request, atOnce *wire.Reply, ok bool) {
 	say := func(r wire.Reply) (wire.Request, *wire.Reply, bool) { return req, &r, false }
 	if d.Cred.Anonymous() {
 		s.noise.write(slog.LevelInfo, "datagram without credentials dropped", "from", d.From.String())
 		return req, nil, false
 	}
-	req, err := wire.ParseRequest(d.Data)
+	req, err := wire.ParseRequestText(text)
 	switch {
 	case d.Truncated:
 		err = fmt.Errorf("longer than %d bytes", wire.MaxRequest)
@@ -155,18 +224,22 @@ func reply(r allocator.Result) wire.Reply {
 
 // record writes the line of the log that each lease's change has.
 func (s *server) record(cred wire.Cred, op allocator.Op, r allocator.Result) {
-	attrs := leaseAttrs(r.Lease)
-	asker := []slog.Attr{slog.Int("pid", int(cred.PID)), slog.Uint64("uid", uint64(cred.UID))}
+	write := func(level slog.Level, msg string) {
+		if s.log.Enabled(context.Background(), level) {
+			asker := []slog.Attr{slog.Int("pid", int(cred.PID)), slog.Uint64("uid", uint64(cred.UID))}
+			s.log.LogAttrs(context.Background(), level, msg, append(leaseAttrs(r.Lease), asker...)...)
+		}
+	}
 	switch r.Outcome {
 	case allocator.Granted:
-		s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease granted", append(attrs, asker...)...)
+		write(slog.LevelInfo, "lease granted")
 	case allocator.Released:
-		s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease released", append(attrs, asker...)...)
+		write(slog.LevelInfo, "lease released")
 	case allocator.Refused:
 		s.log.Warn("lease refused", "ifname", op.Key.Ifname, "addr", op.Key.Addr,
 			"family", op.Key.Family.String(), "tag", op.Tag, "uid", cred.UID, "pid", cred.PID, "err", r.Err)
 	case allocator.Renewed:
-		s.log.LogAttrs(context.Background(), slog.LevelDebug, "lease renewed", append(attrs, asker...)...)
+		write(slog.LevelDebug, "lease renewed")
 	}
 }
 
@@ -203,13 +276,4 @@ func (t *throttle) write(level slog.Level, msg string, args ...any) {
 		t.hidden = 0
 	}
 	t.log.Log(context.Background(), level, msg, args...)
-}
-
-// send answers whoever reads: a peer whose queue is full or who is gone asks again.
-func (s *server) send(c *wire.Conn, replies []wire.Message) {
-	for _, err := range c.Send(replies...) {
-		if err != nil {
-			s.log.Debug("reply not delivered", "err", err)
-		}
-	}
 }

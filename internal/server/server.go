@@ -76,6 +76,7 @@ type server struct {
 	noise  *throttle // what anybody on the host can cause
 	faults *throttle // what noise must not hide
 	armed  int64     // when the ticker looks next
+	round  round
 }
 
 // listen holds both forms of the name: whoever held only one would leave the other, and

@@ -106,6 +106,17 @@ type Conn struct {
 	in   *batch // nil while a holder's socket waits
 	out  *batch
 	addr Addr
+
+	reading, writing syscallState
+}
+
+// syscallState is what a system call within a RawConn takes and returns: a function that
+// is made for each one would be an allocation for each one.
+type syscallState struct {
+	call   func(fd uintptr) (done bool)
+	atOnce bool // do not wait
+	n      int
+	errno  syscall.Errno
 }
 
 // Listen binds a socket to addr. It reads datagrams of at most size bytes; a longer one
@@ -175,6 +186,7 @@ func newConn(fd int, addr Addr, size int) (*Conn, error) {
 		return nil, fmt.Errorf("socket %s: %w", addr, err)
 	}
 	c := &Conn{file: file, raw: raw, size: size, addr: addr}
+	c.reading.call, c.writing.call = c.read, c.write
 	if size <= MaxRequest {
 		c.in, c.out = newBatch(batchSize, size+1), newBatch(batchSize, 0)
 	} else {
@@ -238,25 +250,16 @@ func (c *Conn) Backlog() float64 {
 // batch.
 func (c *Conn) Receive() ([]Datagram, error) { return c.receive(false) }
 
-// receive is Receive. With atOnce it does not wait, and returns nothing if there is nothing.
+// ReceiveNow is Receive for what waits already; it returns nothing if there is nothing.
+func (c *Conn) ReceiveNow() ([]Datagram, error) { return c.receive(true) }
+
 func (c *Conn) receive(atOnce bool) ([]Datagram, error) {
-	var n int
-	var errno syscall.Errno
-	large := c.size > MaxRequest
-	if large {
+	if c.size > MaxRequest {
 		c.release()
 	}
-	err := c.raw.Read(func(fd uintptr) bool {
-		if c.in == nil {
-			c.in = largeBatch(c.size)
-		}
-		c.in.reset()
-		n, errno = c.in.call(unix.SYS_RECVMMSG, fd, len(c.in.headers))
-		if errno == unix.EAGAIN && large {
-			c.release()
-		}
-		return errno != unix.EAGAIN || atOnce
-	})
+	c.reading.atOnce = atOnce
+	err := c.raw.Read(c.reading.call)
+	n, errno := c.reading.n, c.reading.errno
 	if err == nil && errno == unix.EAGAIN {
 		return nil, nil
 	}
@@ -270,6 +273,26 @@ func (c *Conn) receive(atOnce bool) ([]Datagram, error) {
 		return nil, fmt.Errorf("receive from %s: %w", c.addr, errno)
 	}
 	return c.in.datagrams(n), nil
+}
+
+// read is one system call of receive.
+func (c *Conn) read(fd uintptr) (done bool) {
+	if c.in == nil {
+		c.in = largeBatch(c.size)
+	}
+	r := &c.reading
+	r.n, r.errno = c.in.receive(fd)
+	if r.errno == unix.EAGAIN && c.size > MaxRequest {
+		c.release()
+	}
+	return r.errno != unix.EAGAIN || r.atOnce
+}
+
+// write is one system call of Send. A peer that does not read must not hold up the others.
+func (c *Conn) write(fd uintptr) (done bool) {
+	w := &c.writing
+	w.n, w.errno = c.out.call(unix.SYS_SENDMMSG, fd, w.n)
+	return true
 }
 
 func largeBatch(size int) *batch {
@@ -297,13 +320,9 @@ func (c *Conn) Send(messages ...Message) (errs []error) {
 		errs[i] = fmt.Errorf("send to %s: %w", messages[i].To, err)
 	}
 	for i := 0; i < len(messages); {
-		n := c.out.fill(messages[i:])
-		var sent int
-		var errno syscall.Errno
-		err := c.raw.Write(func(fd uintptr) bool {
-			sent, errno = c.out.call(unix.SYS_SENDMMSG, fd, n)
-			return true // a peer that does not read must not hold up the others
-		})
+		c.writing.n = c.out.fill(messages[i:])
+		err := c.raw.Write(c.writing.call)
+		sent, errno := c.writing.n, c.writing.errno
 		switch {
 		case err != nil:
 			fail(i, err)
@@ -338,6 +357,7 @@ type batch struct {
 	data    []byte
 	control []byte
 	size    int
+	used    int // headers that the kernel has written to
 	out     []Datagram
 }
 
@@ -347,6 +367,7 @@ func newBatch(n, size int) *batch {
 		iovecs:  make([]unix.Iovec, n),
 		names:   make([]Addr, n),
 		size:    size,
+		used:    n,
 	}
 	if size > 0 {
 		b.out = make([]Datagram, n)
@@ -367,14 +388,17 @@ func newBatch(n, size int) *batch {
 	return b
 }
 
-// reset undoes what the kernel wrote into the headers.
-func (b *batch) reset() {
-	for i := range b.headers {
+// receive reads what waits at a socket.
+func (b *batch) receive(fd uintptr) (int, syscall.Errno) {
+	for i := range b.headers[:b.used] { // undo what the kernel wrote
 		h := &b.headers[i].hdr
 		h.Namelen = unix.SizeofSockaddrUnix
 		h.SetControllen(credSpace)
 		h.Flags = 0
 	}
+	n, errno := b.call(unix.SYS_RECVMMSG, fd, len(b.headers))
+	b.used = min(max(n, 0)+1, len(b.headers))
+	return n, errno
 }
 
 func (b *batch) fill(messages []Message) int {
