@@ -56,45 +56,46 @@ func DefaultProfile() Profile {
 // and "socket_path", in the manner of the server's. base is what the file does not say.
 func LoadWatchConfig(file string, base WatchConfig) (WatchConfig, error) {
 	cfg := base
-	err := jsonc.Load(file, func(key string, value []byte) error {
-		switch key {
-		case "links":
-			var list []json.RawMessage
-			if err := jsonc.Decode(key, value, &list, "a list of objects"); err != nil {
-				return err
-			}
-			cfg.Profiles = nil
-			for i, entry := range list {
-				p, err := parseProfile(fmt.Sprintf("links[%d]", i), entry)
-				if err != nil {
-					return err
-				}
-				cfg.Profiles = append(cfg.Profiles, p)
-			}
-			return nil
-		case "exclude":
-			cfg.Exclude = nil // not into the array of base, which the next reading begins with
-			return jsonc.Decode(key, value, &cfg.Exclude, "a list of patterns")
-		case "reconcile_seconds":
-			var seconds uint32
-			err := jsonc.Decode(key, value, &seconds, "seconds, at least 1")
-			if err == nil && seconds == 0 {
-				err = fmt.Errorf("%s: want at least 1", key)
-			}
-			cfg.ReconcileEvery = time.Duration(seconds) * time.Second
-			return err
-		case "socket_path":
-			return jsonc.Decode(key, value, &cfg.Server, "a string")
-		}
-		return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds and socket_path)", key)
-	})
-	if err != nil {
+	if err := jsonc.Load(file, cfg.set); err != nil {
 		return cfg, err
 	}
 	if err := cfg.Validate(); err != nil {
 		return cfg, fmt.Errorf("configuration %s: %w", file, err)
 	}
 	return cfg, nil
+}
+
+func (c *WatchConfig) set(key string, value []byte) error {
+	switch key {
+	case "links":
+		var list []json.RawMessage
+		if err := jsonc.Decode(key, value, &list, "a list of objects"); err != nil {
+			return err
+		}
+		c.Profiles = nil
+		for i, entry := range list {
+			p, err := parseProfile(fmt.Sprintf("links[%d]", i), entry)
+			if err != nil {
+				return err
+			}
+			c.Profiles = append(c.Profiles, p)
+		}
+		return nil
+	case "exclude":
+		c.Exclude = nil // not into the array of base, which the next reading begins with
+		return jsonc.Decode(key, value, &c.Exclude, "a list of patterns")
+	case "reconcile_seconds":
+		var seconds uint32
+		err := jsonc.Decode(key, value, &seconds, "seconds, at least 1")
+		if err == nil && seconds == 0 {
+			err = fmt.Errorf("%s: want at least 1", key)
+		}
+		c.ReconcileEvery = time.Duration(seconds) * time.Second
+		return err
+	case "socket_path":
+		return jsonc.Decode(key, value, &c.Server, "a string")
+	}
+	return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds and socket_path)", key)
 }
 
 func parseProfile(name string, text []byte) (Profile, error) {

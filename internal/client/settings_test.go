@@ -5,8 +5,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 func TestParseClasslessRoutes(t *testing.T) {
@@ -103,6 +106,46 @@ func TestSettingsOverTheWire(t *testing.T) {
 			t.Errorf("%s was taken", bad)
 		}
 	}
+}
+
+// FuzzSettings reads what a Replace brings, from the datagram on.
+func FuzzSettings(f *testing.F) {
+	key := wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}
+	for _, text := range []string{
+		`{"routes":"move","on_loss":"block","specific_first":true,"metric":100,"gateways":["192.0.2.1"],"nameservers":["192.0.2.53"]}`,
+		`{"routes":"copy","on_loss":"fallback","static":[{"dst":"10.0.0.0/8","via":"192.0.2.1"}],"servers_file":"/run/x"}`,
+	} {
+		f.Add(wire.Request{Key: key, Cmd: wire.Replace, Tag: "x", Settings: text}.Append(nil))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		req, err := wire.ParseRequest(data)
+		if err != nil || req.Cmd != wire.Replace {
+			return
+		}
+		told, err := (Uplink{Key: req.Key}).retold(req)
+		if err != nil {
+			return
+		}
+		again, err := told.Settings.encode()
+		if err != nil {
+			t.Fatalf("%+v cannot be told again: %v", told.Settings, err)
+		}
+		if back, err := decodeSettings(again); req.Settings != "" && (err != nil || !reflect.DeepEqual(back, told.Settings)) {
+			t.Errorf("%+v read again: %+v, %v", told.Settings, back, err)
+		}
+	})
+}
+
+func FuzzParseRoute(f *testing.F) {
+	f.Add("10.99.0.0/16 via 192.168.1.254", true)
+	f.Add("default,fe80::1%eth0", false)
+	f.Fuzz(func(t *testing.T, in string, family4 bool) {
+		r, err := ParseRoute(in, family4)
+		if err == nil && (!r.Dst.IsValid() || r.Dst != r.Dst.Masked() || r.Dst.Addr().Is4() != family4 ||
+			r.Via.IsValid() && r.Via.Is4() != family4) {
+			t.Errorf("%q: %v", in, r)
+		}
+	})
 }
 
 func TestSetServers(t *testing.T) {

@@ -446,16 +446,15 @@ func (l *loop) healFamily(family int) error {
 	for _, r := range rules {
 		have[r] = true
 	}
-	lost := make(map[*session]route.Rule)
 	sessions := make(map[uint32]*session)
-	for _, s := range l.sessions {
-		if s.uplink.family() != family || s.state != held || !s.installed {
-			continue
-		}
+	var lost []route.Rule
+	whose := make(map[route.Rule]*session)
+	for _, s := range l.inOrder(family) {
 		sessions[s.table] = s
-		rules := s.rules.uplink.rules(s.table)
-		if at := slices.IndexFunc(rules, func(r route.Rule) bool { return !have[r] }); at >= 0 {
-			lost[s] = rules[at]
+		for _, r := range s.rules.uplink.rules(s.table) {
+			if !have[r] {
+				lost, whose[r] = append(lost, r), s
+			}
 		}
 	}
 	behind, err := l.disordered(family, sessions)
@@ -466,12 +465,21 @@ func (l *loop) healFamily(family int) error {
 		w.healAt = wire.Now() + healEvery
 		return nil
 	}
-	for s, rule := range lost {
+	if len(lost) > 0 {
 		w.blames.Do(func() {
 			l.log.Warn("another program deletes our rules; they are put back, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
-				"rule", rule.String())
+				"rule", lost[0].String())
 		})
-		s.warn("put the rules back", s.rules.sync(s.table, s.rules.uplink.rules(s.table)))
+		// Those that keep an address to its uplink first, for all addresses.
+		slices.SortStableFunc(lost, func(a, b route.Rule) int { return cmp.Compare(a.Priority, b.Priority) })
+		none := func(route.Rule) bool { return false } // is to be deleted
+		added, _, err := l.kernel.SyncRules(family, none, lost)
+		for _, r := range added {
+			l.log.Info("rule added", whose[r].rules.attrs(r)...)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if behind, err = l.disordered(family, sessions); err != nil {
 		return err
@@ -482,6 +490,24 @@ func (l *loop) healFamily(family int) error {
 		}
 	}
 	return nil
+}
+
+// inOrder are the sessions whose rules have to be there, in the order of their unbound rules.
+func (l *loop) inOrder(family int) []*session {
+	at := make(map[uint32]int)
+	for of, order := range l.watch.order {
+		if of.family != family {
+			continue
+		}
+		for i, table := range order {
+			at[table] = i
+		}
+	}
+	sessions := slices.DeleteFunc(l.all(), func(s *session) bool {
+		return s.uplink.family() != family || s.state != held || !s.installed
+	})
+	slices.SortStableFunc(sessions, func(a, b *session) int { return cmp.Compare(at[a.table], at[b.table]) })
+	return sessions
 }
 
 // unboundOrder is the order of the unbound rules: it chooses the uplink for traffic that

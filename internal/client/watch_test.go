@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -119,6 +121,44 @@ func TestLoadWatchConfig(t *testing.T) {
 			t.Errorf("%s: got %v, want %s", tt.text, err, tt.want)
 		}
 	}
+}
+
+func FuzzWatchConfig(f *testing.F) {
+	f.Add([]byte(`{"links":[{"ifname":"wan*","families":["inet"],"tag":"cable","table":10017,"priority":[1000,2000,9000],"forward":true,` +
+		`"routes":"move","on_loss":"block","specific_first":true,"nameservers":["192.0.2.53","2001:db8::53"]},{},],"exclude":["x*"],}`))
+	f.Add([]byte(`{"reconcile_seconds":5,"socket_path":"other","links":[{"no_network_rule":true,"dnsmasq_servers":"/run/x"}]} // x`))
+	address := route.Address{Addr: netip.MustParseAddr("192.0.2.5")}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		cfg := WatchConfig{Server: "tas_socket", Profiles: []Profile{DefaultProfile()}, Exclude: DefaultExclude}
+		err := jsonc.Read(bytes.NewReader(text), cfg.set)
+		if err == nil {
+			err = cfg.Validate()
+		}
+		if err != nil {
+			if err.Error() == "" || len(err.Error()) > len(text)*6+1000 {
+				t.Errorf("error of %d bytes", len(err.Error()))
+			}
+			return
+		}
+		// What was let through has to be of use: as a request, as rules, and to a holder.
+		u, ok := cfg.uplink(address, "wan0")
+		if !ok {
+			return
+		}
+		if _, err := wire.ParseRequest(wire.Request{Key: u.Key, Tag: u.Tag, Want: u.Want}.Append(nil)); err != nil {
+			t.Errorf("%+v is no request: %v", u, err)
+		}
+		if len(u.rules(10000)) == 0 {
+			t.Errorf("%+v has no rules", u)
+		}
+		data, err := u.Settings.encode()
+		if err == nil {
+			_, err = decodeSettings(data)
+		}
+		if err != nil {
+			t.Errorf("%+v cannot be told: %v", u.Settings, err)
+		}
+	})
 }
 
 func TestSelects(t *testing.T) {
