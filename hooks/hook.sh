@@ -93,7 +93,51 @@ dynamic() {
 		sed -n 's/.* inet6 \([0-9a-f:]*\).*/\1/p'
 }
 
+# all_dynamic IFNAME OPTION...: hold each of them. If there is none yet that is done behind the
+# caller's back, within the minute: routers may answer later than a server of DHCPv6.
+all_dynamic() {
+	if [ -z "$(dynamic "$1")" ]; then
+		(
+			n=0
+			while [ -z "$(dynamic "$1")" ] && [ "$n" -lt 60 ]; do
+				sleep 1
+				n=$((n + 1))
+			done
+			hold_dynamic "$@"
+		) </dev/null >/dev/null 2>&1 &
+		return
+	fi
+	hold_dynamic "$@"
+}
+
+hold_dynamic() {
+	link=$1
+	shift
+	for each_address in $(dynamic "$link"); do
+		hold "$each_address" "$link" "$@"
+	done
+}
+
+# A prefix that DHCPv6 delegates through a link concerns all addresses of the link, and each is
+# told of by a call of its own: so it is remembered.
+
+# delegate IFNAME PREFIX; undelegate IFNAME.
+delegate() {
+	mkdir -p /run/table-allocator && printf '%s\n' "$2" >"/run/table-allocator/prefix.$1"
+}
+
+undelegate() {
+	rm -f "/run/table-allocator/prefix.$1"
+}
+
 # The functions below write the options of hold, one word each: addresses have no blanks.
+
+# delegated IFNAME
+delegated() {
+	[ -r "/run/table-allocator/prefix.$1" ] || return 0
+	printf ' --prefix '
+	cat "/run/table-allocator/prefix.$1"
+}
 
 # each OPTION FAMILY ADDRESS...: the option for each address of the family. 0.0.0.0 is how some
 # servers and NetworkManager spell "none".

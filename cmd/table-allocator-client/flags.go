@@ -172,7 +172,7 @@ func (t told) settle(u *client.Uplink) (err error) {
 	}
 	if t.prefix != "" {
 		s.Prefix, err = netip.ParsePrefix(t.prefix)
-		if err != nil || s.Prefix.Addr().Is4() != family4 || s.Prefix.Bits() == 0 || u.Key.Family == wire.Unspec {
+		if err != nil || s.Prefix.Addr().Is4() != family4 || s.Prefix.Bits() == 0 || s.Prefix.IsSingleIP() || u.Key.Family == wire.Unspec {
 			return fmt.Errorf("--prefix %s: not a prefix of this family", t.prefix)
 		}
 	}
@@ -182,6 +182,9 @@ func (t told) settle(u *client.Uplink) (err error) {
 	}
 	if len(classless) > 0 { // RFC 3442: the router option is ignored then
 		s.Gateways, s.Static = nil, append(s.Static, classless...)
+	}
+	if s.Prefix.IsValid() && u.Priorities.Source < 2 {
+		return errors.New("--prefix: no room for a rule before the priority of the source rule")
 	}
 	if s.SpecificFirst && u.Priorities.Source < 3 {
 		return errors.New("--specific-first: no room for two rules before the priority of the source rule")

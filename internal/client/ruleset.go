@@ -116,11 +116,27 @@ func (r *ruleset) sync(table uint32, want []route.Rule) error {
 	for _, rule := range deleted {
 		r.log.Info("rule removed", r.attrs(rule)...)
 	}
+	if err == nil && slices.ContainsFunc(deleted, func(rule route.Rule) bool { return rule.Src.IsValid() && !isHost(rule) }) {
+		err = r.sweep()
+	}
 	if err != nil {
 		return fmt.Errorf("rules of %s: %w", r.uplink, err)
 	}
 	r.besides = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !beside(rule) })
 	return nil
+}
+
+// sweep removes what stands beside the rules of prefixes that nobody has any more.
+func (r *ruleset) sweep() error {
+	marked, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool { return rule.Protocol == route.Protocol })
+	if err != nil {
+		return err
+	}
+	_, deleted, err := r.kernel.SyncRules(r.uplink.family(), orphans(marked), nil)
+	for _, rule := range deleted {
+		r.log.Info("rule removed", r.attrs(rule)...)
+	}
+	return err
 }
 
 // yield finds the tables, but for the leased one, that another address has rules for by

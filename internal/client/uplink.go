@@ -91,9 +91,13 @@ func (u Uplink) rules(table uint32) []route.Rule {
 		rules = append(rules, forward)
 	}
 	if u.Settings.Prefix.IsValid() {
+		// Links behind this host have parts of the prefix: what main knows of them comes first.
 		delegated := rule(u.Priorities.Source)
 		delegated.Src = u.Settings.Prefix.Masked()
-		rules = append(rules, delegated)
+		specific := delegated
+		specific.Priority--
+		specific.Table, specific.SuppressDefault = unix.RT_TABLE_MAIN, true
+		rules = append(rules, specific, delegated)
 	}
 	// DHCPv6 leases have no network of their own.
 	if !u.NoNetwork && !(u.Key.Family == wire.Inet6 && u.Network.IsSingleIP()) {
@@ -157,8 +161,24 @@ func (u Uplink) leftovers(rules []route.Rule) (ours, originals map[uint32]bool) 
 	return ours, originals
 }
 
-// beside tells whether a rule of ours from an address leads elsewhere than to its table.
+// beside tells whether a rule of ours from an address, or a prefix, leads elsewhere than to
+// its table.
 func beside(r route.Rule) bool { return r.Action != route.Lookup || r.Table == unix.RT_TABLE_MAIN }
+
+// orphans tells of rules beside those of prefixes whether nobody has the prefix: several
+// addresses may, and no table tells whose they are. marked are all of ours, or those that
+// are to stay.
+func orphans(marked []route.Rule) func(route.Rule) bool {
+	had := make(map[netip.Prefix]bool)
+	for _, r := range marked {
+		if !beside(r) {
+			had[r.Src] = true
+		}
+	}
+	return func(r route.Rule) bool {
+		return r.Protocol == route.Protocol && r.Src.IsValid() && !isHost(r) && beside(r) && !had[r.Src]
+	}
+}
 
 // retold is the uplink with what a Replace brings: the newest tag, and settings if there
 // are any, since a call that only asks for the table has none.

@@ -47,6 +47,7 @@ func TestRules(t *testing.T) {
 			u.Settings.Prefix = netip.MustParsePrefix("2001:db8:1::/56")
 		}, []string{
 			"10000: from fd00::2 lookup 4000000000 proto 116",
+			"9999: from 2001:db8:1::/56 lookup main suppress_prefixlength 0 proto 116",
 			"10000: from 2001:db8:1::/56 lookup 4000000000 proto 116",
 			"20000: from all to fd00::/64 lookup 4000000000 proto 116",
 			"91000: from all iif lo lookup 4000000000 proto 116",

@@ -655,12 +655,13 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 			live[s.table] = true
 		}
 	}
+	orphan := orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !live[r.Table] }))
 	stale := func(r route.Rule) bool {
 		switch {
 		case r.Protocol != route.Protocol:
 			return false
 		case beside(r):
-			return isHost(r) && !served[r.Src.Addr()]
+			return isHost(r) && !served[r.Src.Addr()] || orphan(r)
 		}
 		return !live[r.Table]
 	}

@@ -14,13 +14,19 @@ import (
 // asks for a renewal after two seconds, and takes any that comes after four.
 func (h *home) reserved(n int, addr string, more string) string {
 	h.t.Helper()
-	mac := ""
-	f := strings.Fields(h.ns.IP(h.t, "-o link show "+h.isps[n].ifname))
-	if at := slices.Index(f, "link/ether"); at >= 0 {
-		mac = f[at+1]
-	}
 	return `default-lease-time 600; preferred-lifetime 400; option dhcp-renewal-time 2; option dhcp-rebinding-time 4; ` + more +
-		` subnet6 ` + prefix6(n, 0) + ` { } host customer { hardware ethernet ` + mac + `; fixed-address6 ` + addr + `; }`
+		` subnet6 ` + prefix6(n, 0) + ` { } host customer { hardware ethernet ` + h.mac(n) + `; fixed-address6 ` + addr + `; }`
+}
+
+// mac is the hardware address of the host's link to provider n.
+func (h *home) mac(n int) string {
+	h.t.Helper()
+	f := strings.Fields(h.ns.IP(h.t, "-o link show "+h.isps[n].ifname))
+	at := slices.Index(f, "link/ether")
+	if at < 0 {
+		h.t.Fatalf("no hardware address in %q", f)
+	}
+	return f[at+1]
 }
 
 // routed6 is an advertisement of a router that leaves addresses to DHCPv6.

@@ -85,7 +85,8 @@ func TestIPv6(t *testing.T) {
 	if got := h.lease6("2001:db8:0::02", "wan0", "--routes", "move", "--gateway", "fe80::1", "--prefix", "2001:db8:1::/56"); got != "10000" {
 		t.Fatalf("table: got %s", got)
 	}
-	h.waitRules6(append(rules6Of2, "10000: from 2001:db8:1::/56 lookup 10000 proto 116")...)
+	rules := append(rules6Of2, "9999: from 2001:db8:1::/56 lookup main suppress_prefixlength 0 proto 116", "10000: from 2001:db8:1::/56 lookup 10000 proto 116")
+	h.waitRules6(rules...)
 	want := []string{
 		"2001:db8::/64 dev wan0 proto 116 src 2001:db8::2 metric 256",
 		"2001:db8:9::/48 via 2001:db8::9 dev wan0 proto 116 src 2001:db8::2 metric 1024",
@@ -98,7 +99,7 @@ func TestIPv6(t *testing.T) {
 	h.waitRoutes6("10000")
 	// Put back within a minute, it is served again.
 	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
-	h.waitRules6(append(rules6Of2, "10000: from 2001:db8:1::/56 lookup 10000 proto 116")...)
+	h.waitRules6(rules...)
 	h.client("-r", "-6", "-a", "2001:db8::2", "-i", "wan0")
 	h.waitRules6()
 	h.waitClean()
