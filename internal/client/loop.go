@@ -229,6 +229,7 @@ func (l *loop) fire(now time.Duration) {
 		if s.refreshAt != 0 && now >= s.refreshAt {
 			s.refreshAt = 0
 			l.look(s)
+			_ = l.serveBound(s) // it has told
 		}
 		if at := s.deadline(); at != 0 && now >= at {
 			l.feed(s, event{kind: timer})
@@ -374,6 +375,7 @@ func (l *loop) receive(p packet) {
 		if !slices.Contains(l.servers, p.from) {
 			return // a holder's, later than it was waited for
 		}
+		l.learn(p.to, p.reply.Marking)
 		l.feed(p.to, event{kind: replied, reply: p.reply})
 	case p.err != nil:
 		l.noise(p, "malformed datagram ignored")
@@ -406,7 +408,7 @@ func (l *loop) serve(p packet) {
 	answer := wire.Reply{PID: os.Getpid(), Mode: string(s.uplink.Settings.Routes)}
 	if s.state == held {
 		answer.Table, answer.Expires = s.table, wire.Seconds(s.expires)
-		if p.request.Cmd == wire.Query {
+		if p.request.Cmd == wire.Query && p.request.Marking == (wire.Marking{}) {
 			answer.Missing = s.missing()
 		}
 	} else {
@@ -435,6 +437,12 @@ func (l *loop) serve(p packet) {
 			l.retell(s, told)
 			l.feed(s, event{kind: called})
 		}()
+	case p.request.Marking != wire.Marking{}:
+		l.learn(s, p.request.Marking)
+		answer.Marking = s.rules.marking
+		if err := l.serveBound(s); err != nil {
+			answer.Missing = err.Error()
+		}
 	case p.request.Cmd != wire.Query:
 		answer = wire.Refuse(wire.Malformed, fmt.Sprintf("cmd %d: for the server, not for a holder", p.request.Cmd))
 	}
@@ -469,6 +477,11 @@ func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
 func (l *loop) changed(events []route.Event) {
 	n := digest(events)
 	for _, s := range l.all() {
+		if n.overrun {
+			_ = l.serveBound(s) // it has told
+		} else {
+			l.hearBound(s, n)
+		}
 		switch {
 		case n.overrun || n.concerns(s):
 			s.noteLeaving(events)
@@ -488,6 +501,7 @@ type news struct {
 	links     map[int]bool
 	names     map[string]bool
 	routes    map[routesOf]bool
+	ours      map[boundAt]bool // rules, and whether any of them was deleted
 }
 
 type routesOf struct{ family, index int }
@@ -507,6 +521,8 @@ func digest(events []route.Event) news {
 				n.routes = make(map[routesOf]bool)
 			}
 			n.routes[routesOf{e.Family, e.Index}] = true
+		case route.RuleChanged:
+			n.noteBound(e)
 		}
 	}
 	return n
@@ -526,12 +542,17 @@ func (s *session) hear(events []route.Event) {
 	}
 	if !followed && !s.repairs.Allow() {
 		s.warn("keep the routes", errors.New("they are deleted again and again; what is missing is put back once a second"))
-		if at := wire.Now() + repairEvery; s.refreshAt == 0 || at < s.refreshAt {
-			s.refreshAt = at
-		}
+		s.lookSoon(repairEvery)
 		return
 	}
 	s.follow()
+}
+
+// lookSoon makes the next look come in time at the latest.
+func (s *session) lookSoon(in time.Duration) {
+	if at := wire.Now() + in; s.refreshAt == 0 || at < s.refreshAt {
+		s.refreshAt = at
+	}
 }
 
 // noteLeaving finds out that the address was there, though no look has found it.

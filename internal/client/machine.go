@@ -153,7 +153,7 @@ func (m *machine) step(now time.Duration, ev event) []action {
 func (m *machine) request(cmd wire.Command) action {
 	req := wire.Request{Key: m.uplink.Key, Tag: m.uplink.Tag, Cmd: cmd}
 	if cmd == wire.Acquire {
-		req.Want = m.uplink.Want
+		req.Want, req.Marks = m.uplink.Want, m.uplink.isAddress()
 	}
 	return action{kind: send, request: req}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // ruleset is the rules of one uplink in the kernel.
@@ -18,6 +19,8 @@ type ruleset struct {
 	originals map[uint32]bool // whose unmarked three are
 	shared    bool            // another link has the address, too
 	besides   []route.Rule    // rules to elsewhere than the table, of the last sync
+	marking   wire.Marking    // of the interface; zero: none that we know of
+	guards    []route.Rule    // of what is bound to the interface, as of the last look
 }
 
 // adopt finds what earlier holders of the address left behind: marked rules of a client
@@ -60,7 +63,10 @@ func (r *ruleset) place(table uint32) error {
 		}
 	}
 	r.tables[table] = true
-	if err := r.sync(table, r.uplink.rules(table)); err != nil {
+	if err := r.readGuards(); err != nil {
+		return err
+	}
+	if err := r.sync(table, r.want(table)); err != nil {
 		return err
 	}
 	r.tables, r.originals = map[uint32]bool{table: true}, nil

@@ -59,7 +59,7 @@ func (s *session) unguard() {
 	}
 	s.filled = true
 	s.rules.uplink = s.uplink
-	s.warn("place the rules", s.rules.sync(s.table, s.uplink.rules(s.table)))
+	s.warn("place the rules", s.rules.sync(s.table, s.rules.want(s.table)))
 	s.resolve()
 }
 
@@ -256,7 +256,7 @@ func (s *session) missing() string {
 	if err != nil {
 		return err.Error()
 	}
-	for _, want := range s.rules.uplink.rules(s.table) {
+	for _, want := range s.rules.wantWith(guardsOf(s.rules.marking, rules), s.table) {
 		if !slices.Contains(rules, want) {
 			lost = append(lost, "rule "+want.String())
 		}

@@ -1,0 +1,477 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// BindConfig says what is to be bound to which interface.
+type BindConfig struct {
+	Ifname     string
+	OnLoss     OnLoss          // Block: it never leaves by another uplink; Fallback: only without a route
+	Traffic    []route.Traffic // none: whatever carries the interface's mark
+	Wait       time.Duration   // for the server and for a lease
+	Server     string
+	ServerUIDs []uint32
+}
+
+// Binding is how traffic is bound to an interface.
+type Binding struct {
+	Ifname      string
+	OnLoss      OnLoss
+	Marking     wire.Marking
+	Traffic     []route.Traffic
+	Tables      map[wire.Family][]uint32 // that serve all of it, in order
+	Overlapping []route.Rule             // rules of other programs that look at the mask's bits
+	Unanswered  []string                 // what addresses' holders did not do, and why
+}
+
+// Mark is what sockets have to carry within Marking.Mask to be bound.
+func (b Binding) Mark() uint32 { return markFor(b.Marking, b.OnLoss) }
+
+func markFor(m wire.Marking, onLoss OnLoss) uint32 {
+	if onLoss == Fallback {
+		return m.Mark | m.Mask&-m.Mask
+	}
+	return m.Mark
+}
+
+// Errors of Bind and Bindings that callers treat differently, beside ErrNoServer and EPERM.
+var (
+	// ErrNoLease says that no lease serves the interface now. What is bound stays bound: with
+	// Block it reaches nothing until one does.
+	ErrNoLease = errors.New("no address of it has a lease")
+	// ErrNoMarks says that the server is the original, or a version that knows no marks.
+	ErrNoMarks = errors.New("the server knows no marks: it is an older version, or the original")
+)
+
+const (
+	markPatience   = 2 * time.Second        // for an answer of a server that is there
+	markEvery      = 500 * time.Millisecond // between tries
+	bindAgain      = 250 * time.Millisecond // to look for a lease when no event told of one
+	bindOnePatient = time.Second            // for the holder of one address
+)
+
+// Bind binds traffic to an interface: guards first, in both families, then the lookups, which
+// the holders of its leases place. It is safe to repeat. With ErrNoLease the Binding is whole
+// but for its tables.
+func Bind(ctx context.Context, cfg BindConfig) (Binding, error) {
+	b, err := bind(ctx, cfg)
+	if err != nil && cfg.Wait > 0 && (errors.Is(err, ErrNoLease) || errors.Is(err, ErrNoServer)) {
+		b, err = awaitBind(ctx, cfg)
+	}
+	if err != nil {
+		return b, fmt.Errorf("bind to %s: %w", cfg.Ifname, err)
+	}
+	return b, nil
+}
+
+// awaitBind tries again after each event that may bring a lease, and now and then.
+func awaitBind(ctx context.Context, cfg BindConfig) (Binding, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.Wait)
+	defer cancel()
+	w, err := route.Watch(route.Links | route.Addresses4 | route.Addresses6 | route.Rules4 | route.Rules6)
+	if err != nil {
+		return Binding{}, err
+	}
+	events := make(chan struct{}, 1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			if _, err := w.Next(); err != nil {
+				return
+			}
+			select {
+			case events <- struct{}{}:
+			default: // one is enough
+			}
+		}
+	}()
+	defer func() {
+		_ = w.Close() // it was only read
+		<-ended
+	}()
+	for {
+		b, err := bind(ctx, cfg)
+		if err == nil || !errors.Is(err, ErrNoLease) && !errors.Is(err, ErrNoServer) {
+			return b, err
+		}
+		select {
+		case <-ctx.Done():
+			return b, err
+		case <-events:
+		case <-time.After(bindAgain):
+		}
+		select { // events come in swarms, also from what a try changes
+		case <-ctx.Done():
+			return b, err
+		case <-time.After(admitIn):
+		}
+		select {
+		case <-events:
+		default:
+		}
+	}
+}
+
+func bind(ctx context.Context, cfg BindConfig) (b Binding, err error) {
+	kernel, err := route.Dial()
+	if err != nil {
+		return b, err
+	}
+	defer kernel.Close()
+	link, found, err := kernel.LinkByName(cfg.Ifname)
+	if err != nil {
+		return b, err
+	}
+	b = Binding{Ifname: cfg.Ifname, OnLoss: cfg.OnLoss, Traffic: cfg.Traffic, Tables: make(map[wire.Family][]uint32)}
+	if found { // by another name of it, perhaps
+		b.Ifname = link.Name
+	}
+	conn, err := open(wire.Key{Ifname: b.Ifname, Address: "bind"}, asAsker)
+	if err != nil {
+		return b, err
+	}
+	defer conn.Close()
+	if b.Marking, err = askMark(conn, cfg.Server, cfg.ServerUIDs, b.Ifname, false); err != nil {
+		return b, err
+	}
+	if len(b.Traffic) == 0 {
+		b.Traffic = []route.Traffic{{Mark: b.Mark(), Mask: b.Marking.Mask}}
+	}
+	if err := b.guard(kernel); err != nil {
+		return b, err
+	}
+	if found {
+		if err := b.askHolders(ctx, kernel, conn, link); err != nil {
+			return b, err
+		}
+	}
+	if err := b.look(kernel); err != nil {
+		return b, err
+	}
+	if len(b.Tables) == 0 && !found {
+		return b, fmt.Errorf("%w: there is no such interface", ErrNoLease)
+	}
+	if len(b.Tables) == 0 {
+		return b, ErrNoLease
+	}
+	return b, nil
+}
+
+// askMark asks the server for the mark of an interface; with known it gives none anew.
+func askMark(conn *wire.Conn, name string, uids []uint32, ifname string, known bool) (wire.Marking, error) {
+	servers, err := serverAddrs(name)
+	if err != nil {
+		return wire.Marking{}, err
+	}
+	trusted := newTrust(uids)
+	req := wire.Request{Key: wire.Key{Ifname: ifname}, Cmd: wire.Mark, Known: known}
+	for until := time.Now().Add(markPatience); ; {
+		var reply wire.Reply
+		for _, to := range servers { // the first form of the name that somebody is bound to
+			if reply, err = exchange(conn, to, req, trusted, markEvery); !errors.Is(err, syscall.ECONNREFUSED) {
+				break
+			}
+		}
+		switch {
+		case err == nil && reply.Code == wire.Malformed:
+			return wire.Marking{}, ErrNoMarks
+		case err == nil && reply.Code == wire.Denied:
+			return wire.Marking{}, fmt.Errorf("%w: %s", unix.EPERM, reply.Error)
+		case err == nil && reply.Error != "":
+			return wire.Marking{}, fmt.Errorf("ask the server for a mark: %s", reply.Error)
+		case err == nil && reply.Marking == wire.Marking{} && !known:
+			return wire.Marking{}, ErrNoMarks
+		case err == nil:
+			return reply.Marking, nil
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return wire.Marking{}, fmt.Errorf("%w: nobody serves %s", ErrNoServer, servers[0])
+		case !errors.Is(err, errSilent) && !errors.Is(err, syscall.EAGAIN):
+			return wire.Marking{}, fmt.Errorf("ask the server for a mark: %w", err)
+		case time.Now().After(until):
+			if stranger := explain(servers, trusted); stranger != nil {
+				return wire.Marking{}, stranger
+			}
+			return wire.Marking{}, ErrNoMarks // the original is silent
+		case errors.Is(err, syscall.EAGAIN): // its queue is full
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+}
+
+// guard places the guards. IPv6 that the kernel does not have needs none.
+func (b Binding) guard(kernel *route.Conn) error {
+	var guards []route.Rule
+	for _, t := range b.Traffic {
+		if t == (route.Traffic{}) {
+			return errors.New("all traffic cannot be bound")
+		}
+		guards = append(guards, guardOf(b.Marking, t, b.OnLoss))
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		_, _, err := kernel.SyncRules(family, noRule, guards)
+		if err != nil && !(family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT)) {
+			return err
+		}
+	}
+	return nil
+}
+
+func noRule(route.Rule) bool { return false }
+
+// askHolders lets the holders of the link's addresses serve what is bound, and does it for
+// those that cannot.
+func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire.Conn, link route.Link) error {
+	addresses, err := kernel.AddressesOn(unix.AF_UNSPEC, link.Index)
+	if err != nil {
+		return err
+	}
+	every := WatchConfig{Profiles: []Profile{DefaultProfile()}}
+	for _, a := range addresses {
+		u, ok := every.uplink(a, link.Name)
+		if !ok {
+			continue
+		}
+		reply, err := b.askHolder(ctx, conn, u.Key)
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED): // nobody serves it
+			continue
+		case err == nil && reply.Marking == b.Marking:
+			if reply.Missing != "" {
+				b.Unanswered = append(b.Unanswered, fmt.Sprintf("%s: %s", u, reply.Missing))
+			}
+			continue
+		case err == nil && reply.Code == wire.Denied:
+			return ErrNotAsked
+		case err == nil && reply.Code != "": // it ends
+			continue
+		}
+		// A version that knows no bindings, the original, or somebody who took the name.
+		why := "its client knows no bindings, so its lookups are not kept"
+		if err != nil {
+			why = err.Error()
+		}
+		b.Unanswered = append(b.Unanswered, fmt.Sprintf("%s: %s", u, why))
+		if err := b.standIn(kernel, u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, key wire.Key) (wire.Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, bindOnePatient)
+	defer cancel()
+	to, err := wire.Padded(wire.HolderName(key))
+	if err != nil {
+		return wire.Reply{}, err
+	}
+	req := wire.Request{Key: key, Cmd: wire.Query, Marking: b.Marking}
+	reply, err := askHolder(ctx, conn, to, req, holderPatience)
+	if err != nil { // somebody else may have the holder's name
+		if standIn, standInErr := askStandIns(conn, req, holderPatience); standInErr == nil {
+			return standIn, nil
+		}
+	}
+	return reply, err
+}
+
+// standIn places the lookups for a holder that does not: by the rules from its address.
+func (b *Binding) standIn(kernel *route.Conn, u Uplink) error {
+	family, host := u.family(), u.host()
+	rules, err := kernel.RulesWhere(family, func(r *route.Rule) bool {
+		return r.Src == host && !beside(*r) && r.Flags == 0 && !r.SuppressDefault
+	})
+	if err != nil || len(rules) == 0 {
+		return err
+	}
+	var lookups []route.Rule
+	for _, t := range b.Traffic {
+		lookups = append(lookups, lookupOf(guardOf(b.Marking, t, b.OnLoss), rules[0].Table))
+	}
+	_, _, err = kernel.SyncRules(family, noRule, lookups)
+	return err
+}
+
+// look finds the tables that all of the traffic is sent to.
+func (b *Binding) look(kernel *route.Conn) error {
+	b.Overlapping = nil
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := kernel.Rules(family)
+		if err != nil {
+			return err
+		}
+		b.Overlapping = append(b.Overlapping, route.Overlapping(rules, b.Marking.Mask)...)
+		guard := guardOf(b.Marking, b.Traffic[0], b.OnLoss)
+		for _, r := range rules {
+			missing := func(t route.Traffic) bool {
+				return !slices.Contains(rules, lookupOf(guardOf(b.Marking, t, b.OnLoss), r.Table))
+			}
+			if r == lookupOf(guard, r.Table) && !slices.ContainsFunc(b.Traffic, missing) {
+				b.Tables[wire.Family(family)] = append(b.Tables[wire.Family(family)], r.Table)
+			}
+		}
+	}
+	return nil
+}
+
+// Bound is one kind of traffic that is bound, as the kernel's rules have it.
+type Bound struct {
+	Traffic  route.Traffic
+	OnLoss   OnLoss
+	Ifname   string                   // empty: of no interface that is there, as far as anybody knows
+	Priority uint32                   // of the lookups; the guard is one behind
+	Guarded  []wire.Family            // in which there is the guard
+	Tables   map[wire.Family][]uint32 // that lookups lead to, in order
+}
+
+// Bindings lists what is bound on this host. Interfaces are known by the marks that the
+// server gave to those of the host and to more, else by the addresses of their tables.
+func Bindings(server string, uids []uint32, more ...string) ([]Bound, error) {
+	kernel, err := route.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer kernel.Close()
+	all, sources, err := boundIn(kernel)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	links, addresses, err := hostAddresses(kernel)
+	if err != nil {
+		return nil, err
+	}
+	ifnames := slices.Clone(more)
+	for _, name := range links {
+		ifnames = append(ifnames, name)
+	}
+	marked, err := markedInterfaces(server, uids, ifnames)
+	if err != nil && !errors.Is(err, ErrNoServer) && !errors.Is(err, ErrNoMarks) {
+		return nil, err
+	}
+	for i := range all {
+		b := &all[i]
+		if b.Ifname = marked[b.Priority]; b.Ifname != "" {
+			continue
+		}
+		for _, a := range addresses {
+			if table := sources[a.Addr.String()]; table != 0 && slices.Contains(b.Tables[familyOf(a)], table) {
+				b.Ifname = links[a.Index]
+			}
+		}
+	}
+	slices.SortFunc(all, func(x, y Bound) int {
+		return cmp.Or(cmp.Compare(x.Ifname, y.Ifname), cmp.Compare(x.Priority, y.Priority), cmp.Compare(x.Traffic.String(), y.Traffic.String()))
+	})
+	return all, nil
+}
+
+func familyOf(a route.Address) wire.Family {
+	if a.Addr.Is4() {
+		return wire.Inet
+	}
+	return wire.Inet6
+}
+
+// boundIn reads the guards and lookups of both families, and which table the rules from an
+// address lead to.
+func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err error) {
+	type id struct {
+		traffic  route.Traffic
+		priority uint32
+	}
+	at := make(map[id]int)
+	find := func(t route.Traffic, priority uint32) *Bound {
+		key := id{t, priority}
+		if _, ok := at[key]; !ok {
+			at[key] = len(all)
+			all = append(all, Bound{Traffic: t, Priority: priority, OnLoss: Block, Tables: make(map[wire.Family][]uint32)})
+		}
+		return &all[at[key]]
+	}
+	sources = make(map[string]uint32)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := kernel.Rules(family)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, r := range rules {
+			switch {
+			case isGuard(r):
+				b := find(r.Traffic, r.Priority-1)
+				b.Guarded = append(b.Guarded, wire.Family(family))
+				if r.Action == route.Nop {
+					b.OnLoss = Fallback
+				}
+			case isLookup(r):
+				b := find(r.Traffic, r.Priority)
+				b.Tables[wire.Family(family)] = append(b.Tables[wire.Family(family)], r.Table)
+			case isHost(r) && !beside(r):
+				sources[r.Src.Addr().String()] = r.Table
+			}
+		}
+	}
+	return all, sources, nil
+}
+
+// isLookup tells whether a rule is the lookup of something bound.
+func isLookup(r route.Rule) bool {
+	return r.Traffic != (route.Traffic{}) && r.Action == route.Lookup &&
+		r == lookupOf(route.Rule{Priority: r.Priority + 1, Traffic: r.Traffic}, r.Table)
+}
+
+// markedInterfaces maps the priorities of lookups to the interfaces that have them.
+func markedInterfaces(server string, uids []uint32, ifnames []string) (map[uint32]string, error) {
+	conn, err := open(wire.Key{Ifname: "marks", Address: fmt.Sprint(os.Getpid())}, asAsker)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	marked := make(map[uint32]string)
+	for _, ifname := range ifnames {
+		m, err := askMark(conn, server, uids, ifname, true)
+		if err != nil {
+			return marked, err
+		}
+		if m != (wire.Marking{}) {
+			marked[m.Block], marked[m.Fallback] = ifname, ifname
+		}
+	}
+	return marked, nil
+}
+
+// Unbind removes what Bindings has listed: guards first, since holders put lookups back.
+func Unbind(bound []Bound) error {
+	kernel, err := route.Dial()
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	var errs []error
+	for _, what := range []func(route.Rule) bool{isGuard, isLookup} {
+		ours := func(r route.Rule) bool {
+			return what(r) && slices.ContainsFunc(bound, func(b Bound) bool {
+				return r.Traffic == b.Traffic && (r.Priority == b.Priority && isLookup(r) || r.Priority == b.Priority+1 && isGuard(r))
+			})
+		}
+		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+			if _, _, err := kernel.SyncRules(family, ours, nil); err != nil {
+				errs = append(errs, fmt.Errorf("unbind: %w", err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

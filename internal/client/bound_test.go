@@ -1,0 +1,83 @@
+package client
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+var (
+	testMarking = wire.Marking{Mark: 0x02000000, Mask: 0xff000000, Block: 9002, Fallback: 15002}
+	testUser    = route.Traffic{UIDs: route.UIDs{First: 1000, Last: 1000, Set: true}}
+)
+
+// TestGuards: guards and lookups are told from all other rules, by their own fields alone.
+func TestGuards(t *testing.T) {
+	strict, loose := guardOf(testMarking, testUser, Block), guardOf(testMarking, testUser, Fallback)
+	for _, tt := range []struct {
+		rule          route.Rule
+		text          string
+		guard, lookup bool
+	}{
+		{strict, "9003: from all uidrange 1000-1000 unreachable proto 116", true, false},
+		{loose, "15003: from all uidrange 1000-1000 nop proto 116", true, false},
+		{lookupOf(strict, 10000), "9002: from all uidrange 1000-1000 lookup 10000 proto 116", false, true},
+		{lookupOf(loose, 10000), "15002: from all uidrange 1000-1000 lookup 10000 proto 116", false, true},
+		{route.Rule{Priority: 9003, Traffic: testUser, Action: route.Unreachable, Protocol: unix.RTPROT_STATIC},
+			"9003: from all uidrange 1000-1000 unreachable proto 4", false, false},
+		{route.Rule{Priority: 9003, Action: route.Unreachable, Protocol: route.Protocol}, "9003: from all unreachable proto 116", false, false},
+		{route.Rule{Priority: 9003, Iif: "eth0", Traffic: testUser, Action: route.Unreachable, Protocol: route.Protocol},
+			"9003: from all iif eth0 uidrange 1000-1000 unreachable proto 116", false, false},
+		{route.Rule{Priority: 9003, Flags: 2, Traffic: testUser, Action: route.Unreachable, Protocol: route.Protocol},
+			"9003: not from all uidrange 1000-1000 unreachable proto 116", false, false},
+		{route.Rule{Priority: 91000, Iif: "lo", Table: 10000, Protocol: route.Protocol}, "91000: from all iif lo lookup 10000 proto 116", false, false},
+	} {
+		if got := tt.rule.String(); got != tt.text {
+			t.Errorf("got %s, want %s", got, tt.text)
+		}
+		if got := isGuard(tt.rule); got != tt.guard {
+			t.Errorf("%s: a guard: %v", tt.text, got)
+		}
+		if got := isLookup(tt.rule); got != tt.lookup {
+			t.Errorf("%s: a lookup: %v", tt.text, got)
+		}
+	}
+	other := guardOf(wire.Marking{Mark: 0x04000000, Mask: 0xff000000, Block: 9004, Fallback: 15004}, testUser, Block)
+	swapped := strict // the action of the one at the priority of the other
+	swapped.Action = route.Nop
+	rules := []route.Rule{lookupOf(strict, 10000), strict, other, loose, swapped}
+	if got := guardsOf(testMarking, rules); len(got) != 2 || got[0] != strict || got[1] != loose {
+		t.Errorf("guards are %v", got)
+	}
+	if got := guardsOf(wire.Marking{}, rules); got != nil {
+		t.Errorf("without a mark there are guards %v", got)
+	}
+	if got := markFor(testMarking, Fallback); got != 0x03000000 || markFor(testMarking, Block) != 0x02000000 {
+		t.Errorf("the mark of fallback is %#x", got)
+	}
+}
+
+// TestOwnsLookups: lookups of a lease go with it; guards are nobody's, and those of others
+// stay.
+func TestOwnsLookups(t *testing.T) {
+	u := Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}}
+	r := ruleset{uplink: u, tables: map[uint32]bool{10000: true}, marking: testMarking}
+	guard := guardOf(testMarking, testUser, Block)
+	for rule, want := range map[route.Rule]bool{
+		lookupOf(guard, 10000): true,
+		lookupOf(guard, 10001): false,
+		guard:                  false,
+	} {
+		if got := r.owns(rule); got != want {
+			t.Errorf("%s is owned: %v", rule, got)
+		}
+	}
+	r.guards = []route.Rule{guard}
+	want := r.want(10000)
+	if got := want[len(want)-1]; got != lookupOf(guard, 10000) {
+		t.Errorf("the last rule is %s", got)
+	}
+}

@@ -1,0 +1,703 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/nettest"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// pair is a host with two uplinks of both families, of which main prefers the first. What
+// is behind them tells who asks which address it sees; a provider drops the addresses of the
+// other one.
+type pair struct {
+	*host
+	internet *nettest.Namespace
+}
+
+const (
+	echo4, echo6  = "198.51.100.1", "2001:db8:ffff::1"
+	port1, port2  = 7, 8
+	unreachable   = "network is unreachable"
+	boundTimeouts = `"table_timeout":4` // so that a renewal is never far
+)
+
+func newPair(t *testing.T) *pair {
+	p := &pair{newHost(t), nettest.New(t, "internet")}
+	p.internet.IP(t, "address add "+echo4+"/32 dev lo")
+	p.internet.IP(t, "address add "+echo6+"/128 dev lo nodad")
+	for i, ifname := range []string{"wan0", "wan1"} {
+		isp, n := nettest.New(t, "isp"+fmt.Sprint(i)), i+1
+		nettest.Veth(t, p.ns, ifname, isp, "lan")
+		nettest.Veth(t, isp, "net", p.internet, ifname)
+		sysctl(t, isp, "net/ipv4/ip_forward", "1")
+		sysctl(t, isp, "net/ipv6/conf/all/forwarding", "1")
+		isp.IP(t, fmt.Sprintf("address add 10.%d.0.1/24 dev lan", n))
+		isp.IP(t, fmt.Sprintf("address add 2001:db8:%d::1/64 dev lan nodad", n))
+		isp.IP(t, fmt.Sprintf("address add 10.255.%d.1/30 dev net", n))
+		isp.IP(t, fmt.Sprintf("address add 2001:db8:ff%d::1/64 dev net nodad", n))
+		isp.IP(t, fmt.Sprintf("route add default via 10.255.%d.2", n))
+		isp.IP(t, fmt.Sprintf("-6 route add default via 2001:db8:ff%d::2", n))
+		isp.IP(t, fmt.Sprintf("rule add pref 4 from 10.%d.0.0/24 iif lan lookup main", n))
+		isp.IP(t, fmt.Sprintf("-6 rule add pref 4 from 2001:db8:%d::/64 iif lan lookup main", n))
+		isp.IP(t, "rule add pref 5 iif lan blackhole")
+		isp.IP(t, "-6 rule add pref 5 iif lan blackhole")
+		p.internet.IP(t, fmt.Sprintf("address add 10.255.%d.2/30 dev %s", n, ifname))
+		p.internet.IP(t, fmt.Sprintf("address add 2001:db8:ff%d::2/64 dev %s nodad", n, ifname))
+		p.internet.IP(t, fmt.Sprintf("route add 10.%d.0.0/24 via 10.255.%d.1", n, n))
+		p.internet.IP(t, fmt.Sprintf("-6 route add 2001:db8:%d::/64 via 2001:db8:ff%d::1", n, n))
+		p.uplink(i)
+	}
+	p.internet.Do(func() { t.Cleanup(serveSources(t)) })
+	return p
+}
+
+// uplink gives an uplink its addresses and routes in main.
+func (p *pair) uplink(i int) {
+	p.t.Helper()
+	n, ifname := i+1, fmt.Sprint("wan", i)
+	p.ns.IP(p.t, fmt.Sprintf("address add %s/24 dev %s", p.addr(i, 4), ifname))
+	p.ns.IP(p.t, fmt.Sprintf("address add %s/64 dev %s nodad", p.addr(i, 6), ifname))
+	p.ns.IP(p.t, fmt.Sprintf("route add default via 10.%d.0.1 dev %s metric %d", n, ifname, 100*n))
+	p.ns.IP(p.t, fmt.Sprintf("-6 route add default via 2001:db8:%d::1 dev %s metric %d", n, ifname, 100*n))
+}
+
+func (p *pair) addr(i, family int) string {
+	if family == 4 {
+		return fmt.Sprintf("10.%d.0.2", i+1)
+	}
+	return fmt.Sprintf("2001:db8:%d::2", i+1)
+}
+
+// serveSources answers each packet, and each connection, with the address that it came from,
+// in the namespace of the calling thread.
+func serveSources(t *testing.T) (stop func()) {
+	t.Helper()
+	var running sync.WaitGroup
+	var closers []func() error
+	for _, addr := range []string{echo4, echo6} {
+		for _, port := range []string{fmt.Sprint(port1), fmt.Sprint(port2)} {
+			udp, err := net.ListenPacket("udp", net.JoinHostPort(addr, port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tcp, err := net.Listen("tcp", net.JoinHostPort(addr, port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			closers = append(closers, udp.Close, tcp.Close)
+			running.Go(func() {
+				buf := make([]byte, 64)
+				for {
+					_, from, err := udp.ReadFrom(buf)
+					if err != nil {
+						return
+					}
+					_, _ = udp.WriteTo([]byte(from.(*net.UDPAddr).IP.String()), from) // who asked asks again
+				}
+			})
+			running.Go(func() {
+				for {
+					c, err := tcp.Accept()
+					if err != nil {
+						return
+					}
+					_, _ = c.Write([]byte(c.RemoteAddr().(*net.TCPAddr).IP.String())) // likewise
+					c.Close()
+				}
+			})
+		}
+	}
+	return func() {
+		for _, c := range closers {
+			_ = c() // they were not written to
+		}
+		running.Wait()
+	}
+}
+
+// probe is one try to reach the internet.
+type probe struct {
+	family int // 4 or 6
+	tcp    bool
+	mark   uint32
+	uid    int
+	port   int // 0: the first
+}
+
+// seen is the address from which the internet sees a probe, or why it does not.
+func (p *pair) seen(b probe) (seen string) {
+	p.t.Helper()
+	ask := func() {
+		var err error
+		if seen, err = b.ask(); err != nil {
+			seen = err.Error()
+		}
+	}
+	if b.uid == 0 {
+		p.ns.Do(ask)
+		return seen
+	}
+	done := make(chan struct{})
+	p.as(b.uid, func(ready func()) { ask(); close(done); ready() })
+	<-done
+	return seen
+}
+
+func (b probe) ask() (string, error) {
+	domain, kind, remote := unix.AF_INET, unix.SOCK_DGRAM, unix.Sockaddr(nil)
+	port := b.port
+	if port == 0 {
+		port = port1
+	}
+	if b.family == 4 {
+		remote = &unix.SockaddrInet4{Port: port, Addr: netip.MustParseAddr(echo4).As4()}
+	} else {
+		domain, remote = unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: netip.MustParseAddr(echo6).As16()}
+	}
+	if b.tcp {
+		kind = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	if b.mark != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(b.mark)); err != nil {
+			return "", err
+		}
+	}
+	const tries = 4 // a packet may be lost, while neighbours are looked for
+	limit := unix.NsecToTimeval((500 * time.Millisecond).Nanoseconds())
+	for _, opt := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, opt, &limit); err != nil {
+			return "", err
+		}
+	}
+	if err := unix.Connect(fd, remote); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 64)
+	for range tries {
+		if !b.tcp {
+			if _, err := unix.Write(fd, []byte("?")); err != nil {
+				return "", err
+			}
+		}
+		var n int
+		if n, err = unix.Read(fd, buf); err == nil {
+			return string(buf[:n]), nil
+		}
+	}
+	return "", err
+}
+
+// wantSeen fails unless UDP and TCP probes in a family are seen so.
+func (p *pair) wantSeen(what string, b probe, want string) {
+	p.t.Helper()
+	for _, tcp := range []bool{false, true} {
+		if b.tcp = tcp; p.seen(b) != want {
+			p.t.Errorf("%s, IPv%d, TCP %v: seen as %s, want %s", what, b.family, tcp, p.seen(b), want)
+		}
+	}
+}
+
+// waitSeen waits until they are.
+func (p *pair) waitSeen(what string, b probe, want string) {
+	p.t.Helper()
+	eventually(p.t, what, func() error {
+		for _, tcp := range []bool{false, true} {
+			if b.tcp = tcp; p.seen(b) != want {
+				return fmt.Errorf("IPv%d, TCP %v: seen as %s, want %s", b.family, tcp, p.seen(b), want)
+			}
+		}
+		return nil
+	})
+}
+
+// holders are the two ways to serve the addresses of the host.
+var holders = map[string]func(*pair) (stop func(syscall.Signal)){
+	"watch": func(p *pair) func(syscall.Signal) {
+		w := p.watch("--config", p.watchFile(`{"links":[{"ifname":"wan*","routes":"copy"}]}`))
+		return func(sig syscall.Signal) {
+			_ = w.cmd.Process.Signal(sig) // it may have ended
+			<-w.done
+		}
+	},
+	"clients": func(p *pair) func(syscall.Signal) {
+		for i, ifname := range []string{"wan0", "wan1"} {
+			p.lease(p.addr(i, 4), ifname, "--routes", "copy")
+			p.lease6(p.addr(i, 6), ifname, "--routes", "copy")
+		}
+		return func(sig syscall.Signal) {
+			p.signalClients(sig)
+			p.waitNoClient()
+		}
+	},
+}
+
+func (p *pair) serveAddresses(how string) (stop func(syscall.Signal)) {
+	p.t.Helper()
+	stop = holders[how](p)
+	p.waitServed(0, 1)
+	return stop
+}
+
+func (p *pair) waitServed(uplinks ...int) {
+	p.t.Helper()
+	for _, i := range uplinks {
+		for _, family := range []int{4, 6} {
+			p.waitRoute(i, family)
+		}
+	}
+}
+
+// waitRoute waits until the table of an address has its default route, and returns the table.
+func (p *pair) waitRoute(i, family int) (table string) {
+	p.t.Helper()
+	table = p.served(p.addr(i, family))
+	eventually(p.t, "the table of "+p.addr(i, family)+" has a default route", func() error {
+		out, _ := p.ns.Output("ip", fmt.Sprint("-", family), "route", "show", "default", "table", table)
+		if out == "" {
+			return errors.New("it has none")
+		}
+		return nil
+	})
+	return table
+}
+
+// bind binds traffic to an interface as the commands do.
+func (p *pair) bind(ifname string, onLoss client.OnLoss, traffic ...route.Traffic) (b client.Binding, err error) {
+	p.t.Helper()
+	cfg := client.BindConfig{Ifname: ifname, OnLoss: onLoss, Traffic: traffic, Server: "tas_socket", Wait: patience}
+	p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
+	return b, err
+}
+
+func (p *pair) mustBind(ifname string, onLoss client.OnLoss, traffic ...route.Traffic) client.Binding {
+	p.t.Helper()
+	var b client.Binding
+	eventually(p.t, "traffic is bound, by the holders, in both families", func() (err error) {
+		if b, err = p.bind(ifname, onLoss, traffic...); err != nil {
+			return err
+		}
+		if len(b.Tables[wire.Inet]) == 0 || len(b.Tables[wire.Inet6]) == 0 || len(b.Unanswered) > 0 {
+			return fmt.Errorf("%+v", b)
+		}
+		return nil
+	})
+	return b
+}
+
+// boundRules are the rules of both families that select by more than addresses and links.
+func (p *pair) boundRules() (rules []string) {
+	p.t.Helper()
+	for family, all := range map[string][]string{"4 ": p.rules(), "6 ": p.rules6()} {
+		for _, r := range all {
+			if strings.Contains(r, "fwmark") || strings.Contains(r, "uidrange") || strings.Contains(r, "ipproto") {
+				rules = append(rules, family+r)
+			}
+		}
+	}
+	slices.Sort(rules)
+	return rules
+}
+
+var (
+	user7 = route.Traffic{UIDs: route.UIDs{First: 4711, Last: 4711, Set: true}}
+	udp8  = route.Traffic{IPProto: unix.IPPROTO_UDP, Dports: route.Ports{First: port2, Last: port2}}
+)
+
+// TestBound: traffic that is bound leaves by its uplink, with its address, in both families,
+// whoever holds the leases.
+func TestBound(t *testing.T) {
+	for how := range holders {
+		t.Run(how, func(t *testing.T) {
+			p := newPair(t)
+			server := p.serve(boundTimeouts)
+			stop := p.serveAddresses(how)
+			strict := p.mustBind("wan1", client.Block)
+			loose := p.mustBind("wan1", client.Fallback)
+			p.mustBind("wan1", client.Block, user7, udp8)
+			if strict.Mark() != 0x02000000 || loose.Mark() != 0x03000000 || strict.Marking != loose.Marking {
+				t.Errorf("marks are %#x and %#x", strict.Mark(), loose.Mark())
+			}
+			for _, family := range []int{4, 6} {
+				first, second := p.addr(0, family), p.addr(1, family)
+				p.wantSeen("not bound", probe{family: family}, first)
+				p.wantSeen("block", probe{family: family, mark: strict.Mark()}, second)
+				p.wantSeen("fallback", probe{family: family, mark: loose.Mark()}, second)
+				p.wantSeen("with bits of others", probe{family: family, mark: strict.Mark() | 0x80123}, second)
+				p.wantSeen("user", probe{family: family, uid: 4711}, second)
+				p.wantSeen("another user", probe{family: family, uid: 4712}, first)
+				for tcp, want := range map[bool]string{false: second, true: first} {
+					if got := p.seen(probe{family: family, tcp: tcp, port: port2}); got != want {
+						t.Errorf("UDP to a port, TCP %v: seen as %s, want %s", tcp, got, want)
+					}
+				}
+			}
+			rules := p.boundRules()
+			if len(rules) != 2*2*4 {
+				t.Fatalf("rules are %s", strings.Join(rules, "\n"))
+			}
+
+			// Holders and server die, and others take over: nothing changes.
+			stop(syscall.SIGKILL)
+			server.kill()
+			for _, family := range []int{4, 6} {
+				p.wantSeen("after kill -9", probe{family: family, mark: strict.Mark()}, p.addr(1, family))
+			}
+			h4, h6 := p.hear("4"), p.hear("6")
+			server = p.serve(boundTimeouts)
+			stop = p.serveAddresses(how)
+			if again := p.mustBind("wan1", client.Block); again.Marking != strict.Marking {
+				t.Errorf("the mark is another: %+v", again)
+			}
+			for _, r := range append(h4(), h6()...) {
+				if strings.Contains(r, "fwmark") || strings.Contains(r, "uidrange") {
+					t.Errorf("rule changed: %s", r)
+				}
+			}
+			if got := p.boundRules(); !slices.Equal(got, rules) {
+				t.Errorf("rules are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(rules, "\n"))
+			}
+
+			// Lookups come back when others delete them.
+			for _, family := range []string{"-4", "-6"} {
+				p.ns.IP(t, family+" rule del pref 9002 uidrange 4711-4711")
+				p.ns.IP(t, family+" rule del pref 15002")
+			}
+			eventually(t, "the lookups are back", func() error {
+				if diff := unordered(p.boundRules(), rules); diff != "" {
+					return errors.New(diff)
+				}
+				return nil
+			})
+
+			// Other tables: the lookups move.
+			server.stop()
+			p.serve(boundTimeouts, `"table_offset":20000`)
+			for _, family := range []int{4, 6} {
+				p.waitSeen("bound in the new table", probe{family: family, mark: strict.Mark()}, p.addr(1, family))
+			}
+			moved := make([]string, len(rules))
+			tables := strings.NewReplacer("lookup 1000", "lookup 2000")
+			for i, r := range rules {
+				moved[i] = tables.Replace(r)
+			}
+			eventually(t, "the lookups have moved", func() error {
+				got := p.boundRules()
+				for i, r := range got {
+					// Which of the new tables it is depends on who asked first.
+					if at := strings.Index(r, "lookup 2000"); at >= 0 {
+						got[i] = r[:at] + "lookup 2000" + r[at+len("lookup 20000"):]
+					}
+				}
+				want := slices.Clone(moved)
+				for i, r := range want {
+					if at := strings.Index(r, "lookup 2000"); at >= 0 {
+						want[i] = r[:at] + "lookup 2000" + r[at+len("lookup 20000"):]
+					}
+				}
+				if diff := unordered(got, want); diff != "" {
+					return errors.New(diff)
+				}
+				return nil
+			})
+
+			// All leases end: guards stay, and nothing of what is bound leaves.
+			stop(syscall.SIGTERM)
+			if how == "watch" { // it leaves all in place
+				return
+			}
+			for _, r := range p.boundRules() {
+				if strings.Contains(r, "lookup") {
+					t.Errorf("rule stays behind: %s", r)
+				}
+			}
+			for _, family := range []int{4, 6} {
+				p.wantSeen("block without a lease", probe{family: family, mark: strict.Mark()}, unreachable)
+				p.wantSeen("user without a lease", probe{family: family, uid: 4711}, unreachable)
+				p.wantSeen("fallback without a lease", probe{family: family, mark: loose.Mark()}, p.addr(0, family))
+			}
+		})
+	}
+}
+
+// TestBoundLoss: what is bound with block leaves by no other uplink, in neither family; what
+// is bound with fallback does.
+func TestBoundLoss(t *testing.T) {
+	for how := range holders {
+		t.Run(how, func(t *testing.T) {
+			p := newPair(t)
+			p.serve()
+			p.serveAddresses(how)
+			strict := p.mustBind("wan1", client.Block)
+			loose := p.mustBind("wan1", client.Fallback)
+
+			// One family goes, with its lease.
+			p.ns.IP(t, "address del "+p.addr(1, 6)+"/64 dev wan1")
+			p.waitNotServed(p.addr(1, 6))
+			p.waitSeen("block without IPv6", probe{family: 6, mark: strict.Mark()}, unreachable)
+			p.waitSeen("fallback without IPv6", probe{family: 6, mark: loose.Mark()}, p.addr(0, 6))
+			p.wantSeen("block, the other family", probe{family: 4, mark: strict.Mark()}, p.addr(1, 4))
+
+			// The link goes down: the kernel empties the table.
+			p.ns.IP(t, "link set wan1 down")
+			p.wantSeen("block with the link down", probe{family: 4, mark: strict.Mark()}, unreachable)
+			p.wantSeen("block with the link down", probe{family: 6, mark: strict.Mark()}, unreachable)
+			p.waitSeen("fallback with the link down", probe{family: 4, mark: loose.Mark()}, p.addr(0, 4))
+
+			// All come back, and so does what is bound.
+			p.ns.IP(t, "link set wan1 up")
+			p.ns.IP(t, "address add "+p.addr(1, 6)+"/64 dev wan1 nodad")
+			p.ns.IP(t, "route replace default via 10.2.0.1 dev wan1 metric 200")
+			p.ns.IP(t, "-6 route replace default via 2001:db8:2::1 dev wan1 metric 200")
+			if how == "clients" { // each is for one address
+				p.lease6(p.addr(1, 6), "wan1", "--routes", "copy")
+			}
+			for _, family := range []int{4, 6} {
+				p.waitSeen("block", probe{family: family, mark: strict.Mark()}, p.addr(1, family))
+				p.waitSeen("fallback", probe{family: family, mark: loose.Mark()}, p.addr(1, family))
+				// Emptied by somebody who leaves the holder no say: the rest of the table's rules stay.
+				p.wantSeen("not bound", probe{family: family}, p.addr(0, family))
+			}
+		})
+	}
+}
+
+// bindings are what is bound, one line each.
+func (p *pair) bindings(server string, more ...string) (all []client.Bound, lines []string) {
+	p.t.Helper()
+	var err error
+	p.ns.Do(func() { all, err = client.Bindings(server, nil, more...) })
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, b := range all {
+		lines = append(lines, fmt.Sprintf("%s %s %s %d %v %v", b.Ifname, b.Traffic, b.OnLoss, b.Priority, b.Guarded, b.Tables))
+	}
+	return all, lines
+}
+
+// TestBindings: what is bound is listed with its interface, and goes without a trace.
+func TestBindings(t *testing.T) {
+	p := newPair(t)
+	server := p.serve()
+	p.lease(p.addr(0, 4), "wan0", "--routes", "copy")
+	p.lease(p.addr(1, 4), "wan1", "--routes", "copy")
+	want := func(what string, got, want []string) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got\n%s\nwant\n%s", what, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+	if _, got := p.bindings("tas_socket"); len(got) != 0 {
+		t.Errorf("nothing is bound, and listed are %q", got)
+	}
+	b, err := p.bind("wan1", client.Block)
+	if err != nil || b.Ifname != "wan1" || !slices.Equal(b.Tables[wire.Inet], []uint32{10001}) || b.Tables[wire.Inet6] != nil {
+		t.Fatalf("binding: %+v, %v", b, err)
+	}
+	if _, err := p.bind("wan0", client.Fallback, user7); err != nil {
+		t.Fatal(err)
+	}
+	p.ns.IP(t, "link add old0 type veth peer name old1")
+	cfg := client.BindConfig{Ifname: "old0", OnLoss: client.Block, Server: "tas_socket"}
+	p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
+	if !errors.Is(err, client.ErrNoLease) || b.Mark() != 0x06000000 {
+		t.Errorf("binding to an interface without a lease: %+v, %v", b, err)
+	}
+	p.ns.IP(t, "link del old0")
+	wan0 := "wan0 uidrange 4711-4711 fallback 15004 [inet inet6] map[inet:[10000]]"
+	wan1 := "wan1 fwmark 0x2000000/0xff000000 block 9002 [inet inet6] map[inet:[10001]]"
+	old0 := "fwmark 0x6000000/0xff000000 block 9006 [inet inet6] map[]"
+	all, lines := p.bindings("tas_socket")
+	want("all", lines, []string{" " + old0, wan0, wan1})
+	_, lines = p.bindings("tas_socket", "old0")
+	want("with an interface that went", lines, []string{"old0 " + old0, wan0, wan1})
+	server.stop()
+	_, lines = p.bindings("tas_socket")
+	want("without the server", lines, []string{" " + old0, wan0, wan1})
+
+	p.ns.Do(func() { err = client.Unbind(all[:2]) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, lines = p.bindings("tas_socket")
+	want("what is left", lines, []string{wan1})
+	p.ns.Do(func() { err = client.Unbind(all) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "no rule is left of what was bound", func() error {
+		if rules := p.boundRules(); len(rules) > 0 {
+			return fmt.Errorf("%q", rules)
+		}
+		return nil
+	})
+	p.wantSeen("unbound", probe{family: 4, mark: b.Mark()}, p.addr(0, 4))
+}
+
+// TestBindErrors: each thing that is missing has a name, and is waited for if that is wanted.
+func TestBindErrors(t *testing.T) {
+	p := newPair(t)
+	var b client.Binding
+	var err error
+	bind := func(change func(*client.BindConfig)) error {
+		cfg := client.BindConfig{Ifname: "wan1", OnLoss: client.Block, Server: "tas_socket"}
+		if change != nil {
+			change(&cfg)
+		}
+		p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
+		return err
+	}
+	if err := bind(nil); !errors.Is(err, client.ErrNoServer) || !strings.Contains(err.Error(), "bind to wan1: no server: nobody serves ") {
+		t.Errorf("without a server: %v", err)
+	}
+	if rules := p.boundRules(); len(rules) != 0 {
+		t.Errorf("rules are %q", rules)
+	}
+	waiting := make(chan error, 1)
+	go func() {
+		cfg := client.BindConfig{Ifname: "wan1", OnLoss: client.Block, Server: "tas_socket", Wait: patience}
+		p.ns.Do(func() {
+			b, err := client.Bind(context.Background(), cfg)
+			if err == nil && !slices.Equal(b.Tables[wire.Inet], []uint32{10000}) {
+				err = fmt.Errorf("%+v", b)
+			}
+			waiting <- err
+		})
+	}()
+	p.serve(`"allowed_users":[4711]`)
+	if err := bind(func(c *client.BindConfig) { c.Wait = 300 * time.Millisecond }); !errors.Is(err, client.ErrNoLease) {
+		t.Errorf("without a lease: %v", err)
+	}
+	p.wantSeen("guarded before there is a lease", probe{family: 4, mark: b.Mark()}, unreachable)
+	if err := bind(func(c *client.BindConfig) { c.Ifname = "nolink" }); !errors.Is(err, client.ErrNoLease) || !strings.Contains(err.Error(), "there is no such interface") {
+		t.Errorf("without the interface: %v", err)
+	}
+	if err := bind(func(c *client.BindConfig) { c.Traffic = []route.Traffic{{}} }); err == nil || !strings.Contains(err.Error(), "all traffic cannot be bound") {
+		t.Errorf("all traffic: %v", err)
+	}
+	done := make(chan struct{})
+	p.as(4711, func(ready func()) {
+		_, err = client.Bind(context.Background(), client.BindConfig{Ifname: "wan1", OnLoss: client.Block, Server: "tas_socket", ServerUIDs: []uint32{0}})
+		close(done)
+		ready()
+	})
+	<-done
+	if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "only root and the server's own user may ask for marks") {
+		t.Errorf("as a user who may lease: %v", err)
+	}
+	p.lease(p.addr(1, 4), "wan1", "--routes", "copy")
+	if err := <-waiting; err != nil {
+		t.Errorf("after a lease came: %v", err)
+	}
+
+	// Others' rules in the bits of marks are told, and what they are.
+	p.ns.IP(t, "rule add pref 77 fwmark 0x1e7700ce lookup 99")
+	p.ns.IP(t, "-6 rule add pref 78 fwmark 0x80000/0xff0000 lookup 99")
+	if err := bind(nil); err != nil || len(b.Overlapping) != 1 || b.Overlapping[0].String() != "77: from all fwmark 0x1e7700ce lookup 99" {
+		t.Errorf("overlapping rules: %v, %v", b.Overlapping, err)
+	}
+}
+
+// TestBindOldHolders: for holders that know no bindings the lookups are placed all the same.
+func TestBindOldHolders(t *testing.T) {
+	p := newPair(t)
+	p.serve()
+	for i, answer := range []string{"", `{"version":1,"cmd":2,"table":5678,"lease_expires":99,"pid":1}`} {
+		conn := p.bound(0, padded(t, fmt.Sprintf("wan%d-%s-2", i, p.addr(i, 4))))
+		go func() {
+			for answer != "" {
+				datagrams, err := conn.Receive()
+				if err != nil {
+					return
+				}
+				for _, d := range datagrams {
+					conn.Send(wire.Message{Data: []byte(answer), To: d.From})
+				}
+			}
+		}()
+		table := []string{"1234", "5678"}[i]
+		p.ns.IP(t, fmt.Sprintf("rule add pref 10000 from %s lookup %s", p.addr(i, 4), table)) // unmarked, as the original's
+		p.ns.IP(t, fmt.Sprintf("route add default via 10.%d.0.1 dev wan%d table %s", i+1, i, table))
+		b, err := p.bind(fmt.Sprint("wan", i), client.Block)
+		if err != nil || len(b.Unanswered) != 1 || fmt.Sprint(b.Tables) != "map[inet:["+table+"]]" {
+			t.Errorf("wan%d: %+v, %v", i, b, err)
+		}
+		p.wantSeen("bound for an old holder", probe{family: 4, mark: b.Mark()}, p.addr(i, 4))
+		p.wantSeen("bound, without a lease in the family", probe{family: 6, mark: b.Mark()}, unreachable)
+	}
+}
+
+// TestBoundSharedAndMissing: two addresses of an interface serve what is bound to it one after the
+// other, and status tells of a lookup that is not there.
+func TestBoundSharedAndMissing(t *testing.T) {
+	p := newPair(t)
+	p.serve()
+	p.ns.IP(t, "address add 10.2.0.3/24 dev wan1")
+	p.lease(p.addr(1, 4), "wan1", "--routes", "copy")
+	b, err := p.bind("wan1", client.Block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The second learns of it with its lease, without being told. No routes: the first serves.
+	p.lease("10.2.0.3", "wan1")
+	lookups := []string{"4 9002: from all fwmark 0x2000000/0xff000000 lookup 10000 proto 116",
+		"4 9002: from all fwmark 0x2000000/0xff000000 lookup 10001 proto 116"}
+	guards := []string{"4 9003: from all fwmark 0x2000000/0xff000000 unreachable proto 116",
+		"6 9003: from all fwmark 0x2000000/0xff000000 unreachable proto 116"}
+	if diff := unordered(p.boundRules(), append(lookups, guards...)); diff != "" {
+		t.Errorf("rules: %s", diff)
+	}
+	p.wantSeen("bound", probe{family: 4, mark: b.Mark()}, p.addr(1, 4))
+	if r := p.client("-4", "-a", p.addr(1, 4), "-i", "wan1", "-r"); r.code != 0 {
+		t.Fatalf("release: %s", r.stderr)
+	}
+	if diff := unordered(p.boundRules(), append(lookups[1:], guards...)); diff != "" {
+		t.Errorf("rules after a release: %s", diff)
+	}
+	p.wantSeen("bound, with an empty table", probe{family: 4, mark: b.Mark()}, unreachable)
+
+	// Somebody deletes the lookup again and again: it comes back once a second then.
+	p.wantStatusMissing("10.2.0.3", "rule 9002: from all fwmark 0x2000000/0xff000000 lookup 10001 proto 116", func() {
+		_, _ = p.ns.Output("ip", "rule", "del", "pref", "9002") // perhaps it is not back yet
+	})
+	eventually(t, "the lookup is back", func() error {
+		if diff := unordered(p.boundRules(), append(lookups[1:], guards...)); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
+
+// wantStatusMissing waits until status says that something of an address is missing, while
+// again takes it away.
+func (p *pair) wantStatusMissing(addr, want string, again func()) {
+	p.t.Helper()
+	eventually(p.t, "status tells what is missing", func() error {
+		again()
+		r := p.run(bin(p.t, clientBin), "status", "--json")
+		if !strings.Contains(r.stdout, want) {
+			return fmt.Errorf("%s: %s%s", addr, r.stdout, r.stderr)
+		}
+		return nil
+	})
+}
