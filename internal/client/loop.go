@@ -70,6 +70,7 @@ type session struct {
 	index     int  // of the link; 0: not seen yet
 	present   bool // the address is on the link, as far as we know
 	usable    bool // and no duplicate check of it is under way
+	created   uint32
 	installed bool // kernel and resolver have what a lease means
 	filled    bool // the table has had its routes since then
 	left      int  // the link that the address was deleted from since we looked; 0: none
@@ -83,6 +84,7 @@ type session struct {
 	ordered   uint32        // the table whose unbound rule has a place in the watch's order; 0: none has
 	orderedIn lane
 	hooked    bool // a call brought settings of its own
+	again     bool // the server refused the address before
 }
 
 // packet is one datagram, parsed by the reader of its session.
@@ -256,7 +258,11 @@ func (l *loop) feed(s *session, ev event) {
 		l.absent = ""
 	}
 	if ev.kind == replied && ev.reply.Table == 0 && ev.reply.Error != "" && before != releasing {
-		s.log.Warn("refused by the server", "code", string(ev.reply.Code), "err", ev.reply.Error)
+		level := slog.LevelWarn
+		if s.again { // it has been said
+			level = slog.LevelDebug
+		}
+		s.log.Log(context.Background(), level, "refused by the server", "code", string(ev.reply.Code), "err", ev.reply.Error)
 	}
 	for _, a := range actions {
 		l.do(s, a)
@@ -273,6 +279,7 @@ func (l *loop) do(s *session, a action) {
 			l.lookBeside(s)
 		}
 		l.remember(s)
+		l.welcome(s)
 	case clearRules:
 		if err := s.clear(); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
@@ -435,6 +442,7 @@ func (l *loop) serve(p packet) {
 		s.hooked = s.hooked || p.request.Settings != ""
 		defer func() {
 			l.retell(s, told)
+			l.keep(s)
 			l.feed(s, event{kind: called})
 		}()
 	case p.request.Marking != wire.Marking{}:
@@ -601,6 +609,10 @@ func (l *loop) look(s *session) {
 		return
 	case at >= 0:
 		s.present = true
+		if created := addresses[at].Created; created != s.created {
+			s.created = created
+			l.keep(s)
+		}
 		l.feed(s, event{kind: addressSeen})
 		if s.state == held && !s.installed {
 			s.warn("place rules and routes", s.install(s.table))
@@ -658,7 +670,8 @@ func (l *loop) rename(s *session, name string) {
 	m.watched = s.watched
 	m.reported, s.reported = s.reported, true
 	next := l.add(m, conn)
-	next.index, next.hooked = s.index, s.hooked
+	next.index, next.created, next.hooked = s.index, s.created, s.hooked
+	l.keep(next)
 	l.feed(next, event{kind: start})
 	l.look(next)
 }

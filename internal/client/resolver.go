@@ -52,7 +52,10 @@ func setServers(path string, addr netip.Addr, servers []netip.Addr) (changed boo
 	if bytes.Equal(before, after) {
 		return false, nil
 	}
-	return true, replaceFile(path, after)
+	if err := replaceFile(path, after, 0o644); err != nil {
+		return true, fmt.Errorf("resolver lines: %w", err)
+	}
+	return true, nil
 }
 
 // lockDir keeps the holders of other addresses from losing each other's lines.
@@ -74,21 +77,20 @@ func lockDir(dir string) (unlock func(), err error) {
 }
 
 // replaceFile lets whoever reads path see the old content or the new one, whole.
-func replaceFile(path string, content []byte) error {
+func replaceFile(path string, content []byte, mode fs.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {
-		return fmt.Errorf("resolver lines: %w", err)
+		return err
 	}
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	err = errors.Join(err, f.Chmod(mode), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		os.Remove(f.Name())
-		return fmt.Errorf("resolver lines: %w", err)
 	}
-	return nil
+	return err
 }
 
 // tellDnsmasq makes a dnsmasq that runs read its servers-file again. None is no error: it

@@ -172,13 +172,7 @@ func (s *session) settingsUnder(profile Settings) Settings {
 	if !s.hooked {
 		return profile
 	}
-	told := s.uplink.Settings
-	if profile.placesRoutes() {
-		profile.Gateways, profile.Metric, profile.Static = told.Gateways, told.Metric, told.Static
-	}
-	profile.Prefix = told.Prefix
-	profile.Nameservers, profile.ServersFile, profile.PIDFile = told.Nameservers, told.ServersFile, told.PIDFile
-	return profile
+	return s.uplink.Settings.under(profile)
 }
 
 // resolve writes the resolver lines of the address, and takes away what it wrote before.

@@ -54,10 +54,12 @@ type watch struct {
 	foreign map[wire.Key]bool          // addresses that other processes hold
 	ended   map[wire.Key]bool          // addresses that were given back on request: not served until they come anew
 	refused map[wire.Key]time.Duration // until when the server is not asked for an address again
+	retried map[wire.Key]bool          // of those, which are asked for all the same
 	order   map[lane][]uint32          // tables in the order of their unbound rules
 	heals   *rate.Limiter
 	healAt  time.Duration // 0: nothing waits for the limiter
 	blames  rate.Sometimes
+	memory  memory
 }
 
 // lane is where unbound rules stand in an order that counts: the kernel sorts by priority,
@@ -102,6 +104,9 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 	}
 	if err := l.watcher.Join(route.Routes4 | route.Routes6 | route.Rules4 | route.Rules6); err != nil {
 		return err
+	}
+	if l.watch.memory, err = ownMemory(); err != nil {
+		log.Warn("cannot keep what hooks tell for the next watch", "err", err)
 	}
 	if l.watch.order, err = l.unboundOrder(); err != nil {
 		return err
@@ -210,6 +215,31 @@ func (l *loop) noticed(events []route.Event) {
 	}
 }
 
+// retry asks again for one address of each family that the server refused: it may have been
+// started with another configuration.
+func (w *watch) retry() {
+	w.retried = make(map[wire.Key]bool)
+	for _, family := range []wire.Family{wire.Inet, wire.Inet6} {
+		for key := range w.refused {
+			if key.Family == family {
+				w.retried[key] = true
+				delete(w.refused, key)
+				break
+			}
+		}
+	}
+}
+
+// welcome asks for all of a family once the server grants one that it had refused.
+func (l *loop) welcome(s *session) {
+	if !s.again || s.state != held {
+		return
+	}
+	s.again = false
+	maps.DeleteFunc(l.watch.refused, func(key wire.Key, _ time.Duration) bool { return key.Family == s.uplink.Key.Family })
+	l.admitSoon()
+}
+
 // forgive lets an address that went be served when it comes again.
 func (w *watch) forgive(addr netip.Addr) {
 	if len(w.ended)+len(w.refused) == 0 {
@@ -246,6 +276,7 @@ func (l *loop) dropped(s *session) {
 		return
 	}
 	l.forget(s)
+	l.unlearn(s)
 	switch {
 	case len(s.enders) > 0:
 		l.watch.ended[s.uplink.Key] = true
@@ -264,6 +295,7 @@ func (l *loop) reconcile() {
 		l.look(s)
 	}
 	w.blind = false
+	w.retry()
 	l.admit()
 	l.heal()
 	if err := l.collect(); err != nil {
@@ -294,7 +326,7 @@ func (l *loop) suspects() []*session {
 	}
 	return slices.DeleteFunc(l.all(), func(s *session) bool {
 		a, ok := there[onLink{s.addr, s.index}]
-		return ok && names[s.index] == s.uplink.Key.Ifname && a.Tentative() != s.usable && !a.DADFailed() &&
+		return ok && a.Created == s.created && names[s.index] == s.uplink.Key.Ifname && a.Tentative() != s.usable && !a.DADFailed() &&
 			(s.state != held || s.installed && routes[s.uplink.family()][s.table] == s.routes.placed)
 	})
 }
@@ -364,7 +396,9 @@ func (l *loop) enrol(u Uplink, a route.Address) (ours bool) {
 	m := newMachine(u, true)
 	m.reported, m.watched = true, true
 	s := l.add(m, conn)
-	s.index, s.present, s.usable = a.Index, true, !a.Tentative()
+	s.index, s.present, s.usable, s.created = a.Index, true, !a.Tentative(), a.Created
+	s.again = l.watch.retried[u.Key]
+	l.recall(s)
 	l.feed(s, event{kind: start})
 	l.feed(s, event{kind: addressSeen})
 	return true
@@ -412,6 +446,7 @@ func (l *loop) reload(load func() (WatchConfig, error)) {
 		case !reflect.DeepEqual(old, told): // else what a hook said stays as it is
 			told.Settings = s.settingsUnder(told.Settings)
 			l.retell(s, told)
+			l.keep(s)
 		}
 	}
 	l.reconcile()
@@ -624,7 +659,7 @@ func (l *loop) collect() error {
 			}
 		}
 	}
-	var errs []error
+	errs := []error{l.forgetStale(names)}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		errs = append(errs, l.collectFamily(family, served))
 	}
@@ -701,6 +736,9 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 // still there, and its lease to the server. source is the rule from its address.
 func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
 	addr := source.Src.Addr()
+	if err := l.forgetServers(addr); err != nil {
+		return err
+	}
 	index := 0 // of its link, as far as anything tells
 	for _, r := range routes {
 		if r.Table == source.Table && r.Index != 0 {

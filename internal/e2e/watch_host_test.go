@@ -277,6 +277,34 @@ func TestWatchRefused(t *testing.T) {
 	}
 }
 
+// TestWatchRefusedNoMore: a server that is started again with another configuration serves
+// the addresses that it refused.
+func TestWatchRefusedNoMore(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	addrs := []string{"2001:db8::2", "2001:db8::3", "2001:db8::4"}
+	for _, addr := range addrs {
+		h.ns.IP(t, "address add "+addr+"/64 dev wan0 nodad")
+	}
+	s := h.serve(`"addr_families":{"inet":true}`)
+	p := h.watch("-c", h.watchFile(`{"links":[{}],"reconcile_seconds":1}`))
+	h.served("10.77.0.2")
+	eventually(t, "one is asked for again", func() error {
+		if n := strings.Count(s.log.String(), `msg="lease refused"`); n < len(addrs)+3 {
+			return fmt.Errorf("%d refusals", n)
+		}
+		return nil
+	})
+	if n := strings.Count(p.log.String(), "level=WARN"); n != len(addrs) {
+		t.Errorf("%d warnings for %d addresses", n, len(addrs))
+	}
+	s.kill()
+	h.serve()
+	for _, addr := range addrs {
+		h.served(addr)
+	}
+}
+
 func TestWatchConfig(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
@@ -822,6 +850,13 @@ func TestWatchCapability(t *testing.T) {
 	if caps := status(t, p.cmd.Process.Pid, "CapEff"); caps[0] != "0000000000001000" {
 		t.Errorf("it has the capabilities %s", caps[0])
 	}
+	h.lease("10.77.0.2", "wan0", "--routes", "move", "--specific-first", "--gateway", "10.77.0.1")
+	eventually(t, "what a hook told is kept", func() error {
+		if files := h.toldFiles(); len(files) != 1 {
+			return fmt.Errorf("%q", files)
+		}
+		return nil
+	})
 	h.ns.IP(t, "rule flush protocol 116")
 	h.served("10.77.0.2")
 	if h.run(bin(t, clientBin), "status").code != 0 {

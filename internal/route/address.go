@@ -16,6 +16,8 @@ type Address struct {
 	Bits  int
 	Peer  netip.Addr // the far end of a point-to-point address, else the zero Addr
 	Flags uint32     // unix.IFA_F_*: secondary, tentative, deprecated ...
+	// Created is when it was put on the link, in hundredths of seconds since the boot.
+	Created uint32
 }
 
 // Network returns the prefix that is on the link, with its host bits.
@@ -89,6 +91,11 @@ func parseAddress(b []byte) (a Address, family int, err error) {
 			address, _ = netip.AddrFromSlice(value)
 		case unix.IFA_FLAGS:
 			a.Flags = uint32Of(value)
+		case unix.IFA_CACHEINFO: // struct ifa_cacheinfo: preferred, valid, created, updated
+			const created = 8
+			if len(value) >= created+4 {
+				a.Created = native.Uint32(value[created:])
+			}
 		}
 	})
 	// IFA_ADDRESS is the far end where the two differ; plain IPv6 addresses have no IFA_LOCAL.

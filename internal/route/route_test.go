@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -603,6 +604,12 @@ func TestAddressesAndLinks(t *testing.T) {
 		got, err := c.AddressesOn(test.family, test.index)
 		slices.SortFunc(got, order)
 		slices.SortFunc(test.want, order)
+		for i := range got {
+			if got[i].Created == 0 {
+				t.Errorf("%s: %v was created at no time", test.name, got[i].Addr)
+			}
+			got[i].Created = 0
+		}
 		if err != nil || !slices.Equal(got, test.want) {
 			t.Errorf("%s: addresses are\n%v, %v\nwant\n%v", test.name, got, err, test.want)
 		}
@@ -673,5 +680,36 @@ func BenchmarkRules(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestAddressCreated: the time stays the same as long as the address is not put on the link anew.
+func TestAddressCreated(t *testing.T) {
+	t.Parallel()
+	ns, c := dial(t)
+	for _, test := range []struct{ family, addr string }{{"-4", "192.0.2.5/24"}, {"-6", "fd00::5/64"}} {
+		created := func() uint32 {
+			t.Helper()
+			addrs, err := c.Addresses(unix.AF_UNSPEC)
+			for _, a := range addrs {
+				if a.Addr == netip.MustParsePrefix(test.addr).Addr() {
+					return a.Created
+				}
+			}
+			t.Fatalf("%s is not there: %v", test.addr, err)
+			return 0
+		}
+		ns.IP(t, test.family+" address add "+test.addr+" dev lo valid_lft 100 preferred_lft 100")
+		before := created()
+		time.Sleep(20 * time.Millisecond) // two units
+		ns.IP(t, test.family+" address change "+test.addr+" dev lo valid_lft 200 preferred_lft 200")
+		if after := created(); after != before {
+			t.Errorf("%s: with another lifetime created at %d, before %d", test.addr, after, before)
+		}
+		ns.IP(t, test.family+" address del "+test.addr+" dev lo")
+		ns.IP(t, test.family+" address add "+test.addr+" dev lo")
+		if after := created(); after == before {
+			t.Errorf("%s: created anew at the time of before, %d", test.addr, after)
+		}
 	}
 }

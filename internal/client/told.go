@@ -1,0 +1,248 @@
+package client
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// toldDir has what hooks told watches: gateways, resolvers, a prefix. The kernel shows
+// what became of that, and not what of it a hook had said, so a watch that was killed
+// would lose it. There is a directory for each network namespace, and in it a file for
+// each key. Below /run nothing outlives a boot.
+const toldDir = "/run/table-allocator/told"
+
+// told is what a hook told about an address.
+type told struct {
+	// Link and Created tell the address from one that came later: its link and when it was
+	// put there, in hundredths of seconds since the boot.
+	Link     int    `json:"link"`
+	Created  uint32 `json:"created"`
+	Tag      string `json:"tag"`
+	Settings string `json:"settings"` // as a Replace carries them
+	Profile  string `json:"profile"`  // the settings of the profile at that time
+}
+
+const (
+	maxTold   = 2 * wire.MaxReplace
+	staleTemp = time.Minute // a file that is being written is younger
+)
+
+// memory is the directory of a network namespace; "" is none.
+type memory struct{ dir string }
+
+// ownMemory is that of the namespace that this process is in. Its inode number may be
+// another's later, while no other has an address on the same link since the same moment.
+func ownMemory() (memory, error) {
+	info, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return memory{}, err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return memory{}, errors.ErrUnsupported
+	}
+	return memory{filepath.Join(toldDir, strconv.FormatUint(stat.Ino, 10))}, nil
+}
+
+func (m memory) path(key wire.Key) string { return filepath.Join(m.dir, wire.HolderName(key)) }
+
+// open makes the directory, which nobody else may write to.
+func (m memory) open() error {
+	if m.dir == "" {
+		return errors.New("the network namespace is not known")
+	}
+	if err := os.MkdirAll(filepath.Dir(toldDir), 0o755); err != nil {
+		return err
+	}
+	for _, dir := range []string{toldDir, m.dir} {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		info, err := os.Lstat(dir)
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() || !isOwn(info) {
+			return fmt.Errorf("%s: want a directory that only uid %d can write to", dir, os.Geteuid())
+		}
+	}
+	return nil
+}
+
+// isOwn tells whether a file is this user's and nobody else can write to it.
+func isOwn(info fs.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	const others = 0o022
+	return ok && int(stat.Uid) == os.Geteuid() && info.Mode().Perm()&others == 0
+}
+
+// write keeps what was told about key.
+func (m memory) write(key wire.Key, t told) error {
+	if err := m.open(); err != nil {
+		return err
+	}
+	text, err := json.Marshal(t)
+	if err != nil {
+		return err
+	}
+	return replaceFile(m.path(key), text, 0o600)
+}
+
+// read returns what was told about key; fs.ErrNotExist says that there is nothing.
+func (m memory) read(key wire.Key) (told, error) {
+	var t told
+	if m.dir == "" {
+		return t, fs.ErrNotExist
+	}
+	f, err := os.OpenFile(m.path(key), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return t, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return t, err
+	}
+	if !info.Mode().IsRegular() || !isOwn(info) {
+		return t, fmt.Errorf("%s: want a file that only uid %d can write to", f.Name(), os.Geteuid())
+	}
+	d := json.NewDecoder(io.LimitReader(f, maxTold))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&t); err != nil {
+		return t, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return t, nil
+}
+
+func (m memory) remove(key wire.Key) error {
+	if m.dir == "" {
+		return nil
+	}
+	err := os.Remove(m.path(key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// stale are the names of files that belong to no key that is held, by this process or by
+// another one.
+func (m memory) stale(held []string, now time.Time) ([]string, error) {
+	entries, err := os.ReadDir(m.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			if info, err := e.Info(); err != nil || now.Sub(info.ModTime()) < staleTemp {
+				continue
+			}
+		}
+		if !slices.Contains(held, e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// under is a profile's settings with what was told of the network.
+func (told Settings) under(profile Settings) Settings {
+	if profile.placesRoutes() {
+		profile.Gateways, profile.Metric, profile.Static = told.Gateways, told.Metric, told.Static
+	}
+	profile.Prefix = told.Prefix
+	profile.Nameservers, profile.ServersFile, profile.PIDFile = told.Nameservers, told.ServersFile, told.PIDFile
+	return profile
+}
+
+// keep writes down what a hook told about the address of a session, for the next watch.
+func (l *loop) keep(s *session) {
+	if l.watch == nil || !s.hooked || s.state == releasing || s.state == done {
+		return
+	}
+	profile, ok := l.watch.config.uplinkOf(s.uplink, s.uplink.Key.Ifname)
+	if !ok {
+		return
+	}
+	settings, err := s.uplink.Settings.encode()
+	under, underErr := profile.Settings.encode()
+	if err = errors.Join(err, underErr); err == nil {
+		err = l.watch.memory.write(s.uplink.Key,
+			told{Link: s.index, Created: s.created, Tag: s.uplink.Tag, Settings: string(settings), Profile: string(under)})
+	}
+	s.warn("keep what a hook told for the next watch", err)
+}
+
+// recall gives an address that is new to this watch what a hook told the one before.
+func (l *loop) recall(s *session) {
+	key := s.uplink.Key
+	memory := l.watch.memory
+	t, err := memory.read(key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var settings Settings
+	if err == nil {
+		settings, err = decodeSettings([]byte(t.Settings))
+	}
+	if err == nil {
+		err = wire.CheckTag(t.Tag)
+	}
+	var profile []byte
+	if err == nil {
+		profile, err = s.uplink.Settings.encode()
+	}
+	if err != nil || t.Link != s.index || t.Created != s.created {
+		err = errors.Join(err, memory.remove(key), removeServers(Uplink{Key: key, Settings: settings}))
+		s.warn("take over what a hook told the last watch", err)
+		return
+	}
+	s.hooked = true
+	if string(profile) == t.Profile {
+		s.uplink.Tag, s.uplink.Settings = t.Tag, settings
+	} else {
+		s.uplink.Settings = settings.under(s.uplink.Settings)
+	}
+	s.rules.uplink = s.uplink
+	s.log.Info("told by a hook before", "tag", s.uplink.Tag, "settings", fmt.Sprintf("%+v", s.uplink.Settings))
+}
+
+// unlearn drops what was told about a key that has no session any more.
+func (l *loop) unlearn(s *session) {
+	if s.hooked {
+		s.warn("drop what a hook told", l.watch.memory.remove(s.uplink.Key))
+	}
+}
+
+// forgetStale drops what was told about addresses that went while nobody looked.
+func (l *loop) forgetStale(held []string) error {
+	memory := l.watch.memory
+	names, err := memory.stale(held, time.Now())
+	for _, name := range names {
+		err = errors.Join(err, os.Remove(filepath.Join(memory.dir, name)))
+	}
+	return err
+}
+
+// forgetServers takes out the resolver lines of an address that went while nobody looked.
+func (l *loop) forgetServers(addr netip.Addr) error {
+	var errs []error
+	for _, p := range l.watch.config.Profiles {
+		errs = append(errs, removeServers(Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
+	}
+	return errors.Join(errs...)
+}

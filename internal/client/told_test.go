@@ -1,0 +1,88 @@
+package client
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMemory(t *testing.T) {
+	m := memory{filepath.Join(t.TempDir(), "4026531840")}
+	if err := os.Mkdir(m.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	key := cable().Key
+	if _, err := m.read(key); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nothing was told: %v", err)
+	}
+	want := told{Link: 7, Created: 1234, Tag: "dhclient", Settings: `{"routes":"copy"}`, Profile: "{}"}
+	put := func(text string, mode fs.FileMode) {
+		t.Helper()
+		if err := errors.Join(os.RemoveAll(m.path(key)), os.WriteFile(m.path(key), []byte(text), mode), os.Chmod(m.path(key), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const text = `{"link":7,"created":1234,"tag":"dhclient","settings":"{\"routes\":\"copy\"}","profile":"{}"}`
+	put(text, 0o600)
+	if got, err := m.read(key); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	for name, text := range map[string]string{
+		"empty":       "",
+		"cut":         text[:40],
+		"unknown key": strings.Replace(text, "link", "lnk", 1),
+		"wrong type":  strings.Replace(text, "7", `"7"`, 1),
+		"too long":    strings.Replace(text, "dhclient", strings.Repeat("x", maxTold), 1),
+	} {
+		put(text, 0o600)
+		if _, err := m.read(key); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	put(text, 0o622)
+	if _, err := m.read(key); err == nil {
+		t.Error("read what others may write to")
+	}
+	// No link is followed, and a pipe is not waited for.
+	put(text, 0o600)
+	if err := errors.Join(os.Rename(m.path(key), m.path(key)+"2"), os.Symlink(m.path(key)+"2", m.path(key))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.read(key); err == nil {
+		t.Error("followed a link")
+	}
+
+	if err := m.remove(key); err != nil {
+		t.Error(err)
+	}
+	if err := m.remove(key); err != nil {
+		t.Errorf("nothing is there: %v", err)
+	}
+	put(text, 0o600)
+	if err := os.WriteFile(filepath.Join(m.dir, ".temp"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stale, err := m.stale([]string{key.String(), "wan9-10.9.9.9-2"}, time.Now())
+	if want := []string{key.String() + "2"}; err != nil || !slices.Equal(stale, want) {
+		t.Errorf("stale: got %q, %v, want %q", stale, err, want)
+	}
+	if stale, err := m.stale(nil, time.Now().Add(time.Hour)); err != nil || len(stale) != 3 {
+		t.Errorf("of nobody, an hour later: got %q, %v", stale, err)
+	}
+	none := memory{}
+	if _, err := none.read(key); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a directory: %v", err)
+	}
+	if err := errors.Join(none.remove(key)); err != nil {
+		t.Errorf("without a directory: %v", err)
+	}
+	if err := none.write(key, want); err == nil {
+		t.Error("written into no directory")
+	}
+}
