@@ -1,3 +1,3 @@
 -- A checksum of what decides in a row, all but the tag: SQLite does not notice when a value is
--- damaged. 0 is for rows that other programs write.
+-- damaged. Rows of other programs have 0, and no Boot.
 ALTER TABLE RtTables ADD COLUMN Sum INTEGER NOT NULL DEFAULT 0;

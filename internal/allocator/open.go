@@ -90,7 +90,7 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 		if err := a.store.migrate(ctx, version); err != nil {
 			return err
 		}
-		if err := a.load(ctx, now, log); err != nil {
+		if err := a.load(ctx, now, version, log); err != nil {
 			return err
 		}
 		if err := a.loadMarks(ctx, cfg.Marks); err != nil {
@@ -109,9 +109,9 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 	return a, nil
 }
 
-// load builds the index from the database and marks what the database is to have differently:
-// only a later end of leases may wait.
-func (a *Allocator) load(ctx context.Context, now int64, log *slog.Logger) error {
+// load builds the index from the database, which had a schema version, and marks what the
+// database is to have differently: only a later end of leases may wait.
+func (a *Allocator) load(ctx context.Context, now int64, version int, log *slog.Logger) error {
 	type number struct {
 		family Family
 		table  uint32
@@ -135,6 +135,9 @@ func (a *Allocator) load(ctx context.Context, now int64, log *slog.Logger) error
 		return err
 	}
 	for _, r := range rows {
+		if version < sumsSince {
+			r.sum = nil
+		}
 		s, boot, err := r.parse()
 		if err != nil {
 			log.Warn("row of RtTables makes no sense, moved to table rejected", "table", r.table, "family", r.family,
@@ -183,7 +186,7 @@ func (a *Allocator) load(ctx context.Context, now int64, log *slog.Logger) error
 	for _, s := range live {
 		at := number{s.Family, s.Table}
 		s.past = known[at] != nil
-		if s.Expires = max(s.Expires, a.expiry(now)); s.local && !s.past {
+		if s.Expires = max(s.Expires, a.expiry(now)); s.local && !s.past && version >= sumsSince {
 			a.soil(now, s)
 		} else {
 			a.refresh(s)
@@ -277,8 +280,12 @@ func (r leaseRow) parse() (*slot, Boot, error) {
 		Table: uint32(table), Tag: tag, Owner: uint32(owner), Expires: expires,
 	}}
 	at := Boot{ID: boot, Netns: uint64(netns)}
-	if sum, ok := r.sum.(int64); !ok || sum != 0 && sum != s.sum(at) {
-		return nil, Boot{}, errors.New("it was damaged, or changed by another program (that sets Sum to 0)")
+	var sum int64 // of what other programs write
+	if at.ID != "" {
+		sum = s.sum(at)
+	}
+	if r.sum != nil && r.sum != sum {
+		return nil, Boot{}, errors.New("it was damaged, or changed by another program (one that does sets Sum to 0 and Boot to '')")
 	}
 	return s, at, nil
 }

@@ -126,7 +126,7 @@ func FuzzLeaseRow(f *testing.F) {
 	f.Add(int64(10000), int64(2), "eth0", "192.0.2.1", int64(1500), "tag", int64(0), boot.ID, int64(7), uint16(0))
 	f.Add(int64(10000), int64(10), "eth0", "FD00::01", int64(1500), "", int64(1000), "", int64(0), uint16(0))
 	f.Fuzz(func(t *testing.T, table, family int64, ifname, addr string, expires int64, tag string, owner int64, bootID string, netns int64, odd uint16) {
-		r := leaseRow{1, table, family, ifname, addr, expires, tag, owner, bootID, netns, int64(0)}
+		r := leaseRow{1, table, family, ifname, addr, expires, tag, owner, bootID, netns, nil}
 		for i, v := range []*any{&r.table, &r.family, &r.ifname, &r.addr, &r.expires, &r.tag, &r.owner, &r.boot, &r.netns} {
 			if odd>>i&1 != 0 {
 				*v = []any{nil, 1.5, []byte(addr), tag, netns}[(int(odd>>9)+i)%5]
@@ -162,13 +162,42 @@ func TestOriginalWithNulls(t *testing.T) {
 	wantRows(t, peer(t, cfg.Path), "SELECT count(*) FROM rejected", "2")
 }
 
+// TestSums: what our row says is believed as it was written only, but for its tag; from a
+// schema without sums all is.
+func TestSums(t *testing.T) {
+	for _, c := range []struct{ name, change, want string }{
+		{"nothing", "SELECT 1", "renewed 10000"},
+		{"tag", "UPDATE RtTables SET Tag = 'by hand'", "renewed 10000"},
+		{"table", "UPDATE RtTables SET RtTable = 10007", "granted 10000"},
+		{"address", "UPDATE RtTables SET Addr = '192.0.2.9'", "granted 10000"},
+		{"boot", "UPDATE RtTables SET Boot = 'another'", "granted 10000"},
+		{"end", "UPDATE RtTables SET LeaseExpires = LeaseExpires + 1", "granted 10000"},
+		{"owner", "UPDATE RtTables SET Owner = 1000", "granted 10000"},
+		{"sum", "UPDATE RtTables SET Sum = 0", "granted 10000"},
+		{"table, as another program", "UPDATE RtTables SET RtTable = 10007, Boot = '', Sum = 0", "renewed 10007"},
+		{"schema", "ALTER TABLE RtTables DROP COLUMN Sum; PRAGMA user_version = 3", "renewed 10000"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := start(t, config(t, inet(10000, 9)))
+			h.do(get(1))
+			h.stop()
+			mustExec(t, peer(t, h.cfg.Path), c.change)
+			h.open()
+			h.want(ops(get(1)), c.want)
+			if got, want := strings.Contains(h.log.String(), "it was damaged"), c.want == "granted 10000"; got != want {
+				t.Errorf("log: %s", h.log)
+			}
+		})
+	}
+}
+
 // Nothing of ours writes two rows for one key, but people can.
 func TestTwoLeasesOfOneKey(t *testing.T) {
 	h := start(t, config(t, inet(10000, 3)))
 	h.do(get(1), get(2), get(3))
 	h.stop()
 	db := peer(t, h.cfg.Path)
-	mustExec(t, db, "UPDATE RtTables SET Addr = '192.0.2.1', LeaseExpires = LeaseExpires + 100, Sum = 0 WHERE RtTable = 10001")
+	mustExec(t, db, "UPDATE RtTables SET Addr = '192.0.2.1', Boot = '', Sum = 0 WHERE RtTable = 10001")
 	h.open()
 	if got := h.log.String(); !strings.Contains(got, "two leases of one key") {
 		t.Errorf("log: %s", got)

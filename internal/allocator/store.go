@@ -389,7 +389,8 @@ func (s *store) history(ctx context.Context) ([]*slot, error) {
 type leaseRow struct {
 	id                                        int64
 	table, family, ifname, addr, expires, tag any
-	owner, boot, netns, sum                   any
+	owner, boot, netns                        any
+	sum                                       any // nil: of an older schema
 }
 
 func (s *store) leaseRows(ctx context.Context) ([]leaseRow, error) {
@@ -409,7 +410,10 @@ func (s *store) leaseRows(ctx context.Context) ([]leaseRow, error) {
 	return all, explain(rows.Err())
 }
 
-// sum is what a row has as checksum, never 0.
+// sumsSince is the schema version since which our rows have their sums.
+const sumsSince = 4
+
+// sum is what a row of ours has as checksum, never 0.
 func (l *Lease) sum(at Boot) int64 {
 	b := make([]byte, 0, 192)
 	for _, n := range [...]int64{int64(l.Table), int64(l.Family), l.Expires, int64(l.Owner), int64(at.Netns)} {
