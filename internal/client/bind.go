@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"syscall"
@@ -57,10 +58,10 @@ var (
 )
 
 const (
-	markPatience   = 2 * time.Second        // for an answer of a server that is there
-	markEvery      = 500 * time.Millisecond // between tries
-	bindAgain      = 250 * time.Millisecond // to look for a lease when no event told of one
-	bindOnePatient = time.Second            // for the holder of one address
+	markPatience = 2 * time.Second        // for an answer of a server that is there
+	markEvery    = 500 * time.Millisecond // between tries
+	bindAgain    = 250 * time.Millisecond // to look for a lease when no event told of one
+	bindPatience = 2 * time.Second        // how long all holders together may be silent
 )
 
 // Bind binds traffic to an interface: guards first, in both families, then the lookups, which
@@ -132,6 +133,9 @@ func bind(ctx context.Context, cfg BindConfig) (b Binding, err error) {
 		return b, err
 	}
 	defer kernel.Close()
+	if err := kernel.KeepRules(); err != nil {
+		return b, err
+	}
 	link, found, err := kernel.LinkByName(cfg.Ifname)
 	if err != nil {
 		return b, err
@@ -232,10 +236,16 @@ func (b Binding) guard(kernel *route.Conn) error {
 
 func noRule(route.Rule) bool { return false }
 
-// askHolders lets the holders of the link's addresses serve what is bound, and does it for
-// those that cannot.
+// askHolders lets the holders of the link's addresses serve what is bound, where they do not
+// yet, and does it for those that cannot.
 func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire.Conn, link route.Link) error {
+	ctx, cancel := context.WithTimeout(ctx, bindPatience)
+	defer cancel()
 	addresses, err := kernel.AddressesOn(unix.AF_UNSPEC, link.Index)
+	if err != nil {
+		return err
+	}
+	lookups, err := b.lookups(kernel)
 	if err != nil {
 		return err
 	}
@@ -243,6 +253,10 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 	for _, a := range addresses {
 		u, ok := every.uplink(a, link.Name)
 		if !ok {
+			continue
+		}
+		missing, leased := lookups(u)
+		if leased && len(missing) == 0 {
 			continue
 		}
 		reply, err := b.askHolder(ctx, conn, u.Key)
@@ -256,7 +270,7 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 			continue
 		case err == nil && reply.Code == wire.Denied:
 			return ErrNotAsked
-		case err == nil && reply.Code != "": // it ends
+		case err == nil && reply.Code != "", !leased: // it ends, or there is nothing to serve yet
 			continue
 		}
 		// A version that knows no bindings, the original, or somebody who took the name.
@@ -265,7 +279,7 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 			why = err.Error()
 		}
 		b.Unanswered = append(b.Unanswered, fmt.Sprintf("%s: %s", u, why))
-		if err := b.standIn(kernel, u); err != nil {
+		if _, _, err := kernel.SyncRules(u.family(), noRule, missing); err != nil {
 			return err
 		}
 	}
@@ -273,9 +287,10 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 }
 
 func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, key wire.Key) (wire.Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, bindOnePatient)
-	defer cancel()
 	to, err := wire.Padded(wire.HolderName(key))
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return wire.Reply{}, err
 	}
@@ -289,21 +304,39 @@ func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, key wire.Key) 
 	return reply, err
 }
 
-// standIn places the lookups for a holder that does not: by the rules from its address.
-func (b *Binding) standIn(kernel *route.Conn, u Uplink) error {
-	family, host := u.family(), u.host()
-	rules, err := kernel.RulesWhere(family, func(r *route.Rule) bool {
-		return r.Src == host && !beside(*r) && r.Flags == 0 && !r.SuppressDefault
-	})
-	if err != nil || len(rules) == 0 {
-		return err
+// lookups returns a function for the lookups that are not there now and that an address
+// should have for the table which the rule from it names, if there is such a rule.
+func (b *Binding) lookups(kernel *route.Conn) (func(Uplink) (missing []route.Rule, leased bool), error) {
+	have := make(map[wire.Family]map[route.Rule]bool)
+	tables := make(map[netip.Prefix]uint32)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := kernel.Rules(family)
+		if err != nil {
+			return nil, err
+		}
+		lookups := make(map[route.Rule]bool)
+		for _, r := range rules {
+			switch {
+			case isLookup(r):
+				lookups[r] = true
+			case isHost(r) && !beside(r) && r.Flags == 0 && !r.SuppressDefault:
+				tables[r.Src] = r.Table
+			}
+		}
+		have[wire.Family(family)] = lookups
 	}
-	var lookups []route.Rule
-	for _, t := range b.Traffic {
-		lookups = append(lookups, lookupOf(guardOf(b.Marking, t, b.OnLoss), rules[0].Table))
-	}
-	_, _, err = kernel.SyncRules(family, noRule, lookups)
-	return err
+	return func(u Uplink) (missing []route.Rule, leased bool) {
+		table, leased := tables[u.host()]
+		if !leased {
+			return nil, false
+		}
+		for _, t := range b.Traffic {
+			if r := lookupOf(guardOf(b.Marking, t, b.OnLoss), table); !have[u.Key.Family][r] {
+				missing = append(missing, r)
+			}
+		}
+		return missing, true
+	}, nil
 }
 
 // look finds the tables that all of the traffic is sent to.

@@ -63,6 +63,11 @@ func newPair(t *testing.T) *pair {
 		p.uplink(i)
 	}
 	p.internet.Do(func() { t.Cleanup(serveSources(t)) })
+	for i, ifname := range []string{"wan0", "wan1"} { // neighbours take their time to find each other
+		for _, family := range []int{4, 6} {
+			p.waitSeen("the internet is behind "+ifname, probe{family: family, device: ifname}, p.addr(i, family))
+		}
+	}
 	return p
 }
 
@@ -137,6 +142,7 @@ type probe struct {
 	mark   uint32
 	uid    int
 	port   int // 0: the first
+	device string
 }
 
 // seen is the address from which the internet sees a probe, or why it does not.
@@ -182,6 +188,11 @@ func (b probe) ask() (string, error) {
 			return "", err
 		}
 	}
+	if b.device != "" {
+		if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, b.device); err != nil {
+			return "", err
+		}
+	}
 	const tries = 4 // a packet may be lost, while neighbours are looked for
 	limit := unix.NsecToTimeval((500 * time.Millisecond).Nanoseconds())
 	for _, opt := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
@@ -211,8 +222,9 @@ func (b probe) ask() (string, error) {
 func (p *pair) wantSeen(what string, b probe, want string) {
 	p.t.Helper()
 	for _, tcp := range []bool{false, true} {
-		if b.tcp = tcp; p.seen(b) != want {
-			p.t.Errorf("%s, IPv%d, TCP %v: seen as %s, want %s", what, b.family, tcp, p.seen(b), want)
+		b.tcp = tcp
+		if got := p.seen(b); got != want {
+			p.t.Errorf("%s, IPv%d, TCP %v: seen as %s, want %s", what, b.family, tcp, got, want)
 		}
 	}
 }
@@ -222,8 +234,9 @@ func (p *pair) waitSeen(what string, b probe, want string) {
 	p.t.Helper()
 	eventually(p.t, what, func() error {
 		for _, tcp := range []bool{false, true} {
-			if b.tcp = tcp; p.seen(b) != want {
-				return fmt.Errorf("IPv%d, TCP %v: seen as %s, want %s", b.family, tcp, p.seen(b), want)
+			b.tcp = tcp
+			if got := p.seen(b); got != want {
+				return fmt.Errorf("IPv%d, TCP %v: seen as %s, want %s", b.family, tcp, got, want)
 			}
 		}
 		return nil
@@ -657,6 +670,25 @@ func TestBoundSharedAndMissing(t *testing.T) {
 	b, err := p.bind("wan1", client.Block)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// Who finds all in place asks nobody, and is not kept waiting.
+	pid := p.onlyClient()
+	p.freeze(pid)
+	if b, err = p.bind("wan1", client.Block); err != nil || len(b.Unanswered) > 0 {
+		t.Errorf("beside a holder that stands still: %+v, %v", b, err)
+	}
+	// For who finds it not, the lookup is placed; the holder is none the worse for it.
+	if other, err := p.bind("wan1", client.Block, user7); err != nil || len(other.Unanswered) != 1 {
+		t.Errorf("beside a holder that stands still: %+v, %v", other, err)
+	}
+	p.wantSeen("bound beside a holder that stands still", probe{family: 4, uid: 4711}, p.addr(1, 4))
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	all, _ := p.bindings("tas_socket")
+	p.ns.Do(func() { err = client.Unbind(all[len(all)-1:]) })
+	if _, lines := p.bindings("tas_socket"); err != nil || len(lines) != 1 {
+		t.Errorf("left are %q, %v", lines, err)
 	}
 	// The second learns of it with its lease, without being told. No routes: the first serves.
 	p.lease("10.2.0.3", "wan1")
