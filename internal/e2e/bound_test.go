@@ -733,3 +733,63 @@ func (p *pair) wantStatusMissing(addr, want string, again func()) {
 		return nil
 	})
 }
+
+// TestBoundSoakMany: an interface with many addresses serves what is bound to it by each of
+// them, and another one with as many pays nothing for it.
+func TestBoundSoakMany(t *testing.T) {
+	each := 20
+	if fullSize() {
+		each = 1000
+	}
+	p := &pair{host: newHost(t)}
+	p.many(2)
+	var lines []string
+	for link := range 2 {
+		for n := range each {
+			lines = append(lines, fmt.Sprintf("address add %s dev wan%d", strings.Replace(numbered(link, 2*(n%100)), ".2/", fmt.Sprintf(".%d/", 2+n/100), 1), link))
+		}
+	}
+	p.batch(lines)
+	p.serve(fmt.Sprintf(`"num_tables":%d`, 4*each))
+	w := p.watchPlain()
+	eventually(t, "all addresses are served", func() error {
+		if got := p.unboundRules(); got != 2*each {
+			return fmt.Errorf("%d of %d", got, 2*each)
+		}
+		return nil
+	})
+	lookups := func(want int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d lookups are there", want), func() error {
+			if got := strings.Count(p.ns.IP(t, "rule show pref 9002"), "\n"); got != want {
+				return fmt.Errorf("%d", got)
+			}
+			return nil
+		})
+	}
+	for _, what := range []string{"first", "again"} {
+		began := time.Now()
+		b, err := p.bind("wan0", client.Block)
+		if err != nil || len(b.Tables[wire.Inet]) != each || len(b.Unanswered) > 0 {
+			t.Fatalf("%d tables, unanswered %q, %v", len(b.Tables[wire.Inet]), b.Unanswered, err)
+		}
+		t.Logf("bound to an interface with %d addresses, %s: %v", each, what, time.Since(began).Round(time.Millisecond))
+	}
+	lookups(each)
+	began := time.Now()
+	p.ns.IP(t, "rule add pref 9003 uidrange 4711-4711 unreachable protocol 116") // as another program may
+	lookups(2 * each)
+	t.Logf("another guard served after %v", time.Since(began).Round(time.Millisecond))
+	began = time.Now()
+	all, _ := p.bindings("tas_socket")
+	var err error
+	p.ns.Do(func() { err = client.Unbind(all) })
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d are bound, %v", len(all), err)
+	}
+	lookups(0)
+	t.Logf("nothing is bound after %v", time.Since(began).Round(time.Millisecond))
+	if strings.Contains(w.log.String(), "level=WARN") {
+		t.Error("the log has a level=WARN")
+	}
+}
