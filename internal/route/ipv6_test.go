@@ -213,6 +213,28 @@ func TestLifetimes(t *testing.T) {
 	}
 }
 
+// A router that is advertised for a few seconds only, again and again, never lapses.
+func TestLifetimeShort(t *testing.T) {
+	t.Parallel()
+	_, c, eth0, _ := uplink(t)
+	r := NewRoute(10000, prefix("::/0"), addr("fd00::1"), eth0)
+	r.Expires = 2
+	mustSyncRoutes(t, c, unix.AF_INET6, 10000, []Route{r}, 1, 0)
+	r.Expires = 4
+	mustSyncRoutes(t, c, unix.AF_INET6, 10000, []Route{r}, 0, 0)
+	if got := mustRoutes(t, c, unix.AF_INET6, 10000); len(got) != 1 || got[0].Expires < 3 {
+		t.Errorf("routes are\n%s", lines(got))
+	}
+	for _, test := range []struct {
+		a, b int
+		same bool
+	}{{0, 0, true}, {0, 1000, false}, {1000, 0, false}, {1, 1, true}, {2, 3, false}, {3, 4, false}, {5, 6, true}, {6, 8, false}, {8, 10, true}, {998, 1000, true}, {997, 1000, false}} {
+		if got := sameEnd(test.a, test.b); got != test.same {
+			t.Errorf("%d s and %d s end together: %v", test.a, test.b, got)
+		}
+	}
+}
+
 // A lifetime that is over leaves a route for a while that is none.
 func TestLifetimeOver(t *testing.T) {
 	t.Parallel()

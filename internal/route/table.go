@@ -9,8 +9,12 @@ import (
 )
 
 // lifetimeSlack is by how many seconds two lifetimes that end together may seem to differ: they are
-// read one after the other, and rounded.
+// read one after the other, and rounded. Where only a few are left each counts.
 const lifetimeSlack = 2
+
+func sameEnd(a, b int) bool {
+	return a == b || a > 0 && b > 0 && abs(a-b) <= min(lifetimeSlack, a/4, b/4)
+}
 
 // Routes returns the routes of family, AF_INET or AF_INET6, in table, or in every table with 0, in
 // the kernel's order. Those whose lifetime is over are not among them, nor are cached ones.
@@ -284,7 +288,7 @@ func (c *Conn) put(have, there []Route, r Route) (changed bool, err error) {
 	case present >= 0:
 		h := there[present]
 		switch {
-		case h.Expires == r.Expires, h.Expires > 0 && r.Expires > 0 && abs(h.Expires-r.Expires) <= lifetimeSlack:
+		case sameEnd(h.Expires, r.Expires):
 			return false, nil
 		case h.Expires == 0 && len(there) == 1:
 			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
