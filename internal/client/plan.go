@@ -174,8 +174,12 @@ func (u Uplink) told(v view, table uint32) []route.Route {
 	for _, s := range u.Settings.Static {
 		routes = append(routes, to(s.Dst, s.Via, u.Settings.Metric))
 	}
+	metric := u.Settings.Metric
+	if metric == 0 && u.addr().Is6() {
+		metric = route.MetricIPv6 // else the second gateway would come before the first
+	}
 	for i, gateway := range u.Settings.Gateways {
-		routes = append(routes, to(defaultPrefix(u.addr().Is4()), gateway, u.Settings.Metric+uint32(i)))
+		routes = append(routes, to(defaultPrefix(u.addr().Is4()), gateway, metric+uint32(i)))
 	}
 	return routes
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -124,6 +125,28 @@ func TestWatchManagersDhcpd6(t *testing.T) {
 	server.kill()
 	h.waitNothing(given6(0, 0))
 	h.waitExactly()
+}
+
+// Another server of DHCPv6 takes the address back at a renewal and gives another one.
+func TestWatchManagersDhcpd6Changes(t *testing.T) {
+	h := newHome(t, 1)
+	h.prepareDhclient()
+	h.watched()
+	h.advertise(0, routed6(0))
+	first, second := given6(0, 0), given6(0, 0)+"1"
+	server := h.dhcpd6At(0, h.reserved(0, first, ""))
+	h.dhclient6("wan0")
+	h.waitServed(0, first, h.routesOf(0)...)
+	server.kill()
+	if err := os.Remove(h.dhcpd6Files(0) + ".leases"); err != nil {
+		t.Fatal(err)
+	}
+	h.dhcpd6At(0, h.reserved(0, second, ""))
+	h.waitReason("wan0", "REBIND6  "+second, 0)
+	h.waitNothing(first)
+	h.waitServed(0, second, h.routesOf(0)...)
+	h.waitExactly(second)
+	h.waitHealthy()
 }
 
 // dhcpcd does all by itself: DHCP, router advertisements and DHCPv6.

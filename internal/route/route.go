@@ -18,9 +18,11 @@ const (
 	PrefLow    = 3
 )
 
+// MetricIPv6 is what the kernel makes of metric 0 in IPv6: IP6_RT_PRIO_USER.
+const MetricIPv6 = 1024
+
 const (
-	metricIPv6 = 1024 // IP6_RT_PRIO_USER: what the kernel makes of metric 0
-	clockTicks = 100  // of rta_cacheinfo, a second: USER_HZ
+	clockTicks = 100 // of rta_cacheinfo, a second: USER_HZ
 
 	rtaNexthopID = 30                        // RTA_NH_ID of linux/rtnetlink.h
 	flagsNexthop = 0x02 | unix.RTNH_F_ONLINK // RTNH_F_PERVASIVE; the other RTNH_F_* are states
@@ -91,7 +93,7 @@ func (r Route) key() Route {
 func (r Route) normal() Route {
 	r = r.shown()
 	if r.Family == unix.AF_INET6 && r.Metric == 0 {
-		r.Metric = metricIPv6
+		r.Metric = MetricIPv6
 	}
 	return r
 }
