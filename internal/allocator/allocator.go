@@ -79,6 +79,10 @@ type Config struct {
 	// it. lastHolder held the table last, in this database, boot and namespace; it is the
 	// zero Key if nobody did. fresh asks for a look that is not cached. A nil Avoid never does.
 	Avoid func(table uint32, key, lastHolder Key, fresh bool) bool
+
+	// Taken reports whether rules of the host show that another than key holds table, so that a
+	// row which says that key does is of an older database. A nil Taken never does.
+	Taken func(table uint32, key Key) bool
 }
 
 // Op is one request: for a table, which also renews, or with Release to give it back. Of its
@@ -142,6 +146,7 @@ const (
 type Allocator struct {
 	timeout int64
 	avoid   func(table uint32, key, lastHolder Key, fresh bool) bool
+	taken   func(table uint32, key Key) bool
 	utc     func() time.Time
 	log     *slog.Logger
 

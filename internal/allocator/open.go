@@ -34,6 +34,7 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 	a := &Allocator{
 		timeout: cfg.Timeout,
 		avoid:   cfg.Avoid,
+		taken:   cfg.Taken,
 		utc:     time.Now,
 		log:     log,
 		pools:   make(map[Family]*pool),
@@ -156,6 +157,13 @@ func (a *Allocator) load(ctx context.Context, now int64, version int, log *slog.
 		if !s.held {
 			over = append(over, s)
 			elsewhere++
+			continue
+		}
+		if a.taken != nil && a.taken(s.Table, s.Key) {
+			log.Warn("another address uses the table, so the lease is of an older database", "family", s.Family.String(),
+				"ifname", s.Ifname, "addr", s.Addr, "table", s.Table)
+			s.held, s.local = false, false
+			over = append(over, s)
 			continue
 		}
 		other := live[s.Key]

@@ -154,6 +154,9 @@ func (m *machine) request(cmd wire.Command) action {
 	req := wire.Request{Key: m.uplink.Key, Tag: m.uplink.Tag, Cmd: cmd}
 	if cmd == wire.Acquire {
 		req.Want, req.Marks = m.uplink.Want, m.uplink.isAddress()
+		if m.state == held {
+			req.Want = m.table // of a server that has lost its database, too
+		}
 	}
 	return action{kind: send, request: req}
 }

@@ -321,5 +321,11 @@ func (h *host) restart() *process {
 // launch is restart without waiting.
 func (h *host) launch() *process {
 	h.t.Helper()
-	return h.start(exec.Command(bin(h.t, serverBin), "-c", filepath.Join(h.dir, "server.json")))
+	return h.start(h.serverCommand())
+}
+
+// serverCommand is the server with the configuration that the host has.
+func (h *host) serverCommand(more ...string) *exec.Cmd {
+	h.t.Helper()
+	return exec.Command(bin(h.t, serverBin), append(more, "-c", filepath.Join(h.dir, "server.json"))...)
 }

@@ -48,6 +48,23 @@ func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, fresh bo
 	return false
 }
 
+// taken tells whether a client of ours has rules for table from another address than key's,
+// and none from that: clients delete what an earlier holder of their table left.
+func (r *rulesInUse) taken(table uint32, key allocator.Key) (other bool) {
+	if r.tables == nil {
+		r.refresh()
+	}
+	for _, rule := range r.tables[key.Family][table] {
+		switch {
+		case isHost(rule.Src, key):
+			return false
+		case rule.Protocol == route.Protocol && rule.Flags == 0 && rule.Src.IsValid() && rule.Src.IsSingleIP():
+			other = true
+		}
+	}
+	return other
+}
+
 // harmless tells whether all rules that look up one table may stand beside a new lease
 // of it: those from the requested address, which a client that died left behind, and
 // those of the holder whose lease ended in this database; the next client replaces them.

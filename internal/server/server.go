@@ -55,6 +55,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		Boot:    boot,
 		Marks:   cfg.Marking.marks(),
 		Avoid:   s.rules.avoid,
+		Taken:   s.rules.taken,
 	}, wire.Seconds(wire.Now()), log)
 	if err != nil {
 		return err
