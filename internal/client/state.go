@@ -24,7 +24,7 @@ func (s *session) install(table uint32) error {
 	s.installed = true
 	v, ready := s.view()
 	if ready {
-		s.warn("place the routes", s.routes.place(s.uplink, v, table))
+		s.warnOfRoutes(s.routes.place(s.uplink, v, table))
 		s.refreshAt = s.refreshes(wire.Now())
 		s.filled = true
 	}
@@ -99,12 +99,23 @@ func (s *session) follow() {
 	}
 	switch {
 	case s.state == held && s.installed:
-		s.warn("place the routes", errors.Join(s.routes.place(s.uplink, v, s.table), s.routes.settle(s.uplink, v)))
+		s.warnOfRoutes(errors.Join(s.routes.place(s.uplink, v, s.table), s.routes.settle(s.uplink, v)))
 		s.refreshAt = s.refreshes(wire.Now())
 		s.unguard()
 	case s.state == asking && s.fellBack:
 		s.warn("place the routes in main", s.routes.fallBack(s.uplink, v))
 	}
+}
+
+// warnOfRoutes logs that routes could not be placed, unless there is nothing to place them
+// for by now: the kernel refuses those of an address that has just gone.
+func (s *session) warnOfRoutes(err error) {
+	if err != nil {
+		if _, ready := s.view(); !ready {
+			err = nil
+		}
+	}
+	s.warn("place the routes", err)
 }
 
 // makeDo gives main the routes while there is no lease.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"reflect"
 	"runtime/debug"
 	"slices"
@@ -399,6 +400,11 @@ func (l *loop) enrol(u Uplink, a route.Address) (ours bool) {
 	s.index, s.present, s.usable, s.created = a.Index, true, !a.Tentative(), a.Created
 	s.again = l.watch.retried[u.Key]
 	l.recall(s)
+	if file := s.uplink.Settings.ServersFile; file != "" {
+		if _, err := os.Stat(file); err == nil {
+			s.servers = file // with lines of the last holder, perhaps
+		}
+	}
 	l.feed(s, event{kind: start})
 	l.feed(s, event{kind: addressSeen})
 	return true

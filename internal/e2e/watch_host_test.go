@@ -420,6 +420,8 @@ func TestWatchCollects(t *testing.T) {
 		"rule add from 10.99.0.4 lookup 778 pref 10000",
 		"route add 10.99.0.0/16 via 10.77.0.9 table 777 proto 116",
 		"route add 10.98.0.0/16 via 10.77.0.9 table 777 proto 200",
+		"rule add oif gone0 lookup 777 pref 90000 proto 116", // [detached]
+		"rule add iif gone0 lookup 778 pref 90000 proto 200",
 		"-6 rule add from 2001:db8:9::1 lookup 777 pref 10000 proto 116",
 		"-6 route add 2001:db8:9::/64 dev wan0 table 777 proto 116",
 	} {
@@ -428,7 +430,8 @@ func TestWatchCollects(t *testing.T) {
 	file := h.watchFile(`{"links":[{"ifname":"wan*"}],"reconcile_seconds":1}`)
 	p := h.watch("-c", file)
 	table := h.served("10.77.0.2")
-	theirs := []string{"10000: from 10.99.0.3 lookup 777 proto 200", "10000: from 10.99.0.4 lookup 778 proto unspec"}
+	theirs := []string{"10000: from 10.99.0.3 lookup 777 proto 200", "10000: from 10.99.0.4 lookup 778 proto unspec",
+		"90000: from all iif gone0 [detached] lookup 778 proto 200"}
 	want := append(append(clientRules("10.78.0.3", "10.78.0.0/24", living), clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2"))...), theirs...)
 	h.waitRules(want...)
 	h.waitRules6()
@@ -623,7 +626,10 @@ func TestWatchRestart(t *testing.T) {
 			h.link("wan1", "10.78.0.2/24", "10.78.0.3/24")
 			h.isp.IP(t, "address add 10.78.0.1/24 dev wan1")
 			h.isp.IP(t, "address add 100.64.0.1/32 dev lo")
+			h.isp.IP(t, "address add 2001:db8::1/64 dev wan1 nodad")
+			h.isp.IP(t, "address add 2001:db8:ffff::1/128 dev lo nodad")
 			h.ns.IP(t, "address add 2001:db8::2/64 dev wan1 nodad")
+			h.ns.IP(t, "route add default via 2001:db8::1 dev wan1")
 			h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 1")
 			h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 metric 2")
 			h.serve()
@@ -647,7 +653,7 @@ func TestWatchRestart(t *testing.T) {
 			settle()
 			routes := append(h.routes(tables["10.77.0.2"]), h.routes(tables["10.78.0.2"])...)
 			stop4, stop6 := h.hear("4"), h.hear("6")
-			done := h.flow("10.78.0.2:7000", "100.64.0.1:7000")
+			flows := []func() (int, int){h.flow("10.78.0.2:7000", "100.64.0.1:7000"), h.flow("[2001:db8::2]:7000", "[2001:db8:ffff::1]:7000")}
 			for range 3 {
 				p.kill()
 				p = h.watch(args...)
@@ -658,8 +664,10 @@ func TestWatchRestart(t *testing.T) {
 				p = h.watch(args...)
 				settle()
 			}
-			if sent, came := done(); sent != came {
-				t.Errorf("%d packets of %d came", came, sent)
+			for _, done := range flows {
+				if sent, came := done(); sent != came {
+					t.Errorf("%d packets of %d came", came, sent)
+				}
 			}
 			for _, stop := range []func() []string{stop4, stop6} {
 				if heard := stop(); len(heard) > 0 {
@@ -798,6 +806,41 @@ func TestWatchTwice(t *testing.T) {
 	if got := h.served("10.77.0.2"); got != table {
 		t.Errorf("table: got %s, want %s", got, table)
 	}
+}
+
+// TestWatchNameservers: resolver lines of a profile come and go with the addresses, also with
+// those that go while no watch runs, and with the profile.
+func TestWatchNameservers(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1", "10.78.0.2/24")
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
+	h.serve()
+	servers := filepath.Join(h.dir, "servers")
+	file := h.watchFile(`{"links":[
+		{"ifname":"wan0","nameservers":["192.0.2.53","2001:db8::53"],"dnsmasq_servers":"` + servers + `"},
+		{"ifname":"wan1","nameservers":["192.0.2.54"],"dnsmasq_servers":"` + servers + `"}]}`)
+	lines := func(want ...string) {
+		t.Helper()
+		eventually(t, "the resolver lines are there", func() error {
+			text, err := os.ReadFile(servers)
+			return errors.Join(err, unorderedError(strings.Fields(string(text)), want))
+		})
+	}
+	p := h.watch("-c", file)
+	lines("server=192.0.2.53@10.77.0.2", "server=2001:db8::53@2001:db8::2", "server=192.0.2.54@10.78.0.2")
+	h.ns.IP(t, "address del 10.77.0.2/24 dev wan0")
+	lines("server=2001:db8::53@2001:db8::2", "server=192.0.2.54@10.78.0.2")
+	h.ns.IP(t, "address add 10.77.0.3/24 dev wan0")
+	lines("server=192.0.2.53@10.77.0.3", "server=2001:db8::53@2001:db8::2", "server=192.0.2.54@10.78.0.2")
+	p.kill()
+	h.ns.IP(t, "link del wan1")
+	p = h.watch("-c", file)
+	lines("server=192.0.2.53@10.77.0.3", "server=2001:db8::53@2001:db8::2")
+	p.kill()
+	h.watchFile(`{"links":[{"families":["inet"],"dnsmasq_servers":"` + servers + `"}]}`)
+	h.watch("-c", file)
+	lines()
 }
 
 // TestTableWanted: a number that is asked for, and had if it is free.
