@@ -31,13 +31,12 @@ type Row struct {
 // ErrNotAsked says that holders answer root and their own user only.
 var ErrNotAsked = errors.New("the holders of leases answer root and their own user only")
 
-// statusPatience is how long all holders together may be silent.
+// statusPatience is how long all holders together may be silent: those that answer do not
+// count, be they a thousand.
 const statusPatience = 5 * time.Second
 
 // Status asks the holder of each address that cfg selects.
 func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusPatience)
-	defer cancel()
 	kernel, err := route.Dial()
 	if err != nil {
 		return nil, err
@@ -57,6 +56,7 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 		return cmp.Or(cmp.Compare(a.Key.Ifname, b.Key.Ifname), a.addr().Compare(b.addr()))
 	})
 	rows := []Row{}
+	patience := statusPatience
 	var conn *wire.Conn
 	for _, u := range uplinks {
 		if conn == nil {
@@ -65,9 +65,15 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 			}
 			defer conn.Close()
 		}
-		row, err := statusOf(ctx, kernel, conn, u)
+		began := time.Now()
+		asking, cancel := context.WithTimeout(ctx, patience)
+		row, err := statusOf(asking, kernel, conn, u)
+		cancel()
 		if err != nil {
 			return nil, err
+		}
+		if row.PID == 0 {
+			patience -= time.Since(began)
 		}
 		rows = append(rows, row)
 	}

@@ -278,7 +278,7 @@ func TestDhclientChanges(t *testing.T) {
 	s.waitRoutes("10.64.2.32", "default via 10.64.2.2", "10.64.2.0/24")
 	s.waitUplink(2, "10.64.2.32")
 	s.waitServers("server=10.64.2.1@10.64.2.32")
-	s.killDhclient("wan2") // a renewal would start a holder anew
+	s.quietDhclient("/run/dhclient.wan2.pid") // a renewal would start a holder anew
 	s.ns.IP(t, "link del wan2")
 	s.waitClean()
 }

@@ -154,5 +154,5 @@ func TestDnsmasq(t *testing.T) {
 	s.dhclient("wan2", "-r")
 	s.waitGone(given[2])
 	resolves(0)
-	s.wantNoForeign()
+	s.wantOwnOnly()
 }

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -49,40 +48,67 @@ const (
 // seenAs is the address that the internet sees what comes through a provider from.
 func seenAs(n int) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, byte(n + 1), 2}) }
 
-// site is a host with the three uplinks, an /etc, /run and /var/lib of its own, and the
-// commands and hooks as "make install" leaves them.
+// site is a host with uplinks, an /etc, /run and /var/lib of its own, and the commands and
+// hooks as "make install" leaves them.
 type site struct {
 	*host
+	inet6    bool // or only IPv4
 	isps     []provider
 	internet *nettest.Namespace
 	mounts   string // its mount namespace
 }
 
-// newSite makes a site and starts what serves it; the links are up and have no address.
+// newSite makes a site with all providers and IPv4; the links are up and have no address.
 // settings are lines for /etc/default/table-allocator.
 func newSite(t *testing.T, settings ...string) *site {
 	t.Helper()
-	s := &site{host: newHost(t), internet: nettest.New(t, "internet")}
 	image, err := installed()
 	if err != nil {
 		t.Fatal(err)
 	}
+	s := around(t, len(providers), false)
 	sysctl(t, s.ns, "net/ipv6/conf/all/disable_ipv6", "1") // no packets that nobody asked for
-	s.internet.IP(t, "address add "+internet+"/32 dev lo")
-	for n, isp := range providers {
+	s.enclose(image)
+	s.configure(settings...)
+	return s
+}
+
+// around makes a host with the first of the providers, and the internet behind them, which
+// answers.
+func around(t *testing.T, uplinks int, inet6 bool) *site {
+	t.Helper()
+	s := &site{host: newHost(t), inet6: inet6, internet: nettest.New(t, "internet")}
+	addresses := []string{internet}
+	if inet6 {
+		addresses = append(addresses, internet6, special6)
+	}
+	for _, address := range addresses {
+		s.internet.IP(t, "address add "+address+" dev lo nodad")
+		s.internet.Do(func() { t.Cleanup(serveEcho(t, address)) })
+	}
+	for n, isp := range providers[:uplinks] {
 		isp.ns = nettest.New(t, "isp"+strconv.Itoa(n))
 		s.isps = append(s.isps, isp)
-		s.connect(n)
+		sysctl(t, isp.ns, "net/ipv4/ip_forward", "1")
+		if inet6 {
+			sysctl(t, isp.ns, "net/ipv6/conf/all/forwarding", "1")
+			sysctl(t, isp.ns, "net/ipv6/conf/default/addr_gen_mode", "1") // none: its addresses are ours to give
+		}
 		nettest.Veth(t, isp.ns, "net", s.internet, isp.ifname)
 		transit := seenAs(n).Prev()
 		isp.ns.IP(t, "address add "+seenAs(n).String()+"/30 dev net")
 		isp.ns.IP(t, "route add "+internet+" via "+transit.String())
 		s.internet.IP(t, "address add "+transit.String()+"/30 dev "+isp.ifname)
-		sysctl(t, isp.ns, "net/ipv4/ip_forward", "1")
+		if inet6 {
+			transit := fmt.Sprintf("2001:db8:fff%d::", n)
+			isp.ns.IP(t, "address add "+transit+"2/64 dev net nodad")
+			isp.ns.IP(t, "address add fe80::2/64 dev net nodad") // a router solicits neighbours from there
+			isp.ns.IP(t, "route add default via "+transit+"1")
+			s.internet.IP(t, "address add "+transit+"1/64 dev "+isp.ifname+" nodad")
+			s.internet.IP(t, "route add "+block6(n).String()+" via "+transit+"2")
+		}
+		s.connect(n)
 	}
-	s.enclose(image)
-	s.internet.Do(func() { t.Cleanup(serveEcho(t)) })
-	s.configure(settings...)
 	return s
 }
 
@@ -96,31 +122,44 @@ func (s *site) configure(settings ...string) {
 	s.write("/etc/default/table-allocator", strings.Join(settings, "\n")+"\n")
 }
 
-// connect makes the link to provider n, and its end with it.
+// connect makes the link to provider n, with its router at the other end.
 func (s *site) connect(n int) {
 	s.t.Helper()
 	isp := s.isps[n]
 	nettest.Veth(s.t, s.ns, isp.ifname, isp.ns, "lan")
 	isp.ns.IP(s.t, "address add "+isp.gateway+"/24 dev lan")
+	if s.inet6 {
+		for _, router := range []string{router6, router6At(n, 0), router6At(n, 1)} {
+			isp.ns.IP(s.t, "address add "+router+"/64 dev lan nodad")
+		}
+	}
 	rules := filepath.Join(s.dir, "isp"+strconv.Itoa(n)+".nft")
 	text := fmt.Sprintf(`
+		table inet provider
+		delete table inet provider
+		table inet provider {
+			counter foreign {}
+			set strangers { type ipv4_addr . ipv4_addr; flags dynamic; size 1024; counter; }
+			set strangers6 { type ipv6_addr . ipv6_addr; flags dynamic; size 1024; counter; }
+			chain raw {
+				type filter hook prerouting priority raw
+				iifname { net, lo } accept
+				ip saddr { 0.0.0.0, %s } accept
+				ip6 saddr { ::, fe80::/10, %s } accept
+				counter name foreign
+				update @strangers { ip saddr . ip daddr }
+				update @strangers6 { ip6 saddr . ip6 daddr }
+				drop
+			}
+		}
 		table ip provider
 		delete table ip provider
 		table ip provider {
-			counter foreign {}
-			counter customers {}
-			set strangers { type ipv4_addr . ipv4_addr . inet_proto; flags dynamic; size 1024; counter; }
-			chain raw {
-				type filter hook prerouting priority raw
-				iifname lan ip saddr %s counter name customers accept
-				iifname lan ip saddr 0.0.0.0 accept comment "DHCP"
-				iifname lan counter name foreign update @strangers { ip saddr . ip daddr . ip protocol } drop
-			}
 			chain out {
 				type nat hook postrouting priority srcnat
 				oifname net masquerade
 			}
-		}`, isp.customers)
+		}`, isp.customers, block6(n))
 	if err := os.WriteFile(rules, []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
@@ -252,11 +291,11 @@ func (s *site) read(path string) string {
 	return s.sh(`[ ! -e "$1" ] || cat "$1"`, path)
 }
 
-// serveEcho answers each packet with the address that it came from, at the address of the
-// internet in the namespace of the calling thread.
-func serveEcho(t *testing.T) (stop func()) {
+// serveEcho answers each packet with the address that it came from, at an address of the
+// namespace of the calling thread.
+func serveEcho(t *testing.T, address string) (stop func()) {
 	t.Helper()
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(internet), Port: echoPort})
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(address), Port: echoPort})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,7 +368,7 @@ func (s *site) waitUplink(n int, addr string) {
 			return err
 		})
 	}
-	s.wantNoForeign()
+	s.wantOwnOnly()
 }
 
 // waitTable waits until addr has a table.
@@ -371,38 +410,14 @@ func (s *site) waitSilent(addr string) {
 	})
 }
 
-// wantNoForeign fails the test if a provider got packets with a source that is not its own.
-func (s *site) wantNoForeign() {
+// wantOwnOnly fails the test if a provider got packets with a source that is not its own.
+func (s *site) wantOwnOnly() {
 	s.t.Helper()
-	for n := range s.isps {
-		if count := s.counter(n, "foreign"); count != 0 {
-			s.t.Errorf("provider %d got %d packets with a foreign source: %s", n, count,
-				s.isps[n].ns.Run(s.t, "nft", "list", "set", "ip", "provider", "strangers"))
+	for n, isp := range s.isps {
+		if out := isp.ns.Run(s.t, "nft", "list", "counter", "inet", "provider", "foreign"); !strings.Contains(out, "packets 0 ") {
+			s.t.Errorf("provider %d got packets with a foreign source: %s", n, isp.ns.Run(s.t, "nft", "list", "sets", "table", "inet", "provider"))
 		}
 	}
-}
-
-func (s *site) counter(n int, name string) int {
-	s.t.Helper()
-	var reply struct {
-		Nftables []struct {
-			Counter *struct {
-				Name    string
-				Packets int
-			}
-		}
-	}
-	out := s.isps[n].ns.Run(s.t, "nft", "-j", "list", "counters", "table", "ip", "provider")
-	if err := json.Unmarshal([]byte(out), &reply); err != nil {
-		s.t.Fatalf("counters of provider %d: %v\n%s", n, err, out)
-	}
-	for _, o := range reply.Nftables {
-		if o.Counter != nil && o.Counter.Name == name {
-			return o.Counter.Packets
-		}
-	}
-	s.t.Fatalf("provider %d has no counter %s:\n%s", n, name, out)
-	return 0
 }
 
 // traffic sends packets from each address all the time, until the test ends or stop is
@@ -432,7 +447,7 @@ func (s *site) traffic(uplinks map[string]int) (stop func()) {
 	stop = sync.OnceFunc(func() {
 		cancel()
 		running.Wait()
-		s.wantNoForeign()
+		s.wantOwnOnly()
 	})
 	s.t.Cleanup(stop)
 	return stop

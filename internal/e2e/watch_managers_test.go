@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,8 +17,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // home is a site without any hook of ours, whose addresses a watch serves in both
@@ -82,78 +79,12 @@ func newHookedHome(t *testing.T, uplinks int, settings ...string) *home {
 // newHomeAround makes what is around a home.
 func newHomeAround(t *testing.T, uplinks int) *home {
 	t.Helper()
-	h := &home{site: &site{host: newHost(t), internet: nettest.New(t, "internet")}}
-	h.internet.IP(t, "address add "+internet+"/32 dev lo")
-	h.internet.IP(t, "address add "+internet6+"/128 dev lo nodad")
-	h.internet.IP(t, "address add "+special6+"/128 dev lo nodad")
+	h := &home{site: around(t, uplinks, true)}
 	sysctl(t, h.ns, "net/ipv6/conf/default/accept_ra_rt_info_max_plen", "64")
-	for n, isp := range providers[:uplinks] {
-		isp.ns = nettest.New(t, "isp"+strconv.Itoa(n))
-		h.isps = append(h.isps, isp)
-		sysctl(t, isp.ns, "net/ipv4/ip_forward", "1")
-		sysctl(t, isp.ns, "net/ipv6/conf/all/forwarding", "1")
-		sysctl(t, isp.ns, "net/ipv6/conf/default/addr_gen_mode", "1") // none: its addresses are ours to give
-		nettest.Veth(t, isp.ns, "net", h.internet, isp.ifname)
-		transit, transit6 := seenAs(n).Prev(), fmt.Sprintf("2001:db8:fff%d::", n)
-		isp.ns.IP(t, "address add "+seenAs(n).String()+"/30 dev net")
-		isp.ns.IP(t, "route add "+internet+" via "+transit.String())
-		isp.ns.IP(t, "address add "+transit6+"2/64 dev net nodad")
-		isp.ns.IP(t, "address add fe80::2/64 dev net nodad") // a router solicits neighbours from there
-		isp.ns.IP(t, "route add default via "+transit6+"1")
-		h.internet.IP(t, "address add "+transit.String()+"/30 dev "+isp.ifname)
-		h.internet.IP(t, "address add "+transit6+"1/64 dev "+isp.ifname+" nodad")
-		h.internet.IP(t, "route add "+block6(n).String()+" via "+transit6+"2")
-		h.connect(n)
-	}
-	h.internet.Do(func() { t.Cleanup(serveEcho(t)) })
-	for _, address := range []string{internet6, special6} {
-		h.internet.Do(func() { t.Cleanup(serveEcho6(t, address)) })
+	for _, isp := range h.isps {
+		sysctl(t, h.ns, "net/ipv6/conf/"+isp.ifname+"/accept_ra_rt_info_max_plen", "64")
 	}
 	return h
-}
-
-// connect makes the link to provider n, with its router at the other end.
-func (h *home) connect(n int) {
-	h.t.Helper()
-	isp := h.isps[n]
-	nettest.Veth(h.t, h.ns, isp.ifname, isp.ns, "lan")
-	isp.ns.IP(h.t, "address add "+isp.gateway+"/24 dev lan")
-	isp.ns.IP(h.t, "address add "+router6+"/64 dev lan nodad")
-	for i := range 2 {
-		isp.ns.IP(h.t, "address add "+router6At(n, i)+"/64 dev lan nodad")
-	}
-	rules := filepath.Join(h.dir, "isp"+strconv.Itoa(n)+".nft")
-	text := fmt.Sprintf(`
-		table inet provider
-		delete table inet provider
-		table inet provider {
-			counter foreign {}
-			set strangers { type ipv4_addr . ipv4_addr; flags dynamic; size 1024; counter; }
-			set strangers6 { type ipv6_addr . ipv6_addr; flags dynamic; size 1024; counter; }
-			chain raw {
-				type filter hook prerouting priority raw
-				iifname net accept
-				iifname lo accept
-				ip saddr { 0.0.0.0, %s } accept
-				ip6 saddr { ::, fe80::/10, %s } accept
-				counter name foreign
-				update @strangers { ip saddr . ip daddr }
-				update @strangers6 { ip6 saddr . ip6 daddr }
-				drop
-			}
-		}
-		table ip provider
-		delete table ip provider
-		table ip provider {
-			chain out {
-				type nat hook postrouting priority srcnat
-				oifname net masquerade
-			}
-		}`, isp.customers, block6(n))
-	if err := os.WriteFile(rules, []byte(text), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
-	isp.ns.Run(h.t, "nft", "-f", rules)
 }
 
 // watched starts a watch; it goes on until the test ends.
@@ -161,32 +92,6 @@ func (h *home) watched(options ...string) {
 	h.t.Helper()
 	h.watch = h.start(exec.Command(bin(h.t, clientBin), append([]string{"watch", "--debug"}, options...)...))
 	h.watch.waitLog("msg=watching")
-}
-
-// serveEcho6 is serveEcho for IPv6.
-func serveEcho6(t *testing.T, address string) (stop func()) {
-	t.Helper()
-	conn, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.ParseIP(address), Port: echoPort})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var done sync.WaitGroup
-	done.Go(func() {
-		buf := make([]byte, 64)
-		for {
-			_, from, err := conn.ReadFromUDPAddrPort(buf)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				_, _ = conn.WriteToUDPAddrPort([]byte(from.Addr().String()), from) // who asked asks again
-			}
-		}
-	})
-	return func() {
-		conn.Close()
-		done.Wait()
-	}
 }
 
 // pass sends a packet from an address of the host to the internet, and fails if no answer
@@ -238,17 +143,6 @@ func (h *home) waitServed(n int, addr string, want ...string) {
 	})
 	eventually(h.t, "packets from "+addr+" pass", func() error { return h.pass(n, addr, answers) })
 	h.wantOwnOnly()
-}
-
-// wantOwnOnly fails the test if a provider got packets with a source that is not its own.
-func (h *home) wantOwnOnly() {
-	h.t.Helper()
-	for n, isp := range h.isps {
-		out := isp.ns.Run(h.t, "nft", "list", "counter", "inet", "provider", "foreign")
-		if !strings.Contains(out, "packets 0 ") {
-			h.t.Errorf("provider %d got packets with a foreign source: %s%s", n, out, isp.ns.Run(h.t, "nft", "list", "sets", "table", "inet", "provider"))
-		}
-	}
 }
 
 // flows sends packets from each address through its provider all the time, until the test
