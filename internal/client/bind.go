@@ -58,10 +58,11 @@ var (
 )
 
 const (
-	markPatience = 2 * time.Second        // for an answer of a server that is there
-	markEvery    = 500 * time.Millisecond // between tries
-	bindAgain    = 250 * time.Millisecond // to look for a lease when no event told of one
-	bindPatience = 2 * time.Second        // how long all holders together may be silent
+	markPatience  = 2 * time.Second        // for an answer of a server that is there
+	markEvery     = 500 * time.Millisecond // between tries
+	bindAgain     = 250 * time.Millisecond // to look for a lease when no event told of one
+	bindPatience  = 2 * time.Second        // how long all holders together may be silent
+	servePatience = time.Second            // and one, who may have a thousand rules to add
 )
 
 // Bind binds traffic to an interface: guards first, in both families, then the lookups, which
@@ -245,20 +246,25 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 	if err != nil {
 		return err
 	}
-	lookups, err := b.lookups(kernel)
-	if err != nil {
-		return err
-	}
+	asked, lookAt := 0, 0
+	var lookups func(Uplink) ([]route.Rule, bool)
 	every := WatchConfig{Profiles: []Profile{DefaultProfile()}}
 	for _, a := range addresses {
 		u, ok := every.uplink(a, link.Name)
 		if !ok {
 			continue
 		}
+		if asked == lookAt { // a watch that was asked for one address serves the others, too
+			if lookups, err = b.lookups(kernel); err != nil {
+				return err
+			}
+			lookAt = max(1, 2*asked)
+		}
 		missing, leased := lookups(u)
 		if leased && len(missing) == 0 {
 			continue
 		}
+		asked++
 		reply, err := b.askHolder(ctx, conn, u.Key)
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED): // nobody serves it
@@ -295,9 +301,9 @@ func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, key wire.Key) 
 		return wire.Reply{}, err
 	}
 	req := wire.Request{Key: key, Cmd: wire.Query, Marking: b.Marking}
-	reply, err := askHolder(ctx, conn, to, req, holderPatience)
+	reply, err := askHolder(ctx, conn, to, req, servePatience)
 	if err != nil { // somebody else may have the holder's name
-		if standIn, standInErr := askStandIns(conn, req, holderPatience); standInErr == nil {
+		if standIn, standInErr := askStandIns(conn, req, servePatience); standInErr == nil {
 			return standIn, nil
 		}
 	}

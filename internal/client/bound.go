@@ -79,22 +79,76 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	if l.watch == nil { // a watch hears of rules anyway
 		s.warn("hear of rules", l.watcher.Join(route.Rules4|route.Rules6))
 	}
-	s.rules.marking = m
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
-	l.serveBound(s) // with other priorities than before, what was bound is not bound any more
+	for _, other := range l.sessions { // theirs, too
+		if other.uplink.isAddress() && other.uplink.Key.Ifname == s.uplink.Key.Ifname {
+			other.rules.marking = m
+		}
+	}
+	_ = l.serveBound(s) // it tells; with other priorities than before nothing was bound any more
 }
 
-// serveBound makes the lookups those for what is bound now.
+// serveBound makes the lookups for what is bound to the interface of a session those that
+// have to be there now, for all sessions of its family that have the interface.
 func (l *loop) serveBound(s *session) error {
-	if s.rules.marking == (wire.Marking{}) || s.state != held || !s.installed {
-		return nil // they come with the others
+	m := s.rules.marking
+	if m == (wire.Marking{}) {
+		return nil
 	}
 	err := s.rules.readGuards()
 	if err == nil {
-		err = s.rules.sync(s.table, s.rules.want(s.table))
+		err = l.syncLookups(s)
 	}
 	s.warn("serve what is bound to the interface", err)
 	return err
+}
+
+func (l *loop) syncLookups(s *session) error {
+	var want []route.Rule
+	sessions := make(map[uint32]*session)
+	for _, other := range l.sessions {
+		if other.uplink.family() != s.uplink.family() || other.rules.marking != s.rules.marking {
+			continue
+		}
+		other.rules.guards = s.rules.guards
+		if other.state != held || !other.installed {
+			continue // they come with its other rules
+		}
+		sessions[other.table] = other
+		for _, guard := range s.rules.guards {
+			want = append(want, lookupOf(guard, other.table))
+		}
+	}
+	if len(sessions) == 0 {
+		return nil
+	}
+	ours := func(r route.Rule) bool { return isLookup(r) && sessions[r.Table] != nil }
+	added, deleted, err := l.kernel.SyncRules(s.uplink.family(), ours, want)
+	for _, r := range added {
+		l.log.Info("rule added", sessions[r.Table].rules.attrs(r)...)
+	}
+	for _, r := range deleted {
+		l.log.Info("rule removed", sessions[r.Table].rules.attrs(r)...)
+	}
+	return err
+}
+
+// serveNews serves what is bound by rules now and was not when it was looked at last, and
+// reports whether there is any.
+func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
+	var guards []route.Rule
+	for _, r := range rules {
+		if isGuard(r) {
+			guards = append(guards, r)
+		}
+	}
+	for _, s := range l.sessions {
+		if s.uplink.family() == family && !slices.Equal(s.rules.guards, guardsOf(s.rules.marking, guards)) {
+			_ = l.serveBound(s) // it tells
+			some = true
+		}
+	}
+	return some
 }
 
 // boundAt is where rules of bindings are.
@@ -116,23 +170,33 @@ func (n *news) noteBound(e route.Event) {
 
 // hearBound follows what is bound and what is not any more. Lookups that others delete come
 // back; in a watch all rules do.
-func (l *loop) hearBound(s *session, n news) {
-	m := s.rules.marking
-	if n.ours == nil || m == (wire.Marking{}) {
+func (l *loop) hearBound(n news) {
+	if n.ours == nil && !n.overrun {
 		return
 	}
-	family := s.uplink.family()
-	for _, lookups := range []uint32{m.Block, m.Fallback} {
-		if _, guards := n.ours[boundAt{family, lookups + 1}]; guards {
-			_ = l.serveBound(s) // it has told
-			return
+	done := make(map[boundAt]bool)
+	for _, s := range l.all() {
+		m, family := s.rules.marking, s.uplink.family()
+		if m == (wire.Marking{}) || done[boundAt{family, m.Block}] {
+			continue
+		}
+		_, strict := n.ours[boundAt{family, m.Block + 1}]
+		_, loose := n.ours[boundAt{family, m.Fallback + 1}]
+		switch {
+		case n.overrun, strict, loose:
+			done[boundAt{family, m.Block}] = true
+			_ = l.serveBound(s) // it tells
+		case l.watch == nil && (n.ours[boundAt{family, m.Block}] || n.ours[boundAt{family, m.Fallback}]):
+			l.repairLookups(s)
 		}
 	}
-	if l.watch != nil || !n.ours[boundAt{family, m.Block}] && !n.ours[boundAt{family, m.Fallback}] {
-		return
-	}
-	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Table == s.table })
-	if err != nil || !slices.ContainsFunc(s.rules.want(s.table), func(r route.Rule) bool { return !slices.Contains(rules, r) }) {
+}
+
+// repairLookups puts back what others deleted.
+func (l *loop) repairLookups(s *session) {
+	rules, err := l.kernel.RulesWhere(s.uplink.family(), func(r *route.Rule) bool { return r.Table == s.table })
+	if err != nil || s.state != held || !s.installed ||
+		!slices.ContainsFunc(s.rules.guards, func(g route.Rule) bool { return !slices.Contains(rules, lookupOf(g, s.table)) }) {
 		s.warn("read the rules", err)
 		return
 	}
@@ -141,5 +205,5 @@ func (l *loop) hearBound(s *session, n news) {
 		s.lookSoon(repairEvery)
 		return
 	}
-	_ = l.serveBound(s) // it has told
+	_ = l.serveBound(s) // it tells
 }

@@ -231,7 +231,7 @@ func (l *loop) fire(now time.Duration) {
 		if s.refreshAt != 0 && now >= s.refreshAt {
 			s.refreshAt = 0
 			l.look(s)
-			_ = l.serveBound(s) // it has told
+			_ = l.serveBound(s) // it tells
 		}
 		if at := s.deadline(); at != 0 && now >= at {
 			l.feed(s, event{kind: timer})
@@ -484,12 +484,8 @@ func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
 // changed looks again at what the events concern; they are hints, not news.
 func (l *loop) changed(events []route.Event) {
 	n := digest(events)
+	l.hearBound(n)
 	for _, s := range l.all() {
-		if n.overrun {
-			_ = l.serveBound(s) // it has told
-		} else {
-			l.hearBound(s, n)
-		}
 		switch {
 		case n.overrun || n.concerns(s):
 			s.noteLeaving(events)

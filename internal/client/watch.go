@@ -483,23 +483,20 @@ func (l *loop) healFamily(family int) error {
 	if err != nil {
 		return err
 	}
+	if l.serveNews(family, rules) {
+		if rules, err = l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol }); err != nil {
+			return err
+		}
+	}
 	have := make(map[route.Rule]bool, len(rules))
-	var guards []route.Rule
 	for _, r := range rules {
 		have[r] = true
-		if isGuard(r) {
-			guards = append(guards, r)
-		}
 	}
 	sessions := make(map[uint32]*session)
 	var lost []route.Rule
 	whose := make(map[route.Rule]*session)
 	for _, s := range l.inOrder(family) {
 		sessions[s.table] = s
-		if !slices.Equal(s.rules.guards, guardsOf(s.rules.marking, guards)) {
-			_ = l.serveBound(s) // it has told
-			continue            // with all rules in place
-		}
 		for _, r := range s.rules.want(s.table) {
 			if !have[r] {
 				lost, whose[r] = append(lost, r), s

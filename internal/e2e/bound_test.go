@@ -739,7 +739,7 @@ func (p *pair) wantStatusMissing(addr, want string, again func()) {
 func TestBoundSoakMany(t *testing.T) {
 	each := 20
 	if fullSize() {
-		each = 1000
+		each = 300
 	}
 	p := &pair{host: newHost(t)}
 	p.many(2)
