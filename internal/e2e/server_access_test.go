@@ -199,6 +199,54 @@ func TestServerWithoutCapabilities(t *testing.T) {
 	}
 }
 
+// TestClientCapability: the right to change the network is all that a client needs, of root's
+// or of any user who may lease.
+func TestClientCapability(t *testing.T) {
+	const only = "--bounding-set -all,+net_admin --inh-caps -all,+net_admin --no-new-privs"
+	for _, tt := range []struct{ name, setpriv string }{
+		{"root", only},
+		{"another user", "--reuid 4711 --regid 4711 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin " +
+			"--bounding-set -all,+net_admin --no-new-privs"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHost(t)
+			h.link("wan0", "10.77.0.2/24", "10.77.0.3/24")
+			h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+			server := h.start(exec.Command("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all",
+				bin(t, serverBin), "--debug", "-c", h.config(fmt.Sprintf(`"allowed_users":[%d]`, stranger), `"table_timeout":4`)))
+			server.waitLog("msg=serving")
+			if r := h.clientWith(tt.setpriv, "-4", "-a", "10.77.0.2", "-i", "wan0"); r.stdout != "10000\n" {
+				t.Fatalf("got %+v", r)
+			}
+			caps := strings.Repeat("0", 12) + "1000" // CAP_NET_ADMIN
+			if set := status(t, h.onlyClient(), "CapEff"); set[0] != caps {
+				t.Errorf("it has the capabilities %s", set[0])
+			}
+			if set := status(t, server.cmd.Process.Pid, "CapEff"); set[0] != strings.Repeat("0", 16) {
+				t.Errorf("the server has the capabilities %s", set[0])
+			}
+			if r := h.clientWith(tt.setpriv, "-4", "-a", "10.77.0.3", "-i", "wan0", "--routes", "copy", "--on-loss", "block", "--specific-first"); r.stdout != "10001\n" {
+				t.Fatalf("with routes: got %+v", r)
+			}
+			h.waitRoutes("10001", "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.3", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.3")
+			eventually(t, "both renew", func() error {
+				for _, addr := range []string{"10.77.0.2", "10.77.0.3"} {
+					if !strings.Contains(server.log.String(), `msg="lease renewed" ifname=wan0 addr=`+addr) {
+						return errors.New(addr + " did not")
+					}
+				}
+				return nil
+			})
+			h.ns.IP(t, "address del 10.77.0.2/24 dev wan0")
+			if r := h.clientWith(tt.setpriv, "-r", "-4", "-a", "10.77.0.3", "-i", "wan0"); r.code != 0 {
+				t.Errorf("-r: got %+v", r)
+			}
+			h.waitClean()
+			h.waitRoutes("10001")
+		})
+	}
+}
+
 // passedSocket is a socket as a service manager makes it, without SO_PASSCRED.
 func (h *host) passedSocket(kind int, addr sockaddr) *os.File {
 	h.t.Helper()
