@@ -145,6 +145,7 @@ func (s *site) connect(n int) {
 				type filter hook prerouting priority raw
 				iifname { net, lo } accept
 				ip saddr { 0.0.0.0, %s } accept
+				ip saddr %s accept comment "its own broadcasts: what DHCP says to strangers"
 				ip6 saddr { ::, fe80::/10, %s } accept
 				counter name foreign
 				update @strangers { ip saddr . ip daddr }
@@ -159,7 +160,7 @@ func (s *site) connect(n int) {
 				type nat hook postrouting priority srcnat
 				oifname net masquerade
 			}
-		}`, isp.customers, block6(n))
+		}`, isp.customers, isp.gateway, block6(n))
 	if err := os.WriteFile(rules, []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
