@@ -40,6 +40,20 @@ family() {
 hold() {
 	address=$1 ifname=$2
 	shift 2
+	if [ "$ROUTES" = none ]; then # who places routes knows them
+		words=$#
+		while [ "$words" -gt 0 ]; do
+			case $1 in
+			--gateway | --metric | --route | --classless-routes)
+				shift
+				words=$((words - 1))
+				;;
+			*) set -- "$@" "$1" ;;
+			esac
+			shift
+			words=$((words - 1))
+		done
+	fi
 	# The administrator's options come last: they win.
 	# shellcheck disable=SC2086 # they are words
 	timeout 10 table-allocator-client "-$(family "$address")" -a "$address" -i "$ifname" --routes "$ROUTES" \

@@ -494,3 +494,26 @@ func TestRefusalsAreNoAbsence(t *testing.T) {
 		m.step(now, event{kind: replied, reply: wire.Refuse(wire.Exhausted, "full")})
 	}
 }
+
+// TestTentativeWithoutLimit: an address that is on its link has all the time to become usable,
+// which an IPv6 address without a carrier never does.
+func TestTentativeWithoutLimit(t *testing.T) {
+	m := newMachine(carried(), false)
+	now := epoch
+	m.step(now, event{kind: start})
+	m.step(now, event{kind: replied, reply: wire.Reply{Table: 10000, Expires: int64(epoch/time.Second) + 3600}})
+	m.step(now, event{kind: rulesPlaced})
+	m.step(now, event{kind: addressSeen}) // also of a tentative one
+	for range 10 {
+		now = max(m.deadline(), now+addressGrace)
+		for _, a := range m.step(now, event{kind: timer}) {
+			if a.kind != send {
+				t.Errorf("%v after it came: action %d, %s", now-epoch, a.kind, a.why)
+			}
+		}
+		m.step(now, event{kind: replied, reply: wire.Reply{Table: 10000, Expires: int64(now/time.Second) + 3600}})
+	}
+	if m.state != held {
+		t.Errorf("state is %d", m.state)
+	}
+}

@@ -109,6 +109,35 @@ func TestDhclient6(t *testing.T) {
 	h.waitRules6()
 }
 
+// Routes are somebody else's: the tables are leased and stay empty, and main is as without us.
+func TestHooksWithoutRoutes(t *testing.T) {
+	h := newHookedHome(t, 2, "ROUTES=none")
+	h.prepareDhclient()
+	h.advertise(0, routed6(0))
+	h.dhcpd6At(0, h.reserved(0, given6(0, 0), ""))
+	h.dnsmasqAt(0, "--dhcp-option=121,10.99.0.0/16,192.168.1.77,0.0.0.0/0,192.168.1.1")
+	h.dhclient("wan0")
+	h.dhclient6("wan0")
+	h.write("/etc/network/interfaces", `
+iface wan1 inet static
+	address 192.168.1.150/24
+	gateway 192.168.1.1
+	metric 7
+	dns-nameservers 192.168.1.1
+`)
+	h.sh("ifup wan1 >&2")
+	h.waitServers("server=192.168.1.1@"+given[0], "server=192.168.1.1@192.168.1.150")
+	h.waitExactly(given[0], given6(0, 0), "192.168.1.150")
+	h.waitMain("wan1", "default via 192.168.1.1 dev wan1 metric 7", "192.168.1.0/24")
+	h.mainHolds("default via "+router6+" dev wan0 proto ra", "192.168.1.0/24 dev wan0 proto kernel")
+	// Theirs, as with the original.
+	for n, addr := range []string{given[0], "192.168.1.150"} {
+		h.ns.IP(t, "route add default via 192.168.1.1 dev "+h.isps[n].ifname+" table "+h.tableOf(addr))
+		h.waitServed(n, addr, "default via 192.168.1.1 dev "+h.isps[n].ifname)
+	}
+	h.waitServed(0, given6(0, 0))
+}
+
 // The server of DHCPv6 gives another address, in place of the one before and beside it: what
 // is there is served, side by side, and what is gone is not.
 func TestDhclient6Changes(t *testing.T) {
