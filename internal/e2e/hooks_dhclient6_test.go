@@ -10,13 +10,16 @@ import (
 	"testing"
 )
 
-// reserved is a configuration of isc-dhcpd that gives a link of the host just this address,
-// asks for a renewal after two seconds, and takes any that comes after four.
+// reserved is a configuration of isc-dhcpd that gives a link of the host just this address, and
+// asks for a renewal after two seconds.
 func (h *home) reserved(n int, addr string, more string) string {
 	h.t.Helper()
-	return `default-lease-time 600; preferred-lifetime 400; option dhcp-renewal-time 2; option dhcp-rebinding-time 4; ` + more +
+	return `default-lease-time 600; preferred-lifetime 400; option dhcp-renewal-time 2; ` + more +
 		` subnet6 ` + prefix6(n, 0) + ` { } host customer { hardware ethernet ` + h.mac(n) + `; fixed-address6 ` + addr + `; }`
 }
+
+// rebind is for reserved: after two seconds more any other server may take the address over.
+const rebind = "option dhcp-rebinding-time 4; "
 
 // mac is the hardware address of the host's link to provider n.
 func (h *home) mac(n int) string {
@@ -146,7 +149,7 @@ func TestDhclient6Changes(t *testing.T) {
 	h.advertise(0, routed6(0))
 	first, second, third := given6(0, 0), given6(0, 0)+"1", given6(0, 0)+"2"
 	dns := func(server string) string { return "option dhcp6.name-servers " + server + ";" }
-	server := h.dhcpd6At(0, h.reserved(0, first, dns("2001:db8:1000::1")))
+	server := h.dhcpd6At(0, h.reserved(0, first, rebind+dns("2001:db8:1000::1")))
 	h.dhclient6("wan0")
 	h.waitServed(0, first, h.routesOf(0)...)
 	h.waitServers("server=2001:db8:1000::1@" + first)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
@@ -116,7 +117,8 @@ func TestIPv6Prefix(t *testing.T) {
 	h.lease6("2001:db8:1000::21", "wan0", "--routes", "copy", "--prefix", delegated)
 	h.waitRulesOfDelegated(second)
 	// Of a client that was killed a watch takes it, and serves the address.
-	h.sh("kill -9 $1", fmt.Sprint(h.onlyClient()))
+	h.signalClients(syscall.SIGKILL)
+	h.waitNoClient()
 	h.watched("--ifname", "wan*")
 	h.waitRulesOfDelegated()
 	h.lease6("2001:db8:1000::21", "wan0", "--routes", "copy", "--prefix", delegated)

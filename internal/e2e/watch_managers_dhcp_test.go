@@ -134,7 +134,7 @@ func TestWatchManagersDhcpd6Changes(t *testing.T) {
 	h.watched()
 	h.advertise(0, routed6(0))
 	first, second := given6(0, 0), given6(0, 0)+"1"
-	server := h.dhcpd6At(0, h.reserved(0, first, ""))
+	server := h.dhcpd6At(0, h.reserved(0, first, rebind))
 	h.dhclient6("wan0")
 	h.waitServed(0, first, h.routesOf(0)...)
 	server.kill()
