@@ -290,13 +290,19 @@ func (c *Conn) Rules(family int) ([]Rule, error) {
 	return c.RulesWhere(family, func(*Rule) bool { return true })
 }
 
-// RulesWhere is Rules without those that keep does not want.
+// RulesWhere is Rules without those that keep, which is asked twice, does not want.
 func (c *Conn) RulesWhere(family int, keep func(*Rule) bool) ([]Rule, error) {
 	have, err := c.dumpRules(family)
 	if err != nil {
 		return nil, err
 	}
-	var rules []Rule
+	kept := 0
+	for i := range have {
+		if keep(&have[i].Rule) {
+			kept++
+		}
+	}
+	rules := make([]Rule, 0, kept) // growing costs more than asking twice
 	for i := range have {
 		if keep(&have[i].Rule) {
 			rules = append(rules, have[i].Rule)
