@@ -42,7 +42,7 @@ table's number (0: none) and stays in the background until ADDR goes.
                           routes for the table (OCTETS of DHCP option 121)
       --nameserver A  --dnsmasq-servers FILE  --dnsmasq-pid FILE  resolver lines
   -h, --help, --version   print this, or the version, and exit
-Every address at once: table-allocator-client watch; how all stands: ... status
+Or: table-allocator-client watch | status | run | attach | detach | bound | bind
 `
 
 // options are what the command line says.

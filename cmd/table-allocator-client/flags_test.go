@@ -181,13 +181,15 @@ func TestParseHelp(t *testing.T) {
 
 // TestUsage: it fits a screen, and tells every option.
 func TestUsage(t *testing.T) {
-	lines := strings.Split(strings.TrimSuffix(usage, "\n"), "\n")
-	if len(lines) > 23 { // and the prompt
-		t.Errorf("%d lines", len(lines))
-	}
-	for _, line := range lines {
-		if len(line) > 80 {
-			t.Errorf("%d columns: %s", len(line), line)
+	for _, text := range []string{usage, runUsage, attachUsage, detachUsage, boundUsage, bindUsage} {
+		lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+		if len(lines) > 23 { // and the prompt
+			t.Errorf("%d lines", len(lines))
+		}
+		for _, line := range lines {
+			if len(line) > 80 {
+				t.Errorf("%d columns: %s", len(line), line)
+			}
 		}
 	}
 	for _, option := range []string{"-4 ", "-6 ", "-a, --address ", "-n, --netmask ", "-i, --ifname ", "-t, --tag ", "-r, --release ",

@@ -17,13 +17,16 @@ import (
 
 func main() { os.Exit(run(os.Args[1:])) }
 
+// commands are those with a name; without one it holds a lease.
+var commands = map[string]func(args []string) int{
+	"watch": runWatch, "status": runStatus, "run": runRun, "attach": runAttach, "detach": runDetach, "bound": runBound,
+	"bind": runBind, "unbind": runUnbind,
+}
+
 func run(args []string) int {
 	if len(args) > 0 {
-		switch args[0] {
-		case "watch":
-			return runWatch(args[1:])
-		case "status":
-			return runStatus(args[1:])
+		if command := commands[args[0]]; command != nil {
+			return command(args[1:])
 		}
 	}
 	opts, err := parse(args)

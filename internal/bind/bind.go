@@ -51,10 +51,11 @@ func (u Uplink) String() string {
 // parseUplink is the inverse of String.
 func parseUplink(name string) (u Uplink, ok bool) {
 	u.Ifname, u.Fallback = strings.CutSuffix(name, fallbackSuffix)
-	return u, u.check() == nil
+	return u, u.Check() == nil
 }
 
-func (u Uplink) check() error {
+// Check returns why there cannot be such a link.
+func (u Uplink) Check() error {
 	if u.Ifname == "" || len(u.Ifname) >= unix.IFNAMSIZ || u.Ifname == "." || u.Ifname == ".." ||
 		strings.ContainsAny(u.Ifname, "/:\n\x00 \t") {
 		return fmt.Errorf("%q: not the name of an interface", u.Ifname)

@@ -282,7 +282,7 @@ func processes(dir string) ([]int, error) {
 // Enter moves the calling process to where all that it executes is bound to the uplink. It returns
 // what the kernel lacks, if nobody was told yet.
 func (c *Cgroups) Enter(u Uplink, m Mark) ([]Missing, error) {
-	if err := u.check(); err != nil {
+	if err := u.Check(); err != nil {
 		return nil, err
 	}
 	cgroup, err := c.of(os.Getpid())
@@ -299,7 +299,7 @@ func (c *Cgroups) Enter(u Uplink, m Mark) ([]Missing, error) {
 
 // Interface makes the cgroup of an interface and returns its path: whoever is put into it is bound.
 func (c *Cgroups) Interface(u Uplink, m Mark) (dir string, missing []Missing, err error) {
-	if err := u.check(); err != nil {
+	if err := u.Check(); err != nil {
 		return "", nil, err
 	}
 	if c.private != nil {
@@ -312,9 +312,9 @@ func (c *Cgroups) Interface(u Uplink, m Mark) (dir string, missing []Missing, er
 	return c.file(cgroup), missing, nil
 }
 
-// RemoveInterface removes the cgroup of an interface. Processes in it are put out first.
+// RemoveInterface removes the cgroup of an interface. Processes in it are detached first.
 func (c *Cgroups) RemoveInterface(u Uplink) error {
-	if err := u.check(); err != nil {
+	if err := u.Check(); err != nil {
 		return err
 	}
 	cgroup := path.Join(rootName, u.String())
@@ -325,10 +325,11 @@ func (c *Cgroups) RemoveInterface(u Uplink) error {
 			return err
 		}
 		for _, pid := range pids {
-			if err := move(pid, c.file("/")); err != nil && !errors.Is(err, unix.ESRCH) {
+			if _, err := c.Detach(pid); err != nil && !errors.Is(err, unix.ESRCH) {
 				return err
 			}
 		}
+		c.sweepIn(cgroup)
 		err = os.Remove(dir)
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			return removeIfEmpty(filepath.Dir(dir))
@@ -337,7 +338,7 @@ func (c *Cgroups) RemoveInterface(u Uplink) error {
 			return err
 		}
 	}
-	return fmt.Errorf("remove cgroup %s: %w", cgroup, unix.EBUSY)
+	return fmt.Errorf("remove cgroup %s: there are processes, or cgroups, in it: %w", cgroup, unix.EBUSY)
 }
 
 // sweepIn removes our children of the cgroup that have no process any more.
@@ -361,7 +362,10 @@ func sweep(dir string) {
 		return // is removed
 	}
 	defer open.Close()
-	if lock(open, unix.LOCK_EX|unix.LOCK_NB) == nil {
+	if lock(open, unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return
+	}
+	if _, ours, err := programsMark(dir); ours && err == nil {
 		_ = os.Remove(dir) // EBUSY where it is in use
 	}
 }

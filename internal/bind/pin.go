@@ -29,7 +29,7 @@ var pinNames = map[ebpf.AttachType]string{
 // who attach them: systemd does so for a unit before its first process runs. It returns values for the
 // unit's BPFProgram=, "sock_create:/sys/fs/bpf/...".
 func Pin(u Uplink, m Mark) (values []string, missing []Missing, err error) {
-	if err := errors.Join(u.check(), m.check()); err != nil {
+	if err := errors.Join(u.Check(), m.check()); err != nil {
 		return nil, nil, err
 	}
 	var fs unix.Statfs_t
@@ -74,7 +74,7 @@ func (h *hook) pin(path string) error {
 
 // Unpin undoes Pin. Units that run keep the programs.
 func Unpin(u Uplink) error {
-	if err := u.check(); err != nil {
+	if err := u.Check(); err != nil {
 		return err
 	}
 	return errors.Join(os.RemoveAll(filepath.Join(PinRoot, u.String())), removeIfEmpty(PinRoot))

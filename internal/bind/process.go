@@ -29,7 +29,7 @@ type Process struct {
 // socket with a connection or an address of its own is left alone, it goes on through the uplink it
 // has; with reset such connections are cut, so that the program makes new ones.
 func (c *Cgroups) Attach(pid int, u Uplink, m Mark, reset bool) (Process, error) {
-	if err := u.check(); err != nil {
+	if err := u.Check(); err != nil {
 		return Process{PID: pid}, err
 	}
 	p, pidfd, err := open(pid)
@@ -304,4 +304,31 @@ func numbersIn(dir string) ([]int, error) {
 		}
 	}
 	return numbers, nil
+}
+
+// Free detaches every process that is bound by a cgroup of ours and removes those cgroups. Units with
+// BPFProgram= stay as they are.
+func (c *Cgroups) Free() error {
+	bound, err := c.Bound()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, b := range bound {
+		if b.Uplink == (Uplink{}) {
+			continue
+		}
+		for _, pid := range b.PIDs {
+			if _, err := c.Detach(pid); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	interfaces, err := c.Interfaces()
+	errs = append(errs, err)
+	for _, u := range interfaces {
+		errs = append(errs, c.RemoveInterface(u))
+	}
+	_, err = c.Bound() // sweeps
+	return errors.Join(append(errs, err)...)
 }

@@ -128,7 +128,7 @@ func (s *Socket) attach(m Mark, reset bool) {
 			s.Done = leftAlone + why + ", and cannot be reset: " + err.Error()
 			return
 		}
-		s.Done = "reset"
+		s.set("reset", m, m.Value) // it may be used again
 	default:
 		s.Done = leftAlone + why
 	}

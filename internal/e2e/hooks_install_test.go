@@ -77,6 +77,7 @@ func TestInstall(t *testing.T) {
 		"644 /etc/iproute2/rt_protos.d/table-allocator.conf",
 		"644 /usr/local/share/man/man8/table-allocator-server.8",
 		"644 /usr/local/share/man/man8/table-allocator-client.8",
+		"644 /usr/local/share/man/man8/table-allocator-run.8",
 		"644 /usr/local/share/man/man8/table-allocator-watch.8",
 		"644 /usr/local/share/bash-completion/completions/table-allocator-server",
 		"644 /usr/local/share/bash-completion/completions/table-allocator-client",
@@ -159,13 +160,22 @@ func TestInstalledSnippets(t *testing.T) {
 func TestInstalledOptions(t *testing.T) {
 	h := newHost(t)
 	option := regexp.MustCompile(`--[a-z][a-z-]*`)
-	for _, name := range []string{serverBin, clientBin} {
-		help := h.run(bin(t, name), "--help").stdout
+	for _, command := range []struct {
+		name string
+		args []string
+		page string
+	}{
+		{serverBin, nil, serverBin}, {clientBin, nil, clientBin},
+		{clientBin, []string{"run"}, "table-allocator-run"}, {clientBin, []string{"attach"}, "table-allocator-run"},
+		{clientBin, []string{"bound"}, "table-allocator-run"}, {clientBin, []string{"bind"}, "table-allocator-run"},
+	} {
+		name := command.name
+		help := h.run(bin(t, name), append(command.args, "--help")...).stdout
 		options := option.FindAllString(help, -1)
 		if len(options) < 4 {
 			t.Fatalf("%s --help: %q", name, help)
 		}
-		for _, file := range []string{"man/" + name + ".8", "completion/bash", "completion/zsh", "completion/fish"} {
+		for _, file := range []string{"man/" + command.page + ".8", "completion/bash", "completion/zsh", "completion/fish"} {
 			text, err := os.ReadFile("../../packaging/" + file)
 			if err != nil {
 				t.Fatal(err)
@@ -221,7 +231,7 @@ func TestInstalledUnits(t *testing.T) {
 	}
 	check("systemd-analyze", "verify", "--man=no", service, filepath.Join(units, "table-allocator-server.socket"))
 	pages, err := filepath.Glob(filepath.Join(dir, "usr/local/share/man/man8/*"))
-	if err != nil || len(pages) != 3 {
+	if err != nil || len(pages) != 4 {
 		t.Fatalf("manual pages: %q, %v", pages, err)
 	}
 	for _, page := range pages {

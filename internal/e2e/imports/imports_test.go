@@ -19,7 +19,7 @@ const module = "github.com/table-allocator/table-allocator/"
 // package needs a line here.
 var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
-	"cmd/table-allocator-client": {"internal/client", "internal/cli", "internal/wire", "internal/route"},
+	"cmd/table-allocator-client": {"internal/client", "internal/cli", "internal/wire", "internal/route", "internal/bind"},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
 	"internal/client":            {"internal/wire", "internal/route", "internal/jsonc"},
 	"internal/allocator":         {"sql"},

@@ -1,0 +1,431 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/route"
+)
+
+const attachUsage = `Usage: table-allocator-client attach --ifname IFNAME [options] PID...
+
+Binds processes that run: what they and their future children connect to from
+now on leaves by IFNAME. Established connections stay where they are; what was
+done is said for each socket. Needs root.
+
+      --ifname IFNAME     the link; an address of it needs a lease
+      --on-loss WHAT      without a route there: block (default) or fallback
+      --tree              all descendants of the processes, too
+      --reset             cut connections, so that programs make new ones
+      --wait SECONDS      wait for a lease so long (0)
+  -d, --destination NAME  socket of the server (tas_socket)
+      --server-user USER  believe a server of this user, too (repeatable)
+  -h, --help              print this and exit
+`
+
+const detachUsage = `Usage: table-allocator-client detach [--tree] PID...
+
+Undoes run and attach. Established connections stay where they are. Needs root.
+
+      --tree              all descendants of the processes, too
+  -h, --help              print this and exit
+`
+
+const bindUsage = `Usage: table-allocator-client bind|unbind --ifname IFNAME WHAT [options]
+       table-allocator-client unbind --all
+
+Binds a user, a port or a cgroup to a link, until it is unbound or, but for the
+cgroup's processes, the next boot. Needs root.
+
+      --ifname IFNAME     the link; unlike with run, it may have no lease yet
+      --uid USER[-USER]   what processes of a user, or of a range, send
+      --proto PROTOCOL    what is sent by tcp, udp, sctp, ... (with --dport)
+      --dport PORT[-PORT]   to these ports
+      --cgroup            print a cgroup: who is put into it is bound, too
+      --pin               print lines BPFProgram=... for a unit of systemd
+      --on-loss WHAT      without a route there: block (default) or fallback
+  -d, --destination NAME  socket of the server (tas_socket)
+      --server-user USER  believe a server of this user, too (repeatable)
+      --all               (unbind) everything that is bound
+  -h, --help              print this and exit
+`
+
+// bindOptions are those of run, attach, detach, bind and unbind.
+type bindOptions struct {
+	flags       *pflag.FlagSet
+	command     string
+	config      client.BindConfig
+	users       []string
+	onLoss      string
+	wait        uint
+	tree, reset bool
+	uids, proto string
+	dports      string
+	cgroup, pin bool
+	all         bool
+}
+
+func newBindOptions(command string) *bindOptions {
+	o := &bindOptions{flags: pflag.NewFlagSet(command, pflag.ContinueOnError), command: command}
+	f := o.flags
+	f.Usage = func() {}
+	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
+	})
+	if command == "attach" || command == "detach" {
+		f.BoolVar(&o.tree, "tree", false, "")
+	}
+	if command == "detach" {
+		return o
+	}
+	f.StringVar(&o.config.Ifname, "ifname", "", "")
+	f.StringVar(&o.onLoss, "on-loss", string(client.Block), "")
+	f.StringVarP(&o.config.Server, "destination", "d", defaultServer, "")
+	f.StringArrayVar(&o.users, "server-user", nil, "")
+	switch command {
+	case "attach":
+		f.BoolVar(&o.reset, "reset", false, "")
+		fallthrough
+	case "run":
+		f.UintVar(&o.wait, "wait", 0, "")
+	default:
+		f.StringVar(&o.uids, "uid", "", "")
+		f.StringVar(&o.proto, "proto", "", "")
+		f.StringVar(&o.dports, "dport", "", "")
+		f.BoolVar(&o.cgroup, "cgroup", false, "")
+		f.BoolVar(&o.pin, "pin", false, "")
+	}
+	if command == "unbind" {
+		f.BoolVar(&o.all, "all", false, "")
+	}
+	return o
+}
+
+// parse reads the command line; what is left are the arguments.
+func (o *bindOptions) parse(args []string) error {
+	if err := o.flags.Parse(args); err != nil {
+		return err
+	}
+	if o.command == "detach" || o.all {
+		return needsRoot(o.command)
+	}
+	if o.config.Ifname == "" {
+		return errors.New("--ifname IFNAME is needed")
+	}
+	switch o.config.OnLoss = client.OnLoss(o.onLoss); o.config.OnLoss {
+	case client.Block, client.Fallback:
+	default:
+		return fmt.Errorf("--on-loss %s: want block or fallback", o.onLoss)
+	}
+	if err := (bind.Uplink{Ifname: o.config.Ifname}).Check(); err != nil {
+		return fmt.Errorf("--ifname: %w", err)
+	}
+	for _, name := range o.users {
+		uid, err := parseUser(name)
+		if err != nil {
+			return fmt.Errorf("--server-user %s: %w", name, err)
+		}
+		o.config.ServerUIDs = append(o.config.ServerUIDs, uid)
+	}
+	o.config.Wait = time.Duration(o.wait) * time.Second
+	if err := o.parseTraffic(); err != nil {
+		return err
+	}
+	return needsRoot(o.command)
+}
+
+// parseTraffic reads what bind and unbind are for, unless it is a cgroup.
+func (o *bindOptions) parseTraffic() (err error) {
+	var t route.Traffic
+	if o.uids != "" {
+		first, last, ranged := strings.Cut(o.uids, "-")
+		if !ranged {
+			last = first
+		}
+		if t.UIDs.First, err = parseUser(first); err == nil {
+			t.UIDs.Last, err = parseUser(last)
+		}
+		if err != nil {
+			return fmt.Errorf("--uid %s: %w", o.uids, err)
+		}
+		t.UIDs.Set = true
+	}
+	if o.proto != "" {
+		if t.IPProto, err = parseProtocol(o.proto); err != nil {
+			return fmt.Errorf("--proto %s: %w", o.proto, err)
+		}
+	}
+	if o.dports != "" {
+		first, last, ranged := strings.Cut(o.dports, "-")
+		if !ranged {
+			last = first
+		}
+		from, err1 := strconv.ParseUint(first, 10, 16)
+		to, err2 := strconv.ParseUint(last, 10, 16)
+		if err := errors.Join(err1, err2); err != nil {
+			return fmt.Errorf("--dport %s: want a port, or two as in 8000-8099", o.dports)
+		}
+		t.Dports = route.Ports{First: uint16(from), Last: uint16(to)}
+		if o.proto == "" {
+			return errors.New("--dport needs --proto, as in --proto tcp")
+		}
+	}
+	if t != (route.Traffic{}) {
+		o.config.Traffic = []route.Traffic{t}
+	}
+	return t.Check()
+}
+
+// parseProtocol reads the name or number of a protocol that has a rule of its own.
+func parseProtocol(name string) (uint8, error) {
+	names := map[string]uint8{
+		"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP, "dccp": unix.IPPROTO_DCCP,
+		"udplite": unix.IPPROTO_UDPLITE, "icmp": unix.IPPROTO_ICMP, "icmp6": unix.IPPROTO_ICMPV6,
+	}
+	if number, ok := names[name]; ok {
+		return number, nil
+	}
+	number, err := strconv.ParseUint(name, 10, 8)
+	if err != nil || number == 0 {
+		return 0, errors.New("want tcp, udp, sctp, dccp, udplite, icmp, icmp6 or a number from 1 to 255")
+	}
+	return uint8(number), nil
+}
+
+func needsRoot(command string) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%s needs root, for BPF programs in the kernel, cgroups and rules", command)
+	}
+	return nil
+}
+
+// bound installs what binds the traffic, and returns what processes are bound to.
+func (o *bindOptions) bound() (bind.Uplink, bind.Mark, error) {
+	b, err := client.Bind(context.Background(), o.config)
+	for _, why := range b.Unanswered {
+		fmt.Fprintln(os.Stderr, "table-allocator-client:", why)
+	}
+	if len(b.Overlapping) > 0 {
+		fmt.Fprintf(os.Stderr, "table-allocator-client: rules of other programs look at the bits %#x of marks, too, for example %q: configure another bind_mark_mask\n",
+			b.Marking.Mask, b.Overlapping[0])
+	}
+	return bind.Uplink{Ifname: b.Ifname, Fallback: b.OnLoss == client.Fallback}, bind.Mark{Value: b.Mark(), Mask: b.Marking.Mask}, err
+}
+
+func runAttach(args []string) int {
+	o := newBindOptions("attach")
+	pids, code := o.processes(args, attachUsage)
+	if pids == nil {
+		return code
+	}
+	uplink, mark, err := o.bound()
+	if err != nil {
+		return failed(err)
+	}
+	return o.each(pids, func(c *bind.Cgroups, pid int) (bind.Process, error) {
+		return c.Attach(pid, uplink, mark, o.reset)
+	})
+}
+
+func runDetach(args []string) int {
+	o := newBindOptions("detach")
+	pids, code := o.processes(args, detachUsage)
+	if pids == nil {
+		return code
+	}
+	return o.each(pids, (*bind.Cgroups).Detach)
+}
+
+// processes parses the command line of attach and detach; without any the exit code counts.
+func (o *bindOptions) processes(args []string, usage string) (pids []int, code int) {
+	err := o.parse(args)
+	if errors.Is(err, pflag.ErrHelp) {
+		fmt.Print(usage)
+		return nil, cli.ExitOK
+	}
+	for _, arg := range o.flags.Args() {
+		pid, parseErr := strconv.ParseInt(arg, 10, 32)
+		if parseErr != nil || pid < 1 {
+			err = errors.Join(err, fmt.Errorf("%q is no process id", arg))
+		}
+		pids = append(pids, int(pid))
+	}
+	if err == nil && len(pids) == 0 {
+		err = errors.New("a PID is needed")
+	}
+	if err != nil {
+		return nil, failed(fmt.Errorf("%w (see %s --help)", err, o.command))
+	}
+	return pids, cli.ExitOK
+}
+
+// each attaches or detaches the processes and says what was done to each.
+func (o *bindOptions) each(pids []int, do func(*bind.Cgroups, int) (bind.Process, error)) int {
+	cgroups, err := bind.Open()
+	if err != nil {
+		return failed(err)
+	}
+	defer cgroups.Close()
+	code := cli.ExitOK
+	one := func(pid int) {
+		p, err := do(cgroups, pid)
+		tell(p.Missing)
+		if p.Cgroup != "" {
+			fmt.Printf("%d (%s): cgroup %s\n", p.PID, p.Name, p.Cgroup)
+		}
+		for _, s := range p.Sockets {
+			fmt.Println(" ", s)
+		}
+		if err != nil && !(o.tree && errors.Is(err, unix.ESRCH)) { // a descendant may end at any time
+			code = failed(err)
+		}
+	}
+	if !o.tree {
+		for _, pid := range pids {
+			one(pid)
+		}
+	} else if err := bind.Tree(pids, one); err != nil {
+		return failed(err)
+	}
+	return code
+}
+
+func runBind(args []string) int {
+	o := newBindOptions("bind")
+	if err := o.parse(args); errors.Is(err, pflag.ErrHelp) {
+		fmt.Print(bindUsage)
+		return cli.ExitOK
+	} else if err != nil {
+		return failed(fmt.Errorf("%w (see bind --help)", err))
+	}
+	if err := o.oneThing(); err != nil {
+		return failed(err)
+	}
+	uplink, mark, err := o.bound()
+	if errors.Is(err, client.ErrNoLease) {
+		fmt.Fprintf(os.Stderr, "table-allocator-client: %v yet\n", err) // it may come later
+	} else if err != nil {
+		return failed(err)
+	}
+	var missing []bind.Missing
+	switch {
+	case o.cgroup:
+		missing, err = makeCgroup(uplink, mark)
+	case o.pin:
+		var values []string
+		values, missing, err = bind.Pin(uplink, mark)
+		for _, v := range values {
+			fmt.Println("BPFProgram=" + v)
+		}
+	default:
+		err = nil
+	}
+	tell(missing)
+	if err != nil {
+		return failed(err)
+	}
+	return cli.ExitOK
+}
+
+// makeCgroup makes the cgroup of an interface and prints where it is.
+func makeCgroup(uplink bind.Uplink, mark bind.Mark) ([]bind.Missing, error) {
+	cgroups, err := bind.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer cgroups.Close()
+	dir, missing, err := cgroups.Interface(uplink, mark)
+	if err == nil {
+		fmt.Println(dir)
+	}
+	return missing, err
+}
+
+func runUnbind(args []string) int {
+	o := newBindOptions("unbind")
+	if err := o.parse(args); errors.Is(err, pflag.ErrHelp) {
+		fmt.Print(bindUsage)
+		return cli.ExitOK
+	} else if err != nil {
+		return failed(fmt.Errorf("%w (see unbind --help)", err))
+	}
+	if err := o.unbind(); err != nil {
+		return failed(err)
+	}
+	return cli.ExitOK
+}
+
+func (o *bindOptions) unbind() error {
+	if o.all {
+		return o.unbindAll()
+	}
+	if err := o.oneThing(); err != nil {
+		return err
+	}
+	uplink := bind.Uplink{Ifname: o.config.Ifname, Fallback: o.config.OnLoss == client.Fallback}
+	switch {
+	case o.cgroup:
+		cgroups, err := bind.Open()
+		if err != nil {
+			return err
+		}
+		defer cgroups.Close()
+		return cgroups.RemoveInterface(uplink)
+	case o.pin:
+		return bind.Unpin(uplink)
+	}
+	all, err := client.Bindings(o.config.Server, o.config.ServerUIDs, o.config.Ifname)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(b client.Bound) bool {
+		return b.Ifname != o.config.Ifname || b.OnLoss != o.config.OnLoss || b.Traffic != o.config.Traffic[0]
+	})
+	if len(all) == 0 {
+		return fmt.Errorf("%s is not bound to %s", o.config.Traffic[0], o.config.Ifname)
+	}
+	return client.Unbind(all)
+}
+
+// unbindAll sets every process free and takes away every rule of a binding.
+func (o *bindOptions) unbindAll() error {
+	cgroups, err := bind.Open()
+	if err != nil {
+		return err
+	}
+	defer cgroups.Close()
+	errs := []error{cgroups.Free()}
+	pinned, err := bind.Pinned()
+	errs = append(errs, err)
+	for _, uplink := range pinned {
+		errs = append(errs, bind.Unpin(uplink))
+	}
+	all, err := client.Bindings(o.config.Server, o.config.ServerUIDs)
+	return errors.Join(append(errs, err, client.Unbind(all))...)
+}
+
+// oneThing fails unless the command line of bind or unbind says what to bind.
+func (o *bindOptions) oneThing() error {
+	things := 0
+	for _, there := range []bool{o.config.Traffic != nil, o.cgroup, o.pin} {
+		if there {
+			things++
+		}
+	}
+	if things != 1 || o.flags.NArg() != 0 {
+		return fmt.Errorf("one of --uid, --proto, --cgroup and --pin is needed, and nothing else (see %s --help)", o.command)
+	}
+	return nil
+}

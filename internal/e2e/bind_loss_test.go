@@ -1,0 +1,337 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// refused are the answers of a socket that has no way out, at once.
+func (p *probing) refused(families ...string) {
+	p.t.Helper()
+	for _, family := range families {
+		to := map[string]string{"4": far4, "6": far6}[family]
+		p.want("ENETUNREACH", "new s tcp%s\nconnect s %s", family, to)
+		p.want("ENETUNREACH", "new s udp%s\nask s %s", family, to)
+		p.want("ENETUNREACH", "new s udp%s\nconnect s %s", family, to)
+		p.want("ENETUNREACH", "new s ping%s\nask s %s", family, to)
+		p.want("ENETUNREACH", "new s raw%s\nask s %s", family, to)
+		p.want("ENETUNREACH", "new s mptcp%s\nconnect s %s", family, to)
+	}
+}
+
+// leaves is that it sends by uplink n.
+func (c *crossing) leaves(p *probing, n int) {
+	c.t.Helper()
+	inet, inet6 := at(n)
+	c.only(n, func() {
+		p.want(inet, "new s tcp4\nconnect s %s\nask s", far4)
+		p.want(inet6, "new s tcp6\nconnect s %s\nask s", far6)
+		p.want(inet, "new s udp4\nask s %s", far4)
+		p.want(inet6, "new s udp6\nask s %s", far6)
+	})
+}
+
+// blocked waits until what is bound to wan1 has no way out any more, and then watches that nothing gets
+// out. What has lost its uplink in the midst may have been answered before.
+func (c *crossing) blocked(p *probing, families ...string) {
+	c.t.Helper()
+	for _, family := range families {
+		eventually(c.t, "IPv"+family+" is blocked", func() error {
+			p.want("ok", "new w udp%s", family)
+			answer := p.do("connect w %s", map[string]string{"4": far4, "6": far6}[family])
+			p.want("ok", "close w")
+			if answer != "ENETUNREACH" {
+				return errors.New(answer)
+			}
+			return nil
+		})
+	}
+	c.nothing(func() { p.refused(families...) })
+}
+
+// waitLeaves waits until what is bound to wan1 gets out again.
+func (c *crossing) waitLeaves(p *probing, n int) {
+	c.t.Helper()
+	for _, far := range [][2]string{{"4", far4}, {"6", far6}} {
+		eventually(c.t, "IPv"+far[0]+" works again", func() error {
+			p.want("ok", "new w udp%s", far[0])
+			answer := p.do("connect w %s", far[1])
+			p.want("ok", "close w")
+			if answer != "ok" {
+				return errors.New(answer)
+			}
+			return nil
+		})
+	}
+	c.leaves(p, n)
+}
+
+// TestBindLoss: whatever happens to the uplink, nothing leaves by the other one, in either family; and
+// what falls back does. An open connection ends, and does not move.
+func TestBindLoss(t *testing.T) {
+	c := newCrossing(t)
+	inet, _ := at(1)
+	strict, soft := c.bound("wan1"), c.bound("wan1", "--on-loss", "fallback")
+	c.leaves(strict, 1)
+	c.leaves(soft, 1)
+	for _, tt := range []struct {
+		name, lose, find string
+	}{
+		{"link down", "link set wan1 down", "link set wan1 up"},
+		{"no default routes", "route del default dev wan1\n-6 route del default dev wan1", ""},
+		{"no addresses", "address flush dev wan1 scope global", ""},
+		{"no link", "link del wan1", "connect"},
+	} {
+		t.Log(tt.name)
+		strict.want(inet, "new open tcp4\nconnect open %s\nask open", far4)
+		for line := range strings.Lines(tt.lose) {
+			c.ns.IP(t, line)
+		}
+		c.blocked(strict, "4", "6")
+		c.nothing(func() { strict.do("try open") })
+		strict.want("ok", "close open")
+		c.leaves(soft, 0)
+		if tt.find == "connect" {
+			c.isps[1].IP(t, "link del net")
+			c.isps[1].IP(t, "route flush all")
+			c.isps[1].Run(t, "nft", "flush", "ruleset")
+			c.connect(1)
+		} else if tt.find != "" {
+			c.ns.IP(t, tt.find)
+		}
+		c.address(1)
+		c.waitLeaves(strict, 1)
+		c.waitLeaves(soft, 1)
+	}
+}
+
+// TestBindOneFamily: an uplink with one family only. The other one does not leave by another uplink.
+func TestBindOneFamily(t *testing.T) {
+	c := newCrossing(t)
+	inet, inet6 := at(1)
+	p := c.bound("wan1")
+	c.ns.IP(t, "address del "+inet6+"/64 dev wan1")
+	c.ns.IP(t, "-6 route flush default dev wan1")
+	c.waitNotServed(inet6)
+	c.blocked(p, "6")
+	c.only(1, func() { p.want(inet, "new s tcp4\nconnect s %s\nask s", far4) })
+	// And who starts then.
+	late := c.bound("wan1")
+	c.nothing(func() { late.refused("6") })
+	c.only(1, func() { late.want(inet, "new s udp4\nask s %s", far4) })
+
+	c.ns.IP(t, "address del "+inet+"/24 dev wan1")
+	c.waitNotServed(inet)
+	c.address(1)
+	c.ns.IP(t, "address del "+inet+"/24 dev wan1")
+	c.served(inet6)
+	c.waitNotServed(inet)
+	c.blocked(p, "4")
+	eventually(t, "IPv6 is back", func() error {
+		p.want("ok", "new w udp6")
+		if answer := p.do("ask w %s", far6); answer != inet6 {
+			return errors.New(answer)
+		}
+		return nil
+	})
+}
+
+// TestBindKilled: everything of ours is killed. Who is bound stays bound, or blocked, and what starts
+// again takes over.
+func TestBindKilled(t *testing.T) {
+	c := newCrossingAlone(t)
+	server := c.serve()
+	watch := c.watch("--routes", "copy")
+	c.waitTables(0)
+	c.waitTables(1)
+	p := c.bound("wan1")
+	c.leaves(p, 1)
+	rules := append(c.rules(), c.rules6()...)
+
+	server.kill()
+	watch.kill()
+	c.leaves(p, 1)
+	// Nobody is there who would mend this.
+	for _, family := range []string{"-4", "-6"} {
+		for _, rule := range append(c.rules(), c.rules6()...) {
+			f := strings.Fields(rule)
+			if f[0] == "10000:" {
+				_, _ = c.ns.Output("ip", family, "route", "flush", "table", f[4]) // of one family each
+			}
+		}
+	}
+	c.ns.IP(t, "route del default dev wan1")
+	c.ns.IP(t, "-6 route del default dev wan1")
+	c.blocked(p, "4", "6")
+	c.leaves(c.prober(), 0)
+	if r := c.do("run", "--ifname", "wan1", "true"); r.code != 125 || !strings.Contains(r.stderr, "server") {
+		t.Errorf("run without a server: %+v", r)
+	}
+
+	c.address(1)
+	c.serve()
+	c.watch("--routes", "copy")
+	c.waitLeaves(p, 1)
+	c.leaves(c.bound("wan1"), 1)
+	eventually(t, "the rules are as before", func() error {
+		if diff := unordered(append(c.rules(), c.rules6()...), rules); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
+
+// TestBindMany: a thousand runs leave nothing behind.
+func TestBindMany(t *testing.T) {
+	c := newCrossing(t)
+	client := staticDir(t) + "/" + clientBin
+	if r := c.run(c.here(client, "run", "--ifname", "wan1", "true").Args[0], c.here(client, "run", "--ifname", "wan1", "true").Args[1:]...); r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	rules := append(c.rules(), c.rules6()...)
+	const runs = 1000
+	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do "$0" run --ifname wan$((i %% 2)) true || exit; i=$((i+1)); done`, runs/2)
+	var both []*process
+	for range 2 { // at the same time
+		both = append(both, c.start(c.here("sh", "-c", script, client)))
+	}
+	for _, p := range both {
+		if code := p.wait(); code != 0 {
+			t.Fatalf("exit code %d: %s", code, p.log)
+		}
+	}
+	if r := c.do("run", "--ifname", "wan1", "true"); r.code != 0 || r.stderr != "" {
+		t.Errorf("%+v", r)
+	}
+	for _, rule := range append(c.rules(), c.rules6()...) {
+		if strings.Count(strings.Join(rules, "\n"), rule) == 0 && !strings.Contains(rule, "fwmark") {
+			t.Errorf("one rule more: %s", rule)
+		}
+	}
+	if got, want := len(append(c.rules(), c.rules6()...)), len(rules)+4; got != want { // those of wan0
+		t.Errorf("%d rules, want %d", got, want)
+	}
+	c.must("unbind", "--all")
+	if left := c.ours(); len(left) != 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+// ours are rules of bindings and cgroups.
+func (c *crossing) ours() (left []string) {
+	c.t.Helper()
+	for _, rule := range append(c.rules(), c.rules6()...) {
+		if priority, _, _ := strings.Cut(rule, ":"); priority < "9998" && len(priority) == 4 || strings.HasPrefix(priority, "15") {
+			left = append(left, rule)
+		}
+	}
+	r := c.run("find", c.cgroup, "-name", "ta-*", "-o", "-path", "*/table-allocator*", "-type", "d")
+	return append(left, strings.Fields(r.stdout)...)
+}
+
+// TestBindAttach: a program that runs follows, but for its connections, and comes back.
+func TestBindAttach(t *testing.T) {
+	c := newCrossing(t)
+	inet0, inet60 := at(0)
+	inet1, inet61 := at(1)
+	p := c.prober()
+	p.want(inet0, "new old tcp4\nconnect old %s\nask old", far4)
+	p.want(inet60, "new old6 tcp6\nconnect old6 %s\nask old6", far6)
+	p.want(inet0, "new dgram udp4\nconnect dgram %s\nask dgram", far4)
+	p.want("ok", "new idle tcp4\nnew idle6 tcp6\nnew ping ping4\nnew raw raw6\nnew mptcp mptcp4\nnew listener tcp4\nbind listener 0.0.0.0:0")
+	p.do("listen listener")
+	p.want(inet60, "new used udp6\nask used %s", far6)
+	pid := strconv.Itoa(c.pidOf(p))
+
+	out := c.must("attach", "--ifname", "wan1", pid)
+	for _, want := range []string{pid + " (", "cgroup /user/ta-wan1", "left alone: connected", "left alone: listening", "bound"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("attach does not say %q:\n%s", want, out)
+		}
+	}
+	if n := strings.Count(out, "left alone: connected"); n != 3 {
+		t.Errorf("%d connections left alone, want 3:\n%s", n, out)
+	}
+	c.only(0, func() {
+		p.want(inet0, "ask old")
+		p.want(inet60, "ask old6")
+		p.want(inet0, "ask dgram")
+	})
+	c.only(1, func() {
+		p.want(inet1, "connect idle %s\nask idle", far4)
+		p.want(inet61, "connect idle6 %s\nask idle6", far6)
+		p.want("reply", "ask ping %s", far4)
+		p.want("reply", "ask raw %s", far6)
+		p.want(inet1, "connect mptcp %s\nask mptcp", far4)
+		p.want(inet61, "ask used %s", far6)
+		p.want(inet1, "new next tcp4\nconnect next %s\nask next", far4)
+	})
+
+	out = c.must("detach", pid)
+	if !strings.Contains(out, "cgroup /user\n") {
+		t.Errorf("detach says:\n%s", out)
+	}
+	c.only(1, func() { p.want(inet1, "ask next") })
+	c.only(0, func() {
+		p.want(inet60, "ask used %s", far6)
+		p.want("reply", "ask ping %s", far4)
+		p.want(inet0, "new after tcp4\nconnect after %s\nask after", far4)
+		p.want(inet0, "ask old")
+	})
+
+	// Cut, a program connects again, and by the uplink.
+	out = c.must("attach", "--ifname", "wan1", "--reset", pid)
+	if !strings.Contains(out, "reset") {
+		t.Errorf("attach --reset says:\n%s", out)
+	}
+	p.want("ECONNABORTED", "ask old")
+	p.want("ECONNABORTED", "ask old6")
+	p.want("EDESTADDRREQ", "ask dgram") // it is connected no more
+	p.want("ECONNABORTED", "connect dgram %s\nask dgram", far4)
+	c.only(1, func() { p.want(inet1, "ask dgram") })
+	c.leaves(p, 1)
+	if left := c.ours(); len(left) == 0 {
+		t.Error("nothing is bound")
+	}
+}
+
+// pidOf is the process of a prober, whose parent entered the cgroup for it.
+func (c *crossing) pidOf(p *probing) int {
+	c.t.Helper()
+	pid := p.p.cmd.Process.Pid // all of them executed the next
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
+		c.t.Fatal(err)
+	}
+	return pid
+}
+
+// TestBindAttachTree: parents and children, with what they start later.
+func TestBindAttachTree(t *testing.T) {
+	c := newCrossing(t)
+	inet1, _ := at(1)
+	p := c.prober("sh", "-c", `"$0"; exit`)
+	parent := p.p.cmd.Process.Pid
+	p.want("ok", "new s udp4")
+	out := c.must("attach", "--ifname", "wan1", "--tree", strconv.Itoa(parent))
+	if n := strings.Count(out, "cgroup /user/ta-wan1"); n != 2 {
+		t.Errorf("%d processes attached, want 2:\n%s", n, out)
+	}
+	c.only(1, func() { p.want(inet1, "ask s %s", far4) })
+	out = c.must("detach", "--tree", strconv.Itoa(parent))
+	if n := strings.Count(out, "cgroup /user\n"); n != 2 {
+		t.Errorf("%d processes detached, want 2:\n%s", n, out)
+	}
+	c.leaves(p, 0)
+	// Without it only that one.
+	out = c.must("attach", "--ifname", "wan1", strconv.Itoa(parent))
+	if n := strings.Count(out, "cgroup"); n != 1 {
+		t.Errorf("%d processes attached, want 1:\n%s", n, out)
+	}
+	c.leaves(p, 0)
+	_ = syscall.Kill(parent, 0) // it is still there
+}

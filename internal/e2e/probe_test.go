@@ -1,0 +1,279 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// probeVariable makes this program one that talks to the internet as it is told to.
+const probeVariable = "E2E_PROBE"
+
+// A prober carries out one command in each line of its input, about a socket with a name, and answers
+// with a line: what it got, "ok", or the error.
+//
+//	new NAME KIND          tcp4 tcp6 udp4 udp6 ping4 ping6 raw4 raw6 mptcp4 mptcp6
+//	bind NAME ADDR:PORT    device NAME LINK    setmark NAME MARK
+//	connect NAME ADDR:PORT
+//	ask NAME [ADDR:PORT]   the address that the far end saw; "reply" of a ping
+//	try NAME [ADDR:PORT]   the same, for which nobody waits long
+//	local NAME             listen NAME: the port    accept NAME NEW: both ends
+//	serve NAME             answer a datagram, from the address it was sent to
+//	close NAME
+type prober struct{ sockets map[string]int }
+
+const (
+	probePatience = 10 * time.Second       // for an answer that has to come
+	probeSilence  = 500 * time.Millisecond // for one that has not
+)
+
+func runProber(in io.Reader) {
+	p := prober{make(map[string]int)}
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		f := append(strings.Fields(lines.Text()), "", "", "")
+		answer, err := p.do(f[0], f[1], f[2])
+		var errno unix.Errno
+		switch {
+		case errors.As(err, &errno):
+			answer = unix.ErrnoName(errno)
+		case err != nil:
+			answer = err.Error()
+		case answer == "":
+			answer = "ok"
+		}
+		fmt.Println(answer)
+	}
+}
+
+func (p *prober) do(what, name, arg string) (string, error) {
+	fd := p.sockets[name]
+	switch what {
+	case "new":
+		return "", p.open(name, arg)
+	case "close":
+		return "", unix.Close(fd)
+	case "device":
+		return "", unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, arg)
+	case "setmark":
+		mark, err := strconv.ParseUint(arg, 0, 32)
+		if err != nil {
+			return "", err
+		}
+		return "", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+	case "bind", "connect":
+		to, err := probeAddr(fd, arg)
+		if err != nil {
+			return "", err
+		}
+		if what == "bind" {
+			return "", unix.Bind(fd, to)
+		}
+		return "", p.wait(fd, probePatience, func() error { return unix.Connect(fd, to) })
+	case "ask":
+		return p.ask(fd, arg, probePatience)
+	case "try":
+		return p.ask(fd, arg, probeSilence)
+	case "local":
+		sa, err := unix.Getsockname(fd)
+		return host4or6(sa), err
+	case "listen":
+		if err := unix.Listen(fd, 8); err != nil {
+			return "", err
+		}
+		return port(fd)
+	case "port":
+		return port(fd)
+	case "accept":
+		var conn int
+		var from unix.Sockaddr
+		err := p.wait(fd, probePatience, func() (err error) {
+			conn, from, err = unix.Accept(fd)
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+		p.sockets[arg] = conn
+		_, err = unix.Write(conn, []byte(host4or6(from)+"\n"))
+		return host4or6(from), err
+	case "serve":
+		return "", p.serve(fd)
+	}
+	return "", errors.New("no command " + what)
+}
+
+func (p *prober) open(name, kind string) (err error) {
+	domain := unix.AF_INET
+	if strings.HasSuffix(kind, "6") {
+		domain = unix.AF_INET6
+	}
+	icmp := map[int]int{unix.AF_INET: unix.IPPROTO_ICMP, unix.AF_INET6: unix.IPPROTO_ICMPV6}[domain]
+	of := map[string][2]int{
+		"tcp": {unix.SOCK_STREAM, 0}, "udp": {unix.SOCK_DGRAM, 0}, "mptcp": {unix.SOCK_STREAM, unix.IPPROTO_MPTCP},
+		"ping": {unix.SOCK_DGRAM, icmp}, "raw": {unix.SOCK_RAW, icmp},
+	}[kind[:len(kind)-1]]
+	p.sockets[name], err = unix.Socket(domain, of[0]|unix.SOCK_CLOEXEC, of[1])
+	return err
+}
+
+// wait limits a call on a socket.
+func (p *prober) wait(fd int, patience time.Duration, call func() error) error {
+	limit := unix.NsecToTimeval(int64(patience))
+	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &limit); err != nil {
+			return err
+		}
+	}
+	for {
+		err := call()
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINPROGRESS):
+			return errors.New("timeout")
+		default:
+			return err
+		}
+	}
+}
+
+const pingID = 0x7461
+
+func (p *prober) ask(fd int, to string, patience time.Duration) (string, error) {
+	message := []byte("?")
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return "", err
+	}
+	echo, reply := byte(0), byte(0)
+	switch protocol {
+	case unix.IPPROTO_ICMP:
+		echo, reply = 8, 0
+	case unix.IPPROTO_ICMPV6:
+		echo, reply = 128, 129
+	}
+	if echo != 0 {
+		message = []byte{echo, 0, 0, 0, pingID >> 8, pingID & 0xff, 0, 1}
+		binary.BigEndian.PutUint16(message[2:], ^(uint16(echo)<<8 + pingID + 1)) // of IPv6 the kernel makes its own
+	}
+	// An acknowledgement that is delayed would count for what the test does next.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1) // others have none
+	buf := make([]byte, 1500)
+	n := 0
+	err = p.wait(fd, patience, func() error {
+		if to == "" {
+			_, err = unix.Write(fd, message)
+			return err
+		}
+		addr, err := probeAddr(fd, to)
+		if err != nil {
+			return err
+		}
+		return unix.Sendto(fd, message, 0, addr)
+	})
+	if err != nil {
+		return "", err
+	}
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		err := p.wait(fd, patience, func() (err error) {
+			n, err = unix.Read(fd, buf)
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+		if echo == 0 {
+			return strings.TrimSpace(string(buf[:n])), nil
+		}
+		got := buf[:n]
+		if typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+			return "", err
+		} else if typ == unix.SOCK_RAW && protocol == unix.IPPROTO_ICMP && n > 0 {
+			got = got[min(n, int(got[0]&15)*4):]
+		}
+		if len(got) > 7 && got[0] == reply {
+			return "reply", nil
+		}
+	}
+	return "", errors.New("timeout")
+}
+
+// serve answers one datagram as a careful server does, with the address that it came to as the source.
+func (p *prober) serve(fd int) error {
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1); err != nil {
+		return err
+	}
+	buf, oob := make([]byte, 64), make([]byte, 256)
+	var oobn int
+	var from unix.Sockaddr
+	if err := p.wait(fd, probePatience, func() (err error) {
+		_, oobn, _, from, err = unix.Recvmsg(fd, buf, oob, 0)
+		return err
+	}); err != nil {
+		return err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || len(messages) != 1 {
+		return fmt.Errorf("%d control messages, %v", len(messages), err)
+	}
+	info := messages[0].Data               // struct in_pktinfo: interface, source, destination
+	binary.NativeEndian.PutUint32(info, 0) // by whichever interface
+	return unix.Sendmsg(fd, []byte(host4or6(from)), oob[:oobn], from, 0)
+}
+
+func probeAddr(fd int, text string) (unix.Sockaddr, error) {
+	addr, err := net.ResolveUDPAddr("udp", text)
+	if err != nil {
+		return nil, err
+	}
+	if typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil && typ == unix.SOCK_RAW {
+		addr.Port = 0 // would be the protocol
+	}
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if domain == unix.AF_INET6 {
+		return &unix.SockaddrInet6{Port: addr.Port, Addr: [16]byte(addr.IP.To16())}, err
+	}
+	if addr.IP.To4() == nil {
+		return nil, errors.New("an IPv4 socket cannot talk to " + text)
+	}
+	return &unix.SockaddrInet4{Port: addr.Port, Addr: [4]byte(addr.IP.To4())}, err
+}
+
+func host4or6(sa unix.Sockaddr) string {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return net.IP(sa.Addr[:]).String()
+	case *unix.SockaddrInet6:
+		return net.IP(sa.Addr[:]).String()
+	}
+	return ""
+}
+
+func port(fd int) (string, error) {
+	sa, err := unix.Getsockname(fd)
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return strconv.Itoa(sa.Port), err
+	case *unix.SockaddrInet6:
+		return strconv.Itoa(sa.Port), err
+	}
+	return "", err
+}
+
+// isProbe runs the prober, if this program is to be it.
+func isProbe() bool {
+	if os.Getenv(probeVariable) == "" {
+		return false
+	}
+	runProber(os.Stdin)
+	return true
+}
