@@ -136,7 +136,8 @@ type Stats struct {
 
 const (
 	flushAfter = 1   // seconds that a renewal may wait for the disk, and longer behind others
-	flushMost  = 512 // leases that one write takes besides those that it is for: some milliseconds
+	flushMost  = 512 // renewals that one write takes: some milliseconds
+	flushAlong = 16  // renewals that a commit takes along, if there are no more
 	retryAfter = 2   // seconds between writes that fail
 	clockEvery = 60  // seconds between writes of the clock row
 )
@@ -409,7 +410,7 @@ func (a *Allocator) refresh(s *slot) {
 	}
 }
 
-// Commit writes what b created or ended in one transaction, and some of the renewals that wait.
+// Commit writes what b created or ended in one transaction, with renewals if few of them wait.
 // If that fails, every pending result of b becomes a refusal with the error returned, which
 // is ErrStorage, and the allocator is as if those ops had not been asked; the renewals
 // stay. Without pending results Commit does nothing.
@@ -418,7 +419,11 @@ func (a *Allocator) Commit(b *Batch) error {
 		return b.err
 	}
 	a.open = nil
-	if err := a.flush(b.now, flushMost); err != nil {
+	along := len(a.dirty)
+	if along > flushAlong {
+		along = 0 // they are not what a new lease waits for
+	}
+	if err := a.flush(b.now, along); err != nil {
 		a.rollback(b, fmt.Errorf("%w: %w", ErrStorage, err))
 	}
 	return b.err
