@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -66,6 +67,10 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 		s.settle(r, i, batch.Results()[i])
 	}
 	s.send(r)
+	// While they read.
+	for _, i := range r.pending {
+		s.record(r.askers[i].Cred, r.ops[i], batch.Results()[i])
+	}
 }
 
 // decide puts datagrams into the batch, and settles what need not wait for its commit.
@@ -88,13 +93,13 @@ func (s *server) decide(r *round, batch *allocator.Batch, datagrams []wire.Datag
 			r.pending = append(r.pending, from+i)
 		} else {
 			s.settle(r, from+i, result)
+			s.record(r.askers[from+i].Cred, r.ops[from+i], result)
 		}
 	}
 }
 
 func (s *server) settle(r *round, i int, result allocator.Result) {
 	asker := &r.askers[i]
-	s.record(asker.Cred, r.ops[i], result)
 	answer := reply(result)
 	if asker.marks && answer.Table != 0 {
 		answer.Marking = s.markingOf(r.ops[i].Key.Ifname)
@@ -122,12 +127,30 @@ func (r *round) crowded() bool {
 	return r.backlog > usersShare
 }
 
-// send answers whoever reads: a peer whose queue is full or who is gone asks again.
+// send answers whoever reads: a peer whose queue is full or who is gone asks again. If it is
+// the room for all replies together that is used up, as when a thousand callers ask at once
+// and have not come to read yet, it waits for them a little.
 func (s *server) send(r *round) {
-	for _, err := range r.conn.Send(r.replies...) {
-		if err != nil {
-			s.log.Debug("reply not delivered", "err", err)
+	const step, most = time.Millisecond, 100 * time.Millisecond
+	replies := r.replies
+	for waited := time.Duration(0); len(replies) > 0; waited += step {
+		errs := r.conn.Send(replies...)
+		again := replies[:0]
+		for i, err := range errs {
+			if errors.Is(err, syscall.EAGAIN) {
+				again = append(again, replies[i])
+			} else if err != nil {
+				s.log.Debug("reply not delivered", "err", err)
+			}
 		}
+		replies = again
+		if len(replies) == 0 || waited >= most || r.conn.Backlog() <= usersShare {
+			break
+		}
+		time.Sleep(step)
+	}
+	if len(replies) > 0 {
+		s.log.Debug("replies not delivered: queues are full", "replies", len(replies))
 	}
 	r.replies, r.out = r.replies[:0], r.out[:0]
 }
@@ -226,8 +249,8 @@ func reply(r allocator.Result) wire.Reply {
 func (s *server) record(cred wire.Cred, op allocator.Op, r allocator.Result) {
 	write := func(level slog.Level, msg string) {
 		if s.log.Enabled(context.Background(), level) {
-			asker := []slog.Attr{slog.Int("pid", int(cred.PID)), slog.Uint64("uid", uint64(cred.UID))}
-			s.log.LogAttrs(context.Background(), level, msg, append(leaseAttrs(r.Lease), asker...)...)
+			s.log.LogAttrs(context.Background(), level, msg, leaseAttrs(r.Lease,
+				slog.Int("pid", int(cred.PID)), slog.Uint64("uid", uint64(cred.UID)))...)
 		}
 	}
 	switch r.Outcome {
@@ -243,8 +266,8 @@ func (s *server) record(cred wire.Cred, op allocator.Op, r allocator.Result) {
 	}
 }
 
-func leaseAttrs(l allocator.Lease) []slog.Attr {
-	return []slog.Attr{
+func leaseAttrs(l allocator.Lease, more ...slog.Attr) []slog.Attr {
+	return append(append(make([]slog.Attr, 0, 9),
 		slog.String("ifname", l.Key.Ifname),
 		slog.String("addr", l.Key.Addr),
 		slog.String("family", l.Key.Family.String()),
@@ -252,7 +275,7 @@ func leaseAttrs(l allocator.Lease) []slog.Attr {
 		slog.String("tag", l.Tag),
 		slog.Uint64("owner", uint64(l.Owner)),
 		slog.Int64("expires", l.Expires),
-	}
+	), more...)
 }
 
 // throttle bounds the rate of log lines that somebody else can cause as fast as he likes.
