@@ -79,10 +79,11 @@ func startBackground() (answers *os.File, err error) {
 		return nil, err
 	}
 	// What is ignored stays ignored across exec; what is caught gets its default back.
-	caught := make(chan os.Signal, 1)
-	signal.Notify(caught)
-	defer signal.Stop(caught)
-	defaultInternalSignals()
+	if ignored := ignoredSignals(); len(ignored) > 0 {
+		caught := make(chan os.Signal, 1)
+		signal.Notify(caught, ignored...)
+		defer signal.Stop(caught)
+	}
 	// The mask of this thread is the one that the new process begins with.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -90,30 +91,41 @@ func startBackground() (answers *os.File, err error) {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &before); err != nil {
 		return nil, fmt.Errorf("clear the signal mask: %w", err)
 	}
-	process, err := os.StartProcess(exe, os.Args, &os.ProcAttr{
+	// os.StartProcess begins with another process, to see whether pidfds work.
+	_, err = syscall.ForkExec(exe, os.Args, &syscall.ProcAttr{
 		Env:   append(os.Environ(), pipeVariable+"="+strconv.Itoa(pipeFD)),
-		Files: []*os.File{null, null, null, pipe},
+		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), pipe.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	err = errors.Join(err, unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil))
 	if err != nil {
 		return nil, fmt.Errorf("start the process in the background: %w", err)
 	}
-	return answers, process.Release()
+	return answers, nil
 }
 
-// defaultInternalSignals does the same for the two signals that belong to the C library,
-// which the runtime leaves as it finds them.
-func defaultInternalSignals() {
-	const first, last = 32, 33   // SIGCANCEL and SIGSETXID of glibc
-	var action, before [8]uint64 // a struct sigaction of the kernel, on any machine; zero is SIG_DFL
-	for sig := uintptr(first); sig <= last; sig++ {
-		const ignored, setSize = 1, 8 // SIG_IGN
-		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&before)), setSize, 0, 0)
-		if errno == 0 && *(*uintptr)(unsafe.Pointer(&before)) == ignored {
-			unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&action)), 0, setSize, 0, 0)
+// ignoredSignals lists the signals that are ignored now: the runtime catches most of them by
+// itself. Those that belong to the C library, which the runtime leaves as it finds them, get
+// their default here.
+func ignoredSignals() (ignored []os.Signal) {
+	const (
+		last            = 64
+		ofC, lastOfC    = 32, 33 // SIGCANCEL and SIGSETXID of glibc
+		handlerIgnore   = 1      // SIG_IGN
+		sizeOfSignalSet = 8
+	)
+	for sig := uintptr(1); sig <= last; sig++ {
+		var action, before [8]uint64 // a struct sigaction of the kernel, on any machine; zero is SIG_DFL
+		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&before)), sizeOfSignalSet, 0, 0)
+		switch {
+		case errno != 0 || *(*uintptr)(unsafe.Pointer(&before)) != handlerIgnore:
+		case sig >= ofC && sig <= lastOfC:
+			unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&action)), 0, sizeOfSignalSet, 0, 0)
+		default:
+			ignored = append(ignored, syscall.Signal(sig))
 		}
 	}
+	return ignored
 }
 
 // closeOnExec keeps everything above standard error from being inherited.

@@ -1,3 +1,6 @@
+// To look how many processors there are now would wake an idle process.
+//go:debug updatemaxprocs=0
+
 // Command table-allocator-client leases a routing table for an address, installs the
 // rules that lead to it, and takes everything back when the address goes. See its manual
 // page, table-allocator-client(8).
