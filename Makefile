@@ -53,8 +53,8 @@ lint: needs-lint ## check format, suspicious code, go.mod and shell scripts
 		| xargs -0 awk 'FNR == 1 && /^#!.*sh$$|^# shellcheck shell=/ { print FILENAME } { nextfile }' \
 		| xargs -r shellcheck
 
-bench: build ## measure
-	go test -run '^$$' -bench . -benchmem ./...
+bench: build ## measure server and client against echo, and check every answer
+	@go run ./internal/bench $(BENCHFLAGS)
 
 soak: needs-test layer build race ## run the tests that take long, at full size, as root
 	SOAK=full go test -race -count=1 -timeout 0 -run 'Soak|Model' -v ./...

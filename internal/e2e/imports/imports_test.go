@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 }
 
 // forTests does not ship. It may import anything, and only forTests may import it.
-var forTests = []string{"internal/demo", "internal/e2e", "internal/nettest"}
+var forTests = []string{"internal/bench", "internal/demo", "internal/e2e", "internal/nettest"}
 
 // homes says which packages may import an outside library. Changing a library
 // is then changing one package.

@@ -1,0 +1,124 @@
+// Command bench measures the server and the client, and checks what they answer while it
+// does. Without -server it starts both, and what they are compared with, in network
+// namespaces of their own: see make bench. With it, it loads a server that runs here, any
+// that speaks the protocol, the C original included.
+//
+// It says how fast something is, and what the project wants it to be, and judges nothing:
+// the exit code is 1 only if an answer was wrong or lost.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+const usage = `Usage: go run ./internal/bench [options]
+
+Measures table-allocator-server and table-allocator-client of bin/ in network
+namespaces of their own, or with -server one that runs here, and checks every
+answer. Ratios are of measurements that take turns in one run.
+
+  -json          print JSON
+  -runs N        take the median of N runs (5)
+  -slice D       how long one measurement lasts (100ms); each run has 3 of a kind
+  -only PART     server or client
+  -clients N,N   how many ask at once (1,16,256)
+  -dir DIR       where the database is (below .cache); not on a tmpfs
+  -profile FILE  write CPU profiles of the server to FILE.1, FILE.16 and FILE.256
+
+  -server NAME   ask this server of the abstract namespace and give all back
+  -exact         ... with NAME as Python, Go and socat write it; C programs pad it
+  -leases N      ... for so many leases at most (40); it must have as many
+`
+
+// options are what the command line says.
+type options struct {
+	json    bool
+	runs    int
+	slice   time.Duration
+	only    string
+	clients []int
+	dir     string
+	profile string
+	server  string
+	exact   bool
+	leases  int
+}
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == echoCommand {
+		fail(echo(os.Args[2]))
+	}
+	if len(os.Args) == 4 && os.Args[1] == serveCommand {
+		fail(serveProfiled(os.Args[2], os.Args[3]))
+	}
+	var o options
+	flag.BoolVar(&o.json, "json", false, "")
+	flag.IntVar(&o.runs, "runs", 5, "")
+	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "")
+	flag.StringVar(&o.only, "only", "", "")
+	clients := flag.String("clients", "1,16,256", "")
+	flag.StringVar(&o.dir, "dir", ".cache", "")
+	flag.StringVar(&o.profile, "profile", "", "")
+	flag.StringVar(&o.server, "server", "", "")
+	flag.BoolVar(&o.exact, "exact", false, "")
+	flag.IntVar(&o.leases, "leases", 40, "")
+	flag.Usage = func() { fmt.Fprint(flag.CommandLine.Output(), usage) }
+	flag.Parse()
+	for text := range strings.SplitSeq(*clients, ",") {
+		n, _ := strconv.Atoi(text) // 0 is refused below
+		o.clients = append(o.clients, n)
+	}
+	switch {
+	case slices.Min(o.clients) < 1, flag.NArg() > 0 || o.runs < 1 || o.slice <= 0 || o.leases < 1 || o.leases > tablesMax,
+		o.only != "" && o.only != "server" && o.only != "client":
+		flag.Usage()
+		os.Exit(2)
+	case o.server != "":
+		fail(foreign(o))
+	}
+	os.Exit(nettest.Program("bench", func(*nettest.Session) error { return own(o) }))
+}
+
+func fail(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// own measures our commands.
+func own(o options) error {
+	if err := os.MkdirAll(o.dir, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(o.dir, "bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) // nothing in it is missed
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	r := newReport()
+	if o.only != "client" {
+		if err := measureServer(o, dir, r); err != nil {
+			return err
+		}
+	}
+	if o.only != "server" {
+		if err := measureClient(o, dir, r); err != nil {
+			return err
+		}
+	}
+	return r.print(o)
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/server"
+)
+
+// serving is the word by which a process tells that it can be asked.
+const serving = "serving"
+
+// process is one that was started to be measured.
+type process struct {
+	cmd *exec.Cmd
+	log string // path of what it says
+}
+
+// spawn starts a program and waits until it serves.
+func spawn(log string, args ...string) (*process, error) {
+	f, err := os.Create(log)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p := &process{cmd: exec.Command(args[0], args[1:]...), log: log}
+	p.cmd.Stdout, p.cmd.Stderr = f, f
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	for until := time.Now().Add(silence); ; time.Sleep(time.Millisecond) {
+		text, err := os.ReadFile(log)
+		switch {
+		case err == nil && strings.Contains(string(text), serving):
+			return p, nil
+		case time.Now().After(until):
+			return nil, errors.Join(fmt.Errorf("%s does not serve: %s", args[0], text), err, p.kill())
+		}
+	}
+}
+
+// stop ends it as a service manager does.
+func (p *process) stop() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	if err := p.cmd.Wait(); err != nil {
+		text, _ := os.ReadFile(p.log)
+		return fmt.Errorf("%s: %w\n%s", p.cmd.Args[0], err, text[max(0, len(text)-1000):])
+	}
+	return nil
+}
+
+func (p *process) kill() error {
+	err := p.cmd.Process.Kill()
+	_ = p.cmd.Wait() // killed is what it says
+	return err
+}
+
+// pool is more tables than any measurement needs.
+const pool = 1 << 17
+
+// startServer starts the server with a database in dir, which may be one from before.
+func startServer(dir, profile string) (*process, error) {
+	config := filepath.Join(dir, "server.json")
+	text := fmt.Sprintf(`{"socket_path": %q, "db_path": %q, "table_offset": 10000, "num_tables": %d}`, filepath.Base(dir), filepath.Join(dir, "leases.db"), pool)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(config, []byte(text), 0o644)); err != nil {
+		return nil, err
+	}
+	log := filepath.Join(dir, "log")
+	if profile != "" {
+		return spawn(log, "/proc/self/exe", serveCommand, config, profile)
+	}
+	return spawn(log, command("server"), "-c", config)
+}
+
+func command(which string) string { return filepath.Join("bin", "table-allocator-"+which) }
+
+// serveCommand is the first argument of the process that is the server with a profiler.
+const serveCommand = "serve"
+
+func serveProfiled(config, profile string) error {
+	cfg, err := server.LoadConfig(config)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(profile)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // an unfinished profile is noticed
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return err
+	}
+	defer pprof.StopCPUProfile()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return server.Run(ctx, cfg, server.Host{}, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+}
+
+// memory is the proportional set size of a process in bytes.
+func memory(pid int) (float64, error) {
+	kib, err := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:")
+	return float64(kib) * 1024, err
+}
+
+// processor is the time that a process has had of one.
+func processor(pid int) (used time.Duration, err error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	for _, path := range tasks {
+		text, readErr := os.ReadFile(path)
+		if readErr == nil {
+			var ns int64
+			_, readErr = fmt.Sscan(string(text), &ns)
+			used += time.Duration(ns)
+		}
+		err = errors.Join(err, readErr)
+	}
+	return used, err
+}
+
+// wakeups is how often the threads of a process went to sleep.
+func wakeups(pid int) (n int, err error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, path := range tasks {
+		one, fieldErr := field(path, "voluntary_ctxt_switches:")
+		n, err = n+one, errors.Join(err, fieldErr)
+	}
+	return n, err
+}
+
+// field reads a number from a file of /proc.
+func field(path, name string) (int, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close() // only read
+	for r := bufio.NewReader(f); ; {
+		line, err := r.ReadString('\n')
+		if err == io.EOF {
+			return 0, fmt.Errorf("%s has no %s", path, name)
+		}
+		if err != nil {
+			return 0, err
+		}
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			return strconv.Atoi(strings.Fields(rest)[0])
+		}
+	}
+}
+
+// processes are the pids that run a command of ours.
+func processes(which string) (pids []int, err error) {
+	want, err := filepath.Abs(command(which))
+	if err != nil {
+		return nil, err
+	}
+	exes, err := filepath.Glob("/proc/[0-9]*/exe")
+	for _, exe := range exes {
+		if at, err := os.Readlink(exe); err == nil && at == want {
+			pid, _ := strconv.Atoi(strings.Split(exe, "/")[2]) // it matched digits
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
+}
