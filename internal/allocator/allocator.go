@@ -491,10 +491,16 @@ func (a *Allocator) flush(now int64, most int) error {
 	ctx := context.Background()
 	behind := a.dirty[:min(len(a.dirty), most)]
 	var err error
-	if a.store.astray() {
+	switch {
+	case a.store.astray():
 		behind = a.dirty
 		err = a.restore(ctx, now)
-	} else {
+	case a.store.overwritten():
+		behind = a.dirty
+		if err = a.store.amend(ctx, now, a.utc(), a.all()); err == nil {
+			a.log.Warn("another program wrote to the database; its leases are written again", "path", a.store.path, "leases", len(a.due))
+		}
+	default:
 		err = a.store.save(ctx, now, a.utc(), a.fresh, behind)
 	}
 	if err != nil {

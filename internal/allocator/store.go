@@ -28,6 +28,7 @@ type store struct {
 	path  string
 	file  *os.File
 	found [3]fileID // what path and its companions led to when it was opened
+	left  stamp     // of the file after we wrote last
 	db    *sql.DB
 	conn  *sql.Conn // nil once it is closed
 
@@ -97,7 +98,27 @@ func (s *store) settle() {
 	for i, suffix := range companions[1:] {
 		s.found[i+1], _ = identify(s.path + suffix) // unknown: not watched
 	}
+	s.left = s.stamp()
 }
+
+// stamp changes with each write to the file itself. Ours go to the log beside it, and from
+// there into the file within our transactions.
+type stamp struct {
+	size  int64
+	mtime unix.Timespec
+}
+
+func (s *store) stamp() stamp {
+	var st unix.Stat_t
+	if unix.Fstat(int(s.file.Fd()), &st) != nil {
+		return s.left
+	}
+	return stamp{st.Size, st.Mtim}
+}
+
+// overwritten tells whether another program wrote to the file: perhaps it only moved the log
+// into it, as sqlite3 does, perhaps it copied something over it.
+func (s *store) overwritten() bool { return s.stamp() != s.left }
 
 // astray tells whether the path leads to something else than the open files: SQLite would go
 // on writing to them, and nobody would ever find that again.
@@ -298,7 +319,31 @@ func (s *store) save(ctx context.Context, now int64, utc time.Time, lists ...[]*
 	if err == nil {
 		s.clock = [2]int64{now, utc.Unix()}
 	}
+	s.left = s.stamp()
 	return err
+}
+
+// amend is save for a database that another program wrote to, if it is whole. slots is all
+// that there is.
+func (s *store) amend(ctx context.Context, now int64, utc time.Time, slots []*slot) error {
+	// What SQLite remembers of the file may be what it was.
+	if err := s.exec(ctx, "PRAGMA shrink_memory"); err != nil {
+		return err
+	}
+	if err := s.check(ctx); err != nil {
+		return err
+	}
+	s.clock = [2]int64{}
+	if err := s.transact(ctx, func() error {
+		if err := s.exec(ctx, "DELETE FROM RtTables WHERE Boot = ? AND Netns = ?", s.boot.ID, int64(s.boot.Netns)); err != nil {
+			return err
+		}
+		return s.put(ctx, now, utc, slots)
+	}); err != nil {
+		return err
+	}
+	s.left = s.stamp()
+	return nil
 }
 
 // fill readies the database at its path, which may be new, and writes slots and marks into it.

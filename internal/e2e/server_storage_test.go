@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -268,6 +269,89 @@ func TestServerDatabaseDeleted(t *testing.T) {
 			wantTable(t, p.ask(acquire(1)), 10001)
 			wantTable(t, p.ask(acquire(3)), 10003)
 			wantTable(t, p.ask(acquire(6)), 10005)
+		})
+	}
+}
+
+// TestServerDatabaseOverwritten: what somebody copies over the database is noticed. The leases
+// are written again, or, where it is no database any more, once the file is moved away.
+func TestServerDatabaseOverwritten(t *testing.T) {
+	write := func(path string, data []byte) error { // into the file that is there
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(data)
+		return errors.Join(err, f.Close())
+	}
+	for _, tt := range []struct {
+		name string
+		do   func(h *host, whole, older []byte) error
+	}{
+		{"emptied", func(h *host, _, _ []byte) error { return os.Truncate(h.db, 0) }},
+		{"cut", func(h *host, whole, _ []byte) error { return os.Truncate(h.db, int64(len(whole)/2)) }},
+		{"an older copy", func(h *host, _, older []byte) error { return write(h.db, older) }},
+		{"itself", func(h *host, whole, _ []byte) error { return write(h.db, whole) }},
+		{"another file", func(h *host, whole, _ []byte) error {
+			return write(h.db, bytes.Repeat([]byte("my notes "), len(whole)/9))
+		}},
+		{"sqlite3 moves the log into it", func(h *host, _, _ []byte) error {
+			h.sqlite("pragma wal_checkpoint")
+			return nil
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHost(t)
+			server := h.serve()
+			p := h.cPeer("peer")
+			for n := range 3 {
+				wantTable(t, p.ask(acquire(n)), uint32(10000+n))
+			}
+			stop := func() {
+				if code := server.stop(); code != 0 {
+					t.Errorf("exit code: got %d, want 0", code)
+				}
+			}
+			read := func() []byte {
+				data, err := os.ReadFile(h.db)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return data
+			}
+			stop()
+			older := read()
+			server = h.restart()
+			wantTable(t, p.ask(acquire(3)), 10003)
+			if got := p.ask(release(0)); got != released {
+				t.Errorf("release: got %s", got)
+			}
+			stop()
+			server = h.restart() // everything is in the file now
+			wantTable(t, p.ask(acquire(4)), 10004)
+			if err := tt.do(h, read(), older); err != nil {
+				t.Fatal(err)
+			}
+			reply := p.ask(acquire(5))
+			if strings.Contains(reply, `"table":0`) {
+				wantRefusal(t, reply, wire.Storage, "cannot be written")
+				server.waitLog("move the file away")
+				wantTable(t, p.ask(acquire(1)), 10001)
+				if err := os.Rename(h.db, h.db+".damaged"); err != nil {
+					t.Fatal(err)
+				}
+				reply = p.ask(acquire(5))
+				t.Logf("%s: refused until it was moved away", tt.name)
+			} else {
+				server.waitLog("another program wrote to the database; its leases are written again")
+				t.Logf("%s: written again", tt.name)
+			}
+			wantTable(t, reply, 10005)
+			server.kill()
+			h.restart()
+			h.wantWhole("10001|eth0|10.9.0.1\n10002|eth0|10.9.0.2\n10003|eth0|10.9.0.3\n10004|eth0|10.9.0.4\n10005|eth0|10.9.0.5\n")
+			wantTable(t, p.ask(acquire(0)), 10000)
+			wantTable(t, p.ask(acquire(3)), 10003)
 		})
 	}
 }
