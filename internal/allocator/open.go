@@ -38,7 +38,6 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 		utc:     time.Now,
 		log:     log,
 		pools:   make(map[Family]*pool),
-		byKey:   make(map[Key]*slot),
 	}
 	switch {
 	case len(cfg.Pools) == 0:
@@ -117,24 +116,28 @@ func (a *Allocator) load(ctx context.Context, now int64, version int, log *slog.
 		family Family
 		table  uint32
 	}
-	known := make(map[number]*slot)
 	history, err := a.store.history(ctx)
 	if err != nil {
 		return err
 	}
+	rows, err := a.store.leaseRows(ctx)
+	if err != nil {
+		return err
+	}
+	// Maps that grow on the way are a good part of a start with many leases.
+	most := len(history) + len(rows)
+	known := make(map[number]*slot, most)
+	a.byKey = make(map[Key]*slot, most)
+	a.due = make(expiryHeap, 0, len(rows))
 	for _, s := range history {
 		s.past = true
 		known[number{s.Family, s.Table}] = s
 		a.ended = s.ended
 	}
 
-	live := make(map[Key]*slot)
+	live := make(map[Key]*slot, len(rows))
 	var over []*slot // rows that are no lease any more
 	elsewhere := 0
-	rows, err := a.store.leaseRows(ctx)
-	if err != nil {
-		return err
-	}
 	for _, r := range rows {
 		if version < sumsSince {
 			r.sum = nil
