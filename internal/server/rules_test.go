@@ -56,3 +56,34 @@ func TestHarmless(t *testing.T) {
 		t.Error("a rule was taken for that of an identifier")
 	}
 }
+
+func TestTaken(t *testing.T) {
+	key := allocator.Key{Family: allocator.Inet, Ifname: "eth0", Addr: "10.0.0.1"}
+	from := func(prefix string, protocol uint8) route.Rule {
+		return route.Rule{Src: netip.MustParsePrefix(prefix), Protocol: protocol}
+	}
+	ours := uint8(route.Protocol)
+	for _, tt := range []struct {
+		name  string
+		rules []route.Rule
+		want  bool
+	}{
+		{"no rules", nil, false},
+		{"its own", []route.Rule{from("10.0.0.1/32", ours)}, false},
+		{"of another client", []route.Rule{from("10.0.0.2/32", ours), {Iif: "lo", Protocol: ours}}, true},
+		{"of another program", []route.Rule{from("10.0.0.2/32", unix.RTPROT_BOOT)}, false},
+		{"for a network", []route.Rule{from("10.0.0.0/24", ours)}, false},
+		{"its own and a delegated address", []route.Rule{from("10.0.0.2/32", ours), from("10.0.0.1/32", ours)}, false},
+		{"from all", []route.Rule{{Iif: "lo", Protocol: ours}}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &rulesInUse{tables: map[allocator.Family]map[uint32][]route.Rule{allocator.Inet: {10000: tt.rules}}}
+			if got := r.taken(10000, key); got != tt.want {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+			if r.taken(10001, key) || r.taken(10000, allocator.Key{Family: allocator.Unspec, Ifname: "eth0", Addr: "modem"}) {
+				t.Error("a table without rules was taken")
+			}
+		})
+	}
+}
