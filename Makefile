@@ -55,6 +55,7 @@ lint: needs-lint ## check format, suspicious code, go.mod and shell scripts
 
 bench: build ## measure server and client against echo, and check every answer
 	@go run ./internal/bench $(BENCHFLAGS)
+	@go test -run '^$$' -bench 'Connect|Run' ./internal/bind # as root: what being bound costs
 
 soak: needs-test layer build race ## run the tests that take long, at full size, as root
 	SOAK=full go test -race -count=1 -timeout 0 -run 'Soak|Model' -v ./...
