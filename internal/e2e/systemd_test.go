@@ -20,6 +20,7 @@ exec unshare --fork --kill-child --pid --mount-proc --mount --propagation privat
 	make -C ../.. BIN="$BIN" install DESTDIR= PREFIX=/mnt/usr SYSCONFDIR=/mnt/etc
 	mount -t tmpfs tmpfs /run
 	mount -t tmpfs tmpfs /var
+	mount -t tmpfs tmpfs /tmp # which is emptied at boot
 	mkdir -p /var/log /var/lib /var/tmp
 	! mountpoint --quiet /sys/fs/cgroup || umount /sys/fs/cgroup
 	mount -t cgroup2 cgroup2 /sys/fs/cgroup

@@ -296,6 +296,10 @@ func sharedPaths(args []string) ([]bind, error) {
 		return nil, err
 	}
 	binds := []bind{{module, true}, {filepath.Dir(exe), true}}
+	if slices.Contains(private, strings.TrimPrefix(filepath.Dir(exe), "/")) {
+		// From a place such as /tmp that is to be the sandbox's own: a systemd that boots in there empties it.
+		binds[1] = bind{exe, false}
+	}
 	// Optional: a compiled test can run where there is no Go.
 	if out, err := exec.Command("go", "env", "GOROOT", "GOMODCACHE", "GOCACHE").Output(); err == nil {
 		for i, path := range strings.Split(strings.TrimSpace(string(out)), "\n") {
