@@ -260,6 +260,13 @@ func TestPrograms(t *testing.T) {
 	p.want(m, "c connect [::1]:9")
 }
 
+// A kernel that does not ask the programs is noticed.
+func TestVerify(t *testing.T) {
+	if err := verify(testMark); err == nil || !strings.Contains(err.Error(), "net_cls") {
+		t.Errorf("in no cgroup of ours: %v", err)
+	}
+}
+
 func TestNested(t *testing.T) {
 	c := testCgroups(t)
 	inner := Mark{Value: 0x04000000, Mask: 0xff000000}

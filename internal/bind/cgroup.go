@@ -291,10 +291,32 @@ func (c *Cgroups) Enter(u Uplink, m Mark) ([]Missing, error) {
 	}
 	child := childOf(cgroup, u)
 	missing, err := c.place(0, child, m)
-	if err == nil {
-		c.sweepIn(path.Dir(child))
+	if err != nil {
+		return nil, err
 	}
-	return missing, err
+	c.sweepIn(path.Dir(child))
+	return missing, verify(m)
+}
+
+// verify makes a socket to see whether it gets the mark. Until Linux 5.15 the first use of net_cls or
+// net_prio keeps programs of cgroups from being asked, until the next boot and without a word.
+func verify(m Mark) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("make a socket to look at its mark: %w", err)
+	}
+	defer unix.Close(fd)
+	mark, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK)
+	if err != nil {
+		return fmt.Errorf("look at the mark of a socket: %w", err)
+	}
+	if got := uint32(mark) & m.Mask; got != m.Value {
+		return fmt.Errorf("sockets get mark %#x, not %#x: before Linux 5.15 a mounted net_cls or net_prio, such as container engines use, switches BPF programs of cgroups off until the next boot", got, m.Value)
+	}
+	return nil
 }
 
 // Interface makes the cgroup of an interface and returns its path: whoever is put into it is bound.
