@@ -33,7 +33,7 @@ func Pin(u Uplink, m Mark) (values []string, missing []Missing, err error) {
 		return nil, nil, err
 	}
 	var fs unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(PinRoot), &fs); err != nil || fs.Type != unix.BPF_FS_MAGIC {
+	if err := unix.Statfs(filepath.Dir(PinRoot), &fs); err != nil || uint32(fs.Type) != unix.BPF_FS_MAGIC {
 		return nil, nil, fmt.Errorf("no bpf file system at %[1]s: mount one with `mount -t bpf bpf %[1]s`", filepath.Dir(PinRoot))
 	}
 	dir := filepath.Join(PinRoot, u.String())
