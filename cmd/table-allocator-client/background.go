@@ -92,8 +92,10 @@ func startBackground() (answers *os.File, err error) {
 		return nil, fmt.Errorf("clear the signal mask: %w", err)
 	}
 	// os.StartProcess begins with another process, to see whether pidfds work.
+	// There may be many such processes, and one processor at a time takes a fifth less memory.
+	// What the caller has set comes first, and counts.
 	_, err = syscall.ForkExec(exe, os.Args, &syscall.ProcAttr{
-		Env:   append(os.Environ(), pipeVariable+"="+strconv.Itoa(pipeFD)),
+		Env:   append(os.Environ(), "GOMAXPROCS=1", pipeVariable+"="+strconv.Itoa(pipeFD)),
 		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), pipe.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

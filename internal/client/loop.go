@@ -32,9 +32,11 @@ type loop struct {
 	log      *slog.Logger
 	clamour  *rate.Limiter // of log lines that anybody can cause
 	kernel   *route.Conn
+	glance   *glance // in a watch
 	watcher  *route.Watcher
 	sessions []*session
 	conns    *wire.Set // of the sessions
+	rests    rests
 	inbox    chan packet
 	changes  chan []route.Event
 	failures chan error
@@ -156,7 +158,7 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 		addr:    m.uplink.addr(),
 		repairs: rate.NewLimiter(rate.Every(repairEvery), repairBurst),
 		rules:   ruleset{uplink: m.uplink, kernel: l.kernel, log: l.log},
-		routes:  placer{kernel: l.kernel, log: l.log},
+		routes:  placer{kernel: l.kernel, glance: l.glance, log: l.log},
 		log:     log,
 	}
 	l.sessions = append(l.sessions, s)
@@ -181,6 +183,9 @@ func (l *loop) run(ctx context.Context, first *session) error {
 			stop = nil // once
 			l.end("stopped")
 		case <-timer.C:
+			if l.rests.due(wire.Now()) {
+				continue
+			}
 			l.fire(wire.Now())
 		case p := <-l.inbox:
 			l.receive(p)
@@ -189,6 +194,7 @@ func (l *loop) run(ctx context.Context, first *session) error {
 		case failure = <-l.failures:
 			l.end(failure.Error())
 		}
+		l.rests.stir(wire.Now())
 	}
 	return failure
 }
@@ -206,6 +212,9 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 // same, as a floor under whatever the machines do.
 func (l *loop) wait(now time.Duration) time.Duration {
 	next := now + time.Hour
+	if l.rests.at != 0 {
+		next = min(next, l.rests.at)
+	}
 	if w := l.watch; w != nil {
 		for _, at := range []time.Duration{w.next, w.admitAt, w.healAt} {
 			if at != 0 {
@@ -484,6 +493,9 @@ func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
 // changed looks again at what the events concern; they are hints, not news.
 func (l *loop) changed(events []route.Event) {
 	n := digest(events)
+	if n.overrun || n.main || len(n.addresses)+len(n.links) > 0 {
+		l.glance.forget()
+	}
 	l.hearBound(n)
 	for _, s := range l.all() {
 		switch {
@@ -501,6 +513,7 @@ func (l *loop) changed(events []route.Event) {
 // through a thousand events.
 type news struct {
 	overrun   bool
+	main      bool // of its routes
 	addresses map[netip.Addr]bool
 	links     map[int]bool
 	names     map[string]bool
@@ -521,6 +534,7 @@ func digest(events []route.Event) news {
 		case route.LinkChanged, route.LinkGone:
 			n.links[e.Index], n.names[e.Name] = true, true
 		case route.RouteChanged:
+			n.main = n.main || e.Table == unix.RT_TABLE_MAIN
 			if n.routes == nil {
 				n.routes = make(map[routesOf]bool)
 			}

@@ -16,6 +16,7 @@ import (
 // be in main.
 type placer struct {
 	kernel *route.Conn
+	glance *glance // of a watch
 	log    *slog.Logger
 
 	table    uint32        // 0: no lease
@@ -36,11 +37,11 @@ func (p *placer) look(u Uplink, link route.Link) (v view, ok bool, err error) {
 		p.wasDown = true
 		return v, false, nil
 	}
-	addresses, err := p.kernel.AddressesOn(u.family(), link.Index)
+	on, err := p.on(u.family(), link.Index)
 	if err != nil {
 		return v, false, err
 	}
-	for _, a := range addresses {
+	for _, a := range on.addresses {
 		if a.Addr == u.addr() {
 			v.network, ok = a.Network(), true
 		} else {
@@ -50,10 +51,7 @@ func (p *placer) look(u Uplink, link route.Link) (v view, ok bool, err error) {
 	if !ok {
 		return v, false, nil
 	}
-	if v.main, err = p.kernel.RoutesOn(u.family(), unix.RT_TABLE_MAIN, link.Index); err != nil {
-		return v, false, err
-	}
-	v.main = slices.DeleteFunc(v.main, func(r route.Route) bool {
+	v.main = slices.DeleteFunc(on.main, func(r route.Route) bool {
 		if r.Family != unix.AF_INET6 || !r.Multipath || r.NexthopID != 0 {
 			return false
 		}
@@ -64,6 +62,13 @@ func (p *placer) look(u Uplink, link route.Link) (v view, ok bool, err error) {
 		v.borrowed, err = p.borrow(u, v)
 	}
 	return v, err == nil, err
+}
+
+func (p *placer) on(family, index int) (onLinkOf, error) {
+	if p.glance != nil {
+		return p.glance.at(family, index)
+	}
+	return readLink(p.kernel, family, index)
 }
 
 // borrow looks for gateways in the tables of the link's other addresses: with move, the
@@ -154,6 +159,7 @@ func (p *placer) settle(u Uplink, v view) error {
 func (p *placer) delete(u Uplink, routes []route.Route) error {
 	var errs []error
 	for _, r := range routes {
+		p.glance.forget()
 		if err := p.kernel.DeleteRoute(r); err != nil {
 			errs = append(errs, err)
 			continue
@@ -201,6 +207,7 @@ func asBefore(r route.Route, v view) route.Route {
 func (p *placer) fallBack(u Uplink, v view) error {
 	var errs []error
 	for _, r := range stopgap(u, v) {
+		p.glance.forget()
 		if err := p.kernel.AddRoute(r); err != nil {
 			errs = append(errs, err)
 			continue
@@ -218,6 +225,7 @@ func (p *placer) putBack(u Uplink, v view) error {
 	}
 	var errs []error
 	for _, r := range p.taken {
+		p.glance.forget()
 		if err := p.kernel.AddRoute(r); err != nil {
 			errs = append(errs, err)
 			continue
@@ -231,7 +239,7 @@ func (p *placer) putBack(u Uplink, v view) error {
 
 // drop forgets a table that is being emptied.
 func (p *placer) drop() {
-	*p = placer{kernel: p.kernel, log: p.log, remarked: p.remarked}
+	*p = placer{kernel: p.kernel, glance: p.glance, log: p.log, remarked: p.remarked}
 }
 
 // withdraw takes the routes of fallBack out of main, also those of a process before this.

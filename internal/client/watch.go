@@ -92,6 +92,7 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 	}
 	defer l.close()
 	debug.SetGCPercent(gcPercent)
+	l.glance = &glance{kernel: l.kernel}
 	l.watch = &watch{
 		config:  cfg,
 		foreign: make(map[wire.Key]bool),
@@ -133,6 +134,9 @@ func (l *loop) serveHost(ctx context.Context, load func() (WatchConfig, error), 
 		case <-reload:
 			l.reload(load)
 		case <-timer.C:
+			if l.rests.due(wire.Now()) {
+				continue
+			}
 			l.fire(wire.Now())
 		case p := <-l.inbox:
 			l.receive(p)
@@ -142,6 +146,7 @@ func (l *loop) serveHost(ctx context.Context, load func() (WatchConfig, error), 
 		case err := <-l.failures:
 			return err
 		}
+		l.rests.stir(wire.Now())
 		if stop != nil {
 			l.tend(wire.Now())
 			continue
@@ -302,7 +307,6 @@ func (l *loop) reconcile() {
 	if err := l.collect(); err != nil {
 		l.log.Error("cannot remove what others of us left behind", "err", err)
 	}
-	debug.FreeOSMemory() // what a burst needed
 }
 
 // suspects are the sessions that a look may find changed. Events tell of what changes, so

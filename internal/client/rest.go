@@ -1,0 +1,76 @@
+package client
+
+import (
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A holder does nothing for half an hour at a time, and a host may have many of them. So,
+// a moment after something was done, it lets go of the memory that took: what the heap has
+// too much, and the pages of the program itself, which the page cache keeps.
+const (
+	restIn    = 2 * time.Second
+	restEvery = 10 * time.Second // at most, while there is always something to do
+)
+
+// rests is when a loop lets go of memory.
+type rests struct{ at, last time.Duration }
+
+// stir notes that something was done.
+func (r *rests) stir(now time.Duration) {
+	if r.at == 0 {
+		r.at = now + restIn
+		if r.last != 0 {
+			r.at = max(r.at, r.last+restEvery)
+		}
+	}
+}
+
+// due reports whether the time has come, and rests then.
+func (r *rests) due(now time.Duration) bool {
+	if r.at == 0 || now < r.at {
+		return false
+	}
+	r.at, r.last = 0, now
+	program := programAreas()
+	debug.FreeOSMemory()
+	for _, a := range program { // a failure costs memory only
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, a.from, a.to-a.from, unix.MADV_DONTNEED)
+	}
+	return true
+}
+
+type area struct{ from, to uintptr }
+
+// programAreas are where the program's file is mapped and not written to: pages that are
+// dropped there come back from the page cache when they are needed.
+func programAreas() []area {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return nil
+	}
+	path, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return nil
+	}
+	var areas []area
+	for line := range strings.Lines(string(maps)) {
+		// from-to, rights, offset, device, inode, and the path behind spaces
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 6)
+		if len(f) < 6 || strings.TrimLeft(f[5], " ") != path || !strings.HasPrefix(f[1], "r-") || !strings.HasSuffix(f[1], "p") {
+			continue
+		}
+		first, last, _ := strings.Cut(f[0], "-")
+		from, err := strconv.ParseUint(first, 16, 64)
+		to, err2 := strconv.ParseUint(last, 16, 64)
+		if err == nil && err2 == nil {
+			areas = append(areas, area{uintptr(from), uintptr(to)})
+		}
+	}
+	return areas
+}
