@@ -37,7 +37,7 @@ demo: build ## show it at work in network namespaces; touches nothing of this ho
 test: needs-test layer cross build race ## run all tests, as root: at most 15 minutes on two cores
 	@for c in $(COMMANDS); do version=$$(bin/$$c --version); echo "bin/$$c: $$version"; done
 	@mkdir -p .cache
-	timeout --foreground --kill-after=10s 11m go test -race -count=1 -timeout 10m -v ./... 2>&1 \
+	timeout --foreground --kill-after=10s 15m go test -race -count=1 -timeout 14m -v ./... 2>&1 \
 		| tee .cache/test.log | sed -u -E '/^(=== |PASS$$| *--- PASS)/d'
 	@if grep -E '^ *--- SKIP' .cache/test.log; then \
 		echo "the tests above were skipped"; \

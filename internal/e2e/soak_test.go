@@ -99,6 +99,9 @@ func goroutines(p *process) map[string]int {
 	p.wait()
 	found := make(map[string]int)
 	for _, trace := range strings.Split(p.log.String(), "\ngoroutine ")[1:] {
+		if strings.HasPrefix(trace, "0 ") { // a thread's own stack, of the one that heard the signal
+			continue
+		}
 		maker := "main"
 		if m := regexp.MustCompile(`\ncreated by (\S+)`).FindStringSubmatch(trace); m != nil {
 			maker = m[1]
