@@ -266,8 +266,3 @@ func intValue(key, value string, least, most int64) (int64, error) {
 }
 
 // wordValue reads an integer of 32 bits.
-func wordValue(key, value string, into *uint32) error {
-	n, err := intValue(key, value, 0, tableMax)
-	*into = uint32(n)
-	return err
-}

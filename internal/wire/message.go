@@ -224,6 +224,29 @@ func (m Marking) append(b []byte) []byte {
 	return b
 }
 
+// take reads a member of a message if it is one of a Marking's keys, of which the first is
+// number first of those that the message may have.
+func (m *Marking) take(p *pair, first int, seen *seenKeys) error {
+	var nth int
+	var into *uint32
+	switch p.key {
+	case "mark":
+		nth, into = 0, &m.Mark
+	case "mask":
+		nth, into = 1, &m.Mask
+	case "block":
+		nth, into = 2, &m.Block
+	case "fallback":
+		nth, into = 3, &m.Fallback
+	default: // a key that nobody knows
+		return nil
+	}
+	seen.mark(first + nth)
+	n, err := intValue(p.key, p.value, 0, tableMax)
+	*into = uint32(n)
+	return err
+}
+
 // check returns an error that says what is wrong with a Marking that a datagram brought.
 func (m Marking) check() error {
 	const last = 32765 // the rule of table main follows
@@ -304,18 +327,8 @@ func parseRequest(text string) (Request, error) {
 		case "known":
 			seen.mark(9)
 			known, err = intValue("known", m.value, 0, 1)
-		case "mark":
-			seen.mark(10)
-			err = wordValue("mark", m.value, &marking.Mark)
-		case "mask":
-			seen.mark(11)
-			err = wordValue("mask", m.value, &marking.Mask)
-		case "block":
-			seen.mark(12)
-			err = wordValue("block", m.value, &marking.Block)
-		case "fallback":
-			seen.mark(13)
-			err = wordValue("fallback", m.value, &marking.Fallback)
+		default:
+			err = marking.take(m, 10, &seen)
 		}
 	}
 	r.Cmd, r.Family = Command(cmd), Family(family)
@@ -444,23 +457,13 @@ func ParseReply(data []byte) (Reply, error) {
 		case "missing":
 			seen.mark(8)
 			r.Missing, err = stringValue("missing", m.value)
-		case "mark":
-			seen.mark(9)
-			err = wordValue("mark", m.value, &r.Mark)
-		case "mask":
-			seen.mark(10)
-			err = wordValue("mask", m.value, &r.Mask)
-		case "block":
-			seen.mark(11)
-			err = wordValue("block", m.value, &r.Block)
-		case "fallback":
-			seen.mark(12)
-			err = wordValue("fallback", m.value, &r.Fallback)
 		case "code":
 			seen.mark(6)
 			var code string
 			code, err = stringValue("code", m.value)
 			r.Code = Code(code)
+		default:
+			err = r.Marking.take(m, 9, &seen)
 		}
 	}
 	if err != nil {
