@@ -322,6 +322,23 @@ func serveEcho(t *testing.T, address string) (stop func()) {
 // answers is how long a packet may take to the internet and back before it counts as lost.
 const answers = 500 * time.Millisecond
 
+// askEcho sends a packet to whoever answers with the address that it saw it come from.
+func askEcho(conn net.Conn, wait time.Duration) (seen netip.Addr, err error) {
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(wait)); err != nil {
+		return seen, err
+	}
+	if _, err := conn.Write([]byte("?")); err != nil {
+		return seen, err
+	}
+	buf := make([]byte, 64)
+	n, err := conn.Read(buf)
+	if err != nil {
+		return seen, err
+	}
+	return netip.ParseAddr(string(buf[:n]))
+}
+
 // probe sends a packet to the internet from a source address, if there is one, and from a
 // device, if there is one, and returns the address that the internet saw it come from.
 func (s *site) probe(source, device string) (seen netip.Addr, err error) {
@@ -340,18 +357,7 @@ func (s *site) probe(source, device string) (seen netip.Addr, err error) {
 		if conn, err = d.DialContext(context.Background(), "udp4", net.JoinHostPort(internet, strconv.Itoa(echoPort))); err != nil {
 			return
 		}
-		defer conn.Close()
-		if err = conn.SetDeadline(time.Now().Add(answers)); err != nil {
-			return
-		}
-		if _, err = conn.Write([]byte("?")); err != nil {
-			return
-		}
-		buf := make([]byte, 64)
-		var n int
-		if n, err = conn.Read(buf); err == nil {
-			seen, err = netip.ParseAddr(string(buf[:n]))
-		}
+		seen, err = askEcho(conn, answers)
 	})
 	return seen, err
 }

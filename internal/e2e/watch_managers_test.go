@@ -111,17 +111,9 @@ func (h *home) echo(source, target, seen string, wait time.Duration) (err error)
 		if err != nil {
 			return
 		}
-		defer conn.Close()
-		if err = conn.SetDeadline(time.Now().Add(wait)); err != nil {
-			return
-		}
-		if _, err = conn.Write([]byte("?")); err != nil {
-			return
-		}
-		buf := make([]byte, 64)
-		var n int
-		if n, err = conn.Read(buf); err == nil && string(buf[:n]) != seen {
-			err = fmt.Errorf("the internet saw it come from %s, want %s", buf[:n], seen)
+		var by netip.Addr
+		if by, err = askEcho(conn, wait); err == nil && by.String() != seen {
+			err = fmt.Errorf("the internet saw it come from %s, want %s", by, seen)
 		}
 	})
 	return err
