@@ -64,11 +64,24 @@ func (r *ruleset) readGuards() error {
 func (r *ruleset) want(table uint32) []route.Rule { return r.wantWith(r.guards, table) }
 
 func (r *ruleset) wantWith(guards []route.Rule, table uint32) []route.Rule {
-	rules := r.uplink.rules(table)
+	rules := r.uplink.strict(guards).rules(table)
 	for _, guard := range guards {
 		rules = append(rules, lookupOf(guard, table))
 	}
 	return rules
+}
+
+// strict is the uplink as what is bound to its interface makes it. A bound program that binds a socket
+// to the address itself chooses its uplink by that, and the socket carries no mark: where nothing
+// of the program may leave by another uplink, nothing may from the address. Whoever fills the table
+// without us is not surprised by that, an empty table may be all that is wanted.
+func (u Uplink) strict(guards []route.Rule) Uplink {
+	if u.Settings.placesRoutes() && u.blocks() && slices.ContainsFunc(guards, func(g route.Rule) bool {
+		return g.Action == route.Unreachable && g.Mask != 0
+	}) {
+		u.Settings.OnLoss = Block
+	}
+	return u
 }
 
 // learn takes over the marking of the session's interface.
@@ -106,6 +119,7 @@ func (l *loop) serveBound(s *session) error {
 func (l *loop) syncLookups(s *session) error {
 	var want []route.Rule
 	sessions := make(map[uint32]*session)
+	blocks := make(map[route.Rule]*session)
 	for _, other := range l.sessions {
 		if other.uplink.family() != s.uplink.family() || other.rules.marking != s.rules.marking {
 			continue
@@ -115,20 +129,40 @@ func (l *loop) syncLookups(s *session) error {
 			continue // they come with its other rules
 		}
 		sessions[other.table] = other
-		for _, guard := range s.rules.guards {
-			want = append(want, lookupOf(guard, other.table))
+		block := other.uplink.block()
+		blocks[block] = other
+		for _, r := range other.rules.want(other.table) {
+			if isLookup(r) || r == block {
+				want = append(want, r)
+			}
 		}
 	}
 	if len(sessions) == 0 {
 		return nil
 	}
-	ours := func(r route.Rule) bool { return isLookup(r) && sessions[r.Table] != nil }
+	whose := func(r route.Rule) *session {
+		if other := blocks[r]; other != nil {
+			return other
+		}
+		return sessions[r.Table]
+	}
+	ours := func(r route.Rule) bool {
+		if other := blocks[r]; other != nil {
+			return other.rules.owns(r)
+		}
+		return isLookup(r) && sessions[r.Table] != nil
+	}
 	added, deleted, err := l.kernel.SyncRules(s.uplink.family(), ours, want)
 	for _, r := range added {
-		l.log.Info("rule added", sessions[r.Table].rules.attrs(r)...)
+		l.log.Info("rule added", whose(r).rules.attrs(r)...)
 	}
 	for _, r := range deleted {
-		l.log.Info("rule removed", sessions[r.Table].rules.attrs(r)...)
+		l.log.Info("rule removed", whose(r).rules.attrs(r)...)
+	}
+	for _, other := range sessions {
+		if err == nil {
+			other.rules.noteBesides(other.rules.want(other.table))
+		}
 	}
 	return err
 }

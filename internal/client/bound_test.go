@@ -1,6 +1,7 @@
 package client
 
 import (
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -79,5 +80,42 @@ func TestOwnsLookups(t *testing.T) {
 	want := r.want(10000)
 	if got := want[len(want)-1]; got != lookupOf(guard, 10000) {
 		t.Errorf("the last rule is %s", got)
+	}
+}
+
+// TestStrict: nothing may leave from an address but by its table while programs are bound to its
+// interface that may not.
+func TestStrict(t *testing.T) {
+	marked := route.Traffic{Mark: testMarking.Mark, Mask: testMarking.Mask}
+	for _, tt := range []struct {
+		name   string
+		guards []route.Rule
+		routes RoutesMode
+		source uint32
+		want   bool
+	}{
+		{"nothing is bound", nil, CopyRoutes, 10000, false},
+		{"programs", []route.Rule{guardOf(testMarking, testUser, Block), guardOf(testMarking, marked, Block)}, CopyRoutes, 10000, true},
+		{"programs, and routes are moved", []route.Rule{guardOf(testMarking, marked, Block)}, MoveRoutes, 10000, true},
+		{"programs that may leave by others", []route.Rule{guardOf(testMarking, marked, Fallback)}, CopyRoutes, 10000, false},
+		{"a user, who is bound whatever the address", []route.Rule{guardOf(testMarking, testUser, Block)}, CopyRoutes, 10000, false},
+		{"others place the routes", []route.Rule{guardOf(testMarking, marked, Block)}, NoRoutes, 10000, false},
+		{"no room", []route.Rule{guardOf(testMarking, marked, Block)}, CopyRoutes, 1<<32 - 1, false},
+	} {
+		u := Uplink{
+			Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}, Priorities: Priorities{tt.source, 20000, 91000},
+			Settings: Settings{Routes: tt.routes, OnLoss: Fallback},
+		}
+		r := ruleset{uplink: u, guards: tt.guards}
+		if got := slices.Contains(r.want(10000), u.block()); got != tt.want {
+			t.Errorf("%s: blocked: %v", tt.name, got)
+		}
+		if got := len(u.strict(tt.guards).guard()) > 0; got != tt.want {
+			t.Errorf("%s: guarded while awaited: %v", tt.name, got)
+		}
+		u.Settings.OnLoss = Block
+		if u = u.strict(tt.guards); u.Settings.OnLoss != Block {
+			t.Errorf("%s: an address of its own choice is not blocked", tt.name)
+		}
 	}
 }

@@ -294,7 +294,7 @@ func (l *loop) do(s *session, a action) {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case guard:
-		if err := s.clear(s.uplink.guard()...); err != nil {
+		if err := s.clear(s.uplink.strict(s.rules.guards).guard()...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case fallBack:

@@ -128,8 +128,13 @@ func (r *ruleset) sync(table uint32, want []route.Rule) error {
 	if err != nil {
 		return fmt.Errorf("rules of %s: %w", r.uplink, err)
 	}
-	r.besides = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !beside(rule) })
+	r.noteBesides(want)
 	return nil
+}
+
+// noteBesides remembers which rules to elsewhere than the table are there for this uplink.
+func (r *ruleset) noteBesides(want []route.Rule) {
+	r.besides = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !beside(rule) })
 }
 
 // sweep removes what stands beside the rules of prefixes that nobody has any more.

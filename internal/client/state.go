@@ -2,7 +2,6 @@ package client
 
 import (
 	"errors"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -46,7 +45,7 @@ func (s *session) install(table uint32) error {
 // packets would find no route, and leave by another uplink.
 func (s *session) guarded() Uplink {
 	u := s.uplink
-	if u.Settings.placesRoutes() && !s.filled && u.Priorities.Source != math.MaxUint32 {
+	if u.Settings.placesRoutes() && !s.filled && u.blocks() {
 		u.Settings.OnLoss = Block
 	}
 	return u

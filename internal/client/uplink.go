@@ -6,6 +6,7 @@ package client
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -107,6 +108,9 @@ func (u Uplink) rules(table uint32) []route.Rule {
 	}
 	return append(rules, unbound)
 }
+
+// blocks tells whether there is a place for block.
+func (u Uplink) blocks() bool { return u.Priorities.Source != math.MaxUint32 }
 
 // block is the rule that lets nothing leave from the address by another uplink.
 func (u Uplink) block() route.Rule {

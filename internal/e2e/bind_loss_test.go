@@ -110,6 +110,84 @@ func TestBindLoss(t *testing.T) {
 	}
 }
 
+// TestBindLossOwnAddress: a socket that a bound program binds to the address of its uplink carries no mark
+// any more, and leaves by no other uplink either.
+func TestBindLossOwnAddress(t *testing.T) {
+	c := newCrossingAlone(t)
+	sysctl(t, c.ns, "net/ipv6/conf/wan1/keep_addr_on_down", "1") // else IPv6 addresses go with the link, and nothing can be sent from them
+	server := c.serve()
+	watch := c.watch("--routes", "copy")
+	c.waitTables(0)
+	c.waitTables(1)
+	rules := append(c.rules(), c.rules6()...)
+	inet, inet6 := at(1)
+	p := c.bound("wan1")
+	type end struct{ family, source, far string }
+	ends := []end{{"4", inet, far4}, {"6", "[" + inet6 + "]", far6}}
+	open := func() {
+		for _, e := range ends {
+			seen := strings.Trim(e.source, "[]")
+			c.only(1, func() {
+				for _, kind := range []string{"tcp", "mptcp"} {
+					p.want(seen, "new %[4]s%[1]s %[4]s%[1]s\nbind %[4]s%[1]s %[2]s:0\nconnect %[4]s%[1]s %[3]s\nask %[4]s%[1]s", e.family, e.source, e.far, kind)
+				}
+				p.want(seen, "new udp%[1]s udp%[1]s\nbind udp%[1]s %[2]s:0\nask udp%[1]s %[3]s", e.family, e.source, e.far)
+			})
+		}
+	}
+	nothing := func() {
+		for _, e := range ends {
+			c.nothing(func() {
+				for _, kind := range []string{"tcp", "mptcp"} {
+					p.do("try %s%s", kind, e.family)
+					p.want("ENETUNREACH", "new s %s%s\nbind s %s:0\nconnect s %s", kind, e.family, e.source, e.far)
+				}
+				p.want("ENETUNREACH", "try udp%s %s", e.family, e.far)
+				p.want("ENETUNREACH", "new s udp%s\nbind s %s:0\nask s %s", e.family, e.source, e.far)
+				p.want("ENETUNREACH", "new s udp%s\nbind s %s:0\nconnect s %s", e.family, e.source, e.far)
+			})
+			p.want("ok", "close tcp%[1]s\nclose mptcp%[1]s\nclose udp%[1]s", e.family)
+		}
+	}
+	for _, tt := range []struct{ name, lose, find string }{
+		{"no default routes", "route del default dev wan1\n-6 route del default dev wan1", ""},
+		{"link down", "link set wan1 down", "link set wan1 up"},
+	} {
+		t.Log(tt.name)
+		open()
+		for line := range strings.Lines(tt.lose) {
+			c.ns.IP(t, line)
+		}
+		c.blocked(p, "4", "6")
+		nothing()
+		if tt.find != "" {
+			c.ns.IP(t, tt.find)
+		}
+		c.address(1)
+		c.waitLeaves(p, 1)
+	}
+
+	// Nobody is there who could do anything.
+	open()
+	server.kill()
+	watch.kill()
+	c.emptyTables()
+	c.blocked(p, "4", "6")
+	nothing()
+
+	// All is as before once nothing is bound any more.
+	c.serve()
+	c.watch("--routes", "copy")
+	c.waitLeaves(p, 1)
+	c.must("unbind", "--all")
+	eventually(t, "the rules are as before", func() error {
+		if diff := unordered(append(c.rules(), c.rules6()...), rules); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
+
 // TestBindOneFamily: an uplink with one family only. The other one does not leave by another uplink.
 func TestBindOneFamily(t *testing.T) {
 	c := newCrossing(t)
@@ -157,14 +235,7 @@ func TestBindKilled(t *testing.T) {
 	watch.kill()
 	c.leaves(p, 1)
 	// Nobody is there who would mend this.
-	for _, family := range []string{"-4", "-6"} {
-		for _, rule := range append(c.rules(), c.rules6()...) {
-			f := strings.Fields(rule)
-			if f[0] == "10000:" {
-				_, _ = c.ns.Output("ip", family, "route", "flush", "table", f[4]) // of one family each
-			}
-		}
-	}
+	c.emptyTables()
 	c.ns.IP(t, "route del default dev wan1")
 	c.ns.IP(t, "-6 route del default dev wan1")
 	c.blocked(p, "4", "6")
@@ -184,6 +255,19 @@ func TestBindKilled(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// emptyTables takes all routes out of the leased tables.
+func (c *crossing) emptyTables() {
+	c.t.Helper()
+	for _, family := range []string{"-4", "-6"} {
+		for _, rule := range append(c.rules(), c.rules6()...) {
+			f := strings.Fields(rule)
+			if f[0] == "10000:" {
+				_, _ = c.ns.Output("ip", family, "route", "flush", "table", f[4]) // of one family each
+			}
+		}
+	}
 }
 
 // TestBindMany: a thousand runs leave nothing behind.
@@ -209,11 +293,11 @@ func TestBindMany(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	for _, rule := range append(c.rules(), c.rules6()...) {
-		if strings.Count(strings.Join(rules, "\n"), rule) == 0 && !strings.Contains(rule, "fwmark") {
+		if strings.Count(strings.Join(rules, "\n"), rule) == 0 && !strings.Contains(rule, "fwmark") && !strings.Contains(rule, "unreachable") {
 			t.Errorf("one rule more: %s", rule)
 		}
 	}
-	if got, want := len(append(c.rules(), c.rules6()...)), len(rules)+4; got != want { // those of wan0
+	if got, want := len(append(c.rules(), c.rules6()...)), len(rules)+6; got != want { // those of wan0
 		t.Errorf("%d rules, want %d", got, want)
 	}
 	c.must("unbind", "--all")

@@ -143,6 +143,7 @@ type probe struct {
 	uid    int
 	port   int // 0: the first
 	device string
+	source string // an address
 }
 
 // seen is the address from which the internet sees a probe, or why it does not.
@@ -190,6 +191,16 @@ func (b probe) ask() (string, error) {
 	}
 	if b.device != "" {
 		if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, b.device); err != nil {
+			return "", err
+		}
+	}
+	if b.source != "" {
+		addr := netip.MustParseAddr(b.source)
+		source := unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.As16()})
+		if addr.Is4() {
+			source = &unix.SockaddrInet4{Addr: addr.As4()}
+		}
+		if err := unix.Bind(fd, source); err != nil {
 			return "", err
 		}
 	}
@@ -317,12 +328,13 @@ func (p *pair) mustBind(ifname string, onLoss client.OnLoss, traffic ...route.Tr
 	return b
 }
 
-// boundRules are the rules of both families that select by more than addresses and links.
+// boundRules are the rules of both families that select by more than addresses and links, or let
+// nothing pass.
 func (p *pair) boundRules() (rules []string) {
 	p.t.Helper()
 	for family, all := range map[string][]string{"4 ": p.rules(), "6 ": p.rules6()} {
 		for _, r := range all {
-			if strings.Contains(r, "fwmark") || strings.Contains(r, "uidrange") || strings.Contains(r, "ipproto") {
+			if strings.Contains(r, "fwmark") || strings.Contains(r, "uidrange") || strings.Contains(r, "ipproto") || strings.Contains(r, "unreachable") {
 				rules = append(rules, family+r)
 			}
 		}
@@ -365,7 +377,7 @@ func TestBound(t *testing.T) {
 				}
 			}
 			rules := p.boundRules()
-			if len(rules) != 2*2*4 {
+			if len(rules) != 2*(2*4+1) {
 				t.Fatalf("rules are %s", strings.Join(rules, "\n"))
 			}
 
@@ -394,6 +406,9 @@ func TestBound(t *testing.T) {
 			for _, family := range []string{"-4", "-6"} {
 				p.ns.IP(t, family+" rule del pref 9002 uidrange 4711-4711")
 				p.ns.IP(t, family+" rule del pref 15002")
+				if how == "watch" { // which puts back all rules
+					p.ns.IP(t, family+" rule del pref 10001")
+				}
 			}
 			eventually(t, "the lookups are back", func() error {
 				if diff := unordered(p.boundRules(), rules); diff != "" {
@@ -439,7 +454,7 @@ func TestBound(t *testing.T) {
 				return
 			}
 			for _, r := range p.boundRules() {
-				if strings.Contains(r, "lookup") {
+				if strings.Contains(r, "lookup") || strings.Contains(r, " 10001:") {
 					t.Errorf("rule stays behind: %s", r)
 				}
 			}
@@ -465,7 +480,14 @@ func TestBoundLoss(t *testing.T) {
 
 			// One family goes, with its lease.
 			p.ns.IP(t, "address del "+p.addr(1, 6)+"/64 dev wan1")
-			p.waitNotServed(p.addr(1, 6))
+			eventually(t, "IPv6 is not served", func() error {
+				for _, rule := range p.rules6() {
+					if strings.Contains(rule, "from "+p.addr(1, 6)+" lookup") {
+						return errors.New(rule)
+					}
+				}
+				return nil
+			})
 			p.waitSeen("block without IPv6", probe{family: 6, mark: strict.Mark()}, unreachable)
 			p.waitSeen("fallback without IPv6", probe{family: 6, mark: loose.Mark()}, p.addr(0, 6))
 			p.wantSeen("block, the other family", probe{family: 4, mark: strict.Mark()}, p.addr(1, 4))
@@ -475,6 +497,7 @@ func TestBoundLoss(t *testing.T) {
 			p.wantSeen("block with the link down", probe{family: 4, mark: strict.Mark()}, unreachable)
 			p.wantSeen("block with the link down", probe{family: 6, mark: strict.Mark()}, unreachable)
 			p.waitSeen("fallback with the link down", probe{family: 4, mark: loose.Mark()}, p.addr(0, 4))
+			p.wantSeen("from the address, with the link down", probe{family: 4, source: p.addr(1, 4)}, unreachable)
 
 			// All come back, and so does what is bound.
 			p.ns.IP(t, "link set wan1 up")
@@ -692,11 +715,13 @@ func TestBoundSharedAndMissing(t *testing.T) {
 	}
 	// The second learns of it with its lease, without being told. No routes: the first serves.
 	p.lease("10.2.0.3", "wan1")
+	// Nor does it stop its address, whose table somebody else may fill.
 	lookups := []string{"4 9002: from all fwmark 0x2000000/0xff000000 lookup 10000 proto 116",
 		"4 9002: from all fwmark 0x2000000/0xff000000 lookup 10001 proto 116"}
 	guards := []string{"4 9003: from all fwmark 0x2000000/0xff000000 unreachable proto 116",
 		"6 9003: from all fwmark 0x2000000/0xff000000 unreachable proto 116"}
-	if diff := unordered(p.boundRules(), append(lookups, guards...)); diff != "" {
+	own := "4 10001: from 10.2.0.2 unreachable proto 116"
+	if diff := unordered(p.boundRules(), append(slices.Clone(lookups), append(guards, own)...)); diff != "" {
 		t.Errorf("rules: %s", diff)
 	}
 	p.wantSeen("bound", probe{family: 4, mark: b.Mark()}, p.addr(1, 4))
