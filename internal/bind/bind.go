@@ -1,5 +1,5 @@
 // Package bind binds processes to an uplink. It hides control groups and the BPF programs in them:
-// seven small ones, assembled here, that put every new socket of a cgroup's processes under the mark
+// small ones, assembled here, that put every new socket of a cgroup's processes under the mark
 // of an interface, so that a rule for that mark chooses route and source address. Programs live as
 // long as their cgroup and need nobody who keeps them. All of it needs root.
 package bind
@@ -23,6 +23,9 @@ func (m Mark) String() string { return fmt.Sprintf("%#x/%#x", m.Value, m.Mask) }
 // out is what a socket has whose process was detached: no uplink's mark, yet not none, which the
 // programs of the cgroup that it was made in would fill in.
 func (m Mark) out() uint32 { return m.Mask & -m.Mask }
+
+// fallback tells whether what has the mark may use other uplinks.
+func (m Mark) fallback() bool { return m.Value&m.out() != 0 }
 
 func (m Mark) check() error {
 	if m.Value&^m.Mask != 0 || m.Value&^m.out() == 0 {

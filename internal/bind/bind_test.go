@@ -114,7 +114,7 @@ func (c *child) want(want, format string, args ...any) {
 }
 
 // subject carries out commands: "NAME socket tcp4", "NAME bind ADDR", "NAME connect ADDR:PORT",
-// "NAME listen", "NAME set MARK", "NAME mark". It answers with the mark of the socket, or an error.
+// "NAME send ADDR:PORT", "NAME listen", "NAME set MARK", "NAME mark". It answers with the mark of the socket, or an error.
 func subject(in io.Reader) {
 	sockets := make(map[string]int)
 	lines := bufio.NewScanner(in)
@@ -144,13 +144,16 @@ func subjectDo(sockets map[string]int, name, what, arg string) (err error) {
 			"mptcp4": {unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP},
 		}[arg]
 		sockets[name], err = unix.Socket(kind[0], kind[1], kind[2])
-	case "bind", "connect":
+	case "bind", "connect", "send":
 		sa, err := subjectAddress(fd, arg)
 		if err != nil {
 			return err
 		}
-		if what == "bind" {
+		switch what {
+		case "bind":
 			return unix.Bind(fd, sa)
+		case "send":
+			return unix.Sendto(fd, []byte("?"), 0, sa)
 		}
 		return unix.Connect(fd, sa)
 	case "listen":
@@ -260,6 +263,48 @@ func TestPrograms(t *testing.T) {
 	p.want(m, "c connect [::1]:9")
 }
 
+// A socket whose bind to an address failed has lost its mark, and gets it back before anything is sent.
+func TestFailedBind(t *testing.T) {
+	c := testCgroups(t)
+	addresses(t)
+	const none, refused = "0x0", "operation not permitted"
+	for _, tt := range []struct {
+		mark        Mark
+		have, first string // what a socket gets, and what becomes of the first datagram
+	}{{testMark, "0x2000000", refused}, {Mark{0x03000000, 0xff000000}, "0x3000000", "0x3000000"}} {
+		dir := "/ta-" + tt.have
+		if _, err := c.place(-1, dir, tt.mark); err != nil {
+			t.Fatal(err)
+		}
+		p := startIn(t, c.file(dir))
+		for _, s := range []struct{ kind, absent, here, to string }{
+			{"udp4", "192.0.2.77:0", "192.0.2.1:0", "127.0.0.1:9"},
+			{"udp6", "[2001:db8::77]:0", "[2001:db8::1]:0", "[::1]:9"},
+			{"udp6", "[::ffff:192.0.2.77]:0", "[::ffff:192.0.2.1]:0", "[::ffff:127.0.0.1]:9"},
+		} {
+			p.want(tt.have, "f socket %s", s.kind)
+			p.want("cannot assign requested address", "f bind %s", s.absent)
+			p.want(none, "f mark")
+			p.want(tt.first, "f send %s", s.to)
+			p.want(tt.have, "f mark")
+			p.want(tt.have, "f send %s", s.to)
+			p.want("invalid argument", "f bind %s", s.here) // it has a port by now
+			p.want(none, "f mark")
+			p.want(tt.have, "f connect %s", s.to)
+
+			// One that has the address sends as ever, and so does one that was taken out.
+			p.want(tt.have, "f socket %s", s.kind)
+			p.want(none, "f bind %s", s.here)
+			p.want(none, "f send %s9", strings.TrimSuffix(s.here, "0"))
+		}
+		p.want(tt.have, "out socket udp4")
+		if _, err := c.Detach(p.cmd.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		p.want("0x1000000", "out send 127.0.0.1:9")
+	}
+}
+
 // A kernel that does not ask the programs is noticed.
 func TestVerify(t *testing.T) {
 	if err := verify(testMark); err == nil || !strings.Contains(err.Error(), "net_cls") {
@@ -320,15 +365,18 @@ func TestInstallTwice(t *testing.T) {
 		return programIDs(t, c.file("/ta-wan0"))
 	}
 	first := place(testMark)
-	if len(first) != 7 {
-		t.Errorf("programs: %d, want 7", first)
+	all := len(hooks(testMark))
+	if len(first) != all {
+		t.Errorf("programs: %d, want %d", first, all)
 	}
 	if again := place(testMark); !slices.Equal(first, again) {
 		t.Errorf("the same again: got programs %d, want %d", again, first)
 	}
 	// For another mark those that set it are replaced. One that came twice goes.
 	second := place(otherMark)
-	if len(second) != 7 || !slices.Equal(first[3:], second[3:]) || slices.ContainsFunc(first[:3], func(id ebpf.ProgramID) bool { return slices.Contains(second, id) }) {
+	const sets = 5 // create, connect, sendmsg
+	if len(second) != all || !slices.Equal(first[sets:], second[sets:]) ||
+		slices.ContainsFunc(first[:sets], func(id ebpf.ProgramID) bool { return slices.Contains(second, id) }) {
 		t.Errorf("another mark: got programs %d, before %d", second, first)
 	}
 	startIn(t, c.file("/ta-wan0")).want("0x5000000", "a socket tcp4")
@@ -347,11 +395,11 @@ func TestInstallTwice(t *testing.T) {
 		}
 		program.Close()
 		file.Close()
-		if ids := programIDs(t, c.file("/ta-wan0")); len(ids) != 8 {
-			t.Fatalf("programs: %d, want 8", ids)
+		if ids := programIDs(t, c.file("/ta-wan0")); len(ids) != all+1 {
+			t.Fatalf("programs: %d, want %d", ids, all+1)
 		}
-		if ids := place(m); len(ids) != 7 {
-			t.Errorf("programs after one too many: %d, want 7", ids)
+		if ids := place(m); len(ids) != all {
+			t.Errorf("programs after one too many: %d, want %d", ids, all)
 		}
 	}
 }
@@ -380,7 +428,7 @@ func TestMissing(t *testing.T) {
 		if err != nil || len(missing) != 1 || missing[0].Program != all[at].spec.Name || missing[0].Lost == "" || missing[0].Err == nil {
 			t.Errorf("without %s: got %+v, %v", all[at].spec.Name, missing, err)
 		}
-		if ids := programIDs(t, dir); len(ids) != 6 {
+		if ids := programIDs(t, dir); len(ids) != len(all)-1 {
 			t.Errorf("without %s: %d programs", all[at].spec.Name, len(ids))
 		}
 		startIn(t, dir).want("0x2000000", "a socket tcp4")
@@ -632,7 +680,7 @@ func TestPin(t *testing.T) {
 	for _, m := range []Mark{otherMark, testMark} { // the second takes the place of the first
 		for _, u := range []Uplink{wan0, soft} {
 			values, missing, err := Pin(u, m)
-			if err != nil || len(missing) != 0 || len(values) != 7 {
+			if err != nil || len(missing) != 0 || len(values) != len(hooks(m)) {
 				t.Fatal(values, missing, err)
 			}
 			if want := "sock_create:/sys/fs/bpf/table-allocator/" + u.String() + "/sock_create"; values[0] != want {
@@ -711,8 +759,8 @@ func BenchmarkInstall(b *testing.B) {
 	})
 }
 
-// BenchmarkConnect is what a program pays for being bound, beside one that is not: nobody answers,
-// and nothing is sent.
+// BenchmarkConnect is what a program pays for being bound, beside one that is not. Nobody answers;
+// datagrams without a connection end on the loopback.
 func BenchmarkConnect(b *testing.B) {
 	c, err := Open()
 	if err != nil {
@@ -747,6 +795,18 @@ func BenchmarkConnect(b *testing.B) {
 				defer unix.Close(fd)
 				for b.Loop() {
 					if err := unix.Connect(fd, family.to); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+			b.Run("sendto/"+family.name+where, func(b *testing.B) {
+				fd, err := unix.Socket(family.of, unix.SOCK_DGRAM, 0)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer unix.Close(fd)
+				for b.Loop() {
+					if err := unix.Sendto(fd, []byte("?"), 0, family.to); err != nil {
 						b.Fatal(err)
 					}
 				}

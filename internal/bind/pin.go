@@ -21,6 +21,8 @@ var pinNames = map[ebpf.AttachType]string{
 	ebpf.AttachCGroupInet6Connect:   "connect6",
 	ebpf.AttachCGroupInet4Bind:      "bind4",
 	ebpf.AttachCGroupInet6Bind:      "bind6",
+	ebpf.AttachCGroupUDP4Sendmsg:    "sendmsg4",
+	ebpf.AttachCGroupUDP6Sendmsg:    "sendmsg6",
 	ebpf.AttachCGroupSockOps:        "sock_ops",
 	ebpf.AttachCGroupSetsockopt:     "setsockopt",
 }

@@ -24,9 +24,11 @@ const (
 	sockSrc4 = 24
 	sockSrc6 = 28
 
-	addrUser4  = 4
-	addrUser6  = 8
-	addrSocket = 64
+	addrUser4   = 4
+	addrUser6   = 8
+	addrSource4 = 40
+	addrSource6 = 44
+	addrSocket  = 64
 
 	opsOp     = 0
 	opsSocket = 184
@@ -49,7 +51,7 @@ const passage = 0x74615f6d
 //
 // "Our bits" of a socket's mark are those under m.Mask. What is already in them stays: in a cgroup
 // inside of another one the inner program comes first, and a socket that was taken out is out. No
-// program refuses anything.
+// program refuses anything but those for datagrams, and that once for a socket.
 func hooks(m Mark) []hook {
 	const allow = "allow"
 	end := asm.Instructions{
@@ -159,6 +161,32 @@ func hooks(m Mark) []hook {
 		label(unlessSource4, "mapped"), label(clearMark, explicit), end,
 	)
 
+	// A bind that fails has lost the socket its mark all the same, and of datagrams without a connection
+	// none goes past the programs for connect. The kernel has read the mark of this one already: it may
+	// leave only if others may be used.
+	var verdict int32
+	if m.fallback() {
+		verdict = 1
+	}
+	sendmsg := func(source ...int16) asm.Instructions {
+		code := join(
+			asm.Instructions{
+				asm.Mov.Reg(asm.R6, asm.R1),
+				asm.LoadMem(asm.R7, asm.R6, addrSocket, asm.DWord),
+				asm.LoadMem(asm.R1, asm.R7, sockMark, asm.Word),
+			},
+			unlessMarked,
+		)
+		for _, offset := range source {
+			code = append(code,
+				asm.LoadMem(asm.R2, asm.R6, offset, asm.Word),
+				asm.JNE.Imm(asm.R2, 0, allow))
+		}
+		return join(code,
+			asm.Instructions{asm.Or.Imm32(asm.R1, int32(m.Value))}, setMark,
+			asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()}, end)
+	}
+
 	listen := join(
 		asm.Instructions{
 			asm.Mov.Reg(asm.R6, asm.R1),
@@ -218,6 +246,7 @@ func hooks(m Mark) []hook {
 	}
 	const (
 		mptcp = "MPTCP connections leave by any uplink"
+		stray = "datagrams of sockets whose bind to an address failed leave by any uplink"
 		bound = "sockets bound to an address of another uplink get no answers"
 	)
 	return []hook{
@@ -225,6 +254,9 @@ func hooks(m Mark) []hook {
 		program("ta_connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, connect(sockSrc4), mptcp),
 		program("ta_connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect,
 			connect(sockSrc6, sockSrc6+4, sockSrc6+8, sockSrc6+12), mptcp),
+		program("ta_sendmsg4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, sendmsg(addrSource4), stray),
+		program("ta_sendmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg,
+			sendmsg(addrSource6, addrSource6+4, addrSource6+8, addrSource6+12), stray),
 		program("ta_bind4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Bind, bind4, bound),
 		program("ta_bind6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Bind, bind6, bound),
 		program("ta_listen", ebpf.SockOps, ebpf.AttachCGroupSockOps, listen,

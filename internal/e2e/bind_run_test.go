@@ -113,6 +113,37 @@ func TestBindExplicit(t *testing.T) {
 	c.only(1, func() { p.want(inet1, "new s tcp4\ndevice s wan1\nconnect s %s\nask s", far4) })
 }
 
+// TestBindFailedBind: a socket that has not got the address that it wanted leaves by the uplink, as if it
+// had not asked.
+func TestBindFailedBind(t *testing.T) {
+	c := newCrossing(t)
+	p, soft := c.bound("wan1"), c.bound("wan1", "--on-loss", "fallback")
+	for _, tt := range []struct{ family, own, none, far, first, seen string }{
+		{"4", "10.2.0.2", "10.2.0.77", far4, "10.1.0.2", "10.2.0.2"},
+		{"6", "[fd02::2]", "[fd02::77]", far6, "fd01::2", "fd02::2"},
+	} {
+		p.want("ok", "new owner udp%s\nbind owner %s:0", tt.family, tt.own)
+		for errno, addr := range map[string]string{"EADDRNOTAVAIL": tt.none + ":0", "EADDRINUSE": tt.own + ":" + p.do("port owner")} {
+			c.nothing(func() {
+				p.want(errno, "new u udp%s\nbind u %s", tt.family, addr)
+				p.want("EPERM", "ask u %s", tt.far)
+			})
+			c.only(1, func() { p.want(tt.seen, "ask u %s", tt.far) })
+			for _, kind := range []string{"udp", "tcp"} { // who connects notices nothing
+				if kind == "tcp" && errno == "EADDRINUSE" {
+					continue // a port of UDP is none of TCP
+				}
+				p.want(errno, "new s %s%s\nbind s %s", kind, tt.family, addr)
+				c.only(1, func() { p.want(tt.seen, "connect s %s\nask s", tt.far) })
+			}
+			soft.want(errno, "new s udp%s\nbind s %s", tt.family, addr)
+			c.only(0, func() { soft.want(tt.first, "ask s %s", tt.far) })
+			c.only(1, func() { soft.want(tt.seen, "ask s %s", tt.far) })
+		}
+		p.want("ok", "close owner")
+	}
+}
+
 // TestBindServers: what listens answers by the uplink that it was asked over.
 func TestBindServers(t *testing.T) {
 	c := newCrossing(t)

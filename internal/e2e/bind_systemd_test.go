@@ -28,7 +28,7 @@ func TestBindSystemd(t *testing.T) {
 
 	must("sh", "-c", "mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf")
 	properties := strings.Fields(must(client, "bind", "--ifname", "wan0", "--pin"))
-	if len(properties) != 7 {
+	if len(properties) != 9 {
 		t.Fatalf("lines for a unit: %q", properties)
 	}
 	args := []string{"--unit=pinned", "--wait", "--quiet"}
