@@ -4,7 +4,6 @@ package allocator
 
 import (
 	"container/heap"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -488,20 +487,19 @@ func (a *Allocator) Next() int64 {
 
 // flush writes what a commit waits for, and up to most others, the oldest first.
 func (a *Allocator) flush(now int64, most int) error {
-	ctx := context.Background()
 	behind := a.dirty[:min(len(a.dirty), most)]
 	var err error
 	switch {
 	case a.store.astray():
 		behind = a.dirty
-		err = a.restore(ctx, now)
+		err = a.restore(now)
 	case a.store.overwritten():
 		behind = a.dirty
-		if err = a.store.amend(ctx, now, a.utc(), a.all()); err == nil {
+		if err = a.store.amend(now, a.utc(), a.all()); err == nil {
 			a.log.Warn("another program wrote to the database; its leases are written again", "path", a.store.path, "leases", len(a.due))
 		}
 	default:
-		err = a.store.save(ctx, now, a.utc(), a.fresh, behind)
+		err = a.store.save(now, a.utc(), a.fresh, behind)
 	}
 	if err != nil {
 		a.retryAt = now + retryAfter
@@ -513,14 +511,14 @@ func (a *Allocator) flush(now int64, most int) error {
 
 // restore makes a database anew where there is none any more, and writes all that is known
 // into it. What cannot be helped is lost: preferences for tables that are in no pool now.
-func (a *Allocator) restore(ctx context.Context, now int64) error {
+func (a *Allocator) restore(now int64) error {
 	if err := a.store.vacate(); err != nil {
 		return err
 	}
-	next, err := openStore(ctx, a.store.path, a.store.boot, a.log)
+	next, err := openStore(a.store.path, a.store.boot, a.log)
 	a.store = next // also if that failed: the file that it made is ours to try again
 	if err == nil {
-		err = a.store.fill(ctx, a.all(), a.marks.byIfname, now, a.utc(), a.log)
+		err = a.store.fill(a.all(), a.marks.byIfname, now, a.utc(), a.log)
 	}
 	if err != nil {
 		return errors.Join(err, next.close())

@@ -3,6 +3,7 @@ package allocator
 import (
 	"bytes"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -51,7 +52,7 @@ func start(t testing.TB, cfg Config) *host {
 func (h *host) open() {
 	h.t.Helper()
 	h.log = &bytes.Buffer{}
-	a, err := Open(h.t.Context(), h.cfg, h.now, slog.New(slog.NewTextHandler(h.log, nil)))
+	a, err := Open(h.cfg, h.now, slog.New(slog.NewTextHandler(h.log, nil)))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -468,7 +469,7 @@ func TestPools(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := config(t, c.pools)
-			a, err := Open(t.Context(), cfg, 1000, slog.New(slog.DiscardHandler))
+			a, err := Open(cfg, 1000, slog.New(slog.DiscardHandler))
 			if c.want == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -812,7 +813,10 @@ func TestWriteFails(t *testing.T) {
 }
 
 func readPragma(h *host, pragma string) (value string) {
-	if err := h.store.conn.QueryRowContext(h.t.Context(), "PRAGMA "+pragma).Scan(&value); err != nil {
+	if err := h.store.db.query("PRAGMA "+pragma, func(row []driver.Value) error {
+		value = fmt.Sprint(row[0])
+		return nil
+	}); err != nil {
 		h.t.Fatal(err)
 	}
 	return value
@@ -822,7 +826,7 @@ func readPragma(h *host, pragma string) (value string) {
 func TestFailedWritesDoNotPileUp(t *testing.T) {
 	h := start(t, config(t, inet(10000, 3)))
 	db := peer(t, h.cfg.Path)
-	if err := h.store.exec(t.Context(), "PRAGMA busy_timeout = 0"); err != nil {
+	if err := h.store.db.exec("PRAGMA busy_timeout = 0"); err != nil {
 		t.Fatal(err)
 	}
 	mustExec(t, db, "BEGIN IMMEDIATE")

@@ -7,7 +7,7 @@ import (
 )
 
 func benchmark(b *testing.B, cfg Config) *Allocator {
-	a, err := Open(b.Context(), cfg, 1000, slog.New(slog.DiscardHandler))
+	a, err := Open(cfg, 1000, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -20,7 +20,7 @@ func benchmark(b *testing.B, cfg Config) *Allocator {
 }
 
 func BenchmarkGrant(b *testing.B) {
-	for _, size := range []int{1, 64} {
+	for _, size := range []int{1, 8, 64} {
 		b.Run(fmt.Sprint("batch=", size), func(b *testing.B) {
 			a := benchmark(b, config(b, inet(256, 1<<32-256)))
 			batch := make([]Op, size)
@@ -39,7 +39,7 @@ func BenchmarkGrant(b *testing.B) {
 
 func BenchmarkRenew(b *testing.B) {
 	for _, held := range []int{64, 5000} {
-		for _, size := range []int{1, 64} {
+		for _, size := range []int{1, 8, 64} {
 			b.Run(fmt.Sprintf("held=%d/batch=%d", held, size), func(b *testing.B) {
 				a := benchmark(b, config(b, inet(10000, uint64(held))))
 				all := make([]Op, held)
@@ -77,5 +77,32 @@ func BenchmarkTick(b *testing.B) {
 		if _, err := a.Tick(1000 + 2*n + 1); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkOpen is a restart with as many leases as anybody has.
+func BenchmarkOpen(b *testing.B) {
+	cfg := config(b, inet(10000, 60_000))
+	a, err := Open(cfg, 1000, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	all := make([]Op, 60_000)
+	for i := range all {
+		all[i] = Op{Key: Key{Inet, "eth0", fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)}}
+	}
+	if err := a.Commit(a.Decide(1000, all)); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if err := a.Close(1000); err != nil {
+			b.Fatal(err)
+		}
+		if a, err = Open(cfg, 1000, slog.New(slog.DiscardHandler)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := a.Close(1000); err != nil {
+		b.Fatal(err)
 	}
 }

@@ -61,7 +61,7 @@ func (d *damage) try(t *testing.T, what string, files map[string][]byte, all boo
 	}
 	d.all++
 	log := &bytes.Buffer{}
-	a, err := Open(t.Context(), d.cfg, 1010, slog.New(slog.NewTextHandler(log, nil)))
+	a, err := Open(d.cfg, 1010, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		d.refused++
 		if !strings.HasPrefix(err.Error(), "open database "+d.cfg.Path+": ") {
@@ -103,7 +103,7 @@ func (d *damage) try(t *testing.T, what string, files map[string][]byte, all boo
 	if err := a.Close(1010); err != nil {
 		t.Errorf("%s: close: %v", what, err)
 	}
-	if a, err = Open(t.Context(), d.cfg, 1010, slog.New(slog.DiscardHandler)); err != nil {
+	if a, err = Open(d.cfg, 1010, slog.New(slog.DiscardHandler)); err != nil {
 		t.Errorf("%s: opened again: %v", what, err)
 	} else if err := a.Close(1010); err != nil {
 		t.Errorf("%s: close: %v", what, err)

@@ -1,7 +1,7 @@
 package allocator
 
 import (
-	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"strings"
@@ -93,35 +93,29 @@ func (m *marks) choose(inUse func(index uint32) bool) uint32 {
 }
 
 func (a *Allocator) saveMark(now int64, ifname string, m mark) error {
-	ctx := context.Background()
 	if a.store.astray() {
 		a.abandon()
 		if err := a.flush(now, flushMost); err != nil {
 			return err
 		}
 	}
-	return a.store.transact(ctx, func() error { return a.store.putMark(ctx, ifname, m) })
+	return a.store.transact(func() error { return a.store.putMark(ifname, m) })
 }
 
-func (s *store) putMark(ctx context.Context, ifname string, m mark) error {
-	return s.exec(ctx, "INSERT OR REPLACE INTO marks (ifname, idx, used) VALUES (?, ?, ?)", ifname, m.index, m.used)
+func (s *store) putMark(ifname string, m mark) error {
+	return s.db.exec("INSERT OR REPLACE INTO marks (ifname, idx, used) VALUES (?, ?, ?)", ifname, int64(m.index), m.used)
 }
 
 // loadMarks reads the marks that interfaces have.
-func (a *Allocator) loadMarks(ctx context.Context, which Marks) error {
+func (a *Allocator) loadMarks(which Marks) error {
 	a.marks = marks{Marks: which, byIfname: make(map[string]mark), ifnames: make(map[uint32]string)}
-	rows, err := a.store.conn.QueryContext(ctx, "SELECT ifname, idx, used FROM marks")
-	if err != nil {
-		return explain(err)
-	}
-	defer rows.Close() // reading: the error that counts is that of rows.Err
-	for rows.Next() {
+	return a.store.db.query("SELECT ifname, idx, used FROM marks", func(row []driver.Value) error {
 		var ifname string
 		var m mark
-		if err := rows.Scan(&ifname, &m.index, &m.used); err != nil {
+		if err := scan(row, &ifname, &m.index, &m.used); err != nil {
 			return err
 		}
 		a.marks.set(ifname, m)
-	}
-	return explain(rows.Err())
+		return nil
+	})
 }

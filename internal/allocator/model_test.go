@@ -305,7 +305,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 				break
 			}
 			lock = peer(t, h.cfg.Path)
-			if err := h.store.exec(t.Context(), "PRAGMA busy_timeout = 0"); err != nil {
+			if err := h.store.db.exec("PRAGMA busy_timeout = 0"); err != nil {
 				t.Fatal(err)
 			}
 			mustExec(t, lock, "BEGIN IMMEDIATE")
@@ -373,17 +373,18 @@ func check(t *testing.T, step int, h *host, m *model) {
 		return
 	}
 	stored := make(map[Key]Lease)
-	rows, err := h.store.leaseRows(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range rows {
+	rows := 0
+	if err := h.store.leaseRows(func(r leaseRow) error {
+		rows++
 		stored[Key{Family(r.family.(int64)), r.ifname.(string), r.addr.(string)}] = Lease{
 			Key:   Key{Family(r.family.(int64)), r.ifname.(string), r.addr.(string)},
 			Table: uint32(r.table.(int64)), Tag: r.tag.(string), Owner: uint32(r.owner.(int64)), Expires: r.expires.(int64),
 		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
 	}
-	if !maps.Equal(stored, m.leases) || len(rows) != len(stored) {
+	if !maps.Equal(stored, m.leases) || rows != len(stored) {
 		t.Fatalf("step %d: stored\n%v\nwant\n%v", step, stored, m.leases)
 	}
 
@@ -392,7 +393,7 @@ func check(t *testing.T, step int, h *host, m *model) {
 		want = append(want, at)
 	}
 	slices.SortFunc(want, func(a, b place) int { return cmp.Compare(m.past[a].ended, m.past[b].ended) })
-	history, err := h.store.history(t.Context())
+	history, err := h.store.history()
 	if err != nil {
 		t.Fatal(err)
 	}

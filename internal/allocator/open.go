@@ -3,7 +3,6 @@ package allocator
 import (
 	"cmp"
 	"container/heap"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,15 +21,15 @@ import (
 // holders could not renew while nobody served; leases of other ones leave only a preference.
 // The first Open of a database of the original keeps a copy of it beside it. An error says
 // what to do; then the database is as it was.
-func Open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (*Allocator, error) {
-	a, err := open(ctx, cfg, now, log)
+func Open(cfg Config, now int64, log *slog.Logger) (*Allocator, error) {
+	a, err := open(cfg, now, log)
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", cfg.Path, err)
 	}
 	return a, nil
 }
 
-func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allocator, err error) {
+func open(cfg Config, now int64, log *slog.Logger) (_ *Allocator, err error) {
 	a := &Allocator{
 		timeout: cfg.Timeout,
 		avoid:   cfg.Avoid,
@@ -67,37 +66,37 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 			err = errors.Join(err, os.Remove(copied)) // the original is untouched
 		}
 	}()
-	if a.store, err = openStore(ctx, path, cfg.Boot, log); err != nil {
+	if a.store, err = openStore(path, cfg.Boot, log); err != nil {
 		return nil, err
 	}
-	version, original, err := a.store.version(ctx)
+	version, original, err := a.store.version()
 	if err != nil {
 		return nil, err
 	}
-	if err := a.store.check(ctx); err != nil {
+	if err := a.store.check(); err != nil {
 		return nil, err
 	}
 	if original {
-		if copied, err = a.store.copyOriginal(ctx, path); err != nil {
+		if copied, err = a.store.copyOriginal(path); err != nil {
 			return nil, err
 		}
 	}
-	if err := a.store.prepareJournal(ctx, log); err != nil {
+	if err := a.store.prepareJournal(log); err != nil {
 		return nil, err
 	}
 	behind := 0
-	if err := a.store.transact(ctx, func() error {
-		if err := a.store.migrate(ctx, version); err != nil {
+	if err := a.store.transact(func() error {
+		if err := a.store.migrate(version); err != nil {
 			return err
 		}
-		if err := a.load(ctx, now, version, log); err != nil {
+		if err := a.load(now, version, log); err != nil {
 			return err
 		}
-		if err := a.loadMarks(ctx, cfg.Marks); err != nil {
+		if err := a.loadMarks(cfg.Marks); err != nil {
 			return err
 		}
 		behind = min(len(a.dirty), flushMost)
-		return a.store.put(ctx, now, a.utc(), a.fresh, a.dirty[:behind])
+		return a.store.put(now, a.utc(), a.fresh, a.dirty[:behind])
 	}); err != nil {
 		return nil, err
 	}
@@ -111,34 +110,39 @@ func open(ctx context.Context, cfg Config, now int64, log *slog.Logger) (_ *Allo
 
 // load builds the index from the database, which had a schema version, and marks what the
 // database is to have differently: only a later end of leases may wait.
-func (a *Allocator) load(ctx context.Context, now int64, version int, log *slog.Logger) error {
+func (a *Allocator) load(now int64, version int64, log *slog.Logger) error {
 	type number struct {
 		family Family
 		table  uint32
 	}
-	history, err := a.store.history(ctx)
+	history, err := a.store.history()
 	if err != nil {
 		return err
 	}
-	rows, err := a.store.leaseRows(ctx)
-	if err != nil {
+	var rows int64
+	if err := a.store.db.queryRow("SELECT count(*) FROM RtTables", &rows); err != nil {
 		return err
 	}
 	// Maps that grow on the way are a good part of a start with many leases.
-	most := len(history) + len(rows)
+	most := len(history) + int(rows)
 	known := make(map[number]*slot, most)
 	a.byKey = make(map[Key]*slot, most)
-	a.due = make(expiryHeap, 0, len(rows))
+	a.due = make(expiryHeap, 0, rows)
 	for _, s := range history {
 		s.past = true
 		known[number{s.Family, s.Table}] = s
 		a.ended = s.ended
 	}
 
-	live := make(map[Key]*slot, len(rows))
+	live := make(map[Key]*slot, rows)
 	var over []*slot // rows that are no lease any more
 	elsewhere := 0
-	for _, r := range rows {
+	type reject struct {
+		id  int64
+		why string
+	}
+	var rejects []reject
+	if err := a.store.leaseRows(func(r leaseRow) error {
 		if version < sumsSince {
 			r.sum = nil
 		}
@@ -146,10 +150,8 @@ func (a *Allocator) load(ctx context.Context, now int64, version int, log *slog.
 		if err != nil {
 			log.Warn("row of RtTables makes no sense, moved to table rejected", "table", r.table, "family", r.family,
 				"ifname", r.ifname, "addr", r.addr, "expires", r.expires, "err", err)
-			if err := a.store.reject(ctx, r.id, err.Error()); err != nil {
-				return err
-			}
-			continue
+			rejects = append(rejects, reject{r.id, err.Error()})
+			return nil
 		}
 		s.local = boot == a.store.boot
 		s.held = s.local
@@ -160,19 +162,19 @@ func (a *Allocator) load(ctx context.Context, now int64, version int, log *slog.
 		if !s.held {
 			over = append(over, s)
 			elsewhere++
-			continue
+			return nil
 		}
 		if a.taken != nil && a.taken(s.Table, s.Key) {
 			log.Warn("another address uses the table, so the lease is of an older database", "family", s.Family.String(),
 				"ifname", s.Ifname, "addr", s.Addr, "table", s.Table)
 			s.held, s.local = false, false
 			over = append(over, s)
-			continue
+			return nil
 		}
 		other := live[s.Key]
 		if other == nil {
 			live[s.Key] = s
-			continue
+			return nil
 		}
 		stay, leave := s, other
 		if compareEnds(s, other) < 0 {
@@ -182,6 +184,14 @@ func (a *Allocator) load(ctx context.Context, now int64, version int, log *slog.
 			"ifname", s.Ifname, "addr", s.Addr, "table", stay.Table, "other", leave.Table)
 		live[s.Key], leave.held = stay, false
 		over = append(over, leave)
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, r := range rejects {
+		if err := a.store.reject(r.id, r.why); err != nil {
+			return err
+		}
 	}
 	if elsewhere > 0 {
 		log.Info("leases of another boot or network namespace are preferences now", "leases", elsewhere)

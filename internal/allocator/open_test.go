@@ -207,7 +207,7 @@ func TestTwoLeasesOfOneKey(t *testing.T) {
 
 func TestTwoServers(t *testing.T) {
 	h := start(t, config(t, inet(10000, 3)))
-	_, err := Open(t.Context(), h.cfg, h.now, slog.New(slog.DiscardHandler))
+	_, err := Open(h.cfg, h.now, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "open database "+h.cfg.Path+": another server uses it") {
 		t.Errorf("got %v", err)
 	}
@@ -234,7 +234,7 @@ func TestLockHolderIsNamed(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open(t.Context(), Config{Path: path, Pools: inet(10000, 1), Timeout: 1, Boot: boot}, 1000, slog.New(slog.DiscardHandler))
+	_, err = Open(Config{Path: path, Pools: inet(10000, 1), Timeout: 1, Boot: boot}, 1000, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "another server uses it") {
 		t.Fatalf("got %v", err)
 	}
@@ -306,7 +306,7 @@ func TestOpenRefuses(t *testing.T) {
 			must(t, os.MkdirAll(filepath.Dir(cfg.Path), 0o700))
 			c.make(t, cfg.Path)
 			before := tree(t, cfg.Path)
-			_, err := Open(t.Context(), cfg, 1000, slog.New(slog.DiscardHandler))
+			_, err := Open(cfg, 1000, slog.New(slog.DiscardHandler))
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "open database "+cfg.Path+": ") {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
@@ -377,7 +377,7 @@ func TestForeignOwner(t *testing.T) {
 		if err := os.Chown(cfg.Path+suffix, 1234, -1); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Open(t.Context(), cfg, 1000, slog.New(slog.DiscardHandler))
+		_, err := Open(cfg, 1000, slog.New(slog.DiscardHandler))
 		if err == nil || !strings.Contains(err.Error(), "belongs to uid 1234") {
 			t.Errorf("%q: got %v", suffix, err)
 		}

@@ -1,14 +1,12 @@
 package allocator
 
 import (
-	"context"
-	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -16,8 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 
 	migrations "github.com/table-allocator/table-allocator/sql"
 )
@@ -29,11 +25,10 @@ type store struct {
 	file  *os.File
 	found [3]fileID // what path and its companions led to when it was opened
 	left  stamp     // of the file after we wrote last
-	db    *sql.DB
-	conn  *sql.Conn // nil once it is closed
+	db    *database // nil once it is closed
 
-	begin, commit                                          *sql.Stmt
-	putLease, dropLease, putHistory, dropHistory, putClock *sql.Stmt
+	begin, commit                                          *statement
+	putLease, dropLease, putHistory, dropHistory, putClock *statement
 	clock                                                  [2]int64 // the row that the database has: monotonic, utc
 }
 
@@ -43,7 +38,7 @@ const busyTimeout = 250
 
 // openStore opens the database without writing to it, but for its mode. The store is to be
 // closed also after an error.
-func openStore(ctx context.Context, path string, boot Boot, log *slog.Logger) (s *store, err error) {
+func openStore(path string, boot Boot, log *slog.Logger) (s *store, err error) {
 	s = &store{boot: boot, path: path}
 	if s.file, err = openFile(path, log); err != nil {
 		return s, err
@@ -53,21 +48,16 @@ func openStore(ctx context.Context, path string, boot Boot, log *slog.Logger) (s
 		return s, err
 	}
 	s.found[0] = fileID{mine.Dev, mine.Ino}
-	uri := url.URL{Scheme: "file", Path: path}
-	if s.db, err = sql.Open("sqlite", uri.String()); err != nil {
+	if s.db, err = openDatabase(path); err != nil {
 		return s, err
 	}
-	s.db.SetMaxOpenConns(1)
-	if s.conn, err = s.db.Conn(ctx); err != nil {
-		return s, explain(err)
+	if s.begin, err = s.db.prepare("BEGIN IMMEDIATE"); err != nil {
+		return s, err
 	}
-	if s.begin, err = s.conn.PrepareContext(ctx, "BEGIN IMMEDIATE"); err != nil {
-		return s, explain(err)
+	if s.commit, err = s.db.prepare("COMMIT"); err != nil {
+		return s, err
 	}
-	if s.commit, err = s.conn.PrepareContext(ctx, "COMMIT"); err != nil {
-		return s, explain(err)
-	}
-	if err := s.exec(ctx, "PRAGMA busy_timeout = "+strconv.Itoa(busyTimeout)); err != nil {
+	if err := s.db.exec("PRAGMA busy_timeout = " + strconv.Itoa(busyTimeout)); err != nil {
 		return s, err
 	}
 	// In a directory that others write to, the path may lead elsewhere by now.
@@ -123,7 +113,7 @@ func (s *store) overwritten() bool { return s.stamp() != s.left }
 // astray tells whether the path leads to something else than the open files: SQLite would go
 // on writing to them, and nobody would ever find that again.
 func (s *store) astray() bool {
-	if s.conn == nil {
+	if s.db == nil {
 		return true
 	}
 	for i, suffix := range companions {
@@ -151,18 +141,8 @@ func (s *store) vacate() error {
 // descriptor of a file drops the locks that SQLite has on it. Closing again does nothing.
 func (s *store) close() error {
 	var errs []error
-	for _, stmt := range []**sql.Stmt{&s.begin, &s.commit, &s.putLease, &s.dropLease, &s.putHistory, &s.dropHistory, &s.putClock} {
-		if *stmt != nil {
-			errs = append(errs, (*stmt).Close())
-			*stmt = nil
-		}
-	}
-	if s.conn != nil {
-		errs = append(errs, s.conn.Close())
-		s.conn = nil
-	}
 	if s.db != nil {
-		errs = append(errs, s.db.Close())
+		errs = append(errs, s.db.close())
 		s.db = nil
 	}
 	if s.file != nil {
@@ -170,48 +150,41 @@ func (s *store) close() error {
 		s.file = nil
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("close database: %w", explain(err))
+		return fmt.Errorf("close database: %w", err)
 	}
 	return nil
 }
 
-func (s *store) exec(ctx context.Context, query string, args ...any) error {
-	_, err := s.conn.ExecContext(ctx, query, args...)
-	return explain(err)
-}
-
 // transact runs fn in a transaction that has the write lock from its beginning, so that a
 // database locked by others is noticed before anything is written.
-func (s *store) transact(ctx context.Context, fn func() error) error {
-	_, err := s.begin.ExecContext(ctx)
-	err = explain(err)
+func (s *store) transact(fn func() error) error {
+	err := s.begin.exec()
 	if err == nil {
 		err = fn()
 	}
 	if err == nil {
-		_, err = s.commit.ExecContext(ctx)
-		err = explain(err)
+		err = s.commit.exec()
 	}
 	if err != nil {
 		// SQLite may have ended the transaction itself, or never begun it: then this fails,
 		// rightly. If it stayed open, the next BEGIN would fail.
-		_ = s.exec(context.WithoutCancel(ctx), "ROLLBACK")
+		_ = s.db.exec("ROLLBACK")
 	}
 	return err
 }
 
 // version returns the schema version, and whether this is a database of the original. It
 // is an error if the database is of neither of us.
-func (s *store) version(ctx context.Context) (version int, original bool, err error) {
-	if err := s.conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return 0, false, explain(err)
+func (s *store) version() (version int64, original bool, err error) {
+	if err := s.db.queryRow("PRAGMA user_version", &version); err != nil {
+		return 0, false, err
 	}
-	var ours, others int
-	if err := s.conn.QueryRowContext(ctx,
-		"SELECT count(*) FILTER (WHERE name = 'RtTables' COLLATE NOCASE), count(*) FROM sqlite_master WHERE type = 'table'").Scan(&ours, &others); err != nil {
-		return 0, false, explain(err)
+	var ours, others int64
+	if err := s.db.queryRow("SELECT count(*) FILTER (WHERE name = 'RtTables' COLLATE NOCASE), count(*) FROM sqlite_master WHERE type = 'table'",
+		&ours, &others); err != nil {
+		return 0, false, err
 	}
-	known := len(migrations.Migrations())
+	known := int64(len(migrations.Migrations()))
 	switch {
 	case ours == 0 && (others > 0 || version != 0):
 		return 0, false, errors.New("it is a database of another program: choose another path")
@@ -219,8 +192,8 @@ func (s *store) version(ctx context.Context) (version int, original bool, err er
 		return 0, false, fmt.Errorf("it has schema version %d, this program knows up to %d: install the newer version again, or choose another path", version, known)
 	}
 	if ours > 0 {
-		if _, err := s.conn.ExecContext(ctx, "SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag FROM RtTables LIMIT 0"); err != nil {
-			return 0, false, fmt.Errorf("it is a database of another program: choose another path: %w", explain(err))
+		if err := s.db.exec("SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag FROM RtTables LIMIT 0"); err != nil {
+			return 0, false, fmt.Errorf("it is a database of another program: choose another path: %w", err)
 		}
 	}
 	return version, version == 0 && ours > 0, nil
@@ -228,10 +201,10 @@ func (s *store) version(ctx context.Context) (version int, original bool, err er
 
 // check looks at all of the database. What is damaged must not be taken for leases, and not be
 // written to either.
-func (s *store) check(ctx context.Context) error {
+func (s *store) check() error {
 	var found string
-	if err := s.conn.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&found); err != nil {
-		return explain(err)
+	if err := s.db.queryRow("PRAGMA integrity_check(1)", &found); err != nil {
+		return err
 	}
 	if found != "ok" {
 		return fmt.Errorf("it is damaged (%s): move the file away, or choose another path", strings.ReplaceAll(found, "\n", " "))
@@ -240,7 +213,7 @@ func (s *store) check(ctx context.Context) error {
 }
 
 // copyOriginal writes a copy of the database beside it and returns its path.
-func (s *store) copyOriginal(ctx context.Context, path string) (string, error) {
+func (s *store) copyOriginal(path string) (string, error) {
 	for n := 0; ; n++ {
 		name := path + ".original"
 		if n > 0 {
@@ -256,7 +229,7 @@ func (s *store) copyOriginal(ctx context.Context, path string) (string, error) {
 			return "", fmt.Errorf("keep a copy: %w", err)
 		}
 		if err = f.Close(); err == nil {
-			err = s.exec(ctx, "VACUUM INTO ?", name)
+			err = s.db.exec("VACUUM INTO ?", name)
 		}
 		if err != nil {
 			return "", errors.Join(fmt.Errorf("keep a copy: %w", err), os.Remove(name))
@@ -266,33 +239,33 @@ func (s *store) copyOriginal(ctx context.Context, path string) (string, error) {
 }
 
 // prepareJournal switches to a journal that lets others read while we write.
-func (s *store) prepareJournal(ctx context.Context, log *slog.Logger) error {
+func (s *store) prepareJournal(log *slog.Logger) error {
 	var mode string
-	if err := s.conn.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
-		return explain(err)
+	if err := s.db.queryRow("PRAGMA journal_mode = WAL", &mode); err != nil {
+		return err
 	}
 	if mode != "wal" {
 		log.Warn("the file system has no write-ahead log for databases: programs that read the leases delay new ones", "mode", mode)
 	}
 	// A lease means nothing after a crash of the machine, so nothing has to reach the disk in
 	// order before a reply.
-	return s.exec(ctx, "PRAGMA synchronous = NORMAL")
+	return s.db.exec("PRAGMA synchronous = NORMAL")
 }
 
 // migrate brings the schema from a version to ours, within a transaction, and readies what
 // needs it.
-func (s *store) migrate(ctx context.Context, version int) error {
+func (s *store) migrate(version int64) error {
 	texts := migrations.Migrations()
 	for n, text := range texts[version:] {
-		if err := s.exec(ctx, text); err != nil {
-			return fmt.Errorf("migrate to schema version %d: %w", version+n+1, err)
+		if err := s.db.exec(text); err != nil {
+			return fmt.Errorf("migrate to schema version %d: %w", version+int64(n)+1, err)
 		}
 	}
-	if err := s.exec(ctx, "PRAGMA user_version = "+strconv.Itoa(len(texts))); err != nil {
+	if err := s.db.exec("PRAGMA user_version = " + strconv.Itoa(len(texts))); err != nil {
 		return err
 	}
 	for _, p := range []struct {
-		stmt **sql.Stmt
+		stmt **statement
 		text string
 	}{
 		{&s.putLease, `INSERT INTO RtTables (RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, Sum)
@@ -306,16 +279,16 @@ func (s *store) migrate(ctx context.Context, version int) error {
 		{&s.putClock, "INSERT OR REPLACE INTO clock (id, boot, netns, monotonic, utc) VALUES (1, ?, ?, ?, ?)"},
 	} {
 		var err error
-		if *p.stmt, err = s.conn.PrepareContext(ctx, p.text); err != nil {
-			return explain(err)
+		if *p.stmt, err = s.db.prepare(p.text); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 // save writes the state of slots and the clock row, all or nothing.
-func (s *store) save(ctx context.Context, now int64, utc time.Time, lists ...[]*slot) error {
-	err := s.transact(ctx, func() error { return s.put(ctx, now, utc, lists...) })
+func (s *store) save(now int64, utc time.Time, lists ...[]*slot) error {
+	err := s.transact(func() error { return s.put(now, utc, lists...) })
 	if err == nil {
 		s.clock = [2]int64{now, utc.Unix()}
 	}
@@ -325,20 +298,20 @@ func (s *store) save(ctx context.Context, now int64, utc time.Time, lists ...[]*
 
 // amend is save for a database that another program wrote to, if it is whole. slots is all
 // that there is.
-func (s *store) amend(ctx context.Context, now int64, utc time.Time, slots []*slot) error {
+func (s *store) amend(now int64, utc time.Time, slots []*slot) error {
 	// What SQLite remembers of the file may be what it was.
-	if err := s.exec(ctx, "PRAGMA shrink_memory"); err != nil {
+	if err := s.db.exec("PRAGMA shrink_memory"); err != nil {
 		return err
 	}
-	if err := s.check(ctx); err != nil {
+	if err := s.check(); err != nil {
 		return err
 	}
 	s.clock = [2]int64{}
-	if err := s.transact(ctx, func() error {
-		if err := s.exec(ctx, "DELETE FROM RtTables WHERE Boot = ? AND Netns = ?", s.boot.ID, int64(s.boot.Netns)); err != nil {
+	if err := s.transact(func() error {
+		if err := s.db.exec("DELETE FROM RtTables WHERE Boot = ? AND Netns = ?", s.boot.ID, int64(s.boot.Netns)); err != nil {
 			return err
 		}
-		return s.put(ctx, now, utc, slots)
+		return s.put(now, utc, slots)
 	}); err != nil {
 		return err
 	}
@@ -347,30 +320,30 @@ func (s *store) amend(ctx context.Context, now int64, utc time.Time, slots []*sl
 }
 
 // fill readies the database at its path, which may be new, and writes slots and marks into it.
-func (s *store) fill(ctx context.Context, slots []*slot, marks map[string]mark, now int64, utc time.Time, log *slog.Logger) error {
-	version, original, err := s.version(ctx)
+func (s *store) fill(slots []*slot, marks map[string]mark, now int64, utc time.Time, log *slog.Logger) error {
+	version, original, err := s.version()
 	if err == nil && original {
 		err = errors.New("it is a database of the original: restart the server to take it over, or move it away")
 	}
 	if err == nil {
-		err = s.check(ctx)
+		err = s.check()
 	}
 	if err == nil {
-		err = s.prepareJournal(ctx, log)
+		err = s.prepareJournal(log)
 	}
 	if err != nil {
 		return err
 	}
-	if err := s.transact(ctx, func() error {
-		if err := s.migrate(ctx, version); err != nil {
+	if err := s.transact(func() error {
+		if err := s.migrate(version); err != nil {
 			return err
 		}
 		for ifname, m := range marks {
-			if err := s.putMark(ctx, ifname, m); err != nil {
+			if err := s.putMark(ifname, m); err != nil {
 				return err
 			}
 		}
-		return s.put(ctx, now, utc, slots)
+		return s.put(now, utc, slots)
 	}); err != nil {
 		return err
 	}
@@ -380,13 +353,14 @@ func (s *store) fill(ctx context.Context, slots []*slot, marks map[string]mark, 
 
 // put writes states, not changes: after an error of unclear effect the same can be written
 // again.
-func (s *store) put(ctx context.Context, now int64, utc time.Time, lists ...[]*slot) error {
+func (s *store) put(now int64, utc time.Time, lists ...[]*slot) error {
 	netns := int64(s.boot.Netns)
 	for _, t := range slices.Concat(lists...) {
 		var err error
+		table, family := int64(t.Table), int64(t.Family)
 		if t.held {
-			if _, err = s.putLease.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.Expires, t.Tag, t.Owner, s.boot.ID, netns, t.sum(s.boot)); err == nil && t.past {
-				_, err = s.dropHistory.ExecContext(ctx, t.Table, t.Family)
+			if err = s.putLease.exec(table, family, t.Ifname, t.Addr, t.Expires, t.Tag, int64(t.Owner), s.boot.ID, netns, t.sum(s.boot)); err == nil && t.past {
+				err = s.dropHistory.exec(table, family)
 			}
 		} else {
 			where := s.boot
@@ -394,39 +368,31 @@ func (s *store) put(ctx context.Context, now int64, utc time.Time, lists ...[]*s
 				where = Boot{}
 			}
 			t.past = true
-			if _, err = s.putHistory.ExecContext(ctx, t.Table, t.Family, t.Ifname, t.Addr, t.ended, where.ID, int64(where.Netns)); err == nil {
-				_, err = s.dropLease.ExecContext(ctx, t.Table, t.Family)
+			if err = s.putHistory.exec(table, family, t.Ifname, t.Addr, t.ended, where.ID, int64(where.Netns)); err == nil {
+				err = s.dropLease.exec(table, family)
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("table %d of %s: %w", t.Table, t.Family, explain(err))
+			return fmt.Errorf("table %d of %s: %w", t.Table, t.Family, err)
 		}
 	}
 	if s.clock == [2]int64{now, utc.Unix()} {
 		return nil
 	}
-	_, err := s.putClock.ExecContext(ctx, s.boot.ID, netns, now, utc.Unix())
-	return explain(err)
+	return s.putClock.exec(s.boot.ID, netns, now, utc.Unix())
 }
 
 // history returns the free tables that were in use before, the one unused for longest
 // first.
-func (s *store) history(ctx context.Context) ([]*slot, error) {
-	rows, err := s.conn.QueryContext(ctx, "SELECT RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns FROM history ORDER BY Ended")
-	if err != nil {
-		return nil, explain(err)
-	}
-	defer rows.Close() // reading: the error that counts is that of rows.Err
-	var slots []*slot
-	for rows.Next() {
+func (s *store) history() (slots []*slot, err error) {
+	err = s.db.query("SELECT RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns FROM history ORDER BY Ended", func(row []driver.Value) error {
 		t, boot, netns := &slot{}, "", int64(0)
-		if err := rows.Scan(&t.Table, &t.Family, &t.Ifname, &t.Addr, &t.ended, &boot, &netns); err != nil {
-			return nil, err
-		}
+		err := scan(row, &t.Table, &t.Family, &t.Ifname, &t.Addr, &t.ended, &boot, &netns)
 		t.local = Boot{boot, uint64(netns)} == s.boot
 		slots = append(slots, t)
-	}
-	return slots, explain(rows.Err())
+		return err
+	})
+	return slots, err
 }
 
 // leaseRow is a row of RtTables as it is: the original, and people with sqlite3, put
@@ -438,21 +404,15 @@ type leaseRow struct {
 	sum                                       any // nil: of an older schema
 }
 
-func (s *store) leaseRows(ctx context.Context) ([]leaseRow, error) {
-	rows, err := s.conn.QueryContext(ctx, "SELECT rowid, RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, Sum FROM RtTables ORDER BY rowid")
-	if err != nil {
-		return nil, explain(err)
-	}
-	defer rows.Close() // reading: the error that counts is that of rows.Err
-	var all []leaseRow
-	for rows.Next() {
-		var r leaseRow
-		if err := rows.Scan(&r.id, &r.table, &r.family, &r.ifname, &r.addr, &r.expires, &r.tag, &r.owner, &r.boot, &r.netns, &r.sum); err != nil {
-			return nil, err
+func (s *store) leaseRows(each func(leaseRow) error) error {
+	const text = "SELECT rowid, RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, Sum FROM RtTables ORDER BY rowid"
+	return s.db.query(text, func(row []driver.Value) error {
+		r := leaseRow{0, row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10]}
+		if err := scan(row, &r.id); err != nil {
+			return err
 		}
-		all = append(all, r)
-	}
-	return all, explain(rows.Err())
+		return each(r)
+	})
 }
 
 // sumsSince is the schema version since which our rows have their sums.
@@ -471,34 +431,10 @@ func (l *Lease) sum(at Boot) int64 {
 }
 
 // reject moves a row of RtTables that makes no sense to where nothing reads it.
-func (s *store) reject(ctx context.Context, id int64, reason string) error {
-	if err := s.exec(ctx, `INSERT INTO rejected SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, ?
+func (s *store) reject(id int64, reason string) error {
+	if err := s.db.exec(`INSERT INTO rejected SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, ?
 		FROM RtTables WHERE rowid = ?`, reason, id); err != nil {
 		return err
 	}
-	return s.exec(ctx, "DELETE FROM RtTables WHERE rowid = ?", id)
-}
-
-// explain adds to an error of SQLite what to do about it.
-func explain(err error) error {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
-		return err
-	}
-	hint := ""
-	switch e.Code() & 0xff {
-	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		hint = "another program holds a lock on it; fuser names it"
-	case sqlite3.SQLITE_FULL:
-		hint = "make room on the file system"
-	case sqlite3.SQLITE_IOERR:
-		hint = "the file system is full, read-only or broken; the kernel log tells"
-	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
-		hint = "the file and its directory must be writable for uid " + strconv.Itoa(os.Geteuid())
-	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
-		hint = "move the file away, or choose another path"
-	default:
-		return err
-	}
-	return fmt.Errorf("%w: %s", err, hint)
+	return s.db.exec("DELETE FROM RtTables WHERE rowid = ?", id)
 }

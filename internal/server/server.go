@@ -48,7 +48,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s.leases, err = allocator.Open(ctx, allocator.Config{
+	s.leases, err = allocator.Open(allocator.Config{
 		Path:    cfg.Database,
 		Pools:   pools(cfg),
 		Timeout: cfg.Timeout,
