@@ -93,6 +93,7 @@ func serve(cfg server.Config, log *slog.Logger) error {
 		Stopping:    systemd.NotifyStopping,
 		Alive:       systemd.NotifyAlive,
 		AlivePeriod: period,
+		Together:    func(f func()) { cli.Together(log, f) },
 	}, log)
 }
 

@@ -34,7 +34,7 @@ func NewLogger(cfg LogConfig) (*slog.Logger, error) {
 		if err != nil {
 			return nil, fmt.Errorf("open log: %w", err)
 		}
-		return slog.New(slog.NewTextHandler(f, options)), nil
+		return slog.New(textHandler(f, options)), nil
 	}
 	if cfg.Syslog {
 		w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_INFO, cfg.Command)
@@ -48,13 +48,19 @@ func NewLogger(cfg LogConfig) (*slog.Logger, error) {
 	return slog.New(stderrHandler(options)), nil
 }
 
+func textHandler(to io.Writer, options *slog.HandlerOptions) slog.Handler {
+	return newTogetherHandler(to, func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, options) })
+}
+
 func stderrHandler(options *slog.HandlerOptions) slog.Handler {
 	if !stderrIsJournal() {
-		return slog.NewTextHandler(os.Stderr, options)
+		return textHandler(os.Stderr, options)
 	}
-	return newLineHandler(options.Level, func(level slog.Level, line string) error {
-		_, err := fmt.Fprintf(os.Stderr, "<%d>%s\n", priority(level), line)
-		return err
+	return newTogetherHandler(os.Stderr, func(w io.Writer) slog.Handler {
+		return newLineHandler(options.Level, func(level slog.Level, line string) error {
+			_, err := fmt.Fprintf(w, "<%d>%s\n", priority(level), line)
+			return err
+		})
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -105,4 +106,69 @@ func TestJournal(t *testing.T) {
 			}
 		})
 	}
+}
+
+// writes are what a log wrote, each by itself.
+type writes []string
+
+func (w *writes) Write(text []byte) (int, error) {
+	*w = append(*w, string(text))
+	return len(text), nil
+}
+
+func TestTogether(t *testing.T) {
+	var to writes
+	options := &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}
+	log := slog.New(textHandler(&to, options)).With("n", 1)
+	want := func(lines ...string) {
+		t.Helper()
+		if !slices.Equal(to, lines) {
+			t.Errorf("got %q, want %q", []string(to), lines)
+		}
+		to = nil
+	}
+	log.Info("a")
+	log.Info("b")
+	want("level=INFO msg=a n=1\n", "level=INFO msg=b n=1\n")
+
+	Together(log, func() {
+		log.Info("a")
+		Together(log, func() { log.Info("b") })
+		want()
+		log.Debug("nothing")
+		log.Info("c")
+	})
+	want("level=INFO msg=a n=1\nlevel=INFO msg=b n=1\nlevel=INFO msg=c n=1\n")
+	Together(log, func() {})
+	want()
+
+	func() {
+		defer func() { _ = recover() }() // the panic below
+		Together(log, func() {
+			log.Error("last words")
+			panic("bug")
+		})
+	}()
+	want("level=ERROR msg=\"last words\" n=1\n")
+	log.Info("after")
+	want("level=INFO msg=after n=1\n")
+
+	long := strings.Repeat("x", heldMost/2)
+	Together(log, func() {
+		log.Info(long)
+		want()
+		log.Info(long)
+		if len(to) != 1 {
+			t.Errorf("%d writes of more than is kept", len(to))
+		}
+		to = nil
+	})
+	want()
+	Together(slog.New(slog.DiscardHandler), func() { log.Info("other") })
+	want("level=INFO msg=other n=1\n")
 }

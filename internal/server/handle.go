@@ -1,15 +1,12 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/table-allocator/table-allocator/internal/allocator"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -34,7 +31,8 @@ type round struct {
 	askers  []asker // of ops, by index; the data of their datagrams is gone
 	pending []int   // ops that wait for the commit
 	replies []wire.Message
-	out     []byte // data of replies
+	out     []byte   // data of replies
+	records []record // for the log
 }
 
 // handle answers one batch of datagrams: refusals and renewals at once, what creates or
@@ -57,19 +55,17 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 			break // as the next Receive will say
 		}
 	}
-	if len(r.pending) == 0 {
-		return
+	if len(r.pending) > 0 {
+		if err := s.leases.Commit(batch); err != nil {
+			s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
+		}
+		for _, i := range r.pending {
+			s.settle(r, i, batch.Results()[i])
+		}
+		s.send(r)
 	}
-	if err := s.leases.Commit(batch); err != nil {
-		s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
-	}
-	for _, i := range r.pending {
-		s.settle(r, i, batch.Results()[i])
-	}
-	s.send(r)
-	// While they read.
-	for _, i := range r.pending {
-		s.record(r.askers[i].Cred, r.ops[i], batch.Results()[i])
+	if len(r.records) > 0 {
+		r.records = s.recorder.take(r.records)
 	}
 }
 
@@ -93,13 +89,16 @@ func (s *server) decide(r *round, batch *allocator.Batch, datagrams []wire.Datag
 			r.pending = append(r.pending, from+i)
 		} else {
 			s.settle(r, from+i, result)
-			s.record(r.askers[from+i].Cred, r.ops[from+i], result)
 		}
 	}
 }
 
+// settle answers an operation, and has it recorded.
 func (s *server) settle(r *round, i int, result allocator.Result) {
 	asker := &r.askers[i]
+	if s.recorder.wants(result.Outcome) {
+		r.records = append(r.records, record{asker.Cred, r.ops[i], result})
+	}
 	answer := reply(result)
 	if asker.marks && answer.Table != 0 {
 		answer.Marking = s.markingOf(r.ops[i].Key.Ifname)
@@ -243,60 +242,4 @@ func reply(r allocator.Result) wire.Reply {
 		return wire.Refuse(wire.Denied, r.Err.Error())
 	}
 	return wire.Refuse(wire.Storage, r.Err.Error())
-}
-
-// record writes the line of the log that each lease's change has.
-func (s *server) record(cred wire.Cred, op allocator.Op, r allocator.Result) {
-	write := func(level slog.Level, msg string) {
-		if s.log.Enabled(context.Background(), level) {
-			s.log.LogAttrs(context.Background(), level, msg, leaseAttrs(r.Lease,
-				slog.Int("pid", int(cred.PID)), slog.Uint64("uid", uint64(cred.UID)))...)
-		}
-	}
-	switch r.Outcome {
-	case allocator.Granted:
-		write(slog.LevelInfo, "lease granted")
-	case allocator.Released:
-		write(slog.LevelInfo, "lease released")
-	case allocator.Refused:
-		s.log.Warn("lease refused", "ifname", op.Key.Ifname, "addr", op.Key.Addr,
-			"family", op.Key.Family.String(), "tag", op.Tag, "uid", cred.UID, "pid", cred.PID, "err", r.Err)
-	case allocator.Renewed:
-		write(slog.LevelDebug, "lease renewed")
-	}
-}
-
-func leaseAttrs(l allocator.Lease, more ...slog.Attr) []slog.Attr {
-	return append(append(make([]slog.Attr, 0, 9),
-		slog.String("ifname", l.Key.Ifname),
-		slog.String("addr", l.Key.Addr),
-		slog.String("family", l.Key.Family.String()),
-		slog.Uint64("table", uint64(l.Table)),
-		slog.String("tag", l.Tag),
-		slog.Uint64("owner", uint64(l.Owner)),
-		slog.Int64("expires", l.Expires),
-	), more...)
-}
-
-// throttle bounds the rate of log lines that somebody else can cause as fast as he likes.
-type throttle struct {
-	log    *slog.Logger
-	rate   *rate.Limiter
-	hidden int // lines that were not written
-}
-
-func newThrottle(log *slog.Logger) *throttle {
-	return &throttle{log: log, rate: rate.NewLimiter(1, 10)}
-}
-
-func (t *throttle) write(level slog.Level, msg string, args ...any) {
-	if !t.rate.Allow() {
-		t.hidden++
-		return
-	}
-	if t.hidden > 0 {
-		args = append(args, "hidden", t.hidden) // lines like this before it
-		t.hidden = 0
-	}
-	t.log.Log(context.Background(), level, msg, args...)
 }

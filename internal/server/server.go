@@ -18,13 +18,18 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Host is what the service manager gives and wants to hear.
+// Host is what surrounds the server: what the service manager gives and wants to hear, and
+// where the log goes.
 type Host struct {
 	Sockets     []*os.File    // sockets that it bound for us, of either form of the name
 	Ready       func() error  // called once requests are served
 	Stopping    func() error  // called when that ends
 	Alive       func() error  // called each AlivePeriod while the server works
 	AlivePeriod time.Duration // 0: nobody watches
+
+	// Together runs a function whose lines of the log may be written in one go. A nil Together
+	// is for a log that cannot.
+	Together func(func())
 }
 
 // Run serves until ctx ends, then finishes the batch at hand, flushes and returns nil.
@@ -65,10 +70,11 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 
 // server is the state behind the loop. mu guards what comes after it.
 type server struct {
-	log     *slog.Logger
-	marking marking
-	conns   []*wire.Conn
-	kick    chan struct{} // something is due earlier than the ticker knows
+	log      *slog.Logger
+	recorder *recorder
+	marking  marking
+	conns    []*wire.Conn
+	kick     chan struct{} // something is due earlier than the ticker knows
 
 	mu     sync.Mutex
 	leases *allocator.Allocator
@@ -171,6 +177,7 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 			_ = c.SetReadDeadline(time.Unix(1, 0)) // fails only on a socket that is closed
 		}
 	})()
+	s.recorder = newRecorder(s.log, host.Together)
 	found := held(s.leases)
 	errs := make(chan error, len(s.conns)+1)
 	var running sync.WaitGroup
@@ -191,6 +198,7 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 	<-ctx.Done()
 	s.tell(host.Stopping)
 	running.Wait()
+	s.recorder.close()
 	for range len(s.conns) + 1 {
 		err = errors.Join(err, <-errs)
 	}

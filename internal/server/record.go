@@ -1,0 +1,132 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"golang.org/x/time/rate"
+
+	"github.com/table-allocator/table-allocator/internal/allocator"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// record is what the log says of an operation.
+type record struct {
+	cred   wire.Cred
+	op     allocator.Op
+	result allocator.Result
+}
+
+// recorder writes the log beside the loop that answers, which would spend an eighth of its
+// time on it.
+type recorder struct {
+	log     *slog.Logger
+	batched func(func()) // what is logged within
+	full    chan []record
+	empty   chan []record // memory to use again
+	running sync.WaitGroup
+}
+
+func newRecorder(log *slog.Logger, batched func(func())) *recorder {
+	if batched == nil {
+		batched = func(f func()) { f() }
+	}
+	w := &recorder{log: log, batched: batched, full: make(chan []record, 1), empty: make(chan []record, 2)}
+	w.running.Go(w.run)
+	return w
+}
+
+// close returns when all is written.
+func (w *recorder) close() {
+	close(w.full)
+	w.running.Wait()
+}
+
+// take has records written soon, in the order of the calls, and returns room for others. It
+// waits for a log that is slow.
+func (w *recorder) take(records []record) (room []record) {
+	w.full <- records
+	select {
+	case room = <-w.empty:
+	default:
+	}
+	return room
+}
+
+func (w *recorder) run() {
+	for records := range w.full {
+		w.batched(func() {
+			for i := range records {
+				w.write(&records[i])
+			}
+		})
+		clear(records)
+		select {
+		case w.empty <- records[:0]:
+		default:
+		}
+	}
+}
+
+func (w *recorder) wants(o allocator.Outcome) bool {
+	level := slog.LevelInfo
+	if o == allocator.Renewed {
+		level = slog.LevelDebug
+	}
+	return o != allocator.NotHeld && w.log.Enabled(context.Background(), level)
+}
+
+func (w *recorder) write(r *record) {
+	uid, pid := slog.Uint64("uid", uint64(r.cred.UID)), slog.Int("pid", int(r.cred.PID))
+	write := func(level slog.Level, msg string) {
+		w.log.LogAttrs(context.Background(), level, msg, leaseAttrs(r.result.Lease, pid, uid)...)
+	}
+	switch r.result.Outcome {
+	case allocator.Granted:
+		write(slog.LevelInfo, "lease granted")
+	case allocator.Released:
+		write(slog.LevelInfo, "lease released")
+	case allocator.Renewed:
+		write(slog.LevelDebug, "lease renewed")
+	case allocator.Refused:
+		w.log.LogAttrs(context.Background(), slog.LevelWarn, "lease refused", slog.String("ifname", r.op.Key.Ifname),
+			slog.String("addr", r.op.Key.Addr), slog.String("family", r.op.Key.Family.String()), slog.String("tag", r.op.Tag),
+			uid, pid, slog.Any("err", r.result.Err))
+	}
+}
+
+func leaseAttrs(l allocator.Lease, more ...slog.Attr) []slog.Attr {
+	return append(append(make([]slog.Attr, 0, 9),
+		slog.String("ifname", l.Key.Ifname),
+		slog.String("addr", l.Key.Addr),
+		slog.String("family", l.Key.Family.String()),
+		slog.Uint64("table", uint64(l.Table)),
+		slog.String("tag", l.Tag),
+		slog.Uint64("owner", uint64(l.Owner)),
+		slog.Int64("expires", l.Expires),
+	), more...)
+}
+
+// throttle bounds the rate of log lines that somebody else can cause as fast as he likes.
+type throttle struct {
+	log    *slog.Logger
+	rate   *rate.Limiter
+	hidden int // lines that were not written
+}
+
+func newThrottle(log *slog.Logger) *throttle {
+	return &throttle{log: log, rate: rate.NewLimiter(1, 10)}
+}
+
+func (t *throttle) write(level slog.Level, msg string, args ...any) {
+	if !t.rate.Allow() {
+		t.hidden++
+		return
+	}
+	if t.hidden > 0 {
+		args = append(args, "hidden", t.hidden) // lines like this before it
+		t.hidden = 0
+	}
+	t.log.Log(context.Background(), level, msg, args...)
+}
