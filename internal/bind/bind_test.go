@@ -826,3 +826,31 @@ func BenchmarkConnect(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+// What another thread starts has our open files until it executes something; a cgroup is not in use
+// for that.
+func TestSweepBesideFork(t *testing.T) {
+	c := testCgroups(t)
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = exec.Command("/bin/true").Run() // that it starts is enough
+			}
+		}
+	}()
+	defer func() { close(stop); <-ended }()
+	for round := range 100 {
+		if _, err := c.place(-1, "/ta-wan0", testMark); err != nil {
+			t.Fatal(err)
+		}
+		c.sweepIn("/")
+		if _, err := os.Stat(c.file("/ta-wan0")); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("round %d: the cgroup is left: %v", round, err)
+		}
+	}
+}

@@ -217,6 +217,7 @@ func (c *Cgroups) placeOnce(pid int, dir string, all []hook) ([]Missing, error) 
 	if err := lock(open, unix.LOCK_EX); err != nil {
 		return nil, err
 	}
+	defer unlock(open)
 	missing, err := install(open, all)
 	if err != nil {
 		if fresh {
@@ -242,6 +243,10 @@ func lock(file *os.File, how int) error {
 		}
 	}
 }
+
+// unlock does not wait for the last descriptor to be closed: a process that another thread has just
+// forked has it, too, until it executes something.
+func unlock(file *os.File) { _ = unix.Flock(int(file.Fd()), unix.LOCK_UN) } // it ends with the file in any case
 
 // move puts a process, all its threads, into a cgroup. The kernel fails with ESRCH for one that has
 // ended.
@@ -387,6 +392,7 @@ func sweep(dir string) {
 	if lock(open, unix.LOCK_EX|unix.LOCK_NB) != nil {
 		return
 	}
+	defer unlock(open)
 	if _, ours, err := programsMark(dir); ours && err == nil {
 		_ = os.Remove(dir) // EBUSY where it is in use
 	}

@@ -58,8 +58,9 @@ var (
 )
 
 const (
-	markPatience  = 2 * time.Second        // for an answer of a server that is there
+	markPatience  = 2 * time.Second        // for an answer of a server that has read the request
 	markEvery     = 500 * time.Millisecond // between tries
+	busyPause     = 5 * time.Millisecond   // before the next where it does not read them
 	bindAgain     = 250 * time.Millisecond // to look for a lease when no event told of one
 	bindPatience  = 2 * time.Second        // how long all holders together may be silent
 	servePatience = time.Second            // and one, who may have a thousand rules to add
@@ -184,7 +185,8 @@ func askMark(conn *wire.Conn, name string, uids []uint32, ifname string, known b
 	}
 	trusted := newTrust(uids)
 	req := wire.Request{Key: wire.Key{Ifname: ifname}, Cmd: wire.Mark, Known: known}
-	for until := time.Now().Add(markPatience); ; {
+	began := time.Now()
+	for until := began.Add(markPatience); ; {
 		var reply wire.Reply
 		for _, to := range servers { // the first form of the name that somebody is bound to
 			if reply, err = exchange(conn, to, req, trusted, markEvery); !errors.Is(err, syscall.ECONNREFUSED) {
@@ -206,13 +208,18 @@ func askMark(conn *wire.Conn, name string, uids []uint32, ifname string, known b
 			return wire.Marking{}, fmt.Errorf("%w: nobody serves %s", ErrNoServer, servers[0])
 		case !errors.Is(err, errSilent) && !errors.Is(err, syscall.EAGAIN):
 			return wire.Marking{}, fmt.Errorf("ask the server for a mark: %w", err)
+		case conn.Backlog() > 0 && time.Since(began) > busyPatience:
+			return wire.Marking{}, fmt.Errorf("%w: who serves %s does not read requests", ErrNoServer, servers[0])
+		case conn.Backlog() > 0: // it starts, say, on a host that is out of breath
+			until = time.Now().Add(markPatience)
+			time.Sleep(busyPause)
 		case time.Now().After(until):
 			if stranger := explain(servers, trusted); stranger != nil {
 				return wire.Marking{}, stranger
 			}
 			return wire.Marking{}, ErrNoMarks // the original is silent
 		case errors.Is(err, syscall.EAGAIN): // its queue is full
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(busyPause)
 		}
 	}
 }

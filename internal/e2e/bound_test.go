@@ -654,6 +654,55 @@ func TestBindErrors(t *testing.T) {
 	}
 }
 
+// TestBindBusyServer: a server that has not read the request yet is not one that knows no marks.
+func TestBindBusyServer(t *testing.T) {
+	p := newPair(t)
+	server := p.serve()
+	p.lease(p.addr(1, 4), "wan1", "--routes", "copy")
+	p.freeze(server.cmd.Process.Pid)
+	cfg := client.BindConfig{Ifname: "wan1", OnLoss: client.Block, Server: "tas_socket"}
+	bound := make(chan error, 1)
+	go p.ns.Do(func() {
+		_, err := client.Bind(context.Background(), cfg)
+		bound <- err
+	})
+	select {
+	case err := <-bound:
+		t.Fatalf("beside a server that stands still: %v", err)
+	case <-time.After(3 * time.Second): // the original, which is silent, would have read it long ago
+	}
+	if err := syscall.Kill(server.cmd.Process.Pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-bound; err != nil {
+		t.Errorf("once it goes on: %v", err)
+	}
+
+	// One that reads and says nothing knows none; one that never reads is none.
+	server.kill()
+	for _, tt := range []struct {
+		reads bool
+		want  error
+	}{{true, client.ErrNoMarks}, {false, client.ErrNoServer}} {
+		conn := p.bound(0, padded(t, "tas_socket"))
+		if tt.reads {
+			go func() {
+				for {
+					if _, err := conn.Receive(); err != nil {
+						return
+					}
+				}
+			}()
+		}
+		var err error
+		p.ns.Do(func() { _, err = client.Bind(context.Background(), cfg) })
+		if !errors.Is(err, tt.want) {
+			t.Errorf("a server that reads is %v: got %v, want %v", tt.reads, err, tt.want)
+		}
+		conn.Close()
+	}
+}
+
 // TestBindOldHolders: for holders that know no bindings the lookups are placed all the same.
 func TestBindOldHolders(t *testing.T) {
 	p := newPair(t)
