@@ -811,32 +811,33 @@ func (p *pair) wantStatusMissing(addr, want string, again func()) {
 // TestBoundSoakMany: an interface with many addresses serves what is bound to it by each of
 // them, and another one with as many pays nothing for it.
 func TestBoundSoakMany(t *testing.T) {
-	each := 20
+	each, other := 20, 20
 	if fullSize() {
-		each = 300
+		each, other = 1000, 300
 	}
 	p := &pair{host: newHost(t)}
 	p.many(2)
 	var lines []string
-	for link := range 2 {
-		for n := range each {
+	for link, addresses := range []int{each, other} {
+		for n := range addresses {
 			lines = append(lines, fmt.Sprintf("address add %s dev wan%d", strings.Replace(numbered(link, 2*(n%100)), ".2/", fmt.Sprintf(".%d/", 2+n/100), 1), link))
 		}
 	}
 	p.batch(lines)
-	p.serve(fmt.Sprintf(`"num_tables":%d`, 4*each))
+	p.serve(fmt.Sprintf(`"num_tables":%d`, 2*(each+other)))
 	w := p.watchPlain()
 	eventually(t, "all addresses are served", func() error {
-		if got := p.unboundRules(); got != 2*each {
-			return fmt.Errorf("%d of %d", got, 2*each)
+		if got := p.unboundRules(); got != each+other {
+			return fmt.Errorf("%d of %d", got, each+other)
 		}
 		return nil
 	})
-	lookups := func(want int) {
+	lookups := func(want, blocked int) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("%d lookups are there", want), func() error {
-			if got := strings.Count(p.ns.IP(t, "rule show pref 9002"), "\n"); got != want {
-				return fmt.Errorf("%d", got)
+		eventually(t, fmt.Sprintf("%d lookups are there, %d addresses are blocked", want, blocked), func() error {
+			got, gotBlocked := strings.Count(p.ns.IP(t, "rule show pref 9002"), "\n"), strings.Count(p.ns.IP(t, "rule show pref 10001"), "\n")
+			if got != want || gotBlocked != blocked {
+				return fmt.Errorf("%d and %d", got, gotBlocked)
 			}
 			return nil
 		})
@@ -849,10 +850,10 @@ func TestBoundSoakMany(t *testing.T) {
 		}
 		t.Logf("bound to an interface with %d addresses, %s: %v", each, what, time.Since(began).Round(time.Millisecond))
 	}
-	lookups(each)
+	lookups(each, each)
 	began := time.Now()
 	p.ns.IP(t, "rule add pref 9003 uidrange 4711-4711 unreachable protocol 116") // as another program may
-	lookups(2 * each)
+	lookups(2*each, each)
 	t.Logf("another guard served after %v", time.Since(began).Round(time.Millisecond))
 	began = time.Now()
 	all, _ := p.bindings("tas_socket")
@@ -861,7 +862,7 @@ func TestBoundSoakMany(t *testing.T) {
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%d are bound, %v", len(all), err)
 	}
-	lookups(0)
+	lookups(0, 0)
 	t.Logf("nothing is bound after %v", time.Since(began).Round(time.Millisecond))
 	if strings.Contains(w.log.String(), "level=WARN") {
 		t.Error("the log has a level=WARN")
