@@ -681,7 +681,8 @@ func (l *loop) collect() error {
 }
 
 func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
-	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol })
+	// The original marks nothing, but rules of ours may lead to its tables, too: for what is bound.
+	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol || isHost(*r) })
 	if err != nil {
 		return err
 	}

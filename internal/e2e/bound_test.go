@@ -730,6 +730,23 @@ func TestBindOldHolders(t *testing.T) {
 		p.wantSeen("bound for an old holder", probe{family: 4, mark: b.Mark()}, p.addr(i, 4))
 		p.wantSeen("bound, without a lease in the family", probe{family: 6, mark: b.Mark()}, unreachable)
 	}
+
+	// A watch that cleans up takes nothing of a lease whose holder is there, though it marks no rule.
+	inet := func() []string {
+		return slices.DeleteFunc(p.boundRules(), func(r string) bool { return !strings.HasPrefix(r, "4 ") })
+	}
+	before := inet()
+	p.ns.IP(t, "rule add pref 9900 from 203.0.113.9 lookup 4242 protocol 116") // is nobody's
+	p.watch("--config", p.watchFile(`{"links":[{"ifname":"wan*"}],"reconcile_seconds":1}`))
+	eventually(t, "the watch has cleaned up", func() error {
+		if rules := p.rules(); slices.ContainsFunc(rules, func(r string) bool { return strings.HasPrefix(r, "9900:") }) {
+			return fmt.Errorf("%q", rules)
+		}
+		return nil
+	})
+	if diff := unordered(inet(), before); diff != "" {
+		t.Errorf("after a watch cleaned up: %s", diff)
+	}
 }
 
 // TestBoundSharedAndMissing: two addresses of an interface serve what is bound to it one after the
