@@ -53,8 +53,8 @@ lint: needs-lint ## check format, suspicious code, go.mod and shell scripts
 		| xargs -0 awk 'FNR == 1 && /^#!.*sh$$|^# shellcheck shell=/ { print FILENAME } { nextfile }' \
 		| xargs -r shellcheck
 
-bench: build ## measure server and client against echo, and check every answer
-	@go run ./internal/bench $(BENCHFLAGS)
+bench: build ## measure server and client, the C original beside them with ORIGINAL=DIR, and check every answer
+	@go run ./internal/bench $(if $(ORIGINAL),-original "$(ORIGINAL)") $(BENCHFLAGS)
 	@go test -run '^$$' -bench 'Connect|Run' ./internal/bind # as root: what being bound costs
 
 soak: needs-test layer build race ## run the tests that take long, at full size, as root

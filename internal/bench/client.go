@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-
+	"maps"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/nettest"
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
@@ -29,32 +30,61 @@ const (
 	wantRouted  = 2.0    // seconds
 	unboundRule = 91_000 // priority, one for each address that is served
 
-	addresses = 100 // with a client each
-	together  = 20  // clients whose memory is divided
-	watched   = 1000
-	links     = 100
-	settle    = 12 * time.Second
-	idle      = 15 * time.Second
-	atRest    = 15 * time.Second // after the last that was to do: then they have let go of memory
+	watchLate = 30 * time.Second
 )
 
-func measureClient(o options, dir string, r *report) error {
-	server, err := startServer(filepath.Join(dir, "client"), "")
-	if err != nil {
+// host is a network namespace whose addresses the clients of one program serve.
+type host struct {
+	software
+	ns     *nettest.Namespace
+	server *process
+	name   string            // of the server
+	holder map[uint64]string // of a table: its address
+	faults *faults
+}
+
+// do runs f in the namespace.
+func (h *host) do(f func() error) (err error) {
+	h.ns.Do(func() { err = f() })
+	return err
+}
+
+func measureClient(session *nettest.Session, o options, dir string, r *report) error {
+	var hosts []*host
+	for i, s := range o.programs() {
+		h := &host{software: s, name: fmt.Sprint("client-", i), holder: make(map[uint64]string), faults: r.faults(i)}
+		h.ns = nettest.New(session, h.name)
+		if err := h.do(func() error { return h.begin(o, filepath.Join(dir, h.name)) }); err != nil {
+			return err
+		}
+		defer h.server.kill()
+		hosts = append(hosts, h)
+	}
+	for _, measure := range []func(options, []*host, *report) error{measureTable, measureMemory, measureGone} {
+		if err := measure(o, hosts, r); err != nil {
+			return err
+		}
+	}
+	if err := hosts[0].do(func() error { return measureWatch(o, r) }); err != nil {
 		return err
 	}
-	defer server.kill()
-	for n := range links {
+	for _, h := range hosts {
+		if err := h.server.stop(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// begin starts the server and makes the links.
+func (h *host) begin(o options, dir string) (err error) {
+	for n := range o.links {
 		if err := ip("link add wan%d type veth peer name far%d\nlink set wan%d up\nlink set far%d up", n, n, n, n); err != nil {
 			return err
 		}
 	}
-	for _, measure := range []func(options, *report) error{measureTable, measureMemory, measureGone, measureWatch} {
-		if err := measure(o, r); err != nil {
-			return err
-		}
-	}
-	return server.stop()
+	h.server, err = h.start(dir, "")
+	return err
 }
 
 // ip runs lines of `ip -batch`.
@@ -68,13 +98,13 @@ func ip(lines string, args ...any) error {
 }
 
 // address is the n-th one, with its link.
-func address(n int) (addr, ifname string) {
-	return fmt.Sprintf("10.%d.%d.2", 1+n/250, n%250), fmt.Sprint("wan", n%links)
+func (s sizes) address(n int) (addr, ifname string) {
+	return fmt.Sprintf("10.%d.%d.2", 1+n/250, n%250), fmt.Sprint("wan", n%s.links)
 }
 
-// call starts the client and returns after how long it wrote its first line, and that.
-func call(args ...string) (took time.Duration, line string, err error) {
-	cmd := exec.Command(command("client"), args...)
+// call starts a program and returns after how long it wrote its first line, and that.
+func call(path string, args ...string) (took time.Duration, line string, err error) {
+	cmd := exec.Command(path, args...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return 0, "", err
@@ -94,137 +124,162 @@ func call(args ...string) (took time.Duration, line string, err error) {
 	return took, strings.TrimSpace(string(buf[:n])), nil
 }
 
-// lease has the client get a table for an address.
-func lease(addr, ifname string) (took time.Duration, table uint32, err error) {
-	took, line, err := call("-4", "-a", addr, "-n", "24", "-i", ifname, "-d", "client")
-	if err != nil {
-		return 0, 0, err
-	}
-	n, err := strconv.ParseUint(line, 10, 32)
-	return took, uint32(n), err
-}
-
-// measureTable starts clients that do nothing and clients that get a table, in turns.
-func measureTable(o options, r *report) error {
-	var table, nothing []float64
-	holder := make(map[uint32]string)
-	for n := range addresses {
-		addr, ifname := address(n)
+// lease puts an address on its link and has the client get a table for it.
+func (h *host) lease(addr, ifname string) (took time.Duration, err error) {
+	var line string
+	err = h.do(func() error {
 		if err := ip("address add %s/24 dev %s", addr, ifname); err != nil {
 			return err
 		}
-		took, _, err := call("--version")
-		if err != nil {
-			return err
-		}
-		nothing = append(nothing, took.Seconds())
-		took, number, err := lease(addr, ifname)
-		if err != nil {
-			return err
-		}
-		table = append(table, took.Seconds())
-		if other, taken := holder[number]; taken && number != 0 {
-			r.Faults.add(&r.Faults.Violations, "%s and %s both have table %d", addr, other, number)
-		}
-		if holder[number] = addr; number == 0 {
-			r.Faults.add(&r.Faults.Refused, "the client got no table for %s", addr)
-		}
+		args := []string{"-4", "-a", addr, "-n", "255.255.255.0", "-i", ifname, "-d", h.name}
+		took, line, err = call(h.client, append(args, h.args...)...)
+		return err
+	})
+	if err != nil {
+		return 0, err
 	}
-	r.add(seconds, median(nothing), "client: a start that does nothing (--version), to its line")
-	r.add(seconds, median(table), "client: from its start to the table on stdout, rules in place")
-	// One process starts the other, and that one asks the server; which takes microseconds.
-	r.atMost(wantTable, ratio, median(table)/(2*median(nothing)), "client: the same, of two starts that do nothing")
-	return nil
+	table, err := strconv.ParseUint(line, 10, 32)
+	if other, taken := h.holder[table]; err != nil || table == 0 {
+		h.faults.add(&h.faults.Refused, "the client got no table for %s, but %q", addr, line)
+	} else if taken {
+		h.faults.add(&h.faults.Violations, "%s and %s both have table %d", addr, other, table)
+	}
+	h.holder[table] = addr
+	return took, nil
 }
 
-// measureMemory looks at clients that have nothing to do until they renew.
-func measureMemory(o options, r *report) error {
-	pids, err := clients(addresses)
-	if err != nil {
+// leave takes addresses away, and waits until their clients have ended.
+func (h *host) leave(o options, first, last int) error {
+	var lines strings.Builder
+	for n := first; n < last; n++ {
+		addr, ifname := o.address(n)
+		fmt.Fprintf(&lines, "address del %s/24 dev %s\n", addr, ifname)
+		maps.DeleteFunc(h.holder, func(_ uint64, holder string) bool { return holder == addr })
+	}
+	if err := h.do(func() error { return ip("%s", lines.String()) }); err != nil {
 		return err
 	}
-	// Some ten seconds after a start Go's runtime gives memory back.
-	time.Sleep(settle)
-	before, err := sum(pids, wakeups)
-	if err != nil {
-		return err
-	}
-	time.Sleep(idle)
-	after, err := sum(pids, wakeups)
-	if err != nil {
-		return err
-	}
-	r.atMost(0, perMinute, float64(after-before)/addresses/idle.Minutes(), "client: wake-ups without an event")
-
-	for _, left := range []int{together, 1} {
-		for n := left; n < addresses; n++ {
-			addr, ifname := address(n)
-			if _, _, err := call("-r", "-4", "-a", addr, "-i", ifname, "-d", "client"); err != nil && left == together {
-				return err
-			}
-		}
-		if pids, err = clients(left); err != nil {
-			return err
-		}
-		time.Sleep(atRest)
-		pss, err := sum(pids, func(pid int) (int, error) {
-			used, err := memory(pid)
-			return int(used), err
-		})
-		if err != nil {
-			return err
-		}
-		if left == 1 {
-			r.atMost(wantAlone*(1<<20), octets, float64(pss), "client: memory (PSS) of one alone, at rest")
-		} else {
-			r.atMost(wantEach*(1<<20), octets, float64(pss)/float64(left), "client: memory (PSS) of each of %d, at rest", left)
-		}
-	}
-	for n := 1; n < addresses; n++ {
-		if _, _, err := lease(address(n)); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err := h.clients(first)
+	return err
 }
 
 // clients waits until there are so many in the background.
-func clients(want int) (pids []int, err error) {
+func (h *host) clients(want int) (pids []int, err error) {
 	for until := time.Now().Add(silence); ; time.Sleep(10 * time.Millisecond) {
-		pids, err = processes("client")
+		pids, err = processes(h.client)
 		if err != nil || len(pids) == want {
 			return pids, err
 		}
 		if time.Now().After(until) {
-			return nil, fmt.Errorf("%d clients in the background, want %d", len(pids), want)
+			return nil, fmt.Errorf("%d of %s in the background, want %d", len(pids), h.client, want)
 		}
 	}
 }
 
-func sum(pids []int, of func(pid int) (int, error)) (n int, err error) {
-	for _, pid := range pids {
-		one, err := of(pid)
+// mean returns a figure of the clients of each host, of whom there are so many.
+func mean(hosts []*host, clients int, of func(pid int) (float64, error)) (means [2][]float64, err error) {
+	for i, h := range hosts {
+		pids, err := h.clients(clients)
 		if err != nil {
-			return 0, err
+			return means, err
 		}
-		n += one
+		sum := 0.0
+		for _, pid := range pids {
+			one, err := of(pid)
+			if err != nil {
+				return means, err
+			}
+			sum += one
+		}
+		means[i] = []float64{sum / float64(clients)}
 	}
-	return n, nil
+	return means, nil
+}
+
+// measureTable starts clients that do nothing and clients that get a table, in turns.
+func measureTable(o options, hosts []*host, r *report) error {
+	var nothing []float64
+	var table [2][]float64
+	for n := range o.addresses {
+		took, _, err := call(ours.client, "--version")
+		if err != nil {
+			return err
+		}
+		nothing = append(nothing, took.Seconds())
+		for i, h := range hosts {
+			took, err := h.lease(o.address(n))
+			if err != nil {
+				return err
+			}
+			table[i] = append(table[i], took.Seconds())
+		}
+	}
+	r.add(seconds, median(nothing), "client: a start that does nothing (--version), to its line")
+	r.add(seconds, median(table[0]), "client: from its start to the table on stdout, rules in place").beside(table[1])
+	// One process starts the other, and that one asks the server; which takes microseconds.
+	r.add(ratio, median(table[0])/(2*median(nothing)), "client: the same, of two starts that do nothing").atMost(wantTable)
+	return nil
+}
+
+// measureMemory looks at clients that have nothing to do until they renew.
+func measureMemory(o options, hosts []*host, r *report) error {
+	time.Sleep(o.settle)
+	before, err := mean(hosts, o.addresses, wakeups)
+	if err != nil {
+		return err
+	}
+	time.Sleep(o.idle)
+	woke, err := mean(hosts, o.addresses, wakeups)
+	if err != nil {
+		return err
+	}
+	for i := range hosts {
+		woke[i][0] = (woke[i][0] - before[i][0]) / o.idle.Minutes()
+	}
+	r.add(perMinute, woke[0][0], "client: wake-ups without an event").beside(woke[1]).atMost(0)
+
+	present := o.addresses
+	for _, left := range []int{o.together, 1} {
+		for _, h := range hosts {
+			if err := h.leave(o, left, present); err != nil {
+				return err
+			}
+		}
+		present = left
+		time.Sleep(o.atRest)
+		pss, err := mean(hosts, left, memory)
+		if err != nil {
+			return err
+		}
+		if left == 1 {
+			r.add(octets, pss[0][0], "client: memory (PSS) of one alone, at rest").beside(pss[1]).atMost(wantAlone * (1 << 20))
+		} else {
+			r.add(octets, pss[0][0], "client: memory (PSS) of each of %d, at rest", left).beside(pss[1]).atMost(wantEach * (1 << 20))
+		}
+	}
+	return nil
 }
 
 // measureGone deletes addresses one by one, and takes the time between the kernel's word
-// that one is gone and its word that the last rule of its is.
-func measureGone(o options, r *report) error {
+// that one is gone and its word that the last rule of its is. The original's are gone by now
+// but for one, and only what it left behind is counted.
+func measureGone(o options, hosts []*host, r *report) error {
 	const rules = 3 // of each address
+	us := hosts[0]
+	for n := 1; n < o.addresses; n++ {
+		if _, err := us.lease(o.address(n)); err != nil {
+			return err
+		}
+	}
 	gone := make(chan float64)
 	failed := make(chan error, 1)
 	ready := make(chan struct{})
-	go func() { failed <- watchGone(rules, ready, gone) }()
+	go func() { failed <- us.do(func() error { return watchGone(rules, ready, gone) }) }()
 	<-ready
 	var took []float64
-	for n := range addresses {
-		addr, ifname := address(n)
-		if err := ip("address del %s/24 dev %s", addr, ifname); err != nil {
+	for n := range o.addresses {
+		addr, ifname := o.address(n)
+		if err := us.do(func() error { return ip("address del %s/24 dev %s", addr, ifname) }); err != nil {
 			return err
 		}
 		select {
@@ -237,8 +292,23 @@ func measureGone(o options, r *report) error {
 			return nil
 		}
 	}
-	r.atMost(wantGone, seconds, median(took), "client: rules gone after their address, half of %d within", addresses)
-	r.atMost(wantGone99, seconds, quantile(took, 0.99), "client: rules gone after their address, 99 of 100 within")
+	r.add(seconds, median(took), "client: rules gone after their address, half of %d within", o.addresses).atMost(wantGone)
+	r.add(seconds, quantile(took, 0.99), "client: rules gone after their address, 99 of 100 within").atMost(wantGone99)
+	if len(hosts) == 1 {
+		return nil
+	}
+	if err := hosts[1].leave(o, 0, 1); err != nil {
+		return err
+	}
+	var left [2][]float64
+	for i, h := range hosts {
+		out, err := h.ns.Output("ip", "-4", "rule")
+		if err != nil {
+			return fmt.Errorf("ip rule: %w\n%s", err, out)
+		}
+		left[i] = []float64{float64(strings.Count(out, "\n") - 3)} // the kernel has three
+	}
+	r.add(count, left[0][0], "client: rules that are left of %d addresses which are gone", o.addresses).beside(left[1])
 	return nil
 }
 
@@ -282,9 +352,9 @@ func watchGone(rules int, ready chan<- struct{}, gone chan<- float64) error {
 	}
 }
 
-// measureWatch has a thousand addresses appear together.
+// measureWatch has many addresses appear together.
 func measureWatch(o options, r *report) error {
-	cmd := exec.Command(command("client"), "watch", "--ifname", "wan*", "-d", "client", "--routes", "copy")
+	cmd := exec.Command(ours.client, "watch", "--ifname", "wan*", "-d", "client-0", "--routes", "copy")
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
@@ -300,8 +370,8 @@ func measureWatch(o options, r *report) error {
 	}
 	defer w.Close()
 	var lines strings.Builder
-	for n := range watched {
-		addr, ifname := address(n)
+	for n := range o.watched {
+		addr, ifname := o.address(n)
 		fmt.Fprintf(&lines, "address add %s/24 dev %s\n", addr, ifname)
 	}
 	time.Sleep(time.Second / 2) // it has begun; what it finds then would count no less
@@ -312,7 +382,7 @@ func measureWatch(o options, r *report) error {
 	added := time.Since(begin)
 	done := make(chan error, 1)
 	go func() {
-		for served := 0; served < watched; {
+		for served := 0; served < o.watched; {
 			events, err := w.Next()
 			if err != nil {
 				done <- err
@@ -331,22 +401,22 @@ func measureWatch(o options, r *report) error {
 		if err != nil {
 			return err
 		}
-	case <-time.After(stormLate):
-		r.Faults.add(&r.Faults.Lost, "watch does not serve %d addresses: %s", watched, log.String())
+	case <-time.After(watchLate):
+		r.Faults.add(&r.Faults.Lost, "watch does not serve %d addresses: %s", o.watched, log.String())
 		return nil
 	}
-	r.add(seconds, added.Seconds(), "watch: %d addresses appear within", watched)
-	r.atMost(wantRouted, seconds, time.Since(begin).Seconds(), "watch: all of them have their rules, from the first on")
+	r.add(seconds, added.Seconds(), "watch: %d addresses appear within", o.watched)
+	r.add(seconds, time.Since(begin).Seconds(), "watch: all of them have their rules, from the first on").atMost(wantRouted)
 	busy, err := processor(cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
 	r.add(seconds, busy.Seconds(), "watch: processor time of that")
-	time.Sleep(atRest)
+	time.Sleep(o.atRest)
 	used, err := memory(cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
-	r.atMost(wantWatch*(1<<20), octets, used, "watch: memory (PSS) with %d addresses, at rest", watched)
+	r.add(octets, used, "watch: memory (PSS) with %d addresses, at rest", o.watched).atMost(wantWatch * (1 << 20))
 	return nil
 }

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -21,7 +19,6 @@ func echo(name string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(serving)
 	var replies []wire.Message
 	for {
 		datagrams, err := conn.Receive()

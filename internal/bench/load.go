@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -15,9 +17,10 @@ import (
 
 // target is who is asked.
 type target struct {
-	name   string // text of its abstract name
-	padded bool   // as C programs write it; exact otherwise
-	echo   bool   // it returns what it gets
+	name   string        // text of its abstract name
+	padded bool          // as C programs write it; exact otherwise
+	echo   bool          // it returns what it gets
+	rest   time.Duration // from an answer for a key to its renewal, at least
 }
 
 // sockaddr is an abstract name in the form of the target's. The original answers nobody
@@ -51,11 +54,29 @@ func (t target) dial(name string) (fd int, err error) {
 	return fd, nil
 }
 
+// try has it release what nobody holds, which changes nothing and is answered like any other.
+func (t target) try() error {
+	fd, err := t.dial(t.name + "-tried")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	nothing := wire.Request{Key: wire.Key{Family: wire.Inet, Ifname: "none", Address: "192.0.2.1"}, Cmd: wire.Release}
+	if _, err := unix.Write(fd, nothing.Append(nil)); err != nil {
+		return err
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(silence.Milliseconds()))
+	if n == 0 {
+		return errors.New("no answer")
+	}
+	return err
+}
+
 // tablesMax bounds the table numbers of which holders are known.
 const tablesMax = 1 << 20
 
 // silence is how long an answer may take before it counts as lost.
-const silence = 5 * time.Second
+const silence = 15 * time.Second
 
 // fleet is what asks: a socket for each client, all of them in one thread, because what is
 // to be seen is the server and not how Go wakes goroutines. It is the same for every target,
@@ -70,6 +91,9 @@ type fleet struct {
 	epoll  int
 	end    int // behind the last key that was asked for
 	faults faults
+
+	renewed int         // the last key that renew asked for
+	touched []time.Time // when each key was asked for by renew, or answered
 }
 
 // faults counts what must not be.
@@ -98,7 +122,13 @@ func (f *faults) merge(other *faults) {
 	f.First = append(f.First, other.First...)
 }
 
-func (f *faults) some() bool { return f.Violations+f.Lost+f.Refused > 0 }
+func (f *faults) sum() int { return f.Violations + f.Lost + f.Refused }
+
+// String is what there is to say about some, and the first of each kind.
+func (f *faults) String() string {
+	text := fmt.Sprintf("%d violations, %d requests without an answer, %d refused", f.Violations, f.Lost, f.Refused)
+	return strings.Join(append([]string{text}, f.First...), "\n")
+}
 
 // peer is one client.
 type peer struct {
@@ -125,10 +155,11 @@ func keysFor(n int) []wire.Key {
 
 func newFleet(t target, clients, keys int) (*fleet, error) {
 	f := &fleet{
-		target: t,
-		keys:   keysFor(keys),
-		held:   make([]uint32, keys),
-		holder: make([]uint32, tablesMax),
+		target:  t,
+		keys:    keysFor(keys),
+		held:    make([]uint32, keys),
+		holder:  make([]uint32, tablesMax),
+		touched: make([]time.Time, keys),
 	}
 	var err error
 	if f.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -196,14 +227,20 @@ func (f *fleet) once(cmd wire.Command, first, last int, most time.Duration) run 
 	})
 }
 
-// renew goes round them for as long as given.
-func (f *fleet) renew(first, last int, most time.Duration) run {
-	key := first - 1
+// renew goes round the first keys, from where it stopped the last time, for as long as given
+// at most: until one comes that has to rest.
+func (f *fleet) renew(keys int, most time.Duration) run {
+	next := func() int { return (f.renewed + 1) % keys }
+	time.Sleep(time.Until(f.touched[next()].Add(f.target.rest)))
+	over := false
 	return f.drive(wire.Acquire, most, func() (int, bool) {
-		if key++; key == last {
-			key = first
+		now := time.Now()
+		if over = over || now.Sub(f.touched[next()]) < f.target.rest; over {
+			return 0, false
 		}
-		return key, true
+		f.renewed = next()
+		f.touched[f.renewed] = now
+		return f.renewed, true
 	})
 }
 
@@ -324,6 +361,7 @@ func (d *drive) receive() {
 			continue
 		}
 		now := time.Now()
+		d.touched[p.key] = now
 		d.took = append(d.took, uint32(min(now.Sub(p.since), 1<<32-1)))
 		p.asks = false
 		d.asking--

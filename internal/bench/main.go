@@ -31,7 +31,9 @@ answer. Ratios are of measurements that take turns in one run.
   -slice D       how long one measurement lasts (100ms); each run has 3 of a kind
   -only PART     server or client
   -clients N,N   how many ask at once (1,16,256)
+  -short         small and quick: does it work, not how fast is it
   -dir DIR       where the database is (below .cache); not on a tmpfs
+  -original DIR  measure the C original too, whose two commands are in DIR
   -profile FILE  write CPU profiles of the server to FILE.1, FILE.16 and FILE.256
 
   -server NAME   ask this server of the abstract namespace and give all back
@@ -48,10 +50,38 @@ type options struct {
 	clients []int
 	dir     string
 	profile string
-	server  string
-	exact   bool
-	leases  int
+
+	original string
+	sizes
+
+	server string
+	exact  bool
+	leases int
 }
+
+// sizes is how much is measured, and for how long nothing is done.
+type sizes struct {
+	few, many int // held leases
+	callers   int // of a boot storm
+	links     int
+	addresses int           // with a client each
+	together  int           // clients whose memory is divided
+	watched   int           // addresses
+	settle    time.Duration // after a start Go's runtime gives memory back
+	idle      time.Duration // in which wake-ups are counted
+	atRest    time.Duration // after the last that was to do: then they have let go of memory
+}
+
+var (
+	full = sizes{
+		few: 1000, many: 60_000, callers: 1024, links: 100, addresses: 100, together: 20, watched: 1000,
+		settle: 12 * time.Second, idle: 15 * time.Second, atRest: 15 * time.Second,
+	}
+	small = sizes{
+		few: 100, many: 500, callers: 64, links: 4, addresses: 8, together: 4, watched: 20,
+		settle: time.Second / 10, idle: time.Second / 10, atRest: time.Second / 10,
+	}
+)
 
 func main() {
 	if len(os.Args) == 3 && os.Args[1] == echoCommand {
@@ -66,26 +96,32 @@ func main() {
 	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "")
 	flag.StringVar(&o.only, "only", "", "")
 	clients := flag.String("clients", "1,16,256", "")
+	short := flag.Bool("short", false, "")
 	flag.StringVar(&o.dir, "dir", ".cache", "")
+	flag.StringVar(&o.original, "original", "", "")
 	flag.StringVar(&o.profile, "profile", "", "")
 	flag.StringVar(&o.server, "server", "", "")
 	flag.BoolVar(&o.exact, "exact", false, "")
 	flag.IntVar(&o.leases, "leases", 40, "")
 	flag.Usage = func() { fmt.Fprint(flag.CommandLine.Output(), usage) }
 	flag.Parse()
+	o.sizes = full
+	if *short {
+		o.sizes = small
+	}
 	for text := range strings.SplitSeq(*clients, ",") {
 		n, _ := strconv.Atoi(text) // 0 is refused below
 		o.clients = append(o.clients, n)
 	}
 	switch {
 	case slices.Min(o.clients) < 1, flag.NArg() > 0 || o.runs < 1 || o.slice <= 0 || o.leases < 1 || o.leases > tablesMax,
-		o.only != "" && o.only != "server" && o.only != "client":
+		o.only != "" && o.only != "server" && o.only != "client", o.server != "" && o.original != "":
 		flag.Usage()
 		os.Exit(2)
 	case o.server != "":
 		fail(foreign(o))
 	}
-	os.Exit(nettest.Program("bench", func(*nettest.Session) error { return own(o) }))
+	os.Exit(nettest.Program("bench", func(s *nettest.Session) error { return own(s, o) }))
 }
 
 func fail(err error) {
@@ -96,8 +132,8 @@ func fail(err error) {
 	os.Exit(0)
 }
 
-// own measures our commands.
-func own(o options) error {
+// own measures our commands, and the original's beside them.
+func own(session *nettest.Session, o options) error {
 	if err := os.MkdirAll(o.dir, 0o755); err != nil {
 		return err
 	}
@@ -109,14 +145,14 @@ func own(o options) error {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
-	r := newReport()
+	r := newReport(o)
 	if o.only != "client" {
 		if err := measureServer(o, dir, r); err != nil {
 			return err
 		}
 	}
 	if o.only != "server" {
-		if err := measureClient(o, dir, r); err != nil {
+		if err := measureClient(session, o, dir, r); err != nil {
 			return err
 		}
 	}

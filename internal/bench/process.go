@@ -20,17 +20,14 @@ import (
 	"github.com/table-allocator/table-allocator/internal/server"
 )
 
-// serving is the word by which a process tells that it can be asked.
-const serving = "serving"
-
 // process is one that was started to be measured.
 type process struct {
 	cmd *exec.Cmd
 	log string // path of what it says
 }
 
-// spawn starts a program and waits until it serves.
-func spawn(log string, args ...string) (*process, error) {
+// spawn starts a server and waits until it answers.
+func spawn(t target, log string, args ...string) (*process, error) {
 	f, err := os.Create(log)
 	if err != nil {
 		return nil, err
@@ -42,22 +39,24 @@ func spawn(log string, args ...string) (*process, error) {
 		return nil, err
 	}
 	for until := time.Now().Add(silence); ; time.Sleep(time.Millisecond) {
-		text, err := os.ReadFile(log)
-		switch {
-		case err == nil && strings.Contains(string(text), serving):
+		err := t.try()
+		if err == nil {
 			return p, nil
-		case time.Now().After(until):
-			return nil, errors.Join(fmt.Errorf("%s does not serve: %s", args[0], text), err, p.kill())
+		}
+		if time.Now().After(until) {
+			text, _ := os.ReadFile(log) // what there is
+			return nil, errors.Join(fmt.Errorf("%s does not serve: %w\n%s", args[0], err, text), p.kill())
 		}
 	}
 }
 
-// stop ends it as a service manager does.
+// stop ends it as a service manager does. The original lets the signal end it.
 func (p *process) stop() error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	if err := p.cmd.Wait(); err != nil {
+	err := p.cmd.Wait()
+	if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); err != nil && status.Signal() != syscall.SIGTERM {
 		text, _ := os.ReadFile(p.log)
 		return fmt.Errorf("%s: %w\n%s", p.cmd.Args[0], err, text[max(0, len(text)-1000):])
 	}
@@ -69,25 +68,6 @@ func (p *process) kill() error {
 	_ = p.cmd.Wait() // killed is what it says
 	return err
 }
-
-// pool is more tables than any measurement needs.
-const pool = 1 << 17
-
-// startServer starts the server with a database in dir, which may be one from before.
-func startServer(dir, profile string) (*process, error) {
-	config := filepath.Join(dir, "server.json")
-	text := fmt.Sprintf(`{"socket_path": %q, "db_path": %q, "table_offset": 10000, "num_tables": %d}`, filepath.Base(dir), filepath.Join(dir, "leases.db"), pool)
-	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(config, []byte(text), 0o644)); err != nil {
-		return nil, err
-	}
-	log := filepath.Join(dir, "log")
-	if profile != "" {
-		return spawn(log, "/proc/self/exe", serveCommand, config, profile)
-	}
-	return spawn(log, command("server"), "-c", config)
-}
-
-func command(which string) string { return filepath.Join("bin", "table-allocator-"+which) }
 
 // serveCommand is the first argument of the process that is the server with a profiler.
 const serveCommand = "serve"
@@ -133,11 +113,11 @@ func processor(pid int) (used time.Duration, err error) {
 }
 
 // wakeups is how often the threads of a process went to sleep.
-func wakeups(pid int) (n int, err error) {
+func wakeups(pid int) (n float64, err error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	for _, path := range tasks {
 		one, fieldErr := field(path, "voluntary_ctxt_switches:")
-		n, err = n+one, errors.Join(err, fieldErr)
+		n, err = n+float64(one), errors.Join(err, fieldErr)
 	}
 	return n, err
 }
@@ -163,15 +143,18 @@ func field(path, name string) (int, error) {
 	}
 }
 
-// processes are the pids that run a command of ours.
-func processes(which string) (pids []int, err error) {
-	want, err := filepath.Abs(command(which))
+// processes are the pids that run a program.
+func processes(path string) (pids []int, err error) {
+	path, err = filepath.EvalSymlinks(path)
 	if err != nil {
+		return nil, err
+	}
+	if path, err = filepath.Abs(path); err != nil {
 		return nil, err
 	}
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	for _, exe := range exes {
-		if at, err := os.Readlink(exe); err == nil && at == want {
+		if at, err := os.Readlink(exe); err == nil && at == path {
 			pid, _ := strconv.Atoi(strings.Split(exe, "/")[2]) // it matched digits
 			pids = append(pids, pid)
 		}

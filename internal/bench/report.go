@@ -7,43 +7,69 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 )
 
 // report is what was measured, in order.
 type report struct {
-	Lines  []line `json:"lines"`
-	Faults faults `json:"faults"`
+	Lines    []*line `json:"lines"`
+	Faults   faults  `json:"faults"`
+	Original *faults `json:"original_faults,omitempty"`
 }
 
 // line is one figure. Without a target it is there to compare with.
 type line struct {
-	What   string   `json:"what"`
-	Value  float64  `json:"value"`
-	Unit   string   `json:"unit"`
-	Target *float64 `json:"target,omitempty"`
-	Least  bool     `json:"at_least,omitempty"` // the target is a lower bound; else an upper one
+	What     string   `json:"what"`
+	Value    float64  `json:"value"`
+	Unit     string   `json:"unit"`
+	Original *float64 `json:"original,omitempty"`    // the original's figure
+	Of       *float64 `json:"of_original,omitempty"` // what the value is of that
+	Target   *float64 `json:"target,omitempty"`
+	Least    bool     `json:"at_least,omitempty"` // the target is a lower bound; else an upper one
 }
 
-func newReport() *report { return &report{} }
-
-func (r *report) add(unit string, value float64, what string, args ...any) {
-	r.Lines = append(r.Lines, line{What: fmt.Sprintf(what, args...), Value: value, Unit: unit})
+func newReport(o options) *report {
+	r := &report{}
+	if o.original != "" {
+		r.Original = &faults{}
+	}
+	return r
 }
 
-func (r *report) atLeast(target float64, unit string, value float64, what string, args ...any) {
-	r.add(unit, value, what, args...)
-	l := &r.Lines[len(r.Lines)-1]
-	l.Target, l.Least = &target, true
+// faults are those of ours or, 1, of the original.
+func (r *report) faults(of int) *faults {
+	if of == 0 {
+		return &r.Faults
+	}
+	return r.Original
 }
 
-func (r *report) atMost(target float64, unit string, value float64, what string, args ...any) {
-	r.add(unit, value, what, args...)
-	r.Lines[len(r.Lines)-1].Target = &target
+func (r *report) add(unit string, value float64, what string, args ...any) *line {
+	l := &line{What: fmt.Sprintf(what, args...), Value: value, Unit: unit}
+	r.Lines = append(r.Lines, l)
+	return l
 }
+
+// beside puts the original's figure, the median of what was measured, beside ours. Without
+// any there is none.
+func (l *line) beside(original []float64) *line {
+	if len(original) > 0 {
+		value := median(original)
+		if l.Original = &value; value > 0 {
+			of := l.Value / value
+			l.Of = &of
+		}
+	}
+	return l
+}
+
+func (l *line) atLeast(target float64) { l.Target, l.Least = &target, true }
+
+func (l *line) atMost(target float64) { l.Target = &target }
 
 // met tells whether a line reaches its target.
-func (l line) met() bool {
+func (l *line) met() bool {
 	return l.Target == nil || l.Least && l.Value >= *l.Target || !l.Least && l.Value <= *l.Target
 }
 
@@ -70,6 +96,14 @@ func format(v float64, unit string) string {
 	return fmt.Sprintf("%.0f%s", v, unit)
 }
 
+// times has two digits at least.
+func times(v float64) string {
+	if v >= 100 {
+		return fmt.Sprintf("%.0fx", v)
+	}
+	return fmt.Sprintf("%.2gx", v)
+}
+
 // roundTo leaves three digits of a time.
 func roundTo(v float64) time.Duration {
 	if v <= 0 {
@@ -78,7 +112,7 @@ func roundTo(v float64) time.Duration {
 	return time.Duration(math.Pow(10, math.Floor(math.Log10(v*1e9))-2))
 }
 
-// print writes the report, and returns an error if an answer was wrong or lost.
+// print writes the report, and returns an error if an answer of ours was wrong or lost.
 func (r *report) print(o options) error {
 	if o.json {
 		e := json.NewEncoder(os.Stdout)
@@ -89,21 +123,29 @@ func (r *report) print(o options) error {
 	} else {
 		r.printText()
 	}
-	f := &r.Faults
-	if !f.some() {
-		return nil
+	if r.Faults.sum() > 0 {
+		return errors.New(r.Faults.String())
 	}
-	err := fmt.Errorf("%d violations, %d requests without an answer, %d refused", f.Violations, f.Lost, f.Refused)
-	for _, first := range f.First {
-		err = errors.Join(err, errors.New(first))
-	}
-	return err
+	return nil
 }
 
 func (r *report) printText() {
-	fmt.Printf("%-70s %12s  %s\n", "", "reached", "wanted")
+	row := func(what, reached, original, of, wanted string) {
+		if r.Original == nil {
+			fmt.Printf("%-70s %12s  %s\n", what, reached, wanted)
+		} else {
+			fmt.Printf("%-70s %12s %12s %9s  %s\n", what, reached, original, of, wanted)
+		}
+	}
+	row("", "reached", "original's", "ours of it", "wanted")
 	for _, l := range r.Lines {
-		wanted := ""
+		original, of, wanted := "", "", ""
+		if l.Original != nil {
+			original = format(*l.Original, l.Unit)
+		}
+		if l.Of != nil {
+			of = times(*l.Of)
+		}
 		if l.Target != nil {
 			wanted = "at most "
 			if l.Least {
@@ -114,20 +156,25 @@ func (r *report) printText() {
 				wanted += "  MISSED"
 			}
 		}
-		fmt.Printf("%-70s %12s  %s\n", l.What, format(l.Value, l.Unit), wanted)
+		row(l.What, format(l.Value, l.Unit), original, of, wanted)
 	}
-	fmt.Printf("%-70s %12d\n", "wrong answers, lost answers, refusals", r.Faults.Violations+r.Faults.Lost+r.Faults.Refused)
+	original := ""
+	if r.Original != nil {
+		original = strconv.Itoa(r.Original.sum())
+	}
+	row("wrong answers, lost answers, refusals", strconv.Itoa(r.Faults.sum()), original, "", "")
+	if r.Original != nil && r.Original.sum() > 0 {
+		fmt.Printf("\nThe original: %v\n", r.Original)
+	}
 }
 
-func clone(v []float64) []float64 { return slices.Clone(v) }
-
-// median sorts its argument.
+// median is of values in any order.
 func median(v []float64) float64 { return quantile(v, 0.5) }
 
 func quantile(v []float64, q float64) float64 {
 	if len(v) == 0 {
 		return math.NaN()
 	}
-	slices.Sort(v)
+	v = slices.Sorted(slices.Values(v))
 	return v[min(int(q*float64(len(v))), len(v)-1)]
 }

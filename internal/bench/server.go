@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -26,22 +27,31 @@ const (
 	wantMemory    = 64 << 20
 	wantStart     = 0.5 // seconds
 
-	many      = 60_000 // leases
-	few       = 1000
-	callers   = 1024 // of a boot storm
-	turns     = 3    // measurements of a kind in one run
-	flatLoad  = 16   // clients
-	stormLate = 30 * time.Second
+	turns      = 3                // measurements of a kind in one run
+	flatLoad   = 16               // clients
+	impatience = 10 * time.Second // of a caller: the original's client tries five times then
 )
 
 func measureServer(o options, dir string, r *report) error {
-	echo, err := spawn(filepath.Join(dir, "echo"), "/proc/self/exe", echoCommand, echoName)
+	echo, err := spawn(target{name: echoName}, filepath.Join(dir, "echo"), "/proc/self/exe", echoCommand, echoName)
 	if err != nil {
 		return err
 	}
 	defer echo.kill()
+	var original *holder
+	if o.original != "" {
+		if original, err = hold(theirs(o.original), filepath.Join(dir, "original"), 1, o.few); err != nil {
+			return err
+		}
+		defer original.server.kill()
+	}
 	for _, clients := range o.clients {
-		if err := measureRates(o, dir, echo, clients, r); err != nil {
+		if err := measureRates(o, dir, echo, original, clients, r); err != nil {
+			return err
+		}
+	}
+	if original != nil {
+		if err := original.end(r.Original); err != nil {
 			return err
 		}
 	}
@@ -85,34 +95,86 @@ func over(s, other []float64) float64 {
 	return median(ratios)
 }
 
-// measureRates lets echo, new leases and renewals take turns.
-func measureRates(o options, dir string, echoServer *process, clients int, r *report) error {
+// holder is a server and the clients that hold so many leases of it all the time.
+type holder struct {
+	software
+	dir    string
+	server *process
+	fleet  *fleet
+	held   int
+	fresh  sample
+	renew  sample
+}
+
+func hold(s software, dir string, clients, held int) (*holder, error) {
+	h := &holder{software: s, dir: dir, held: held}
+	var err error
+	if h.server, err = s.start(dir, ""); err != nil {
+		return nil, err
+	}
+	if h.fleet, err = newFleet(s.target(dir), clients, s.tables); err != nil {
+		return nil, err
+	}
+	h.fleet.once(wire.Acquire, 0, held, time.Minute)
+	return h, nil
+}
+
+func (h *holder) renewals(slice time.Duration) error {
+	return h.renew.measure(h.server, func() run { return h.fleet.renew(h.held, slice) })
+}
+
+// newLeases gives them back.
+func (h *holder) newLeases(slice time.Duration) error {
+	err := h.fresh.measure(h.server, func() run { return h.fleet.once(wire.Acquire, h.held, len(h.fleet.keys), slice) })
+	h.fleet.once(wire.Release, h.held, h.fleet.end, time.Minute)
+	return err
+}
+
+// end adds what was wrong to f.
+func (h *holder) end(f *faults) error {
+	h.fleet.close()
+	err := errors.Join(h.server.stop(), compare(h.fleet, filepath.Join(h.dir, "leases.db")))
+	f.merge(&h.fleet.faults)
+	return err
+}
+
+// measureRates lets echo, new leases and renewals take turns, and those of the original.
+func measureRates(o options, dir string, echoServer *process, original *holder, clients int, r *report) error {
 	var echo, fresh, renew sample
+	if original != nil {
+		if err := original.fleet.resize(clients); err != nil {
+			return err
+		}
+		original.fresh, original.renew = sample{}, sample{}
+	}
 	for n := range o.runs {
 		profile := ""
 		if o.profile != "" {
 			profile = fmt.Sprintf("%s.%d", o.profile, clients)
 		}
 		at := filepath.Join(dir, fmt.Sprintf("rates-%d-%d", clients, n))
-		server, err := startServer(at, profile)
+		server, err := ours.start(at, profile)
 		if err != nil {
 			return err
 		}
-		other, err := newFleet(target{name: echoName, echo: true}, clients, pool)
+		other, err := newFleet(target{name: echoName, echo: true}, clients, ours.tables)
 		if err != nil {
 			return err
 		}
-		f, err := newFleet(target{name: filepath.Base(at)}, clients, pool)
+		f, err := newFleet(ours.target(at), clients, ours.tables)
 		if err != nil {
 			return err
 		}
 		next := 0
 		for range turns {
 			err := errors.Join(
-				echo.measure(echoServer, func() run { return other.renew(0, few, o.slice) }),
-				fresh.measure(server, func() run { return f.once(wire.Acquire, next, pool, o.slice) }),
-				renew.measure(server, func() run { return f.renew(0, f.end, o.slice) }),
+				echo.measure(echoServer, func() run { return other.renew(o.few, o.slice) }),
+				fresh.measure(server, func() run { return f.once(wire.Acquire, next, ours.tables, o.slice) }),
+				renew.measure(server, func() run { return f.renew(f.end, o.slice) }),
 			)
+			if original != nil {
+				err = errors.Join(err, original.newLeases(o.slice), original.renewals(o.slice))
+			}
 			if err != nil {
 				return err
 			}
@@ -127,59 +189,91 @@ func measureRates(o options, dir string, echoServer *process, clients int, r *re
 			return err
 		}
 	}
+	if original == nil {
+		original = &holder{} // without figures
+	}
 	who := fmt.Sprintf("%d clients", clients)
 	if clients == 1 {
 		who = "1 client"
 	}
-	r.add(perSecond, median(clone(echo.rates)), "%s: echo", who)
-	r.add(perSecond, median(clone(fresh.rates)), "%s: new leases, committed before the reply", who)
-	r.add(perSecond, median(clone(renew.rates)), "%s: renewals", who)
+	r.add(perSecond, median(echo.rates), "%s: echo", who)
+	r.add(perSecond, median(fresh.rates), "%s: new leases, committed before the reply", who).beside(original.fresh.rates)
+	r.add(perSecond, median(renew.rates), "%s: renewals", who).beside(original.renew.rates)
+	ofNew := r.add(ratio, over(fresh.rates, echo.rates), "%s: new leases, of echo", who)
+	ofRenewals := r.add(ratio, over(renew.rates, echo.rates), "%s: renewals, of echo", who)
 	if clients == 1 {
-		r.add(ratio, over(fresh.rates, echo.rates), "%s: new leases, of echo", who)
-		r.atLeast(wantRenewals1, ratio, over(renew.rates, echo.rates), "%s: renewals, of echo", who)
+		ofRenewals.atLeast(wantRenewals1)
 	} else {
-		r.atLeast(wantNew, ratio, over(fresh.rates, echo.rates), "%s: new leases, of echo", who)
-		r.atLeast(wantRenewals, ratio, over(renew.rates, echo.rates), "%s: renewals, of echo", who)
+		ofNew.atLeast(wantNew)
+		ofRenewals.atLeast(wantRenewals)
 	}
-	r.add(seconds, median(clone(echo.middle)), "%s: half of echo's answers within", who)
-	r.add(seconds, median(clone(renew.middle)), "%s: half of renewals within", who)
-	r.add(seconds, median(clone(fresh.middle)), "%s: half of new leases within", who)
-	r.add(seconds, median(clone(echo.tail)), "%s: 99 of 100 of echo's answers within", who)
-	r.add(seconds, median(clone(renew.tail)), "%s: 99 of 100 renewals within", who)
-	r.add(seconds, median(clone(fresh.tail)), "%s: 99 of 100 new leases within", who)
-	r.add(seconds, median(clone(echo.cost)), "%s: processor time of echo for each answer", who)
-	r.add(seconds, median(clone(renew.cost)), "%s: processor time of the server for each renewal", who)
-	r.add(seconds, median(clone(fresh.cost)), "%s: processor time of the server for each new lease", who)
+	r.add(seconds, median(echo.middle), "%s: half of echo's answers within", who)
+	r.add(seconds, median(renew.middle), "%s: half of renewals within", who).beside(original.renew.middle)
+	r.add(seconds, median(fresh.middle), "%s: half of new leases within", who).beside(original.fresh.middle)
+	r.add(seconds, median(echo.tail), "%s: 99 of 100 of echo's answers within", who)
+	r.add(seconds, median(renew.tail), "%s: 99 of 100 renewals within", who).beside(original.renew.tail)
+	r.add(seconds, median(fresh.tail), "%s: 99 of 100 new leases within", who).beside(original.fresh.tail)
+	r.add(seconds, median(echo.cost), "%s: processor time of echo for each answer", who)
+	r.add(seconds, median(renew.cost), "%s: processor time of the server for each renewal", who).beside(original.renew.cost)
+	r.add(seconds, median(fresh.cost), "%s: processor time of the server for each new lease", who).beside(original.fresh.cost)
 	if clients == 256 {
-		r.atMost(wantTail, ratio, over(renew.tail, echo.tail), "%s: 99 of 100 renewals, of echo's", who)
+		r.add(ratio, over(renew.tail, echo.tail), "%s: 99 of 100 renewals, of echo's", who).atMost(wantTail)
 	}
 	return nil
 }
 
-// measureStorm lets all callers of a boot ask at once, each as the client does: what finds
-// the queue full tries again after a moment.
+// measureStorm lets all callers of a boot ask at once.
 func measureStorm(o options, dir string, r *report) error {
 	queue, err := os.ReadFile("/proc/sys/net/unix/max_dgram_qlen")
 	if err != nil {
 		return err
 	}
-	var all, half []float64
-	for n := range o.runs {
-		at := filepath.Join(dir, fmt.Sprintf("storm-%d", n))
-		server, err := startServer(at, "")
-		if err != nil {
-			return err
+	var half, last, served [2][]float64
+	for i, s := range o.programs() {
+		for n := range o.runs {
+			took, err := storm(s, filepath.Join(dir, fmt.Sprintf("storm-%d-%d", i, n)), o.callers, soon, r.faults(i))
+			if err != nil {
+				return err
+			}
+			half[i], last[i] = append(half[i], median(took)), append(last[i], quantile(took, 1))
+			served[i] = append(served[i], answered(took))
+			if n := slices.Min(served[0]); n < float64(o.callers) && i == 0 {
+				r.Faults.add(&r.Faults.Lost, "%v of %d callers had a table within %v", n, o.callers, impatience)
+			}
 		}
-		took, err := storm(filepath.Base(at), &r.Faults)
-		if err := errors.Join(err, server.stop(), os.RemoveAll(at)); err != nil {
-			return err
-		}
-		all, half = append(all, quantile(took, 1)), append(half, median(took))
 	}
 	r.add(count, float64(number(queue)), "boot storm: datagrams that the server's queue holds")
-	r.add(seconds, median(half), "boot storm: half of %d callers have a table after", callers)
-	r.atMost(wantStorm, seconds, median(all), "boot storm: the last of %d callers has a table after", callers)
+	r.add(seconds, median(half[0]), "boot storm: half of %d callers have a table after", o.callers).beside(half[1])
+	r.add(seconds, median(last[0]), "boot storm: the last of %d callers has a table after", o.callers).beside(last[1]).atMost(wantStorm)
+	if o.original == "" {
+		return nil
+	}
+	r.add(count, median(served[0]), "boot storm: callers that have a table within %v", impatience).beside(served[1])
+	took, err := storm(theirs(o.original), filepath.Join(dir, "storm"), o.callers, late, r.Original)
+	if err != nil {
+		return err
+	}
+	r.add(count, median(served[0]), "boot storm: the same, each asking as its own client does").beside([]float64{answered(took)})
 	return nil
+}
+
+// soon is how long our client waits that found the queue full, having tried so often before.
+func soon(tries int) time.Duration {
+	window := time.Millisecond << min(tries, 5)
+	return window/2 + rand.N(window)
+}
+
+// late is how long the original's client waits.
+func late(int) time.Duration { return 2 * time.Second }
+
+// answered counts the callers that did not wait in vain.
+func answered(took []float64) (n float64) {
+	for _, t := range took {
+		if t < impatience.Seconds() {
+			n++
+		}
+	}
+	return n
 }
 
 func number(text []byte) (n int) {
@@ -187,14 +281,25 @@ func number(text []byte) (n int) {
 	return n
 }
 
-func storm(name string, f *faults) (took []float64, err error) {
-	to, err := wire.Exact(name)
+// storm returns after how many seconds each caller of a new server has a table: impatience
+// for those who found its queue full as long as that, and gave up.
+func storm(s software, dir string, callers int, pause func(tries int) time.Duration, f *faults) (took []float64, err error) {
+	server, err := s.start(dir, "")
+	if err != nil {
+		return nil, err
+	}
+	defer server.kill()
+	address := wire.Exact
+	if s.padded {
+		address = wire.Padded
+	}
+	to, err := address(s.target(dir).name)
 	if err != nil {
 		return nil, err
 	}
 	conns := make([]*wire.Conn, callers)
 	for i := range conns {
-		from, err := wire.Exact(fmt.Sprintf("%s-caller-%d", name, i))
+		from, err := address(fmt.Sprintf("%s-caller-%d", filepath.Base(dir), i))
 		if err == nil {
 			conns[i], err = wire.Listen(from, wire.MaxReplace) // as a holder does
 		}
@@ -203,7 +308,7 @@ func storm(name string, f *faults) (took []float64, err error) {
 		}
 		defer conns[i].Close()
 	}
-	took = make([]float64, callers)
+	took = slices.Repeat([]float64{impatience.Seconds()}, callers)
 	tables := make([]uint32, callers)
 	var all sync.WaitGroup
 	begin := make(chan struct{})
@@ -221,10 +326,13 @@ func storm(name string, f *faults) (took []float64, err error) {
 					f.add(&f.Lost, "caller %d: %v", i, errs[0])
 					return
 				}
-				window := time.Millisecond << min(tries, 5)
-				time.Sleep(window/2 + rand.N(window))
+				wait := pause(tries)
+				if time.Since(start)+wait > impatience {
+					return
+				}
+				time.Sleep(wait)
 			}
-			_ = conns[i].SetReadDeadline(time.Now().Add(stormLate)) // or Receive says why not
+			_ = conns[i].SetReadDeadline(time.Now().Add(silence)) // or Receive says why not
 			datagrams, err := conns[i].Receive()
 			if err != nil {
 				f.add(&f.Lost, "caller %d: %v", i, err)
@@ -248,74 +356,55 @@ func storm(name string, f *faults) (took []float64, err error) {
 		}
 		holder[table] = i
 	}
-	return took, nil
+	return took, server.stop()
 }
 
 // measureMany compares a server that holds many leases with one that holds few.
 func measureMany(o options, dir string, r *report) error {
-	type side struct {
-		dir    string
-		server *process
-		fleet  *fleet
-		held   int
-		renew  sample
-		fresh  sample
-	}
-	sides := []*side{{held: few}, {held: many}}
-	for _, s := range sides {
-		s.dir = filepath.Join(dir, fmt.Sprint("held-", s.held))
-		var err error
-		if s.server, err = startServer(s.dir, ""); err != nil {
+	var sides []*holder
+	for _, held := range []int{o.few, o.many} {
+		h, err := hold(ours, filepath.Join(dir, fmt.Sprint("held-", held)), flatLoad, held)
+		if err != nil {
 			return err
 		}
-		if s.fleet, err = newFleet(target{name: filepath.Base(s.dir)}, flatLoad, pool); err != nil {
-			return err
+		if h.fleet.end != held {
+			return fmt.Errorf("%d of %d leases within a minute", h.fleet.end, held)
 		}
-		if got := s.fleet.once(wire.Acquire, 0, s.held, time.Minute); got.requests != s.held {
-			return fmt.Errorf("%d of %d leases", got.requests, s.held)
-		}
+		sides = append(sides, h)
 	}
 	for range o.runs * turns {
-		for _, s := range sides {
-			s.renew.add(s.fleet.renew(0, s.held, o.slice))
+		for _, h := range sides {
+			if err := h.renewals(o.slice); err != nil {
+				return err
+			}
 		}
-		for _, s := range sides {
-			s.fresh.add(s.fleet.once(wire.Acquire, s.held, pool, o.slice/2))
-			s.fleet.once(wire.Release, s.held, s.fleet.end, time.Minute)
+		for _, h := range sides {
+			if err := h.newLeases(o.slice / 2); err != nil {
+				return err
+			}
 		}
 	}
-	r.atLeast(wantFlat, ratio, over(sides[1].renew.rates, sides[0].renew.rates), "%d held leases: renewals, of the rate with %d", many, few)
-	r.atLeast(wantFlat, ratio, over(sides[1].fresh.rates, sides[0].fresh.rates), "%d held leases: new leases, of the rate with %d", many, few)
-	s := sides[1]
-	bytesUsed, err := memory(s.server.cmd.Process.Pid)
+	small, large := sides[0], sides[1]
+	r.add(ratio, over(large.renew.rates, small.renew.rates), "%d held leases: renewals, of the rate with %d", o.many, o.few).atLeast(wantFlat)
+	r.add(ratio, over(large.fresh.rates, small.fresh.rates), "%d held leases: new leases, of the rate with %d", o.many, o.few).atLeast(wantFlat)
+	bytesUsed, err := memory(large.server.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
-	r.atMost(wantMemory, octets, bytesUsed, "%d held leases: memory of the server (PSS)", many)
+	r.add(octets, bytesUsed, "%d held leases: memory of the server (PSS)", o.many).atMost(wantMemory)
 	var starts []float64
 	for range o.runs {
-		if err := s.server.stop(); err != nil {
+		if err := large.server.stop(); err != nil {
 			return err
 		}
 		begin := time.Now()
-		if s.server, err = startServer(s.dir, ""); err != nil {
+		if large.server, err = ours.start(large.dir, ""); err != nil {
 			return err
-		}
-		s.fleet.resize(1)
-		if got := s.fleet.once(wire.Acquire, 0, 1, time.Minute); got.requests != 1 {
-			return errors.New("the server does not answer after its start")
 		}
 		starts = append(starts, time.Since(begin).Seconds())
 	}
-	r.atMost(wantStart, seconds, median(starts), "%d held leases: from the server's start to its first answer", many)
-	for _, s := range sides {
-		s.fleet.close()
-		r.Faults.merge(&s.fleet.faults)
-		if err := errors.Join(s.server.stop(), compare(s.fleet, filepath.Join(s.dir, "leases.db"))); err != nil {
-			return err
-		}
-	}
-	return nil
+	r.add(seconds, median(starts), "%d held leases: from the server's start to its first answer", o.many).atMost(wantStart)
+	return errors.Join(small.end(&r.Faults), large.end(&r.Faults))
 }
 
 // compare holds what the clients were told against what the database says.
@@ -356,7 +445,7 @@ func compare(f *fleet, database string) error {
 
 // foreign measures a server that runs here and gives everything back.
 func foreign(o options) error {
-	r := newReport()
+	r := newReport(o)
 	f, err := newFleet(target{name: o.server, padded: !o.exact}, 1, o.leases)
 	if err != nil {
 		return err
@@ -368,7 +457,7 @@ func foreign(o options) error {
 		var fresh, renew sample
 		for range o.runs {
 			fresh.add(f.once(wire.Acquire, 0, o.leases, time.Minute))
-			renew.add(f.renew(0, f.end, o.slice*turns))
+			renew.add(f.renew(f.end, o.slice*turns))
 			f.once(wire.Release, 0, f.end, time.Minute)
 		}
 		r.add(perSecond, median(fresh.rates), "%d clients: new leases", clients)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -47,12 +48,12 @@ func TestBench(t *testing.T) {
 				What  string
 				Value float64
 			}
-			Faults struct{ Violations, Lost, Refused int }
+			Faults faults
 		}
 		if err := json.Unmarshal([]byte(out), &report); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		if len(report.Lines) == 0 || report.Faults.Violations+report.Faults.Lost+report.Faults.Refused > 0 {
+		if len(report.Lines) == 0 || report.Faults.sum() > 0 {
 			t.Errorf("%q: %s", args, out)
 		}
 		for _, l := range report.Lines {
@@ -67,6 +68,148 @@ func TestBench(t *testing.T) {
 	// More than there are.
 	if out, err := h.ns.Output(path, "-server", "tas_socket", "-leases", "301", "-runs", "1", "-slice", "20ms"); err == nil || !strings.Contains(out, "no table is free") {
 		t.Errorf("301 of 300 leases: %v\n%s", err, out)
+	}
+}
+
+// standIn makes a folder with two commands that have the original's names and interface: ours.
+// The server gets its configuration through a script, and leaves it in the folder.
+func standIn(t *testing.T, script string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for from, to := range map[string]string{serverBin: "server", clientBin: "table_allocator_client"} {
+		data, err := os.ReadFile(filepath.Join(staticDir(t), from))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, to), data, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := fmt.Sprintf("#!/bin/sh\nset -e\ncd %s\n%s <\"$2\" >config\nexec ./server -c config\n", dir, script)
+	if err := os.WriteFile(filepath.Join(dir, "table_allocator_server"), []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// beside is what the bench prints of our commands and the original's.
+type beside struct {
+	Lines []struct {
+		What     string
+		Value    float64
+		Original *float64
+		Of       *float64 `json:"of_original"`
+	}
+	Faults   faults
+	Original *faults `json:"original_faults"`
+}
+
+type faults struct{ Violations, Lost, Refused int }
+
+func (f faults) sum() int { return f.Violations + f.Lost + f.Refused }
+
+func benchBeside(t *testing.T, original string, args ...string) (b beside) {
+	t.Helper()
+	path, err := bench()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(staticDir(t), filepath.Join(dir, "bin")); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, append(args, "-json", "-short", "-runs", "1", "-slice", "20ms", "-clients", "2", "-original", original)...)
+	cmd.Dir = dir
+	var complaints strings.Builder
+	cmd.Stderr = &complaints
+	out, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(out, &b)
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, out, complaints.String())
+	}
+	return b
+}
+
+// TestBenchOriginal: the original's figures stand beside ours.
+func TestBenchOriginal(t *testing.T) {
+	t.Parallel()
+	original := standIn(t, "cat")
+	report := benchBeside(t, original)
+	if report.Faults.sum()+report.Original.sum() > 0 {
+		t.Errorf("faults: ours %+v, the original's %+v", report.Faults, report.Original)
+	}
+	var got []string
+	for _, l := range report.Lines {
+		if l.Original == nil {
+			continue
+		}
+		got = append(got, l.What)
+		switch {
+		case strings.Contains(l.What, "wake-ups"):
+		case strings.Contains(l.What, "rules that are left"):
+			if l.Value != 0 || *l.Original != 0 {
+				t.Errorf("%s: %v and %v", l.What, l.Value, *l.Original)
+			}
+		case l.Value <= 0 || *l.Original <= 0 || l.Of == nil || *l.Of != l.Value / *l.Original:
+			t.Errorf("%s: %+v", l.What, l)
+		}
+	}
+	want := []string{
+		"2 clients: new leases, committed before the reply",
+		"2 clients: renewals",
+		"2 clients: half of renewals within",
+		"2 clients: half of new leases within",
+		"2 clients: 99 of 100 renewals within",
+		"2 clients: 99 of 100 new leases within",
+		"2 clients: processor time of the server for each renewal",
+		"2 clients: processor time of the server for each new lease",
+		"boot storm: half of 64 callers have a table after",
+		"boot storm: the last of 64 callers has a table after",
+		"boot storm: callers that have a table within 10s",
+		"boot storm: the same, each asking as its own client does",
+		"client: from its start to the table on stdout, rules in place",
+		"client: wake-ups without an event",
+		"client: memory (PSS) of each of 4, at rest",
+		"client: memory (PSS) of one alone, at rest",
+		"client: rules that are left of 8 addresses which are gone",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("rows with the original's figure:\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+
+	// The original reads no more than this of its configuration, and only a part of what ours may be.
+	text, err := os.ReadFile(filepath.Join(original, "config"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		Socket   string          `json:"socket_path"`
+		Database string          `json:"db_path"`
+		Log      string          `json:"log_path"`
+		First    int             `json:"table_offset"`
+		Tables   int             `json:"num_tables"`
+		Timeout  int             `json:"table_timeout"`
+		Syslog   *bool           `json:"do_syslog"`
+		Families map[string]bool `json:"addr_families"`
+	}
+	if err := json.Unmarshal(text, &config); err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	if f := config.Families; len(text) >= 1024 || config.Socket == "" || !filepath.IsAbs(config.Database) || config.Log != "/dev/null" ||
+		config.First != 10000 || config.Tables != 8192 || config.Timeout != 3600 ||
+		config.Syslog == nil || *config.Syslog || !f["inet"] || !f["inet6"] || !f["unspec"] {
+		t.Errorf("the original's configuration: %s", text)
+	}
+}
+
+// TestBenchOriginalFaults: what the original does wrong is counted, and is no fault of ours.
+func TestBenchOriginalFaults(t *testing.T) {
+	t.Parallel()
+	report := benchBeside(t, standIn(t, `sed 's/"num_tables": [0-9]*/"num_tables": 50/'`), "-only", "server")
+	if f := report.Original; report.Faults.sum() > 0 || f.Refused == 0 || f.Violations+f.Lost > 0 {
+		t.Errorf("faults: ours %+v, the original's %+v; want refusals of the original's alone", report.Faults, f)
 	}
 }
 
