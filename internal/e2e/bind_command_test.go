@@ -284,6 +284,32 @@ func TestBindCgroup(t *testing.T) {
 			t.Errorf("bound does not say %q:\n%s", want, out)
 		}
 	}
+	type row struct {
+		Ifname, Cgroup, Missing string
+		OnLoss                  string `json:"on_loss"`
+		Tables                  []int
+		Processes               []struct {
+			PID  int
+			Name string
+		}
+	}
+	var rows []row
+	if err := json.Unmarshal([]byte(c.must("bound", "--json")), &rows); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for _, r := range rows {
+		for _, process := range r.Processes {
+			said = append(said, fmt.Sprint(r.Ifname, " ", r.OnLoss, " ", r.Tables, " ", r.Cgroup, " ", process.PID, " ", process.Name != "", " ", r.Missing))
+		}
+	}
+	if diff := unordered(said, []string{
+		"wan1 block [10001] /table-allocator/wan1 " + pid(p) + " true ",
+		"wan0 block [10000] /table-allocator/wan1/ta-wan0 " + pid(nested) + " true ",
+		"wan0 fallback [10000] /user/ta-wan0:fallback " + pid(soft) + " true ",
+	}); diff != "" {
+		t.Errorf("bound --json: %s", diff)
+	}
 	c.ns.IP(t, "address flush dev wan0 scope global")
 	eventually(t, "bound says what is missing", func() error {
 		r := c.do("bound")

@@ -108,9 +108,41 @@ func TestBindExplicit(t *testing.T) {
 	// The other link is not this one.
 	c.nothing(func() {
 		p.want("ENETUNREACH", "new s udp6\ndevice s wan0\nconnect s %s", far6)
+		p.want("timeout", "new s udp4\ndevice s wan0\ntry s %s", far4) // the kernel takes it for a neighbour, and nobody answers
 	})
 	c.only(1, func() { p.want(inet61, "new s udp6\ndevice s wan1\nask s %s", far6) })
 	c.only(1, func() { p.want(inet1, "new s tcp4\ndevice s wan1\nconnect s %s\nask s", far4) })
+}
+
+// TestBindMask: marks and rules are where the server's configuration has them.
+func TestBindMask(t *testing.T) {
+	c := newCrossingAlone(t)
+	c.serve(`"bind_mark_mask":"0x30000"`, `"bind_priority":500`, `"bind_fallback_priority":600`) // room for one
+	c.watch("--routes", "copy")
+	c.waitTables(0)
+	c.waitTables(1)
+	inet, inet6 := at(1)
+	p, soft := c.bound("wan1"), c.bound("wan1", "--on-loss", "fallback")
+	for _, p := range []*probing{p, soft} {
+		c.leaves(p, 1)
+		c.only(1, func() {
+			p.want(inet, "new s udp4\nsetmark s 0xffffffff\nask s %s", far4)
+			p.want(inet6, "new s udp6\nsetmark s 0x80000\nask s %s", far6)
+		})
+	}
+	rules := strings.Join(c.rules(), "\n")
+	for _, want := range []string{"502: from all fwmark 0x20000/0x30000 lookup 10001", "503: from all fwmark 0x20000/0x30000 unreachable",
+		"602: from all fwmark 0x30000/0x30000 lookup 10001"} {
+		if !strings.Contains(rules, want) {
+			t.Errorf("there is no %q in\n%s", want, rules)
+		}
+	}
+	c.ns.IP(t, "link set wan1 down")
+	c.blocked(p, "4", "6")
+	c.leaves(soft, 0)
+	if r := c.do("run", "--ifname", "wan0", "echo", "it runs"); r.code != 125 || r.stdout != "" || !strings.Contains(r.stderr, "bind_mark_mask") {
+		t.Errorf("run without a mark: %+v", r)
+	}
 }
 
 // TestBindFailedBind: a socket that has not got the address that it wanted leaves by the uplink, as if it
@@ -169,17 +201,29 @@ func TestBindServers(t *testing.T) {
 		}
 	}
 	// A server for datagrams answers over any uplink only if it may.
+	const ask = `
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(float(sys.argv[3]))
+s.connect((sys.argv[1], int(sys.argv[2])))
+s.send(b"?")
+print(s.recv(100))`
+	soft := c.bound("wan1", "--on-loss", "fallback")
 	for _, tt := range []struct {
 		p     *probing
 		n     int
 		heard bool
-	}{{p, 1, true}, {c.bound("wan1", "--on-loss", "fallback"), 1, true}} {
+	}{{p, 1, true}, {soft, 1, true}, {p, 0, false}, {soft, 0, true}} {
 		inet, _ := at(tt.n)
 		tt.p.want("ok", "new u udp4\nbind u 0.0.0.0:0")
 		port := tt.p.do("port u")
 		out := make(chan string, 1)
 		go func() {
-			text, _ := c.isps[tt.n].Output("sh", "-c", "echo ? | socat -t5 -T5 - UDP:"+inet+":"+port) // silence is an answer
+			patience := map[bool]string{true: "10", false: "2"}[tt.heard]
+			text, err := c.isps[tt.n].Output("python3", "-c", ask, inet, port, patience)
+			if err != nil && strings.Contains(text, "timed out") {
+				text = "" // silence is an answer
+			}
 			out <- text
 		}()
 		tt.p.want("ok", "serve u\nclose u")
