@@ -2,7 +2,10 @@ package client
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -76,12 +79,42 @@ func (r *ruleset) wantWith(guards []route.Rule, table uint32) []route.Rule {
 // of the program may leave by another uplink, nothing may from the address. Whoever fills the table
 // without us is not surprised by that, an empty table may be all that is wanted.
 func (u Uplink) strict(guards []route.Rule) Uplink {
-	if u.Settings.placesRoutes() && u.blocks() && slices.ContainsFunc(guards, func(g route.Rule) bool {
-		return g.Action == route.Unreachable && g.Mask != 0
-	}) {
+	if u.Settings.placesRoutes() && u.blocks() && slices.ContainsFunc(guards, isStrict) {
 		u.Settings.OnLoss = Block
 	}
 	return u
+}
+
+// isStrict tells whether a rule is the guard of programs that may leave by no other uplink.
+func isStrict(r route.Rule) bool {
+	return isGuard(r) && r.Action == route.Unreachable && r.Mask != 0
+}
+
+// maxGone is how many IPv6 addresses that went stay blocked.
+const maxGone = 32
+
+// gone is the rule to leave behind for an address that went. With IPv4 nothing can be sent from it
+// any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink.
+func (s *session) gone() []route.Rule {
+	if s.uplink.family() != unix.AF_INET6 || !slices.ContainsFunc(s.rules.guards, isStrict) {
+		return nil
+	}
+	return s.uplink.strict(s.rules.guards).guard()
+}
+
+// kept are the rules of addresses that went which are still of use: the newest, and as long as
+// programs are bound. rules are in the kernel's order.
+func kept(rules []route.Rule, there map[netip.Addr]bool) map[route.Rule]bool {
+	keep := make(map[route.Rule]bool)
+	if !slices.ContainsFunc(rules, isStrict) {
+		return keep
+	}
+	for _, r := range slices.Backward(rules) {
+		if r.Protocol == route.Protocol && isHost(r) && r.Src.Addr().Is6() && r.Action == route.Unreachable && !there[r.Src.Addr()] && len(keep) < maxGone {
+			keep[r] = true
+		}
+	}
+	return keep
 }
 
 // learn takes over the marking of the session's interface.

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -116,6 +117,41 @@ func TestStrict(t *testing.T) {
 		u.Settings.OnLoss = Block
 		if u = u.strict(tt.guards); u.Settings.OnLoss != Block {
 			t.Errorf("%s: an address of its own choice is not blocked", tt.name)
+		}
+	}
+}
+
+// TestKept: of addresses that went the newest stay blocked, if they still can send, and somebody must not.
+func TestKept(t *testing.T) {
+	var gone []route.Rule
+	for i := range maxGone + 3 {
+		addr := netip.AddrFrom16([16]byte{0xfd, 15: byte(i)})
+		gone = append(gone, route.Rule{Priority: 10001, Src: netip.PrefixFrom(addr, 128), Action: route.Unreachable, Protocol: route.Protocol})
+	}
+	there := map[netip.Addr]bool{gone[5].Src.Addr(): true}
+	foreign, inet, prefix := gone[7], gone[7], gone[7]
+	foreign.Protocol = unix.RTPROT_STATIC
+	inet.Src = netip.MustParsePrefix("192.0.2.5/32")
+	prefix.Src = netip.MustParsePrefix("2001:db8::/64")
+	marked := route.Traffic{Mark: testMarking.Mark, Mask: testMarking.Mask}
+	strict := guardOf(testMarking, marked, Block)
+
+	rules := append([]route.Rule{strict, foreign, inet, prefix}, gone...)
+	want := make(map[route.Rule]bool)
+	for i, r := range gone {
+		want[r] = i >= 3 && i != 5
+	}
+	want[gone[2]] = true // in place of the fifth
+	got := kept(rules, there)
+	for _, r := range rules {
+		if got[r] != want[r] {
+			t.Errorf("%s: kept: %v", r, got[r])
+		}
+	}
+	for _, guard := range []route.Rule{guardOf(testMarking, testUser, Block), guardOf(testMarking, marked, Fallback)} {
+		rules[0] = guard
+		if got := kept(rules, there); len(got) > 0 {
+			t.Errorf("%d kept for %s", len(got), guard)
 		}
 	}
 }

@@ -290,7 +290,11 @@ func (l *loop) do(s *session, a action) {
 		l.remember(s)
 		l.welcome(s)
 	case clearRules:
-		if err := s.clear(); err != nil {
+		var keep []route.Rule
+		if l.watch != nil && !s.present { // which looks after it
+			keep = s.gone()
+		}
+		if err := s.clear(keep...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case guard:

@@ -50,6 +50,7 @@ const DefaultReconcile = time.Minute
 type watch struct {
 	config  WatchConfig
 	next    time.Duration              // of the next comparison of everything
+	leaving bool                       // takes everything back
 	blind   bool                       // events were lost: it has to look at each session
 	admitAt time.Duration              // when to look for new addresses; 0: none are known of
 	foreign map[wire.Key]bool          // addresses that other processes hold
@@ -130,6 +131,8 @@ func (l *loop) serveHost(ctx context.Context, load func() (WatchConfig, error), 
 				l.log.Info("stopped; leases, rules and routes stay in place")
 				return nil
 			}
+			l.watch.leaving = true
+			l.tidy()
 			l.end("stopped")
 		case <-reload:
 			l.reload(load)
@@ -304,6 +307,10 @@ func (l *loop) reconcile() {
 	w.retry()
 	l.admit()
 	l.heal()
+	l.tidy()
+}
+
+func (l *loop) tidy() {
 	if err := l.collect(); err != nil {
 		l.log.Error("cannot remove what others of us left behind", "err", err)
 	}
@@ -690,10 +697,12 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 	if err != nil {
 		return err
 	}
-	live := make(map[uint32]bool) // tables that an address in service has, or is about to
+	live := make(map[uint32]bool)        // tables that an address in service has, or is about to
+	sourced := make(map[netip.Addr]bool) // addresses with a rule to a table
 	for _, r := range rules {
-		if isHost(r) && !beside(r) && served[r.Src.Addr()] {
-			live[r.Table] = true
+		if isHost(r) && !beside(r) {
+			sourced[r.Src.Addr()] = true
+			live[r.Table] = live[r.Table] || served[r.Src.Addr()]
 		}
 	}
 	for _, r := range routes {
@@ -706,13 +715,31 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 			live[s.table] = true
 		}
 	}
+	addresses, err := l.kernel.Addresses(family)
+	if err != nil {
+		return err
+	}
+	there := make(map[netip.Addr]bool, len(addresses))
+	for _, a := range addresses {
+		there[a.Addr] = true
+	}
+	keep := kept(rules, there)
+	if l.watch.leaving {
+		clear(keep)
+	}
+	waiting := make(map[netip.Addr]bool) // back, and without a lease: main has to do
+	for _, s := range l.sessions {
+		if s.state == asking && !sourced[s.addr] {
+			waiting[s.addr] = true
+		}
+	}
 	orphan := orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !live[r.Table] }))
 	stale := func(r route.Rule) bool {
 		switch {
 		case r.Protocol != route.Protocol:
 			return false
 		case beside(r):
-			return isHost(r) && !served[r.Src.Addr()] || orphan(r)
+			return isHost(r) && (!served[r.Src.Addr()] || waiting[r.Src.Addr()]) && !keep[r] || orphan(r)
 		}
 		return !live[r.Table]
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -114,7 +115,6 @@ func TestBindLoss(t *testing.T) {
 // any more, and leaves by no other uplink either.
 func TestBindLossOwnAddress(t *testing.T) {
 	c := newCrossingAlone(t)
-	sysctl(t, c.ns, "net/ipv6/conf/wan1/keep_addr_on_down", "1") // else IPv6 addresses go with the link, and nothing can be sent from them
 	server := c.serve()
 	watch := c.watch("--routes", "copy")
 	c.waitTables(0)
@@ -135,11 +135,20 @@ func TestBindLossOwnAddress(t *testing.T) {
 			})
 		}
 	}
-	nothing := func() {
+	nothing := func(gone string) { // families whose addresses went
 		for _, e := range ends {
 			c.nothing(func() {
 				for _, kind := range []string{"tcp", "mptcp"} {
 					p.do("try %s%s", kind, e.family)
+				}
+				p.do("try udp%s %s", e.family, e.far)
+				if strings.Contains(gone, e.family) {
+					p.want("EADDRNOTAVAIL", "new s udp%s\nbind s %s:0", e.family, e.source)
+					p.do("try s %s", e.far)
+					p.want("ENETUNREACH", "ask s %s", e.far)
+					return
+				}
+				for _, kind := range []string{"tcp", "mptcp"} {
 					p.want("ENETUNREACH", "new s %s%s\nbind s %s:0\nconnect s %s", kind, e.family, e.source, e.far)
 				}
 				p.want("ENETUNREACH", "try udp%s %s", e.family, e.far)
@@ -149,17 +158,24 @@ func TestBindLossOwnAddress(t *testing.T) {
 			p.want("ok", "close tcp%[1]s\nclose mptcp%[1]s\nclose udp%[1]s", e.family)
 		}
 	}
-	for _, tt := range []struct{ name, lose, find string }{
-		{"no default routes", "route del default dev wan1\n-6 route del default dev wan1", ""},
-		{"link down", "link set wan1 down", "link set wan1 up"},
+	for _, tt := range []struct{ name, lose, find, gone string }{
+		{"no default routes", "route del default dev wan1\n-6 route del default dev wan1", "", ""},
+		{"link down, where IPv6 addresses stay", "link set wan1 down", "link set wan1 up", ""},
+		{"link down", "link set wan1 down", "link set wan1 up", "6"},
+		{"no addresses", "address flush dev wan1 scope global", "", "4 6"},
 	} {
 		t.Log(tt.name)
+		stay := "1"
+		if tt.gone != "" {
+			stay = "0"
+		}
+		sysctl(t, c.ns, "net/ipv6/conf/wan1/keep_addr_on_down", stay)
 		open()
 		for line := range strings.Lines(tt.lose) {
 			c.ns.IP(t, line)
 		}
 		c.blocked(p, "4", "6")
-		nothing()
+		nothing(tt.gone)
 		if tt.find != "" {
 			c.ns.IP(t, tt.find)
 		}
@@ -173,7 +189,7 @@ func TestBindLossOwnAddress(t *testing.T) {
 	watch.kill()
 	c.emptyTables()
 	c.blocked(p, "4", "6")
-	nothing()
+	nothing("")
 
 	// All is as before once nothing is bound any more.
 	c.serve()
@@ -186,6 +202,86 @@ func TestBindLossOwnAddress(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestBindGone: an IPv6 address that went stays blocked while something is bound to its link, and no longer
+// than it is away.
+func TestBindGone(t *testing.T) {
+	c := newCrossingAlone(t)
+	c.serve()
+	start := func() *process {
+		return c.watch("--clean", "--config", c.watchFile(`{"links":[{"ifname":"wan*"}],"reconcile_seconds":1}`))
+	}
+	watch := start()
+	c.waitTables(0)
+	c.waitTables(1)
+	c.ns.IP(t, "link add lan0 type veth peer name lan1")
+	const addr, blocked = "fd02::9", "10001: from fd02::9 unreachable proto 116"
+	wait := func(what string, want ...string) { // rules from the address
+		t.Helper()
+		eventually(t, what, func() error {
+			have := slices.DeleteFunc(c.rules6(), func(r string) bool { return !strings.Contains(r, addr+" ") })
+			for i, r := range have {
+				have[i], _, _ = strings.Cut(r, " lookup ")
+			}
+			if diff := unordered(have, want); diff != "" {
+				return errors.New(diff)
+			}
+			return nil
+		})
+	}
+	// tidied waits until the watch has looked for what is nobody's.
+	tidied := func() {
+		t.Helper()
+		c.ns.IP(t, "-6 rule add pref 9900 from 2001:db8::9 lookup 4242 protocol 116")
+		eventually(t, "the watch has cleaned up", func() error {
+			if out := c.ns.IP(t, "-6 rule show pref 9900"); out != "" {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
+	comes := func() { c.ns.IP(t, "address add "+addr+"/64 dev wan1 nodad") }
+	goes := func() { c.ns.IP(t, "address del "+addr+"/64 dev wan1") }
+
+	comes()
+	wait("it is served", "10000: from "+addr)
+	goes()
+	wait("nothing is bound")
+	c.must("bind", "--ifname", "wan1", "--uid", "4711") // looks at no address
+	comes()
+	wait("it is served again", "10000: from "+addr)
+	goes()
+	wait("nothing is bound that could be bound to the address")
+	c.must("run", "--ifname", "wan1", "true")
+	comes()
+	wait("it is served, and may leave by no other uplink", "10000: from "+addr, blocked)
+	goes()
+	wait("it is gone", blocked)
+	tidied()
+	wait("it is still blocked", blocked)
+	comes()
+	wait("it is back", "10000: from "+addr, blocked)
+	goes()
+	wait("it is gone again", blocked)
+	c.ns.IP(t, "address add "+addr+"/64 dev lan0 nodad")
+	wait("it is on a link that nobody serves")
+	c.ns.IP(t, "address del "+addr+"/64 dev lan0")
+
+	comes()
+	wait("it is served once more", "10000: from "+addr, blocked)
+	goes()
+	wait("it is gone once more", blocked)
+	c.must("unbind", "--all")
+	wait("nothing is bound any more")
+
+	c.must("run", "--ifname", "wan1", "true")
+	comes()
+	wait("it is served for the last time", "10000: from "+addr, blocked)
+	goes()
+	wait("it is gone for the last time", blocked)
+	watch.stop()
+	wait("the watch has taken everything back")
 }
 
 // TestBindOneFamily: an uplink with one family only. The other one does not leave by another uplink.
