@@ -124,13 +124,15 @@ func call(path string, args ...string) (took time.Duration, line string, err err
 	return took, strings.TrimSpace(string(buf[:n])), nil
 }
 
-// lease puts an address on its link and has the client get a table for it.
+// come puts an address on its link.
+func (h *host) come(addr, ifname string) error {
+	return h.do(func() error { return ip("address add %s/24 dev %s", addr, ifname) })
+}
+
+// lease has the client get a table for an address.
 func (h *host) lease(addr, ifname string) (took time.Duration, err error) {
 	var line string
-	err = h.do(func() error {
-		if err := ip("address add %s/24 dev %s", addr, ifname); err != nil {
-			return err
-		}
+	err = h.do(func() (err error) {
 		args := []string{"-4", "-a", addr, "-n", "255.255.255.0", "-i", ifname, "-d", h.name}
 		took, line, err = call(h.client, append(args, h.args...)...)
 		return err
@@ -201,13 +203,22 @@ func measureTable(o options, hosts []*host, r *report) error {
 	var nothing []float64
 	var table [2][]float64
 	for n := range o.addresses {
-		took, _, err := call(ours.client, "--version")
+		for _, h := range hosts {
+			if err := h.come(o.address(n)); err != nil {
+				return err
+			}
+		}
+		err := hosts[0].do(func() error {
+			took, _, err := call(ours.client, "--version")
+			nothing = append(nothing, took.Seconds())
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		nothing = append(nothing, took.Seconds())
-		for i, h := range hosts {
-			took, err := h.lease(o.address(n))
+		for next := range hosts {
+			i := (n + next) % len(hosts) // a client has things to do yet when the next one starts
+			took, err := hosts[i].lease(o.address(n))
 			if err != nil {
 				return err
 			}
@@ -267,6 +278,9 @@ func measureGone(o options, hosts []*host, r *report) error {
 	const rules = 3 // of each address
 	us := hosts[0]
 	for n := 1; n < o.addresses; n++ {
+		if err := us.come(o.address(n)); err != nil {
+			return err
+		}
 		if _, err := us.lease(o.address(n)); err != nil {
 			return err
 		}
