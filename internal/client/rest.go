@@ -16,10 +16,18 @@ import (
 const (
 	restIn    = 2 * time.Second
 	restEvery = 10 * time.Second // at most, while there is always something to do
+
+	// A holder needs a MiB, and a fifth of that is what Go notes for a collection and keeps. So
+	// there is none before memory is this much, and so much more than after the last one.
+	collectFrom  = 3 << 19
+	collectAfter = 1 << 19
 )
 
 // rests is when a loop lets go of memory.
-type rests struct{ at, last time.Duration }
+type rests struct {
+	at, last time.Duration
+	kept     uint64 // memory after the last collection
+}
 
 // stir notes that something was done.
 func (r *rests) stir(now time.Duration) {
@@ -38,11 +46,30 @@ func (r *rests) due(now time.Duration) bool {
 	}
 	r.at, r.last = 0, now
 	program := programAreas()
-	debug.FreeOSMemory()
+	if anonymous() >= max(collectFrom, r.kept+collectAfter) {
+		debug.FreeOSMemory()
+		r.kept = anonymous()
+	}
 	for _, a := range program { // a failure costs memory only
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, a.from, a.to-a.from, unix.MADV_DONTNEED)
 	}
 	return true
+}
+
+// anonymous is how much memory the process has that no file backs, in bytes; 0 if the kernel
+// does not tell.
+func anonymous() uint64 {
+	text, err := os.ReadFile("/proc/self/smaps_rollup")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), "\nAnonymous:")
+	rest, _, _ = strings.Cut(rest, " kB\n")
+	kilobytes, err := strconv.ParseUint(strings.TrimSpace(rest), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return kilobytes << 10
 }
 
 type area struct{ from, to uintptr }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"reflect"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -27,6 +28,35 @@ func TestRests(t *testing.T) {
 	}
 	if !r.due(at + restEvery) {
 		t.Error("does not rest again")
+	}
+}
+
+// What a rest gives back is what nobody refers to any more.
+func TestRestCollects(t *testing.T) {
+	const much = 64 << 20
+	before := anonymous()
+	with := make(chan uint64)
+	go func() { // on a stack of its own, which refers to it until it ends
+		junk := make([]byte, much)
+		for i := 0; i < len(junk); i += 4096 {
+			junk[i] = 1
+		}
+		with <- anonymous()
+		runtime.KeepAlive(junk)
+	}()
+	most := <-with
+	if before == 0 || most < before+much*9/10 {
+		t.Fatalf("%d bytes, and %d with %d more", before, most, much)
+	}
+	r := rests{}
+	r.stir(time.Hour)
+	if !r.due(time.Hour+restIn) || r.kept == 0 || anonymous() > most-much/2 {
+		t.Errorf("%d bytes at most, %d after a rest, %d kept", most, anonymous(), r.kept)
+	}
+	kept := r.kept
+	r.stir(2 * time.Hour)
+	if !r.due(2*time.Hour+restIn) || r.kept != kept {
+		t.Errorf("collects again where there is nothing: kept %d, then %d", kept, r.kept)
 	}
 }
 
