@@ -16,13 +16,15 @@ type software struct {
 	padded         bool   // it has the names of sockets as C programs write them
 	rest           time.Duration
 	args           []string // more of the client's
+	releases       bool     // the client does, with -r
 }
 
 // ours has a pool of more tables than any measurement needs.
 var ours = software{
-	server: "bin/table-allocator-server",
-	client: "bin/table-allocator-client",
-	tables: 1 << 17,
+	server:   "bin/table-allocator-server",
+	client:   "bin/table-allocator-client",
+	tables:   1 << 17,
+	releases: true,
 }
 
 // theirs is the C original.
