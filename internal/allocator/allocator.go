@@ -256,7 +256,9 @@ func (a *Allocator) renew(b *Batch, s *slot, tag string, pending bool) Result {
 	if s.Expires = a.expiry(b.now); s.Tag != tag {
 		s.Tag = strings.Clone(tag)
 	}
-	heap.Fix(&a.due, s.index)
+	if s.Expires < s.due { // the timeout is shorter than in the run before
+		a.due.settle(s)
+	}
 	a.soil(b.now, s)
 	return Result{Outcome: Renewed, Lease: s.Lease, Pending: pending}
 }
@@ -380,8 +382,12 @@ func (b *Batch) change(key Key, undo func()) {
 
 // expire ends the leases that are over.
 func (a *Allocator) expire(now int64) (some bool) {
-	for len(a.due) > 0 && a.due[0].Expires <= now {
+	for len(a.due) > 0 && a.due[0].due <= now {
 		s := a.due[0]
+		if s.Expires > s.due {
+			a.due.settle(s)
+			continue
+		}
 		a.end(nil, now, s)
 		a.expired = append(a.expired, s.Lease)
 		some = true
@@ -469,7 +475,7 @@ func (a *Allocator) Tick(now int64) ([]Lease, error) {
 	return expired, err
 }
 
-// Next returns the second at which Tick has something to do; it may have passed.
+// Next returns the second at which Tick may have something to do; it may have passed.
 func (a *Allocator) Next() int64 {
 	next := a.clockAt
 	if len(a.dirty) > 0 {
@@ -477,7 +483,7 @@ func (a *Allocator) Next() int64 {
 	}
 	next = max(next, a.retryAt)
 	if len(a.due) > 0 {
-		next = min(next, a.due[0].Expires)
+		next = min(next, a.due[0].due)
 	}
 	if len(a.expired) > 0 {
 		next = 0

@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"cmp"
+	"container/heap"
 	"fmt"
 	"math"
 
@@ -19,6 +20,7 @@ type slot struct {
 	dirty bool  // the database does not know this state yet
 	past  bool  // the history in the database may have a row of this table
 	index int   // in the expiry heap
+	due   int64 // place in the expiry heap: not after the end of the lease
 
 	prev, next *slot // in the pool's list of free tables
 }
@@ -190,12 +192,16 @@ func (p *pool) pull(s *slot) {
 	p.free--
 }
 
-// expiryHeap orders the leases in force by their end, for container/heap.
+// expiryHeap orders the leases in force by their end, for container/heap. A renewal, of which
+// there are many for each end, leaves its lease where it is: what comes first settles.
 type expiryHeap []*slot
 
 func (h expiryHeap) Len() int { return len(h) }
 
-func (h expiryHeap) Less(i, j int) bool { return compareEnds(h[i], h[j]) < 0 }
+func (h expiryHeap) Less(i, j int) bool {
+	a, b := h[i], h[j]
+	return cmp.Or(cmp.Compare(a.due, b.due), compareTables(a, b)) < 0
+}
 
 func (h expiryHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
@@ -204,7 +210,7 @@ func (h expiryHeap) Swap(i, j int) {
 
 func (h *expiryHeap) Push(x any) {
 	s := x.(*slot)
-	s.index = len(*h)
+	s.index, s.due = len(*h), s.Expires
 	*h = append(*h, s)
 }
 
@@ -216,6 +222,16 @@ func (h *expiryHeap) Pop() any {
 	return s
 }
 
+// settle moves a lease to where its end belongs.
+func (h *expiryHeap) settle(s *slot) {
+	s.due = s.Expires
+	heap.Fix(h, s.index)
+}
+
 func compareEnds(a, b *slot) int {
-	return cmp.Or(cmp.Compare(a.Expires, b.Expires), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Family, b.Family))
+	return cmp.Or(cmp.Compare(a.Expires, b.Expires), compareTables(a, b))
+}
+
+func compareTables(a, b *slot) int {
+	return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Family, b.Family))
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -177,6 +178,7 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 			_ = c.SetReadDeadline(time.Unix(1, 0)) // fails only on a socket that is closed
 		}
 	})()
+	useOneProcessor()
 	s.recorder = newRecorder(s.log, host.Together)
 	found := held(s.leases)
 	errs := make(chan error, len(s.conns)+1)
@@ -207,6 +209,14 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 		s.log.Info("stopped")
 	}
 	return err
+}
+
+// useOneProcessor is for a loop that works behind a lock: to another processor Go would only
+// give the thread that it wakes for each datagram, in case that there is more to do.
+func useOneProcessor() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
 }
 
 func held(leases *allocator.Allocator) (n uint64) {
