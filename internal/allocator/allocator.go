@@ -182,8 +182,8 @@ func (b *Batch) Results() []Result { return b.results }
 
 // Decide applies ops, in order, and returns a result for each. Pending results may be
 // answered after Commit; all others, renewals among them, at once. A batch that is not
-// committed before the next Decide, Tick or Close is undone; one without pending results is
-// not valid any longer either.
+// committed before the next Decide, Tick or Close is undone; any other is not valid any longer
+// either.
 func (a *Allocator) Decide(now int64, ops []Op) *Batch {
 	a.abandon()
 	a.expire(now)
@@ -319,7 +319,7 @@ func (a *Allocator) hold(b *Batch, s *slot, l Lease) {
 		delete(a.byKey, before.Key)
 	}
 	p.held++
-	l.Ifname, l.Addr, l.Tag = strings.Clone(l.Ifname), strings.Clone(l.Addr), strings.Clone(l.Tag)
+	l.own()
 	s.Lease, s.held = l, true
 	a.byKey[l.Key] = s
 	heap.Push(&a.due, s)
@@ -340,6 +340,13 @@ func (a *Allocator) hold(b *Batch, s *slot, l Lease) {
 			p.insert(s, prev, next)
 		}
 	})
+}
+
+// own gives the lease its own copy of its texts.
+func (l *Lease) own() {
+	texts := l.Ifname + l.Addr + l.Tag
+	at := len(l.Ifname) + len(l.Addr)
+	l.Ifname, l.Addr, l.Tag = texts[:len(l.Ifname)], texts[len(l.Ifname):at], texts[at:]
 }
 
 // end frees the table of a lease. Without a batch it is for good.
@@ -430,8 +437,11 @@ func (a *Allocator) Commit(b *Batch) error {
 	}
 	if err := a.flush(b.now, along); err != nil {
 		a.rollback(b, fmt.Errorf("%w: %w", ErrStorage, err))
+		return b.err
 	}
-	return b.err
+	b.undo = empty(b.undo)
+	clear(b.touched)
+	return nil
 }
 
 func (a *Allocator) abandon() {
@@ -558,9 +568,9 @@ func (a *Allocator) written(now int64, n int) {
 }
 
 // empty keeps the memory of a list, but nothing that it points to.
-func empty(slots []*slot) []*slot {
-	clear(slots)
-	return slots[:0]
+func empty[T any](list []T) []T {
+	clear(list)
+	return list[:0]
 }
 
 // Close writes what waits and gives the database back. The allocator is not usable after.

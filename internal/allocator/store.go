@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -354,32 +353,38 @@ func (s *store) fill(slots []*slot, marks map[string]mark, now int64, utc time.T
 // put writes states, not changes: after an error of unclear effect the same can be written
 // again.
 func (s *store) put(now int64, utc time.Time, lists ...[]*slot) error {
-	netns := int64(s.boot.Netns)
-	for _, t := range slices.Concat(lists...) {
-		var err error
-		table, family := int64(t.Table), int64(t.Family)
-		if t.held {
-			if err = s.putLease.exec(table, family, t.Ifname, t.Addr, t.Expires, t.Tag, int64(t.Owner), s.boot.ID, netns, t.sum(s.boot)); err == nil && t.past {
-				err = s.dropHistory.exec(table, family)
+	var boot, netns driver.Value = s.boot.ID, int64(s.boot.Netns)
+	for _, list := range lists {
+		for _, t := range list {
+			if err := s.putSlot(t, boot, netns); err != nil {
+				return fmt.Errorf("table %d of %s: %w", t.Table, t.Family, err)
 			}
-		} else {
-			where := s.boot
-			if !t.local {
-				where = Boot{}
-			}
-			t.past = true
-			if err = s.putHistory.exec(table, family, t.Ifname, t.Addr, t.ended, where.ID, int64(where.Netns)); err == nil {
-				err = s.dropLease.exec(table, family)
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("table %d of %s: %w", t.Table, t.Family, err)
 		}
 	}
 	if s.clock == [2]int64{now, utc.Unix()} {
 		return nil
 	}
-	return s.putClock.exec(s.boot.ID, netns, now, utc.Unix())
+	return s.putClock.exec(boot, netns, now, utc.Unix())
+}
+
+func (s *store) putSlot(t *slot, boot, netns driver.Value) error {
+	table, family := int64(t.Table), int64(t.Family)
+	if t.held {
+		err := s.putLease.exec(table, family, t.Ifname, t.Addr, t.Expires, t.Tag, int64(t.Owner), boot, netns, t.sum(s.boot))
+		if err == nil && t.past {
+			err = s.dropHistory.exec(table, family)
+		}
+		return err
+	}
+	if !t.local {
+		boot, netns = "", int64(0)
+	}
+	t.past = true
+	err := s.putHistory.exec(table, family, t.Ifname, t.Addr, t.ended, boot, netns)
+	if err == nil {
+		err = s.dropLease.exec(table, family)
+	}
+	return err
 }
 
 // history returns the free tables that were in use before, the one unused for longest

@@ -26,6 +26,7 @@ type recorder struct {
 	full    chan []record
 	empty   chan []record // memory to use again
 	running sync.WaitGroup
+	attrs   []slog.Attr // of a line
 }
 
 func newRecorder(log *slog.Logger, batched func(func())) *recorder {
@@ -80,7 +81,8 @@ func (w *recorder) wants(o allocator.Outcome) bool {
 func (w *recorder) write(r *record) {
 	uid, pid := slog.Uint64("uid", uint64(r.cred.UID)), slog.Int("pid", int(r.cred.PID))
 	write := func(level slog.Level, msg string) {
-		w.log.LogAttrs(context.Background(), level, msg, leaseAttrs(r.result.Lease, pid, uid)...)
+		w.attrs = append(leaseAttrs(w.attrs[:0], r.result.Lease), pid, uid)
+		w.log.LogAttrs(context.Background(), level, msg, w.attrs...)
 	}
 	switch r.result.Outcome {
 	case allocator.Granted:
@@ -96,8 +98,8 @@ func (w *recorder) write(r *record) {
 	}
 }
 
-func leaseAttrs(l allocator.Lease, more ...slog.Attr) []slog.Attr {
-	return append(append(make([]slog.Attr, 0, 9),
+func leaseAttrs(to []slog.Attr, l allocator.Lease) []slog.Attr {
+	return append(to,
 		slog.String("ifname", l.Key.Ifname),
 		slog.String("addr", l.Key.Addr),
 		slog.String("family", l.Key.Family.String()),
@@ -105,7 +107,7 @@ func leaseAttrs(l allocator.Lease, more ...slog.Attr) []slog.Attr {
 		slog.String("tag", l.Tag),
 		slog.Uint64("owner", uint64(l.Owner)),
 		slog.Int64("expires", l.Expires),
-	), more...)
+	)
 }
 
 // throttle bounds the rate of log lines that somebody else can cause as fast as he likes.

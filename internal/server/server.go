@@ -293,7 +293,7 @@ func (s *server) advance(now time.Duration) time.Duration {
 			s.faults.write(slog.LevelError, "cannot write to the database, trying again", "err", err)
 		}
 		for _, lease := range expired {
-			s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(lease)...)
+			s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(nil, lease)...)
 		}
 	}
 	s.armed = s.leases.Next()
