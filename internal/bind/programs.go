@@ -100,9 +100,10 @@ func hooks(m Mark) []hook {
 		end,
 	)
 
-	// The kernel makes the subflows of MPTCP itself, so no program is asked, and does not give them the
-	// mark of the socket. Whoever has a source address has chosen one.
-	connect := func(source ...int16) asm.Instructions {
+	// Of the context in R1: keeps that in R6 and its socket in R7, and makes R1 the mark that the socket
+	// is to have. Jumps away if it has our bits already, or a source address, which is a word other than 0
+	// of those behind from: whoever has one has chosen it.
+	unlessBound := func(from asm.Register, source []int16) asm.Instructions {
 		code := join(
 			asm.Instructions{
 				asm.Mov.Reg(asm.R6, asm.R1),
@@ -113,10 +114,16 @@ func hooks(m Mark) []hook {
 		)
 		for _, offset := range source {
 			code = append(code,
-				asm.LoadMem(asm.R2, asm.R7, offset, asm.Word),
+				asm.LoadMem(asm.R2, from, offset, asm.Word),
 				asm.JNE.Imm(asm.R2, 0, allow))
 		}
-		return join(code, asm.Instructions{asm.Or.Imm32(asm.R1, int32(m.Value))}, setMark, end)
+		return append(code, asm.Or.Imm32(asm.R1, int32(m.Value)))
+	}
+
+	// The kernel makes the subflows of MPTCP itself, so no program is asked, and does not give them the
+	// mark of the socket.
+	connect := func(source ...int16) asm.Instructions {
+		return join(unlessBound(asm.R7, source), setMark, end)
 	}
 
 	// Jumps away if the IPv4 address in R2, in network order, is none to leave from: any, loopback,
@@ -169,21 +176,7 @@ func hooks(m Mark) []hook {
 		verdict = 1
 	}
 	sendmsg := func(source ...int16) asm.Instructions {
-		code := join(
-			asm.Instructions{
-				asm.Mov.Reg(asm.R6, asm.R1),
-				asm.LoadMem(asm.R7, asm.R6, addrSocket, asm.DWord),
-				asm.LoadMem(asm.R1, asm.R7, sockMark, asm.Word),
-			},
-			unlessMarked,
-		)
-		for _, offset := range source {
-			code = append(code,
-				asm.LoadMem(asm.R2, asm.R6, offset, asm.Word),
-				asm.JNE.Imm(asm.R2, 0, allow))
-		}
-		return join(code,
-			asm.Instructions{asm.Or.Imm32(asm.R1, int32(m.Value))}, setMark,
+		return join(unlessBound(asm.R6, source), setMark,
 			asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()}, end)
 	}
 
