@@ -99,7 +99,12 @@ func (a *Allocator) saveMark(now int64, ifname string, m mark) error {
 			return err
 		}
 	}
-	return a.store.transact(func() error { return a.store.putMark(ifname, m) })
+	overwritten := a.store.overwritten() // for the next flush
+	err := a.store.transact(func() error { return a.store.putMark(ifname, m) })
+	if !overwritten {
+		a.store.left = a.store.stamp()
+	}
+	return err
 }
 
 func (s *store) putMark(ifname string, m mark) error {

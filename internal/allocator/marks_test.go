@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -178,4 +179,28 @@ func TestMarksWrittenAnew(t *testing.T) {
 	h.wantMark("wan2", unused, 3)
 	h.wantMark("wan0", unused, 1)
 	wantRows(t, peer(t, h.cfg.Path), "SELECT ifname, idx FROM marks ORDER BY idx", "wan0|1", "wan1|2", "wan2|3")
+}
+
+// TestMarksAreOurs: when marks move the log into the file, no other program wrote to it; what
+// another one wrote is still seen.
+func TestMarksAreOurs(t *testing.T) {
+	const warning = "another program wrote to the database"
+	h := start(t, markConfig(t, 9))
+	if err := h.store.db.exec("PRAGMA wal_autocheckpoint = 1"); err != nil {
+		t.Fatal(err)
+	}
+	h.want(ops(get(1)), "granted 10000")
+	h.wantMark("wan0", unused, 1)
+	h.want(ops(get(2)), "granted 10001")
+	if log := h.log.String(); strings.Contains(log, warning) {
+		t.Errorf("after a mark: %s", log)
+	}
+	db := peer(t, h.cfg.Path)
+	mustExec(t, db, "UPDATE RtTables SET Tag = 'x'")
+	mustExec(t, db, "PRAGMA wal_checkpoint")
+	h.wantMark("wan1", unused, 2)
+	h.want(ops(get(3)), "granted 10002")
+	if log := h.log.String(); !strings.Contains(log, warning) {
+		t.Errorf("no word of what another program wrote: %s", log)
+	}
 }
