@@ -20,12 +20,13 @@ var (
 
 // model is the allocator again, as slow and plain as can be: no heap, no list, no bitset.
 type model struct {
-	boot   string
-	pools  map[Family]Pool
-	leases map[Key]Lease
-	past   map[place]past // of free tables
-	prefer map[Key]uint32
-	ended  int64
+	boot    string
+	timeout int64
+	pools   map[Family]Pool
+	leases  map[Key]Lease
+	past    map[place]past // of free tables
+	prefer  map[Key]uint32
+	ended   int64
 }
 
 type place struct {
@@ -151,13 +152,14 @@ func (m *model) do(now int64, op Op, avoid func(uint32, Key, Key) bool) Result {
 			delete(m.prefer, k)
 		}
 	}
-	l = Lease{op.Key, table, op.Tag, owner, now + timeout}
+	l = Lease{op.Key, table, op.Tag, owner, now + m.timeout}
 	m.leases[op.Key] = l
 	m.prefer[op.Key] = table
 	return Result{Outcome: outcome, Lease: l}
 }
 
-func (m *model) restart(now int64, boot string, pools map[Family]Pool) {
+func (m *model) restart(now int64, cfg Config) {
+	boot := cfg.Boot.ID
 	if boot != m.boot {
 		all := slices.Collect(maps.Values(m.leases))
 		sortByEnd(all)
@@ -165,14 +167,14 @@ func (m *model) restart(now int64, boot string, pools map[Family]Pool) {
 			m.end(l, m.boot)
 		}
 	}
-	m.boot, m.pools, m.prefer = boot, pools, make(map[Key]uint32)
+	m.boot, m.timeout, m.pools, m.prefer = boot, cfg.Timeout, cfg.Pools, make(map[Key]uint32)
 	for at, p := range m.past {
 		if t, ok := m.prefer[p.key]; m.inside(at.family, at.table) && (!ok || m.past[place{at.family, t}].ended < p.ended) {
 			m.prefer[p.key] = at.table
 		}
 	}
 	for k, l := range m.leases {
-		l.Expires = max(l.Expires, now+timeout)
+		l.Expires = max(l.Expires, now+m.timeout)
 		m.leases[k] = l
 		m.prefer[k] = l.Table
 	}
@@ -212,7 +214,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 	cfg := config(t, choices[rnd.IntN(len(choices))])
 	cfg.Avoid = func(table uint32, key, last Key, _ bool) bool { return avoid(table, key, last) }
 	h := start(t, cfg)
-	now := &model{boot: boot.ID, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}}
+	now := &model{boot: boot.ID, timeout: cfg.Timeout, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}}
 	disk := now.clone()
 	var expired []Lease // by the model, not yet returned by Tick
 	lapse := func() {
@@ -272,7 +274,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 				}
 				if r := b.Results()[i]; !results[i].Pending {
 					if l, held := now.leases[op.Key]; r.Outcome == Renewed && held {
-						l.Tag, l.Expires = op.Tag, h.now+timeout
+						l.Tag, l.Expires = op.Tag, h.now+now.timeout
 						now.leases[op.Key] = l
 					} else if r.Outcome == Renewed || r.Outcome == Granted || r.Outcome == Released {
 						t.Fatalf("step %d: %+v answered at once", step, r)
@@ -297,6 +299,9 @@ func compare(t *testing.T, rnd *rand.Rand) {
 				t.Fatalf("step %d: expired %v, want %v", step, got, expired)
 			}
 			expired = nil
+			if lock == nil && h.Next() <= h.now && len(h.dirty) == 0 {
+				t.Fatalf("step %d: at %d Tick left something to do at %d", step, h.now, h.Next())
+			}
 		case what < 90:
 			avoided[uint32(9998+rnd.IntN(14))] = rnd.IntN(3) == 0
 		case what < 93:
@@ -323,13 +328,16 @@ func compare(t *testing.T, rnd *rand.Rand) {
 			if rnd.IntN(3) == 0 {
 				h.cfg.Pools = choices[rnd.IntN(len(choices))]
 			}
+			if rnd.IntN(3) == 0 {
+				h.cfg.Timeout = []int64{timeout / 9, timeout, 3 * timeout}[rnd.IntN(3)]
+			}
 			if crash {
 				h.crash()
 				now = disk.clone()
 			} else {
 				h.open()
 			}
-			now.restart(h.now, h.cfg.Boot.ID, h.cfg.Pools)
+			now.restart(h.now, h.cfg)
 			expired = nil
 		}
 		if len(h.fresh)+len(h.dirty) == 0 {
@@ -343,7 +351,10 @@ func check(t *testing.T, step int, h *host, m *model) {
 	t.Helper()
 	got := make(map[Key]Lease)
 	holders := make(map[place]Key)
-	for _, s := range h.due {
+	for i, s := range h.due {
+		if s.index != i || s.due > s.Expires || i > 0 && h.due.Less(i, (i-1)/2) {
+			t.Fatalf("step %d: %v is at %d in the heap for %d", step, s.Lease, s.index, s.due)
+		}
 		at := place{s.Family, s.Table}
 		if other, taken := holders[at]; taken {
 			t.Fatalf("step %d: table %v is held by %v and %v", step, at, other, s.Key)
