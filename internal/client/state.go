@@ -110,6 +110,7 @@ func (s *session) follow() {
 // for by now: the kernel refuses those of an address that has just gone.
 func (s *session) warnOfRoutes(err error) {
 	if err != nil {
+		s.routes.glance.forget() // it may be older than that
 		if _, ready := s.view(); !ready {
 			err = nil
 		}
