@@ -18,15 +18,18 @@ const (
 	restEvery = 10 * time.Second // at most, while there is always something to do
 
 	// A holder needs a MiB, and a fifth of that is what Go notes for a collection and keeps. So
-	// there is none before memory is this much, and so much more than after the last one.
+	// there is none before memory is this much, and so much more than after the last one; or
+	// that is so long ago that what was needed then may be garbage now.
 	collectFrom  = 3 << 19
 	collectAfter = 1 << 19
+	collectAgain = time.Minute
 )
 
 // rests is when a loop lets go of memory.
 type rests struct {
-	at, last time.Duration
-	kept     uint64 // memory after the last collection
+	at, last  time.Duration
+	collected time.Duration // the last time
+	kept      uint64        // memory after it
 }
 
 // stir notes that something was done.
@@ -46,9 +49,9 @@ func (r *rests) due(now time.Duration) bool {
 	}
 	r.at, r.last = 0, now
 	program := programAreas()
-	if anonymous() >= max(collectFrom, r.kept+collectAfter) {
+	if have := anonymous(); have >= collectFrom && (have >= r.kept+collectAfter || now >= r.collected+collectAgain) {
 		debug.FreeOSMemory()
-		r.kept = anonymous()
+		r.collected, r.kept = now, anonymous()
 	}
 	for _, a := range program { // a failure costs memory only
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, a.from, a.to-a.from, unix.MADV_DONTNEED)

@@ -31,32 +31,58 @@ func TestRests(t *testing.T) {
 	}
 }
 
-// What a rest gives back is what nobody refers to any more.
+// What a rest gives back is what nobody refers to any more, at once or a while later.
 func TestRestCollects(t *testing.T) {
 	const much = 64 << 20
+	var junk []byte
+	fill := func() {
+		done := make(chan bool)
+		go func() { // on a stack of its own, which refers to it until it ends
+			junk = make([]byte, much)
+			for i := 0; i < len(junk); i += 4096 {
+				junk[i] = 1
+			}
+			done <- true
+		}()
+		<-done
+	}
 	before := anonymous()
-	with := make(chan uint64)
-	go func() { // on a stack of its own, which refers to it until it ends
-		junk := make([]byte, much)
-		for i := 0; i < len(junk); i += 4096 {
-			junk[i] = 1
-		}
-		with <- anonymous()
-		runtime.KeepAlive(junk)
-	}()
-	most := <-with
+	fill()
+	most := anonymous()
 	if before == 0 || most < before+much*9/10 {
 		t.Fatalf("%d bytes, and %d with %d more", before, most, much)
 	}
-	r := rests{}
-	r.stir(time.Hour)
-	if !r.due(time.Hour+restIn) || r.kept == 0 || anonymous() > most-much/2 {
+	var r rests
+	rest := func(at time.Duration) {
+		t.Helper()
+		r.stir(at)
+		if !r.due(at + restIn) {
+			t.Fatal("does not rest")
+		}
+	}
+	at := time.Hour
+	junk = nil
+	rest(at)
+	if r.kept == 0 || anonymous() > most-much/2 {
 		t.Errorf("%d bytes at most, %d after a rest, %d kept", most, anonymous(), r.kept)
 	}
 	kept := r.kept
-	r.stir(2 * time.Hour)
-	if !r.due(2*time.Hour+restIn) || r.kept != kept {
+	at += restEvery
+	if rest(at); r.kept != kept {
 		t.Errorf("collects again where there is nothing: kept %d, then %d", kept, r.kept)
+	}
+
+	// What is needed at one collection, and not at the next.
+	fill()
+	at += restEvery
+	if rest(at); r.kept < much {
+		t.Fatalf("%d bytes kept of those that are needed", r.kept)
+	}
+	runtime.KeepAlive(junk)
+	junk = nil
+	at += collectAgain
+	if rest(at); anonymous() > most-much/2 {
+		t.Errorf("%d bytes after they went", anonymous())
 	}
 }
 
