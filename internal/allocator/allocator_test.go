@@ -822,6 +822,31 @@ func readPragma(h *host, pragma string) (value string) {
 	return value
 }
 
+// A database that is gone is made anew as soon as what was in the way is gone, too.
+func TestNotMadeInVain(t *testing.T) {
+	h := start(t, config(t, inet(10000, 3)))
+	h.do(get(1))
+	for _, suffix := range companions {
+		if err := os.Remove(h.cfg.Path + suffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inTheWay := h.cfg.Path + "-wal"
+	if err := os.Mkdir(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := h.Commit(h.Decide(h.now, ops(get(2)))); err == nil || !strings.Contains(err.Error(), inTheWay+": it is not a regular file") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	h.want(ops(get(2), get(1)), "granted 10001", "renewed 10000")
+	wantRows(t, peer(t, h.cfg.Path), "SELECT RtTable FROM RtTables ORDER BY 1", "10000", "10001")
+}
+
 // Refused requests must leave nothing behind, or a full disk eats the memory.
 func TestFailedWritesDoNotPileUp(t *testing.T) {
 	h := start(t, config(t, inet(10000, 3)))

@@ -26,9 +26,14 @@ func openFile(path string, log *slog.Logger) (f *os.File, err error) {
 	// Not blocking, in case that it is a FIFO.
 	const flags = os.O_RDWR | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK
 	f, err = os.OpenFile(path, flags, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	made := errors.Is(err, fs.ErrNotExist)
+	if made {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return nil, fmt.Errorf("%w: create the directory, or choose another path", err)
+		}
+		// First, since a file made in vain would be another one to the next attempt.
+		if err := checkPlace(path, log); err != nil {
+			return nil, err
 		}
 		f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
 	}
@@ -55,8 +60,10 @@ func openFile(path string, log *slog.Logger) (f *os.File, err error) {
 	if err := checkHeader(f); err != nil {
 		return f, err
 	}
-	if err := checkPlace(path, log); err != nil {
-		return f, err
+	if !made {
+		if err := checkPlace(path, log); err != nil {
+			return f, err
+		}
 	}
 	if info.Mode().Perm() != 0o600 {
 		if err := f.Chmod(0o600); err != nil {
