@@ -481,14 +481,9 @@ func isLookup(r route.Rule) bool {
 
 // markedInterfaces maps the priorities of lookups to the interfaces that have them.
 func markedInterfaces(server string, uids []uint32, ifnames []string) (map[uint32]string, error) {
-	conn, err := open(wire.Key{Ifname: "marks", Address: fmt.Sprint(os.Getpid())}, asAsker)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
 	marked := make(map[uint32]string)
 	for _, ifname := range ifnames {
-		m, err := askMark(conn, server, uids, ifname, true)
+		m, err := knownMark(server, uids, ifname)
 		if err != nil {
 			return marked, err
 		}
@@ -497,6 +492,17 @@ func markedInterfaces(server string, uids []uint32, ifnames []string) (map[uint3
 		}
 	}
 	return marked, nil
+}
+
+// knownMark asks on a socket of its own: a server that was slow answers each try, and no answer tells
+// which interface it is about.
+func knownMark(server string, uids []uint32, ifname string) (wire.Marking, error) {
+	conn, err := open(wire.Key{Ifname: "marks", Address: fmt.Sprint(os.Getpid())}, asAsker)
+	if err != nil {
+		return wire.Marking{}, err
+	}
+	defer conn.Close()
+	return askMark(conn, server, uids, ifname, true)
 }
 
 // Unbind removes what Bindings has listed: guards first, since holders put lookups back.

@@ -531,6 +531,25 @@ func (p *pair) bindings(server string, more ...string) (all []client.Bound, line
 	return all, lines
 }
 
+// TestBindingsSlowServer: what a server answers late, and to each try, is not taken for another link's mark.
+func TestBindingsSlowServer(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0")
+	h.link("wan1")
+	server := h.serve()
+	p := &pair{host: h}
+	if _, err := p.bind("wan1", client.Block); !errors.Is(err, client.ErrNoLease) {
+		t.Fatal(err)
+	}
+	for range 3 { // links come in any order
+		h.freeze(server.cmd.Process.Pid)
+		time.AfterFunc(1200*time.Millisecond, func() { _ = syscall.Kill(server.cmd.Process.Pid, syscall.SIGCONT) }) // after two tries
+		if all, lines := p.bindings("tas_socket"); len(all) != 1 || all[0].Ifname != "wan1" {
+			t.Errorf("bound are %q", lines)
+		}
+	}
+}
+
 // TestBindings: what is bound is listed with its interface, and goes without a trace.
 func TestBindings(t *testing.T) {
 	p := newPair(t)
