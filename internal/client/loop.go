@@ -349,6 +349,11 @@ func (l *loop) drop(s *session) {
 		l.sessions = slices.Delete(l.sessions, at, at+1)
 	}
 	l.lookBeside(s)
+	for _, other := range l.sessions {
+		if other.addr == s.addr && other.state == held && other.installed {
+			other.warn("remove the rules of the other holder", other.rules.unshare(other.table))
+		}
+	}
 	l.dropped(s)
 }
 

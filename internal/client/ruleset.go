@@ -168,6 +168,20 @@ func (r *ruleset) yield(leased uint32) error {
 	return err
 }
 
+// unshare removes what another holder of the address left, which is gone: as long as it was there,
+// neither knew of a rule beside those to a table whether the other one needs it.
+func (r *ruleset) unshare(table uint32) error {
+	if !r.shared {
+		return nil
+	}
+	shared, err := otherHolder(r.uplink.Key)
+	if err != nil || shared {
+		return err
+	}
+	r.shared = false
+	return r.sync(table, r.want(table))
+}
+
 func (r *ruleset) attrs(rule route.Rule) []any {
 	return []any{"rule", rule.String(), "ifname", r.uplink.Key.Ifname, "addr", r.uplink.Key.Address,
 		"family", r.uplink.Key.Family.String(), "table", rule.Table, "priority", rule.Priority}

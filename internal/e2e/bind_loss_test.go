@@ -284,6 +284,33 @@ func TestBindGone(t *testing.T) {
 	wait("the watch has taken everything back")
 }
 
+// TestBindRenamed: an address is not blocked any more once its link has a name that nothing is bound to.
+func TestBindRenamed(t *testing.T) {
+	c := newCrossing(t)
+	inet, _ := at(1)
+	c.must("run", "--ifname", "wan1", "true")
+	blocked := func(what string, want bool) {
+		t.Helper()
+		eventually(t, what, func() error {
+			rules := c.ns.IP(t, "rule show from "+inet)
+			if !strings.Contains(rules, "lookup") || strings.Contains(rules, "unreachable") != want {
+				return errors.New(rules)
+			}
+			return nil
+		})
+	}
+	rename := func(from, to string) { // where the kernel does that while it is up, routes stay
+		if _, err := c.ns.Output("ip", "link", "set", from, "name", to); err != nil {
+			c.rename(from, to)
+		}
+	}
+	blocked("programs are bound", true)
+	rename("wan1", "wan9")
+	blocked("nothing is bound to the new name", false)
+	rename("wan9", "wan1")
+	blocked("it has the old name again", true)
+}
+
 // TestBindOneFamily: an uplink with one family only. The other one does not leave by another uplink.
 func TestBindOneFamily(t *testing.T) {
 	c := newCrossing(t)
