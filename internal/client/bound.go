@@ -94,12 +94,20 @@ func isStrict(r route.Rule) bool {
 const maxGone = 32
 
 // gone is the rule to leave behind for an address that went. With IPv4 nothing can be sent from it
-// any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink.
+// any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink. It is not
+// for what passes through: whoever has the address now may be behind this host.
 func (s *session) gone() []route.Rule {
 	if s.uplink.family() != unix.AF_INET6 || !slices.ContainsFunc(s.rules.guards, isStrict) {
 		return nil
 	}
-	return s.uplink.strict(s.rules.guards).guard()
+	keep := s.uplink.strict(s.rules.guards).guard()
+	if len(keep) > 0 && s.elsewhere() {
+		return nil
+	}
+	for i := range keep {
+		keep[i].Iif = loopback
+	}
+	return keep
 }
 
 // kept are the rules of addresses that went which are still of use: the newest, and as long as

@@ -294,6 +294,9 @@ func (l *loop) do(s *session, a action) {
 		if l.watch != nil && !s.present { // which looks after it
 			keep = s.gone()
 		}
+		if len(keep) > 0 {
+			l.watch.blocked[s.addr] = true
+		}
 		if err := s.clear(keep...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}

@@ -127,11 +127,16 @@ func (s *session) makeDo() {
 
 // yieldAddress lets them leave, too, if another link has the address now.
 func (s *session) yieldAddress() {
-	addresses, err := s.rules.kernel.Addresses(s.uplink.family())
-	if slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == s.addr && a.Index != s.index }) {
-		err = s.rules.clear()
+	if s.elsewhere() {
+		s.warn("let packets leave from the address", s.rules.clear())
 	}
+}
+
+// elsewhere tells whether another link has the address.
+func (s *session) elsewhere() bool {
+	addresses, err := s.rules.kernel.Addresses(s.uplink.family())
 	s.warn("look for the address on other links", err)
+	return slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == s.addr && a.Index != s.index })
 }
 
 // clear takes everything back, but for a rule to keep. While the address stands, main gets

@@ -69,7 +69,7 @@ func (u Uplink) rules(table uint32) []route.Rule {
 	source := rule(u.Priorities.Source)
 	source.Src = u.host()
 	unbound := rule(u.Priorities.Unbound)
-	unbound.Iif = "lo"
+	unbound.Iif = loopback
 	var rules []route.Rule
 	if u.Settings.SpecificFirst {
 		// What is more specific than a default, in the table or in main, comes first.

@@ -40,7 +40,7 @@ const (
 
 	gcPercent = 30 // a thousand addresses are 4 MiB, and this is how much more the heap may be
 
-	loopback = "lo" // of the unbound rules
+	loopback = "lo" // of rules for what this host sends
 )
 
 // DefaultReconcile is how often everything is compared, whatever the kernel reported.
@@ -55,6 +55,7 @@ type watch struct {
 	admitAt time.Duration              // when to look for new addresses; 0: none are known of
 	foreign map[wire.Key]bool          // addresses that other processes hold
 	ended   map[wire.Key]bool          // addresses that were given back on request: not served until they come anew
+	blocked map[netip.Addr]bool        // addresses that went and must not send
 	refused map[wire.Key]time.Duration // until when the server is not asked for an address again
 	retried map[wire.Key]bool          // of those, which are asked for all the same
 	order   map[lane][]uint32          // tables in the order of their unbound rules
@@ -98,6 +99,7 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 		config:  cfg,
 		foreign: make(map[wire.Key]bool),
 		ended:   make(map[wire.Key]bool),
+		blocked: make(map[netip.Addr]bool),
 		refused: make(map[wire.Key]time.Duration),
 		heals:   rate.NewLimiter(rate.Every(healEvery), healBurst),
 		blames:  rate.Sometimes{First: 1, Interval: blameEvery},
@@ -193,6 +195,9 @@ func (l *loop) noticed(events []route.Event) {
 		case route.AddressChanged:
 			if e.Deleted {
 				w.forgive(e.Addr)
+			} else if w.blocked[e.Addr] { // if nobody serves it, it may send now
+				delete(w.blocked, e.Addr)
+				w.next = min(w.next, wire.Now()+fallBackIn)
 			}
 			if e.Deleted || w.admitAt != 0 {
 				continue
@@ -573,7 +578,7 @@ func (l *loop) unboundOrder() (map[lane][]uint32, error) {
 	order := make(map[lane][]uint32)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool {
-			return r.Protocol == route.Protocol && r.Iif == loopback
+			return r.Protocol == route.Protocol && r.Iif == loopback && !beside(*r)
 		})
 		if err != nil {
 			return nil, err
@@ -674,6 +679,7 @@ func (l *loop) collect() error {
 		}
 	}
 	errs := []error{l.forgetStale(names)}
+	clear(l.watch.blocked)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		errs = append(errs, l.collectFamily(family, served))
 	}
@@ -726,6 +732,9 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 	keep := kept(rules, there)
 	if l.watch.leaving {
 		clear(keep)
+	}
+	for r := range keep {
+		l.watch.blocked[r.Src.Addr()] = true
 	}
 	waiting := make(map[netip.Addr]bool) // back, and without a lease: main has to do
 	for _, s := range l.sessions {

@@ -216,7 +216,7 @@ func TestBindGone(t *testing.T) {
 	c.waitTables(0)
 	c.waitTables(1)
 	c.ns.IP(t, "link add lan0 type veth peer name lan1")
-	const addr, blocked = "fd02::9", "10001: from fd02::9 unreachable proto 116"
+	const addr, blocked, gone = "fd02::9", "10001: from fd02::9 unreachable proto 116", "10001: from fd02::9 iif lo unreachable proto 116"
 	wait := func(what string, want ...string) { // rules from the address
 		t.Helper()
 		eventually(t, what, func() error {
@@ -257,13 +257,13 @@ func TestBindGone(t *testing.T) {
 	comes()
 	wait("it is served, and may leave by no other uplink", "10000: from "+addr, blocked)
 	goes()
-	wait("it is gone", blocked)
+	wait("it is gone", gone)
 	tidied()
-	wait("it is still blocked", blocked)
+	wait("it is still blocked", gone)
 	comes()
 	wait("it is back", "10000: from "+addr, blocked)
 	goes()
-	wait("it is gone again", blocked)
+	wait("it is gone again", gone)
 	c.ns.IP(t, "address add "+addr+"/64 dev lan0 nodad")
 	wait("it is on a link that nobody serves")
 	c.ns.IP(t, "address del "+addr+"/64 dev lan0")
@@ -271,7 +271,7 @@ func TestBindGone(t *testing.T) {
 	comes()
 	wait("it is served once more", "10000: from "+addr, blocked)
 	goes()
-	wait("it is gone once more", blocked)
+	wait("it is gone once more", gone)
 	c.must("unbind", "--all")
 	wait("nothing is bound any more")
 
@@ -279,9 +279,50 @@ func TestBindGone(t *testing.T) {
 	comes()
 	wait("it is served for the last time", "10000: from "+addr, blocked)
 	goes()
-	wait("it is gone for the last time", blocked)
+	wait("it is gone for the last time", gone)
 	watch.stop()
 	wait("the watch has taken everything back")
+}
+
+// TestBindMoved: an IPv6 address that went to a link which nobody serves may send from there, without a
+// long wait, and so does whoever has it behind this host.
+func TestBindMoved(t *testing.T) {
+	c := newCrossingAlone(t)
+	c.serve()
+	c.watch("--config", c.watchFile(`{"links":[{"ifname":"wan*"}],"reconcile_seconds":3600}`))
+	c.waitTables(0)
+	c.waitTables(1)
+	c.ns.IP(t, "link add lan0 type veth peer name lan1")
+	c.must("run", "--ifname", "wan1", "true")
+	const addr = "fd02::9"
+	on := func(verb, link string) { c.ns.IP(t, "address "+verb+" "+addr+"/64 dev "+link+" nodad") }
+	from := func(what, want string) {
+		t.Helper()
+		eventually(t, what, func() error {
+			if rules := c.ns.IP(t, "-6 rule show from "+addr); !strings.Contains(rules, want) || want == "" && rules != "" {
+				return errors.New(rules)
+			}
+			return nil
+		})
+	}
+	on("add", "wan1")
+	from("it is served, and may leave by no other uplink", "unreachable")
+	on("del", "wan1")
+	from("it is gone", "iif lo unreachable")
+	sysctl(t, c.ns, "net/ipv6/conf/all/forwarding", "1")
+	if out := c.ns.IP(t, "-6 route get 2001:db8:ffff::1 from "+addr+" iif wan1"); !strings.Contains(out, "dev wan0") {
+		t.Errorf("what passes through: %s", out)
+	}
+	if out, err := c.ns.Output("ip", "-6", "route", "get", "2001:db8:ffff::1", "from", addr); err == nil {
+		t.Errorf("what this host sends: %s", out)
+	}
+	on("add", "lan0")
+	from("it is on another link", "")
+
+	on("add", "wan1")
+	from("it is on both", "lookup")
+	on("del", "wan1")
+	from("it is on the other one only", "")
 }
 
 // TestBindRenamed: an address is not blocked any more once its link has a name that nothing is bound to.
