@@ -243,7 +243,7 @@ func (l *loop) fire(now time.Duration) {
 			_ = l.serveBound(s) // it tells
 		}
 		if at := s.deadline(); at != 0 && now >= at {
-			l.feed(s, event{kind: timer})
+			l.feed(s, event{kind: timer, full: s.retryAt != 0})
 		}
 	}
 }

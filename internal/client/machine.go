@@ -20,8 +20,9 @@ const (
 	awayEvery    = 1500 * time.Millisecond
 	addressGrace = 60 * time.Second
 	fallBackIn   = time.Second // for a lease to come before main has to do
-	releaseTries = 10          // hundreds may end at once, and fill the queue of the server
+	releaseTries = 10
 	releaseEvery = 300 * time.Millisecond
+	releaseWaits = 100                    // more, for room in the server's queue: hundreds may end at once
 	calledEvery  = 100 * time.Millisecond // at most, for somebody who calls again and again
 )
 
@@ -47,6 +48,7 @@ type machine struct {
 	table    uint32
 	expires  time.Duration // on the lease clock
 	sends    int           // in this state
+	waits    int           // of a release, for room in the server's queue
 	asked    time.Duration // when the server was asked for a lease last
 	due      time.Duration // of the timer; 0: none
 	grace    time.Duration // until the address has to be there; 0: it was, or never has to
@@ -64,6 +66,7 @@ type event struct {
 	err   error  // of rulesPlaced and unreachable
 	why   string // of end, addressGone and linkGone
 	told  Uplink // of replaced
+	full  bool   // of timer: the last request still waits for room in the server's queue
 }
 
 type eventKind int
@@ -122,7 +125,7 @@ func (m *machine) step(now time.Duration, ev event) []action {
 		}
 		return m.ask(now)
 	case timer:
-		return m.tick(now)
+		return m.tick(now, ev.full)
 	case replied:
 		return m.answer(now, ev.reply)
 	case unreachable:
@@ -187,7 +190,7 @@ func (m *machine) makeDo() []action {
 	return append([]action{{kind: fallBack}}, m.tell(0, m.why)...)
 }
 
-func (m *machine) tick(now time.Duration) []action {
+func (m *machine) tick(now time.Duration, full bool) []action {
 	if m.grace != 0 && now >= m.grace {
 		m.grace = 0
 		if m.state == waiting {
@@ -214,6 +217,11 @@ func (m *machine) tick(now time.Duration) []action {
 		m.due = now + awayEvery
 		return []action{m.request(wire.Acquire)}
 	case releasing:
+		if full && m.waits < releaseWaits {
+			m.waits++
+			m.due = now + releaseEvery
+			return nil
+		}
 		return m.release(now)
 	}
 	return nil

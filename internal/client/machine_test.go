@@ -46,6 +46,7 @@ func placed(err error) event { return event{kind: rulesPlaced, err: err} }
 
 var (
 	tick    = event{kind: timer}
+	full    = event{kind: timer, full: true}
 	seen    = event{kind: addressSeen}
 	gone    = event{kind: addressGone, why: "the address is gone"}
 	stopped = event{kind: end, why: "stopped"}
@@ -161,6 +162,13 @@ func TestMachine(t *testing.T) {
 			at(22*s+400*ms, tick, 22*s+700*ms, release),
 			at(22*s+700*ms, tick, 23*s, release),
 			at(23*s, tick, never, "finish: the server did not confirm the release"),
+		)},
+		{name: "a signal, and the server's queue is full for a moment", moments: after(
+			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
+			at(20*s+300*ms, full, 20*s+600*ms),
+			at(20*s+600*ms, full, 20*s+900*ms),
+			at(20*s+900*ms, tick, 21*s+200*ms, release),
+			at(21*s, released, never, "finish: released"),
 		)},
 		{name: "a signal, and there is no server", moments: after(
 			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
@@ -515,5 +523,24 @@ func TestTentativeWithoutLimit(t *testing.T) {
 	}
 	if m.state != held {
 		t.Errorf("state is %d", m.state)
+	}
+}
+
+// TestReleaseEnds: nobody waits for ever for a server that stands still with its queue full.
+func TestReleaseEnds(t *testing.T) {
+	t.Parallel()
+	m := newMachine(cable(), true)
+	m.step(0, event{kind: start})
+	now := time.Duration(0)
+	m.step(now, event{kind: end, why: "stopped"})
+	for range releaseWaits + releaseTries {
+		if m.state == done {
+			t.Fatalf("ended after %v", now)
+		}
+		now = m.due
+		m.step(now, event{kind: timer, full: true})
+	}
+	if m.state != done || now > time.Minute {
+		t.Errorf("state %d after %v, want it done within a minute", m.state, now)
 	}
 }

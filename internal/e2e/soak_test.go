@@ -204,6 +204,15 @@ func TestSoakPair(t *testing.T) {
 		if added-removed > 2 {
 			h.ns.IP(t, "link del "+name(removed))
 			delete(held, address(removed))
+			// Before the server goes away again: what it does not hear of runs out after an hour.
+			eventually(t, "the lease of "+name(removed)+" is given back", func() error {
+				for _, lease := range h.leases() {
+					if strings.Contains(lease, "|"+name(removed)+"|") {
+						return errors.New(lease)
+					}
+				}
+				return nil
+			})
 			removed++
 		}
 		wait()
