@@ -157,6 +157,8 @@ func TestDhclientUplinks(t *testing.T) {
 	s.waitReason("wan1", "STOP", 0)
 	s.waitGone(given[1])
 	s.waitUplink(2, given[2])
+	// Right after a renewal: a client that one calls when the link goes waits a minute for the address.
+	s.waitReason("wan2", "RENEW", len(s.reasons("wan2")))
 	s.ns.IP(t, "link del wan2")
 	s.waitClean()
 	s.waitServers()
