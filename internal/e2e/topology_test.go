@@ -146,7 +146,9 @@ func (s *site) connect(n int) {
 				iifname { net, lo } accept
 				ip saddr { 0.0.0.0, %s } accept
 				ip saddr %s accept comment "its own broadcasts: what DHCP says to strangers"
-				ip6 saddr { ::, fe80::/10, %s } accept
+				ip6 saddr :: accept
+				ip6 saddr fe80::/10 accept
+				ip6 saddr { %s } accept
 				counter name foreign
 				update @strangers { ip saddr . ip daddr }
 				update @strangers6 { ip6 saddr . ip6 daddr }
