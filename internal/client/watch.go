@@ -134,7 +134,6 @@ func (l *loop) serveHost(ctx context.Context, load func() (WatchConfig, error), 
 				return nil
 			}
 			l.watch.leaving = true
-			l.tidy()
 			l.end("stopped")
 		case <-reload:
 			l.reload(load)
@@ -158,6 +157,7 @@ func (l *loop) serveHost(ctx context.Context, load func() (WatchConfig, error), 
 		}
 		l.watch.next, l.watch.admitAt, l.watch.healAt = 0, 0, 0
 		if len(l.sessions) == 0 {
+			l.tidy() // only now are addresses that are about to be given back nobody's
 			return nil
 		}
 	}

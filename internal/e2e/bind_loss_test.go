@@ -208,11 +208,8 @@ func TestBindLossOwnAddress(t *testing.T) {
 // than it is away.
 func TestBindGone(t *testing.T) {
 	c := newCrossingAlone(t)
-	c.serve()
-	start := func() *process {
-		return c.watch("--clean", "--config", c.watchFile(`{"links":[{"ifname":"wan*"}],"reconcile_seconds":1}`))
-	}
-	watch := start()
+	server := c.serve()
+	watch := c.watch("--clean", "--config", c.watchFile(`{"links":[{"ifname":"wan*"}],"reconcile_seconds":1}`))
 	c.waitTables(0)
 	c.waitTables(1)
 	c.ns.IP(t, "link add lan0 type veth peer name lan1")
@@ -278,9 +275,18 @@ func TestBindGone(t *testing.T) {
 	c.must("run", "--ifname", "wan1", "true")
 	comes()
 	wait("it is served for the last time", "10000: from "+addr, blocked)
+	c.freeze(server.cmd.Process.Pid) // what is given back stays on its way
 	goes()
 	wait("it is gone for the last time", gone)
-	watch.stop()
+	signal := func(p *process, s syscall.Signal) {
+		if err := p.cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(watch, syscall.SIGTERM)
+	watch.waitLog(`"rule removed" rule="10000: from 10.1.0.2 `)
+	signal(server, syscall.SIGCONT)
+	watch.wait()
 	wait("the watch has taken everything back")
 }
 
