@@ -235,7 +235,7 @@ func (a *Allocator) decide(b *Batch, op *Op) Result {
 	case held && p.contains(s.Table):
 		return a.renew(b, s, op.Tag, touched)
 	}
-	next := a.choose(p, op.Key, op.Want)
+	next := a.choose(p, op.Key, s, op.Want)
 	if next == nil && held {
 		return a.renew(b, s, op.Tag, touched)
 	}
@@ -247,8 +247,9 @@ func (a *Allocator) decide(b *Batch, op *Op) Result {
 	if held {
 		owner = s.Owner
 		a.end(b, b.now, s)
+		s = nil // of no pool, and so forgotten
 	}
-	a.hold(b, next, Lease{Key: op.Key, Table: next.Table, Tag: op.Tag, Owner: owner, Expires: a.expiry(b.now)})
+	a.hold(b, next, s, Lease{Key: op.Key, Table: next.Table, Tag: op.Tag, Owner: owner, Expires: a.expiry(b.now)})
 	return Result{Outcome: Granted, Lease: next.Lease, Pending: true}
 }
 
@@ -274,11 +275,11 @@ func (a *Allocator) expiry(now int64) int64 {
 // choose returns the free table for a key: the one it wants, else the one it had last, else the lowest that was
 // never used, else the one unused for longest. It returns nil if there is none, which it
 // only believes after a fresh look at what is avoided.
-func (a *Allocator) choose(p *pool, key Key, want uint32) *slot {
+func (a *Allocator) choose(p *pool, key Key, last *slot, want uint32) *slot {
 	for _, fresh := range []bool{false, true} {
 		avoided := false
-		fits := func(table uint32, last Key) bool {
-			if a.avoid == nil || !a.avoid(table, key, last, fresh) {
+		fits := func(table uint32, holder Key) bool {
+			if a.avoid == nil || !a.avoid(table, key, holder, fresh) {
 				return true
 			}
 			avoided = true
@@ -287,8 +288,8 @@ func (a *Allocator) choose(p *pool, key Key, want uint32) *slot {
 		if s := p.pick(want, fits); s != nil {
 			return s
 		}
-		if s := a.byKey[key]; s != nil && !s.held && fits(s.Table, s.lastHolder()) {
-			return s
+		if last != nil && !last.held && fits(last.Table, last.lastHolder()) {
+			return last
 		}
 		first, second := p.pickUnused, p.pickOldest
 		if p.free >= p.enough {
@@ -305,10 +306,10 @@ func (a *Allocator) choose(p *pool, key Key, want uint32) *slot {
 	return nil
 }
 
-// hold gives a free table of the pool to a key that holds none.
-func (a *Allocator) hold(b *Batch, s *slot, l Lease) {
+// hold gives a free table of the pool to a key that holds none; had is what it had last.
+func (a *Allocator) hold(b *Batch, s, had *slot, l Lease) {
 	p, before, unborn := a.pools[l.Family], s.Lease, s.unborn()
-	had, preferred := a.byKey[l.Key], a.byKey[before.Key] == s
+	preferred := !unborn && a.byKey[before.Key] == s
 	prev, next := s.prev, s.next
 	if unborn {
 		p.mark(s.Table)

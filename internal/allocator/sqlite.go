@@ -148,6 +148,9 @@ func ordered(to []driver.NamedValue, args []driver.Value) []driver.NamedValue {
 
 // explain adds to an error of SQLite what to do about it.
 func explain(err error) error {
+	if err == nil {
+		return nil
+	}
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
 		return err

@@ -237,10 +237,25 @@ func (s *store) copyOriginal(path string) (string, error) {
 	}
 }
 
+const (
+	pageBytes = 2 << 10 // of a new database; a lease changes two pages, the fewer bytes of which to log the better
+	logBytes  = 4 << 20 // of the write-ahead log, before its pages go to the database
+)
+
 // prepareJournal switches to a journal that lets others read while we write.
 func (s *store) prepareJournal(log *slog.Logger) error {
 	var mode string
+	var page int64
+	if err := s.db.exec("PRAGMA page_size = " + strconv.Itoa(pageBytes)); err != nil {
+		return err
+	}
 	if err := s.db.queryRow("PRAGMA journal_mode = WAL", &mode); err != nil {
+		return err
+	}
+	if err := s.db.queryRow("PRAGMA page_size", &page); err != nil {
+		return err
+	}
+	if err := s.db.exec("PRAGMA wal_autocheckpoint = " + strconv.FormatInt(logBytes/page, 10)); err != nil {
 		return err
 	}
 	if mode != "wal" {

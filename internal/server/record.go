@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -82,7 +83,10 @@ func (w *recorder) write(r *record) {
 	uid, pid := slog.Uint64("uid", uint64(r.cred.UID)), slog.Int("pid", int(r.cred.PID))
 	write := func(level slog.Level, msg string) {
 		w.attrs = append(leaseAttrs(w.attrs[:0], r.result.Lease), pid, uid)
-		w.log.LogAttrs(context.Background(), level, msg, w.attrs...)
+		// A Logger would look for the line of this call, and copy the attributes.
+		line := slog.NewRecord(time.Now(), level, msg, 0)
+		line.AddAttrs(slog.Attr{Value: slog.GroupValue(w.attrs...)})
+		_ = w.log.Handler().Handle(context.Background(), line) // as a Logger does
 	}
 	switch r.result.Outcome {
 	case allocator.Granted:
