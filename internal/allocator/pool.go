@@ -28,6 +28,9 @@ type slot struct {
 // unborn tells a table that counts as never handed out, because its first grant was undone.
 func (s *slot) unborn() bool { return !s.held && s.ended == 0 }
 
+// hasPast tells whether the database is to know more, or less, than its lease.
+func (s *slot) hasPast() bool { return !s.held || s.past }
+
 // lastHolder is the zero Key when rules of this host cannot come from an earlier holder.
 func (s *slot) lastHolder() Key {
 	if s.local {
