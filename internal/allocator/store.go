@@ -30,7 +30,7 @@ type store struct {
 	begin, commit                                *statement
 	putLease, putSome                            *statement // one lease, rowsInOne
 	dropLease, putHistory, dropHistory, putClock *statement
-	row                                          []driver.Value // of the last of them
+	row                                          []driver.Value // for them
 	clock                                        [2]int64       // the row that the database has: monotonic, utc
 }
 
@@ -371,13 +371,11 @@ func (s *store) put(now int64, utc time.Time, lists ...[]*slot) error {
 	var boot, netns driver.Value = s.boot.ID, int64(s.boot.Netns)
 	for _, list := range lists {
 		for len(list) > 0 {
-			n, err := 1, error(nil)
-			if inOne := list[:min(len(list), rowsInOne)]; len(inOne) == rowsInOne && !slices.ContainsFunc(inOne, (*slot).hasPast) {
-				n, err = rowsInOne, s.putLeases(inOne, boot, netns)
-			} else {
-				err = s.putSlot(list[0], boot, netns)
+			n := 1
+			if len(list) >= rowsInOne && !slices.ContainsFunc(list[:rowsInOne], (*slot).hasPast) {
+				n = rowsInOne
 			}
-			if err != nil {
+			if err := s.putSlots(list[:n], boot, netns); err != nil {
 				return fmt.Errorf("table %d of %s: %w", list[0].Table, list[0].Family, err)
 			}
 			list = list[n:]
@@ -402,22 +400,18 @@ func insertLeases(rows int) string {
 		Sum = excluded.Sum`
 }
 
-// putLeases writes so many leases as one of the two statements has rows.
-func (s *store) putLeases(slots []*slot, boot, netns driver.Value) error {
+// putSlots writes one, or rowsInOne that have no past.
+func (s *store) putSlots(slots []*slot, boot, netns driver.Value) error {
 	s.row = s.row[:0]
 	for _, t := range slots {
 		s.row = append(s.row, int64(t.Table), int64(t.Family), t.Ifname, t.Addr, t.Expires, t.Tag, int64(t.Owner), boot, netns, t.sum(s.boot))
 	}
-	if len(slots) == 1 {
-		return s.putLease.exec(s.row...)
+	if len(slots) > 1 {
+		return s.putSome.exec(s.row...)
 	}
-	return s.putSome.exec(s.row...)
-}
-
-func (s *store) putSlot(t *slot, boot, netns driver.Value) error {
-	table, family := int64(t.Table), int64(t.Family)
+	t, table, family := slots[0], s.row[0], s.row[1]
 	if t.held {
-		err := s.putLeases([]*slot{t}, boot, netns)
+		err := s.putLease.exec(s.row...)
 		if err == nil && t.past {
 			err = s.dropHistory.exec(table, family)
 		}
