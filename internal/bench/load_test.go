@@ -49,7 +49,7 @@ func TestRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	requests := 0
-	for range 3 {
+	for deadline := time.Now().Add(30 * time.Second); requests < 2*keys && time.Now().Before(deadline); {
 		r := f.renew(keys, time.Hour)
 		if requests += r.requests; r.requests == 0 {
 			t.Error("a run without a request")
@@ -69,6 +69,6 @@ func TestRest(t *testing.T) {
 		}
 	}
 	if requests < 2*keys {
-		t.Errorf("%d requests in three runs over %d keys", requests, keys)
+		t.Errorf("%d requests over %d keys", requests, keys)
 	}
 }
