@@ -82,6 +82,10 @@ type Config struct {
 	// Taken reports whether rules of the host show that another than key holds table, so that a
 	// row which says that key does is of an older database. A nil Taken never does.
 	Taken func(table uint32, key Key) bool
+
+	// Beside runs work that may wait for the disk, and returns when it is done. It may give up
+	// the mutex of the callers meanwhile, for Renew, Mark, Next and Busy. A nil Beside does not.
+	Beside func(work func())
 }
 
 // Op is one request: for a table, which also renews, or with Release to give it back. Of its
@@ -142,11 +146,12 @@ const (
 )
 
 // Allocator leases tables. It is not safe for concurrent use: callers share it under one
-// mutex. Every now is a second of CLOCK_MONOTONIC_RAW.
+// mutex, and see Beside. Every now is a second of CLOCK_MONOTONIC_RAW.
 type Allocator struct {
 	timeout int64
 	avoid   func(table uint32, key, lastHolder Key, fresh bool) bool
 	taken   func(table uint32, key Key) bool
+	beside  func(work func())
 	utc     func() time.Time
 	log     *slog.Logger
 
@@ -162,9 +167,13 @@ type Allocator struct {
 	fresh   []*slot // what open created or ended
 	dirty   []*slot // what else the database does not know yet, in order of change
 	expired []Lease // not yet returned by Tick
-	flushAt int64   // when dirty is to be written
-	clockAt int64   // when the clock row is to be written
-	retryAt int64   // no attempt to write before, after one failed
+
+	busy    bool            // the database is written to: nothing else here changes but
+	renewed map[*slot]Lease // renewals in the meantime
+
+	flushAt int64 // when dirty is to be written
+	clockAt int64 // when the clock row is to be written
+	retryAt int64 // no attempt to write before, after one failed
 }
 
 // Batch is the result of one Decide.
@@ -254,14 +263,19 @@ func (a *Allocator) decide(b *Batch, op *Op) Result {
 }
 
 func (a *Allocator) renew(b *Batch, s *slot, tag string, pending bool) Result {
-	if s.Expires = a.expiry(b.now); s.Tag != tag {
-		s.Tag = strings.Clone(tag)
+	if s.Tag != tag {
+		tag = strings.Clone(tag)
 	}
+	a.prolong(b.now, s, tag, a.expiry(b.now))
+	return Result{Outcome: Renewed, Lease: s.Lease, Pending: pending}
+}
+
+func (a *Allocator) prolong(now int64, s *slot, tag string, expires int64) {
+	s.Tag, s.Expires = tag, expires
 	if s.Expires < s.due { // the timeout is shorter than in the run before
 		a.due.settle(s)
 	}
-	a.soil(b.now, s)
-	return Result{Outcome: Renewed, Lease: s.Lease, Pending: pending}
+	a.soil(now, s)
 }
 
 // expiry is the end of a lease that begins now. The longest timeouts must not wrap.
@@ -423,6 +437,46 @@ func (a *Allocator) refresh(s *slot) {
 	}
 }
 
+// Renew decides op while the database is written to, if it renews a lease that is not part of
+// what is written: such a lease need not wait for the disk.
+func (a *Allocator) Renew(now int64, op Op) (r Result, ok bool) {
+	s := a.byKey[op.Key]
+	if op.Release || s == nil || !s.held || s.fresh || op.UID != 0 && op.UID != s.Owner || !a.pools[s.Family].contains(s.Table) {
+		return Result{}, false
+	}
+	l, again := a.renewed[s]
+	if !again {
+		l = s.Lease
+	}
+	if l.Expires <= now {
+		return Result{}, false
+	}
+	if l.Expires = a.expiry(now); l.Tag != op.Tag {
+		l.Tag = strings.Clone(op.Tag)
+	}
+	a.renewed[s] = l
+	return Result{Outcome: Renewed, Lease: l}, true
+}
+
+// Busy tells whether the database is written to, so that only Renew decides.
+func (a *Allocator) Busy() bool { return a.busy }
+
+// atDisk runs what may wait for the disk. Its caller then catches up.
+func (a *Allocator) atDisk(work func() error) (err error) {
+	a.busy = true
+	a.beside(func() { err = work() })
+	a.busy = false
+	return err
+}
+
+// catchUp enters the renewals of the meantime.
+func (a *Allocator) catchUp(now int64) {
+	for s, l := range a.renewed {
+		a.prolong(now, s, l.Tag, l.Expires)
+	}
+	clear(a.renewed)
+}
+
 // Commit writes what b created or ended in one transaction, with renewals if few of them wait.
 // If that fails, every pending result of b becomes a refusal with the error returned, which
 // is ErrStorage, and the allocator is as if those ops had not been asked; the renewals
@@ -504,26 +558,34 @@ func (a *Allocator) Next() int64 {
 
 // flush writes what a commit waits for, and up to most others, the oldest first.
 func (a *Allocator) flush(now int64, most int) error {
-	behind := a.dirty[:min(len(a.dirty), most)]
-	var err error
-	switch {
-	case a.store.astray():
-		behind = a.dirty
-		err = a.restore(now)
-	case a.store.overwritten():
-		behind = a.dirty
-		if err = a.store.amend(now, a.utc(), a.all()); err == nil {
-			a.log.Warn("another program wrote to the database; its leases are written again", "path", a.store.path, "leases", len(a.due))
-		}
-	default:
-		err = a.store.save(now, a.utc(), a.fresh, behind)
-	}
+	behind := min(len(a.dirty), most)
+	err := a.atDisk(func() (err error) {
+		behind, err = a.write(now, behind)
+		return err
+	})
 	if err != nil {
 		a.retryAt = now + retryAfter
-		return fmt.Errorf("write leases to %s: %w", a.store.path, err)
+		err = fmt.Errorf("write leases to %s: %w", a.store.path, err)
+	} else {
+		a.written(now, behind)
 	}
-	a.written(now, len(behind))
-	return nil
+	a.catchUp(now)
+	return err
+}
+
+// write writes what is fresh, and at least the first of what is dirty. It returns how many.
+func (a *Allocator) write(now int64, behind int) (int, error) {
+	switch {
+	case a.store.astray():
+		return len(a.dirty), a.restore(now)
+	case a.store.overwritten():
+		if err := a.store.amend(now, a.utc(), a.all()); err != nil {
+			return 0, err
+		}
+		a.log.Warn("another program wrote to the database; its leases are written again", "path", a.store.path, "leases", len(a.due))
+		return len(a.dirty), nil
+	}
+	return behind, a.store.save(now, a.utc(), a.fresh, a.dirty[:behind])
 }
 
 // restore makes a database anew where there is none any more, and writes all that is known

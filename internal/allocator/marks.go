@@ -99,11 +99,15 @@ func (a *Allocator) saveMark(now int64, ifname string, m mark) error {
 			return err
 		}
 	}
-	overwritten := a.store.overwritten() // for the next flush
-	err := a.store.transact(func() error { return a.store.putMark(ifname, m) })
-	if !overwritten {
-		a.store.left = a.store.stamp()
-	}
+	err := a.atDisk(func() error {
+		overwritten := a.store.overwritten() // for the next flush
+		err := a.store.transact(func() error { return a.store.putMark(ifname, m) })
+		if !overwritten {
+			a.store.left = a.store.stamp()
+		}
+		return err
+	})
+	a.catchUp(now)
 	return err
 }
 

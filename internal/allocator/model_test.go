@@ -213,6 +213,20 @@ func compare(t *testing.T, rnd *rand.Rand) {
 	avoid := func(table uint32, key, last Key) bool { return avoided[table] && last.Addr != key.Addr }
 	cfg := config(t, choices[rnd.IntN(len(choices))])
 	cfg.Avoid = func(table uint32, key, last Key, _ bool) bool { return avoid(table, key, last) }
+	var renew func() // beside the next write
+	cfg.Beside = func(work func()) {
+		if renew == nil {
+			work()
+			return
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			work()
+		}()
+		defer func() { <-done }()
+		renew()
+	}
 	h := start(t, cfg)
 	now := &model{boot: boot.ID, timeout: cfg.Timeout, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}}
 	disk := now.clone()
@@ -234,6 +248,47 @@ func compare(t *testing.T, rnd *rand.Rand) {
 	defer unlock()
 	boots := 0
 	var keys []Key
+	var renewed map[Key]Lease // beside the last write
+	var then int64            // when that ended
+	// meanwhile has leases renewed beside the next write. They must not be part of it.
+	meanwhile := func(part map[Key]bool, before map[Key]Lease) {
+		renewed, then = make(map[Key]Lease), h.now
+		renew = func() {
+			for range rnd.IntN(6) {
+				op := Op{Key: keys[rnd.IntN(len(keys))], Release: rnd.IntN(9) == 0, UID: []uint32{0, 0, 0, 1000}[rnd.IntN(4)], Tag: []string{"", "x", "z"}[rnd.IntN(3)]}
+				then += rnd.Int64N(2) * rnd.Int64N(timeout/4)
+				l, held := now.leases[op.Key]
+				for _, later := range []map[Key]Lease{before, renewed} {
+					if again, ok := later[op.Key]; ok {
+						l = again
+					}
+				}
+				want := held && l.Expires > then && !op.Release && (op.UID == 0 || op.UID == l.Owner) && now.inside(l.Family, l.Table) && !part[op.Key]
+				got, ok := h.Renew(then, op)
+				if ok != want {
+					t.Fatalf("%+v is renewed meanwhile: %v, want %v", op, ok, want)
+				}
+				if !ok {
+					continue
+				}
+				l.Tag, l.Expires = op.Tag, then+now.timeout
+				if (got != Result{Outcome: Renewed, Lease: l}) || !h.Busy() {
+					t.Fatalf("%+v: got %+v, want %+v", op, got, l)
+				}
+				renewed[op.Key] = l
+			}
+		}
+	}
+	landed := func() {
+		renew, h.now = nil, then
+		maps.Copy(now.leases, renewed)
+		if len(renewed) > 0 && lock == nil {
+			// What the database knows is as the model has it only when nothing waits.
+			if err := h.flush(h.now, flushMost); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	for n := range 8 {
 		keys = append(keys, key(n), key(n), Key{Inet6, "eth0", fmt.Sprint("2001:db8::", n+1)}, Key{Unspec, "eth0", fmt.Sprint(n)})
 	}
@@ -254,9 +309,17 @@ func compare(t *testing.T, rnd *rand.Rand) {
 			first := rnd.IntN(len(batch) + 1)
 			b := h.Decide(h.now, batch[:first])
 			h.Extend(b, batch[first:])
-			pending := slices.ContainsFunc(b.Results(), func(r Result) bool { return r.Pending })
 			results := slices.Clone(b.Results())
-			fails := lock != nil && pending
+			pending, atOnce := make(map[Key]bool), make(map[Key]Lease)
+			for _, r := range results {
+				if r.Pending {
+					pending[r.Lease.Key] = true
+				} else if r.Outcome == Renewed {
+					atOnce[r.Lease.Key] = r.Lease
+				}
+			}
+			fails := lock != nil && len(pending) > 0
+			meanwhile(pending, atOnce)
 			if err := h.Commit(b); (err != nil) != fails {
 				t.Fatalf("step %d: commit: %v", step, err)
 			}
@@ -286,10 +349,12 @@ func compare(t *testing.T, rnd *rand.Rand) {
 			if !fails {
 				now = asIf
 			}
+			landed()
 		case what < 80:
 			h.now += rnd.Int64N(timeout / 2)
 			fallthrough
 		case what < 85:
+			meanwhile(nil, nil)
 			got, err := h.Tick(h.now)
 			if err != nil && lock == nil {
 				t.Fatalf("step %d: tick: %v", step, err)
@@ -302,6 +367,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 			if lock == nil && h.Next() <= h.now && len(h.dirty) == 0 {
 				t.Fatalf("step %d: at %d Tick left something to do at %d", step, h.now, h.Next())
 			}
+			landed()
 		case what < 90:
 			avoided[uint32(9998+rnd.IntN(14))] = rnd.IntN(3) == 0
 		case what < 93:

@@ -34,9 +34,14 @@ func open(cfg Config, now int64, log *slog.Logger) (_ *Allocator, err error) {
 		timeout: cfg.Timeout,
 		avoid:   cfg.Avoid,
 		taken:   cfg.Taken,
+		beside:  cfg.Beside,
 		utc:     time.Now,
 		log:     log,
 		pools:   make(map[Family]*pool),
+		renewed: make(map[*slot]Lease),
+	}
+	if a.beside == nil {
+		a.beside = func(work func()) { work() }
 	}
 	switch {
 	case len(cfg.Pools) == 0:

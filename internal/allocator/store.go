@@ -34,7 +34,7 @@ type store struct {
 	clock                                        [2]int64       // the row that the database has: monotonic, utc
 }
 
-// busyTimeout is how long SQLite waits for other programs, in milliseconds. Renewals wait
+// busyTimeout is how long SQLite waits for other programs, in milliseconds. New leases wait
 // behind it.
 const busyTimeout = 250
 

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -122,6 +123,22 @@ func (p *rawPeer) receive() (string, sockaddr) {
 		default:
 			p.t.Fatalf("no answer: %v", errno)
 		}
+	}
+}
+
+// answered tells whether a datagram is waiting, or comes within a while.
+func (p *rawPeer) answered(wait time.Duration) bool {
+	p.t.Helper()
+	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, int(wait.Milliseconds()))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			p.t.Fatalf("poll: %v", err)
+		}
+		return n > 0
 	}
 }
 

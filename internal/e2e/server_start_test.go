@@ -289,11 +289,23 @@ func TestServerNotifies(t *testing.T) {
 	}
 	p := h.cPeer("peer")
 	wantTable(t, p.ask(acquire(1)), 10000) // ready is ready
-	for range 3 {
-		if got := next(); got != "WATCHDOG=1" {
-			t.Errorf("while it works: got %q, want WATCHDOG=1", got)
+	working := func(what string) {
+		t.Helper()
+		for range 3 {
+			if got := next(); got != "WATCHDOG=1" {
+				t.Errorf("%s: got %q, want WATCHDOG=1", what, got)
+			}
 		}
 	}
+	working("while it works")
+	mend := inject(writes, stuck)(h, server)
+	p.send(acquire(2))
+	h.waitStuck(server, writes)
+	working("while it waits for the disk") // lest it be killed for that
+	mend()
+	answer, _ := p.receive()
+	wantTable(t, answer, 10001)
+	working("afterwards")
 	if err := server.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

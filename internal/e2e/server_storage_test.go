@@ -18,10 +18,15 @@ import (
 // fault makes the system calls of a server that runs fail as a broken disk makes them,
 // where they are about its database.
 func fault(errno, calls string) func(*host, *process) (mend func()) {
+	return inject(calls, "error="+errno)
+}
+
+// inject has strace do something to those system calls.
+func inject(calls, what string) func(*host, *process) (mend func()) {
 	return func(h *host, server *process) func() {
 		h.t.Helper()
 		args := []string{"-f", "-q", "-o", filepath.Join(h.dir, "trace"), "-p", fmt.Sprint(server.cmd.Process.Pid),
-			"-e", "trace=" + calls, "-e", "inject=" + calls + ":error=" + errno}
+			"-e", "trace=" + calls, "-e", "inject=" + calls + ":" + what}
 		for _, suffix := range []string{"", "-wal", "-shm"} {
 			args = append(args, "-P", h.db+suffix)
 		}
@@ -37,6 +42,11 @@ func fault(errno, calls string) func(*host, *process) (mend func()) {
 		return func() { tracer.stop() }
 	}
 }
+
+const (
+	writes = "pwrite64,write,fsync,fdatasync,ftruncate"
+	syncs  = "fsync,fdatasync"
+)
 
 // locked is somebody's sqlite3 in a transaction.
 func locked(h *host, _ *process) (mend func()) {
@@ -129,7 +139,6 @@ func full(h *host, _ *process) (mend func()) {
 // lease and nobody loses one, renewals go on; and without a restart the server is whole
 // again once the fault is mended.
 func TestServerStorageFails(t *testing.T) {
-	const writes = "pwrite64,write,fsync,fdatasync,ftruncate"
 	for _, tt := range []struct {
 		name string
 		fail func(*host, *process) (mend func())

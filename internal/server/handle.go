@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,26 +24,67 @@ const roundMost = 256
 // round is what the server does in one go: the datagrams that wait, the transaction that
 // they share, and the replies. Its memory serves one round after the other.
 type round struct {
-	conn    *wire.Conn
+	from    *socket
 	now     time.Duration
-	backlog float64 // of conn; below 0: not looked at
+	backlog float64 // of the socket; below 0: not looked at
 	texts   texts
-	ops     []allocator.Op
-	askers  []asker // of ops, by index; the data of their datagrams is gone
-	pending []int   // ops that wait for the commit
+	asks    []ask
+	ops     []allocator.Op // what they ask for, by index
+	pending []int          // that wait for the commit
+	marks   []ask          // which come after it
 	replies []wire.Message
 	out     []byte   // data of replies
 	records []record // for the log
 }
 
+// ask is a request and who waits for the answer.
+type ask struct {
+	from wire.Addr
+	cred wire.Cred
+	req  wire.Request
+}
+
+func (a *ask) op() allocator.Op {
+	return allocator.Op{
+		Release: a.req.Cmd == wire.Release,
+		Key:     allocator.Key{Family: allocator.Family(a.req.Family), Ifname: a.req.Ifname, Addr: a.req.Address},
+		Tag:     a.req.Tag,
+		UID:     a.cred.UID,
+		Want:    a.req.Want,
+	}
+}
+
+func (s *server) begin(from *socket) *round {
+	r := s.spare
+	if s.spare = nil; r == nil { // it waits for the disk
+		r = &round{}
+	}
+	r.from, r.now, r.backlog = from, wire.Now(), -1
+	r.asks, r.ops, r.pending, r.marks = r.asks[:0], r.ops[:0], r.pending[:0], r.marks[:0]
+	s.rules.begin(r.now)
+	return r
+}
+
+func (s *server) end(r *round) {
+	s.send(r)
+	if len(r.records) > 0 {
+		r.records = s.recorder.take(r.records)
+	}
+	if cap(r.ops) <= 4*roundMost { // else it was for all that a slow disk put off
+		s.spare = r
+	}
+}
+
 // handle answers one batch of datagrams: refusals and renewals at once, what creates or
 // ends a lease after the one transaction that writes all of it. A transaction costs much the
 // same whatever is in it, so it takes what has come in the meantime, too.
-func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
-	r := &s.round
-	r.conn, r.now = c, wire.Now()
-	r.ops, r.askers, r.pending = r.ops[:0], r.askers[:0], r.pending[:0]
-	s.rules.begin(r.now)
+func (s *server) handle(c *socket, datagrams []wire.Datagram) {
+	r := s.begin(c)
+	defer s.end(r)
+	if s.leases.Busy() {
+		s.putOff(r, datagrams)
+		return
+	}
 	batch := s.leases.Decide(wire.Seconds(r.now), nil)
 	for len(datagrams) > 0 {
 		s.decide(r, batch, datagrams)
@@ -55,18 +97,7 @@ func (s *server) handle(c *wire.Conn, datagrams []wire.Datagram) {
 			break // as the next Receive will say
 		}
 	}
-	if len(r.pending) > 0 {
-		if err := s.leases.Commit(batch); err != nil {
-			s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
-		}
-		for _, i := range r.pending {
-			s.settle(r, i, batch.Results()[i])
-		}
-		s.send(r)
-	}
-	if len(r.records) > 0 {
-		r.records = s.recorder.take(r.records)
-	}
+	s.commit(r, batch)
 }
 
 // decide puts datagrams into the batch, and settles what need not wait for its commit.
@@ -74,15 +105,23 @@ func (s *server) decide(r *round, batch *allocator.Batch, datagrams []wire.Datag
 	r.backlog = -1
 	from := len(r.ops)
 	for _, d := range datagrams {
-		stranger := s.access.check(r.now, d.Cred)
-		switch req, atOnce, ok := s.judge(d, r.texts.keep(d.Data), stranger); {
-		case ok:
-			r.ops = append(r.ops, operation(req, d.Cred.UID))
-			r.askers = append(r.askers, asker{d, req.Marks})
-		case atOnce != nil:
-			s.answer(r, d, *atOnce)
+		if req, ok := s.judge(r, d); ok {
+			r.add(ask{d.From, d.Cred, req})
 		}
 	}
+	s.extend(r, batch, from)
+}
+
+func (r *round) add(a ask) {
+	if a.req.Cmd == wire.Mark {
+		r.marks = append(r.marks, a)
+		return
+	}
+	r.asks, r.ops = append(r.asks, a), append(r.ops, a.op())
+}
+
+// extend puts the operations from an index on into the batch.
+func (s *server) extend(r *round, batch *allocator.Batch, from int) {
 	s.leases.Extend(batch, r.ops[from:])
 	for i, result := range batch.Results()[from:] {
 		if result.Pending {
@@ -93,35 +132,107 @@ func (s *server) decide(r *round, batch *allocator.Batch, datagrams []wire.Datag
 	}
 }
 
-// settle answers an operation, and has it recorded.
-func (s *server) settle(r *round, i int, result allocator.Result) {
-	asker := &r.askers[i]
-	if s.recorder.wants(result.Outcome) {
-		r.records = append(r.records, record{asker.Cred, r.ops[i], result})
+// commit settles what had to wait. It may give up mu, and the turn to receive.
+func (s *server) commit(r *round, batch *allocator.Batch) {
+	if len(r.pending) > 0 {
+		if err := s.leases.Commit(batch); err != nil {
+			s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
+		}
+		for _, i := range r.pending {
+			s.settle(r, i, batch.Results()[i])
+		}
+		s.send(r)
 	}
-	answer := reply(result)
-	if asker.marks && answer.Table != 0 {
-		answer.Marking = s.markingOf(r.ops[i].Key.Ifname)
+	for _, a := range r.marks {
+		s.answer(r, a.from, a.cred, s.takeMark(a.req.Ifname, a.cred))
 	}
-	s.answer(r, asker.Datagram, answer)
 }
 
-func (s *server) answer(r *round, d wire.Datagram, reply wire.Reply) {
+// putOff is decide while the database is written to.
+func (s *server) putOff(r *round, datagrams []wire.Datagram) {
+	for _, d := range datagrams {
+		req, ok := s.judge(r, d)
+		if !ok {
+			continue
+		}
+		most := queueMost
+		if !s.access.first(d.Cred) {
+			most = usersQueue
+		}
+		if a := (ask{d.From, d.Cred, req}); s.renew(r, a) || r.from.later.add(a, most) {
+			continue
+		}
+		s.noise.write(slog.LevelWarn, "request dropped: too many wait for the disk", "uid", d.Cred.UID, "pid", d.Cred.PID)
+	}
+}
+
+// renew answers what changes nothing that is written now.
+func (s *server) renew(r *round, a ask) (ok bool) {
+	op := a.op()
+	if a.req.Cmd != wire.Acquire || r.from.later.has(op.Key) {
+		return false
+	}
+	result, ok := s.leases.Renew(wire.Seconds(r.now), op)
+	if ok {
+		r.add(a)
+		s.settle(r, len(r.ops)-1, result)
+	}
+	return ok
+}
+
+// catchUp decides what was put off, if the database can be written again.
+func (s *server) catchUp() {
+	for c := s.waiting(); c != nil; c = s.waiting() {
+		r := s.begin(c)
+		batch := s.leases.Decide(wire.Seconds(r.now), nil)
+		for _, a := range c.later.take() {
+			r.add(a)
+		}
+		s.extend(r, batch, 0)
+		s.send(r)
+		s.commit(r, batch)
+		s.end(r)
+	}
+}
+
+// waiting returns a socket with something that can be decided now, or nil.
+func (s *server) waiting() *socket {
+	i := slices.IndexFunc(s.sockets, func(c *socket) bool { return len(c.later.asks) > 0 })
+	if i < 0 || s.leases.Busy() {
+		return nil
+	}
+	return s.sockets[i]
+}
+
+// settle answers an operation, and has it recorded.
+func (s *server) settle(r *round, i int, result allocator.Result) {
+	a := &r.asks[i]
+	if s.recorder.wants(result.Outcome) {
+		r.records = append(r.records, record{a.cred, r.ops[i], result})
+	}
+	answer := reply(result)
+	if a.req.Marks && answer.Table != 0 {
+		answer.Marking = s.markingOf(a.req.Ifname)
+	}
+	s.answer(r, a.from, a.cred, answer)
+}
+
+func (s *server) answer(r *round, to wire.Addr, cred wire.Cred, reply wire.Reply) {
 	switch {
-	case !d.From.Bound():
-	case !s.access.first(d.Cred) && r.crowded():
-		s.noise.write(slog.LevelWarn, "reply not sent: too many that nobody reads", "uid", d.Cred.UID, "pid", d.Cred.PID)
+	case !to.Bound():
+	case !s.access.first(cred) && r.crowded():
+		s.noise.write(slog.LevelWarn, "reply not sent: too many that nobody reads", "uid", cred.UID, "pid", cred.PID)
 	default:
 		from := len(r.out)
 		r.out = reply.Append(r.out)
-		r.replies = append(r.replies, wire.Message{Data: r.out[from:], To: d.From})
+		r.replies = append(r.replies, wire.Message{Data: r.out[from:], To: to})
 	}
 }
 
 // crowded tells whether too many replies are not read yet.
 func (r *round) crowded() bool {
 	if r.backlog < 0 {
-		r.backlog = r.conn.Backlog()
+		r.backlog = r.from.Backlog()
 	}
 	return r.backlog > usersShare
 }
@@ -133,7 +244,7 @@ func (s *server) send(r *round) {
 	const step, most = time.Millisecond, 100 * time.Millisecond
 	replies := r.replies
 	for waited := time.Duration(0); len(replies) > 0; waited += step {
-		errs := r.conn.Send(replies...)
+		errs := r.from.Send(replies...)
 		again := replies[:0]
 		for i, err := range errs {
 			if errors.Is(err, syscall.EAGAIN) {
@@ -143,7 +254,7 @@ func (s *server) send(r *round) {
 			}
 		}
 		replies = again
-		if len(replies) == 0 || waited >= most || r.conn.Backlog() <= usersShare {
+		if len(replies) == 0 || waited >= most || r.from.Backlog() <= usersShare {
 			break
 		}
 		time.Sleep(step)
@@ -169,23 +280,15 @@ func (t *texts) keep(data []byte) string {
 	return t.b.String()[from:]
 }
 
-// asker is who waits for what becomes of an operation.
-type asker struct {
-	wire.Datagram
-	marks bool // wants to know the mark of the interface
-}
-
-// judge turns a datagram into a request for a lease, or into what can be said at once, or
-// into nothing: what carries no sender is dropped so that the sender tries again, and a
-// response is never answered, lest two programs answer each other for ever. text is the
-// datagram's data; stranger says why the sender may not lease, and is nil for one who may.
-func (s *server) judge(d wire.Datagram, text string, stranger error) (req wire.Request, atOnce *wire.Reply, ok bool) {
-	say := func(r wire.Reply) (wire.Request, *wire.Reply, bool) { return req, &r, false }
+// judge turns a datagram into a request to decide, or answers it: what carries no sender is
+// dropped so that the sender tries again, and a response is never answered, lest two programs
+// answer each other for ever.
+func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 	if d.Cred.Anonymous() {
 		s.noise.write(slog.LevelInfo, "datagram without credentials dropped", "from", d.From.String())
-		return req, nil, false
+		return req, false
 	}
-	req, err := wire.ParseRequestText(text)
+	req, err := wire.ParseRequestText(r.texts.keep(d.Data))
 	switch {
 	case d.Truncated:
 		err = fmt.Errorf("longer than %d bytes", wire.MaxRequest)
@@ -197,34 +300,27 @@ func (s *server) judge(d wire.Datagram, text string, stranger error) (req wire.R
 	if err != nil {
 		s.noise.write(slog.LevelWarn, "malformed datagram", "uid", d.Cred.UID, "pid", d.Cred.PID,
 			"from", d.From.String(), "err", err)
-		if req.Cmd == wire.Response {
-			return req, nil, false
+		if req.Cmd != wire.Response {
+			s.answer(r, d.From, d.Cred, wire.Refuse(wire.Malformed, err.Error()))
 		}
-		return say(wire.Refuse(wire.Malformed, err.Error()))
+		return req, false
 	}
+	err = s.access.check(r.now, d.Cred)
 	if req.Cmd == wire.Mark && !s.access.first(d.Cred) {
 		// What is bound by it takes rights that only root has.
-		stranger = errors.New("only root and the server's own user may ask for marks")
+		err = errors.New("only root and the server's own user may ask for marks")
 	}
 	switch {
-	case stranger != nil:
+	case err != nil:
 		s.noise.write(slog.LevelWarn, "lease refused", "ifname", req.Ifname, "addr", req.Address,
-			"family", req.Family.String(), "uid", d.Cred.UID, "pid", d.Cred.PID, "err", stranger)
-		return say(wire.Refuse(wire.Denied, stranger.Error()))
-	case req.Cmd == wire.Mark:
-		return say(s.answerMark(req.Ifname, req.Known, d.Cred))
+			"family", req.Family.String(), "uid", d.Cred.UID, "pid", d.Cred.PID, "err", err)
+		s.answer(r, d.From, d.Cred, wire.Refuse(wire.Denied, err.Error()))
+		return req, false
+	case req.Cmd == wire.Mark && req.Known:
+		s.answer(r, d.From, d.Cred, wire.Reply{Marking: s.markingOf(req.Ifname)})
+		return req, false
 	}
-	return req, nil, true
-}
-
-func operation(r wire.Request, uid uint32) allocator.Op {
-	return allocator.Op{
-		Release: r.Cmd == wire.Release,
-		Key:     allocator.Key{Family: allocator.Family(r.Family), Ifname: r.Ifname, Addr: r.Address},
-		Tag:     r.Tag,
-		UID:     uid,
-		Want:    r.Want,
-	}
+	return req, true
 }
 
 // reply is the answer that a result means.

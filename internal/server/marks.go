@@ -89,12 +89,9 @@ func decodeMask(key string, value []byte, into *uint32) error {
 	return jsonc.Decode(key, value, into, want)
 }
 
-// answerMark answers a request for the mark of an interface.
-func (s *server) answerMark(ifname string, onlyKnown bool, cred wire.Cred) wire.Reply {
+// takeMark answers a request for the mark of an interface, which has one then.
+func (s *server) takeMark(ifname string, cred wire.Cred) wire.Reply {
 	before := s.markingOf(ifname)
-	if onlyKnown {
-		return wire.Reply{Marking: before}
-	}
 	index, err := s.leases.TakeMark(wire.Seconds(wire.Now()), ifname, s.rules.using(s.marking))
 	switch {
 	case errors.Is(err, allocator.ErrNoMark):

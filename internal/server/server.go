@@ -41,13 +41,17 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	}
 	s := &server{
 		log:     log,
-		conns:   conns,
+		disk:    newDisk(),
 		marking: cfg.Marking,
 		access:  newAccess(cfg),
 		rules:   &rulesInUse{log: log},
 		noise:   newThrottle(log),
 		faults:  newThrottle(log),
 		kick:    make(chan struct{}, 1),
+	}
+	s.landed.L = &s.mu
+	for _, c := range conns {
+		s.sockets = append(s.sockets, &socket{Conn: c})
 	}
 	defer s.close()
 	boot, err := thisBoot(conns[0])
@@ -62,6 +66,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		Marks:   cfg.Marking.marks(),
 		Avoid:   s.rules.avoid,
 		Taken:   s.rules.taken,
+		Beside:  s.beside,
 	}, wire.Seconds(wire.Now()), log)
 	if err != nil {
 		return err
@@ -69,22 +74,33 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	return s.serve(ctx, cfg, host)
 }
 
-// server is the state behind the loop. mu guards what comes after it.
+// server is the state behind the loops. mu guards what comes after it.
 type server struct {
 	log      *slog.Logger
 	recorder *recorder
+	disk     *disk
 	marking  marking
-	conns    []*wire.Conn
+	sockets  []*socket
 	kick     chan struct{} // something is due earlier than the ticker knows
 
-	mu     sync.Mutex
-	leases *allocator.Allocator
-	access *access
-	rules  *rulesInUse
-	noise  *throttle // what anybody on the host can cause
-	faults *throttle // what noise must not hide
-	armed  int64     // when the ticker looks next
-	round  round
+	mu        sync.Mutex
+	landed    sync.Cond // the database is written to no longer
+	leases    *allocator.Allocator
+	access    *access
+	rules     *rulesInUse
+	noise     *throttle // what anybody on the host can cause
+	faults    *throttle // what noise must not hide
+	armed     int64     // when the ticker looks next
+	receiving *socket   // to which the turn of whoever has mu belongs
+	spare     *round    // memory for the next one
+}
+
+// socket is one form of the name that is served. Who has the turn receives from it: one of two
+// loops, so that the other can when the first waits for the disk.
+type socket struct {
+	*wire.Conn
+	turn  sync.Mutex
+	later queue // of mu
 }
 
 // listen holds both forms of the name: whoever held only one would leave the other, and
@@ -164,35 +180,38 @@ func pools(cfg Config) map[allocator.Family]allocator.Pool {
 }
 
 func (s *server) close() {
-	closeAll(s.conns)
+	for _, c := range s.sockets {
+		_ = c.Close() // nothing is written through them that could be lost
+	}
 	s.rules.close()
+	s.disk.close()
 }
 
-// serve runs one loop for each socket and the ticker, and ends all when one ends.
+// serve runs two loops for each socket and the ticker, and ends all when one ends.
 func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// A deadline breaks the wait for a datagram, not the batch that is being handled.
 	defer context.AfterFunc(ctx, func() {
-		for _, c := range s.conns {
+		for _, c := range s.sockets {
 			_ = c.SetReadDeadline(time.Unix(1, 0)) // fails only on a socket that is closed
 		}
 	})()
 	useOneProcessor()
 	s.recorder = newRecorder(s.log, host.Together)
 	found := held(s.leases)
-	errs := make(chan error, len(s.conns)+1)
+	errs := make(chan error, 2*len(s.sockets))
 	var running sync.WaitGroup
-	start := func(f func(context.Context) error) {
-		running.Go(func() {
-			defer cancel()
-			errs <- f(ctx)
-		})
+	for _, c := range s.sockets {
+		for range 2 {
+			running.Go(func() {
+				defer cancel()
+				errs <- s.receive(ctx, c)
+			})
+		}
 	}
-	for _, c := range s.conns {
-		start(func(ctx context.Context) error { return s.receive(ctx, c) })
-	}
-	start(func(ctx context.Context) error { return s.tick(ctx, host) })
+	running.Go(func() { s.tick(ctx) })
+	running.Go(func() { s.live(ctx, host) })
 	s.log.Info("serving", "socket", "@"+cfg.SocketName, "database", cfg.Database,
 		"tables", fmt.Sprintf("%d-%d", cfg.FirstTable, uint64(cfg.FirstTable)+cfg.Tables-1),
 		"families", fmt.Sprint(cfg.Families), "timeout", cfg.Timeout, "held", found)
@@ -201,9 +220,11 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 	s.tell(host.Stopping)
 	running.Wait()
 	s.recorder.close()
-	for range len(s.conns) + 1 {
+	for range cap(errs) {
 		err = errors.Join(err, <-errs)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	err = errors.Join(err, s.leases.Close(wire.Seconds(wire.Now())))
 	if err == nil {
 		s.log.Info("stopped")
@@ -235,7 +256,9 @@ func (s *server) tell(notify func() error) {
 	}
 }
 
-func (s *server) receive(ctx context.Context, c *wire.Conn) error {
+func (s *server) receive(ctx context.Context, c *socket) error {
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	for ctx.Err() == nil {
 		datagrams, err := c.Receive()
 		if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
@@ -244,49 +267,74 @@ func (s *server) receive(ctx context.Context, c *wire.Conn) error {
 		if err != nil {
 			return err
 		}
-		s.mu.Lock()
-		s.handle(c, datagrams)
-		if s.leases.Next() < s.armed {
-			select {
-			case s.kick <- struct{}{}:
-			default: // one is under way
-			}
+		if relieved := s.work(c, datagrams); relieved {
+			c.turn.Lock()
 		}
-		s.mu.Unlock()
 	}
 	return nil
 }
 
-// tick lets leases expire and renewals reach the disk, when the allocator wants it.
-func (s *server) tick(ctx context.Context, host Host) error {
-	alive := make(<-chan time.Time) // never
-	if host.Alive != nil && host.AlivePeriod > 0 {
-		t := time.NewTicker(host.AlivePeriod)
-		defer t.Stop()
-		alive = t.C
+// work tells whether the turn to receive was given up.
+func (s *server) work(c *socket, datagrams []wire.Datagram) (relieved bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.receiving = c
+	s.handle(c, datagrams)
+	s.catchUp()
+	relieved = s.receiving == nil
+	s.receiving = nil
+	if s.leases.Next() < s.armed {
+		select {
+		case s.kick <- struct{}{}:
+		default: // one is under way
+		}
 	}
+	return relieved
+}
+
+// live tells the service manager that the server works, also while the disk does not.
+func (s *server) live(ctx context.Context, host Host) {
+	if host.Alive == nil || host.AlivePeriod <= 0 {
+		return
+	}
+	t := time.NewTicker(host.AlivePeriod)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		s.mu.Lock()
+		//lint:ignore SA2001 a server that cannot get here does not work
+		s.mu.Unlock()
+		s.tell(host.Alive)
+	}
+}
+
+// tick lets leases expire and renewals reach the disk, when the allocator wants it.
+func (s *server) tick(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-alive:
-			s.mu.Lock() // a server that cannot get here does not work
-			s.mu.Unlock()
-			s.tell(host.Alive)
-			continue
+			return
 		case <-timer.C:
 		case <-s.kick:
 		}
-		timer.Reset(s.advance(wire.Now()))
+		timer.Reset(s.advance())
 	}
 }
 
 // advance does what is due and returns how long to wait for what comes next.
-func (s *server) advance(now time.Duration) time.Duration {
+func (s *server) advance() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for s.leases.Busy() {
+		s.landed.Wait()
+	}
+	now := wire.Now()
 	if s.leases.Next() <= wire.Seconds(now) {
 		expired, err := s.leases.Tick(wire.Seconds(now))
 		if err != nil {
@@ -296,6 +344,7 @@ func (s *server) advance(now time.Duration) time.Duration {
 			s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(nil, lease)...)
 		}
 	}
+	s.catchUp()
 	s.armed = s.leases.Next()
 	const least, most = 100 * time.Millisecond, time.Minute
 	return min(max(time.Duration(min(s.armed, 1<<32))*time.Second-now, least), most)

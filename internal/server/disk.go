@@ -1,0 +1,112 @@
+package server
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/allocator"
+)
+
+// disk runs what writes to the database. Mostly that does not wait for the disk and is done
+// before anything else could be. If it takes longer, the others go on meanwhile: who holds a
+// lease renews it, and what else is asked for is kept until the database can be written again.
+type disk struct {
+	work     chan func()
+	done     chan struct{}
+	patience *time.Timer
+	running  sync.WaitGroup
+}
+
+// patience is what a transaction takes of the processor, and some more.
+const patience = 2 * time.Millisecond
+
+func newDisk() *disk {
+	d := &disk{work: make(chan func()), done: make(chan struct{}), patience: time.NewTimer(patience)}
+	d.running.Go(d.run)
+	return d
+}
+
+func (d *disk) run() {
+	for work := range d.work {
+		work()
+		d.done <- struct{}{}
+	}
+}
+
+func (d *disk) close() {
+	close(d.work)
+	d.running.Wait()
+}
+
+// begin starts work and waits for a while. It tells whether that was enough.
+func (d *disk) begin(work func()) (done bool) {
+	d.work <- work
+	d.patience.Reset(patience)
+	select {
+	case <-d.done:
+		d.patience.Stop()
+		return true
+	case <-d.patience.C:
+		return false
+	}
+}
+
+// beside is called with mu, and gives it up while the disk takes its time.
+func (s *server) beside(work func()) {
+	if s.disk.begin(work) {
+		return
+	}
+	if s.receiving != nil {
+		s.receiving.turn.Unlock()
+		s.receiving = nil
+	}
+	s.mu.Unlock()
+	<-s.disk.done
+	s.mu.Lock()
+	s.landed.Broadcast()
+}
+
+// queue is what waits until the database can be written.
+type queue struct {
+	asks []ask
+	last map[allocator.Key]int // in asks, by key
+}
+
+// Beyond these somebody asks in vain, and has to ask again.
+const (
+	queueMost  = 4096
+	usersQueue = queueMost / 2 // for those who are not first
+)
+
+// add keeps an ask, unless there are most already. Who hears nothing asks the same again.
+func (q *queue) add(a ask, most int) (ok bool) {
+	k := a.op().Key
+	if i, ok := q.last[k]; ok && q.asks[i].from == a.from && q.asks[i].req == a.req {
+		return true
+	}
+	if len(q.asks) >= most {
+		return false
+	}
+	if q.last == nil {
+		q.last = make(map[allocator.Key]int)
+	}
+	// Its texts are parts of something larger.
+	k.Ifname, k.Addr = strings.Clone(k.Ifname), strings.Clone(k.Addr)
+	a.req.Ifname, a.req.Address, a.req.Tag = k.Ifname, k.Addr, strings.Clone(a.req.Tag)
+	q.last[k] = len(q.asks)
+	q.asks = append(q.asks, a)
+	return true
+}
+
+func (q *queue) has(k allocator.Key) bool {
+	_, ok := q.last[k]
+	return ok
+}
+
+// take empties the queue.
+func (q *queue) take() []ask {
+	asks := q.asks
+	*q = queue{}
+	return asks
+}
