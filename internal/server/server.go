@@ -211,7 +211,9 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 		}
 	}
 	running.Go(func() { s.tick(ctx) })
-	running.Go(func() { s.live(ctx, host) })
+	if host.Alive != nil && host.AlivePeriod > 0 {
+		running.Go(func() { s.live(ctx, host) })
+	}
 	s.log.Info("serving", "socket", "@"+cfg.SocketName, "database", cfg.Database,
 		"tables", fmt.Sprintf("%d-%d", cfg.FirstTable, uint64(cfg.FirstTable)+cfg.Tables-1),
 		"families", fmt.Sprint(cfg.Families), "timeout", cfg.Timeout, "held", found)
@@ -256,6 +258,7 @@ func (s *server) tell(notify func() error) {
 	}
 }
 
+// receive is one of the two loops of a socket.
 func (s *server) receive(ctx context.Context, c *socket) error {
 	c.turn.Lock()
 	defer c.turn.Unlock()
@@ -294,9 +297,6 @@ func (s *server) work(c *socket, datagrams []wire.Datagram) (relieved bool) {
 
 // live tells the service manager that the server works, also while the disk does not.
 func (s *server) live(ctx context.Context, host Host) {
-	if host.Alive == nil || host.AlivePeriod <= 0 {
-		return
-	}
 	t := time.NewTicker(host.AlivePeriod)
 	defer t.Stop()
 	for {
