@@ -372,7 +372,9 @@ func measureMany(o options, dir string, r *report) error {
 		}
 		sides = append(sides, h)
 	}
-	for range o.runs * turns {
+	small, large := sides[0], sides[1]
+	for range 2 * o.runs * turns { // the two are closer than pairs of turns are to each other
+		slices.Reverse(sides)
 		for _, h := range sides {
 			if err := h.renewals(o.slice); err != nil {
 				return err
@@ -384,7 +386,6 @@ func measureMany(o options, dir string, r *report) error {
 			}
 		}
 	}
-	small, large := sides[0], sides[1]
 	r.add(ratio, over(large.renew.rates, small.renew.rates), "%d held leases: renewals, of the rate with %d", o.many, o.few).atLeast(wantFlat)
 	r.add(ratio, over(large.fresh.rates, small.fresh.rates), "%d held leases: new leases, of the rate with %d", o.many, o.few).atLeast(wantFlat)
 	bytesUsed, err := memory(large.server.cmd.Process.Pid)
