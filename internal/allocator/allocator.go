@@ -191,8 +191,8 @@ func (b *Batch) Results() []Result { return b.results }
 
 // Decide applies ops, in order, and returns a result for each. Pending results may be
 // answered after Commit; all others, renewals among them, at once. A batch that is not
-// committed before the next Decide, Tick or Close is undone; any other is not valid any longer
-// either.
+// committed before the next Decide, Tick, TakeMark or Close is undone; any other is not valid
+// any longer either.
 func (a *Allocator) Decide(now int64, ops []Op) *Batch {
 	a.abandon()
 	a.expire(now)
@@ -206,15 +206,8 @@ func (a *Allocator) Decide(now int64, ops []Op) *Batch {
 	return b
 }
 
-// Extend applies more ops in a batch that is not committed yet. It refuses them if the batch
-// is undone.
+// Extend applies more ops in a batch that is neither committed nor undone yet.
 func (a *Allocator) Extend(b *Batch, ops []Op) {
-	if b.err != nil {
-		for i := range ops {
-			b.results = append(b.results, Result{Lease: Lease{Key: ops[i].Key}, Err: b.err, Pending: true})
-		}
-		return
-	}
 	for i := range ops {
 		b.results = append(b.results, a.decide(b, &ops[i]))
 	}
@@ -437,18 +430,24 @@ func (a *Allocator) refresh(s *slot) {
 	}
 }
 
-// Renew decides op while the database is written to, if it renews a lease that is not part of
-// what is written: such a lease need not wait for the disk.
+// Renew decides op while the database is written to, if that takes no other write: if it is
+// about a lease that is not part of the one under way, renews it, and need not move it to
+// another table, or is refused to somebody else.
 func (a *Allocator) Renew(now int64, op Op) (r Result, ok bool) {
 	s := a.byKey[op.Key]
-	if op.Release || s == nil || !s.held || s.fresh || op.UID != 0 && op.UID != s.Owner || !a.pools[s.Family].contains(s.Table) {
+	if s == nil || !s.held || s.fresh {
 		return Result{}, false
 	}
 	l, again := a.renewed[s]
 	if !again {
 		l = s.Lease
 	}
-	if l.Expires <= now {
+	switch {
+	case l.Expires <= now:
+		return Result{}, false
+	case op.UID != 0 && op.UID != l.Owner:
+		return Result{Lease: Lease{Key: op.Key}, Err: ErrNotOwner}, true
+	case op.Release, !a.pools[s.Family].contains(s.Table):
 		return Result{}, false
 	}
 	if l.Expires = a.expiry(now); l.Tag != op.Tag {

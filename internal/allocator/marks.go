@@ -54,6 +54,7 @@ func (a *Allocator) Mark(ifname string) (index uint32, ok bool) {
 // a mark, which is then not taken from anybody. What is returned is in the database; an
 // error is ErrNoMark or ErrStorage.
 func (a *Allocator) TakeMark(now int64, ifname string, inUse func(index uint32) bool) (uint32, error) {
+	a.abandon()
 	m := &a.marks
 	next := mark{used: m.used + 1}
 	have, ok := a.Mark(ifname)
@@ -94,7 +95,6 @@ func (m *marks) choose(inUse func(index uint32) bool) uint32 {
 
 func (a *Allocator) saveMark(now int64, ifname string, m mark) error {
 	if a.store.astray() {
-		a.abandon()
 		if err := a.flush(now, flushMost); err != nil {
 			return err
 		}

@@ -263,12 +263,16 @@ func compare(t *testing.T, rnd *rand.Rand) {
 						l = again
 					}
 				}
-				want := held && l.Expires > then && !op.Release && (op.UID == 0 || op.UID == l.Owner) && now.inside(l.Family, l.Table) && !part[op.Key]
+				mine := op.UID == 0 || op.UID == l.Owner
+				want := held && l.Expires > then && !part[op.Key] && (!mine || !op.Release && now.inside(l.Family, l.Table))
 				got, ok := h.Renew(then, op)
 				if ok != want {
-					t.Fatalf("%+v is renewed meanwhile: %v, want %v", op, ok, want)
+					t.Fatalf("%+v is decided meanwhile: %v, want %v", op, ok, want)
 				}
-				if !ok {
+				if ok && !mine && (got != Result{Lease: Lease{Key: op.Key}, Err: ErrNotOwner}) {
+					t.Fatalf("%+v: got %+v, want a refusal", op, got)
+				}
+				if !ok || !mine {
 					continue
 				}
 				l.Tag, l.Expires = op.Tag, then+now.timeout

@@ -301,6 +301,14 @@ func TestServerNotifies(t *testing.T) {
 	mend := inject(writes, stuck)(h, server)
 	p.send(acquire(2))
 	h.waitStuck(server, writes)
+	for buf := make([]byte, 256); err == nil; { // what it said before
+		if err = manager.SetReadDeadline(time.Now()); err == nil {
+			_, err = manager.Read(buf)
+		}
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
 	working("while it waits for the disk") // lest it be killed for that
 	mend()
 	answer, _ := p.receive()

@@ -69,8 +69,9 @@ func (s *server) beside(work func()) {
 
 // queue is what waits until the database can be written.
 type queue struct {
-	asks []ask
-	last map[allocator.Key]int // in asks, by key
+	asks  []ask
+	taken int                   // asks that were before them
+	last  map[allocator.Key]int // the last ask about a key, counted from the first one ever
 }
 
 // Beyond these somebody asks in vain, and has to ask again.
@@ -82,7 +83,7 @@ const (
 // add keeps an ask, unless there are most already. Who hears nothing asks the same again.
 func (q *queue) add(a ask, most int) (ok bool) {
 	k := a.op().Key
-	if i, ok := q.last[k]; ok && q.asks[i].from == a.from && q.asks[i].req == a.req {
+	if i, ok := q.last[k]; ok && q.asks[i-q.taken] == a {
 		return true
 	}
 	if len(q.asks) >= most {
@@ -94,7 +95,7 @@ func (q *queue) add(a ask, most int) (ok bool) {
 	// Its texts are parts of something larger.
 	k.Ifname, k.Addr = strings.Clone(k.Ifname), strings.Clone(k.Addr)
 	a.req.Ifname, a.req.Address, a.req.Tag = k.Ifname, k.Addr, strings.Clone(a.req.Tag)
-	q.last[k] = len(q.asks)
+	q.last[k] = q.taken + len(q.asks)
 	q.asks = append(q.asks, a)
 	return true
 }
@@ -104,9 +105,17 @@ func (q *queue) has(k allocator.Key) bool {
 	return ok
 }
 
-// take empties the queue.
-func (q *queue) take() []ask {
-	asks := q.asks
-	*q = queue{}
+// take removes the first asks, up to most, that came to one socket.
+func (q *queue) take(most int) []ask {
+	n := 0
+	for ; n < min(most, len(q.asks)) && q.asks[n].socket == q.asks[0].socket; n++ {
+		if k := q.asks[n].op().Key; q.last[k] == q.taken+n {
+			delete(q.last, k)
+		}
+	}
+	asks := q.asks[:n]
+	if q.asks, q.taken = q.asks[n:], q.taken+n; len(q.asks) == 0 {
+		*q = queue{} // a slow disk is rare
+	}
 	return asks
 }

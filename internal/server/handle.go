@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,7 +23,7 @@ const roundMost = 256
 // round is what the server does in one go: the datagrams that wait, the transaction that
 // they share, and the replies. Its memory serves one round after the other.
 type round struct {
-	from    *socket
+	socket  *socket
 	now     time.Duration
 	backlog float64 // of the socket; below 0: not looked at
 	texts   texts
@@ -39,9 +38,10 @@ type round struct {
 
 // ask is a request and who waits for the answer.
 type ask struct {
-	from wire.Addr
-	cred wire.Cred
-	req  wire.Request
+	socket *socket
+	from   wire.Addr
+	cred   wire.Cred
+	req    wire.Request
 }
 
 func (a *ask) op() allocator.Op {
@@ -54,12 +54,12 @@ func (a *ask) op() allocator.Op {
 	}
 }
 
-func (s *server) begin(from *socket) *round {
+func (s *server) begin(c *socket) *round {
 	r := s.spare
 	if s.spare = nil; r == nil { // it waits for the disk
 		r = &round{}
 	}
-	r.from, r.now, r.backlog = from, wire.Now(), -1
+	r.socket, r.now, r.backlog = c, wire.Now(), -1
 	r.asks, r.ops, r.pending, r.marks = r.asks[:0], r.ops[:0], r.pending[:0], r.marks[:0]
 	s.rules.begin(r.now)
 	return r
@@ -70,9 +70,7 @@ func (s *server) end(r *round) {
 	if len(r.records) > 0 {
 		r.records = s.recorder.take(r.records)
 	}
-	if cap(r.ops) <= 4*roundMost { // else it was for all that a slow disk put off
-		s.spare = r
-	}
+	s.spare = r
 }
 
 // handle answers one batch of datagrams: refusals and renewals at once, what creates or
@@ -106,7 +104,7 @@ func (s *server) decide(r *round, batch *allocator.Batch, datagrams []wire.Datag
 	from := len(r.ops)
 	for _, d := range datagrams {
 		if req, ok := s.judge(r, d); ok {
-			r.add(ask{d.From, d.Cred, req})
+			r.add(ask{r.socket, d.From, d.Cred, req})
 		}
 	}
 	s.extend(r, batch, from)
@@ -159,17 +157,17 @@ func (s *server) putOff(r *round, datagrams []wire.Datagram) {
 		if !s.access.first(d.Cred) {
 			most = usersQueue
 		}
-		if a := (ask{d.From, d.Cred, req}); s.renew(r, a) || r.from.later.add(a, most) {
+		if a := (ask{r.socket, d.From, d.Cred, req}); s.renew(r, a) || s.later.add(a, most) {
 			continue
 		}
 		s.noise.write(slog.LevelWarn, "request dropped: too many wait for the disk", "uid", d.Cred.UID, "pid", d.Cred.PID)
 	}
 }
 
-// renew answers what changes nothing that is written now.
+// renew answers what needs no write, unless something about the key is put off already.
 func (s *server) renew(r *round, a ask) (ok bool) {
 	op := a.op()
-	if a.req.Cmd != wire.Acquire || r.from.later.has(op.Key) {
+	if a.req.Cmd == wire.Mark || s.later.has(op.Key) {
 		return false
 	}
 	result, ok := s.leases.Renew(wire.Seconds(r.now), op)
@@ -180,12 +178,18 @@ func (s *server) renew(r *round, a ask) (ok bool) {
 	return ok
 }
 
-// catchUp decides what was put off, if the database can be written again.
+// catchUp decides what was put off, if the database can be written again. While there is
+// more, nobody else comes to what is due.
 func (s *server) catchUp() {
-	for c := s.waiting(); c != nil; c = s.waiting() {
-		r := s.begin(c)
+	for !s.leases.Busy() {
+		s.advance()
+		asks := s.later.take(roundMost)
+		if len(asks) == 0 {
+			return
+		}
+		r := s.begin(asks[0].socket)
 		batch := s.leases.Decide(wire.Seconds(r.now), nil)
-		for _, a := range c.later.take() {
+		for _, a := range asks {
 			r.add(a)
 		}
 		s.extend(r, batch, 0)
@@ -193,15 +197,6 @@ func (s *server) catchUp() {
 		s.commit(r, batch)
 		s.end(r)
 	}
-}
-
-// waiting returns a socket with something that can be decided now, or nil.
-func (s *server) waiting() *socket {
-	i := slices.IndexFunc(s.sockets, func(c *socket) bool { return len(c.later.asks) > 0 })
-	if i < 0 || s.leases.Busy() {
-		return nil
-	}
-	return s.sockets[i]
 }
 
 // settle answers an operation, and has it recorded.
@@ -218,6 +213,11 @@ func (s *server) settle(r *round, i int, result allocator.Result) {
 }
 
 func (s *server) answer(r *round, to wire.Addr, cred wire.Cred, reply wire.Reply) {
+	const some = 64
+	if len(r.replies) >= some { // after which the backlog may be another
+		s.send(r)
+		r.backlog = -1
+	}
 	switch {
 	case !to.Bound():
 	case !s.access.first(cred) && r.crowded():
@@ -232,7 +232,7 @@ func (s *server) answer(r *round, to wire.Addr, cred wire.Cred, reply wire.Reply
 // crowded tells whether too many replies are not read yet.
 func (r *round) crowded() bool {
 	if r.backlog < 0 {
-		r.backlog = r.from.Backlog()
+		r.backlog = r.socket.Backlog()
 	}
 	return r.backlog > usersShare
 }
@@ -244,7 +244,7 @@ func (s *server) send(r *round) {
 	const step, most = time.Millisecond, 100 * time.Millisecond
 	replies := r.replies
 	for waited := time.Duration(0); len(replies) > 0; waited += step {
-		errs := r.from.Send(replies...)
+		errs := r.socket.Send(replies...)
 		again := replies[:0]
 		for i, err := range errs {
 			if errors.Is(err, syscall.EAGAIN) {
@@ -254,7 +254,7 @@ func (s *server) send(r *round) {
 			}
 		}
 		replies = again
-		if len(replies) == 0 || waited >= most || r.from.Backlog() <= usersShare {
+		if len(replies) == 0 || waited >= most || r.socket.Backlog() <= usersShare {
 			break
 		}
 		time.Sleep(step)

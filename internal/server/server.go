@@ -81,26 +81,27 @@ type server struct {
 	disk     *disk
 	marking  marking
 	sockets  []*socket
-	kick     chan struct{} // something is due earlier than the ticker knows
+	kick     chan struct{} // something is due earlier than the ticker sleeps
 
 	mu        sync.Mutex
 	landed    sync.Cond // the database is written to no longer
 	leases    *allocator.Allocator
 	access    *access
 	rules     *rulesInUse
-	noise     *throttle // what anybody on the host can cause
-	faults    *throttle // what noise must not hide
-	armed     int64     // when the ticker looks next
-	receiving *socket   // to which the turn of whoever has mu belongs
-	spare     *round    // memory for the next one
+	noise     *throttle     // what anybody on the host can cause
+	faults    *throttle     // what noise must not hide
+	armed     int64         // what dueAt is for
+	dueAt     time.Duration // when the allocator has something to do
+	receiving *socket       // to which the turn of whoever has mu belongs
+	spare     *round        // memory for the next one
+	later     queue
 }
 
 // socket is one form of the name that is served. Who has the turn receives from it: one of two
 // loops, so that the other can when the first waits for the disk.
 type socket struct {
 	*wire.Conn
-	turn  sync.Mutex
-	later queue // of mu
+	turn sync.Mutex
 }
 
 // listen holds both forms of the name: whoever held only one would leave the other, and
@@ -287,6 +288,7 @@ func (s *server) work(c *socket, datagrams []wire.Datagram) (relieved bool) {
 	relieved = s.receiving == nil
 	s.receiving = nil
 	if s.leases.Next() < s.armed {
+		s.arm()
 		select {
 		case s.kick <- struct{}{}:
 		default: // one is under way
@@ -323,29 +325,41 @@ func (s *server) tick(ctx context.Context) {
 		case <-timer.C:
 		case <-s.kick:
 		}
-		timer.Reset(s.advance())
+		timer.Reset(s.tickOnce())
 	}
 }
 
-// advance does what is due and returns how long to wait for what comes next.
-func (s *server) advance() time.Duration {
+// tickOnce returns how long to wait for what comes next.
+func (s *server) tickOnce() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.leases.Busy() {
 		s.landed.Wait()
 	}
-	now := wire.Now()
-	if s.leases.Next() <= wire.Seconds(now) {
-		expired, err := s.leases.Tick(wire.Seconds(now))
-		if err != nil {
-			s.faults.write(slog.LevelError, "cannot write to the database, trying again", "err", err)
-		}
-		for _, lease := range expired {
-			s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(nil, lease)...)
-		}
-	}
 	s.catchUp()
-	s.armed = s.leases.Next()
+	return s.dueAt - wire.Now()
+}
+
+// advance does what is due.
+func (s *server) advance() {
+	now := wire.Now()
+	if now < s.dueAt {
+		return
+	}
+	expired, err := s.leases.Tick(wire.Seconds(now))
+	if err != nil {
+		s.faults.write(slog.LevelError, "cannot write to the database, trying again", "err", err)
+	}
+	for _, lease := range expired {
+		s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(nil, lease)...)
+	}
+	s.arm()
+}
+
+// arm notes when something is due next.
+func (s *server) arm() {
 	const least, most = 100 * time.Millisecond, time.Minute
-	return min(max(time.Duration(min(s.armed, 1<<32))*time.Second-now, least), most)
+	now := wire.Now()
+	s.armed = s.leases.Next()
+	s.dueAt = now + min(max(time.Duration(min(s.armed, 1<<32))*time.Second-now, least), most)
 }
