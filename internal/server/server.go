@@ -81,10 +81,10 @@ type server struct {
 	disk     *disk
 	marking  marking
 	sockets  []*socket
-	kick     chan struct{} // something is due earlier than the ticker sleeps
+	kick     chan struct{} // something is due before the ticker wakes
 
 	mu        sync.Mutex
-	landed    sync.Cond // the database is written to no longer
+	landed    sync.Cond // a transaction is done
 	leases    *allocator.Allocator
 	access    *access
 	rules     *rulesInUse
@@ -94,7 +94,7 @@ type server struct {
 	dueAt     time.Duration // when the allocator has something to do
 	receiving *socket       // to which the turn of whoever has mu belongs
 	spare     *round        // memory for the next one
-	later     queue
+	later     queue         // asks for when the database can be written
 }
 
 // socket is one form of the name that is served. Who has the turn receives from it: one of two
