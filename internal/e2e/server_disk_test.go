@@ -94,7 +94,7 @@ func TestServerSlowDisk(t *testing.T) {
 				}
 			}
 			holder.send(release(0))
-			h.exactPeer("unbound").send(release(0))
+			h.exactPeer("another").send(release(0))
 			holder.send(acquire(0)) // which comes after the release, wherever that went
 			beside := h.exactPeer("beside")
 			beside.send(acquire(0))
