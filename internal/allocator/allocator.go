@@ -473,7 +473,9 @@ func (a *Allocator) catchUp(now int64) {
 	for s, l := range a.renewed {
 		a.prolong(now, s, l.Tag, l.Expires)
 	}
-	clear(a.renewed)
+	if len(a.renewed) > 0 { // a map that is cleared keeps its memory
+		a.renewed = make(map[*slot]Lease)
+	}
 }
 
 // Commit writes what b created or ended in one transaction, with renewals if few of them wait.

@@ -39,6 +39,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	defer closeAll(conns)
 	s := &server{
 		log:     log,
 		disk:    newDisk(),
@@ -181,9 +182,6 @@ func pools(cfg Config) map[allocator.Family]allocator.Pool {
 }
 
 func (s *server) close() {
-	for _, c := range s.sockets {
-		_ = c.Close() // nothing is written through them that could be lost
-	}
 	s.rules.close()
 	s.disk.close()
 }
