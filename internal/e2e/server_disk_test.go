@@ -47,16 +47,6 @@ func (h *host) isStuck(server *process, calls string) bool {
 	return false
 }
 
-func (h *host) waitStuck(server *process, calls string) {
-	h.t.Helper()
-	eventually(h.t, "the server waits for the disk", func() error {
-		if h.isStuck(server, calls) {
-			return nil
-		}
-		return errors.New("it does not")
-	})
-}
-
 // TestServerSlowDisk: while the disk takes its time, whoever holds a lease renews it, and
 // nothing else that is asked for is lost.
 func TestServerSlowDisk(t *testing.T) {

@@ -299,8 +299,7 @@ func TestServerNotifies(t *testing.T) {
 	}
 	working("while it works")
 	mend := inject(writes, stuck)(h, server)
-	p.send(acquire(2))
-	h.waitStuck(server, writes)
+	h.writeUntilStuck(server, writes, p)
 	for buf := make([]byte, 256); err == nil; { // what it said before
 		if err = manager.SetReadDeadline(time.Now()); err == nil {
 			_, err = manager.Read(buf)
