@@ -57,7 +57,7 @@ lint: needs-lint ## check format, suspicious code, go.mod and shell scripts
 
 bench: build ## measure server and client, the C original beside them with ORIGINAL=DIR, and check every answer
 	@go run ./internal/bench $(if $(ORIGINAL),-original "$(ORIGINAL)") $(BENCHFLAGS)
-	@go test -run '^$$' -bench 'Connect|Run' ./internal/bind # as root: what being bound costs
+	@go test -run '^$$' -bench 'Connect|Run' ./internal/cgroup # as root: what being bound costs
 
 soak: needs-test layer build race ## run the tests that take long, at full size, as root
 	SOAK=full go test -race -count=1 -timeout 0 -run 'Soak|Model' -v ./...

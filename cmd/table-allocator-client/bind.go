@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -129,7 +129,7 @@ func (o *bindOptions) parse(args []string) error {
 	default:
 		return fmt.Errorf("--on-loss %s: want block or fallback", o.onLoss)
 	}
-	if err := (bind.Uplink{Ifname: o.config.Ifname}).Check(); err != nil {
+	if err := (cgroup.Uplink{Ifname: o.config.Ifname}).Check(); err != nil {
 		return fmt.Errorf("--ifname: %w", err)
 	}
 	for _, name := range o.users {
@@ -212,7 +212,7 @@ func needsRoot(command string) error {
 }
 
 // bound installs what binds the traffic, and returns what processes are bound to.
-func (o *bindOptions) bound() (bind.Uplink, bind.Mark, error) {
+func (o *bindOptions) bound() (cgroup.Uplink, cgroup.Mark, error) {
 	b, err := client.Bind(context.Background(), o.config)
 	for _, why := range b.Unanswered {
 		fmt.Fprintln(os.Stderr, "table-allocator-client:", why)
@@ -221,7 +221,7 @@ func (o *bindOptions) bound() (bind.Uplink, bind.Mark, error) {
 		fmt.Fprintf(os.Stderr, "table-allocator-client: rules of other programs look at the bits %#x of marks, too, for example %q: configure another bind_mark_mask\n",
 			b.Marking.Mask, b.Overlapping[0])
 	}
-	return bind.Uplink{Ifname: b.Ifname, Fallback: b.OnLoss == client.Fallback}, bind.Mark{Value: b.Mark(), Mask: b.Marking.Mask}, err
+	return cgroup.Uplink{Ifname: b.Ifname, Fallback: b.OnLoss == client.Fallback}, cgroup.Mark{Value: b.Mark(), Mask: b.Marking.Mask}, err
 }
 
 func runAttach(args []string) int {
@@ -234,7 +234,7 @@ func runAttach(args []string) int {
 	if err != nil {
 		return failed(err)
 	}
-	return o.each(pids, func(c *bind.Cgroups, pid int) (bind.Process, error) {
+	return o.each(pids, func(c *cgroup.Cgroups, pid int) (cgroup.Process, error) {
 		return c.Attach(pid, uplink, mark, o.reset)
 	})
 }
@@ -245,7 +245,7 @@ func runDetach(args []string) int {
 	if pids == nil {
 		return code
 	}
-	return o.each(pids, (*bind.Cgroups).Detach)
+	return o.each(pids, (*cgroup.Cgroups).Detach)
 }
 
 // processes parses the command line of attach and detach; without any the exit code counts.
@@ -272,8 +272,8 @@ func (o *bindOptions) processes(args []string, usage string) (pids []int, code i
 }
 
 // each attaches or detaches the processes and says what was done to each.
-func (o *bindOptions) each(pids []int, do func(*bind.Cgroups, int) (bind.Process, error)) int {
-	cgroups, err := bind.Open()
+func (o *bindOptions) each(pids []int, do func(*cgroup.Cgroups, int) (cgroup.Process, error)) int {
+	cgroups, err := cgroup.Open()
 	if err != nil {
 		return failed(err)
 	}
@@ -296,7 +296,7 @@ func (o *bindOptions) each(pids []int, do func(*bind.Cgroups, int) (bind.Process
 		for _, pid := range pids {
 			one(pid)
 		}
-	} else if err := bind.Tree(pids, one); err != nil {
+	} else if err := cgroup.Tree(pids, one); err != nil {
 		return failed(err)
 	}
 	return code
@@ -319,13 +319,13 @@ func runBind(args []string) int {
 	} else if err != nil {
 		return failed(err)
 	}
-	var missing []bind.Missing
+	var missing []cgroup.Missing
 	switch {
 	case o.cgroup:
 		missing, err = makeCgroup(uplink, mark)
 	case o.pin:
 		var values []string
-		values, missing, err = bind.Pin(uplink, mark)
+		values, missing, err = cgroup.Pin(uplink, mark)
 		for _, v := range values {
 			fmt.Println("BPFProgram=" + v)
 		}
@@ -340,8 +340,8 @@ func runBind(args []string) int {
 }
 
 // makeCgroup makes the cgroup of an interface and prints where it is.
-func makeCgroup(uplink bind.Uplink, mark bind.Mark) ([]bind.Missing, error) {
-	cgroups, err := bind.Open()
+func makeCgroup(uplink cgroup.Uplink, mark cgroup.Mark) ([]cgroup.Missing, error) {
+	cgroups, err := cgroup.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -374,17 +374,17 @@ func (o *bindOptions) unbind() error {
 	if err := o.oneThing(); err != nil {
 		return err
 	}
-	uplink := bind.Uplink{Ifname: o.config.Ifname, Fallback: o.config.OnLoss == client.Fallback}
+	uplink := cgroup.Uplink{Ifname: o.config.Ifname, Fallback: o.config.OnLoss == client.Fallback}
 	switch {
 	case o.cgroup:
-		cgroups, err := bind.Open()
+		cgroups, err := cgroup.Open()
 		if err != nil {
 			return err
 		}
 		defer cgroups.Close()
 		return cgroups.RemoveInterface(uplink)
 	case o.pin:
-		return bind.Unpin(uplink)
+		return cgroup.Unpin(uplink)
 	}
 	all, err := client.Bindings(o.config.Server, o.config.ServerUIDs, o.config.Ifname)
 	if err != nil {
@@ -401,16 +401,16 @@ func (o *bindOptions) unbind() error {
 
 // unbindAll sets every process free and takes away every rule of a binding.
 func (o *bindOptions) unbindAll() error {
-	cgroups, err := bind.Open()
+	cgroups, err := cgroup.Open()
 	if err != nil {
 		return err
 	}
 	defer cgroups.Close()
 	errs := []error{cgroups.Free()}
-	pinned, err := bind.Pinned()
+	pinned, err := cgroup.Pinned()
 	errs = append(errs, err)
 	for _, uplink := range pinned {
-		errs = append(errs, bind.Unpin(uplink))
+		errs = append(errs, cgroup.Unpin(uplink))
 	}
 	all, err := client.Bindings(o.config.Server, o.config.ServerUIDs)
 	return errors.Join(append(errs, err, client.Unbind(all))...)

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -100,7 +100,7 @@ func runBound(args []string) int {
 
 // boundRows joins what cgroups say to what rules say.
 func boundRows(server string, uids []uint32) ([]boundRow, error) {
-	cgroups, err := bind.Open()
+	cgroups, err := cgroup.Open()
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/cgroup"
 )
 
 // Exit codes of run, as env, nice and their like have them.
@@ -97,7 +97,7 @@ func (o *bindOptions) enter() error {
 	if err != nil {
 		return err
 	}
-	cgroups, err := bind.Open()
+	cgroups, err := cgroup.Open()
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (o *bindOptions) enter() error {
 }
 
 // tell says what the kernel lacks.
-func tell(missing []bind.Missing) {
+func tell(missing []cgroup.Missing) {
 	for _, m := range missing {
 		fmt.Fprintf(os.Stderr, "table-allocator-client: this kernel does not take BPF program %s, so %s: %v\n", m.Program, m.Lost, m.Err)
 	}

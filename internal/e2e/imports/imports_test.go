@@ -19,11 +19,11 @@ const module = "github.com/table-allocator/table-allocator/"
 // package needs a line here.
 var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
-	"cmd/table-allocator-client": {"internal/client", "internal/cli", "internal/wire", "internal/route", "internal/bind"},
+	"cmd/table-allocator-client": {"internal/client", "internal/cli", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
 	"internal/client":            {"internal/wire", "internal/route", "internal/jsonc"},
 	"internal/allocator":         {"sql"},
-	"internal/bind":              {},
+	"internal/cgroup":            {},
 	"internal/cli":               {},
 	"internal/cli/systemd":       {},
 	"internal/jsonc":             {},
@@ -44,7 +44,7 @@ var homes = map[string][]string{
 	"github.com/vishvananda/netns":      {"internal/nettest"},
 	"github.com/spf13/pflag":            {"cmd/table-allocator-server", "cmd/table-allocator-client"},
 	"github.com/tailscale/hujson":       {"internal/jsonc"},
-	"github.com/cilium/ebpf":            {"internal/bind"}, // assembles and loads programs without clang, BTF or C
+	"github.com/cilium/ebpf":            {"internal/cgroup"}, // assembles and loads programs without clang, BTF or C
 	"github.com/coreos/go-systemd/v22":  {"internal/cli/systemd"},
 	"golang.org/x/sys":                  nil, // anywhere, like the standard library
 	"golang.org/x/time":                 nil,

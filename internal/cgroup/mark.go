@@ -1,8 +1,8 @@
-// Package bind binds processes to an uplink. It hides control groups and the BPF programs in them:
+// Package cgroup binds processes to an uplink. It hides control groups and the BPF programs in them:
 // small ones, assembled here, that put every new socket of a cgroup's processes under the mark
 // of an interface, so that a rule for that mark chooses route and source address. Programs live as
 // long as their cgroup and need nobody who keeps them. All of it needs root.
-package bind
+package cgroup
 
 import (
 	"errors"
