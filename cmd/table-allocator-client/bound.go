@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -173,34 +172,4 @@ func (r *boundRow) take(b client.Bound) {
 	case len(r.Tables) == 0:
 		r.Missing = "a lease"
 	}
-}
-
-// printBound prints a line for each process, or kind of traffic.
-func printBound(out io.Writer, rows []boundRow, colour bool) error {
-	const format = "%-15s %-8s %-12s %s\n"
-	if _, err := fmt.Fprintf(out, format, "IFNAME", "ON-LOSS", "TABLES", "WHAT"); err != nil {
-		return err
-	}
-	for _, r := range rows {
-		tables := strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Tables), " ", ","), "[]")
-		what := []string{r.Traffic}
-		if r.Cgroup != "" {
-			what = what[:0]
-			for _, p := range r.Processes {
-				what = append(what, fmt.Sprintf("%d (%s)", p.PID, p.Name))
-			}
-			if len(what) == 0 {
-				what = []string{"cgroup " + r.Cgroup}
-			}
-		}
-		for _, w := range what {
-			if _, err := fmt.Fprintf(out, format, orDefault(r.Ifname, "-"), r.OnLoss, orDefault(tables, "-"), w); err != nil {
-				return err
-			}
-		}
-		if r.Missing != "" {
-			printMissing(out, r.Missing, colour)
-		}
-	}
-	return nil
 }

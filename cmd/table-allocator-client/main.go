@@ -9,13 +9,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 
 	"github.com/spf13/pflag"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
-	"github.com/table-allocator/table-allocator/internal/client"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -55,52 +53,4 @@ func run(args []string) int {
 		return background(opts, parent)
 	}
 	return foreground()
-}
-
-// hold keeps the lease until its address goes or a signal comes.
-func hold(opts options, report client.Report, log *slog.Logger) int {
-	ctx, stop := cli.UntilSignal()
-	defer stop()
-	reported := false
-	err := client.Run(ctx, opts.config, func(table uint32, why string) {
-		reported = true
-		report(table, why)
-	}, log)
-	if err == nil {
-		return cli.ExitOK
-	}
-	log.Error("cannot hold a lease", "err", err)
-	if !reported {
-		report(0, err.Error())
-	}
-	return cli.ExitError
-}
-
-// release is the whole of -r: what it prints is the table that is in force afterwards.
-func release(opts options) int {
-	log, err := cli.NewLogger(opts.logging(false))
-	if err != nil {
-		return fail(err)
-	}
-	err = client.Release(opts.config, log)
-	reportToStdout(0, "")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "table-allocator-client:", err)
-	}
-	if err != nil && !errors.Is(err, client.ErrNoServer) {
-		return cli.ExitError
-	}
-	return cli.ExitOK
-}
-
-func reportToStdout(table uint32, why string) {
-	if why != "" {
-		fmt.Fprintln(os.Stderr, "table-allocator-client: no table:", why)
-	}
-	fmt.Println(table)
-}
-
-func fail(err error) int {
-	fmt.Fprintln(os.Stderr, "table-allocator-client:", err)
-	return cli.ExitError
 }

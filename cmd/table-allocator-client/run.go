@@ -107,13 +107,6 @@ func (o *bindOptions) enter() error {
 	return err
 }
 
-// tell says what the kernel lacks.
-func tell(missing []cgroup.Missing) {
-	for _, m := range missing {
-		fmt.Fprintf(os.Stderr, "table-allocator-client: this kernel does not take BPF program %s, so %s: %v\n", m.Program, m.Lost, m.Err)
-	}
-}
-
 func notExecuted(name string, err error) int {
 	var path *exec.Error
 	if errors.As(err, &path) {
@@ -124,9 +117,4 @@ func notExecuted(name string, err error) int {
 		return exitNotFound
 	}
 	return exitNotExecutable
-}
-
-func failed(err error) int {
-	fmt.Fprintln(os.Stderr, "table-allocator-client:", err)
-	return exitFailed
 }

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -14,7 +11,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
@@ -41,17 +37,6 @@ routes of each for as long as it exists. At the end it leaves them in place.
   -d, --destination NAME    socket of the server (tas_socket)
       --server-user USER    believe a server of this user, too (repeatable)
   -s, --syslog, -l, --log-path FILE, --debug    where log lines go, and which
-`
-
-const statusUsage = `Usage: table-allocator-client status [--json] [options]
-
-Shows table, lease, gateway and holder of each address of the host, and what is
-missing. Exit code 1 if something is.
-
-      --json                for programs
-      --ifname PATTERN...   links to show (*)
-      --exclude PATTERN...  links to leave out (lo, docker*, br-*, veth*, ...)
-  -c, --config FILE         the configuration of the watch
 `
 
 // hostOptions are those of watch and status.
@@ -139,13 +124,6 @@ func (o *hostOptions) parse(args []string) (err error) {
 	return err
 }
 
-func orDefault(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
-}
-
 // load is the configuration as it is now.
 func (o *hostOptions) load() (client.WatchConfig, error) {
 	if o.file != "" {
@@ -195,135 +173,4 @@ func hangups(ctx context.Context) <-chan struct{} {
 		}
 	}()
 	return reload
-}
-
-func runStatus(args []string) int {
-	o := newHostOptions("status")
-	if err := o.parse(args); errors.Is(err, pflag.ErrHelp) {
-		fmt.Print(statusUsage)
-		return cli.ExitOK
-	} else if err != nil {
-		return fail(fmt.Errorf("%w (see status --help)", err))
-	}
-	cfg, err := o.load()
-	if err != nil {
-		return fail(err)
-	}
-	rows, err := client.Status(context.Background(), cfg)
-	if err != nil {
-		return fail(err)
-	}
-	if o.json {
-		err = json.NewEncoder(os.Stdout).Encode(rows)
-	} else {
-		err = printRows(os.Stdout, rows, isTerminal(os.Stdout))
-	}
-	if err != nil {
-		return fail(err)
-	}
-	for _, row := range rows {
-		if row.Missing != "" {
-			return cli.ExitError
-		}
-	}
-	return cli.ExitOK
-}
-
-// screen is how wide a line may be.
-const screen = 80
-
-// printRows prints a line for each address if all have room for it, and more lines else.
-func printRows(out io.Writer, rows []client.Row, colour bool) error {
-	table := [][]string{{"IFNAME", "ADDRESS", "TABLE", "LEFT", "MODE", "PID", "GATEWAY"}}
-	for _, r := range rows {
-		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", orDefault(r.Gateway, "-")}
-		if r.Table != 0 {
-			line[2], line[3] = fmt.Sprint(r.Table), leaseLeft(r.LeaseLeft)
-		}
-		if r.PID != 0 {
-			line[5] = fmt.Sprint(r.PID)
-		}
-		table = append(table, line)
-	}
-	w := bufio.NewWriter(out)
-	widths := make([]int, len(table[0]))
-	total := -2
-	for c := range widths {
-		for _, line := range table {
-			widths[c] = max(widths[c], len(line[c]))
-		}
-		total += widths[c] + 2
-	}
-	// What has no room goes to a line of its own: the gateway first, then all but the address.
-	first := len(widths)
-	if total > screen {
-		first--
-		total -= widths[first] + 2
-	}
-	if total > screen {
-		first = 2
-	}
-	for i, line := range table {
-		text := ""
-		for c := range first {
-			text += fmt.Sprintf("%-*s  ", widths[c], line[c])
-		}
-		fmt.Fprintln(w, strings.TrimRight(text, " "))
-		if i == 0 {
-			continue
-		}
-		var rest []string
-		for c := first; c < len(line); c++ {
-			if line[c] != "-" {
-				rest = append(rest, strings.ToLower(table[0][c])+" "+line[c])
-			}
-		}
-		for len(rest) > 0 {
-			line := "    " + rest[0]
-			for rest = rest[1:]; len(rest) > 0 && len(line)+2+len(rest[0]) <= screen; rest = rest[1:] {
-				line += "  " + rest[0]
-			}
-			fmt.Fprintln(w, line)
-		}
-		if missing := rows[i-1].Missing; missing != "" {
-			printMissing(w, missing, colour)
-		}
-	}
-	return w.Flush()
-}
-
-func printMissing(w io.Writer, missing string, colour bool) {
-	const red, plain, indent = "\x1b[31m", "\x1b[0m", "    "
-	line := indent + "misses"
-	flush := func() {
-		if colour {
-			line = red + line + plain
-		}
-		fmt.Fprintln(w, line)
-	}
-	for _, word := range strings.Fields(missing) {
-		if len(line)+1+len(word) > screen {
-			flush()
-			line = indent + " "
-		}
-		line += " " + word
-	}
-	flush()
-}
-
-// leaseLeft is a duration in its two largest units.
-func leaseLeft(seconds int64) string {
-	const minute, hour, day = 60, 60 * 60, 24 * 60 * 60
-	switch {
-	case seconds >= day:
-		return fmt.Sprintf("%dd%02dh", seconds/day, seconds%day/hour)
-	case seconds >= hour:
-		return fmt.Sprintf("%dh%02dm", seconds/hour, seconds%hour/minute)
-	}
-	return fmt.Sprintf("%dm%02ds", seconds/minute, seconds%minute)
-}
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }

@@ -3,9 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/bits"
 	"net/netip"
-	"os/user"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,8 +18,6 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
-
-const defaultServer = "tas_socket"
 
 const usage = `Usage: table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
 Leases a routing table for ADDR, installs the rules that lead to it, prints the
@@ -340,16 +339,45 @@ func parsePriorities(text string) (client.Priorities, error) {
 	return p, nil
 }
 
-func parseUser(name string) (uint32, error) {
-	if u, err := user.Lookup(name); err == nil {
-		name = u.Uid
+// hold keeps the lease until its address goes or a signal comes.
+func hold(opts options, report client.Report, log *slog.Logger) int {
+	ctx, stop := cli.UntilSignal()
+	defer stop()
+	reported := false
+	err := client.Run(ctx, opts.config, func(table uint32, why string) {
+		reported = true
+		report(table, why)
+	}, log)
+	if err == nil {
+		return cli.ExitOK
 	}
-	uid, err := strconv.ParseUint(name, 10, 32)
+	log.Error("cannot hold a lease", "err", err)
+	if !reported {
+		report(0, err.Error())
+	}
+	return cli.ExitError
+}
+
+// release is the whole of -r: what it prints is the table that is in force afterwards.
+func release(opts options) int {
+	log, err := cli.NewLogger(opts.logging(false))
 	if err != nil {
-		return 0, errors.New("no such user")
+		return fail(err)
 	}
-	if uint32(uid) == wire.OverflowID() {
-		return 0, errors.New("it stands for everybody of another user namespace, and is never trusted")
+	err = client.Release(opts.config, log)
+	reportToStdout(0, "")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "table-allocator-client:", err)
 	}
-	return uint32(uid), nil
+	if err != nil && !errors.Is(err, client.ErrNoServer) {
+		return cli.ExitError
+	}
+	return cli.ExitOK
+}
+
+func reportToStdout(table uint32, why string) {
+	if why != "" {
+		fmt.Fprintln(os.Stderr, "table-allocator-client: no table:", why)
+	}
+	fmt.Println(table)
 }
