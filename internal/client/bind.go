@@ -332,7 +332,7 @@ func (b *Binding) lookups(kernel *route.Conn) (func(Uplink) (missing []route.Rul
 			switch {
 			case isLookup(r):
 				lookups[r] = true
-			case isHost(r) && !beside(r) && r.Flags == 0 && !r.SuppressDefault:
+			case isHost(r) && !beside(r) && r.Flags == 0 && r.MinLength == 0:
 				tables[r.Src] = r.Table
 			}
 		}

@@ -76,7 +76,7 @@ func (u Uplink) rules(table uint32) []route.Rule {
 		for i, t := range []uint32{table, unix.RT_TABLE_MAIN} {
 			specific := source
 			specific.Priority = u.Priorities.Source - 2 + uint32(i)
-			specific.Table, specific.SuppressDefault = t, true
+			specific.Table, specific.MinLength = t, 1
 			rules = append(rules, specific)
 		}
 	}
@@ -97,7 +97,7 @@ func (u Uplink) rules(table uint32) []route.Rule {
 		delegated.Src = u.Settings.Prefix.Masked()
 		specific := delegated
 		specific.Priority--
-		specific.Table, specific.SuppressDefault = unix.RT_TABLE_MAIN, true
+		specific.Table, specific.MinLength = unix.RT_TABLE_MAIN, 1
 		rules = append(rules, specific, delegated)
 	}
 	// DHCPv6 leases have no network of their own.

@@ -99,7 +99,7 @@ func TestLeftovers(t *testing.T) {
 		{"without the source rule nothing tells whose the rest is", []route.Rule{network, unbound}, nil},
 		{"an administrator's", []route.Rule{by(3, source), by(4, network), by(4, unbound)}, nil},
 		{"unmarked on other priorities", []route.Rule{at(10001, source), at(19999, network), at(90999, unbound)}, nil},
-		{"unmarked with more to it", []route.Rule{source, {Priority: 10000, Src: host, Table: 10000, SuppressDefault: true},
+		{"unmarked with more to it", []route.Rule{source, {Priority: 10000, Src: host, Table: 10000, MinLength: 1},
 			{Priority: 10000, Src: host, Table: 10000, Other: "fwmark=01000000"}}, []route.Rule{source}},
 		{"ours", []route.Rule{by(route.Protocol, source), by(route.Protocol, network), by(route.Protocol, at(7, unbound))},
 			[]route.Rule{by(route.Protocol, source), by(route.Protocol, network), by(route.Protocol, at(7, unbound))}},

@@ -361,7 +361,7 @@ func TestRuleChain(t *testing.T) {
 			return Rule{Priority: priority, Src: prefix(addr), Table: table, Protocol: Protocol}
 		}
 		want := []Rule{rule(9998, 10000), rule(9999, unix.RT_TABLE_MAIN), rule(10000, 10000), rule(10001, 0), {Priority: 15000, Oif: "eth0", Table: 10000, Protocol: Protocol}}
-		want[0].SuppressDefault, want[1].SuppressDefault, want[3].Action = true, true, Unreachable
+		want[0].MinLength, want[1].MinLength, want[3].Action = 1, 1, Unreachable
 		mustSync(t, c, family, ours, want, len(want), 0)
 		checkRules(t, n, family, strings.ReplaceAll(`9998: from A lookup 10000 suppress_prefixlength 0 proto 116
 9999: from A lookup main suppress_prefixlength 0 proto 116

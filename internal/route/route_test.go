@@ -131,7 +131,7 @@ func TestRuleString(t *testing.T) {
 	source := netip.MustParsePrefix("192.0.2.5/32")
 	want := []Rule{
 		{Priority: 0, Src: source, Table: 7, Protocol: Protocol},
-		{Priority: 5, Src: source, Table: unix.RT_TABLE_MAIN, SuppressDefault: true, Protocol: Protocol},
+		{Priority: 5, Src: source, Table: unix.RT_TABLE_MAIN, MinLength: 1, Protocol: Protocol},
 		{Priority: 6, Src: source, Action: Unreachable, Protocol: Protocol},
 		{Priority: 7, Src: source, Action: Prohibit, Protocol: Protocol},
 		{Priority: 8, Flags: flagInvert, Src: source, Dst: netip.MustParsePrefix("10.0.0.0/8"), Action: Blackhole, Protocol: Protocol},
@@ -143,7 +143,8 @@ func TestRuleString(t *testing.T) {
 		{Priority: 11, Action: Nop, Traffic: Traffic{UIDs: UIDs{Set: true}}, Protocol: Protocol},
 		{Priority: 11, Flags: flagInvert, Table: 9, Traffic: Traffic{IPProto: unix.IPPROTO_UDP, Dports: Ports{53, 53}}},
 		{Priority: 9, Table: unix.RT_TABLE_DEFAULT},
-		{Priority: 1<<32 - 1, Table: 300, SuppressDefault: true, Protocol: Protocol},
+		{Priority: 19999, Dst: netip.MustParsePrefix("10.0.0.0/24"), Table: unix.RT_TABLE_MAIN, MinLength: 24, Protocol: Protocol},
+		{Priority: 1<<32 - 1, Table: 300, MinLength: 33, Protocol: Protocol},
 	}
 	for _, proto := range []uint8{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP, unix.IPPROTO_UDPLITE, 200, 255} {
 		want = append(want, Rule{Priority: 30000, Table: 9, Traffic: Traffic{IPProto: proto}})

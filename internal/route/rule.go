@@ -28,6 +28,7 @@ const (
 	flagsState = 0x04 | 0x08 | 0x10
 
 	noSuppress = ^uint32(0) // FRA_SUPPRESS_PREFIXLEN of a rule without one
+	maxLength  = 128        // of a prefix
 )
 
 var errUnsettled = errors.New("another program undoes the change or holds an equal rule")
@@ -42,9 +43,11 @@ type Rule struct {
 	Traffic
 	Action uint8  // Lookup, or one without a table
 	Table  uint32 // the whole number, above 255 too
-	// SuppressDefault is suppress_prefixlength 0: a default route of the table does not count.
-	SuppressDefault bool
-	Protocol        uint8 // who made the rule: Protocol for ours, 0 where it is not said
+	// MinLength is one more than suppress_prefixlength: where the longest match of the table is
+	// shorter, the lookup goes on with the next rule. 1 leaves out default routes, 0 nothing.
+	// Error routes (blackhole, unreachable, prohibit) count whatever their length.
+	MinLength uint8
+	Protocol  uint8 // who made the rule: Protocol for ours, 0 where it is not said
 	// Other is what else the kernel told, as sorted "name=hex" words: a TOS, realms, a tunnel.
 	// A rule that has it can be deleted, but not be wanted.
 	Other string
@@ -91,8 +94,8 @@ func (r Rule) String() string {
 	default:
 		fmt.Fprintf(&b, " action %d", r.Action)
 	}
-	if r.SuppressDefault {
-		b.WriteString(" suppress_prefixlength 0")
+	if r.MinLength > 0 {
+		fmt.Fprintf(&b, " suppress_prefixlength %d", r.MinLength-1)
 	}
 	if r.Protocol != unix.RTPROT_UNSPEC && r.Protocol != unix.RTPROT_KERNEL {
 		fmt.Fprintf(&b, " proto %d", r.Protocol)
@@ -173,8 +176,8 @@ func (r Rule) encode(family int) []byte {
 		b = appendAttribute(b, unix.FRA_OIFNAME, append([]byte(r.Oif), 0))
 	}
 	b = r.Traffic.append(b)
-	if r.SuppressDefault {
-		b = appendUint32(b, unix.FRA_SUPPRESS_PREFIXLEN, 0)
+	if r.MinLength > 0 {
+		b = appendUint32(b, unix.FRA_SUPPRESS_PREFIXLEN, uint32(r.MinLength)-1)
 	}
 	return b
 }
@@ -234,8 +237,8 @@ func parseRule(b []byte) (Rule, error) {
 			if typ == unix.FRA_SUPPRESS_PREFIXLEN && uint32Of(value) == noSuppress {
 				return
 			}
-			if typ == unix.FRA_SUPPRESS_PREFIXLEN && uint32Of(value) == 0 {
-				r.SuppressDefault = true
+			if typ == unix.FRA_SUPPRESS_PREFIXLEN && uint32Of(value) < maxLength {
+				r.MinLength = uint8(uint32Of(value) + 1)
 				return
 			}
 			if r.Traffic.take(typ, value) {
@@ -281,7 +284,7 @@ func (d Rule) hits(r Rule) bool {
 		(d.Iif == "" || d.Iif == r.Iif) &&
 		(d.Oif == "" || d.Oif == r.Oif) &&
 		d.Traffic.hits(r.Traffic) &&
-		(!d.SuppressDefault || r.SuppressDefault)
+		(d.MinLength == 0 || d.MinLength == r.MinLength)
 }
 
 // Rules returns the rules of family, AF_INET or AF_INET6, in the kernel's order. A kernel that

@@ -47,7 +47,7 @@ func TestKeepRules(t *testing.T) {
 		protocol := []uint8{0, Protocol, 200}[rnd.IntN(3)]
 		var want []Rule
 		for range rnd.IntN(4) {
-			r := Rule{Priority: uint32(10000 + rnd.IntN(3)), Src: host, Table: table, Protocol: protocol, SuppressDefault: rnd.IntN(3) == 0}
+			r := Rule{Priority: uint32(10000 + rnd.IntN(3)), Src: host, Table: table, Protocol: protocol, MinLength: uint8(rnd.IntN(3))}
 			if rnd.IntN(3) == 0 {
 				r.Src, r.Iif = netip.Prefix{}, "lo"
 			}
