@@ -17,6 +17,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
 const bindUsage = `Usage: table-allocator-client bind|unbind --ifname IFNAME WHAT [options]
@@ -67,7 +68,7 @@ func newBindOptions(command string) *bindOptions {
 		return o
 	}
 	f.StringVar(&o.config.Ifname, "ifname", "", "")
-	f.StringVar(&o.onLoss, "on-loss", string(client.Block), "")
+	f.StringVar(&o.onLoss, "on-loss", string(uplink.Block), "")
 	f.StringVarP(&o.config.Server, "destination", "d", defaultServer, "")
 	f.StringArrayVar(&o.users, "server-user", nil, "")
 	switch command {
@@ -100,8 +101,8 @@ func (o *bindOptions) parse(args []string) error {
 	if o.config.Ifname == "" {
 		return errors.New("--ifname IFNAME is needed")
 	}
-	switch o.config.OnLoss = client.OnLoss(o.onLoss); o.config.OnLoss {
-	case client.Block, client.Fallback:
+	switch o.config.OnLoss = uplink.OnLoss(o.onLoss); o.config.OnLoss {
+	case uplink.Block, uplink.Fallback:
 	default:
 		return fmt.Errorf("--on-loss %s: want block or fallback", o.onLoss)
 	}
@@ -197,7 +198,7 @@ func (o *bindOptions) bound() (cgroup.Uplink, cgroup.Mark, error) {
 		fmt.Fprintf(os.Stderr, "table-allocator-client: rules of other programs look at the bits %#x of marks, too, for example %q: configure another bind_mark_mask\n",
 			b.Marking.Mask, b.Overlapping[0])
 	}
-	return cgroup.Uplink{Ifname: b.Ifname, Fallback: b.OnLoss == client.Fallback}, cgroup.Mark{Value: b.Mark(), Mask: b.Marking.Mask}, err
+	return cgroup.Uplink{Ifname: b.Ifname, Fallback: b.OnLoss == uplink.Fallback}, cgroup.Mark{Value: b.Mark(), Mask: b.Marking.Mask}, err
 }
 
 func runBind(args []string) int {
@@ -272,7 +273,7 @@ func (o *bindOptions) unbind() error {
 	if err := o.oneThing(); err != nil {
 		return err
 	}
-	uplink := cgroup.Uplink{Ifname: o.config.Ifname, Fallback: o.config.OnLoss == client.Fallback}
+	uplink := cgroup.Uplink{Ifname: o.config.Ifname, Fallback: o.config.OnLoss == uplink.Fallback}
 	switch {
 	case o.cgroup:
 		cgroups, err := cgroup.Open()

@@ -14,6 +14,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -31,7 +32,7 @@ link has a lease for them. Exit code 1 if one has not. Needs root.
 // boundRow is one cgroup, or one kind of traffic, that is bound.
 type boundRow struct {
 	Ifname    string         `json:"ifname"`
-	OnLoss    client.OnLoss  `json:"on_loss"`
+	OnLoss    uplink.OnLoss  `json:"on_loss"`
 	Tables    []uint32       `json:"tables"` // that it is sent to, of both families; none: blocked, or free to leave anywhere
 	Cgroup    string         `json:"cgroup,omitempty"`
 	Processes []boundProcess `json:"processes,omitempty"`
@@ -120,12 +121,12 @@ func boundRows(server string, uids []uint32) ([]boundRow, error) {
 	}
 	rows := []boundRow{}
 	for _, p := range processes {
-		row := boundRow{Ifname: p.Ifname, OnLoss: client.Block, Cgroup: p.Cgroup}
+		row := boundRow{Ifname: p.Ifname, OnLoss: uplink.Block, Cgroup: p.Cgroup}
 		at := slices.IndexFunc(rules, func(b client.Bound) bool {
 			return b.Traffic.Mark == p.Value && b.Traffic.Mask == p.Mask
 		})
 		if p.Fallback {
-			row.OnLoss = client.Fallback
+			row.OnLoss = uplink.Fallback
 		}
 		if at >= 0 {
 			row.take(rules[at])

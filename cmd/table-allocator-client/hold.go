@@ -16,6 +16,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -70,7 +71,7 @@ func parse(args []string) (options, error) {
 		inet, inet6         bool
 		netmask, priorities string
 		users               []string
-		uplink              = &o.config.Uplink
+		u                   = &o.config.Uplink
 		flags               = pflag.NewFlagSet("table-allocator-client", pflag.ContinueOnError)
 	)
 	flags.Usage = func() {}
@@ -81,34 +82,34 @@ func parse(args []string) (options, error) {
 	})
 	flags.BoolVarP(&inet, "inet", "4", false, "")
 	flags.BoolVarP(&inet6, "inet6", "6", false, "")
-	flags.StringVarP(&uplink.Key.Address, "address", "a", "", "")
+	flags.StringVarP(&u.Key.Address, "address", "a", "", "")
 	flags.StringVarP(&netmask, "netmask", "n", "", "")
-	flags.StringVarP(&uplink.Key.Ifname, "ifname", "i", "", "")
-	flags.StringVarP(&uplink.Tag, "tag", "t", "", "")
-	flags.Uint32Var(&uplink.Want, "table", 0, "")
+	flags.StringVarP(&u.Key.Ifname, "ifname", "i", "", "")
+	flags.StringVarP(&u.Tag, "tag", "t", "", "")
+	flags.Uint32Var(&u.Want, "table", 0, "")
 	flags.BoolVarP(&o.release, "release", "r", false, "")
 	flags.BoolVarP(&o.foreground, "foreground", "f", false, "")
 	flags.StringVarP(&o.config.Server, "destination", "d", defaultServer, "")
 	flags.StringArrayVar(&users, "server-user", nil, "")
 	flags.StringVar(&priorities, "priority", "10000,20000,91000", "")
-	flags.BoolVar(&uplink.NoNetwork, "no-network-rule", false, "")
-	flags.BoolVar(&uplink.Forward, "forward", false, "")
+	flags.BoolVar(&u.NoNetwork, "no-network-rule", false, "")
+	flags.BoolVar(&u.Forward, "forward", false, "")
 	flags.BoolVarP(&o.syslog, "syslog", "s", false, "")
 	flags.StringVarP(&o.logPath, "log-path", "l", "", "")
 	flags.BoolVar(&o.debug, "debug", false, "")
 	flags.BoolVar(&o.version, "version", false, "")
 	var told told
-	flags.StringVar(&told.routes, "routes", string(client.NoRoutes), "")
+	flags.StringVar(&told.routes, "routes", string(uplink.NoRoutes), "")
 	flags.StringArrayVar(&told.gateways, "gateway", nil, "")
-	flags.Uint32Var(&uplink.Settings.Metric, "metric", 0, "")
+	flags.Uint32Var(&u.Settings.Metric, "metric", 0, "")
 	flags.StringArrayVar(&told.static, "route", nil, "")
 	flags.StringVar(&told.classless, "classless-routes", "", "")
 	flags.StringVar(&told.prefix, "prefix", "", "")
-	flags.StringVar(&told.onLoss, "on-loss", string(client.Fallback), "")
-	flags.BoolVar(&uplink.Settings.SpecificFirst, "specific-first", false, "")
+	flags.StringVar(&told.onLoss, "on-loss", string(uplink.Fallback), "")
+	flags.BoolVar(&u.Settings.SpecificFirst, "specific-first", false, "")
 	flags.StringArrayVar(&told.nameservers, "nameserver", nil, "")
-	flags.StringVar(&uplink.Settings.ServersFile, "dnsmasq-servers", client.DefaultServersFile, "")
-	flags.StringVar(&uplink.Settings.PIDFile, "dnsmasq-pid", "", "")
+	flags.StringVar(&u.Settings.ServersFile, "dnsmasq-servers", uplink.DefaultServersFile, "")
+	flags.StringVar(&u.Settings.PIDFile, "dnsmasq-pid", "", "")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			return o, err
@@ -121,21 +122,21 @@ func parse(args []string) (options, error) {
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q (see --help)", flags.Arg(0))
 	}
-	if uplink.Key.Address == "" || uplink.Key.Ifname == "" {
+	if u.Key.Address == "" || u.Key.Ifname == "" {
 		return o, errors.New("-a ADDRESS and -i IFNAME are needed (see --help)")
 	}
 	switch {
 	case inet && inet6:
 		return o, errors.New("-4 and -6 exclude each other")
 	case inet:
-		uplink.Key.Family = wire.Inet
+		u.Key.Family = wire.Inet
 	case inet6:
-		uplink.Key.Family = wire.Inet6
+		u.Key.Family = wire.Inet6
 	}
 	if err := o.complete(netmask, priorities, users); err != nil {
 		return o, err
 	}
-	return o, told.settle(uplink)
+	return o, told.settle(u)
 }
 
 // told is what the network said, as the command line has it.
@@ -146,10 +147,10 @@ type told struct {
 }
 
 // settle turns it into the settings of the uplink.
-func (t told) settle(u *client.Uplink) (err error) {
+func (t told) settle(u *uplink.Uplink) (err error) {
 	s := &u.Settings
-	s.Routes, s.OnLoss = client.RoutesMode(t.routes), client.OnLoss(t.onLoss)
-	if u.Key.Family == wire.Unspec && (s.Routes != client.NoRoutes || len(t.nameservers) > 0) {
+	s.Routes, s.OnLoss = uplink.RoutesMode(t.routes), uplink.OnLoss(t.onLoss)
+	if u.Key.Family == wire.Unspec && (s.Routes != uplink.NoRoutes || len(t.nameservers) > 0) {
 		return errors.New("--routes and --nameserver need -4 or -6")
 	}
 	family4 := u.Key.Family == wire.Inet
@@ -163,7 +164,7 @@ func (t told) settle(u *client.Uplink) (err error) {
 		return err
 	}
 	for _, text := range t.static {
-		r, err := client.ParseRoute(text, family4)
+		r, err := uplink.ParseRoute(text, family4)
 		if err != nil {
 			return fmt.Errorf("--route %s: %w", text, err)
 		}
@@ -175,7 +176,7 @@ func (t told) settle(u *client.Uplink) (err error) {
 			return fmt.Errorf("--prefix %s: not a prefix of this family", t.prefix)
 		}
 	}
-	classless, err := client.ParseClasslessRoutes(t.classless)
+	classless, err := uplink.ParseClasslessRoutes(t.classless)
 	if err != nil {
 		return fmt.Errorf("--classless-routes %q: %w", t.classless, err)
 	}
@@ -188,7 +189,7 @@ func (t told) settle(u *client.Uplink) (err error) {
 	if s.SpecificFirst && u.Priorities.Source < 3 {
 		return errors.New("--specific-first: no room for two rules before the priority of the source rule")
 	}
-	if s.OnLoss == client.Block && u.Priorities.Source == 1<<32-1 {
+	if s.OnLoss == uplink.Block && u.Priorities.Source == 1<<32-1 {
 		return errors.New("--on-loss block: no room for a rule behind the source rule")
 	}
 	if s.ServersFile, err = filepath.Abs(s.ServersFile); err != nil {
@@ -321,8 +322,8 @@ func parseNetmask(text string, addr netip.Addr) (int, error) {
 	return ones, nil
 }
 
-func parsePriorities(text string) (client.Priorities, error) {
-	var p client.Priorities
+func parsePriorities(text string) (uplink.Priorities, error) {
+	var p uplink.Priorities
 	fields := strings.Split(text, ",")
 	into := []*uint32{&p.Source, &p.Network, &p.Unbound}
 	if len(fields) != len(into) {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -50,7 +51,7 @@ func TestParse(t *testing.T) {
 		{"the original's spelling", basic + " --log_path /tmp/x.log", func(o *options) { o.logPath = "/tmp/x.log" }},
 		{"-r takes no word", "-r " + basic, func(o *options) { o.release = true }},
 		{"priorities", basic + " --priority 1,32765,4294967295", func(o *options) {
-			o.config.Uplink.Priorities = client.Priorities{Source: 1, Network: 32765, Unbound: 4294967295}
+			o.config.Uplink.Priorities = uplink.Priorities{Source: 1, Network: 32765, Unbound: 4294967295}
 		}},
 		{"no network rule", basic + " --no-network-rule", func(o *options) { o.config.Uplink.NoNetwork = true }},
 		{"forward", basic + " --forward", func(o *options) { o.config.Uplink.Forward = true }},
@@ -80,9 +81,9 @@ func TestParse(t *testing.T) {
 		}},
 		{"routes", basic + " --routes move --gateway 10.77.0.1 --gateway 10.77.0.3 --metric 7 --route 10.99.0.0/16,10.77.0.9 --on-loss block --specific-first", func(o *options) {
 			s := &o.config.Uplink.Settings
-			s.Routes, s.OnLoss, s.SpecificFirst, s.Metric = client.MoveRoutes, client.Block, true, 7
+			s.Routes, s.OnLoss, s.SpecificFirst, s.Metric = uplink.MoveRoutes, uplink.Block, true, 7
 			s.Gateways = []netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.3")}
-			s.Static = []client.StaticRoute{{Dst: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("10.77.0.9")}}
+			s.Static = []uplink.StaticRoute{{Dst: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("10.77.0.9")}}
 		}},
 		{"resolvers", basic + " --nameserver 192.0.2.53 --dnsmasq-servers /run/x --dnsmasq-pid /run/y", func(o *options) {
 			s := &o.config.Uplink.Settings
@@ -92,12 +93,12 @@ func TestParse(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			want := options{config: client.Config{
-				Uplink: client.Uplink{
+				Uplink: uplink.Uplink{
 					Key:        wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "10.77.0.2"},
 					Network:    netip.MustParsePrefix("10.77.0.2/24"),
-					Priorities: client.OriginalPriorities,
-					Settings: client.Settings{
-						Routes: client.NoRoutes, OnLoss: client.Fallback, ServersFile: client.DefaultServersFile,
+					Priorities: uplink.OriginalPriorities,
+					Settings: uplink.Settings{
+						Routes: uplink.NoRoutes, OnLoss: uplink.Fallback, ServersFile: uplink.DefaultServersFile,
 					},
 				},
 				Server: "tas_socket",

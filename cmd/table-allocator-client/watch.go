@@ -14,6 +14,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -49,19 +50,19 @@ type hostOptions struct {
 	users             []string
 	inet, inet6       bool
 	routes, onLoss    string
-	profile           client.Profile
+	profile           uplink.Profile
 	clean, json       bool
 }
 
 func newHostOptions(command string) *hostOptions {
-	o := &hostOptions{flags: pflag.NewFlagSet(command, pflag.ContinueOnError), profile: client.DefaultProfile()}
+	o := &hostOptions{flags: pflag.NewFlagSet(command, pflag.ContinueOnError), profile: uplink.DefaultProfile()}
 	f := o.flags
 	f.Usage = func() {}
 	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
 	f.StringSliceVar(&o.ifnames, "ifname", []string{o.profile.Ifname}, "")
-	f.StringSliceVar(&o.excludes, "exclude", client.DefaultExclude, "")
+	f.StringSliceVar(&o.excludes, "exclude", uplink.DefaultExclude, "")
 	f.StringVarP(&o.file, "config", "c", "", "")
 	if command == "status" {
 		f.BoolVar(&o.json, "json", false, "")
@@ -92,8 +93,8 @@ func (o *hostOptions) parse(args []string) (err error) {
 	if o.flags.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", o.flags.Arg(0))
 	}
-	o.profile.Settings.Routes = client.RoutesMode(orDefault(o.routes, string(o.profile.Settings.Routes)))
-	o.profile.Settings.OnLoss = client.OnLoss(orDefault(o.onLoss, string(o.profile.Settings.OnLoss)))
+	o.profile.Settings.Routes = uplink.RoutesMode(orDefault(o.routes, string(o.profile.Settings.Routes)))
+	o.profile.Settings.OnLoss = uplink.OnLoss(orDefault(o.onLoss, string(o.profile.Settings.OnLoss)))
 	switch {
 	case o.inet && o.inet6:
 		return errors.New("-4 and -6 exclude each other")

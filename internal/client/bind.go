@@ -14,13 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // BindConfig says what is to be bound to which interface.
 type BindConfig struct {
 	Ifname     string
-	OnLoss     OnLoss          // Block: it never leaves by another uplink; Fallback: only without a route
+	OnLoss     uplink.OnLoss   // Block: it never leaves by another uplink; Fallback: only without a route
 	Traffic    []route.Traffic // none: whatever carries the interface's mark
 	Wait       time.Duration   // for the server and for a lease
 	Server     string
@@ -30,7 +31,7 @@ type BindConfig struct {
 // Binding is how traffic is bound to an interface.
 type Binding struct {
 	Ifname      string
-	OnLoss      OnLoss
+	OnLoss      uplink.OnLoss
 	Marking     wire.Marking
 	Traffic     []route.Traffic
 	Tables      map[wire.Family][]uint32 // that serve all of it, in order
@@ -39,14 +40,7 @@ type Binding struct {
 }
 
 // Mark is what sockets have to carry within Marking.Mask to be bound.
-func (b Binding) Mark() uint32 { return markFor(b.Marking, b.OnLoss) }
-
-func markFor(m wire.Marking, onLoss OnLoss) uint32 {
-	if onLoss == Fallback {
-		return m.Mark | m.Mask&-m.Mask
-	}
-	return m.Mark
-}
+func (b Binding) Mark() uint32 { return uplink.MarkFor(b.Marking, b.OnLoss) }
 
 // Errors of Bind and Bindings that callers treat differently, beside ErrNoServer and EPERM.
 var (
@@ -231,7 +225,7 @@ func (b Binding) guard(kernel *route.Conn) error {
 		if t == (route.Traffic{}) {
 			return errors.New("all traffic cannot be bound")
 		}
-		guards = append(guards, guardOf(b.Marking, t, b.OnLoss))
+		guards = append(guards, uplink.GuardOf(b.Marking, t, b.OnLoss))
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		_, _, err := kernel.SyncRules(family, noRule, guards)
@@ -254,10 +248,10 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 		return err
 	}
 	asked, lookAt := 0, 0
-	var lookups func(Uplink) ([]route.Rule, bool)
-	every := WatchConfig{Profiles: []Profile{DefaultProfile()}}
+	var lookups func(uplink.Uplink) ([]route.Rule, bool)
+	every := uplink.Selection{Profiles: []uplink.Profile{uplink.DefaultProfile()}}
 	for _, a := range addresses {
-		u, ok := every.uplink(a, link.Name)
+		u, ok := every.Uplink(a, link.Name)
 		if !ok {
 			continue
 		}
@@ -292,7 +286,7 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 			why = err.Error()
 		}
 		b.Unanswered = append(b.Unanswered, fmt.Sprintf("%s: %s", u, why))
-		if _, _, err := kernel.SyncRules(u.family(), noRule, missing); err != nil {
+		if _, _, err := kernel.SyncRules(u.Family(), noRule, missing); err != nil {
 			return err
 		}
 	}
@@ -319,7 +313,7 @@ func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, key wire.Key) 
 
 // lookups returns a function for the lookups that are not there now and that an address
 // should have for the table which the rule from it names, if there is such a rule.
-func (b *Binding) lookups(kernel *route.Conn) (func(Uplink) (missing []route.Rule, leased bool), error) {
+func (b *Binding) lookups(kernel *route.Conn) (func(uplink.Uplink) (missing []route.Rule, leased bool), error) {
 	have := make(map[wire.Family]map[route.Rule]bool)
 	tables := make(map[netip.Prefix]uint32)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -330,21 +324,21 @@ func (b *Binding) lookups(kernel *route.Conn) (func(Uplink) (missing []route.Rul
 		lookups := make(map[route.Rule]bool)
 		for _, r := range rules {
 			switch {
-			case isLookup(r):
+			case uplink.IsLookup(r):
 				lookups[r] = true
-			case isHost(r) && !beside(r) && r.Flags == 0 && r.MinLength == 0:
+			case uplink.IsHost(r) && !uplink.LeavesTable(r) && r.Flags == 0 && r.MinLength == 0:
 				tables[r.Src] = r.Table
 			}
 		}
 		have[wire.Family(family)] = lookups
 	}
-	return func(u Uplink) (missing []route.Rule, leased bool) {
-		table, leased := tables[u.host()]
+	return func(u uplink.Uplink) (missing []route.Rule, leased bool) {
+		table, leased := tables[u.Host()]
 		if !leased {
 			return nil, false
 		}
 		for _, t := range b.Traffic {
-			if r := lookupOf(guardOf(b.Marking, t, b.OnLoss), table); !have[u.Key.Family][r] {
+			if r := uplink.LookupOf(uplink.GuardOf(b.Marking, t, b.OnLoss), table); !have[u.Key.Family][r] {
 				missing = append(missing, r)
 			}
 		}
@@ -361,12 +355,12 @@ func (b *Binding) look(kernel *route.Conn) error {
 			return err
 		}
 		b.Overlapping = append(b.Overlapping, route.Overlapping(rules, b.Marking.Mask)...)
-		guard := guardOf(b.Marking, b.Traffic[0], b.OnLoss)
+		guard := uplink.GuardOf(b.Marking, b.Traffic[0], b.OnLoss)
 		for _, r := range rules {
 			missing := func(t route.Traffic) bool {
-				return !slices.Contains(rules, lookupOf(guardOf(b.Marking, t, b.OnLoss), r.Table))
+				return !slices.Contains(rules, uplink.LookupOf(uplink.GuardOf(b.Marking, t, b.OnLoss), r.Table))
 			}
-			if r == lookupOf(guard, r.Table) && !slices.ContainsFunc(b.Traffic, missing) {
+			if r == uplink.LookupOf(guard, r.Table) && !slices.ContainsFunc(b.Traffic, missing) {
 				b.Tables[wire.Family(family)] = append(b.Tables[wire.Family(family)], r.Table)
 			}
 		}
@@ -377,7 +371,7 @@ func (b *Binding) look(kernel *route.Conn) error {
 // Bound is one kind of traffic that is bound, as the kernel's rules have it.
 type Bound struct {
 	Traffic  route.Traffic
-	OnLoss   OnLoss
+	OnLoss   uplink.OnLoss
 	Ifname   string                   // empty: of no interface that is there, as far as anybody knows
 	Priority uint32                   // of the lookups; the guard is one behind
 	Guarded  []wire.Family            // in which there is the guard
@@ -444,7 +438,7 @@ func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err er
 		key := id{t, priority}
 		if _, ok := at[key]; !ok {
 			at[key] = len(all)
-			all = append(all, Bound{Traffic: t, Priority: priority, OnLoss: Block, Tables: make(map[wire.Family][]uint32)})
+			all = append(all, Bound{Traffic: t, Priority: priority, OnLoss: uplink.Block, Tables: make(map[wire.Family][]uint32)})
 		}
 		return &all[at[key]]
 	}
@@ -456,27 +450,21 @@ func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err er
 		}
 		for _, r := range rules {
 			switch {
-			case isGuard(r):
+			case uplink.IsGuard(r):
 				b := find(r.Traffic, r.Priority-1)
 				b.Guarded = append(b.Guarded, wire.Family(family))
 				if r.Action == route.Nop {
-					b.OnLoss = Fallback
+					b.OnLoss = uplink.Fallback
 				}
-			case isLookup(r):
+			case uplink.IsLookup(r):
 				b := find(r.Traffic, r.Priority)
 				b.Tables[wire.Family(family)] = append(b.Tables[wire.Family(family)], r.Table)
-			case isHost(r) && !beside(r):
+			case uplink.IsHost(r) && !uplink.LeavesTable(r):
 				sources[r.Src.Addr().String()] = r.Table
 			}
 		}
 	}
 	return all, sources, nil
-}
-
-// isLookup tells whether a rule is the lookup of something bound.
-func isLookup(r route.Rule) bool {
-	return r.Traffic != (route.Traffic{}) && r.Action == route.Lookup &&
-		r == lookupOf(route.Rule{Priority: r.Priority + 1, Traffic: r.Traffic}, r.Table)
 }
 
 // markedInterfaces maps the priorities of lookups to the interfaces that have them.
@@ -513,10 +501,10 @@ func Unbind(bound []Bound) error {
 	}
 	defer kernel.Close()
 	var errs []error
-	for _, what := range []func(route.Rule) bool{isGuard, isLookup} {
+	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup} {
 		ours := func(r route.Rule) bool {
 			return what(r) && slices.ContainsFunc(bound, func(b Bound) bool {
-				return r.Traffic == b.Traffic && (r.Priority == b.Priority && isLookup(r) || r.Priority == b.Priority+1 && isGuard(r))
+				return r.Traffic == b.Traffic && (r.Priority == b.Priority && uplink.IsLookup(r) || r.Priority == b.Priority+1 && uplink.IsGuard(r))
 			})
 		}
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {

@@ -2,62 +2,23 @@ package client
 
 import (
 	"errors"
-	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
-
-// What is bound to an interface the kernel itself records: a guard for each kind of traffic,
-// behind the rules that look up the tables of the interface's leases. Whoever binds places
-// guards, and they outlive all leases. The holder of a lease places one lookup for each.
-
-// guardOf is the guard of traffic that is bound.
-func guardOf(m wire.Marking, t route.Traffic, onLoss OnLoss) route.Rule {
-	if onLoss == Fallback {
-		return route.Rule{Priority: m.Fallback + 1, Traffic: t, Action: route.Nop, Protocol: route.Protocol}
-	}
-	return route.Rule{Priority: m.Block + 1, Traffic: t, Action: route.Unreachable, Protocol: route.Protocol}
-}
-
-// isGuard tells whether a rule is a guard of some interface.
-func isGuard(r route.Rule) bool {
-	if r.Traffic == (route.Traffic{}) || r.Action != route.Unreachable && r.Action != route.Nop {
-		return false
-	}
-	return r == route.Rule{Priority: r.Priority, Traffic: r.Traffic, Action: r.Action, Protocol: route.Protocol}
-}
-
-// guardsOf are the guards among rules that an interface with this marking has.
-func guardsOf(m wire.Marking, rules []route.Rule) []route.Rule {
-	if m == (wire.Marking{}) {
-		return nil
-	}
-	var guards []route.Rule
-	for _, r := range rules {
-		if isGuard(r) && (r == guardOf(m, r.Traffic, Block) || r == guardOf(m, r.Traffic, Fallback)) {
-			guards = append(guards, r)
-		}
-	}
-	return guards
-}
-
-// lookupOf is the rule that sends what a guard is for to a table.
-func lookupOf(guard route.Rule, table uint32) route.Rule {
-	return route.Rule{Priority: guard.Priority - 1, Traffic: guard.Traffic, Table: table, Protocol: route.Protocol}
-}
 
 // readGuards finds what is bound to the interface now.
 func (r *ruleset) readGuards() error {
 	if r.marking == (wire.Marking{}) {
 		return nil
 	}
-	rules, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool { return isGuard(*rule) })
+	rules, err := r.kernel.RulesWhere(r.uplink.Family(), func(rule *route.Rule) bool { return uplink.IsGuard(*rule) })
 	if err == nil {
-		r.guards = guardsOf(r.marking, rules)
+		r.guards = uplink.GuardsOf(r.marking, rules)
 	}
 	return err
 }
@@ -67,67 +28,33 @@ func (r *ruleset) readGuards() error {
 func (r *ruleset) want(table uint32) []route.Rule { return r.wantWith(r.guards, table) }
 
 func (r *ruleset) wantWith(guards []route.Rule, table uint32) []route.Rule {
-	rules := r.uplink.strict(guards).rules(table)
+	rules := r.uplink.Strict(guards).Rules(table)
 	for _, guard := range guards {
-		rules = append(rules, lookupOf(guard, table))
+		rules = append(rules, uplink.LookupOf(guard, table))
 	}
 	return rules
 }
-
-// strict is the uplink as what is bound to its interface makes it. A bound program that binds a socket
-// to the address itself chooses its uplink by that, and the socket carries no mark: where nothing
-// of the program may leave by another uplink, nothing may from the address. Whoever fills the table
-// without us is not surprised by that, an empty table may be all that is wanted.
-func (u Uplink) strict(guards []route.Rule) Uplink {
-	if u.Settings.placesRoutes() && u.blocks() && slices.ContainsFunc(guards, isStrict) {
-		u.Settings.OnLoss = Block
-	}
-	return u
-}
-
-// isStrict tells whether a rule is the guard of programs that may leave by no other uplink.
-func isStrict(r route.Rule) bool {
-	return isGuard(r) && r.Action == route.Unreachable && r.Mask != 0
-}
-
-// maxGone is how many IPv6 addresses that went stay blocked.
-const maxGone = 32
 
 // gone is the rule to leave behind for an address that went. With IPv4 nothing can be sent from it
 // any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink. It is not
 // for what passes through: whoever has the address now may be behind this host.
 func (s *session) gone() []route.Rule {
-	if s.uplink.family() != unix.AF_INET6 || !slices.ContainsFunc(s.rules.guards, isStrict) {
+	if s.uplink.Family() != unix.AF_INET6 || !slices.ContainsFunc(s.rules.guards, uplink.IsStrict) {
 		return nil
 	}
-	keep := s.uplink.strict(s.rules.guards).guard()
+	keep := s.uplink.Strict(s.rules.guards).BlockOnLoss()
 	if len(keep) > 0 && s.elsewhere() {
 		return nil
 	}
 	for i := range keep {
-		keep[i].Iif = loopback
-	}
-	return keep
-}
-
-// kept are the rules of addresses that went which are still of use: the newest, and as long as
-// programs are bound. rules are in the kernel's order.
-func kept(rules []route.Rule, there map[netip.Addr]bool) map[route.Rule]bool {
-	keep := make(map[route.Rule]bool)
-	if !slices.ContainsFunc(rules, isStrict) {
-		return keep
-	}
-	for _, r := range slices.Backward(rules) {
-		if r.Protocol == route.Protocol && isHost(r) && r.Src.Addr().Is6() && r.Action == route.Unreachable && !there[r.Src.Addr()] && len(keep) < maxGone {
-			keep[r] = true
-		}
+		keep[i].Iif = uplink.Loopback
 	}
 	return keep
 }
 
 // learn takes over the marking of the session's interface.
 func (l *loop) learn(s *session, m wire.Marking) {
-	if m == (wire.Marking{}) || m == s.rules.marking || !s.uplink.isAddress() {
+	if m == (wire.Marking{}) || m == s.rules.marking || !s.uplink.IsAddress() {
 		return
 	}
 	if l.watch == nil { // a watch hears of rules anyway
@@ -135,7 +62,7 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	}
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
 	for _, other := range l.sessions { // theirs, too
-		if other.uplink.isAddress() && other.uplink.Key.Ifname == s.uplink.Key.Ifname {
+		if other.uplink.IsAddress() && other.uplink.Key.Ifname == s.uplink.Key.Ifname {
 			other.rules.marking = m
 		}
 	}
@@ -162,7 +89,7 @@ func (l *loop) syncLookups(s *session) error {
 	sessions := make(map[uint32]*session)
 	blocks := make(map[route.Rule]*session)
 	for _, other := range l.sessions {
-		if other.uplink.family() != s.uplink.family() || other.rules.marking != s.rules.marking {
+		if other.uplink.Family() != s.uplink.Family() || other.rules.marking != s.rules.marking {
 			continue
 		}
 		other.rules.guards = s.rules.guards
@@ -170,10 +97,10 @@ func (l *loop) syncLookups(s *session) error {
 			continue // they come with its other rules
 		}
 		sessions[other.table] = other
-		block := other.uplink.block()
+		block := other.uplink.Block()
 		blocks[block] = other
 		for _, r := range other.rules.want(other.table) {
-			if isLookup(r) || r == block {
+			if uplink.IsLookup(r) || r == block {
 				want = append(want, r)
 			}
 		}
@@ -191,9 +118,9 @@ func (l *loop) syncLookups(s *session) error {
 		if other := blocks[r]; other != nil {
 			return other.rules.owns(r)
 		}
-		return isLookup(r) && sessions[r.Table] != nil
+		return uplink.IsLookup(r) && sessions[r.Table] != nil
 	}
-	added, deleted, err := l.kernel.SyncRules(s.uplink.family(), ours, want)
+	added, deleted, err := l.kernel.SyncRules(s.uplink.Family(), ours, want)
 	for _, r := range added {
 		l.log.Info("rule added", whose(r).rules.attrs(r)...)
 	}
@@ -213,12 +140,12 @@ func (l *loop) syncLookups(s *session) error {
 func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 	var guards []route.Rule
 	for _, r := range rules {
-		if isGuard(r) {
+		if uplink.IsGuard(r) {
 			guards = append(guards, r)
 		}
 	}
 	for _, s := range l.sessions {
-		if s.uplink.family() == family && !slices.Equal(s.rules.guards, guardsOf(s.rules.marking, guards)) {
+		if s.uplink.Family() == family && !slices.Equal(s.rules.guards, uplink.GuardsOf(s.rules.marking, guards)) {
 			_ = l.serveBound(s) // it tells
 			some = true
 		}
@@ -251,7 +178,7 @@ func (l *loop) hearBound(n news) {
 	}
 	done := make(map[boundAt]bool)
 	for _, s := range l.all() {
-		m, family := s.rules.marking, s.uplink.family()
+		m, family := s.rules.marking, s.uplink.Family()
 		if m == (wire.Marking{}) || done[boundAt{family, m.Block}] {
 			continue
 		}
@@ -269,9 +196,9 @@ func (l *loop) hearBound(n news) {
 
 // repairLookups puts back what others deleted.
 func (l *loop) repairLookups(s *session) {
-	rules, err := l.kernel.RulesWhere(s.uplink.family(), func(r *route.Rule) bool { return r.Table == s.table })
+	rules, err := l.kernel.RulesWhere(s.uplink.Family(), func(r *route.Rule) bool { return r.Table == s.table })
 	if err != nil || s.state != held || !s.installed ||
-		!slices.ContainsFunc(s.rules.guards, func(g route.Rule) bool { return !slices.Contains(rules, lookupOf(g, s.table)) }) {
+		!slices.ContainsFunc(s.rules.guards, func(g route.Rule) bool { return !slices.Contains(rules, uplink.LookupOf(g, s.table)) }) {
 		s.warn("read the rules", err)
 		return
 	}

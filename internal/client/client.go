@@ -1,3 +1,7 @@
+// Package client turns a lease into kernel state and takes it back: one pure state
+// machine for each address, and the loop that drives a set of them with datagrams,
+// kernel events and timers. It hides how a lease is asked for, kept and given back,
+// which rules belong to it, and how the processes that hold leases find each other.
 package client
 
 import (
@@ -12,12 +16,13 @@ import (
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // Config is what a call of the client asks for.
 type Config struct {
-	Uplink     Uplink
+	Uplink     uplink.Uplink
 	Server     string   // text of the server's abstract name
 	ServerUIDs []uint32 // believed beside root and the own uid
 }
@@ -55,8 +60,8 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 	// A Replace is answered like a Query, and brings the holder what is new.
 	req := wire.Request{Key: key, Tag: cfg.Uplink.Tag, Cmd: wire.Replace}
 	patience := tries * tryEvery
-	if cfg.Uplink.Settings.placesRoutes() {
-		settings, err := cfg.Uplink.Settings.encode()
+	if cfg.Uplink.Settings.PlacesRoutes() {
+		settings, err := cfg.Uplink.Settings.Encode()
 		if err != nil {
 			return nil, err
 		}
@@ -159,8 +164,8 @@ func endHolder(conn *wire.Conn, cfg Config, log *slog.Logger) {
 	}
 }
 
-func removeLeftovers(u Uplink, log *slog.Logger) error {
-	if !u.isAddress() {
+func removeLeftovers(u uplink.Uplink, log *slog.Logger) error {
+	if !u.IsAddress() {
 		return nil
 	}
 	kernel, err := route.Dial()
@@ -176,12 +181,12 @@ func removeLeftovers(u Uplink, log *slog.Logger) error {
 }
 
 // returnRoutes gives main what a holder that was killed had moved into its table.
-func returnRoutes(u Uplink, r *ruleset, log *slog.Logger) error {
+func returnRoutes(u uplink.Uplink, r *ruleset, log *slog.Logger) error {
 	link, found, err := r.kernel.LinkByName(u.Key.Ifname)
 	if err != nil || !found {
 		return err
 	}
-	u.Settings.Routes = MoveRoutes // as far as anybody knows
+	u.Settings.Routes = uplink.MoveRoutes // as far as anybody knows
 	p := placer{kernel: r.kernel, log: log}
 	v, ready, err := p.look(u, link)
 	if err != nil || !ready {
@@ -195,7 +200,7 @@ func returnRoutes(u Uplink, r *ruleset, log *slog.Logger) error {
 			return err
 		}
 		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool {
-			return slices.ContainsFunc(v.main, func(m route.Route) bool { return sameWay(m, r) })
+			return slices.ContainsFunc(v.Main, func(m route.Route) bool { return uplink.SameWay(m, r) })
 		})
 		p.table = table
 		err = errors.Join(err, p.putBack(u, v))
@@ -204,12 +209,12 @@ func returnRoutes(u Uplink, r *ruleset, log *slog.Logger) error {
 	return err
 }
 
-func removeServers(u Uplink) error {
+func removeServers(u uplink.Uplink) error {
 	file := u.Settings.ServersFile
 	if _, err := os.Stat(file); file == "" || err != nil {
 		return nil // no lines in it
 	}
-	changed, err := setServers(file, u.addr(), nil)
+	changed, err := setServers(file, u.Addr(), nil)
 	if changed {
 		err = errors.Join(err, tellDnsmasq(u.Settings.PIDFile))
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -155,7 +156,7 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 	s := &session{
 		machine: m,
 		conn:    conn,
-		addr:    m.uplink.addr(),
+		addr:    m.uplink.Addr(),
 		repairs: rate.NewLimiter(rate.Every(repairEvery), repairBurst),
 		rules:   ruleset{uplink: m.uplink, kernel: l.kernel, log: l.log},
 		routes:  placer{kernel: l.kernel, glance: l.glance, log: l.log},
@@ -301,7 +302,7 @@ func (l *loop) do(s *session, a action) {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case guard:
-		if err := s.clear(s.uplink.strict(s.rules.guards).guard()...); err != nil {
+		if err := s.clear(s.uplink.Strict(s.rules.guards).BlockOnLoss()...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case fallBack:
@@ -323,7 +324,7 @@ func (l *loop) do(s *session, a action) {
 
 // place installs what a lease means, and tells the machine if it asks.
 func (l *loop) place(s *session, table uint32) bool {
-	if s.uplink.Settings.placesRoutes() && l.watch == nil { // a watch hears of them anyway
+	if s.uplink.Settings.PlacesRoutes() && l.watch == nil { // a watch hears of them anyway
 		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
 	}
 	if s.index == 0 {
@@ -452,7 +453,7 @@ func (l *loop) serve(p packet) {
 	case s.state == releasing:
 		answer = wire.Refuse(wire.Ending, "the holder is taking everything back")
 	case p.request.Cmd == wire.Replace:
-		told, err := s.uplink.retold(p.request)
+		told, err := s.uplink.Updated(p.request)
 		if err != nil {
 			answer = wire.Refuse(wire.Malformed, err.Error())
 			break
@@ -479,7 +480,7 @@ func (l *loop) serve(p packet) {
 }
 
 // retell lets a holder take over what a newer call was told.
-func (l *loop) retell(s *session, told Uplink) {
+func (l *loop) retell(s *session, told uplink.Uplink) {
 	old := s.uplink
 	if reflect.DeepEqual(old, told) {
 		return
@@ -515,7 +516,7 @@ func (l *loop) changed(events []route.Event) {
 			s.noteLeaving(events)
 			l.look(s)
 		case n.routes == nil:
-		case n.routes[routesOf{s.uplink.family(), s.index}] || n.routes[routesOf{s.uplink.family(), 0}]:
+		case n.routes[routesOf{s.uplink.Family(), s.index}] || n.routes[routesOf{s.uplink.Family(), 0}]:
 			s.hear(events)
 		}
 	}
@@ -596,7 +597,7 @@ func (s *session) noteLeaving(events []route.Event) {
 
 // look compares the link and its addresses with what the machine believes.
 func (l *loop) look(s *session) {
-	if !s.uplink.isAddress() || s.state == releasing || s.state == done {
+	if !s.uplink.IsAddress() || s.state == releasing || s.state == done {
 		return
 	}
 	link, found, err := l.link(s)
@@ -616,13 +617,13 @@ func (l *loop) look(s *session) {
 	s.index = link.Index
 	s.present = s.present || s.left == s.index
 	s.left = 0
-	addresses, err := l.kernel.AddressesOn(s.uplink.family(), s.index)
+	addresses, err := l.kernel.AddressesOn(s.uplink.Family(), s.index)
 	if err != nil {
 		s.warn("read the addresses", err)
 		s.refreshAt = wire.Now() + lookAgain
 		return
 	}
-	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.uplink.addr() })
+	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.uplink.Addr() })
 	s.usable = at >= 0 && !addresses[at].Tentative()
 	switch {
 	case at >= 0 && addresses[at].DADFailed():
@@ -664,17 +665,17 @@ func (l *loop) link(s *session) (route.Link, bool, error) {
 // rename puts a machine for the new name beside the one for the old: the name is part of
 // the key, and the old lease ends only once the new one stands.
 func (l *loop) rename(s *session, name string) {
-	uplink := s.uplink
-	uplink.Key.Ifname = name
+	u := s.uplink
+	u.Key.Ifname = name
 	if l.watch != nil {
 		var ok bool
-		if uplink, ok = l.watch.renamed(s, name); !ok {
+		if u, ok = l.watch.renamed(s, name); !ok {
 			l.feed(s, event{kind: end, why: "the link is now called " + name + ", which the configuration does not select"})
 			return
 		}
 	}
 	for _, other := range l.sessions {
-		if other.uplink.Key != uplink.Key {
+		if other.uplink.Key != u.Key {
 			continue
 		}
 		if other.state == held {
@@ -682,13 +683,13 @@ func (l *loop) rename(s *session, name string) {
 		}
 		return // else it is under way
 	}
-	conn, err := open(uplink.Key, asHolder)
+	conn, err := open(u.Key, asHolder)
 	if err != nil {
 		s.log.Error("the link was renamed, and its new name cannot be held; keeping the old lease", "name", name, "err", err)
 		return
 	}
 	s.log.Info("the link was renamed", "name", name)
-	m := newMachine(uplink, s.reported) // a caller does not wait for ever
+	m := newMachine(u, s.reported) // a caller does not wait for ever
 	m.watched = s.watched
 	m.reported, s.reported = s.reported, true
 	next := l.add(m, conn)

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -40,7 +41,7 @@ const (
 // machine is one address on its way from a request to a release. step is its only
 // entrance; it does no I/O and reads no clock.
 type machine struct {
-	uplink    Uplink
+	uplink    uplink.Uplink
 	unlimited bool // asks for ever instead of five times
 	watched   bool // whoever made it makes another one when the address returns
 
@@ -63,10 +64,10 @@ type machine struct {
 type event struct {
 	kind  eventKind
 	reply wire.Reply
-	err   error  // of rulesPlaced and unreachable
-	why   string // of end, addressGone and linkGone
-	told  Uplink // of replaced
-	full  bool   // of timer: the last request still waits for room in the server's queue
+	err   error         // of rulesPlaced and unreachable
+	why   string        // of end, addressGone and linkGone
+	told  uplink.Uplink // of replaced
+	full  bool          // of timer: the last request still waits for room in the server's queue
 }
 
 type eventKind int
@@ -105,7 +106,7 @@ const (
 	finish                       // nothing is left to do: why
 )
 
-func newMachine(u Uplink, unlimited bool) *machine {
+func newMachine(u uplink.Uplink, unlimited bool) *machine {
 	return &machine{uplink: u, unlimited: unlimited}
 }
 
@@ -120,7 +121,7 @@ func (m *machine) deadline() time.Duration {
 func (m *machine) step(now time.Duration, ev event) []action {
 	switch ev.kind {
 	case start:
-		if m.uplink.isAddress() {
+		if m.uplink.IsAddress() {
 			m.grace = now + addressGrace
 		}
 		return m.ask(now)
@@ -139,7 +140,7 @@ func (m *machine) step(now time.Duration, ev event) []action {
 			return m.ask(now)
 		}
 	case addressGone:
-		if m.uplink.Settings.placesRoutes() && !m.watched {
+		if m.uplink.Settings.PlacesRoutes() && !m.watched {
 			return m.wait(now, ev.why)
 		}
 		return m.quit(now, ev.why)
@@ -156,7 +157,7 @@ func (m *machine) step(now time.Duration, ev event) []action {
 func (m *machine) request(cmd wire.Command) action {
 	req := wire.Request{Key: m.uplink.Key, Tag: m.uplink.Tag, Cmd: cmd}
 	if cmd == wire.Acquire {
-		req.Want, req.Marks = m.uplink.Want, m.uplink.isAddress()
+		req.Want, req.Marks = m.uplink.Want, m.uplink.IsAddress()
 		if m.state == held {
 			req.Want = m.table // of a server that has lost its database, too
 		}
@@ -168,7 +169,7 @@ func (m *machine) ask(now time.Duration) []action {
 	m.sends++
 	m.asked = now
 	m.due = now + tryEvery
-	if m.uplink.Settings.placesRoutes() && !m.fellBack {
+	if m.uplink.Settings.PlacesRoutes() && !m.fellBack {
 		m.due = now + fallBackIn
 	}
 	return []action{m.request(wire.Acquire)}
@@ -176,11 +177,11 @@ func (m *machine) ask(now time.Duration) []action {
 
 // patient tells whether the machine asks for ever: it placed routes, or is to, and main
 // serves them until there is a lease.
-func (m *machine) patient() bool { return m.unlimited || m.uplink.Settings.placesRoutes() }
+func (m *machine) patient() bool { return m.unlimited || m.uplink.Settings.PlacesRoutes() }
 
 // makeDo is what a patient machine does when there is no lease at once: no boot waits.
 func (m *machine) makeDo() []action {
-	if m.fellBack || m.watched || !m.uplink.Settings.placesRoutes() {
+	if m.fellBack || m.watched || !m.uplink.Settings.PlacesRoutes() {
 		return nil // a watch took nothing from main yet
 	}
 	m.fellBack, m.guarding = true, false
@@ -352,10 +353,10 @@ func (m *machine) placed(now time.Duration, err error) []action {
 }
 
 // replace takes over what a newer call was told.
-func (m *machine) replace(now time.Duration, told Uplink) []action {
+func (m *machine) replace(now time.Duration, told uplink.Uplink) []action {
 	old := m.uplink
 	m.uplink = told
-	if m.guarding && !told.Settings.placesRoutes() {
+	if m.guarding && !told.Settings.PlacesRoutes() {
 		m.guarding = false
 		return []action{{kind: clearRules, table: m.table}}
 	}

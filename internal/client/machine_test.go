@@ -8,29 +8,30 @@ import (
 	"testing"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-func tagged(tag string) Uplink {
+func tagged(tag string) uplink.Uplink {
 	u := cable()
 	u.Tag = tag
 	return u
 }
 
 // carried is the same, with routes.
-func carried() Uplink {
+func carried() uplink.Uplink {
 	u := cable()
-	u.Settings = Settings{Routes: CopyRoutes, OnLoss: Fallback}
+	u.Settings = uplink.Settings{Routes: uplink.CopyRoutes, OnLoss: uplink.Fallback}
 	return u
 }
 
 // cable is the uplink of the tests.
-func cable() Uplink {
-	return Uplink{
+func cable() uplink.Uplink {
+	return uplink.Uplink{
 		Key:        wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "10.77.0.2"},
 		Network:    netip.MustParsePrefix("10.77.0.2/24"),
 		Tag:        "cable",
-		Priorities: OriginalPriorities,
+		Priorities: uplink.OriginalPriorities,
 	}
 }
 
@@ -392,7 +393,7 @@ func TestMachine(t *testing.T) {
 			at(30*s, seen, 32*s, acquire),
 		}},
 		{name: "an identifier has no address to wait for",
-			machine: newMachine(Uplink{Key: wire.Key{Family: wire.Unspec, Ifname: "x", Address: "y"}}, false),
+			machine: newMachine(uplink.Uplink{Key: wire.Key{Family: wire.Unspec, Ifname: "x", Address: "y"}}, false),
 			moments: []moment{
 				at(0, event{kind: start}, 2*s, "acquire x-y-0 "),
 				at(0, granted(10000, 1200), never, "place 10000"),
@@ -479,7 +480,7 @@ func TestMachineAnswersOnce(t *testing.T) {
 			walk(next, when, reports, placedRules, path)
 		}
 	}
-	for _, u := range []Uplink{cable(), carried()} {
+	for _, u := range []uplink.Uplink{cable(), carried()} {
 		m := newMachine(u, false)
 		m.step(epoch, event{kind: start})
 		walk(*m, epoch, 0, 0, nil)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
 // placer is the routes of one uplink in the kernel: in its table, and what of them has to
@@ -31,35 +32,35 @@ type placer struct {
 
 // look reads what a plan is made from. There is none while the address is not on the
 // link, or the link is not up: routes wait for both.
-func (p *placer) look(u Uplink, link route.Link) (v view, ok bool, err error) {
-	v.index = link.Index
+func (p *placer) look(u uplink.Uplink, link route.Link) (v uplink.View, ok bool, err error) {
+	v.Index = link.Index
 	if !link.Up {
 		p.wasDown = true
 		return v, false, nil
 	}
-	on, err := p.on(u.family(), link.Index)
+	on, err := p.on(u.Family(), link.Index)
 	if err != nil {
 		return v, false, err
 	}
 	for _, a := range on.addresses {
-		if a.Addr == u.addr() {
-			v.network, ok = a.Network(), true
+		if a.Addr == u.Addr() {
+			v.Network, ok = a.Network(), true
 		} else {
-			v.others = append(v.others, a.Network())
+			v.Others = append(v.Others, a.Network())
 		}
 	}
 	if !ok {
 		return v, false, nil
 	}
-	v.main = slices.DeleteFunc(on.main, func(r route.Route) bool {
+	v.Main = slices.DeleteFunc(on.main, func(r route.Route) bool {
 		if r.Family != unix.AF_INET6 || !r.Multipath || r.NexthopID != 0 {
 			return false
 		}
-		v.shared = append(v.shared, r.Legs(link.Index)...)
+		v.Shared = append(v.Shared, r.Legs(link.Index)...)
 		return true
 	})
-	if u.Settings.Routes == MoveRoutes && len(v.others) > 0 {
-		v.borrowed, err = p.borrow(u, v)
+	if u.Settings.Routes == uplink.MoveRoutes && len(v.Others) > 0 {
+		v.Borrowed, err = p.borrow(u, v)
 	}
 	return v, err == nil, err
 }
@@ -73,13 +74,13 @@ func (p *placer) on(family, index int) (onLinkOf, error) {
 
 // borrow looks for gateways in the tables of the link's other addresses: with move, the
 // first holder takes the routes out of main that the others need, too.
-func (p *placer) borrow(u Uplink, v view) ([]route.Route, error) {
-	routes, err := p.kernel.RoutesOn(u.family(), unix.RT_TABLE_UNSPEC, v.index)
+func (p *placer) borrow(u uplink.Uplink, v uplink.View) ([]route.Route, error) {
+	routes, err := p.kernel.RoutesOn(u.Family(), unix.RT_TABLE_UNSPEC, v.Index)
 	if err != nil {
 		return nil, err
 	}
 	other := func(a netip.Addr) bool {
-		return slices.ContainsFunc(v.others, func(n netip.Prefix) bool { return n.Addr() == a })
+		return slices.ContainsFunc(v.Others, func(n netip.Prefix) bool { return n.Addr() == a })
 	}
 	var borrowed []route.Route
 	for _, r := range routes {
@@ -93,14 +94,14 @@ func (p *placer) borrow(u Uplink, v view) ([]route.Route, error) {
 
 // place fills table; main keeps what it has until settle, so that nothing is without a
 // route before the rules stand.
-func (p *placer) place(u Uplink, v view, table uint32) error {
+func (p *placer) place(u uplink.Uplink, v uplink.View, table uint32) error {
 	if p.table != table {
 		if err := p.adopt(u, v, table); err != nil {
 			return err
 		}
 		p.table = table
 	}
-	have, err := p.kernel.Routes(u.family(), table)
+	have, err := p.kernel.Routes(u.Family(), table)
 	if err != nil {
 		return err
 	}
@@ -112,51 +113,51 @@ func (p *placer) place(u Uplink, v view, table uint32) error {
 		p.kept = slices.DeleteFunc(p.kept, func(r route.Route) bool { return r.Expires > 0 })
 	}
 	p.wasDown = false
-	plan := makePlan(u, v, table, p.taken, p.kept)
-	p.taken = plan.taken
+	plan := uplink.MakePlan(u, v, table, p.taken, p.kept)
+	p.taken = plan.Taken
 	p.last = nil
-	for _, r := range v.routes() {
-		if r.Protocol != route.Protocol && v.belongs(r, u.addr()) && unmovable(r) == "" {
+	for _, r := range v.Routes() {
+		if r.Protocol != route.Protocol && v.Belongs(r, u.Addr()) && uplink.Unmovable(r) == "" {
 			p.last = append(p.last, r)
 		}
 	}
-	current := places(p.last)
-	p.kept = slices.DeleteFunc(p.kept, func(r route.Route) bool { return current[placeOf(r)] })
-	for _, text := range plan.left {
+	current := uplink.Places(p.last)
+	p.kept = slices.DeleteFunc(p.kept, func(r route.Route) bool { return current[uplink.PlaceOf(r)] })
+	for _, text := range plan.Left {
 		p.remark(u, "route left alone", text)
 	}
 	p.expires = 0
-	for _, r := range plan.table {
+	for _, r := range plan.Table {
 		if r.Expires > 0 && (p.expires == 0 || r.Expires < p.expires) {
 			p.expires = r.Expires
 		}
 	}
-	added, deleted, err := p.kernel.SyncRoutes(u.family(), table, plan.table)
+	added, deleted, err := p.kernel.SyncRoutes(u.Family(), table, plan.Table)
 	for _, r := range added {
 		p.log.Info("route added", attrs(u, r)...)
 	}
 	for _, r := range deleted {
 		p.log.Info("route removed", attrs(u, r)...)
 	}
-	p.placed = len(plan.table)
+	p.placed = len(plan.Table)
 	return err
 }
 
 // settle takes out of main what stands in the table now: routes that are moved, and ours
 // that stood in until there was a lease.
-func (p *placer) settle(u Uplink, v view) error {
-	have, err := p.kernel.Routes(u.family(), p.table)
+func (p *placer) settle(u uplink.Uplink, v uplink.View) error {
+	have, err := p.kernel.Routes(u.Family(), p.table)
 	if err != nil {
 		return err
 	}
-	leave := slices.DeleteFunc(makePlan(u, v, p.table, p.taken, p.kept).leave, func(r route.Route) bool {
+	leave := slices.DeleteFunc(uplink.MakePlan(u, v, p.table, p.taken, p.kept).Leave, func(r route.Route) bool {
 		// What was not carried over stays where it is of use.
-		return !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && sameWay(h, r) })
+		return !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && uplink.SameWay(h, r) })
 	})
 	return errors.Join(p.delete(u, leave), p.withdraw(u, v))
 }
 
-func (p *placer) delete(u Uplink, routes []route.Route) error {
+func (p *placer) delete(u uplink.Uplink, routes []route.Route) error {
 	var errs []error
 	for _, r := range routes {
 		p.glance.forget()
@@ -171,20 +172,20 @@ func (p *placer) delete(u Uplink, routes []route.Route) error {
 
 // adopt takes over what a holder that was killed left in the table: with move, main does
 // not have it any more.
-func (p *placer) adopt(u Uplink, v view, table uint32) error {
-	if u.Settings.Routes != MoveRoutes || p.table != 0 {
+func (p *placer) adopt(u uplink.Uplink, v uplink.View, table uint32) error {
+	if u.Settings.Routes != uplink.MoveRoutes || p.table != 0 {
 		return nil
 	}
-	have, err := p.kernel.Routes(u.family(), table)
+	have, err := p.kernel.Routes(u.Family(), table)
 	if err != nil {
 		return err
 	}
-	told := u.told(v, table)
+	told := u.GivenRoutes(v, table)
 	for _, r := range have {
-		if !ours(r) || r.Index != v.index || r.Src != u.addr() {
+		if !ours(r) || r.Index != v.Index || r.Src != u.Addr() {
 			continue
 		}
-		if r.Gateway.IsValid() && slices.ContainsFunc(told, func(t route.Route) bool { return sameWay(t, r) }) {
+		if r.Gateway.IsValid() && slices.ContainsFunc(told, func(t route.Route) bool { return uplink.SameWay(t, r) }) {
 			continue
 		}
 		p.taken = append(p.taken, asBefore(r, v))
@@ -194,19 +195,19 @@ func (p *placer) adopt(u Uplink, v view, table uint32) error {
 
 // asBefore is a route of our table as main may have had it. Who put it there is not
 // known any more, but for the network of the link, which is the kernel's.
-func asBefore(r route.Route, v view) route.Route {
+func asBefore(r route.Route, v uplink.View) route.Route {
 	r = r.In(unix.RT_TABLE_MAIN, r.Src)
 	r.Protocol = unix.RTPROT_BOOT
-	if r.Dst == v.network.Masked() && !r.Gateway.IsValid() {
+	if r.Dst == v.Network.Masked() && !r.Gateway.IsValid() {
 		r.Protocol = unix.RTPROT_KERNEL
 	}
 	return r
 }
 
 // fallBack gives main what it needs while there is no lease.
-func (p *placer) fallBack(u Uplink, v view) error {
+func (p *placer) fallBack(u uplink.Uplink, v uplink.View) error {
 	var errs []error
-	for _, r := range stopgap(u, v) {
+	for _, r := range uplink.Stopgap(u, v) {
 		p.glance.forget()
 		if err := p.kernel.AddRoute(r); err != nil {
 			errs = append(errs, err)
@@ -219,8 +220,8 @@ func (p *placer) fallBack(u Uplink, v view) error {
 
 // putBack gives main back what it lost, before the rules go: nobody is cut off because a
 // lease ends.
-func (p *placer) putBack(u Uplink, v view) error {
-	if u.Settings.Routes != MoveRoutes || p.table == 0 {
+func (p *placer) putBack(u uplink.Uplink, v uplink.View) error {
+	if u.Settings.Routes != uplink.MoveRoutes || p.table == 0 {
 		return nil
 	}
 	var errs []error
@@ -232,7 +233,7 @@ func (p *placer) putBack(u Uplink, v view) error {
 		}
 		p.log.Info("route put back into main", attrs(u, r)...)
 	}
-	v.main = append(v.main, p.taken...)
+	v.Main = append(v.Main, p.taken...)
 	p.taken = nil
 	return errors.Join(append(errs, p.fallBack(u, v))...)
 }
@@ -243,14 +244,14 @@ func (p *placer) drop() {
 }
 
 // withdraw takes the routes of fallBack out of main, also those of a process before this.
-func (p *placer) withdraw(u Uplink, v view) error {
-	return p.delete(u, slices.DeleteFunc(slices.Clone(v.main), func(r route.Route) bool {
-		return !ours(r) || r.Src != u.addr()
+func (p *placer) withdraw(u uplink.Uplink, v uplink.View) error {
+	return p.delete(u, slices.DeleteFunc(slices.Clone(v.Main), func(r route.Route) bool {
+		return !ours(r) || r.Src != u.Addr()
 	}))
 }
 
 // remark logs something once.
-func (p *placer) remark(u Uplink, what, text string) {
+func (p *placer) remark(u uplink.Uplink, what, text string) {
 	if p.remarked[text] {
 		return
 	}
@@ -263,7 +264,7 @@ func (p *placer) remark(u Uplink, what, text string) {
 
 func ours(r route.Route) bool { return r.Protocol == route.Protocol }
 
-func attrs(u Uplink, r route.Route) []any {
+func attrs(u uplink.Uplink, r route.Route) []any {
 	return []any{"route", fmt.Sprint(r), "ifname", u.Key.Ifname, "addr", u.Key.Address,
 		"family", u.Key.Family.String(), "table", r.Table}
 }

@@ -2,54 +2,21 @@ package client
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/netip"
-	"path"
-	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/jsonc"
-	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Profile is what a watch wants for the addresses of some links.
-type Profile struct {
-	Ifname     string // pattern of path.Match
-	Families   []wire.Family
-	Tag        string
-	Want       uint32 // the table to ask for, which one address can have; 0: any
-	Priorities Priorities
-	NoNetwork  bool
-	Forward    bool
-	Settings   Settings
-}
-
-// WatchConfig says which addresses of the host a watch serves, and how.
+// WatchConfig says what a watch serves, and where its server is.
 type WatchConfig struct {
+	uplink.Selection
 	Server     string
 	ServerUIDs []uint32
-	Profiles   []Profile // the first whose pattern a link's name has counts
-	Exclude    []string  // patterns of links to leave alone, before any profile
 
 	ReconcileEvery time.Duration // 0: DefaultReconcile
-}
-
-// DefaultExclude are links that lead to this host itself or to its containers, and
-// tunnels whose programs have rules of their own.
-var DefaultExclude = []string{"lo", "docker*", "br-*", "veth*", "virbr*", "vnet*", "lxc*", "lxdbr*", "cni*", "cali*",
-	"flannel*", "podman*", "tailscale*", "ifb*", "dummy*"}
-
-// DefaultProfile copies routes, which takes nothing from anybody.
-func DefaultProfile() Profile {
-	return Profile{
-		Ifname:     "*",
-		Families:   []wire.Family{wire.Inet, wire.Inet6},
-		Priorities: OriginalPriorities,
-		Settings:   Settings{Routes: CopyRoutes, OnLoss: Fallback, ServersFile: DefaultServersFile},
-	}
 }
 
 // LoadWatchConfig reads a file: "links", a list of profiles, "exclude", "reconcile_seconds"
@@ -98,8 +65,8 @@ func (c *WatchConfig) set(key string, value []byte) error {
 	return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds and socket_path)", key)
 }
 
-func parseProfile(name string, text []byte) (Profile, error) {
-	p := DefaultProfile()
+func parseProfile(name string, text []byte) (uplink.Profile, error) {
+	p := uplink.DefaultProfile()
 	err := jsonc.Each(text, func(key string, value []byte) error {
 		full := name + "." + key
 		switch key {
@@ -120,7 +87,7 @@ func parseProfile(name string, text []byte) (Profile, error) {
 			if len(n) != 3 {
 				return fmt.Errorf("%s: want %s, have %d", full, want, len(n))
 			}
-			p.Priorities = Priorities{n[0], n[1], n[2]}
+			p.Priorities = uplink.Priorities{Source: n[0], Network: n[1], Unbound: n[2]}
 			return nil
 		case "no_network_rule":
 			return jsonc.Decode(full, value, &p.NoNetwork, "true or false")
@@ -142,7 +109,7 @@ func parseProfile(name string, text []byte) (Profile, error) {
 	if err != nil {
 		return p, err
 	}
-	if err := p.validate(); err != nil {
+	if err := p.Validate(); err != nil {
 		return p, fmt.Errorf("%s: %w", name, err)
 	}
 	return p, nil
@@ -173,82 +140,5 @@ func (c WatchConfig) Validate() error {
 	if _, err := wire.Padded(c.Server); err != nil {
 		return fmt.Errorf("socket_path: %w", err)
 	}
-	if len(c.Profiles) == 0 {
-		return errors.New("links: none, so nothing would be served")
-	}
-	for _, pattern := range c.Exclude {
-		if _, err := path.Match(pattern, ""); err != nil {
-			return fmt.Errorf("exclude %q: %w", pattern, err)
-		}
-	}
-	for _, p := range c.Profiles {
-		if err := p.validate(); err != nil {
-			return fmt.Errorf("links %q: %w", p.Ifname, err)
-		}
-	}
-	return nil
-}
-
-func (p Profile) validate() error {
-	if _, err := path.Match(p.Ifname, ""); err != nil || p.Ifname == "" {
-		return errors.New("ifname is not a pattern like wan*")
-	}
-	if err := wire.CheckTag(p.Tag); err != nil {
-		return err
-	}
-	if p.Priorities.Source < 3 || p.Priorities.Network == 0 || p.Priorities.Unbound == 0 || p.Priorities.Source == 1<<32-1 {
-		return errors.New("priority: want numbers above 0, and above 2 for the source rule")
-	}
-	if p.Settings.ServersFile != "" && !filepath.IsAbs(p.Settings.ServersFile) {
-		return errors.New("dnsmasq_servers is no absolute path")
-	}
-	return p.Settings.Validate()
-}
-
-// uplinkOf is uplink for an address that is served already.
-func (c WatchConfig) uplinkOf(u Uplink, ifname string) (Uplink, bool) {
-	told, ok := c.uplink(route.Address{Addr: u.addr()}, ifname)
-	told.Network = u.Network
-	return told, ok
-}
-
-// uplink is what the watch wants for an address of a link, if it wants anything.
-func (c WatchConfig) uplink(a route.Address, ifname string) (Uplink, bool) {
-	family := wire.Inet6
-	if a.Addr.Is4() {
-		family = wire.Inet
-	}
-	if !a.Addr.IsGlobalUnicast() || a.DADFailed() || ifname == "" || len(ifname) > wire.MaxIfname {
-		return Uplink{}, false
-	}
-	matches := func(pattern string) bool {
-		ok, err := path.Match(pattern, ifname)
-		return err == nil && ok // patterns are checked when they are read
-	}
-	if slices.ContainsFunc(c.Exclude, matches) {
-		return Uplink{}, false
-	}
-	for _, p := range c.Profiles {
-		if !matches(p.Ifname) {
-			continue
-		}
-		if !slices.Contains(p.Families, family) {
-			return Uplink{}, false
-		}
-		settings := p.Settings
-		settings.Nameservers = slices.DeleteFunc(slices.Clone(settings.Nameservers), func(n netip.Addr) bool {
-			return n.Is4() != a.Addr.Is4()
-		})
-		return Uplink{
-			Key:        wire.Key{Family: family, Ifname: ifname, Address: a.Addr.String()},
-			Network:    a.Network(),
-			Tag:        p.Tag,
-			Want:       p.Want,
-			Priorities: p.Priorities,
-			NoNetwork:  p.NoNetwork,
-			Forward:    p.Forward,
-			Settings:   settings,
-		}, true
-	}
-	return Uplink{}, false
+	return c.Selection.Validate()
 }

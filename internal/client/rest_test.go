@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
 func TestRests(t *testing.T) {
@@ -101,7 +103,7 @@ func TestProgramAreas(t *testing.T) {
 	if !in(reflect.ValueOf(TestProgramAreas).Pointer()) {
 		t.Errorf("code is in none of %x", areas)
 	}
-	if in(reflect.ValueOf(&OriginalPriorities).Pointer()) {
+	if in(reflect.ValueOf(&uplink.OriginalPriorities).Pointer()) {
 		t.Errorf("a variable is in one of %x", areas)
 	}
 }

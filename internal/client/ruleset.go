@@ -6,12 +6,13 @@ import (
 	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // ruleset is the rules of one uplink in the kernel.
 type ruleset struct {
-	uplink    Uplink
+	uplink    uplink.Uplink
 	kernel    *route.Conn
 	log       *slog.Logger
 	adopted   bool
@@ -27,12 +28,12 @@ type ruleset struct {
 // that died, and the original's.
 func (r *ruleset) adopt() error {
 	r.adopted = true
-	host := r.uplink.host()
-	rules, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool { return rule.Src == host })
+	host := r.uplink.Host()
+	rules, err := r.kernel.RulesWhere(r.uplink.Family(), func(rule *route.Rule) bool { return rule.Src == host })
 	if err != nil {
 		return err
 	}
-	r.tables, r.originals = r.uplink.leftovers(rules)
+	r.tables, r.originals = r.uplink.Leftovers(rules)
 	if len(rules) == 0 {
 		return nil
 	}
@@ -49,7 +50,7 @@ func (r *ruleset) adopt() error {
 // place makes the rules those of table, and removes what was adopted or placed before. If
 // nobody of us places routes, it empties the table of those that somebody left there.
 func (r *ruleset) place(table uint32) error {
-	if !r.uplink.isAddress() {
+	if !r.uplink.IsAddress() {
 		return nil
 	}
 	if !r.adopted {
@@ -57,8 +58,8 @@ func (r *ruleset) place(table uint32) error {
 			return err
 		}
 	}
-	if !r.uplink.Settings.placesRoutes() {
-		if err := r.kernel.FlushTable(r.uplink.family(), table); err != nil {
+	if !r.uplink.Settings.PlacesRoutes() {
+		if err := r.kernel.FlushTable(r.uplink.Family(), table); err != nil {
 			return err
 		}
 	}
@@ -76,11 +77,11 @@ func (r *ruleset) place(table uint32) error {
 // clear removes all rules and routes of the uplink, but for a rule to keep that stops the
 // address.
 func (r *ruleset) clear(keep ...route.Rule) error {
-	if !r.uplink.isAddress() || !r.adopted {
+	if !r.uplink.IsAddress() || !r.adopted {
 		return nil
 	}
-	host := r.uplink.host()
-	besides, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool { return rule.Src == host && beside(*rule) })
+	host := r.uplink.Host()
+	besides, err := r.kernel.RulesWhere(r.uplink.Family(), func(rule *route.Rule) bool { return rule.Src == host && uplink.LeavesTable(*rule) })
 	if err != nil {
 		return err
 	}
@@ -99,7 +100,7 @@ func (r *ruleset) clear(keep ...route.Rule) error {
 		if !whole {
 			continue
 		}
-		if err := r.kernel.FlushTable(r.uplink.family(), table); err != nil {
+		if err := r.kernel.FlushTable(r.uplink.Family(), table); err != nil {
 			return err
 		}
 	}
@@ -115,14 +116,14 @@ func (r *ruleset) sync(table uint32, want []route.Rule) error {
 	if table == 0 {
 		r.besides = nil // another holder of the address may want just the same
 	}
-	added, deleted, err := r.kernel.SyncRules(r.uplink.family(), r.owns, want)
+	added, deleted, err := r.kernel.SyncRules(r.uplink.Family(), r.owns, want)
 	for _, rule := range added {
 		r.log.Info("rule added", r.attrs(rule)...)
 	}
 	for _, rule := range deleted {
 		r.log.Info("rule removed", r.attrs(rule)...)
 	}
-	if err == nil && slices.ContainsFunc(deleted, func(rule route.Rule) bool { return rule.Src.IsValid() && !isHost(rule) }) {
+	if err == nil && slices.ContainsFunc(deleted, func(rule route.Rule) bool { return rule.Src.IsValid() && !uplink.IsHost(rule) }) {
 		err = r.sweep()
 	}
 	if err != nil {
@@ -134,16 +135,16 @@ func (r *ruleset) sync(table uint32, want []route.Rule) error {
 
 // noteBesides remembers which rules to elsewhere than the table are there for this uplink.
 func (r *ruleset) noteBesides(want []route.Rule) {
-	r.besides = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !beside(rule) })
+	r.besides = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !uplink.LeavesTable(rule) })
 }
 
 // sweep removes what stands beside the rules of prefixes that nobody has any more.
 func (r *ruleset) sweep() error {
-	marked, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool { return rule.Protocol == route.Protocol })
+	marked, err := r.kernel.RulesWhere(r.uplink.Family(), func(rule *route.Rule) bool { return rule.Protocol == route.Protocol })
 	if err != nil {
 		return err
 	}
-	_, deleted, err := r.kernel.SyncRules(r.uplink.family(), orphans(marked), nil)
+	_, deleted, err := r.kernel.SyncRules(r.uplink.Family(), uplink.Orphans(marked), nil)
 	for _, rule := range deleted {
 		r.log.Info("rule removed", r.attrs(rule)...)
 	}
@@ -157,8 +158,8 @@ func (r *ruleset) yield(leased uint32) error {
 	if len(r.tables) == 0 || len(r.tables) == 1 && r.tables[leased] {
 		return nil
 	}
-	host := r.uplink.host()
-	theirs, err := r.kernel.RulesWhere(r.uplink.family(), func(rule *route.Rule) bool {
+	host := r.uplink.Host()
+	theirs, err := r.kernel.RulesWhere(r.uplink.Family(), func(rule *route.Rule) bool {
 		return rule.Table != leased && r.tables[rule.Table] && rule.Protocol == route.Protocol &&
 			rule.Src.IsValid() && rule.Src.IsSingleIP() && rule.Src != host
 	})
@@ -188,12 +189,12 @@ func (r *ruleset) attrs(rule route.Rule) []any {
 }
 
 func (r *ruleset) owns(rule route.Rule) bool {
-	if rule.Protocol == route.Protocol && beside(rule) {
-		return rule.Src == r.uplink.host() && (!r.shared || slices.Contains(r.besides, rule))
+	if rule.Protocol == route.Protocol && uplink.LeavesTable(rule) {
+		return rule.Src == r.uplink.Host() && (!r.shared || slices.Contains(r.besides, rule))
 	}
 	if rule.Protocol == route.Protocol {
 		whole, known := r.tables[rule.Table]
-		return whole || known && rule.Src == r.uplink.host()
+		return whole || known && rule.Src == r.uplink.Host()
 	}
-	return r.originals[rule.Table] && r.uplink.original(rule, rule.Table)
+	return r.originals[rule.Table] && r.uplink.Original(rule, rule.Table)
 }

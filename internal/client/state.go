@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -17,7 +18,7 @@ import (
 // not keep the rules away: it is placed when that comes. An IPv6 address may turn out to
 // be a duplicate, so nothing is installed before it is usable.
 func (s *session) install(table uint32) error {
-	if s.uplink.addr().Is6() && !s.usable {
+	if s.uplink.Addr().Is6() && !s.usable {
 		return nil
 	}
 	s.installed = true
@@ -34,7 +35,7 @@ func (s *session) install(table uint32) error {
 	if ready {
 		s.warn("take routes out of main", s.routes.settle(s.uplink, v))
 	}
-	if s.filled || !s.uplink.Settings.placesRoutes() {
+	if s.filled || !s.uplink.Settings.PlacesRoutes() {
 		s.resolve()
 	}
 	return nil
@@ -43,10 +44,10 @@ func (s *session) install(table uint32) error {
 // guarded is the uplink as its rules have to be now. Until its table is filled for the
 // first time nothing leaves from the address: in a table that is still empty the first
 // packets would find no route, and leave by another uplink.
-func (s *session) guarded() Uplink {
+func (s *session) guarded() uplink.Uplink {
 	u := s.uplink
-	if u.Settings.placesRoutes() && !s.filled && u.blocks() {
-		u.Settings.OnLoss = Block
+	if u.Settings.PlacesRoutes() && !s.filled && u.CanBlock() {
+		u.Settings.OnLoss = uplink.Block
 	}
 	return u
 }
@@ -73,16 +74,16 @@ func (s *session) refreshes(now time.Duration) time.Duration {
 }
 
 // view is what a plan of routes needs, if there is anything to plan now.
-func (s *session) view() (view, bool) { return s.viewOf(s.uplink) }
+func (s *session) view() (uplink.View, bool) { return s.viewOf(s.uplink) }
 
-func (s *session) viewOf(u Uplink) (view, bool) {
-	if !u.Settings.placesRoutes() || !u.isAddress() || s.index == 0 {
-		return view{}, false
+func (s *session) viewOf(u uplink.Uplink) (uplink.View, bool) {
+	if !u.Settings.PlacesRoutes() || !u.IsAddress() || s.index == 0 {
+		return uplink.View{}, false
 	}
 	link, found, err := s.rules.kernel.LinkByIndex(s.index)
 	if err != nil || !found {
 		s.warn("read the link", err)
-		return view{}, false
+		return uplink.View{}, false
 	}
 	v, ready, err := s.routes.look(u, link)
 	s.warn("read the routes", err)
@@ -134,7 +135,7 @@ func (s *session) yieldAddress() {
 
 // elsewhere tells whether another link has the address.
 func (s *session) elsewhere() bool {
-	addresses, err := s.rules.kernel.Addresses(s.uplink.family())
+	addresses, err := s.rules.kernel.Addresses(s.uplink.Family())
 	s.warn("look for the address on other links", err)
 	return slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == s.addr && a.Index != s.index })
 }
@@ -156,19 +157,19 @@ func (s *session) clear(keep ...route.Rule) error {
 }
 
 // retell takes over other settings.
-func (s *session) retell(old Uplink) {
+func (s *session) retell(old uplink.Uplink) {
 	if old.Settings.ServersFile != s.uplink.Settings.ServersFile {
 		s.unresolve()
 	}
-	if s.state == held && old.Settings.placesRoutes() && s.uplink.Settings.Routes != old.Settings.Routes {
+	if s.state == held && old.Settings.PlacesRoutes() && s.uplink.Settings.Routes != old.Settings.Routes {
 		s.changeMode(old)
 	}
 	v, ready := s.view()
 	if !ready {
 		return
 	}
-	s.routes.taken = forget(s.routes.taken, old, v)
-	s.routes.kept = forget(s.routes.kept, old, v)
+	s.routes.taken = uplink.WithoutGiven(s.routes.taken, old, v)
+	s.routes.kept = uplink.WithoutGiven(s.routes.kept, old, v)
 	if s.state == asking && s.fellBack {
 		s.warn("take routes out of main", s.routes.withdraw(s.uplink, v))
 		s.makeDo()
@@ -176,7 +177,7 @@ func (s *session) retell(old Uplink) {
 }
 
 // changeMode gives main what was moved, and leaves the rest to what follows.
-func (s *session) changeMode(old Uplink) {
+func (s *session) changeMode(old uplink.Uplink) {
 	if v, ready := s.viewOf(old); ready {
 		s.warn("put routes back into main", s.routes.putBack(old, v))
 	}
@@ -184,16 +185,16 @@ func (s *session) changeMode(old Uplink) {
 }
 
 // settingsUnder are the settings of a profile, with what a hook said of the network.
-func (s *session) settingsUnder(profile Settings) Settings {
+func (s *session) settingsUnder(profile uplink.Settings) uplink.Settings {
 	if !s.hooked {
 		return profile
 	}
-	return s.uplink.Settings.under(profile)
+	return s.uplink.Settings.Under(profile)
 }
 
 // resolve writes the resolver lines of the address, and takes away what it wrote before.
 func (s *session) resolve() {
-	servers := s.uplink.nameservers()
+	servers := s.uplink.Nameservers()
 	if len(servers) == 0 && s.servers == "" {
 		return
 	}
@@ -205,7 +206,7 @@ func (s *session) resolve() {
 	if len(servers) == 0 {
 		s.servers = ""
 	}
-	changed, err := setServers(file, s.uplink.addr(), servers)
+	changed, err := setServers(file, s.uplink.Addr(), servers)
 	if changed {
 		s.log.Info("resolver lines written", "file", file, "servers", len(servers))
 		err = errors.Join(err, tellDnsmasq(s.uplink.Settings.PIDFile))
@@ -217,7 +218,7 @@ func (s *session) unresolve() {
 	if s.servers == "" {
 		return
 	}
-	changed, err := setServers(s.servers, s.uplink.addr(), nil)
+	changed, err := setServers(s.servers, s.uplink.Addr(), nil)
 	if changed {
 		s.log.Info("resolver lines taken out", "file", s.servers)
 		err = errors.Join(err, tellDnsmasq(s.uplink.Settings.PIDFile))
@@ -244,7 +245,7 @@ func (s *session) warn(what string, err error) {
 // concernsRoutes tells whether a route event may change what the uplink's table, or main
 // for its link, has to hold.
 func (s *session) concernsRoutes(e route.Event) bool {
-	if !s.uplink.Settings.placesRoutes() || e.Family != s.uplink.family() || e.Index != s.index && e.Index != 0 {
+	if !s.uplink.Settings.PlacesRoutes() || e.Family != s.uplink.Family() || e.Index != s.index && e.Index != 0 {
 		return false
 	}
 	if e.Table == unix.RT_TABLE_MAIN {
@@ -255,29 +256,29 @@ func (s *session) concernsRoutes(e route.Event) bool {
 
 // missing says what the lease means for the kernel and is not there; "" if nothing.
 func (s *session) missing() string {
-	if !s.uplink.isAddress() {
+	if !s.uplink.IsAddress() {
 		return ""
 	}
 	if !s.installed {
 		return "rules, until the address is usable"
 	}
 	var lost []string
-	rules, err := s.rules.kernel.Rules(s.uplink.family())
+	rules, err := s.rules.kernel.Rules(s.uplink.Family())
 	if err != nil {
 		return err.Error()
 	}
-	for _, want := range s.rules.wantWith(guardsOf(s.rules.marking, rules), s.table) {
+	for _, want := range s.rules.wantWith(uplink.GuardsOf(s.rules.marking, rules), s.table) {
 		if !slices.Contains(rules, want) {
 			lost = append(lost, "rule "+want.String())
 		}
 	}
 	if v, ready := s.view(); ready {
-		have, err := s.rules.kernel.Routes(s.uplink.family(), s.table)
+		have, err := s.rules.kernel.Routes(s.uplink.Family(), s.table)
 		if err != nil {
 			return err.Error()
 		}
-		for _, want := range makePlan(s.uplink, v, s.table, s.routes.taken, s.routes.kept).table {
-			if !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && sameWay(h, want) }) {
+		for _, want := range uplink.MakePlan(s.uplink, v, s.table, s.routes.taken, s.routes.kept).Table {
+			if !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && uplink.SameWay(h, want) }) {
 				lost = append(lost, "route "+want.String())
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -46,14 +47,14 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	uplinks := []Uplink{}
+	uplinks := []uplink.Uplink{}
 	for _, a := range addresses {
-		if uplink, ok := cfg.uplink(a, names[a.Index]); ok {
-			uplinks = append(uplinks, uplink)
+		if u, ok := cfg.Uplink(a, names[a.Index]); ok {
+			uplinks = append(uplinks, u)
 		}
 	}
-	slices.SortFunc(uplinks, func(a, b Uplink) int {
-		return cmp.Or(cmp.Compare(a.Key.Ifname, b.Key.Ifname), a.addr().Compare(b.addr()))
+	slices.SortFunc(uplinks, func(a, b uplink.Uplink) int {
+		return cmp.Or(cmp.Compare(a.Key.Ifname, b.Key.Ifname), a.Addr().Compare(b.Addr()))
 	})
 	rows := []Row{}
 	patience := statusPatience
@@ -80,7 +81,7 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 	return rows, nil
 }
 
-func statusOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u Uplink) (Row, error) {
+func statusOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u uplink.Uplink) (Row, error) {
 	row := Row{Ifname: u.Key.Ifname, Address: u.Key.Address, Family: u.Key.Family.String()}
 	to, err := wire.Padded(wire.HolderName(u.Key))
 	if err != nil {
@@ -118,7 +119,7 @@ func statusOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u Uplink
 		return row, nil
 	}
 	row.LeaseLeft = max(reply.Expires-wire.Seconds(wire.Now()), 0)
-	routes, err := kernel.Routes(u.family(), reply.Table)
+	routes, err := kernel.Routes(u.Family(), reply.Table)
 	if err != nil {
 		return row, err
 	}

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -159,27 +160,17 @@ func (m memory) stale(held []string, now time.Time) ([]string, error) {
 	return names, err
 }
 
-// under is a profile's settings with what was told of the network.
-func (told Settings) under(profile Settings) Settings {
-	if profile.placesRoutes() {
-		profile.Gateways, profile.Metric, profile.Static = told.Gateways, told.Metric, told.Static
-	}
-	profile.Prefix = told.Prefix
-	profile.Nameservers, profile.ServersFile, profile.PIDFile = told.Nameservers, told.ServersFile, told.PIDFile
-	return profile
-}
-
 // keep writes down what a hook told about the address of a session, for the next watch.
 func (l *loop) keep(s *session) {
 	if l.watch == nil || !s.hooked || s.state == releasing || s.state == done {
 		return
 	}
-	profile, ok := l.watch.config.uplinkOf(s.uplink, s.uplink.Key.Ifname)
+	profile, ok := l.watch.config.Reselect(s.uplink, s.uplink.Key.Ifname)
 	if !ok {
 		return
 	}
-	settings, err := s.uplink.Settings.encode()
-	under, underErr := profile.Settings.encode()
+	settings, err := s.uplink.Settings.Encode()
+	under, underErr := profile.Settings.Encode()
 	if err = errors.Join(err, underErr); err == nil {
 		err = l.watch.memory.write(s.uplink.Key,
 			told{Link: s.index, Created: s.created, Tag: s.uplink.Tag, Settings: string(settings), Profile: string(under)})
@@ -195,19 +186,19 @@ func (l *loop) recall(s *session) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	var settings Settings
+	var settings uplink.Settings
 	if err == nil {
-		settings, err = decodeSettings([]byte(t.Settings))
+		settings, err = uplink.DecodeSettings([]byte(t.Settings))
 	}
 	if err == nil {
 		err = wire.CheckTag(t.Tag)
 	}
 	var profile []byte
 	if err == nil {
-		profile, err = s.uplink.Settings.encode()
+		profile, err = s.uplink.Settings.Encode()
 	}
 	if err != nil || t.Link != s.index || t.Created != s.created {
-		err = errors.Join(err, memory.remove(key), removeServers(Uplink{Key: key, Settings: settings}))
+		err = errors.Join(err, memory.remove(key), removeServers(uplink.Uplink{Key: key, Settings: settings}))
 		s.warn("take over what a hook told the last watch", err)
 		return
 	}
@@ -215,7 +206,7 @@ func (l *loop) recall(s *session) {
 	if string(profile) == t.Profile {
 		s.uplink.Tag, s.uplink.Settings = t.Tag, settings
 	} else {
-		s.uplink.Settings = settings.under(s.uplink.Settings)
+		s.uplink.Settings = settings.Under(s.uplink.Settings)
 	}
 	s.rules.uplink = s.uplink
 	s.log.Info("told by a hook before", "tag", s.uplink.Tag, "settings", fmt.Sprintf("%+v", s.uplink.Settings))
@@ -242,7 +233,7 @@ func (l *loop) forgetStale(held []string) error {
 func (l *loop) forgetServers(addr netip.Addr) error {
 	var errs []error
 	for _, p := range l.watch.config.Profiles {
-		errs = append(errs, removeServers(Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
+		errs = append(errs, removeServers(uplink.Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
 	}
 	return errors.Join(errs...)
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -40,7 +41,6 @@ const (
 
 	gcPercent = 30 // a thousand addresses are 4 MiB, and this is how much more the heap may be
 
-	loopback = "lo" // of rules for what this host sends
 )
 
 // DefaultReconcile is how often everything is compared, whatever the kernel reported.
@@ -72,7 +72,7 @@ type lane struct {
 	priority uint32
 }
 
-func (s *session) lane() lane { return lane{s.uplink.family(), s.uplink.Priorities.Unbound} }
+func (s *session) lane() lane { return lane{s.uplink.Family(), s.uplink.Priorities.Unbound} }
 
 // Watch keeps lease, rules, routes and resolver lines for every address of the host that
 // the configuration selects, until ctx ends; then it leaves them in place, so that the
@@ -344,7 +344,7 @@ func (l *loop) suspects() []*session {
 	return slices.DeleteFunc(l.all(), func(s *session) bool {
 		a, ok := there[onLink{s.addr, s.index}]
 		return ok && a.Created == s.created && names[s.index] == s.uplink.Key.Ifname && a.Tentative() != s.usable && !a.DADFailed() &&
-			(s.state != held || s.installed && routes[s.uplink.family()][s.table] == s.routes.placed)
+			(s.state != held || s.installed && routes[s.uplink.Family()][s.table] == s.routes.placed)
 	})
 }
 
@@ -366,12 +366,12 @@ func (l *loop) admit() {
 	foreign, ended := make(map[wire.Key]bool), make(map[wire.Key]bool)
 	before := len(l.sessions)
 	for _, a := range addresses {
-		uplink, ok := w.config.uplink(a, links[a.Index])
-		switch key := uplink.Key; {
+		u, ok := w.config.Uplink(a, links[a.Index])
+		switch key := u.Key; {
 		case !ok || sessions[key] || w.refused[key] != 0:
 		case w.ended[key]:
 			ended[key] = true
-		case !l.enrol(uplink, a):
+		case !l.enrol(u, a):
 			foreign[key] = true
 		}
 	}
@@ -396,7 +396,7 @@ func hostAddresses(kernel *route.Conn) (names map[int]string, addresses []route.
 }
 
 // enrol starts a session, unless another process holds the key: that one answers for it.
-func (l *loop) enrol(u Uplink, a route.Address) (ours bool) {
+func (l *loop) enrol(u uplink.Uplink, a route.Address) (ours bool) {
 	log := l.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
 	conn, err := open(u.Key, asHolder)
 	switch {
@@ -460,8 +460,8 @@ func (l *loop) reload(load func() (WatchConfig, error)) {
 		if s.index == 0 {
 			continue
 		}
-		old, _ := before.uplinkOf(s.uplink, s.uplink.Key.Ifname)
-		told, ok := cfg.uplinkOf(s.uplink, s.uplink.Key.Ifname)
+		old, _ := before.Reselect(s.uplink, s.uplink.Key.Ifname)
+		told, ok := cfg.Reselect(s.uplink, s.uplink.Key.Ifname)
 		switch {
 		case !ok:
 			l.feed(s, event{kind: end, why: "the configuration does not select it any more"})
@@ -475,8 +475,8 @@ func (l *loop) reload(load func() (WatchConfig, error)) {
 }
 
 // renamed is what the configuration wants for an address whose link has another name now.
-func (w *watch) renamed(s *session, name string) (Uplink, bool) {
-	told, ok := w.config.uplinkOf(s.uplink, name)
+func (w *watch) renamed(s *session, name string) (uplink.Uplink, bool) {
+	told, ok := w.config.Reselect(s.uplink, name)
 	told.Settings = s.settingsUnder(told.Settings)
 	return told, ok
 }
@@ -566,7 +566,7 @@ func (l *loop) inOrder(family int) []*session {
 		}
 	}
 	sessions := slices.DeleteFunc(l.all(), func(s *session) bool {
-		return s.uplink.family() != family || s.state != held || !s.installed
+		return s.uplink.Family() != family || s.state != held || !s.installed
 	})
 	slices.SortStableFunc(sessions, func(a, b *session) int { return cmp.Compare(at[a.table], at[b.table]) })
 	return sessions
@@ -578,7 +578,7 @@ func (l *loop) unboundOrder() (map[lane][]uint32, error) {
 	order := make(map[lane][]uint32)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool {
-			return r.Protocol == route.Protocol && r.Iif == loopback && !beside(*r)
+			return r.Protocol == route.Protocol && r.Iif == uplink.Loopback && !uplink.LeavesTable(*r)
 		})
 		if err != nil {
 			return nil, err
@@ -631,13 +631,13 @@ func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
 
 // moveBehind adds the unbound rule of a session again.
 func (l *loop) moveBehind(s *session) error {
-	rules := s.rules.uplink.rules(s.table)
+	rules := s.rules.uplink.Rules(s.table)
 	unbound := rules[len(rules)-1]
 	same := func(r route.Rule) bool { return r == unbound }
-	if _, _, err := l.kernel.SyncRules(s.uplink.family(), same, nil); err != nil {
+	if _, _, err := l.kernel.SyncRules(s.uplink.Family(), same, nil); err != nil {
 		return err
 	}
-	_, _, err := l.kernel.SyncRules(s.uplink.family(), same, []route.Rule{unbound})
+	_, _, err := l.kernel.SyncRules(s.uplink.Family(), same, []route.Rule{unbound})
 	return err
 }
 
@@ -695,7 +695,7 @@ func (l *loop) collect() error {
 
 func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 	// The original marks nothing, but rules of ours may lead to its tables, too: for what is bound.
-	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol || isHost(*r) })
+	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol || uplink.IsHost(*r) })
 	if err != nil {
 		return err
 	}
@@ -706,7 +706,7 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 	live := make(map[uint32]bool)        // tables that an address in service has, or is about to
 	sourced := make(map[netip.Addr]bool) // addresses with a rule to a table
 	for _, r := range rules {
-		if isHost(r) && !beside(r) {
+		if uplink.IsHost(r) && !uplink.LeavesTable(r) {
 			sourced[r.Src.Addr()] = true
 			live[r.Table] = live[r.Table] || served[r.Src.Addr()]
 		}
@@ -717,7 +717,7 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 		}
 	}
 	for _, s := range l.sessions {
-		if s.uplink.family() == family && s.table != 0 {
+		if s.uplink.Family() == family && s.table != 0 {
 			live[s.table] = true
 		}
 	}
@@ -729,7 +729,7 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 	for _, a := range addresses {
 		there[a.Addr] = true
 	}
-	keep := kept(rules, there)
+	keep := uplink.KeptBlocks(rules, there)
 	if l.watch.leaving {
 		clear(keep)
 	}
@@ -742,19 +742,19 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 			waiting[s.addr] = true
 		}
 	}
-	orphan := orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !live[r.Table] }))
+	orphan := uplink.Orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !live[r.Table] }))
 	stale := func(r route.Rule) bool {
 		switch {
 		case r.Protocol != route.Protocol:
 			return false
-		case beside(r):
-			return isHost(r) && (!served[r.Src.Addr()] || waiting[r.Src.Addr()]) && !keep[r] || orphan(r)
+		case uplink.LeavesTable(r):
+			return uplink.IsHost(r) && (!served[r.Src.Addr()] || waiting[r.Src.Addr()]) && !keep[r] || orphan(r)
 		}
 		return !live[r.Table]
 	}
 	var errs []error
 	for _, r := range rules {
-		if isHost(r) && !beside(r) && stale(r) {
+		if uplink.IsHost(r) && !uplink.LeavesTable(r) && stale(r) {
 			errs = append(errs, l.bury(family, r, routes))
 		}
 	}
@@ -803,7 +803,7 @@ func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
 	if err != nil || !found {
 		return err
 	}
-	u := Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
+	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
 	l.log.Info("client is dead; its lease is given back", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
 	err = returnRoutes(u, &ruleset{uplink: u, kernel: l.kernel, log: l.log, tables: map[uint32]bool{source.Table: true}}, l.log)
 	return errors.Join(err, l.release(u.Key))
@@ -824,5 +824,3 @@ func (l *loop) release(key wire.Key) error {
 	}
 	return nil
 }
-
-func isHost(r route.Rule) bool { return r.Src.IsValid() && r.Src.IsSingleIP() }

@@ -2,7 +2,6 @@ package client
 
 import (
 	"bytes"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -59,7 +59,7 @@ func watchConfig(t *testing.T, text string) (WatchConfig, error) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return LoadWatchConfig(path, WatchConfig{Server: "tas_socket", Profiles: []Profile{DefaultProfile()}, Exclude: DefaultExclude})
+	return LoadWatchConfig(path, WatchConfig{Server: "tas_socket", Selection: uplink.Selection{Profiles: []uplink.Profile{uplink.DefaultProfile()}, Exclude: uplink.DefaultExclude}})
 }
 
 func TestLoadWatchConfig(t *testing.T) {
@@ -79,17 +79,17 @@ func TestLoadWatchConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := WatchConfig{Server: "other", Exclude: []string{"x*"}, ReconcileEvery: 5 * time.Second, Profiles: []Profile{{
-		Ifname: "wan*", Families: []wire.Family{wire.Inet}, Tag: "cable", Want: 10017, Priorities: Priorities{1000, 2000, 9000},
+	want := WatchConfig{Server: "other", ReconcileEvery: 5 * time.Second, Selection: uplink.Selection{Exclude: []string{"x*"}, Profiles: []uplink.Profile{{
+		Ifname: "wan*", Families: []wire.Family{wire.Inet}, Tag: "cable", Want: 10017, Priorities: uplink.Priorities{Source: 1000, Network: 2000, Unbound: 9000},
 		NoNetwork: true, Forward: true,
-		Settings: Settings{Routes: MoveRoutes, OnLoss: Block, SpecificFirst: true, ServersFile: "/run/x",
+		Settings: uplink.Settings{Routes: uplink.MoveRoutes, OnLoss: uplink.Block, SpecificFirst: true, ServersFile: "/run/x",
 			Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}},
-	}, DefaultProfile()}}
+	}, uplink.DefaultProfile()}}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if DefaultExclude[0] != "lo" {
-		t.Errorf("reading a file changed the defaults: %q", DefaultExclude)
+	if uplink.DefaultExclude[0] != "lo" {
+		t.Errorf("reading a file changed the defaults: %q", uplink.DefaultExclude)
 	}
 	for _, tt := range []struct{ text, want string }{
 		{`{}`, ""},
@@ -129,7 +129,7 @@ func FuzzWatchConfig(f *testing.F) {
 	f.Add([]byte(`{"reconcile_seconds":5,"socket_path":"other","links":[{"no_network_rule":true,"dnsmasq_servers":"/run/x"}]} // x`))
 	address := route.Address{Addr: netip.MustParseAddr("192.0.2.5")}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		cfg := WatchConfig{Server: "tas_socket", Profiles: []Profile{DefaultProfile()}, Exclude: DefaultExclude}
+		cfg := WatchConfig{Server: "tas_socket", Selection: uplink.Selection{Profiles: []uplink.Profile{uplink.DefaultProfile()}, Exclude: uplink.DefaultExclude}}
 		err := jsonc.Read(bytes.NewReader(text), cfg.set)
 		if err == nil {
 			err = cfg.Validate()
@@ -141,19 +141,19 @@ func FuzzWatchConfig(f *testing.F) {
 			return
 		}
 		// What was let through has to be of use: as a request, as rules, and to a holder.
-		u, ok := cfg.uplink(address, "wan0")
+		u, ok := cfg.Uplink(address, "wan0")
 		if !ok {
 			return
 		}
 		if _, err := wire.ParseRequest(wire.Request{Key: u.Key, Tag: u.Tag, Want: u.Want}.Append(nil)); err != nil {
 			t.Errorf("%+v is no request: %v", u, err)
 		}
-		if len(u.rules(10000)) == 0 {
+		if len(u.Rules(10000)) == 0 {
 			t.Errorf("%+v has no rules", u)
 		}
-		data, err := u.Settings.encode()
+		data, err := u.Settings.Encode()
 		if err == nil {
-			_, err = decodeSettings(data)
+			_, err = uplink.DecodeSettings(data)
 		}
 		if err != nil {
 			t.Errorf("%+v cannot be told: %v", u.Settings, err)
@@ -161,57 +161,21 @@ func FuzzWatchConfig(f *testing.F) {
 	})
 }
 
-func TestSelects(t *testing.T) {
-	cfg := WatchConfig{Exclude: append([]string{"wan9"}, DefaultExclude...), Profiles: []Profile{
-		{Ifname: "wan?", Families: []wire.Family{wire.Inet}, Tag: "first",
-			Settings: Settings{Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}}},
-		{Ifname: "*", Families: []wire.Family{wire.Inet, wire.Inet6}, Tag: "second"},
-	}}
-	for _, tt := range []struct{ ifname, addr, want string }{
-		{"wan0", "192.0.2.5", "wan0-192.0.2.5-2 first [192.0.2.53]"},
-		{"wan0", "2001:db8::5", ""}, // the first profile counts
-		{"wan10", "2001:db8::5", "wan10-2001:db8::5-10 second []"},
-		{"wan9", "192.0.2.5", ""},
-		{"lan0", "fd00::5", "lan0-fd00::5-10 second []"},
-		{"lan0", "fe80::5", ""},
-		{"lan0", "ff02::5", ""},
-		{"lan0", "::1", ""},
-		{"lan0", "127.0.0.2", ""},
-		{"lan0", "169.254.1.1", ""},
-		{"lan0", "224.0.0.1", ""},
-		{"lo", "192.0.2.5", ""},
-		{"veth12ab", "192.0.2.5", ""},
-		{"br-0123456789ab", "192.0.2.5", ""},
-		{"br0", "192.0.2.5", "br0-192.0.2.5-2 second []"},
-		{"docker0", "192.0.2.5", ""},
-		{"", "192.0.2.5", ""}, // its link went meanwhile
-	} {
-		got := ""
-		u, ok := cfg.uplink(route.Address{Addr: netip.MustParseAddr(tt.addr), Bits: 24}, tt.ifname)
-		if ok {
-			got = fmt.Sprintf("%s %s %v", u.Key, u.Tag, u.Settings.Nameservers)
-		}
-		if got != tt.want {
-			t.Errorf("%s on %q: got %q, want %q", tt.addr, tt.ifname, got, tt.want)
-		}
-	}
-}
-
 // TestSettingsUnder: another profile leaves what a hook said of the network.
 func TestSettingsUnder(t *testing.T) {
 	gateway, server := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.53")
-	hook := Settings{Routes: MoveRoutes, Gateways: []netip.Addr{gateway}, Metric: 7, OnLoss: Fallback, Nameservers: []netip.Addr{server}, ServersFile: "/run/hook"}
-	profile := Settings{Routes: CopyRoutes, OnLoss: Block, SpecificFirst: true, ServersFile: "/run/profile"}
-	s := &session{machine: &machine{uplink: Uplink{Settings: hook}}}
+	hook := uplink.Settings{Routes: uplink.MoveRoutes, Gateways: []netip.Addr{gateway}, Metric: 7, OnLoss: uplink.Fallback, Nameservers: []netip.Addr{server}, ServersFile: "/run/hook"}
+	profile := uplink.Settings{Routes: uplink.CopyRoutes, OnLoss: uplink.Block, SpecificFirst: true, ServersFile: "/run/profile"}
+	s := &session{machine: &machine{uplink: uplink.Uplink{Settings: hook}}}
 	if got := s.settingsUnder(profile); !reflect.DeepEqual(got, profile) {
 		t.Errorf("without a hook: got %+v", got)
 	}
 	s.hooked = true
-	want := Settings{Routes: CopyRoutes, OnLoss: Block, SpecificFirst: true, Gateways: hook.Gateways, Metric: 7, Nameservers: hook.Nameservers, ServersFile: "/run/hook"}
+	want := uplink.Settings{Routes: uplink.CopyRoutes, OnLoss: uplink.Block, SpecificFirst: true, Gateways: hook.Gateways, Metric: 7, Nameservers: hook.Nameservers, ServersFile: "/run/hook"}
 	if got := s.settingsUnder(profile); !reflect.DeepEqual(got, want) {
 		t.Errorf("with a hook: got %+v, want %+v", got, want)
 	}
-	profile.Routes = NoRoutes
+	profile.Routes = uplink.NoRoutes
 	if err := s.settingsUnder(profile).Validate(); err != nil {
 		t.Errorf("with a profile that places no routes: %v", err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/nettest"
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -306,14 +307,14 @@ func (p *pair) waitRoute(i, family int) (table string) {
 }
 
 // bind binds traffic to an interface as the commands do.
-func (p *pair) bind(ifname string, onLoss client.OnLoss, traffic ...route.Traffic) (b client.Binding, err error) {
+func (p *pair) bind(ifname string, onLoss uplink.OnLoss, traffic ...route.Traffic) (b client.Binding, err error) {
 	p.t.Helper()
 	cfg := client.BindConfig{Ifname: ifname, OnLoss: onLoss, Traffic: traffic, Server: "tas_socket", Wait: patience}
 	p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
 	return b, err
 }
 
-func (p *pair) mustBind(ifname string, onLoss client.OnLoss, traffic ...route.Traffic) client.Binding {
+func (p *pair) mustBind(ifname string, onLoss uplink.OnLoss, traffic ...route.Traffic) client.Binding {
 	p.t.Helper()
 	var b client.Binding
 	eventually(p.t, "traffic is bound, by the holders, in both families", func() (err error) {
@@ -356,9 +357,9 @@ func TestBound(t *testing.T) {
 			p := newPair(t)
 			server := p.serve(boundTimeouts)
 			stop := p.serveAddresses(how)
-			strict := p.mustBind("wan1", client.Block)
-			loose := p.mustBind("wan1", client.Fallback)
-			p.mustBind("wan1", client.Block, user7, udp8)
+			strict := p.mustBind("wan1", uplink.Block)
+			loose := p.mustBind("wan1", uplink.Fallback)
+			p.mustBind("wan1", uplink.Block, user7, udp8)
 			if strict.Mark() != 0x02000000 || loose.Mark() != 0x03000000 || strict.Marking != loose.Marking {
 				t.Errorf("marks are %#x and %#x", strict.Mark(), loose.Mark())
 			}
@@ -390,7 +391,7 @@ func TestBound(t *testing.T) {
 			h4, h6 := p.hear("4"), p.hear("6")
 			server = p.serve(boundTimeouts)
 			stop = p.serveAddresses(how)
-			if again := p.mustBind("wan1", client.Block); again.Marking != strict.Marking {
+			if again := p.mustBind("wan1", uplink.Block); again.Marking != strict.Marking {
 				t.Errorf("the mark is another: %+v", again)
 			}
 			for _, r := range append(h4(), h6()...) {
@@ -475,8 +476,8 @@ func TestBoundLoss(t *testing.T) {
 			p := newPair(t)
 			p.serve()
 			p.serveAddresses(how)
-			strict := p.mustBind("wan1", client.Block)
-			loose := p.mustBind("wan1", client.Fallback)
+			strict := p.mustBind("wan1", uplink.Block)
+			loose := p.mustBind("wan1", uplink.Fallback)
 
 			// One family goes, with its lease.
 			p.ns.IP(t, "address del "+p.addr(1, 6)+"/64 dev wan1")
@@ -538,7 +539,7 @@ func TestBindingsSlowServer(t *testing.T) {
 	h.link("wan1")
 	server := h.serve()
 	p := &pair{host: h}
-	if _, err := p.bind("wan1", client.Block); !errors.Is(err, client.ErrNoLease) {
+	if _, err := p.bind("wan1", uplink.Block); !errors.Is(err, client.ErrNoLease) {
 		t.Fatal(err)
 	}
 	for range 3 { // links come in any order
@@ -565,15 +566,15 @@ func TestBindings(t *testing.T) {
 	if _, got := p.bindings("tas_socket"); len(got) != 0 {
 		t.Errorf("nothing is bound, and listed are %q", got)
 	}
-	b, err := p.bind("wan1", client.Block)
+	b, err := p.bind("wan1", uplink.Block)
 	if err != nil || b.Ifname != "wan1" || !slices.Equal(b.Tables[wire.Inet], []uint32{10001}) || b.Tables[wire.Inet6] != nil {
 		t.Fatalf("binding: %+v, %v", b, err)
 	}
-	if _, err := p.bind("wan0", client.Fallback, user7); err != nil {
+	if _, err := p.bind("wan0", uplink.Fallback, user7); err != nil {
 		t.Fatal(err)
 	}
 	p.ns.IP(t, "link add old0 type veth peer name old1")
-	cfg := client.BindConfig{Ifname: "old0", OnLoss: client.Block, Server: "tas_socket"}
+	cfg := client.BindConfig{Ifname: "old0", OnLoss: uplink.Block, Server: "tas_socket"}
 	p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
 	if !errors.Is(err, client.ErrNoLease) || b.Mark() != 0x06000000 {
 		t.Errorf("binding to an interface without a lease: %+v, %v", b, err)
@@ -615,7 +616,7 @@ func TestBindErrors(t *testing.T) {
 	var b client.Binding
 	var err error
 	bind := func(change func(*client.BindConfig)) error {
-		cfg := client.BindConfig{Ifname: "wan1", OnLoss: client.Block, Server: "tas_socket"}
+		cfg := client.BindConfig{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket"}
 		if change != nil {
 			change(&cfg)
 		}
@@ -630,7 +631,7 @@ func TestBindErrors(t *testing.T) {
 	}
 	waiting := make(chan error, 1)
 	go func() {
-		cfg := client.BindConfig{Ifname: "wan1", OnLoss: client.Block, Server: "tas_socket", Wait: patience}
+		cfg := client.BindConfig{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket", Wait: patience}
 		p.ns.Do(func() {
 			b, err := client.Bind(context.Background(), cfg)
 			if err == nil && !slices.Equal(b.Tables[wire.Inet], []uint32{10000}) {
@@ -652,7 +653,7 @@ func TestBindErrors(t *testing.T) {
 	}
 	done := make(chan struct{})
 	p.as(4711, func(ready func()) {
-		_, err = client.Bind(context.Background(), client.BindConfig{Ifname: "wan1", OnLoss: client.Block, Server: "tas_socket", ServerUIDs: []uint32{0}})
+		_, err = client.Bind(context.Background(), client.BindConfig{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket", ServerUIDs: []uint32{0}})
 		close(done)
 		ready()
 	})
@@ -679,7 +680,7 @@ func TestBindBusyServer(t *testing.T) {
 	server := p.serve()
 	p.lease(p.addr(1, 4), "wan1", "--routes", "copy")
 	p.freeze(server.cmd.Process.Pid)
-	cfg := client.BindConfig{Ifname: "wan1", OnLoss: client.Block, Server: "tas_socket"}
+	cfg := client.BindConfig{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket"}
 	bound := make(chan error, 1)
 	go p.ns.Do(func() {
 		_, err := client.Bind(context.Background(), cfg)
@@ -742,7 +743,7 @@ func TestBindOldHolders(t *testing.T) {
 		table := []string{"1234", "5678"}[i]
 		p.ns.IP(t, fmt.Sprintf("rule add pref 10000 from %s lookup %s", p.addr(i, 4), table)) // unmarked, as the original's
 		p.ns.IP(t, fmt.Sprintf("route add default via 10.%d.0.1 dev wan%d table %s", i+1, i, table))
-		b, err := p.bind(fmt.Sprint("wan", i), client.Block)
+		b, err := p.bind(fmt.Sprint("wan", i), uplink.Block)
 		if err != nil || len(b.Unanswered) != 1 || fmt.Sprint(b.Tables) != "map[inet:["+table+"]]" {
 			t.Errorf("wan%d: %+v, %v", i, b, err)
 		}
@@ -775,18 +776,18 @@ func TestBoundSharedAndMissing(t *testing.T) {
 	p.serve()
 	p.ns.IP(t, "address add 10.2.0.3/24 dev wan1")
 	p.lease(p.addr(1, 4), "wan1", "--routes", "copy")
-	b, err := p.bind("wan1", client.Block)
+	b, err := p.bind("wan1", uplink.Block)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Who finds all in place asks nobody, and is not kept waiting.
 	pid := p.onlyClient()
 	p.freeze(pid)
-	if b, err = p.bind("wan1", client.Block); err != nil || len(b.Unanswered) > 0 {
+	if b, err = p.bind("wan1", uplink.Block); err != nil || len(b.Unanswered) > 0 {
 		t.Errorf("beside a holder that stands still: %+v, %v", b, err)
 	}
 	// For who finds it not, the lookup is placed; the holder is none the worse for it.
-	if other, err := p.bind("wan1", client.Block, user7); err != nil || len(other.Unanswered) != 1 {
+	if other, err := p.bind("wan1", uplink.Block, user7); err != nil || len(other.Unanswered) != 1 {
 		t.Errorf("beside a holder that stands still: %+v, %v", other, err)
 	}
 	p.wantSeen("bound beside a holder that stands still", probe{family: 4, uid: 4711}, p.addr(1, 4))
@@ -880,7 +881,7 @@ func TestBoundSoakMany(t *testing.T) {
 	}
 	for _, what := range []string{"first", "again"} {
 		began := time.Now()
-		b, err := p.bind("wan0", client.Block)
+		b, err := p.bind("wan0", uplink.Block)
 		if err != nil || len(b.Tables[wire.Inet]) != each || len(b.Unanswered) > 0 {
 			t.Fatalf("%d tables, unanswered %q, %v", len(b.Tables[wire.Inet]), b.Unanswered, err)
 		}

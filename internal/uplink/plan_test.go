@@ -1,4 +1,4 @@
-package client
+package uplink
 
 import (
 	"net/netip"
@@ -168,19 +168,19 @@ func TestMakePlan(t *testing.T) {
 			if tt.network == "" {
 				tt.network = "192.0.2.5/24"
 			}
-			v := view{index: 7, network: prefix(tt.network), main: tt.main}
+			v := View{Index: 7, Network: prefix(tt.network), Main: tt.main}
 			if tt.others != "" {
-				v.others = []netip.Prefix{prefix(tt.others)}
+				v.Others = []netip.Prefix{prefix(tt.others)}
 			}
-			u := Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: v.network.Addr().String()}, Network: v.network, Settings: tt.settings}
-			p := makePlan(u, v, planTable, tt.taken, tt.kept)
-			wantRoutes(t, "table", p.table, tt.table)
-			wantRoutes(t, "leaves main", p.leave, tt.leave)
-			if len(p.left) != tt.left {
-				t.Errorf("left alone: %q, want %d", p.left, tt.left)
+			u := Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: v.Network.Addr().String()}, Network: v.Network, Settings: tt.settings}
+			p := MakePlan(u, v, planTable, tt.taken, tt.kept)
+			wantRoutes(t, "table", p.Table, tt.table)
+			wantRoutes(t, "leaves main", p.Leave, tt.leave)
+			if len(p.Left) != tt.left {
+				t.Errorf("left alone: %q, want %d", p.Left, tt.left)
 			}
-			for _, r := range p.table {
-				if r.Table != planTable || r.Protocol != route.Protocol || r.Src != v.network.Addr() {
+			for _, r := range p.Table {
+				if r.Table != planTable || r.Protocol != route.Protocol || r.Src != v.Network.Addr() {
 					t.Errorf("in the table: %s", r)
 				}
 			}
@@ -205,8 +205,8 @@ func TestMakePlanHostRoutes(t *testing.T) {
 		"far end":   {"2001:db8::3/128", rest + "; 2001:db8::3 src 2001:db8::2 metric 256 pref medium"},
 	} {
 		u := Uplink{Key: wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{Routes: CopyRoutes}}
-		v := view{index: 7, network: prefix(tt.network), others: []netip.Prefix{prefix("2001:db8::4/128")}, main: main}
-		wantRoutes(t, name, makePlan(u, v, planTable, nil, nil).table, tt.table)
+		v := View{Index: 7, Network: prefix(tt.network), Others: []netip.Prefix{prefix("2001:db8::4/128")}, Main: main}
+		wantRoutes(t, name, MakePlan(u, v, planTable, nil, nil).Table, tt.table)
 	}
 }
 
@@ -238,10 +238,10 @@ func TestStopgap(t *testing.T) {
 		Key:      wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"},
 		Settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}},
 	}
-	v := view{index: 7, network: prefix("192.0.2.5/24"), main: []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.5", 0)}}
-	wantRoutes(t, "main", stopgap(u, v), "default via 192.0.2.1 src 192.0.2.5 metric 7; default via 192.0.2.2 src 192.0.2.5 metric 8")
-	v.main = append(v.main, mainRoute("default", "192.0.2.1", "", 0), mainRoute("default", "192.0.2.2", "", 100))
-	wantRoutes(t, "main that has them", stopgap(u, v), "")
+	v := View{Index: 7, Network: prefix("192.0.2.5/24"), Main: []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.5", 0)}}
+	wantRoutes(t, "main", Stopgap(u, v), "default via 192.0.2.1 src 192.0.2.5 metric 7; default via 192.0.2.2 src 192.0.2.5 metric 8")
+	v.Main = append(v.Main, mainRoute("default", "192.0.2.1", "", 0), mainRoute("default", "192.0.2.2", "", 100))
+	wantRoutes(t, "main that has them", Stopgap(u, v), "")
 }
 
 func TestForget(t *testing.T) {
@@ -249,7 +249,7 @@ func TestForget(t *testing.T) {
 		Key:      wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"},
 		Settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1")}},
 	}
-	v := view{index: 7, network: prefix("192.0.2.5/24")}
+	v := View{Index: 7, Network: prefix("192.0.2.5/24")}
 	taken := []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.5", 0), mainRoute("default", "192.0.2.1", "", 0), mainRoute("10.0.0.0/8", "192.0.2.1", "", 0)}
-	wantRoutes(t, "taken", forget(taken, old, v), "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1")
+	wantRoutes(t, "taken", WithoutGiven(taken, old, v), "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1")
 }

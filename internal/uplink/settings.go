@@ -1,4 +1,4 @@
-package client
+package uplink
 
 import (
 	"encoding/json"
@@ -50,17 +50,17 @@ type Settings struct {
 	PIDFile       string        `json:"pid_file,omitempty"`     // of dnsmasq; empty: where Debian has it
 }
 
-// placesRoutes tells whether the client, and not its caller, places routes.
-func (s Settings) placesRoutes() bool { return s.Routes == MoveRoutes || s.Routes == CopyRoutes }
+// PlacesRoutes reports whether the client, and not its caller, places routes.
+func (s Settings) PlacesRoutes() bool { return s.Routes == MoveRoutes || s.Routes == CopyRoutes }
 
 // DefaultServersFile is where resolver lines go. Below /run nothing outlives a boot.
 const DefaultServersFile = "/run/table-allocator/dnsmasq.servers"
 
-// encode is the form in which a Replace carries the settings.
-func (s Settings) encode() ([]byte, error) { return json.Marshal(s) }
+// Encode is the form in which a Replace carries the settings.
+func (s Settings) Encode() ([]byte, error) { return json.Marshal(s) }
 
-// decodeSettings reads them strictly: what a holder does not know it must not drop.
-func decodeSettings(data []byte) (Settings, error) {
+// DecodeSettings reads them strictly: what a holder does not know it must not drop.
+func DecodeSettings(data []byte) (Settings, error) {
 	var s Settings
 	d := json.NewDecoder(strings.NewReader(string(data)))
 	d.DisallowUnknownFields()
@@ -182,4 +182,14 @@ func ParseClasslessRoutes(text string) ([]StaticRoute, error) {
 		octets = octets[1+significant+4:]
 	}
 	return routes, nil
+}
+
+// Under is a profile's settings with what s says of the network.
+func (s Settings) Under(profile Settings) Settings {
+	if profile.PlacesRoutes() {
+		profile.Gateways, profile.Metric, profile.Static = s.Gateways, s.Metric, s.Static
+	}
+	profile.Prefix = s.Prefix
+	profile.Nameservers, profile.ServersFile, profile.PIDFile = s.Nameservers, s.ServersFile, s.PIDFile
+	return profile
 }

@@ -1,8 +1,7 @@
-// Package client turns a lease into kernel state and takes it back: one pure state
-// machine for each address, and the loop that drives a set of them with datagrams,
-// kernel events and timers. It hides how a lease is asked for, kept and given back,
-// which rules belong to it, and how the processes that hold leases find each other.
-package client
+// Package uplink says what an address of this host means for the kernel: which rules and routes a lease of
+// a table stands for, which rules are left of an earlier lease, what is bound to the address's interface, and
+// which addresses are served at all. It is pure: it reads and changes nothing.
+package uplink
 
 import (
 	"fmt"
@@ -34,18 +33,19 @@ type Uplink struct {
 	Settings   Settings
 }
 
-// isAddress tells whether the key names an address, which comes and goes with its link and
+// IsAddress reports whether the key names an address, which comes and goes with its link and
 // has rules, or any other identifier.
-func (u Uplink) isAddress() bool { return u.Key.Family != wire.Unspec }
+func (u Uplink) IsAddress() bool { return u.Key.Family != wire.Unspec }
 
-func (u Uplink) addr() netip.Addr {
+// Addr is the address, or the zero Addr if the key names something else.
+func (u Uplink) Addr() netip.Addr {
 	addr, _ := netip.ParseAddr(u.Key.Address) // Canonical has parsed it; unspec has none
 	return addr
 }
 
-// nameservers are those to ask from the address. A link-local one is reached through the
+// Nameservers are those to ask from the address. A link-local one is reached through the
 // link of the address, which DHCPv6 does not say and a resolver has to know.
-func (u Uplink) nameservers() []netip.Addr {
+func (u Uplink) Nameservers() []netip.Addr {
 	servers := slices.Clone(u.Settings.Nameservers)
 	for i, server := range servers {
 		if server.Is6() && server.IsLinkLocalUnicast() && server.Zone() == "" {
@@ -55,21 +55,21 @@ func (u Uplink) nameservers() []netip.Addr {
 	return servers
 }
 
-// host is the source of the source rule.
-func (u Uplink) host() netip.Prefix { return netip.PrefixFrom(u.addr(), u.addr().BitLen()) }
+// Host is the source of the source rule.
+func (u Uplink) Host() netip.Prefix { return netip.PrefixFrom(u.Addr(), u.Addr().BitLen()) }
 
-// rules are what a lease of table means for the kernel.
-func (u Uplink) rules(table uint32) []route.Rule {
-	if !u.isAddress() {
+// Rules are what a lease of table means for the kernel.
+func (u Uplink) Rules(table uint32) []route.Rule {
+	if !u.IsAddress() {
 		return nil
 	}
 	rule := func(priority uint32) route.Rule {
 		return route.Rule{Priority: priority, Table: table, Protocol: route.Protocol}
 	}
 	source := rule(u.Priorities.Source)
-	source.Src = u.host()
+	source.Src = u.Host()
 	unbound := rule(u.Priorities.Unbound)
-	unbound.Iif = loopback
+	unbound.Iif = Loopback
 	var rules []route.Rule
 	if u.Settings.SpecificFirst {
 		// What is more specific than a default, in the table or in main, comes first.
@@ -84,7 +84,7 @@ func (u Uplink) rules(table uint32) []route.Rule {
 	if u.Settings.OnLoss == Block {
 		// Behind the source rule, not in the table: there it would stop the unbound rules
 		// of other uplinks, too.
-		rules = append(rules, u.block())
+		rules = append(rules, u.Block())
 	}
 	if u.Forward && !u.Network.IsSingleIP() {
 		forward := rule(u.Priorities.Source)
@@ -109,34 +109,34 @@ func (u Uplink) rules(table uint32) []route.Rule {
 	return append(rules, unbound)
 }
 
-// blocks tells whether there is a place for block.
-func (u Uplink) blocks() bool { return u.Priorities.Source != math.MaxUint32 }
+// CanBlock reports whether there is a priority for Block.
+func (u Uplink) CanBlock() bool { return u.Priorities.Source != math.MaxUint32 }
 
-// block is the rule that lets nothing leave from the address by another uplink.
-func (u Uplink) block() route.Rule {
-	return route.Rule{Priority: u.Priorities.Source + 1, Src: u.host(), Action: route.Unreachable, Protocol: route.Protocol}
+// Block is the rule that lets nothing leave from the address by another uplink.
+func (u Uplink) Block() route.Rule {
+	return route.Rule{Priority: u.Priorities.Source + 1, Src: u.Host(), Action: route.Unreachable, Protocol: route.Protocol}
 }
 
-// guard is that rule for an address that is awaited, if it is wanted.
-func (u Uplink) guard() []route.Rule {
+// BlockOnLoss is that rule, if the settings want it: for an address that may come back.
+func (u Uplink) BlockOnLoss() []route.Rule {
 	if u.Settings.OnLoss != Block {
 		return nil
 	}
-	return []route.Rule{u.block()}
+	return []route.Rule{u.Block()}
 }
 
-// original tells whether r is one of the three rules that the original program has for
+// Original reports whether r is one of the three rules that the original program has for
 // this very address in one table. It marks nothing, and never removes them.
-func (u Uplink) original(r route.Rule, table uint32) bool {
+func (u Uplink) Original(r route.Rule, table uint32) bool {
 	if r.Protocol != unix.RTPROT_UNSPEC || r.Table != table {
 		return false
 	}
 	plain := route.Rule{Priority: r.Priority, Table: table}
 	switch r.Priority {
 	case OriginalPriorities.Source:
-		plain.Src = u.host()
+		plain.Src = u.Host()
 	case OriginalPriorities.Network:
-		if r.Dst.Addr() != u.addr() {
+		if r.Dst.Addr() != u.Addr() {
 			return false
 		}
 		plain.Dst = r.Dst // with its host bits, as the original gives it
@@ -148,55 +148,56 @@ func (u Uplink) original(r route.Rule, table uint32) bool {
 	return r == plain
 }
 
-// leftovers are the tables that rules from this address look up: rules of a client of
+// Leftovers are the tables that rules from this address look up: rules of a client of
 // ours that died, or of the original.
-func (u Uplink) leftovers(rules []route.Rule) (ours, originals map[uint32]bool) {
+func (u Uplink) Leftovers(rules []route.Rule) (ours, originals map[uint32]bool) {
 	ours, originals = make(map[uint32]bool), make(map[uint32]bool)
 	for _, r := range rules {
-		if r.Src != u.host() || beside(r) {
+		if r.Src != u.Host() || LeavesTable(r) {
 			continue
 		}
 		if r.Protocol == route.Protocol {
 			ours[r.Table] = true
-		} else if u.original(r, r.Table) {
+		} else if u.Original(r, r.Table) {
 			originals[r.Table] = true
 		}
 	}
 	return ours, originals
 }
 
-// beside tells whether a rule of ours from an address, or a prefix, leads elsewhere than to
+// LeavesTable reports whether a rule of ours from an address, or a prefix, leads elsewhere than to
 // its table.
-func beside(r route.Rule) bool { return r.Action != route.Lookup || r.Table == unix.RT_TABLE_MAIN }
+func LeavesTable(r route.Rule) bool { return r.Action != route.Lookup || r.Table == unix.RT_TABLE_MAIN }
 
-// orphans tells of rules beside those of prefixes whether nobody has the prefix: several
-// addresses may, and no table tells whose they are. marked are all of ours, or those that
+// Orphans returns whether a rule of a prefix that leaves the table belongs to nobody: several addresses may have
+// the prefix, and no table tells whose such a rule is. marked are all of ours, or those that
 // are to stay.
-func orphans(marked []route.Rule) func(route.Rule) bool {
+func Orphans(marked []route.Rule) func(route.Rule) bool {
 	had := make(map[netip.Prefix]bool)
 	for _, r := range marked {
-		if !beside(r) {
+		if !LeavesTable(r) {
 			had[r.Src] = true
 		}
 	}
 	return func(r route.Rule) bool {
-		return r.Protocol == route.Protocol && r.Src.IsValid() && !isHost(r) && beside(r) && !had[r.Src]
+		return r.Protocol == route.Protocol && r.Src.IsValid() && !IsHost(r) && LeavesTable(r) && !had[r.Src]
 	}
 }
 
-// retold is the uplink with what a Replace brings: the newest tag, and settings if there
+// Updated is the uplink with what a Replace brings: the newest tag, and settings if there
 // are any, since a call that only asks for the table has none.
-func (u Uplink) retold(r wire.Request) (Uplink, error) {
+func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 	u.Tag = r.Tag
 	if r.Settings == "" {
 		return u, nil
 	}
-	settings, err := decodeSettings([]byte(r.Settings))
+	settings, err := DecodeSettings([]byte(r.Settings))
 	u.Settings = settings
 	return u, err
 }
 
-// family is the number of the address family for rtnetlink.
-func (u Uplink) family() int { return int(u.Key.Family) }
+// Family is the number of the address family for rtnetlink.
+func (u Uplink) Family() int { return int(u.Key.Family) }
 
+// String is the address and its link, for messages.
 func (u Uplink) String() string { return fmt.Sprintf("%s on %s", u.Key.Address, u.Key.Ifname) }

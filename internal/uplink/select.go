@@ -1,0 +1,129 @@
+package uplink
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"path/filepath"
+	"slices"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Profile is what a watch wants for the addresses of some links.
+type Profile struct {
+	Ifname     string // pattern of path.Match
+	Families   []wire.Family
+	Tag        string
+	Want       uint32 // the table to ask for, which one address can have; 0: any
+	Priorities Priorities
+	NoNetwork  bool
+	Forward    bool
+	Settings   Settings
+}
+
+// Selection says which addresses of the host are served, and how.
+type Selection struct {
+	Profiles []Profile // the first whose pattern a link's name has counts
+	Exclude  []string  // patterns of links to leave alone, before any profile
+}
+
+// DefaultExclude are links that lead to this host itself or to its containers, and
+// tunnels whose programs have rules of their own.
+var DefaultExclude = []string{"lo", "docker*", "br-*", "veth*", "virbr*", "vnet*", "lxc*", "lxdbr*", "cni*", "cali*",
+	"flannel*", "podman*", "tailscale*", "ifb*", "dummy*"}
+
+// DefaultProfile copies routes, which takes nothing from anybody.
+func DefaultProfile() Profile {
+	return Profile{
+		Ifname:     "*",
+		Families:   []wire.Family{wire.Inet, wire.Inet6},
+		Priorities: OriginalPriorities,
+		Settings:   Settings{Routes: CopyRoutes, OnLoss: Fallback, ServersFile: DefaultServersFile},
+	}
+}
+
+// Validate checks the patterns and the profiles.
+func (c Selection) Validate() error {
+	if len(c.Profiles) == 0 {
+		return errors.New("links: none, so nothing would be served")
+	}
+	for _, pattern := range c.Exclude {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return fmt.Errorf("exclude %q: %w", pattern, err)
+		}
+	}
+	for _, p := range c.Profiles {
+		if err := p.Validate(); err != nil {
+			return fmt.Errorf("links %q: %w", p.Ifname, err)
+		}
+	}
+	return nil
+}
+
+// Validate checks one profile.
+func (p Profile) Validate() error {
+	if _, err := path.Match(p.Ifname, ""); err != nil || p.Ifname == "" {
+		return errors.New("ifname is not a pattern like wan*")
+	}
+	if err := wire.CheckTag(p.Tag); err != nil {
+		return err
+	}
+	if p.Priorities.Source < 3 || p.Priorities.Network == 0 || p.Priorities.Unbound == 0 || p.Priorities.Source == 1<<32-1 {
+		return errors.New("priority: want numbers above 0, and above 2 for the source rule")
+	}
+	if p.Settings.ServersFile != "" && !filepath.IsAbs(p.Settings.ServersFile) {
+		return errors.New("dnsmasq_servers is no absolute path")
+	}
+	return p.Settings.Validate()
+}
+
+// Reselect is Uplink for an address that is served already.
+func (c Selection) Reselect(u Uplink, ifname string) (Uplink, bool) {
+	told, ok := c.Uplink(route.Address{Addr: u.Addr()}, ifname)
+	told.Network = u.Network
+	return told, ok
+}
+
+// Uplink is what the selection wants for an address of a link, if it wants anything.
+func (c Selection) Uplink(a route.Address, ifname string) (Uplink, bool) {
+	family := wire.Inet6
+	if a.Addr.Is4() {
+		family = wire.Inet
+	}
+	if !a.Addr.IsGlobalUnicast() || a.DADFailed() || ifname == "" || len(ifname) > wire.MaxIfname {
+		return Uplink{}, false
+	}
+	matches := func(pattern string) bool {
+		ok, err := path.Match(pattern, ifname)
+		return err == nil && ok // patterns are checked when they are read
+	}
+	if slices.ContainsFunc(c.Exclude, matches) {
+		return Uplink{}, false
+	}
+	for _, p := range c.Profiles {
+		if !matches(p.Ifname) {
+			continue
+		}
+		if !slices.Contains(p.Families, family) {
+			return Uplink{}, false
+		}
+		settings := p.Settings
+		settings.Nameservers = slices.DeleteFunc(slices.Clone(settings.Nameservers), func(n netip.Addr) bool {
+			return n.Is4() != a.Addr.Is4()
+		})
+		return Uplink{
+			Key:        wire.Key{Family: family, Ifname: ifname, Address: a.Addr.String()},
+			Network:    a.Network(),
+			Tag:        p.Tag,
+			Want:       p.Want,
+			Priorities: p.Priorities,
+			NoNetwork:  p.NoNetwork,
+			Forward:    p.Forward,
+			Settings:   settings,
+		}, true
+	}
+	return Uplink{}, false
+}
