@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
 // dnsmasqPIDFiles are where dnsmasq of a distribution, and by default, leaves its pid.
@@ -52,7 +54,7 @@ func setServers(path string, addr netip.Addr, servers []netip.Addr) (changed boo
 	if bytes.Equal(before, after) {
 		return false, nil
 	}
-	if err := replaceFile(path, after, 0o644); err != nil {
+	if err := remember.ReplaceFile(path, after, 0o644); err != nil {
 		return true, fmt.Errorf("resolver lines: %w", err)
 	}
 	return true, nil
@@ -74,23 +76,6 @@ func lockDir(dir string) (unlock func(), err error) {
 			return nil, fmt.Errorf("lock %s: %w", dir, err)
 		}
 	}
-}
-
-// replaceFile lets whoever reads path see the old content or the new one, whole.
-func replaceFile(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(mode), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
 }
 
 // tellDnsmasq makes a dnsmasq that runs read its servers-file again. None is no error: it

@@ -1,31 +1,23 @@
 package client
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// toldDir has what hooks told watches: gateways, resolvers, a prefix. The kernel shows
-// what became of that, and not what of it a hook had said, so a watch that was killed
-// would lose it. There is a directory for each network namespace, and in it a file for
-// each key. Below /run nothing outlives a boot.
-const toldDir = "/run/table-allocator/told"
-
-// told is what a hook told about an address.
+// told is what a hook told a watch about an address: gateways, resolvers, a prefix. The kernel shows
+// what became of that, and not what of it a hook had said, so a watch that was killed would lose it.
+// Each key has a file.
 type told struct {
 	// Link and Created tell the address from one that came later: its link and when it was
 	// put there, in hundredths of seconds since the boot.
@@ -36,113 +28,35 @@ type told struct {
 	Profile  string `json:"profile"`  // the settings of the profile at that time
 }
 
-const (
-	maxTold   = 2 * wire.MaxReplace
-	staleTemp = time.Minute // a file that is being written is younger
-)
+const staleTemp = time.Minute // a file that is being written is younger
 
 // memory is the directory of a network namespace; "" is none.
-type memory struct{ dir string }
+type memory struct{ remember.Dir }
 
 // ownMemory is that of the namespace that this process is in. Its inode number may be
 // another's later, while no other has an address on the same link since the same moment.
 func ownMemory() (memory, error) {
-	info, err := os.Stat("/proc/thread-self/ns/net")
-	if err != nil {
-		return memory{}, err
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return memory{}, errors.ErrUnsupported
-	}
-	return memory{filepath.Join(toldDir, strconv.FormatUint(stat.Ino, 10))}, nil
+	dir, err := remember.Own("told")
+	return memory{dir}, err
 }
 
-func (m memory) path(key wire.Key) string { return filepath.Join(m.dir, wire.HolderName(key)) }
-
-// open makes the directory, which nobody else may write to.
-func (m memory) open() error {
-	if m.dir == "" {
-		return errors.New("the network namespace is not known")
-	}
-	if err := os.MkdirAll(filepath.Dir(toldDir), 0o755); err != nil {
-		return err
-	}
-	for _, dir := range []string{toldDir, m.dir} {
-		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		info, err := os.Lstat(dir)
-		if err != nil {
-			return err
-		}
-		if !info.IsDir() || !isOwn(info) {
-			return fmt.Errorf("%s: want a directory that only uid %d can write to", dir, os.Geteuid())
-		}
-	}
-	return nil
-}
-
-// isOwn tells whether a file is this user's and nobody else can write to it.
-func isOwn(info fs.FileInfo) bool {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	const others = 0o022
-	return ok && int(stat.Uid) == os.Geteuid() && info.Mode().Perm()&others == 0
-}
+func (m memory) path(key wire.Key) string { return m.Path(wire.HolderName(key)) }
 
 // write keeps what was told about key.
-func (m memory) write(key wire.Key, t told) error {
-	if err := m.open(); err != nil {
-		return err
-	}
-	text, err := json.Marshal(t)
-	if err != nil {
-		return err
-	}
-	return replaceFile(m.path(key), text, 0o600)
-}
+func (m memory) write(key wire.Key, t told) error { return m.Write(wire.HolderName(key), t) }
 
 // read returns what was told about key; fs.ErrNotExist says that there is nothing.
-func (m memory) read(key wire.Key) (told, error) {
-	var t told
-	if m.dir == "" {
-		return t, fs.ErrNotExist
-	}
-	f, err := os.OpenFile(m.path(key), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return t, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return t, err
-	}
-	if !info.Mode().IsRegular() || !isOwn(info) {
-		return t, fmt.Errorf("%s: want a file that only uid %d can write to", f.Name(), os.Geteuid())
-	}
-	d := json.NewDecoder(io.LimitReader(f, maxTold))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&t); err != nil {
-		return t, fmt.Errorf("%s: %w", f.Name(), err)
-	}
-	return t, nil
+func (m memory) read(key wire.Key) (t told, err error) {
+	err = m.Read(wire.HolderName(key), &t)
+	return t, err
 }
 
-func (m memory) remove(key wire.Key) error {
-	if m.dir == "" {
-		return nil
-	}
-	err := os.Remove(m.path(key))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
+func (m memory) remove(key wire.Key) error { return m.Remove(wire.HolderName(key)) }
 
 // stale are the names of files that belong to no key that is held, by this process or by
 // another one.
 func (m memory) stale(held []string, now time.Time) ([]string, error) {
-	entries, err := os.ReadDir(m.dir)
+	entries, err := os.ReadDir(string(m.Dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -224,7 +138,7 @@ func (l *loop) forgetStale(held []string) error {
 	memory := l.watch.memory
 	names, err := memory.stale(held, time.Now())
 	for _, name := range names {
-		err = errors.Join(err, os.Remove(filepath.Join(memory.dir, name)))
+		err = errors.Join(err, memory.Remove(name))
 	}
 	return err
 }

@@ -10,11 +10,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
 func TestMemory(t *testing.T) {
-	m := memory{filepath.Join(t.TempDir(), "4026531840")}
-	if err := os.Mkdir(m.dir, 0o700); err != nil {
+	m := memory{remember.Dir(filepath.Join(t.TempDir(), "4026531840"))}
+	if err := os.Mkdir(string(m.Dir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	key := cable().Key
@@ -38,7 +40,7 @@ func TestMemory(t *testing.T) {
 		"cut":         text[:40],
 		"unknown key": strings.Replace(text, "link", "lnk", 1),
 		"wrong type":  strings.Replace(text, "7", `"7"`, 1),
-		"too long":    strings.Replace(text, "dhclient", strings.Repeat("x", maxTold), 1),
+		"too long":    strings.Replace(text, "dhclient", strings.Repeat("x", remember.MaxFile), 1),
 	} {
 		put(text, 0o600)
 		if _, err := m.read(key); err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +67,7 @@ func TestMemory(t *testing.T) {
 		t.Errorf("nothing is there: %v", err)
 	}
 	put(text, 0o600)
-	if err := os.WriteFile(filepath.Join(m.dir, ".temp"), nil, 0o600); err != nil {
+	if err := os.WriteFile(m.Path(".temp"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	stale, err := m.stale([]string{key.String(), "wan9-10.9.9.9-2"}, time.Now())
