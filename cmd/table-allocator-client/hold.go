@@ -15,6 +15,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -370,7 +371,7 @@ func release(opts options) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "table-allocator-client:", err)
 	}
-	if err != nil && !errors.Is(err, client.ErrNoServer) {
+	if err != nil && !errors.Is(err, peer.ErrNoServer) {
 		return cli.ExitError
 	}
 	return cli.ExitOK

@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -47,14 +47,9 @@ var (
 	// ErrNoLease says that no lease serves the interface now. What is bound stays bound: with
 	// Block it reaches nothing until one does.
 	ErrNoLease = errors.New("no address of it has a lease")
-	// ErrNoMarks says that the server is the original, or a version that knows no marks.
-	ErrNoMarks = errors.New("the server knows no marks: it is an older version, or the original")
 )
 
 const (
-	markPatience  = 2 * time.Second        // for an answer of a server that has read the request
-	markEvery     = 500 * time.Millisecond // between tries
-	busyPause     = 5 * time.Millisecond   // before the next where it does not read them
 	bindAgain     = 250 * time.Millisecond // to look for a lease when no event told of one
 	bindPatience  = 2 * time.Second        // how long all holders together may be silent
 	servePatience = time.Second            // and one, who may have a thousand rules to add
@@ -65,7 +60,7 @@ const (
 // but for its tables.
 func Bind(ctx context.Context, cfg BindConfig) (Binding, error) {
 	b, err := bind(ctx, cfg)
-	if err != nil && cfg.Wait > 0 && (errors.Is(err, ErrNoLease) || errors.Is(err, ErrNoServer)) {
+	if err != nil && cfg.Wait > 0 && (errors.Is(err, ErrNoLease) || errors.Is(err, peer.ErrNoServer)) {
 		b, err = awaitBind(ctx, cfg)
 	}
 	if err != nil {
@@ -102,7 +97,7 @@ func awaitBind(ctx context.Context, cfg BindConfig) (Binding, error) {
 	}()
 	for {
 		b, err := bind(ctx, cfg)
-		if err == nil || !errors.Is(err, ErrNoLease) && !errors.Is(err, ErrNoServer) {
+		if err == nil || !errors.Is(err, ErrNoLease) && !errors.Is(err, peer.ErrNoServer) {
 			return b, err
 		}
 		select {
@@ -140,12 +135,12 @@ func bind(ctx context.Context, cfg BindConfig) (b Binding, err error) {
 	if found { // by another name of it, perhaps
 		b.Ifname = link.Name
 	}
-	conn, err := open(wire.Key{Ifname: b.Ifname, Address: "bind"}, asAsker)
+	conn, err := peer.Open(wire.Key{Ifname: b.Ifname, Address: "bind"}, peer.AsAsker)
 	if err != nil {
 		return b, err
 	}
 	defer conn.Close()
-	if b.Marking, err = askMark(conn, cfg.Server, cfg.ServerUIDs, b.Ifname, false); err != nil {
+	if b.Marking, err = peer.AskMark(conn, cfg.Server, cfg.ServerUIDs, b.Ifname, false); err != nil {
 		return b, err
 	}
 	if len(b.Traffic) == 0 {
@@ -169,53 +164,6 @@ func bind(ctx context.Context, cfg BindConfig) (b Binding, err error) {
 		return b, ErrNoLease
 	}
 	return b, nil
-}
-
-// askMark asks the server for the mark of an interface; with known it gives none anew.
-func askMark(conn *wire.Conn, name string, uids []uint32, ifname string, known bool) (wire.Marking, error) {
-	servers, err := serverAddrs(name)
-	if err != nil {
-		return wire.Marking{}, err
-	}
-	trusted := newTrust(uids)
-	req := wire.Request{Key: wire.Key{Ifname: ifname}, Cmd: wire.Mark, Known: known}
-	began := time.Now()
-	for until := began.Add(markPatience); ; {
-		var reply wire.Reply
-		for _, to := range servers { // the first form of the name that somebody is bound to
-			if reply, err = exchange(conn, to, req, trusted, markEvery); !errors.Is(err, syscall.ECONNREFUSED) {
-				break
-			}
-		}
-		switch {
-		case err == nil && reply.Code == wire.Malformed:
-			return wire.Marking{}, ErrNoMarks
-		case err == nil && reply.Code == wire.Denied:
-			return wire.Marking{}, fmt.Errorf("%w: %s", unix.EPERM, reply.Error)
-		case err == nil && reply.Error != "":
-			return wire.Marking{}, fmt.Errorf("ask the server for a mark: %s", reply.Error)
-		case err == nil && reply.Marking == wire.Marking{} && !known:
-			return wire.Marking{}, ErrNoMarks
-		case err == nil:
-			return reply.Marking, nil
-		case errors.Is(err, syscall.ECONNREFUSED):
-			return wire.Marking{}, fmt.Errorf("%w: nobody serves %s", ErrNoServer, servers[0])
-		case !errors.Is(err, errSilent) && !errors.Is(err, syscall.EAGAIN):
-			return wire.Marking{}, fmt.Errorf("ask the server for a mark: %w", err)
-		case conn.Backlog() > 0 && time.Since(began) > busyPatience:
-			return wire.Marking{}, fmt.Errorf("%w: who serves %s does not read requests", ErrNoServer, servers[0])
-		case conn.Backlog() > 0: // it starts, say, on a host that is out of breath
-			until = time.Now().Add(markPatience)
-			time.Sleep(busyPause)
-		case time.Now().After(until):
-			if stranger := explain(servers, trusted); stranger != nil {
-				return wire.Marking{}, stranger
-			}
-			return wire.Marking{}, ErrNoMarks // the original is silent
-		case errors.Is(err, syscall.EAGAIN): // its queue is full
-			time.Sleep(busyPause)
-		}
-	}
 }
 
 // guard places the guards. IPv6 that the kernel does not have needs none.
@@ -276,7 +224,7 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 			}
 			continue
 		case err == nil && reply.Code == wire.Denied:
-			return ErrNotAsked
+			return peer.ErrNotAsked
 		case err == nil && reply.Code != "", !leased: // it ends, or there is nothing to serve yet
 			continue
 		}
@@ -302,9 +250,9 @@ func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, key wire.Key) 
 		return wire.Reply{}, err
 	}
 	req := wire.Request{Key: key, Cmd: wire.Query, Marking: b.Marking}
-	reply, err := askHolder(ctx, conn, to, req, servePatience)
+	reply, err := peer.AskHolder(ctx, conn, to, req, servePatience)
 	if err != nil { // somebody else may have the holder's name
-		if standIn, standInErr := askStandIns(conn, req, servePatience); standInErr == nil {
+		if standIn, standInErr := peer.AskStandIns(conn, req, servePatience); standInErr == nil {
 			return standIn, nil
 		}
 	}
@@ -398,8 +346,8 @@ func Bindings(server string, uids []uint32, more ...string) ([]Bound, error) {
 	for _, name := range links {
 		ifnames = append(ifnames, name)
 	}
-	marked, err := markedInterfaces(server, uids, ifnames)
-	if err != nil && !errors.Is(err, ErrNoServer) && !errors.Is(err, ErrNoMarks) {
+	marked, err := peer.MarkedInterfaces(server, uids, ifnames)
+	if err != nil && !errors.Is(err, peer.ErrNoServer) && !errors.Is(err, peer.ErrNoMarks) {
 		return nil, err
 	}
 	for i := range all {
@@ -465,32 +413,6 @@ func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err er
 		}
 	}
 	return all, sources, nil
-}
-
-// markedInterfaces maps the priorities of lookups to the interfaces that have them.
-func markedInterfaces(server string, uids []uint32, ifnames []string) (map[uint32]string, error) {
-	marked := make(map[uint32]string)
-	for _, ifname := range ifnames {
-		m, err := knownMark(server, uids, ifname)
-		if err != nil {
-			return marked, err
-		}
-		if m != (wire.Marking{}) {
-			marked[m.Block], marked[m.Fallback] = ifname, ifname
-		}
-	}
-	return marked, nil
-}
-
-// knownMark asks on a socket of its own: a server that was slow answers each try, and no answer tells
-// which interface it is about.
-func knownMark(server string, uids []uint32, ifname string) (wire.Marking, error) {
-	conn, err := open(wire.Key{Ifname: "marks", Address: fmt.Sprint(os.Getpid())}, asAsker)
-	if err != nil {
-		return wire.Marking{}, err
-	}
-	defer conn.Close()
-	return askMark(conn, server, uids, ifname, true)
 }
 
 // Unbind removes what Bindings has listed: guards first, since holders put lookups back.

@@ -9,12 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"syscall"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -34,11 +34,11 @@ type Report func(table uint32, why string)
 // both until the address or its link goes or ctx ends; then it takes them back. If
 // another process of ours holds the key, it reports that one's table and returns.
 func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error {
-	servers, err := serverAddrs(cfg.Server)
+	servers, err := peer.ServerAddrs(cfg.Server)
 	if err != nil {
 		return err
 	}
-	trusted := newTrust(cfg.ServerUIDs)
+	trusted := peer.NewTrust(cfg.ServerUIDs)
 	conn, err := becomeHolder(ctx, cfg, report, log)
 	if conn == nil {
 		return err
@@ -59,7 +59,7 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 	key := cfg.Uplink.Key
 	// A Replace is answered like a Query, and brings the holder what is new.
 	req := wire.Request{Key: key, Tag: cfg.Uplink.Tag, Cmd: wire.Replace}
-	patience := tries * tryEvery
+	patience := peer.Tries * peer.TryEvery
 	if cfg.Uplink.Settings.PlacesRoutes() {
 		settings, err := cfg.Uplink.Settings.Encode()
 		if err != nil {
@@ -68,7 +68,7 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		req.Settings = string(settings)
 		patience = fallBackIn
 	}
-	asker, err := open(key, asAsker)
+	asker, err := peer.Open(key, peer.AsAsker)
 	if err != nil {
 		return nil, err
 	}
@@ -78,20 +78,20 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		return nil, err
 	}
 	for until := time.Now().Add(patience); ; {
-		conn, err := open(key, asHolder)
+		conn, err := peer.Open(key, peer.AsHolder)
 		if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
 			return nil, err
 		}
 		var reply wire.Reply
 		squatted := error(nil)
 		if conn == nil {
-			if reply, err = askHolder(ctx, asker, to, req, holderPatience); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+			if reply, err = peer.AskHolder(ctx, asker, to, req, peer.HolderPatience); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 				squatted = err
 			}
 		}
 		if conn != nil || squatted != nil {
 			// While the name was somebody else's, one of ours may have begun to stand in.
-			if reply, err = askStandIns(asker, req, holderPatience); err != nil && conn != nil {
+			if reply, err = peer.AskStandIns(asker, req, peer.HolderPatience); err != nil && conn != nil {
 				return conn, nil
 			}
 			if conn != nil {
@@ -103,7 +103,7 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		case err != nil:
 			log.Warn("another process has the name of this key and does not answer; working from a name of my own",
 				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", squatted)
-			return open(key, asStandIn)
+			return peer.Open(key, peer.AsStandIn)
 		case reply.Table != 0:
 			report(reply.Table, "")
 			return nil, nil
@@ -118,24 +118,21 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		case <-ctx.Done():
 			report(0, "stopped")
 			return nil, nil
-		case <-time.After(askAgain): // it waits for the server, or is about to go
+		case <-time.After(peer.AskAgain): // it waits for the server, or is about to go
 		}
 	}
 }
 
-// ErrNoServer says that Release has taken back all but the lease, which ends by itself.
-var ErrNoServer = errors.New("no server")
-
 // Release ends the holder of the key, removes the rules that it or a holder that was
 // killed left behind, and releases the lease.
 func Release(cfg Config, log *slog.Logger) error {
-	conn, err := open(cfg.Uplink.Key, asAsker)
+	conn, err := peer.Open(cfg.Uplink.Key, peer.AsAsker)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	endHolder(conn, cfg, log)
-	return errors.Join(removeLeftovers(cfg.Uplink, log), releaseLease(conn, cfg))
+	return errors.Join(removeLeftovers(cfg.Uplink, log), peer.ReleaseLease(conn, cfg.Server, cfg.ServerUIDs, cfg.Uplink.Key))
 }
 
 func endHolder(conn *wire.Conn, cfg Config, log *slog.Logger) {
@@ -145,17 +142,17 @@ func endHolder(conn *wire.Conn, cfg Config, log *slog.Logger) {
 	if err != nil {
 		return // open has been through this
 	}
-	_, err = askHolder(context.Background(), conn, to, wire.Request{Key: key, Cmd: wire.Query}, holderPatience)
+	_, err = peer.AskHolder(context.Background(), conn, to, wire.Request{Key: key, Cmd: wire.Query}, peer.HolderPatience)
 	if err == nil {
-		_, err = exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, newTrust(nil), patience)
+		_, err = peer.Exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, peer.NewTrust(nil), patience)
 	}
 	if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 		log.Warn("the process that has the name of this key does not answer: end it yourself",
 			"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", err)
 	}
-	others, err := standIns(key)
+	others, err := peer.StandIns(key)
 	for _, to := range others {
-		_, endErr := exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, newTrust(nil), patience)
+		_, endErr := peer.Exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, peer.NewTrust(nil), patience)
 		err = errors.Join(err, endErr)
 	}
 	if err != nil {
@@ -219,37 +216,4 @@ func removeServers(u uplink.Uplink) error {
 		err = errors.Join(err, tellDnsmasq(u.Settings.PIDFile))
 	}
 	return err
-}
-
-func releaseLease(conn *wire.Conn, cfg Config) error {
-	trusted := newTrust(cfg.ServerUIDs)
-	servers, err := serverAddrs(cfg.Server)
-	if err != nil {
-		return err
-	}
-	req := wire.Request{Key: cfg.Uplink.Key, Cmd: wire.Release}
-	for until := time.Now().Add(releaseTries * releaseEvery); ; {
-		var reply wire.Reply
-		for _, to := range servers { // the first form of the name that somebody is bound to
-			reply, err = exchange(conn, to, req, trusted, releaseEvery)
-			if !errors.Is(err, syscall.ECONNREFUSED) {
-				break
-			}
-		}
-		switch {
-		case err == nil && reply.Error != "":
-			return fmt.Errorf("release the lease: %s", reply.Error)
-		case err == nil:
-			return nil
-		case errors.Is(err, syscall.ECONNREFUSED):
-			return fmt.Errorf("release the lease, which ends by itself: %w: nobody serves %s", ErrNoServer, servers[0])
-		case time.Now().After(until):
-			if stranger := explain(servers, trusted); stranger != nil {
-				err = stranger
-			}
-			return fmt.Errorf("release the lease, which ends by itself: %w", err)
-		case errors.Is(err, syscall.EAGAIN): // its queue is full
-			time.Sleep(rand.N(20 * time.Millisecond))
-		}
-	}
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -27,8 +28,8 @@ import (
 // them. One goroutine runs it; others only read and hand in what they read.
 type loop struct {
 	servers  []wire.Addr
-	trusted  trust
-	peers    trust // who may ask a holder: root and the own uid
+	trusted  peer.Trust
+	peers    peer.Trust // who may ask a holder: root and the own uid
 	report   Report
 	log      *slog.Logger
 	clamour  *rate.Limiter // of log lines that anybody can cause
@@ -101,7 +102,7 @@ type packet struct {
 	err     error
 }
 
-func newLoop(servers []wire.Addr, trusted trust, report Report, log *slog.Logger) (*loop, error) {
+func newLoop(servers []wire.Addr, trusted peer.Trust, report Report, log *slog.Logger) (*loop, error) {
 	// Listen before looking, so that nothing is missed in between.
 	watcher, err := route.Watch(route.Links | route.Addresses4 | route.Addresses6)
 	if err != nil {
@@ -122,7 +123,7 @@ func newLoop(servers []wire.Addr, trusted trust, report Report, log *slog.Logger
 		conns:    conns,
 		servers:  servers,
 		trusted:  trusted,
-		peers:    newTrust(nil),
+		peers:    peer.NewTrust(nil),
 		report:   report,
 		log:      log,
 		clamour:  rate.NewLimiter(rate.Every(10*time.Second), 3),
@@ -310,7 +311,7 @@ func (l *loop) do(s *session, a action) {
 	case report:
 		why := a.why
 		if a.table == 0 {
-			if stranger := explain(l.servers, l.trusted); stranger != nil {
+			if stranger := peer.Explain(l.servers, l.trusted); stranger != nil {
 				why = stranger.Error()
 			}
 			defer s.log.Error("no table", "err", why) // behind the answer, which says it too
@@ -376,7 +377,7 @@ func (l *loop) lookBeside(s *session) {
 // fills at once: that is no failure, and goes away within milliseconds.
 func (l *loop) deliver(s *session, m wire.Message) {
 	s.retryAt = 0
-	err := sendToServer(s.conn, l.servers, m.Data)
+	err := peer.SendToServer(s.conn, l.servers, m.Data)
 	if errors.Is(err, syscall.EAGAIN) {
 		const longest = 5 // 32 ms
 		window := time.Millisecond << min(s.retries, longest)
@@ -397,7 +398,7 @@ func (l *loop) receive(p packet) {
 	}
 	switch {
 	case p.isReply:
-		if !l.trusted.has(p.cred.UID) {
+		if !l.trusted.Has(p.cred.UID) {
 			l.noise(p, "reply of somebody who is not trusted ignored (see --server-user)")
 			return
 		}
@@ -408,7 +409,7 @@ func (l *loop) receive(p packet) {
 		l.feed(p.to, event{kind: replied, reply: p.reply})
 	case p.err != nil:
 		l.noise(p, "malformed datagram ignored")
-	case !l.peers.has(p.cred.UID):
+	case !l.peers.Has(p.cred.UID):
 		l.noise(p, "request of somebody else refused")
 		// What a stranger does not read is charged to this socket, and would leave no room for
 		// the requests to the server.
@@ -683,7 +684,7 @@ func (l *loop) rename(s *session, name string) {
 		}
 		return // else it is under way
 	}
-	conn, err := open(u.Key, asHolder)
+	conn, err := peer.Open(u.Key, peer.AsHolder)
 	if err != nil {
 		s.log.Error("the link was renamed, and its new name cannot be held; keeping the old lease", "name", name, "err", err)
 		return

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -14,15 +15,12 @@ import (
 // Times of the protocol as callers know them from the original, and floors and bounds of
 // our own.
 const (
-	tries        = 5
-	tryEvery     = 2 * time.Second
 	renewFloor   = 200 * time.Millisecond
 	renewCeiling = 24 * time.Hour // a forged or broken expiry must not stop renewals
 	awayEvery    = 1500 * time.Millisecond
 	addressGrace = 60 * time.Second
 	fallBackIn   = time.Second // for a lease to come before main has to do
-	releaseTries = 10
-	releaseEvery = 300 * time.Millisecond
+
 	releaseWaits = 100                    // more, for room in the server's queue: hundreds may end at once
 	calledEvery  = 100 * time.Millisecond // at most, for somebody who calls again and again
 )
@@ -168,7 +166,7 @@ func (m *machine) request(cmd wire.Command) action {
 func (m *machine) ask(now time.Duration) []action {
 	m.sends++
 	m.asked = now
-	m.due = now + tryEvery
+	m.due = now + peer.TryEvery
 	if m.uplink.Settings.PlacesRoutes() && !m.fellBack {
 		m.due = now + fallBackIn
 	}
@@ -204,7 +202,7 @@ func (m *machine) tick(now time.Duration, full bool) []action {
 	}
 	switch m.state {
 	case asking:
-		if m.sends >= tries && !m.patient() {
+		if m.sends >= peer.Tries && !m.patient() {
 			if m.why == "" {
 				m.why = "no answer"
 			}
@@ -220,7 +218,7 @@ func (m *machine) tick(now time.Duration, full bool) []action {
 	case releasing:
 		if full && m.waits < releaseWaits {
 			m.waits++
-			m.due = now + releaseEvery
+			m.due = now + peer.ReleaseEvery
 			return nil
 		}
 		return m.release(now)
@@ -309,7 +307,7 @@ func (m *machine) refused(now time.Duration, r wire.Reply) []action {
 	case m.state == asking:
 		actions := m.makeDo()
 		if actions != nil {
-			m.due = now + tryEvery
+			m.due = now + peer.TryEvery
 		}
 		return actions // the next try is due already
 	case m.state == held && r.Code.Final() && now >= m.expires:
@@ -324,7 +322,7 @@ func (m *machine) undelivered(now time.Duration, err error) []action {
 		m.why = err.Error()
 		actions := m.makeDo()
 		if actions != nil {
-			m.due = now + tryEvery
+			m.due = now + peer.TryEvery
 		}
 		return actions
 	case held:
@@ -430,11 +428,11 @@ func (m *machine) quit(now time.Duration, why string) []action {
 }
 
 func (m *machine) release(now time.Duration) []action {
-	if m.sends >= releaseTries {
+	if m.sends >= peer.ReleaseTries {
 		return m.finish("the server did not confirm the release")
 	}
 	m.sends++
-	m.due = now + releaseEvery
+	m.due = now + peer.ReleaseEvery
 	return []action{m.request(wire.Release)}
 }
 

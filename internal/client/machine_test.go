@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -534,7 +535,7 @@ func TestReleaseEnds(t *testing.T) {
 	m.step(0, event{kind: start})
 	now := time.Duration(0)
 	m.step(now, event{kind: end, why: "stopped"})
-	for range releaseWaits + releaseTries {
+	for range releaseWaits + peer.ReleaseTries {
 		if m.state == done {
 			t.Fatalf("ended after %v", now)
 		}

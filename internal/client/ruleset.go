@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -37,7 +38,7 @@ func (r *ruleset) adopt() error {
 	if len(rules) == 0 {
 		return nil
 	}
-	if r.shared, err = otherHolder(r.uplink.Key); err != nil {
+	if r.shared, err = peer.OtherHolder(r.uplink.Key); err != nil {
 		return err
 	}
 	if r.shared { // those rules are in use
@@ -86,7 +87,7 @@ func (r *ruleset) clear(keep ...route.Rule) error {
 		return err
 	}
 	if len(besides)+len(keep) > 0 { // whose they are, no table tells
-		if r.shared, err = otherHolder(r.uplink.Key); err != nil {
+		if r.shared, err = peer.OtherHolder(r.uplink.Key); err != nil {
 			return err
 		}
 	}
@@ -175,7 +176,7 @@ func (r *ruleset) unshare(table uint32) error {
 	if !r.shared {
 		return nil
 	}
-	shared, err := otherHolder(r.uplink.Key)
+	shared, err := peer.OtherHolder(r.uplink.Key)
 	if err != nil || shared {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -28,9 +29,6 @@ type Row struct {
 	Mode      string `json:"mode,omitempty"`    // what the holder does about routes
 	Missing   string `json:"missing,omitempty"` // empty: all is as it should be
 }
-
-// ErrNotAsked says that holders answer root and their own user only.
-var ErrNotAsked = errors.New("the holders of leases answer root and their own user only")
 
 // statusPatience is how long all holders together may be silent: those that answer do not
 // count, be they a thousand.
@@ -61,7 +59,7 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 	var conn *wire.Conn
 	for _, u := range uplinks {
 		if conn == nil {
-			if conn, err = open(u.Key, asAsker); err != nil {
+			if conn, err = peer.Open(u.Key, peer.AsAsker); err != nil {
 				return nil, err
 			}
 			defer conn.Close()
@@ -90,10 +88,10 @@ func statusOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u uplink
 	req := wire.Request{Key: u.Key, Cmd: wire.Query}
 	var reply wire.Reply
 	if err = ctx.Err(); err == nil {
-		reply, err = askHolder(ctx, conn, to, req, holderPatience)
+		reply, err = peer.AskHolder(ctx, conn, to, req, peer.HolderPatience)
 	}
 	if err != nil { // somebody else may have the holder's name
-		if standIn, standInErr := askStandIns(conn, req, holderPatience); standInErr == nil {
+		if standIn, standInErr := peer.AskStandIns(conn, req, peer.HolderPatience); standInErr == nil {
 			reply, err = standIn, nil
 		}
 	}
@@ -108,7 +106,7 @@ func statusOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u uplink
 		row.Missing = "an answer of its holder: " + err.Error()
 		return row, nil
 	case reply.Code == wire.Denied:
-		return row, ErrNotAsked
+		return row, peer.ErrNotAsked
 	}
 	row.PID, row.Mode, row.Table, row.Missing = reply.PID, reply.Mode, reply.Table, reply.Missing
 	if reply.Table == 0 {

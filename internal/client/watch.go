@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -84,11 +85,11 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 	if err != nil {
 		return err
 	}
-	servers, err := serverAddrs(cfg.Server)
+	servers, err := peer.ServerAddrs(cfg.Server)
 	if err != nil {
 		return err
 	}
-	l, err := newLoop(servers, newTrust(cfg.ServerUIDs), func(uint32, string) {}, log)
+	l, err := newLoop(servers, peer.NewTrust(cfg.ServerUIDs), func(uint32, string) {}, log)
 	if err != nil {
 		return err
 	}
@@ -398,7 +399,7 @@ func hostAddresses(kernel *route.Conn) (names map[int]string, addresses []route.
 // enrol starts a session, unless another process holds the key: that one answers for it.
 func (l *loop) enrol(u uplink.Uplink, a route.Address) (ours bool) {
 	log := l.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
-	conn, err := open(u.Key, asHolder)
+	conn, err := peer.Open(u.Key, peer.AsHolder)
 	switch {
 	case err == nil:
 	case !errors.Is(err, syscall.EADDRINUSE):
@@ -447,7 +448,7 @@ func (l *loop) reload(load func() (WatchConfig, error)) {
 		l.log.Error("cannot read the configuration; the one before stays in force", "err", err)
 		return
 	}
-	if servers, err := serverAddrs(cfg.Server); err == nil { // load has checked it
+	if servers, err := peer.ServerAddrs(cfg.Server); err == nil { // load has checked it
 		l.servers = servers
 	}
 	before := w.config
@@ -664,7 +665,7 @@ func (l *loop) forget(s *session) {
 // collect removes rules and routes of ours that nobody stands for: of clients that died
 // and of addresses that went while nobody looked.
 func (l *loop) collect() error {
-	names, err := holderNames()
+	names, err := peer.HolderNames()
 	if err != nil {
 		return err
 	}
@@ -812,13 +813,13 @@ func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
 // release gives a lease back that no session has, without waiting for the answer: if it is
 // lost, the lease ends by itself.
 func (l *loop) release(key wire.Key) error {
-	conn, err := open(key, asAsker)
+	conn, err := peer.Open(key, peer.AsAsker)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	req := wire.Request{Key: key, Cmd: wire.Release}
-	err = sendToServer(conn, l.servers, req.Append(nil))
+	err = peer.SendToServer(conn, l.servers, req.Append(nil))
 	if err != nil {
 		l.log.Debug("lease not released", "key", key.String(), "err", err)
 	}

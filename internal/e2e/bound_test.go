@@ -17,6 +17,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/nettest"
+	peers "github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -623,7 +624,7 @@ func TestBindErrors(t *testing.T) {
 		p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
 		return err
 	}
-	if err := bind(nil); !errors.Is(err, client.ErrNoServer) || !strings.Contains(err.Error(), "bind to wan1: no server: nobody serves ") {
+	if err := bind(nil); !errors.Is(err, peers.ErrNoServer) || !strings.Contains(err.Error(), "bind to wan1: no server: nobody serves ") {
 		t.Errorf("without a server: %v", err)
 	}
 	if rules := p.boundRules(); len(rules) != 0 {
@@ -703,7 +704,7 @@ func TestBindBusyServer(t *testing.T) {
 	for _, tt := range []struct {
 		reads bool
 		want  error
-	}{{true, client.ErrNoMarks}, {false, client.ErrNoServer}} {
+	}{{true, peers.ErrNoMarks}, {false, peers.ErrNoServer}} {
 		conn := p.bound(0, padded(t, "tas_socket"))
 		if tt.reads {
 			go func() {
