@@ -13,9 +13,9 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
-	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -43,7 +43,7 @@ cgroup's processes, the next boot. Needs root.
 type bindOptions struct {
 	flags       *pflag.FlagSet
 	command     string
-	config      client.BindConfig
+	config      bind.Config
 	users       []string
 	onLoss      string
 	wait        uint
@@ -190,7 +190,7 @@ func needsRoot(command string) error {
 
 // bound installs what binds the traffic, and returns what processes are bound to.
 func (o *bindOptions) bound() (cgroup.Uplink, cgroup.Mark, error) {
-	b, err := client.Bind(context.Background(), o.config)
+	b, err := bind.Bind(context.Background(), o.config)
 	for _, why := range b.Unanswered {
 		fmt.Fprintln(os.Stderr, "table-allocator-client:", why)
 	}
@@ -212,8 +212,8 @@ func runBind(args []string) int {
 	if err := o.oneThing(); err != nil {
 		return failed(err)
 	}
-	uplink, mark, err := o.bound()
-	if errors.Is(err, client.ErrNoLease) {
+	to, mark, err := o.bound()
+	if errors.Is(err, bind.ErrNoLease) {
 		fmt.Fprintf(os.Stderr, "table-allocator-client: %v yet\n", err) // it may come later
 	} else if err != nil {
 		return failed(err)
@@ -221,10 +221,10 @@ func runBind(args []string) int {
 	var missing []cgroup.Missing
 	switch {
 	case o.cgroup:
-		missing, err = makeCgroup(uplink, mark)
+		missing, err = makeCgroup(to, mark)
 	case o.pin:
 		var values []string
-		values, missing, err = cgroup.Pin(uplink, mark)
+		values, missing, err = cgroup.Pin(to, mark)
 		for _, v := range values {
 			fmt.Println("BPFProgram=" + v)
 		}
@@ -268,7 +268,7 @@ func runUnbind(args []string) int {
 
 func (o *bindOptions) unbind() error {
 	if o.all {
-		return o.unbindAll()
+		return bind.UnbindAll(o.config.Server, o.config.ServerUIDs)
 	}
 	if err := o.oneThing(); err != nil {
 		return err
@@ -285,34 +285,17 @@ func (o *bindOptions) unbind() error {
 	case o.pin:
 		return cgroup.Unpin(uplink)
 	}
-	all, err := client.Bindings(o.config.Server, o.config.ServerUIDs, o.config.Ifname)
+	all, err := bind.List(o.config.Server, o.config.ServerUIDs, o.config.Ifname)
 	if err != nil {
 		return err
 	}
-	all = slices.DeleteFunc(all, func(b client.Bound) bool {
+	all = slices.DeleteFunc(all, func(b bind.Bound) bool {
 		return b.Ifname != o.config.Ifname || b.OnLoss != o.config.OnLoss || b.Traffic != o.config.Traffic[0]
 	})
 	if len(all) == 0 {
 		return fmt.Errorf("%s is not bound to %s", o.config.Traffic[0], o.config.Ifname)
 	}
-	return client.Unbind(all)
-}
-
-// unbindAll sets every process free and takes away every rule of a binding.
-func (o *bindOptions) unbindAll() error {
-	cgroups, err := cgroup.Open()
-	if err != nil {
-		return err
-	}
-	defer cgroups.Close()
-	errs := []error{cgroups.Free()}
-	pinned, err := cgroup.Pinned()
-	errs = append(errs, err)
-	for _, uplink := range pinned {
-		errs = append(errs, cgroup.Unpin(uplink))
-	}
-	all, err := client.Bindings(o.config.Server, o.config.ServerUIDs)
-	return errors.Join(append(errs, err, client.Unbind(all))...)
+	return bind.Unbind(all)
 }
 
 // oneThing fails unless the command line of bind or unbind says what to bind.

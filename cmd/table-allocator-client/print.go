@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/client"
 )
 
@@ -76,7 +77,7 @@ func printRows(out io.Writer, rows []client.Row, colour bool) error {
 }
 
 // printBound prints a line for each process, or kind of traffic.
-func printBound(out io.Writer, rows []boundRow, colour bool) error {
+func printBound(out io.Writer, rows []bind.Row, colour bool) error {
 	const format = "%-15s %-8s %-12s %s\n"
 	if _, err := fmt.Fprintf(out, format, "IFNAME", "ON-LOSS", "TABLES", "WHAT"); err != nil {
 		return err

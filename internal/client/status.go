@@ -41,7 +41,7 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 		return nil, err
 	}
 	defer kernel.Close()
-	names, addresses, err := hostAddresses(kernel)
+	names, addresses, err := kernel.HostAddresses()
 	if err != nil {
 		return nil, err
 	}

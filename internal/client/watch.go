@@ -325,7 +325,7 @@ func (l *loop) tidy() {
 // suspects are the sessions that a look may find changed. Events tell of what changes, so
 // that a glance at the whole is enough unless some were lost.
 func (l *loop) suspects() []*session {
-	names, addresses, err := hostAddresses(l.kernel)
+	names, addresses, err := l.kernel.HostAddresses()
 	routes := make(map[int]map[uint32]int) // how many of ours each table has
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		have, familyErr := l.kernel.OurRoutes(family)
@@ -353,7 +353,7 @@ func (l *loop) suspects() []*session {
 func (l *loop) admit() {
 	w := l.watch
 	w.admitAt = 0
-	links, addresses, err := hostAddresses(l.kernel)
+	links, addresses, err := l.kernel.HostAddresses()
 	if err != nil {
 		l.log.Error("cannot read the addresses of the host", "err", err)
 		return
@@ -380,20 +380,6 @@ func (l *loop) admit() {
 	if len(l.sessions)-before >= burst {
 		w.next = min(w.next, now+afterBurst)
 	}
-}
-
-// hostAddresses are all addresses, and the names of the links that have them.
-func hostAddresses(kernel *route.Conn) (names map[int]string, addresses []route.Address, err error) {
-	links, err := kernel.Links()
-	if err != nil {
-		return nil, nil, err
-	}
-	names = make(map[int]string, len(links))
-	for _, link := range links {
-		names[link.Index] = link.Name
-	}
-	addresses, err = kernel.Addresses(unix.AF_UNSPEC)
-	return names, addresses, err
 }
 
 // enrol starts a session, unless another process holds the key: that one answers for it.

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/nettest"
 	peers "github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -308,16 +308,16 @@ func (p *pair) waitRoute(i, family int) (table string) {
 }
 
 // bind binds traffic to an interface as the commands do.
-func (p *pair) bind(ifname string, onLoss uplink.OnLoss, traffic ...route.Traffic) (b client.Binding, err error) {
+func (p *pair) bind(ifname string, onLoss uplink.OnLoss, traffic ...route.Traffic) (b bind.Binding, err error) {
 	p.t.Helper()
-	cfg := client.BindConfig{Ifname: ifname, OnLoss: onLoss, Traffic: traffic, Server: "tas_socket", Wait: patience}
-	p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
+	cfg := bind.Config{Ifname: ifname, OnLoss: onLoss, Traffic: traffic, Server: "tas_socket", Wait: patience}
+	p.ns.Do(func() { b, err = bind.Bind(context.Background(), cfg) })
 	return b, err
 }
 
-func (p *pair) mustBind(ifname string, onLoss uplink.OnLoss, traffic ...route.Traffic) client.Binding {
+func (p *pair) mustBind(ifname string, onLoss uplink.OnLoss, traffic ...route.Traffic) bind.Binding {
 	p.t.Helper()
-	var b client.Binding
+	var b bind.Binding
 	eventually(p.t, "traffic is bound, by the holders, in both families", func() (err error) {
 		if b, err = p.bind(ifname, onLoss, traffic...); err != nil {
 			return err
@@ -520,10 +520,10 @@ func TestBoundLoss(t *testing.T) {
 }
 
 // bindings are what is bound, one line each.
-func (p *pair) bindings(server string, more ...string) (all []client.Bound, lines []string) {
+func (p *pair) bindings(server string, more ...string) (all []bind.Bound, lines []string) {
 	p.t.Helper()
 	var err error
-	p.ns.Do(func() { all, err = client.Bindings(server, nil, more...) })
+	p.ns.Do(func() { all, err = bind.List(server, nil, more...) })
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -540,7 +540,7 @@ func TestBindingsSlowServer(t *testing.T) {
 	h.link("wan1")
 	server := h.serve()
 	p := &pair{host: h}
-	if _, err := p.bind("wan1", uplink.Block); !errors.Is(err, client.ErrNoLease) {
+	if _, err := p.bind("wan1", uplink.Block); !errors.Is(err, bind.ErrNoLease) {
 		t.Fatal(err)
 	}
 	for range 3 { // links come in any order
@@ -575,9 +575,9 @@ func TestBindings(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.ns.IP(t, "link add old0 type veth peer name old1")
-	cfg := client.BindConfig{Ifname: "old0", OnLoss: uplink.Block, Server: "tas_socket"}
-	p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
-	if !errors.Is(err, client.ErrNoLease) || b.Mark() != 0x06000000 {
+	cfg := bind.Config{Ifname: "old0", OnLoss: uplink.Block, Server: "tas_socket"}
+	p.ns.Do(func() { b, err = bind.Bind(context.Background(), cfg) })
+	if !errors.Is(err, bind.ErrNoLease) || b.Mark() != 0x06000000 {
 		t.Errorf("binding to an interface without a lease: %+v, %v", b, err)
 	}
 	p.ns.IP(t, "link del old0")
@@ -592,13 +592,13 @@ func TestBindings(t *testing.T) {
 	_, lines = p.bindings("tas_socket")
 	want("without the server", lines, []string{" " + old0, wan0, wan1})
 
-	p.ns.Do(func() { err = client.Unbind(all[:2]) })
+	p.ns.Do(func() { err = bind.Unbind(all[:2]) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, lines = p.bindings("tas_socket")
 	want("what is left", lines, []string{wan1})
-	p.ns.Do(func() { err = client.Unbind(all) })
+	p.ns.Do(func() { err = bind.Unbind(all) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -614,17 +614,17 @@ func TestBindings(t *testing.T) {
 // TestBindErrors: each thing that is missing has a name, and is waited for if that is wanted.
 func TestBindErrors(t *testing.T) {
 	p := newPair(t)
-	var b client.Binding
+	var b bind.Binding
 	var err error
-	bind := func(change func(*client.BindConfig)) error {
-		cfg := client.BindConfig{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket"}
+	tryBind := func(change func(*bind.Config)) error {
+		cfg := bind.Config{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket"}
 		if change != nil {
 			change(&cfg)
 		}
-		p.ns.Do(func() { b, err = client.Bind(context.Background(), cfg) })
+		p.ns.Do(func() { b, err = bind.Bind(context.Background(), cfg) })
 		return err
 	}
-	if err := bind(nil); !errors.Is(err, peers.ErrNoServer) || !strings.Contains(err.Error(), "bind to wan1: no server: nobody serves ") {
+	if err := tryBind(nil); !errors.Is(err, peers.ErrNoServer) || !strings.Contains(err.Error(), "bind to wan1: no server: nobody serves ") {
 		t.Errorf("without a server: %v", err)
 	}
 	if rules := p.boundRules(); len(rules) != 0 {
@@ -632,9 +632,9 @@ func TestBindErrors(t *testing.T) {
 	}
 	waiting := make(chan error, 1)
 	go func() {
-		cfg := client.BindConfig{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket", Wait: patience}
+		cfg := bind.Config{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket", Wait: patience}
 		p.ns.Do(func() {
-			b, err := client.Bind(context.Background(), cfg)
+			b, err := bind.Bind(context.Background(), cfg)
 			if err == nil && !slices.Equal(b.Tables[wire.Inet], []uint32{10000}) {
 				err = fmt.Errorf("%+v", b)
 			}
@@ -642,19 +642,19 @@ func TestBindErrors(t *testing.T) {
 		})
 	}()
 	p.serve(`"allowed_users":[4711]`)
-	if err := bind(func(c *client.BindConfig) { c.Wait = 300 * time.Millisecond }); !errors.Is(err, client.ErrNoLease) {
+	if err := tryBind(func(c *bind.Config) { c.Wait = 300 * time.Millisecond }); !errors.Is(err, bind.ErrNoLease) {
 		t.Errorf("without a lease: %v", err)
 	}
 	p.wantSeen("guarded before there is a lease", probe{family: 4, mark: b.Mark()}, unreachable)
-	if err := bind(func(c *client.BindConfig) { c.Ifname = "nolink" }); !errors.Is(err, client.ErrNoLease) || !strings.Contains(err.Error(), "there is no such interface") {
+	if err := tryBind(func(c *bind.Config) { c.Ifname = "nolink" }); !errors.Is(err, bind.ErrNoLease) || !strings.Contains(err.Error(), "there is no such interface") {
 		t.Errorf("without the interface: %v", err)
 	}
-	if err := bind(func(c *client.BindConfig) { c.Traffic = []route.Traffic{{}} }); err == nil || !strings.Contains(err.Error(), "all traffic cannot be bound") {
+	if err := tryBind(func(c *bind.Config) { c.Traffic = []route.Traffic{{}} }); err == nil || !strings.Contains(err.Error(), "all traffic cannot be bound") {
 		t.Errorf("all traffic: %v", err)
 	}
 	done := make(chan struct{})
 	p.as(4711, func(ready func()) {
-		_, err = client.Bind(context.Background(), client.BindConfig{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket", ServerUIDs: []uint32{0}})
+		_, err = bind.Bind(context.Background(), bind.Config{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket", ServerUIDs: []uint32{0}})
 		close(done)
 		ready()
 	})
@@ -670,7 +670,7 @@ func TestBindErrors(t *testing.T) {
 	// Others' rules in the bits of marks are told, and what they are.
 	p.ns.IP(t, "rule add pref 77 fwmark 0x1e7700ce lookup 99")
 	p.ns.IP(t, "-6 rule add pref 78 fwmark 0x80000/0xff0000 lookup 99")
-	if err := bind(nil); err != nil || len(b.Overlapping) != 1 || b.Overlapping[0].String() != "77: from all fwmark 0x1e7700ce lookup 99" {
+	if err := tryBind(nil); err != nil || len(b.Overlapping) != 1 || b.Overlapping[0].String() != "77: from all fwmark 0x1e7700ce lookup 99" {
 		t.Errorf("overlapping rules: %v, %v", b.Overlapping, err)
 	}
 }
@@ -681,10 +681,10 @@ func TestBindBusyServer(t *testing.T) {
 	server := p.serve()
 	p.lease(p.addr(1, 4), "wan1", "--routes", "copy")
 	p.freeze(server.cmd.Process.Pid)
-	cfg := client.BindConfig{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket"}
+	cfg := bind.Config{Ifname: "wan1", OnLoss: uplink.Block, Server: "tas_socket"}
 	bound := make(chan error, 1)
 	go p.ns.Do(func() {
-		_, err := client.Bind(context.Background(), cfg)
+		_, err := bind.Bind(context.Background(), cfg)
 		bound <- err
 	})
 	select {
@@ -716,7 +716,7 @@ func TestBindBusyServer(t *testing.T) {
 			}()
 		}
 		var err error
-		p.ns.Do(func() { _, err = client.Bind(context.Background(), cfg) })
+		p.ns.Do(func() { _, err = bind.Bind(context.Background(), cfg) })
 		if !errors.Is(err, tt.want) {
 			t.Errorf("a server that reads is %v: got %v, want %v", tt.reads, err, tt.want)
 		}
@@ -796,7 +796,7 @@ func TestBoundSharedAndMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	all, _ := p.bindings("tas_socket")
-	p.ns.Do(func() { err = client.Unbind(all[len(all)-1:]) })
+	p.ns.Do(func() { err = bind.Unbind(all[len(all)-1:]) })
 	if _, lines := p.bindings("tas_socket"); err != nil || len(lines) != 1 {
 		t.Errorf("left are %q, %v", lines, err)
 	}
@@ -896,7 +896,7 @@ func TestBoundSoakMany(t *testing.T) {
 	began = time.Now()
 	all, _ := p.bindings("tas_socket")
 	var err error
-	p.ns.Do(func() { err = client.Unbind(all) })
+	p.ns.Do(func() { err = bind.Unbind(all) })
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%d are bound, %v", len(all), err)
 	}

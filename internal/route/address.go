@@ -75,6 +75,20 @@ func (c *Conn) AddressesOn(family, index int) ([]Address, error) {
 	return addrs, nil
 }
 
+// HostAddresses returns all addresses of this host, and the names of its links by their ifindex.
+func (c *Conn) HostAddresses() (names map[int]string, addresses []Address, err error) {
+	links, err := c.Links()
+	if err != nil {
+		return nil, nil, err
+	}
+	names = make(map[int]string, len(links))
+	for _, link := range links {
+		names[link.Index] = link.Name
+	}
+	addresses, err = c.Addresses(unix.AF_UNSPEC)
+	return names, addresses, err
+}
+
 // parseAddress reads the body of an RTM_NEWADDR or RTM_DELADDR.
 func parseAddress(b []byte) (a Address, family int, err error) {
 	if len(b) < unix.SizeofIfAddrmsg {

@@ -1,7 +1,8 @@
-package client
+// Package bind binds traffic to an interface: what processes, users or ports send leaves by that interface alone.
+// It hides which rules that takes, and how the holders of the interface's leases are asked to place theirs.
+package bind
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,8 +19,8 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// BindConfig says what is to be bound to which interface.
-type BindConfig struct {
+// Config says what is to be bound to which interface.
+type Config struct {
 	Ifname     string
 	OnLoss     uplink.OnLoss   // Block: it never leaves by another uplink; Fallback: only without a route
 	Traffic    []route.Traffic // none: whatever carries the interface's mark
@@ -42,26 +43,24 @@ type Binding struct {
 // Mark is what sockets have to carry within Marking.Mask to be bound.
 func (b Binding) Mark() uint32 { return uplink.MarkFor(b.Marking, b.OnLoss) }
 
-// Errors of Bind and Bindings that callers treat differently, beside ErrNoServer and EPERM.
-var (
-	// ErrNoLease says that no lease serves the interface now. What is bound stays bound: with
-	// Block it reaches nothing until one does.
-	ErrNoLease = errors.New("no address of it has a lease")
-)
+// ErrNoLease says that no lease serves the interface now. What is bound stays bound: with Block it reaches
+// nothing until one does.
+var ErrNoLease = errors.New("no address of it has a lease")
 
 const (
-	bindAgain     = 250 * time.Millisecond // to look for a lease when no event told of one
-	bindPatience  = 2 * time.Second        // how long all holders together may be silent
+	again         = 250 * time.Millisecond // to look for a lease when no event told of one
+	patience      = 2 * time.Second        // how long all holders together may be silent
 	servePatience = time.Second            // and one, who may have a thousand rules to add
+	swarm         = 20 * time.Millisecond  // how long events that belong together may take
 )
 
 // Bind binds traffic to an interface: guards first, in both families, then the lookups, which
 // the holders of its leases place. It is safe to repeat. With ErrNoLease the Binding is whole
 // but for its tables.
-func Bind(ctx context.Context, cfg BindConfig) (Binding, error) {
-	b, err := bind(ctx, cfg)
+func Bind(ctx context.Context, cfg Config) (Binding, error) {
+	b, err := once(ctx, cfg)
 	if err != nil && cfg.Wait > 0 && (errors.Is(err, ErrNoLease) || errors.Is(err, peer.ErrNoServer)) {
-		b, err = awaitBind(ctx, cfg)
+		b, err = await(ctx, cfg)
 	}
 	if err != nil {
 		return b, fmt.Errorf("bind to %s: %w", cfg.Ifname, err)
@@ -69,8 +68,8 @@ func Bind(ctx context.Context, cfg BindConfig) (Binding, error) {
 	return b, nil
 }
 
-// awaitBind tries again after each event that may bring a lease, and now and then.
-func awaitBind(ctx context.Context, cfg BindConfig) (Binding, error) {
+// await tries again after each event that may bring a lease, and now and then.
+func await(ctx context.Context, cfg Config) (Binding, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Wait)
 	defer cancel()
 	w, err := route.Watch(route.Links | route.Addresses4 | route.Addresses6 | route.Rules4 | route.Rules6)
@@ -96,7 +95,7 @@ func awaitBind(ctx context.Context, cfg BindConfig) (Binding, error) {
 		<-ended
 	}()
 	for {
-		b, err := bind(ctx, cfg)
+		b, err := once(ctx, cfg)
 		if err == nil || !errors.Is(err, ErrNoLease) && !errors.Is(err, peer.ErrNoServer) {
 			return b, err
 		}
@@ -104,12 +103,12 @@ func awaitBind(ctx context.Context, cfg BindConfig) (Binding, error) {
 		case <-ctx.Done():
 			return b, err
 		case <-events:
-		case <-time.After(bindAgain):
+		case <-time.After(again):
 		}
 		select { // events come in swarms, also from what a try changes
 		case <-ctx.Done():
 			return b, err
-		case <-time.After(admitIn):
+		case <-time.After(swarm):
 		}
 		select {
 		case <-events:
@@ -118,7 +117,7 @@ func awaitBind(ctx context.Context, cfg BindConfig) (Binding, error) {
 	}
 }
 
-func bind(ctx context.Context, cfg BindConfig) (b Binding, err error) {
+func once(ctx context.Context, cfg Config) (b Binding, err error) {
 	kernel, err := route.Dial()
 	if err != nil {
 		return b, err
@@ -146,7 +145,7 @@ func bind(ctx context.Context, cfg BindConfig) (b Binding, err error) {
 	if len(b.Traffic) == 0 {
 		b.Traffic = []route.Traffic{{Mark: b.Mark(), Mask: b.Marking.Mask}}
 	}
-	if err := b.guard(kernel); err != nil {
+	if err := b.placeGuards(kernel); err != nil {
 		return b, err
 	}
 	if found {
@@ -154,7 +153,7 @@ func bind(ctx context.Context, cfg BindConfig) (b Binding, err error) {
 			return b, err
 		}
 	}
-	if err := b.look(kernel); err != nil {
+	if err := b.findTables(kernel); err != nil {
 		return b, err
 	}
 	if len(b.Tables) == 0 && !found {
@@ -166,8 +165,8 @@ func bind(ctx context.Context, cfg BindConfig) (b Binding, err error) {
 	return b, nil
 }
 
-// guard places the guards. IPv6 that the kernel does not have needs none.
-func (b Binding) guard(kernel *route.Conn) error {
+// placeGuards places the guards. IPv6 that the kernel does not have needs none.
+func (b Binding) placeGuards(kernel *route.Conn) error {
 	var guards []route.Rule
 	for _, t := range b.Traffic {
 		if t == (route.Traffic{}) {
@@ -189,7 +188,7 @@ func noRule(route.Rule) bool { return false }
 // askHolders lets the holders of the link's addresses serve what is bound, where they do not
 // yet, and does it for those that cannot.
 func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire.Conn, link route.Link) error {
-	ctx, cancel := context.WithTimeout(ctx, bindPatience)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	addresses, err := kernel.AddressesOn(unix.AF_UNSPEC, link.Index)
 	if err != nil {
@@ -294,8 +293,8 @@ func (b *Binding) lookups(kernel *route.Conn) (func(uplink.Uplink) (missing []ro
 	}, nil
 }
 
-// look finds the tables that all of the traffic is sent to.
-func (b *Binding) look(kernel *route.Conn) error {
+// findTables finds the tables that all of the traffic is sent to.
+func (b *Binding) findTables(kernel *route.Conn) error {
 	b.Overlapping = nil
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := kernel.Rules(family)
@@ -314,126 +313,4 @@ func (b *Binding) look(kernel *route.Conn) error {
 		}
 	}
 	return nil
-}
-
-// Bound is one kind of traffic that is bound, as the kernel's rules have it.
-type Bound struct {
-	Traffic  route.Traffic
-	OnLoss   uplink.OnLoss
-	Ifname   string                   // empty: of no interface that is there, as far as anybody knows
-	Priority uint32                   // of the lookups; the guard is one behind
-	Guarded  []wire.Family            // in which there is the guard
-	Tables   map[wire.Family][]uint32 // that lookups lead to, in order
-}
-
-// Bindings lists what is bound on this host. Interfaces are known by the marks that the
-// server gave to those of the host and to more, else by the addresses of their tables.
-func Bindings(server string, uids []uint32, more ...string) ([]Bound, error) {
-	kernel, err := route.Dial()
-	if err != nil {
-		return nil, err
-	}
-	defer kernel.Close()
-	all, sources, err := boundIn(kernel)
-	if err != nil || len(all) == 0 {
-		return nil, err
-	}
-	links, addresses, err := hostAddresses(kernel)
-	if err != nil {
-		return nil, err
-	}
-	ifnames := slices.Clone(more)
-	for _, name := range links {
-		ifnames = append(ifnames, name)
-	}
-	marked, err := peer.MarkedInterfaces(server, uids, ifnames)
-	if err != nil && !errors.Is(err, peer.ErrNoServer) && !errors.Is(err, peer.ErrNoMarks) {
-		return nil, err
-	}
-	for i := range all {
-		b := &all[i]
-		if b.Ifname = marked[b.Priority]; b.Ifname != "" {
-			continue
-		}
-		for _, a := range addresses {
-			if table := sources[a.Addr.String()]; table != 0 && slices.Contains(b.Tables[familyOf(a)], table) {
-				b.Ifname = links[a.Index]
-			}
-		}
-	}
-	slices.SortFunc(all, func(x, y Bound) int {
-		return cmp.Or(cmp.Compare(x.Ifname, y.Ifname), cmp.Compare(x.Priority, y.Priority), cmp.Compare(x.Traffic.String(), y.Traffic.String()))
-	})
-	return all, nil
-}
-
-func familyOf(a route.Address) wire.Family {
-	if a.Addr.Is4() {
-		return wire.Inet
-	}
-	return wire.Inet6
-}
-
-// boundIn reads the guards and lookups of both families, and which table the rules from an
-// address lead to.
-func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err error) {
-	type id struct {
-		traffic  route.Traffic
-		priority uint32
-	}
-	at := make(map[id]int)
-	find := func(t route.Traffic, priority uint32) *Bound {
-		key := id{t, priority}
-		if _, ok := at[key]; !ok {
-			at[key] = len(all)
-			all = append(all, Bound{Traffic: t, Priority: priority, OnLoss: uplink.Block, Tables: make(map[wire.Family][]uint32)})
-		}
-		return &all[at[key]]
-	}
-	sources = make(map[string]uint32)
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := kernel.Rules(family)
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, r := range rules {
-			switch {
-			case uplink.IsGuard(r):
-				b := find(r.Traffic, r.Priority-1)
-				b.Guarded = append(b.Guarded, wire.Family(family))
-				if r.Action == route.Nop {
-					b.OnLoss = uplink.Fallback
-				}
-			case uplink.IsLookup(r):
-				b := find(r.Traffic, r.Priority)
-				b.Tables[wire.Family(family)] = append(b.Tables[wire.Family(family)], r.Table)
-			case uplink.IsHost(r) && !uplink.LeavesTable(r):
-				sources[r.Src.Addr().String()] = r.Table
-			}
-		}
-	}
-	return all, sources, nil
-}
-
-// Unbind removes what Bindings has listed: guards first, since holders put lookups back.
-func Unbind(bound []Bound) error {
-	kernel, err := route.Dial()
-	if err != nil {
-		return err
-	}
-	defer kernel.Close()
-	var errs []error
-	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup} {
-		ours := func(r route.Rule) bool {
-			return what(r) && slices.ContainsFunc(bound, func(b Bound) bool {
-				return r.Traffic == b.Traffic && (r.Priority == b.Priority && uplink.IsLookup(r) || r.Priority == b.Priority+1 && uplink.IsGuard(r))
-			})
-		}
-		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-			if _, _, err := kernel.SyncRules(family, ours, nil); err != nil {
-				errs = append(errs, fmt.Errorf("unbind: %w", err))
-			}
-		}
-	}
-	return errors.Join(errs...)
 }

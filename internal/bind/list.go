@@ -1,0 +1,251 @@
+package bind
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Row is one cgroup, or one kind of traffic, that is bound.
+type Row struct {
+	Ifname    string        `json:"ifname"`
+	OnLoss    uplink.OnLoss `json:"on_loss"`
+	Tables    []uint32      `json:"tables"` // that it is sent to, of both families; none: blocked, or free to leave anywhere
+	Cgroup    string        `json:"cgroup,omitempty"`
+	Processes []Process     `json:"processes,omitempty"`
+	Traffic   string        `json:"traffic,omitempty"` // as ip rule has it, where it is no cgroup's
+	Missing   string        `json:"missing,omitempty"` // empty: all is as it should be
+}
+
+// Process is a process that is bound.
+type Process struct {
+	PID  int    `json:"pid"`
+	Name string `json:"name"`
+}
+
+// Rows joins what cgroups say to what rules say.
+func Rows(server string, uids []uint32) ([]Row, error) {
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer cgroups.Close()
+	processes, err := cgroups.Bound()
+	if err != nil {
+		return nil, err
+	}
+	var ifnames []string // whose links may be gone
+	for _, p := range processes {
+		if p.Ifname != "" && !slices.Contains(ifnames, p.Ifname) {
+			ifnames = append(ifnames, p.Ifname)
+		}
+	}
+	rules, err := List(server, uids, ifnames...)
+	if err != nil {
+		return nil, err
+	}
+	rows := []Row{}
+	for _, p := range processes {
+		row := Row{Ifname: p.Ifname, OnLoss: uplink.Block, Cgroup: p.Cgroup}
+		at := slices.IndexFunc(rules, func(b Bound) bool {
+			return b.Traffic.Mark == p.Value && b.Traffic.Mask == p.Mask
+		})
+		if p.Fallback {
+			row.OnLoss = uplink.Fallback
+		}
+		if at >= 0 {
+			row.take(rules[at])
+		} else {
+			row.Missing = "the rules of its mark " + p.Mark.String()
+		}
+		for _, pid := range p.PIDs {
+			name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			if err == nil { // else it has ended
+				row.Processes = append(row.Processes, Process{pid, strings.TrimSuffix(string(name), "\n")})
+			}
+		}
+		rows = append(rows, row)
+	}
+	for _, b := range rules {
+		if b.Traffic.Mask == 0 {
+			row := Row{Traffic: b.Traffic.String()}
+			row.take(b)
+			rows = append(rows, row)
+		}
+	}
+	slices.SortStableFunc(rows, func(a, b Row) int {
+		return cmp.Or(cmp.Compare(a.Ifname, b.Ifname), cmp.Compare(a.OnLoss, b.OnLoss))
+	})
+	return rows, nil
+}
+
+// take fills in what the rules say.
+func (r *Row) take(b Bound) {
+	if r.Ifname == "" {
+		r.Ifname = b.Ifname
+	}
+	r.OnLoss = b.OnLoss
+	for _, family := range []wire.Family{wire.Inet, wire.Inet6} {
+		for _, table := range b.Tables[family] {
+			if !slices.Contains(r.Tables, table) {
+				r.Tables = append(r.Tables, table)
+			}
+		}
+	}
+	switch {
+	case len(b.Guarded) == 0:
+		r.Missing = "its guards"
+	case len(r.Tables) == 0:
+		r.Missing = "a lease"
+	}
+}
+
+// Bound is one kind of traffic that is bound, as the kernel's rules have it.
+type Bound struct {
+	Traffic  route.Traffic
+	OnLoss   uplink.OnLoss
+	Ifname   string                   // empty: of no interface that is there, as far as anybody knows
+	Priority uint32                   // of the lookups; the guard is one behind
+	Guarded  []wire.Family            // in which there is the guard
+	Tables   map[wire.Family][]uint32 // that lookups lead to, in order
+}
+
+// List lists what is bound on this host. Interfaces are known by the marks that the
+// server gave to those of the host and to more, else by the addresses of their tables.
+func List(server string, uids []uint32, more ...string) ([]Bound, error) {
+	kernel, err := route.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer kernel.Close()
+	all, sources, err := boundIn(kernel)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	links, addresses, err := kernel.HostAddresses()
+	if err != nil {
+		return nil, err
+	}
+	ifnames := slices.Clone(more)
+	for _, name := range links {
+		ifnames = append(ifnames, name)
+	}
+	marked, err := peer.MarkedInterfaces(server, uids, ifnames)
+	if err != nil && !errors.Is(err, peer.ErrNoServer) && !errors.Is(err, peer.ErrNoMarks) {
+		return nil, err
+	}
+	for i := range all {
+		b := &all[i]
+		if b.Ifname = marked[b.Priority]; b.Ifname != "" {
+			continue
+		}
+		for _, a := range addresses {
+			if table := sources[a.Addr.String()]; table != 0 && slices.Contains(b.Tables[familyOf(a)], table) {
+				b.Ifname = links[a.Index]
+			}
+		}
+	}
+	slices.SortFunc(all, func(x, y Bound) int {
+		return cmp.Or(cmp.Compare(x.Ifname, y.Ifname), cmp.Compare(x.Priority, y.Priority), cmp.Compare(x.Traffic.String(), y.Traffic.String()))
+	})
+	return all, nil
+}
+
+func familyOf(a route.Address) wire.Family {
+	if a.Addr.Is4() {
+		return wire.Inet
+	}
+	return wire.Inet6
+}
+
+// boundIn reads the guards and lookups of both families, and which table the rules from an
+// address lead to.
+func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err error) {
+	type id struct {
+		traffic  route.Traffic
+		priority uint32
+	}
+	at := make(map[id]int)
+	find := func(t route.Traffic, priority uint32) *Bound {
+		key := id{t, priority}
+		if _, ok := at[key]; !ok {
+			at[key] = len(all)
+			all = append(all, Bound{Traffic: t, Priority: priority, OnLoss: uplink.Block, Tables: make(map[wire.Family][]uint32)})
+		}
+		return &all[at[key]]
+	}
+	sources = make(map[string]uint32)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := kernel.Rules(family)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, r := range rules {
+			switch {
+			case uplink.IsGuard(r):
+				b := find(r.Traffic, r.Priority-1)
+				b.Guarded = append(b.Guarded, wire.Family(family))
+				if r.Action == route.Nop {
+					b.OnLoss = uplink.Fallback
+				}
+			case uplink.IsLookup(r):
+				b := find(r.Traffic, r.Priority)
+				b.Tables[wire.Family(family)] = append(b.Tables[wire.Family(family)], r.Table)
+			case uplink.IsHost(r) && !uplink.LeavesTable(r):
+				sources[r.Src.Addr().String()] = r.Table
+			}
+		}
+	}
+	return all, sources, nil
+}
+
+// Unbind removes what Bindings has listed: guards first, since holders put lookups back.
+func Unbind(bound []Bound) error {
+	kernel, err := route.Dial()
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	var errs []error
+	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup} {
+		ours := func(r route.Rule) bool {
+			return what(r) && slices.ContainsFunc(bound, func(b Bound) bool {
+				return r.Traffic == b.Traffic && (r.Priority == b.Priority && uplink.IsLookup(r) || r.Priority == b.Priority+1 && uplink.IsGuard(r))
+			})
+		}
+		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+			if _, _, err := kernel.SyncRules(family, ours, nil); err != nil {
+				errs = append(errs, fmt.Errorf("unbind: %w", err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// UnbindAll sets every process free and removes every rule of a binding.
+func UnbindAll(server string, uids []uint32) error {
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return err
+	}
+	defer cgroups.Close()
+	errs := []error{cgroups.Free()}
+	pinned, err := cgroup.Pinned()
+	errs = append(errs, err)
+	for _, uplink := range pinned {
+		errs = append(errs, cgroup.Unpin(uplink))
+	}
+	all, err := List(server, uids)
+	return errors.Join(append(errs, err, Unbind(all))...)
+}
