@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
-	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/inspect"
 )
 
 // screen is how wide a line may be.
 const screen = 80
 
 // printRows prints a line for each address if all have room for it, and more lines else.
-func printRows(out io.Writer, rows []client.Row, colour bool) error {
+func printRows(out io.Writer, rows []inspect.Row, colour bool) error {
 	table := [][]string{{"IFNAME", "ADDRESS", "TABLE", "LEFT", "MODE", "PID", "GATEWAY"}}
 	for _, r := range rows {
 		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", orDefault(r.Gateway, "-")}

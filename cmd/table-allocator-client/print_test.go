@@ -5,22 +5,22 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/inspect"
 )
 
 func TestPrintRows(t *testing.T) {
-	short := []client.Row{
+	short := []inspect.Row{
 		{Ifname: "wan0", Address: "192.0.2.5", Table: 10000, LeaseLeft: 3599, Gateway: "192.0.2.1", PID: 71, Mode: "copy"},
 		{Ifname: "wan1", Address: "2001:db8::5", Missing: "a holder: there is no client for it, and no watch"},
 	}
-	long := []client.Row{{Ifname: "wan0", Address: "2001:db8:1234:5678:9abc:def0:1234:5678", Table: 10000, LeaseLeft: 86399,
+	long := []inspect.Row{{Ifname: "wan0", Address: "2001:db8:1234:5678:9abc:def0:1234:5678", Table: 10000, LeaseLeft: 86399,
 		Gateway: "fe80::1234:5678:9abc:def0", PID: 4194304, Mode: "copy",
 		Missing: "rule 20000: from all to 2001:db8:1234:5678::/64 lookup 10000 proto 116, route default via fe80::1"}}
-	longest := []client.Row{{Ifname: "enp101s0f1np123", Address: "2001:db8:1234:5678:9abc:def0:1234:5678", Table: 4294967295, LeaseLeft: 700000,
+	longest := []inspect.Row{{Ifname: "enp101s0f1np123", Address: "2001:db8:1234:5678:9abc:def0:1234:5678", Table: 4294967295, LeaseLeft: 700000,
 		Gateway: "2001:db8:1234:5678:9abc:def0:1234:ffff", PID: 4194304, Mode: "none"}}
 	for _, tt := range []struct {
 		name   string
-		rows   []client.Row
+		rows   []inspect.Row
 		colour bool
 		want   string
 	}{

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
-	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/inspect"
 )
 
 const statusUsage = `Usage: table-allocator-client status [--json] [options]
@@ -36,7 +36,7 @@ func runStatus(args []string) int {
 	if err != nil {
 		return fail(err)
 	}
-	rows, err := client.Status(context.Background(), cfg)
+	rows, err := inspect.Status(context.Background(), cfg.Selection)
 	if err != nil {
 		return fail(err)
 	}

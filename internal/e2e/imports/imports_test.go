@@ -19,10 +19,11 @@ const module = "github.com/table-allocator/table-allocator/"
 // package needs a line here.
 var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
-	"cmd/table-allocator-client": {"internal/client", "internal/bind", "internal/uplink", "internal/peer", "internal/cli", "internal/wire", "internal/route", "internal/cgroup"},
+	"cmd/table-allocator-client": {"internal/client", "internal/bind", "internal/inspect", "internal/uplink", "internal/peer", "internal/cli", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
 	"internal/client":            {"internal/uplink", "internal/peer", "internal/remember", "internal/wire", "internal/route", "internal/jsonc"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup"},
+	"internal/inspect":           {"internal/uplink", "internal/peer", "internal/wire", "internal/route"},
 	"internal/uplink":            {"internal/wire", "internal/route"},
 	"internal/allocator":         {"sql"},
 	"internal/cgroup":            {},

@@ -1,4 +1,5 @@
-package client
+// Package inspect says how the addresses of the host stand, from what their holders answer and the kernel has.
+package inspect
 
 import (
 	"cmp"
@@ -30,12 +31,12 @@ type Row struct {
 	Missing   string `json:"missing,omitempty"` // empty: all is as it should be
 }
 
-// statusPatience is how long all holders together may be silent: those that answer do not
+// patience is how long all holders together may be silent: those that answer do not
 // count, be they a thousand.
-const statusPatience = 5 * time.Second
+const patience = 5 * time.Second
 
 // Status asks the holder of each address that cfg selects.
-func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
+func Status(ctx context.Context, cfg uplink.Selection) ([]Row, error) {
 	kernel, err := route.Dial()
 	if err != nil {
 		return nil, err
@@ -55,7 +56,7 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 		return cmp.Or(cmp.Compare(a.Key.Ifname, b.Key.Ifname), a.Addr().Compare(b.Addr()))
 	})
 	rows := []Row{}
-	patience := statusPatience
+	patience := patience
 	var conn *wire.Conn
 	for _, u := range uplinks {
 		if conn == nil {
@@ -66,7 +67,7 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 		}
 		began := time.Now()
 		asking, cancel := context.WithTimeout(ctx, patience)
-		row, err := statusOf(asking, kernel, conn, u)
+		row, err := rowOf(asking, kernel, conn, u)
 		cancel()
 		if err != nil {
 			return nil, err
@@ -79,7 +80,7 @@ func Status(ctx context.Context, cfg WatchConfig) ([]Row, error) {
 	return rows, nil
 }
 
-func statusOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u uplink.Uplink) (Row, error) {
+func rowOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u uplink.Uplink) (Row, error) {
 	row := Row{Ifname: u.Key.Ifname, Address: u.Key.Address, Family: u.Key.Family.String()}
 	to, err := wire.Padded(wire.HolderName(u.Key))
 	if err != nil {
