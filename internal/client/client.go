@@ -9,13 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"slices"
 	"syscall"
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/peer"
-	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -121,99 +118,4 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		case <-time.After(peer.AskAgain): // it waits for the server, or is about to go
 		}
 	}
-}
-
-// Release ends the holder of the key, removes the rules that it or a holder that was
-// killed left behind, and releases the lease.
-func Release(cfg Config, log *slog.Logger) error {
-	conn, err := peer.Open(cfg.Uplink.Key, peer.AsAsker)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	endHolder(conn, cfg, log)
-	return errors.Join(removeLeftovers(cfg.Uplink, log), peer.ReleaseLease(conn, cfg.Server, cfg.ServerUIDs, cfg.Uplink.Key))
-}
-
-func endHolder(conn *wire.Conn, cfg Config, log *slog.Logger) {
-	const patience = 5 * time.Second // it gives its lease back before it confirms
-	key := cfg.Uplink.Key
-	to, err := wire.Padded(wire.HolderName(key))
-	if err != nil {
-		return // open has been through this
-	}
-	_, err = peer.AskHolder(context.Background(), conn, to, wire.Request{Key: key, Cmd: wire.Query}, peer.HolderPatience)
-	if err == nil {
-		_, err = peer.Exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, peer.NewTrust(nil), patience)
-	}
-	if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
-		log.Warn("the process that has the name of this key does not answer: end it yourself",
-			"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", err)
-	}
-	others, err := peer.StandIns(key)
-	for _, to := range others {
-		_, endErr := peer.Exchange(conn, to, wire.Request{Key: key, Cmd: wire.End}, peer.NewTrust(nil), patience)
-		err = errors.Join(err, endErr)
-	}
-	if err != nil {
-		log.Warn("a process that stands in for the holder of this key does not end",
-			"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", err)
-	}
-}
-
-func removeLeftovers(u uplink.Uplink, log *slog.Logger) error {
-	if !u.IsAddress() {
-		return nil
-	}
-	kernel, err := route.Dial()
-	if err != nil {
-		return err
-	}
-	defer kernel.Close()
-	r := ruleset{uplink: u, kernel: kernel, log: log}
-	if err := r.adopt(); err != nil {
-		return err
-	}
-	return errors.Join(returnRoutes(u, &r, log), r.clear(), removeServers(u))
-}
-
-// returnRoutes gives main what a holder that was killed had moved into its table.
-func returnRoutes(u uplink.Uplink, r *ruleset, log *slog.Logger) error {
-	link, found, err := r.kernel.LinkByName(u.Key.Ifname)
-	if err != nil || !found {
-		return err
-	}
-	u.Settings.Routes = uplink.MoveRoutes // as far as anybody knows
-	p := placer{kernel: r.kernel, log: log}
-	v, ready, err := p.look(u, link)
-	if err != nil || !ready {
-		return err
-	}
-	for table, whole := range r.tables {
-		if !whole {
-			continue
-		}
-		if err := p.adopt(u, v, table); err != nil {
-			return err
-		}
-		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool {
-			return slices.ContainsFunc(v.Main, func(m route.Route) bool { return uplink.SameWay(m, r) })
-		})
-		p.table = table
-		err = errors.Join(err, p.putBack(u, v))
-		p.drop()
-	}
-	return err
-}
-
-func removeServers(u uplink.Uplink) error {
-	file := u.Settings.ServersFile
-	if _, err := os.Stat(file); file == "" || err != nil {
-		return nil // no lines in it
-	}
-	changed, err := setServers(file, u.Addr(), nil)
-	if changed {
-		err = errors.Join(err, tellDnsmasq(u.Settings.PIDFile))
-	}
-	return err
 }

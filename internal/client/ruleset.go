@@ -199,3 +199,27 @@ func (r *ruleset) owns(rule route.Rule) bool {
 	}
 	return r.originals[rule.Table] && r.uplink.Original(rule, rule.Table)
 }
+
+// readGuards finds what is bound to the interface now.
+func (r *ruleset) readGuards() error {
+	if r.marking == (wire.Marking{}) {
+		return nil
+	}
+	rules, err := r.kernel.RulesWhere(r.uplink.Family(), func(rule *route.Rule) bool { return uplink.IsGuard(*rule) })
+	if err == nil {
+		r.guards = uplink.GuardsOf(r.marking, rules)
+	}
+	return err
+}
+
+// want are all rules that a lease of table means: those of the uplink, and the lookups for
+// what is bound to its interface.
+func (r *ruleset) want(table uint32) []route.Rule { return r.wantWith(r.guards, table) }
+
+func (r *ruleset) wantWith(guards []route.Rule, table uint32) []route.Rule {
+	rules := r.uplink.Strict(guards).Rules(table)
+	for _, guard := range guards {
+		rules = append(rules, uplink.LookupOf(guard, table))
+	}
+	return rules
+}

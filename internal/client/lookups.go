@@ -11,30 +11,6 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// readGuards finds what is bound to the interface now.
-func (r *ruleset) readGuards() error {
-	if r.marking == (wire.Marking{}) {
-		return nil
-	}
-	rules, err := r.kernel.RulesWhere(r.uplink.Family(), func(rule *route.Rule) bool { return uplink.IsGuard(*rule) })
-	if err == nil {
-		r.guards = uplink.GuardsOf(r.marking, rules)
-	}
-	return err
-}
-
-// want are all rules that a lease of table means: those of the uplink, and the lookups for
-// what is bound to its interface.
-func (r *ruleset) want(table uint32) []route.Rule { return r.wantWith(r.guards, table) }
-
-func (r *ruleset) wantWith(guards []route.Rule, table uint32) []route.Rule {
-	rules := r.uplink.Strict(guards).Rules(table)
-	for _, guard := range guards {
-		rules = append(rules, uplink.LookupOf(guard, table))
-	}
-	return rules
-}
-
 // gone is the rule to leave behind for an address that went. With IPv4 nothing can be sent from it
 // any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink. It is not
 // for what passes through: whoever has the address now may be behind this host.
@@ -151,23 +127,6 @@ func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 		}
 	}
 	return some
-}
-
-// boundAt is where rules of bindings are.
-type boundAt struct {
-	family   int
-	priority uint32
-}
-
-// noteBound sorts an event into the news of guards, and of lookups that are gone.
-func (n *news) noteBound(e route.Event) {
-	if e.Protocol != route.Protocol {
-		return
-	}
-	if n.ours == nil {
-		n.ours = make(map[boundAt]bool)
-	}
-	n.ours[boundAt{e.Family, e.Priority}] = n.ours[boundAt{e.Family, e.Priority}] || e.Deleted
 }
 
 // hearBound follows what is bound and what is not any more. Lookups that others delete come

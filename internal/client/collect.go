@@ -1,0 +1,199 @@
+package client
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// isLeased tells whether a rule's table can be of a lease, and not main's or none at all.
+func isLeased(table uint32) bool { return table != 0 && table != unix.RT_TABLE_MAIN }
+
+// tables are those whose rules have to be there.
+func (l *loop) tables() map[uint32]bool {
+	tables := make(map[uint32]bool, len(l.sessions))
+	for _, s := range l.sessions {
+		if s.state == held && s.installed {
+			tables[s.table] = true
+		}
+	}
+	return tables
+}
+
+func (l *loop) tidy() {
+	if err := l.collect(); err != nil {
+		l.log.Error("cannot remove what others of us left behind", "err", err)
+	}
+}
+
+// collect removes rules and routes of ours that nobody stands for: of clients that died
+// and of addresses that went while nobody looked.
+func (l *loop) collect() error {
+	names, err := peer.HolderNames()
+	if err != nil {
+		return err
+	}
+	served := make(map[netip.Addr]bool, len(names))
+	for _, name := range names {
+		// IFNAME-ADDR-FAMILY, and more for a client whose name somebody had taken.
+		words := strings.Split(name, "-")
+		for _, word := range words[1:] {
+			if addr, err := netip.ParseAddr(word); err == nil {
+				served[addr] = true
+			}
+		}
+	}
+	errs := []error{l.forgetStale(names)}
+	clear(l.watch.blocked)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		errs = append(errs, l.collectFamily(family, served))
+	}
+	order, err := l.unboundOrder()
+	for of := range l.watch.order {
+		l.watch.order[of] = slices.DeleteFunc(l.watch.order[of], func(table uint32) bool {
+			return err == nil && !slices.Contains(order[of], table) &&
+				!slices.ContainsFunc(l.sessions, func(s *session) bool { return s.ordered == table && s.orderedIn == of })
+		})
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
+	// The original marks nothing, but rules of ours may lead to its tables, too: for what is bound.
+	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol || uplink.IsHost(*r) })
+	if err != nil {
+		return err
+	}
+	routes, err := l.kernel.OurRoutes(family)
+	if err != nil {
+		return err
+	}
+	live := make(map[uint32]bool)        // tables that an address in service has, or is about to
+	sourced := make(map[netip.Addr]bool) // addresses with a rule to a table
+	for _, r := range rules {
+		if uplink.IsHost(r) && !uplink.LeavesTable(r) {
+			sourced[r.Src.Addr()] = true
+			live[r.Table] = live[r.Table] || served[r.Src.Addr()]
+		}
+	}
+	for _, r := range routes {
+		if served[r.Src] {
+			live[r.Table] = true
+		}
+	}
+	for _, s := range l.sessions {
+		if s.uplink.Family() == family && s.table != 0 {
+			live[s.table] = true
+		}
+	}
+	addresses, err := l.kernel.Addresses(family)
+	if err != nil {
+		return err
+	}
+	there := make(map[netip.Addr]bool, len(addresses))
+	for _, a := range addresses {
+		there[a.Addr] = true
+	}
+	keep := uplink.KeptBlocks(rules, there)
+	if l.watch.leaving {
+		clear(keep)
+	}
+	for r := range keep {
+		l.watch.blocked[r.Src.Addr()] = true
+	}
+	waiting := make(map[netip.Addr]bool) // back, and without a lease: main has to do
+	for _, s := range l.sessions {
+		if s.state == asking && !sourced[s.addr] {
+			waiting[s.addr] = true
+		}
+	}
+	orphan := uplink.Orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !live[r.Table] }))
+	stale := func(r route.Rule) bool {
+		switch {
+		case r.Protocol != route.Protocol:
+			return false
+		case uplink.LeavesTable(r):
+			return uplink.IsHost(r) && (!served[r.Src.Addr()] || waiting[r.Src.Addr()]) && !keep[r] || orphan(r)
+		}
+		return !live[r.Table]
+	}
+	var errs []error
+	for _, r := range rules {
+		if uplink.IsHost(r) && !uplink.LeavesTable(r) && stale(r) {
+			errs = append(errs, l.bury(family, r, routes))
+		}
+	}
+	_, deleted, err := l.kernel.SyncRules(family, stale, nil)
+	errs = append(errs, err)
+	for _, r := range deleted {
+		l.log.Info("rule of nobody removed", "rule", r.String(), "table", r.Table)
+	}
+	tables := make(map[uint32]bool)
+	for _, r := range routes {
+		if isLeased(r.Table) && !live[r.Table] {
+			l.log.Info("route of nobody removed", "route", r.String(), "table", r.Table)
+			tables[r.Table] = true
+		}
+	}
+	for table := range tables {
+		errs = append(errs, l.kernel.FlushTable(family, table))
+	}
+	return errors.Join(errs...)
+}
+
+// bury gives main what a client that is dead had moved into its table, if its address is
+// still there, and its lease to the server. source is the rule from its address.
+func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
+	addr := source.Src.Addr()
+	if err := l.forgetServers(addr); err != nil {
+		return err
+	}
+	index := 0 // of its link, as far as anything tells
+	for _, r := range routes {
+		if r.Table == source.Table && r.Index != 0 {
+			index = r.Index
+		}
+	}
+	addresses, err := l.kernel.Addresses(family)
+	if err != nil {
+		return err
+	}
+	network := source.Src
+	for _, a := range addresses {
+		if a.Addr == addr && (index == 0 || index == a.Index) {
+			index, network = a.Index, a.Network()
+		}
+	}
+	link, found, err := l.kernel.LinkByIndex(index)
+	if err != nil || !found {
+		return err
+	}
+	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
+	l.log.Info("client is dead; its lease is given back", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
+	err = returnRoutes(u, &ruleset{uplink: u, kernel: l.kernel, log: l.log, tables: map[uint32]bool{source.Table: true}}, l.log)
+	return errors.Join(err, l.release(u.Key))
+}
+
+// release gives a lease back that no session has, without waiting for the answer: if it is
+// lost, the lease ends by itself.
+func (l *loop) release(key wire.Key) error {
+	conn, err := peer.Open(key, peer.AsAsker)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	req := wire.Request{Key: key, Cmd: wire.Release}
+	err = peer.SendToServer(conn, l.servers, req.Append(nil))
+	if err != nil {
+		l.log.Debug("lease not released", "key", key.String(), "err", err)
+	}
+	return nil
+}

@@ -1,0 +1,127 @@
+package client
+
+import (
+	"cmp"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// lane is where unbound rules stand in an order that counts: the kernel sorts by priority,
+// and those of equal priority by the time at which they came.
+type lane struct {
+	family   int
+	priority uint32
+}
+
+func (s *session) lane() lane { return lane{s.uplink.Family(), s.uplink.Priorities.Unbound} }
+
+// inOrder are the sessions whose rules have to be there, in the order of their unbound rules.
+func (l *loop) inOrder(family int) []*session {
+	at := make(map[uint32]int)
+	for of, order := range l.watch.order {
+		if of.family != family {
+			continue
+		}
+		for i, table := range order {
+			at[table] = i
+		}
+	}
+	sessions := slices.DeleteFunc(l.all(), func(s *session) bool {
+		return s.uplink.Family() != family || s.state != held || !s.installed
+	})
+	slices.SortStableFunc(sessions, func(a, b *session) int { return cmp.Compare(at[a.table], at[b.table]) })
+	return sessions
+}
+
+// unboundOrder is the order of the unbound rules: it chooses the uplink for traffic that
+// is bound to nothing.
+func (l *loop) unboundOrder() (map[lane][]uint32, error) {
+	order := make(map[lane][]uint32)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool {
+			return r.Protocol == route.Protocol && r.Iif == uplink.Loopback && !uplink.LeavesTable(*r)
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			of := lane{family, r.Priority}
+			order[of] = append(order[of], r.Table)
+		}
+	}
+	return order, nil
+}
+
+// disordered are the sessions whose unbound rules have to go behind all others, one after
+// the other, so that all stand in the order that they had. sessions are those by table that
+// can be moved.
+func (l *loop) disordered(family int, sessions map[uint32]*session) ([]*session, error) {
+	now, err := l.unboundOrder()
+	if err != nil {
+		return nil, err
+	}
+	var behind []*session
+	for of, order := range l.watch.order {
+		if of.family != family {
+			continue
+		}
+		for _, table := range misplaced(order, now[of], func(table uint32) bool { return sessions[table] != nil }) {
+			behind = append(behind, sessions[table])
+		}
+	}
+	return behind, nil
+}
+
+// misplaced are the tables that have to go to the end of now, one after the other, so that
+// those which can be moved stand as in order: a rule that was added again stands behind its
+// equals, and those that followed it have to follow it again.
+func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
+	there := make(map[uint32]bool, len(now))
+	for _, table := range now {
+		there[table] = true
+	}
+	order = slices.DeleteFunc(slices.Clone(order), func(table uint32) bool { return !movable(table) || !there[table] })
+	at := 0 // all of order before it stands where it should
+	for _, table := range now {
+		if at < len(order) && table == order[at] {
+			at++
+		}
+	}
+	return order[at:]
+}
+
+// moveBehind adds the unbound rule of a session again.
+func (l *loop) moveBehind(s *session) error {
+	rules := s.rules.uplink.Rules(s.table)
+	unbound := rules[len(rules)-1]
+	same := func(r route.Rule) bool { return r == unbound }
+	if _, _, err := l.kernel.SyncRules(s.uplink.Family(), same, nil); err != nil {
+		return err
+	}
+	_, _, err := l.kernel.SyncRules(s.uplink.Family(), same, []route.Rule{unbound})
+	return err
+}
+
+// remember notes where the unbound rule of a session came to stand: behind all others.
+func (l *loop) remember(s *session) {
+	if l.watch == nil || s.state != held || !s.installed || s.ordered == s.table && s.orderedIn == s.lane() {
+		return
+	}
+	l.forget(s)
+	s.ordered, s.orderedIn = s.table, s.lane()
+	if !slices.Contains(l.watch.order[s.orderedIn], s.table) { // else it stood before this process began
+		l.watch.order[s.orderedIn] = append(l.watch.order[s.orderedIn], s.table)
+	}
+}
+
+func (l *loop) forget(s *session) {
+	order := l.watch.order[s.orderedIn]
+	if at := slices.Index(order, s.ordered); s.ordered != 0 && at >= 0 {
+		l.watch.order[s.orderedIn] = slices.Delete(order, at, at+1)
+	}
+	s.ordered = 0
+}

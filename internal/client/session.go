@@ -1,0 +1,221 @@
+package client
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// lookAgain is when a look that failed is tried again.
+const lookAgain = time.Second
+
+// Routes that others delete come back at once, but for those that are deleted for ever.
+const (
+	repairEvery = time.Second
+	repairBurst = 10
+)
+
+// session is a machine with what it needs of the world.
+type session struct {
+	*machine
+	conn      *wire.Conn
+	addr      netip.Addr // of the uplink
+	rules     ruleset
+	routes    placer
+	servers   string // the file that has resolver lines of the address; empty: none
+	warned    map[string]string
+	log       *slog.Logger
+	index     int  // of the link; 0: not seen yet
+	present   bool // the address is on the link, as far as we know
+	usable    bool // and no duplicate check of it is under way
+	created   uint32
+	installed bool // kernel and resolver have what a lease means
+	filled    bool // the table has had its routes since then
+	left      int  // the link that the address was deleted from since we looked; 0: none
+	retry     wire.Message
+	retryAt   time.Duration // 0: nothing waits for room in the server's queue
+	retries   int
+	// refreshAt is when routes that expire are followed again; 0: none does.
+	refreshAt time.Duration
+	enders    []wire.Addr   // who waits to hear that everything is taken back
+	repairs   *rate.Limiter // of routes that others delete
+	ordered   uint32        // the table whose unbound rule has a place in the watch's order; 0: none has
+	orderedIn lane
+	hooked    bool // a call brought settings of its own
+	again     bool // the server refused the address before
+}
+
+// place installs what a lease means, and tells the machine if it asks.
+func (l *loop) place(s *session, table uint32) bool {
+	if s.uplink.Settings.PlacesRoutes() && l.watch == nil { // a watch hears of them anyway
+		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
+	}
+	if s.index == 0 {
+		l.look(s)
+	}
+	err := s.install(table)
+	if s.state != placing { // other settings for a lease that stands
+		s.warn("place the rules", err)
+		return false
+	}
+	if err == nil {
+		s.log.Info("lease granted", "table", table, "tag", s.uplink.Tag, "expires", wire.Seconds(s.expires))
+	}
+	l.feed(s, event{kind: rulesPlaced, err: err})
+	return true
+}
+
+// lookBeside looks again at those that have the address under another name of the link
+// than s has.
+func (l *loop) lookBeside(s *session) {
+	for i := 0; i < len(l.sessions); i++ {
+		other := l.sessions[i]
+		if other != s && s.index != 0 && other.index == s.index && other.addr == s.addr {
+			l.look(other)
+		}
+	}
+}
+
+// hear follows what changed in main, and puts back what others took out of the table. Those
+// who do so again and again have to wait, and so does the address.
+func (s *session) hear(events []route.Event) {
+	followed := slices.ContainsFunc(events, func(e route.Event) bool { return e.Table == unix.RT_TABLE_MAIN && s.concernsRoutes(e) })
+	if !followed && !slices.ContainsFunc(events, s.concernsRoutes) {
+		return
+	}
+	if !followed && !s.repairs.Allow() {
+		s.warn("keep the routes", errors.New("they are deleted again and again; what is missing is put back once a second"))
+		s.lookSoon(repairEvery)
+		return
+	}
+	s.follow()
+}
+
+// lookSoon makes the next look come in time at the latest.
+func (s *session) lookSoon(in time.Duration) {
+	if at := wire.Now() + in; s.refreshAt == 0 || at < s.refreshAt {
+		s.refreshAt = at
+	}
+}
+
+// noteLeaving finds out that the address was there, though no look has found it.
+func (s *session) noteLeaving(events []route.Event) {
+	for _, e := range events {
+		if e.Kind == route.AddressChanged && e.Deleted && e.Addr == s.addr && (e.Index == s.index || s.index == 0) {
+			s.left = e.Index
+		}
+	}
+}
+
+// look compares the link and its addresses with what the machine believes.
+func (l *loop) look(s *session) {
+	if !s.uplink.IsAddress() || s.state == releasing || s.state == done {
+		return
+	}
+	link, found, err := l.link(s)
+	if err != nil {
+		s.warn("read the link", err)
+		s.refreshAt = wire.Now() + lookAgain
+		return
+	}
+	switch {
+	case !found && s.index != 0:
+		s.present = false
+		l.feed(s, event{kind: linkGone, why: "the link is gone"})
+		return
+	case !found:
+		return // it may come yet
+	}
+	s.index = link.Index
+	s.present = s.present || s.left == s.index
+	s.left = 0
+	addresses, err := l.kernel.AddressesOn(s.uplink.Family(), s.index)
+	if err != nil {
+		s.warn("read the addresses", err)
+		s.refreshAt = wire.Now() + lookAgain
+		return
+	}
+	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.uplink.Addr() })
+	s.usable = at >= 0 && !addresses[at].Tentative()
+	switch {
+	case at >= 0 && addresses[at].DADFailed():
+		s.present = false // as long as it is like this; put on the link again, it is another
+		l.feed(s, event{kind: end, why: "another host has the address (duplicate address detection failed)"})
+		return
+	case at >= 0:
+		s.present = true
+		if created := addresses[at].Created; created != s.created {
+			s.created = created
+			l.keep(s)
+		}
+		l.feed(s, event{kind: addressSeen})
+		if s.state == held && !s.installed {
+			s.warn("place rules and routes", s.install(s.table))
+			l.remember(s)
+		} else {
+			s.follow()
+		}
+	case s.present:
+		s.present = false
+		l.feed(s, event{kind: addressGone, why: "the address is gone"})
+		return
+	case s.guarding:
+		s.yieldAddress()
+	}
+	if link.Name != s.uplink.Key.Ifname {
+		l.rename(s, link.Name)
+	}
+}
+
+func (l *loop) link(s *session) (route.Link, bool, error) {
+	if s.index != 0 {
+		return l.kernel.LinkByIndex(s.index)
+	}
+	return l.kernel.LinkByName(s.uplink.Key.Ifname)
+}
+
+// rename puts a machine for the new name beside the one for the old: the name is part of
+// the key, and the old lease ends only once the new one stands.
+func (l *loop) rename(s *session, name string) {
+	u := s.uplink
+	u.Key.Ifname = name
+	if l.watch != nil {
+		var ok bool
+		if u, ok = l.watch.renamed(s, name); !ok {
+			l.feed(s, event{kind: end, why: "the link is now called " + name + ", which the configuration does not select"})
+			return
+		}
+	}
+	for _, other := range l.sessions {
+		if other.uplink.Key != u.Key {
+			continue
+		}
+		if other.state == held {
+			l.feed(s, event{kind: end, why: "the link is now called " + name})
+		}
+		return // else it is under way
+	}
+	conn, err := peer.Open(u.Key, peer.AsHolder)
+	if err != nil {
+		s.log.Error("the link was renamed, and its new name cannot be held; keeping the old lease", "name", name, "err", err)
+		return
+	}
+	s.log.Info("the link was renamed", "name", name)
+	m := newMachine(u, s.reported) // a caller does not wait for ever
+	m.watched = s.watched
+	m.reported, s.reported = s.reported, true
+	next := l.add(m, conn)
+	next.index, next.created, next.hooked = s.index, s.created, s.hooked
+	l.keep(next)
+	l.feed(next, event{kind: start})
+	l.look(next)
+}
