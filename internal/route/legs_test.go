@@ -48,3 +48,64 @@ func TestLegs(t *testing.T) {
 		t.Errorf("the copy: %s", got)
 	}
 }
+
+// TestLegsOfObjects: nexthop objects are read for the links and gateways that they give routes, also
+// where the kernel tells only their number.
+func TestLegsOfObjects(t *testing.T) {
+	for _, compat := range []string{"1", "0"} {
+		t.Run("nexthop_compat_mode="+compat, func(t *testing.T) {
+			n, c, index, peer := uplink(t)
+			nettest.Veth(t, n, "eth1", peer, "eth1")
+			n.Run(t, "sysctl", "-qw", "net.ipv4.nexthop_compat_mode="+compat)
+			n.IP(t, "address add 198.51.100.2/24 dev eth1")
+			for _, command := range []string{
+				"nexthop add id 1 via 192.0.2.1 dev eth0", "nexthop add id 2 via 198.51.100.1 dev eth1",
+				"nexthop add id 3 via fd00::1 dev eth0", "nexthop add id 4 group 1/3,7", "nexthop add id 5 dev eth0",
+				"nexthop add id 6 group 1/2",
+				"route add 10.1.0.0/16 nhid 1", "route add 10.2.0.0/16 nhid 6", "route add 10.3.0.0/16 nhid 3",
+				"route add 10.4.0.0/16 nhid 4", "-6 route add fd01::/64 nhid 3",
+			} {
+				n.IP(t, command)
+			}
+			for _, tt := range []struct {
+				dst  string
+				want []string // gateways of eth0
+			}{
+				{"10.1.0.0/16", []string{"192.0.2.1"}},
+				{"10.2.0.0/16", []string{"192.0.2.1"}},
+				{"10.3.0.0/16", []string{"fd00::1"}},
+				{"10.4.0.0/16", []string{"192.0.2.1", "fd00::1"}},
+				{"fd01::/64", []string{"fd00::1"}},
+			} {
+				dst := prefix(tt.dst)
+				family := unix.AF_INET
+				if dst.Addr().Is6() {
+					family = unix.AF_INET6
+				}
+				routes, err := c.RoutesOn(family, unix.RT_TABLE_MAIN, index)
+				if err != nil {
+					t.Fatal(err)
+				}
+				image, err := c.ReadImage(family, unix.RT_TABLE_MAIN, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				routes = slices.DeleteFunc(routes, func(r Route) bool { return r.Dst != dst })
+				for name, routes := range map[string][]Route{"dump": routes, "image": image.To(dst)} {
+					var got []string
+					for _, r := range routes {
+						for _, leg := range r.Legs(index) {
+							got = append(got, leg.Gateway.String())
+							if err := c.AddRoute(leg.In(10000, leg.Src)); err != nil {
+								t.Errorf("%s, %s: %v", tt.dst, name, err)
+							}
+						}
+					}
+					if !slices.Equal(got, tt.want) {
+						t.Errorf("%s, %s: got %v, want %v", tt.dst, name, got, tt.want)
+					}
+				}
+			}
+		})
+	}
+}

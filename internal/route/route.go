@@ -464,12 +464,16 @@ func seconds(ticks int32) int {
 	return (int(ticks) + clockTicks - 1) / clockTicks
 }
 
-// Legs returns the routes of r's gateways over one link, each as a route of its own; nil if r is no
-// route of several gateways, or one with a nexthop object. In IPv6 they are routes of their own: the
-// kernel shows those that share a place, of whatever link and program, as one.
+// Legs returns the routes of r's next hops over one link, each as a route of its own that names no
+// nexthop object; nil if none leads there. In IPv6 the kernel shows routes that share a place as one
+// route of several next hops, whatever their links and programs.
 func (r Route) Legs(index int) []Route {
-	if !r.Multipath || r.NexthopID != 0 {
-		return nil
+	r.NexthopID = 0
+	if !r.Multipath {
+		if r.Index != index {
+			return nil
+		}
+		return []Route{r}
 	}
 	leg := r
 	leg.Multipath = false
@@ -493,6 +497,8 @@ func (r Route) Legs(index int) []Route {
 					switch typ {
 					case unix.RTA_GATEWAY:
 						leg.Gateway, _ = netip.AddrFromSlice(value)
+					case unix.RTA_VIA:
+						leg.Gateway, _ = netip.AddrFromSlice(value[min(2, len(value)):])
 					case unix.RTA_ENCAP:
 						leg.Encap = true
 					}

@@ -115,12 +115,15 @@ func (c *Conn) dumpRoutesOnce(family int, f filter) ([]Route, error) {
 		if err != nil {
 			return nil, err
 		}
-		// Old kernels do not filter.
-		if !cloned && r.Family == family && f.has(r) {
+		if !cloned && r.Family == family {
 			routes = append(routes, r)
 		}
 	}
-	return routes, nil
+	if err := c.resolve(routes); err != nil {
+		return nil, err
+	}
+	// Old kernels do not filter.
+	return slices.DeleteFunc(routes, func(r Route) bool { return !f.has(r) }), nil
 }
 
 // AddRoute adds r. That it is there already is no error. A route of ours that is different and in

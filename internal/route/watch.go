@@ -20,11 +20,12 @@ const (
 	LinkChanged                     // came or changed: Index, Name
 	LinkGone                        // no longer here: Index, Name
 	RuleChanged                     // Family, Priority, Table, Protocol, Deleted
-	RouteChanged                    // Family, Table, Index (0 for none or several), Protocol, Deleted
+	RouteChanged                    // Family, Table, Index (0 for none or several), Protocol, Deleted, Route, Replaced
+	NexthopChanged                  // a nexthop object, of which routes may have their gateway
 )
 
 func (k EventKind) String() string {
-	names := [...]string{"overrun", "address changed", "link changed", "link gone", "rule changed", "route changed"}
+	names := [...]string{"overrun", "address changed", "link changed", "link gone", "rule changed", "route changed", "nexthop changed"}
 	if k < 0 || int(k) >= len(names) {
 		return fmt.Sprintf("event %d", int(k))
 	}
@@ -45,6 +46,10 @@ type Event struct {
 	// Protocol tells what is ours. Not who changed it: the kernel and other programs delete ours too.
 	Protocol uint8
 	Deleted  bool // the address, rule or route, rather than added or changed
+	// Route is the route as the notification has it, and Replaced says that it took the place of
+	// another one, of which there is no notification.
+	Route    *Route
+	Replaced bool
 }
 
 // Groups selects what a Watcher hears of; combine with |.
@@ -59,9 +64,12 @@ const (
 	Rules6     Groups = 1 << (unix.RTNLGRP_IPV6_RULE - 1)
 	Routes4    Groups = 1 << (unix.RTNLGRP_IPV4_ROUTE - 1)
 	Routes6    Groups = 1 << (unix.RTNLGRP_IPV6_ROUTE - 1)
+	Nexthops   Groups = 1 << (rtnlgrpNexthop - 1)
 )
 
 const (
+	rtnlgrpNexthop = 32 // RTNLGRP_NEXTHOP of linux/rtnetlink.h
+
 	// A notification takes about 1 KiB of it: a burst of 2,000 has room (the kernel doubles it).
 	watchBuffer = 1 << 20
 	maxEvents   = 1000    // of one Next
@@ -174,7 +182,7 @@ func parseEvents(b []byte) []Event {
 		if n < unix.SizeofNlMsghdr || n > int64(len(b)) {
 			return append(events, Event{Kind: Overrun})
 		}
-		if e, ok, err := parseEvent(native.Uint16(b[4:]), b[unix.SizeofNlMsghdr:n]); err != nil {
+		if e, ok, err := parseEvent(native.Uint16(b[4:]), native.Uint16(b[6:]), b[unix.SizeofNlMsghdr:n]); err != nil {
 			events = append(events, Event{Kind: Overrun})
 		} else if ok {
 			events = append(events, e)
@@ -184,9 +192,9 @@ func parseEvents(b []byte) []Event {
 	return events
 }
 
-// parseEvent reads the body of a message of a type, and reports whether it is about anything that
-// there are events for.
-func parseEvent(typ uint16, body []byte) (Event, bool, error) {
+// parseEvent reads the body of a message of a type and with flags, and reports whether it is about
+// anything that there are events for.
+func parseEvent(typ, flags uint16, body []byte) (Event, bool, error) {
 	switch typ {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		a, family, err := parseAddress(body)
@@ -208,7 +216,12 @@ func parseEvent(typ uint16, body []byte) (Event, bool, error) {
 		return Event{Kind: RuleChanged, Family: int(body[0]), Priority: r.Priority, Table: r.Table, Protocol: r.Protocol, Deleted: typ == unix.RTM_DELRULE}, true, nil
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, cloned, err := parseRoute(body)
-		return Event{Kind: RouteChanged, Family: r.Family, Table: r.Table, Index: r.Index, Protocol: r.Protocol, Deleted: typ == unix.RTM_DELROUTE}, !cloned, err
+		return Event{
+			Kind: RouteChanged, Family: r.Family, Table: r.Table, Index: r.Index, Protocol: r.Protocol,
+			Deleted: typ == unix.RTM_DELROUTE, Route: &r, Replaced: typ == unix.RTM_NEWROUTE && flags&unix.NLM_F_REPLACE != 0,
+		}, !cloned, err
+	case rtmNewNexthop, rtmDelNexthop:
+		return Event{Kind: NexthopChanged}, true, nil
 	}
 	return Event{}, false, nil
 }
