@@ -54,7 +54,9 @@ type bind struct {
 // directory, the Go build cache and the files that "go test" asks for are
 // shared with the host. /tmp and /run are empty at first; the network has
 // nothing but its loopback; /sys/fs/cgroup has a hierarchy of cgroups that
-// begins with the sandbox's own, if the host has cgroup2.
+// begins with the sandbox's own, if the host has cgroup2. /etc/iproute2 is
+// missing, so that ip prints protocols and tables as numbers, but for those
+// that it knows itself.
 //
 // packages are the Debian packages that the tests run, out of the list in
 // Packages. If there are any, the sandbox has all of that list installed
@@ -247,6 +249,10 @@ func (s stage) sandbox() (int, error) {
 		if err := os.WriteFile(r.path(path), []byte(text), 0o644); err != nil {
 			return 0, err
 		}
+	}
+	// ip prints the names that these files give to numbers: without the files, the same on every machine.
+	if err := os.RemoveAll(r.path("/etc/iproute2")); err != nil {
+		return 0, err
 	}
 	if err := r.pivot(); err != nil {
 		return 0, err

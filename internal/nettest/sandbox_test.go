@@ -54,6 +54,10 @@ func end(how string) {
 	switch n, err := strconv.Atoi(how); {
 	case err == nil:
 		os.Exit(n)
+	case how == "names":
+		out, err := exec.Command("sh", "-c", "ip rule add pref 7 lookup 77 protocol 116 && ip rule show pref 7").CombinedOutput()
+		fmt.Printf("%s%v\n", out, err)
+		os.Exit(0)
 	case how == "killed":
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL) // does not return
 	}
@@ -75,6 +79,7 @@ func outside() error {
 		signal unix.Signal // to the process that "go test" would see
 		want   int         // exit status, -1 for the signal itself
 		text   string      // in the output
+		host   string      // shell commands that change the host, as the sandbox sees it
 	}{
 		{how: "0", want: 0},
 		{how: "7", want: 7},
@@ -82,13 +87,20 @@ func outside() error {
 		{how: "wait", signal: unix.SIGQUIT, want: 2, text: "goroutine "},
 		{how: "wait", signal: unix.SIGTERM, want: 128 + 15},
 		{how: "wait", signal: unix.SIGKILL, want: -1},
+		{how: "names", text: "lookup 77 proto 116\n<nil>", host: `
+			dir=$(mktemp -d) && mount -t tmpfs etc "$dir" && cp -a /etc/. "$dir" && mount --move "$dir" /etc && rmdir "$dir" &&
+			echo 77 table >>/etc/iproute2/rt_tables && install -D ../../packaging/rt_protos.conf /etc/iproute2/rt_protos.d/table-allocator.conf`},
 	} {
 		var out bytes.Buffer
 		r, w, err := os.Pipe()
 		if err != nil {
 			return err
 		}
-		cmd := exec.Command(exe, "-test.run=^$")
+		args := []string{exe, "-test.run=^$"}
+		if tt.host != "" {
+			args = append([]string{"unshare", "--mount", "sh", "-c", "{ " + tt.host + "; } && exec \"$@\"", "sh"}, args...)
+		}
+		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), endEnv+"="+tt.how, "NETTEST_TEST_MARK="+mark)
 		cmd.Stdout, cmd.Stderr = w, w
 		if err := cmd.Start(); err != nil {
