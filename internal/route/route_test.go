@@ -16,6 +16,9 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
+// In a sandbox ip prints the same on every machine.
+func TestMain(m *testing.M) { nettest.Main(m) }
+
 // dial returns a namespace of its own for the test and a Conn into it.
 func dial(t testing.TB) (*nettest.Namespace, *Conn) {
 	t.Helper()
