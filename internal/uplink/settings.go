@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -154,13 +155,16 @@ func defaultPrefix(family4 bool) netip.Prefix {
 
 // ParseClasslessRoutes reads DHCP option 121 (RFC 3442) as dhclient hands it on: decimal
 // octets, for each route the prefix length, as many octets of the destination as that
-// needs, and the four of the router; 0.0.0.0 is a route on the link.
+// needs, and the four of the router; 0.0.0.0 is a route on the link. Beside an error it returns
+// the routes before what cannot be read.
 func ParseClasslessRoutes(text string) ([]StaticRoute, error) {
 	var octets []byte
+	var unread error
 	for _, field := range strings.Fields(text) {
 		n, err := strconv.ParseUint(field, 10, 8)
 		if err != nil {
-			return nil, fmt.Errorf("%q: not an octet", field)
+			unread = fmt.Errorf("%q: not an octet", field)
+			break
 		}
 		octets = append(octets, byte(n))
 	}
@@ -169,7 +173,7 @@ func ParseClasslessRoutes(text string) ([]StaticRoute, error) {
 		length := int(octets[0])
 		significant := (length + 7) / 8
 		if length > 32 || len(octets) < 1+significant+4 {
-			return nil, fmt.Errorf("route %d is cut short or has a prefix length above 32", len(routes)+1)
+			return routes, cmp.Or(unread, fmt.Errorf("route %d is cut short or has a prefix length above 32", len(routes)+1))
 		}
 		var dst, via [4]byte
 		copy(dst[:], octets[1:1+significant])
@@ -181,7 +185,7 @@ func ParseClasslessRoutes(text string) ([]StaticRoute, error) {
 		routes = append(routes, route)
 		octets = octets[1+significant+4:]
 	}
-	return routes, nil
+	return routes, unread
 }
 
 // Under is a profile's settings with what s says of the network.

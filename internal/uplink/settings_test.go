@@ -17,17 +17,18 @@ func TestParseClasslessRoutes(t *testing.T) {
 		{"a host", "32 192 168 1 254 0 0 0 0", "[{192.168.1.254/32 invalid IP}]"},
 		{"an odd length", "25 129 210 177 128 10 0 0 1", "[{129.210.177.128/25 10.0.0.1}]"},
 		{"host bits", "20 10 1 31 10 0 0 1", "[{10.1.16.0/20 10.0.0.1}]"},
-		{"cut short", "16 10 99 192 168 1", "error: route 1 is cut short or has a prefix length above 32"},
-		{"second cut short", "0 192 168 1 1 24", "error: route 2 is cut short or has a prefix length above 32"},
-		{"too long", "33 1 2 3 4 5 1 2 3 4", "error: route 1 is cut short or has a prefix length above 32"},
-		{"no octet", "16 10 999 1 1 1 1", `error: "999": not an octet`},
-		{"words", "default", `error: "default": not an octet`},
+		{"cut short", "16 10 99 192 168 1", "[] error: route 1 is cut short or has a prefix length above 32"},
+		{"second cut short", "0 192 168 1 1 24", "[{0.0.0.0/0 192.168.1.1}] error: route 2 is cut short or has a prefix length above 32"},
+		{"too long", "33 1 2 3 4 5 1 2 3 4", "[] error: route 1 is cut short or has a prefix length above 32"},
+		{"no octet", "16 10 999 1 1 1 1", `[] error: "999": not an octet`},
+		{"words", "default", `[] error: "default": not an octet`},
+		{"second not octets", "0 192 168 1 1 0 x", `[{0.0.0.0/0 192.168.1.1}] error: "x": not an octet`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			routes, err := ParseClasslessRoutes(tt.in)
 			got := fmt.Sprint(routes)
 			if err != nil {
-				got = "error: " + err.Error()
+				got += " error: " + err.Error()
 			}
 			if got != tt.want {
 				t.Errorf("got %s, want %s", got, tt.want)
@@ -40,9 +41,9 @@ func FuzzParseClasslessRoutes(f *testing.F) {
 	f.Add("16 10 99 192 168 1 254 0 192 168 1 1")
 	f.Add("33 1")
 	f.Fuzz(func(t *testing.T, in string) {
-		routes, err := ParseClasslessRoutes(in)
+		routes, _ := ParseClasslessRoutes(in) // the routes before it count
 		for _, r := range routes {
-			if err == nil && (!r.Dst.IsValid() || r.Dst != r.Dst.Masked()) {
+			if !r.Dst.IsValid() || r.Dst != r.Dst.Masked() {
 				t.Errorf("%q: %v", in, r)
 			}
 		}
