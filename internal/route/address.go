@@ -16,6 +16,7 @@ type Address struct {
 	Bits  int
 	Peer  netip.Addr // the far end of a point-to-point address, else the zero Addr
 	Flags uint32     // unix.IFA_F_*: secondary, tentative, deprecated ...
+	Scope uint8      // unix.RT_SCOPE_*: universe, link, host ...
 	// Created is when it was put on the link, in hundredths of seconds since the boot.
 	Created uint32
 }
@@ -89,13 +90,33 @@ func (c *Conn) HostAddresses() (names map[int]string, addresses []Address, err e
 	return names, addresses, err
 }
 
+// DeleteAddress takes an address from its link. It is no error if that has happened already.
+func (c *Conn) DeleteAddress(a Address) error {
+	family := byte(unix.AF_INET)
+	if a.Addr.Is6() {
+		family = unix.AF_INET6
+	}
+	body := []byte{family, byte(a.Bits), 0, 0}
+	body = native.AppendUint32(body, uint32(a.Index))
+	body = appendAttribute(body, unix.IFA_LOCAL, a.Addr.AsSlice())
+	body = appendAttribute(body, unix.IFA_ADDRESS, a.Network().Addr().AsSlice())
+	err := c.change(unix.RTM_DELADDR, 0, body)
+	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("delete address %s: %w", a.Network(), err)
+	}
+	return nil
+}
+
 // parseAddress reads the body of an RTM_NEWADDR or RTM_DELADDR.
 func parseAddress(b []byte) (a Address, family int, err error) {
 	if len(b) < unix.SizeofIfAddrmsg {
 		return Address{}, 0, errMalformed
 	}
 	family = int(b[0])
-	a = Address{Bits: int(b[1]), Flags: uint32(b[2]), Index: int(int32(native.Uint32(b[4:])))}
+	a = Address{Bits: int(b[1]), Flags: uint32(b[2]), Scope: b[3], Index: int(int32(native.Uint32(b[4:])))}
 	var local, address netip.Addr
 	err = eachAttribute(b[unix.SizeofIfAddrmsg:], func(typ uint16, value []byte) {
 		switch typ {

@@ -579,8 +579,8 @@ func TestAddressesAndLinks(t *testing.T) {
 	}
 
 	addr := netip.MustParseAddr
-	lo4 := Address{Index: 1, Addr: addr("127.0.0.1"), Bits: 8, Flags: unix.IFA_F_PERMANENT}
-	lo6 := Address{Index: 1, Addr: addr("::1"), Bits: 128, Flags: unix.IFA_F_PERMANENT}
+	lo4 := Address{Index: 1, Addr: addr("127.0.0.1"), Bits: 8, Flags: unix.IFA_F_PERMANENT, Scope: unix.RT_SCOPE_HOST}
+	lo6 := Address{Index: 1, Addr: addr("::1"), Bits: 128, Flags: unix.IFA_F_PERMANENT, Scope: unix.RT_SCOPE_HOST}
 	inet := []Address{
 		{Index: eth0.Index, Addr: addr("192.0.2.5"), Bits: 24, Flags: unix.IFA_F_PERMANENT},
 		{Index: eth0.Index, Addr: addr("192.0.2.6"), Bits: 24, Flags: unix.IFA_F_PERMANENT | unix.IFA_F_SECONDARY},
@@ -623,6 +623,19 @@ func TestAddressesAndLinks(t *testing.T) {
 	}
 	if got := inet[2].Network().String(); got != "198.51.100.2/32" {
 		t.Errorf("network of a point-to-point address is %s", got)
+	}
+
+	// The secondary one goes with its primary one, and deleting what is gone is no error.
+	for _, a := range append(inet, inet6...) {
+		if err := c.DeleteAddress(a); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, err := c.Addresses(unix.AF_UNSPEC); err != nil || len(got) != 2 {
+		t.Errorf("all but those of lo are deleted: %v, %v", got, err)
+	}
+	if err := c.DeleteAddress(Address{Index: 1 << 30, Addr: addr("192.0.2.5"), Bits: 24}); err != nil {
+		t.Errorf("on a link that is gone: %v", err)
 	}
 }
 
