@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
 	"internal/client":            {"internal/uplink", "internal/peer", "internal/remember", "internal/wire", "internal/route", "internal/jsonc"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup"},
+	"internal/hook":              {"internal/uplink", "internal/remember", "internal/wire", "internal/route"},
 	"internal/inspect":           {"internal/uplink", "internal/peer", "internal/wire", "internal/route"},
 	"internal/uplink":            {"internal/wire", "internal/route"},
 	"internal/allocator":         {"sql"},

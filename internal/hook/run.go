@@ -1,0 +1,223 @@
+package hook
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/remember"
+	"github.com/table-allocator/table-allocator/internal/route"
+)
+
+// Client is the program itself, as far as calls need it.
+type Client struct {
+	// Hold starts the process that holds a lease and waits, for as long as it may, until the rules
+	// stand.
+	Hold    func(args []string, patience time.Duration) error
+	Release func(args []string) error
+	// Behind starts the program with arguments in the background.
+	Behind func(args []string) (pid int, err error)
+	// CheckWatch reports what is wrong with the arguments of a watch; Watch is one for a while.
+	CheckWatch func(args []string) error
+	Watch      func(ctx context.Context, args []string) error
+}
+
+// Runner makes calls.
+type Runner struct {
+	Client
+	Warn  func(text string)
+	until time.Time // whoever runs the script waits no longer
+}
+
+// The limits of time. A call that is not done by then goes on for as long as the process does.
+const (
+	patience        = 8 * time.Second // for all calls
+	releasePatience = 4 * time.Second // a lease of a new address is asked for even if an old one hangs
+	askPatience     = 2 * time.Second // for another program
+	cleanUp         = time.Second     // of a watch that takes back what a killed one left
+)
+
+// Run makes the calls in order, whatever comes of each.
+func (r *Runner) Run(calls []Call) error {
+	r.until = time.Now().Add(patience)
+	var errs []error
+	for _, call := range calls {
+		if err := call.run(r); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// left is how long the caller waits yet, at most.
+func (r *Runner) left(most time.Duration) time.Duration {
+	return max(0, min(most, time.Until(r.until)))
+}
+
+func (r *Runner) hold(l Lease) error {
+	if err := r.Hold(l.Args(), r.left(patience)); err != nil {
+		return fmt.Errorf("hold %s on %s: %w", l.Addr, l.Ifname, err)
+	}
+	return r.memory(l.Ifname).addAddress(l.Addr)
+}
+
+func (h Hold) run(r *Runner) error {
+	if h.Delegated {
+		h.Prefix = r.memory(h.Ifname).prefix()
+	}
+	if h.GatewayOf != "" {
+		gateways, warnings := r.gatewaysOf(h)
+		h.Gateways = gateways
+		for _, w := range warnings {
+			r.Warn(w)
+		}
+	}
+	return r.hold(h.Lease)
+}
+
+// gatewaysOf asks ifupdown, which knows all stanzas of a link.
+func (r *Runner) gatewaysOf(h Hold) ([]netip.Addr, []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), r.left(askPatience))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "ifquery", h.GatewayOf)
+	cmd.WaitDelay = time.Millisecond // what it started may have the pipe
+	out, _ := cmd.Output()           // without it, or without an answer, there is no gateway
+	e := event{ifname: h.Ifname, env: Environment{}}
+	var told []variable
+	for line := range bytes.Lines(out[:min(len(out), maxValue)]) {
+		if value, ok := strings.CutPrefix(string(line), "gateway: "); ok {
+			for _, word := range strings.Fields(value) {
+				told = append(told, variable{"gateway", word})
+			}
+		}
+	}
+	return e.gateways(netip.PrefixFrom(h.Addr, h.Addr.BitLen()), told), e.warnings
+}
+
+func (h HoldPresent) run(r *Runner) error {
+	present, err := addresses(h.Ifname, unix.AF_INET, func(a route.Address) bool { return a.Scope == unix.RT_SCOPE_UNIVERSE })
+	for _, a := range present {
+		l := h.Lease
+		l.Addr, l.Bits = a.Addr, a.Bits
+		err = errors.Join(err, r.hold(l))
+	}
+	return err
+}
+
+func (h HoldDynamic) run(r *Runner) error {
+	dynamic, err := dynamic(h.Ifname)
+	if err != nil {
+		return err
+	}
+	if len(dynamic) == 0 && h.Wait {
+		if err := r.memory(h.Ifname).Write(awaitedName, h.Lease); err != nil {
+			return fmt.Errorf("wait for an address on %s: %w", h.Ifname, err)
+		}
+		_, err := r.Behind([]string{"hook", AwaitProgram, h.Ifname})
+		return err
+	}
+	return r.holdAll(h.Lease, dynamic)
+}
+
+func (r *Runner) holdAll(l Lease, addrs []netip.Addr) error {
+	var errs []error
+	l.Prefix = r.memory(l.Ifname).prefix()
+	for _, addr := range addrs {
+		l.Addr = addr
+		errs = append(errs, r.hold(l))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Release) run(r *Runner) error {
+	done := make(chan error, 1)
+	go func() { done <- r.Release(c.args()) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("release %s on %s: %w", c.Addr, c.Ifname, err)
+		}
+		return r.memory(c.Ifname).removeAddress(c.Addr)
+	case <-time.After(r.left(releasePatience)):
+		return fmt.Errorf("release %s on %s: it takes too long", c.Addr, c.Ifname)
+	}
+}
+
+func (c Lose) run(r *Runner) error {
+	return errors.Join(removeAddress(c.Ifname, c.Addr), c.Release.run(r))
+}
+
+func (d Delegate) run(r *Runner) error { return r.memory(d.Ifname).Write(prefixName, d.Prefix) }
+
+func (u Undelegate) run(r *Runner) error {
+	m := r.memory(u.Ifname)
+	return errors.Join(m.Remove(prefixName), m.Remove(awaitedName))
+}
+
+func (s StartWatch) run(r *Runner) error {
+	if err := r.CheckWatch(s.Args); err != nil {
+		return err // in the background nobody would read it
+	}
+	m := r.memory(s.Ifname)
+	if w, ok := m.watch(); ok {
+		w.close()
+		return nil
+	}
+	pid, err := r.Behind(s.Args)
+	if err != nil {
+		return fmt.Errorf("start a watch for %s: %w", s.Ifname, err)
+	}
+	return m.setWatch(pid)
+}
+
+func (e EndWatch) run(r *Runner) error {
+	m := r.memory(e.Ifname)
+	if _, err := m.watchRead(); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	w, ok := m.watch()
+	if ok {
+		defer w.close()
+		ok = w.end(r.left(releasePatience))
+	}
+	err := m.Remove(watchName)
+	if !ok { // it was killed: another one takes back what it has left, first of all
+		ctx, cancel := context.WithTimeout(context.Background(), r.left(cleanUp))
+		defer cancel()
+		err = errors.Join(err, r.Watch(ctx, e.Args))
+	}
+	return err
+}
+
+func (c EndDhclient) run(r *Runner) error { return endDhclient(c.Ifname) }
+
+func (c ReleaseAll) run(r *Runner) error {
+	m := r.memory(c.Ifname)
+	addrs, err := m.addresses()
+	for _, addr := range addrs {
+		err = errors.Join(err, Release{c.Ifname, addr, c.Options}.run(r))
+	}
+	return errors.Join(err, m.Remove(prefixName), m.Remove(awaitedName))
+}
+
+// memory is what is remembered about a link in this network namespace. Without it, which is worth a
+// warning, each call stands for itself.
+func (r *Runner) memory(ifname string) memory {
+	dir, err := remember.Own("links", ifname)
+	if err != nil {
+		r.Warn("nothing is remembered about " + ifname + ": " + err.Error())
+	}
+	m := memory{Dir: dir, ifname: ifname}
+	if err := m.takeOver(); err != nil {
+		r.Warn("what an earlier version remembered about " + ifname + ": " + err.Error())
+	}
+	return m
+}

@@ -1,0 +1,217 @@
+package hook
+
+import (
+	"fmt"
+	"math"
+	"math/bits"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// variable is a value with the name of the variable that told it.
+type variable struct{ name, value string }
+
+// words are the values of variables that hold lists.
+func (e *event) words(names ...string) (all []variable) {
+	for _, name := range names {
+		for _, word := range strings.Fields(e.get(name)) {
+			all = append(all, variable{name, word})
+		}
+	}
+	return all
+}
+
+// none reports whether an address is one that servers and NetworkManager write for "none".
+func none(a netip.Addr) bool { return a.IsUnspecified() && a.Zone() == "" }
+
+// parse reads an address of either family.
+func (e *event) parse(v variable) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(v.value)
+	if err != nil || a.Is4In6() {
+		e.leaveOut(v.name, v.value, "this is no address")
+		return a, false
+	}
+	return a, true
+}
+
+// parseOwn reads an address that this host has or is to have on a link, with or without its prefix
+// length.
+func (e *event) parseOwn(v variable) (netip.Addr, bool) {
+	text, _, _ := strings.Cut(v.value, "/")
+	a, ok := e.parse(variable{v.name, text})
+	if !ok {
+		return a, false
+	}
+	if !isUnicast(a) || a.Zone() != "" || a.Is6() && a.IsLinkLocalUnicast() {
+		e.leaveOut(v.name, v.value, "no table is leased for such an address")
+		return a, false
+	}
+	return a, true
+}
+
+// isUnicast reports whether one host, and not this one by definition, may have the address.
+func isUnicast(a netip.Addr) bool {
+	if a.Is4() && (a.As4()[0] == 0 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})) {
+		return false
+	}
+	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback()
+}
+
+// isRouter reports whether a host whose address is own may send packets to a router at a.
+func isRouter(a netip.Addr, own netip.Prefix) bool {
+	if !isUnicast(a) || a == own.Addr() {
+		return false
+	}
+	if !own.IsValid() || own.Addr().Is6() || own.Bits() > 30 || !own.Contains(a) {
+		return true
+	}
+	last := own.Masked().Addr().As4()
+	host := uint32(math.MaxUint32) >> own.Bits()
+	for i := range last {
+		last[i] |= byte(host >> (24 - 8*i))
+	}
+	return a != own.Masked().Addr() && a != netip.AddrFrom4(last)
+}
+
+// gateways are the routers of the family of own among all. Addresses of the other family are
+// another event's.
+func (e *event) gateways(own netip.Prefix, all []variable) (list []netip.Addr) {
+	for _, v := range all {
+		a, ok := e.parse(v)
+		if !ok || a.Is4() != own.Addr().Is4() || none(a) {
+			continue
+		}
+		a = a.WithZone("") // it is on the link of the address
+		switch {
+		case !isRouter(a, own):
+			e.leaveOut(v.name, v.value, "no router has this address")
+		case len(list) == maxGateways:
+			e.leaveOut(v.name, v.value, fmt.Sprintf("there are more than %d", maxGateways))
+		default:
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// nameservers puts those of the family of the lease's address among all into it.
+func (e *event) nameservers(l *Lease, family4 bool, all []variable) {
+	if e.settings.serversFile == "" {
+		return
+	}
+	for _, v := range all {
+		a, ok := e.parse(v)
+		if !ok || a.Is4() != family4 || none(a) {
+			continue
+		}
+		// The client knows the link of a link-local one.
+		if a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == l.Ifname {
+			a = a.WithZone("")
+		}
+		switch {
+		case !isUnicast(a) && !a.IsLoopback() || a.Zone() != "":
+			e.leaveOut(v.name, v.value, "no name server has this address")
+		case len(l.Nameservers) == maxServers:
+			e.leaveOut(v.name, v.value, fmt.Sprintf("there are more than %d", maxServers))
+		default:
+			l.Nameservers = append(l.Nameservers, a)
+			l.ServersFile = e.settings.serversFile
+		}
+	}
+}
+
+// metric is that of the first of count gateways; 0 if none is told.
+func (e *event) metric(name string, count int) uint32 {
+	text := e.get(name)
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || n+uint64(count) > math.MaxUint32 {
+		e.leaveOut(name, text, "this is no metric")
+		return 0
+	}
+	return uint32(n)
+}
+
+// static appends routes to a lease whose address is own.
+func (e *event) static(l *Lease, own netip.Prefix, name string, routes []uplink.StaticRoute) {
+	for _, r := range routes {
+		text := r.Dst.String()
+		if r.Via.IsValid() {
+			text += " via " + r.Via.String()
+		}
+		switch {
+		case r.Dst.Addr().IsLoopback(), r.Dst.Addr().Is4In6(), r.Dst.Addr().Is4() != own.Addr().Is4(),
+			r.Via.IsValid() && (!isRouter(r.Via, own) || r.Via.Zone() != ""):
+			e.leaveOut(name, text, "packets from the address cannot take this route")
+		case len(l.Static) == maxRoutes:
+			e.leaveOut(name, text, fmt.Sprintf("there are more than %d", maxRoutes))
+			return
+		default:
+			l.Static = append(l.Static, r)
+		}
+	}
+}
+
+// placed drops what is about routes if somebody else places them: who does knows them.
+func (l *Lease) placed() {
+	if l.Routes == uplink.NoRoutes {
+		l.Gateways, l.Metric, l.Static = nil, 0, nil
+	}
+}
+
+// netmask is the prefix length that a mask of IPv4 stands for; 32 if it says nothing. Nobody's
+// uplink is a network larger than the largest that was ever given out, a /8.
+func (e *event) netmask(name string) int {
+	const host, largest = 32, 8
+	text := e.get(name)
+	if text == "" {
+		return host
+	}
+	if a, err := netip.ParseAddr(text); err == nil && a.Is4() {
+		b := a.As4()
+		mask := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+		if ones := bits.LeadingZeros32(^mask); ones >= largest && ones+bits.TrailingZeros32(mask) >= host {
+			return ones
+		}
+	}
+	e.leaveOut(name, text, "no uplink has this netmask")
+	return host
+}
+
+// largest6 is the shortest prefix of IPv6 that anybody has behind one uplink: a provider gets a whole
+// /32.
+const largest6 = 32
+
+// prefixLength is that of an IPv6 address; 128 if it says nothing.
+func (e *event) prefixLength(name string) int {
+	const host = 128
+	text := e.get(name)
+	if text == "" {
+		return host
+	}
+	if n, err := strconv.Atoi(text); err == nil && n >= largest6 && n <= host {
+		return n
+	}
+	e.leaveOut(name, text, "no uplink has this prefix length")
+	return host
+}
+
+// delegated is a prefix that DHCPv6 delegates.
+func (e *event) delegated(name string) (netip.Prefix, bool) {
+	text := e.get(name)
+	if text == "" {
+		return netip.Prefix{}, false
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil || !p.Addr().Is6() || p.Addr().Is4In6() || p.Bits() < largest6 || p.IsSingleIP() ||
+		!isUnicast(p.Addr()) || p.Addr().IsLinkLocalUnicast() {
+		e.leaveOut(name, text, "no host is delegated this prefix")
+		return netip.Prefix{}, false
+	}
+	return p.Masked(), true
+}
