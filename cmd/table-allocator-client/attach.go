@@ -3,9 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
-	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/cgroup"
@@ -14,102 +14,129 @@ import (
 
 const attachUsage = `Usage: table-allocator-client attach --ifname IFNAME [options] PID...
 
-Binds processes that run: what they and their future children connect to from
-now on leaves by IFNAME. Established connections stay where they are; what was
-done is said for each socket. Needs root.
+Binds running processes: what they and their future children connect to from
+now on leaves by IFNAME. Established connections stay where they are. A line
+for each socket says what was done. Needs root.
 
-      --ifname IFNAME     the link; an address of it needs a lease
-      --on-loss WHAT      without a route there: block (default) or fallback
-      --tree              all descendants of the processes, too
-      --reset             cut connections, so that programs make new ones
-      --wait SECONDS      wait for a lease so long (0)
-  -d, --destination NAME  socket of the server (tas_socket)
-      --server-user USER  believe a server of this user, too (repeatable)
-  -h, --help              print this and exit
+  -i, --ifname IFNAME       the link; one of its addresses needs a lease
+      --on-loss WHAT        while the link has no route: block (default: nothing
+                            leaves by another link) or fallback
+      --tree                the descendants of the processes, too
+      --reset               cut connections, so that programs connect again
+      --wait SECONDS        how long to wait for a lease (0)
 `
 
-const detachUsage = `Usage: table-allocator-client detach [--tree] PID...
+const detachUsage = `Usage: table-allocator-client detach [options] PID...
 
 Undoes run and attach. Established connections stay where they are. Needs root.
 
-      --tree              all descendants of the processes, too
-  -h, --help              print this and exit
+  -i, --ifname IFNAME       only processes that are bound to this link
+      --tree                the descendants of the processes, too
 `
 
-func runAttach(args []string) int {
-	o := newBindOptions("attach")
-	pids, code := o.processes(args, attachUsage)
-	if pids == nil {
-		return code
+func attach(f *flags) action {
+	b := newBindFlags(f)
+	value(f, &b.config.Wait, "wait", "", parseSeconds)
+	tree := f.Bool("tree", false, "")
+	reset := f.Bool("reset", false, "")
+	return func(args []string) error {
+		pids, err := parsePIDs(args)
+		if err != nil {
+			return err
+		}
+		if err := b.check(); err != nil {
+			return err
+		}
+		target, mark, err := b.bind()
+		if err != nil {
+			return err
+		}
+		return each(pids, *tree, func(c *cgroup.Cgroups, pid int) (cgroup.Process, error) {
+			return c.Attach(pid, target, mark, *reset)
+		})
 	}
-	uplink, mark, err := o.bound()
+}
+
+func detach(f *flags) action {
+	var ifname string
+	f.link(&ifname)
+	tree := f.Bool("tree", false, "")
+	return func(args []string) error {
+		pids, err := parsePIDs(args)
+		if err != nil {
+			return err
+		}
+		if err := f.needsRoot(); err != nil {
+			return err
+		}
+		return each(pids, *tree, func(c *cgroup.Cgroups, pid int) (cgroup.Process, error) {
+			if ifname != "" {
+				if err := boundTo(c, pid, ifname); err != nil {
+					return cgroup.Process{}, err
+				}
+			}
+			return c.Detach(pid)
+		})
+	}
+}
+
+// boundTo returns an error unless a process is bound to the link.
+func boundTo(c *cgroup.Cgroups, pid int, ifname string) error {
+	all, err := c.Bound()
 	if err != nil {
-		return failed(err)
+		return err
 	}
-	return o.each(pids, func(c *cgroup.Cgroups, pid int) (cgroup.Process, error) {
-		return c.Attach(pid, uplink, mark, o.reset)
-	})
+	if !slices.ContainsFunc(all, func(b cgroup.Bound) bool { return b.Ifname == ifname && slices.Contains(b.PIDs, pid) }) {
+		return fmt.Errorf("process %d is not bound to %s: %w", pid, ifname, unix.ESRCH)
+	}
+	return nil
 }
 
-func runDetach(args []string) int {
-	o := newBindOptions("detach")
-	pids, code := o.processes(args, detachUsage)
-	if pids == nil {
-		return code
+func parsePIDs(args []string) (pids []int, err error) {
+	if len(args) == 0 {
+		return nil, wrongUsage(errors.New("a PID is needed"))
 	}
-	return o.each(pids, (*cgroup.Cgroups).Detach)
-}
-
-// processes parses the command line of attach and detach; without any the exit code counts.
-func (o *bindOptions) processes(args []string, usage string) (pids []int, code int) {
-	err := o.parse(args)
-	if errors.Is(err, pflag.ErrHelp) {
-		fmt.Print(usage)
-		return nil, cli.ExitOK
-	}
-	for _, arg := range o.flags.Args() {
-		pid, parseErr := strconv.ParseInt(arg, 10, 32)
-		if parseErr != nil || pid < 1 {
-			err = errors.Join(err, fmt.Errorf("%q is no process id", arg))
+	for _, arg := range args {
+		pid, err := strconv.ParseInt(arg, 10, 32)
+		if err != nil || pid < 1 {
+			return nil, wrongUsage(fmt.Errorf("%q is no process id", arg))
 		}
 		pids = append(pids, int(pid))
 	}
-	if err == nil && len(pids) == 0 {
-		err = errors.New("a PID is needed")
-	}
-	if err != nil {
-		return nil, failed(fmt.Errorf("%w (see %s --help)", err, o.command))
-	}
-	return pids, cli.ExitOK
+	return pids, nil
 }
 
-// each attaches or detaches the processes and says what was done to each.
-func (o *bindOptions) each(pids []int, do func(*cgroup.Cgroups, int) (cgroup.Process, error)) int {
+// each attaches or detaches the processes and prints what was done to each. One that fails does not
+// keep the others from being done.
+func each(pids []int, tree bool, do func(*cgroup.Cgroups, int) (cgroup.Process, error)) error {
 	cgroups, err := cgroup.Open()
 	if err != nil {
-		return failed(err)
+		return err
 	}
 	defer cgroups.Close()
-	code := cli.ExitOK
+	var failed error
 	one := func(pid int) {
 		p, err := do(cgroups, pid)
-		tell(p.Missing)
+		warnMissing(p.Missing)
 		if p.Cgroup != "" {
 			fmt.Printf("%d (%s): cgroup %s\n", p.PID, p.Name, p.Cgroup)
 		}
 		for _, s := range p.Sockets {
 			fmt.Println(" ", s)
 		}
-		if err != nil && !(o.tree && errors.Is(err, unix.ESRCH)) { // a descendant may end at any time
-			code = failed(err)
+		if err != nil && !(tree && errors.Is(err, unix.ESRCH)) { // a descendant may end at any time
+			warn(err)
+			failed = exitError{cli.ExitError}
 		}
 	}
-	if !o.tree {
-		for _, pid := range pids {
-			one(pid)
+	if tree {
+		if err := cgroup.Tree(pids, one); err != nil {
+			return err
 		}
-	} else if err := cgroup.Tree(pids, one); err != nil {
-		return failed(err)
+		return failed
 	}
-	return code
+	for _, pid := range pids {
+		one(pid)
+	}
+	return failed
 }

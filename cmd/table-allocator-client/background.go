@@ -33,16 +33,16 @@ const (
 const remark = "! "
 
 // foreground starts the process that does everything, waits for its answer and prints it.
-func foreground() int {
+func foreground() error {
 	answers, err := startBackground()
 	if err != nil {
 		reportToStdout(0, err.Error())
-		return cli.ExitOK
+		return nil
 	}
 	lines := bufio.NewScanner(answers)
 	for lines.Scan() {
 		if text, ok := strings.CutPrefix(lines.Text(), remark); ok {
-			fmt.Fprintln(os.Stderr, "table-allocator-client:", text)
+			warn(text)
 			continue
 		}
 		number, why, _ := strings.Cut(lines.Text(), " ")
@@ -51,10 +51,10 @@ func foreground() int {
 			break
 		}
 		reportToStdout(uint32(table), why)
-		return cli.ExitOK
+		return nil
 	}
 	reportToStdout(0, "the process in the background ended without an answer")
-	return cli.ExitOK
+	return nil
 }
 
 // startBackground runs this command line again in a session of its own, with no
@@ -161,19 +161,19 @@ func parentPipe() *os.File {
 
 // background holds the lease. Until it has reported, what it warns of is for the person
 // at the terminal, too.
-func background(opts options, parent *os.File) int {
+func (h *holdFlags) background(parent *os.File) error {
 	pipe := &parentWriter{file: parent}
-	report := func(table uint32, why string) { pipe.report(table, why) }
-	log, err := cli.NewLogger(opts.logging(true))
+	h.log.Syslog = true // unless there is a path
+	log, err := cli.NewLogger(h.log)
 	if err == nil {
 		err = os.Chdir(string(filepath.Separator))
 	}
 	if err != nil {
-		report(0, err.Error())
-		return cli.ExitError
+		pipe.report(0, err.Error())
+		return exitError{cli.ExitError}
 	}
 	toParent := slog.NewTextHandler(pipe, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime})
-	return hold(opts, report, slog.New(slog.NewMultiHandler(log.Handler(), toParent)))
+	return h.lease(pipe.report, slog.New(slog.NewMultiHandler(log.Handler(), toParent)))
 }
 
 func withoutTime(groups []string, a slog.Attr) slog.Attr {

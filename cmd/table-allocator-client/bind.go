@@ -7,15 +7,11 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
-	"time"
 
-	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/cgroup"
-	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -23,146 +19,127 @@ import (
 const bindUsage = `Usage: table-allocator-client bind|unbind --ifname IFNAME WHAT [options]
        table-allocator-client unbind --all
 
-Binds a user, a port or a cgroup to a link, until it is unbound or, but for the
-cgroup's processes, the next boot. Needs root.
+Binds the traffic of a user, to a port or of a cgroup to a link. The rules for
+it stay until unbind or the next boot. Needs root.
 
-      --ifname IFNAME     the link; unlike with run, it may have no lease yet
-      --uid USER[-USER]   what processes of a user, or of a range, send
-      --proto PROTOCOL    what is sent by tcp, udp, sctp, ... (with --dport)
-      --dport PORT[-PORT]   to these ports
-      --cgroup            print a cgroup: who is put into it is bound, too
-      --pin               print lines BPFProgram=... for a unit of systemd
-      --on-loss WHAT      without a route there: block (default) or fallback
-  -d, --destination NAME  socket of the server (tas_socket)
-      --server-user USER  believe a server of this user, too (repeatable)
-      --all               (unbind) everything that is bound
-  -h, --help              print this and exit
+  -i, --ifname IFNAME       the link; it may get its lease later
+      --uid USER[-USER]     traffic of a user, or of a range of users
+      --proto PROTOCOL      traffic of tcp, udp, sctp, ... (with --dport)
+      --dport PORT[-PORT]   traffic to a port, or to a range of ports
+      --cgroup              print a cgroup: processes that enter it are bound
+      --pin                 print lines BPFProgram=... for a unit of systemd
+      --on-loss WHAT        while the link has no route: block (default: nothing
+                            leaves by another link) or fallback
+      --all                 (unbind) everything that is bound
 `
 
-// bindOptions are those of run, attach, detach, bind and unbind.
-type bindOptions struct {
-	flags       *pflag.FlagSet
-	command     string
-	config      bind.Config
-	users       []string
-	onLoss      string
-	wait        uint
-	tree, reset bool
-	uids, proto string
-	dports      string
-	cgroup, pin bool
-	all         bool
+// bindFlags are the options of the commands that bind something to a link.
+type bindFlags struct {
+	*flags
+	config bind.Config
 }
 
-func newBindOptions(command string) *bindOptions {
-	o := &bindOptions{flags: pflag.NewFlagSet(command, pflag.ContinueOnError), command: command}
-	f := o.flags
-	f.Usage = func() {}
-	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
+func newBindFlags(f *flags) *bindFlags {
+	b := &bindFlags{flags: f, config: bind.Config{OnLoss: uplink.Block}}
+	f.link(&b.config.Ifname)
+	f.onLoss(&b.config.OnLoss)
+	return b
+}
+
+func (b *bindFlags) check() error {
+	if b.config.Ifname == "" {
+		return wrongUsage(errors.New("--ifname IFNAME is needed"))
+	}
+	return b.needsRoot()
+}
+
+func (f *flags) needsRoot() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%s needs root, for BPF programs in the kernel, cgroups and rules", f.Name())
+	}
+	return nil
+}
+
+// bind installs the rules for the traffic. Processes are bound to the uplink by the mark.
+func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
+	b.config.Server, b.config.ServerUIDs = b.server, b.uids
+	done, err := bind.Bind(context.Background(), b.config)
+	b.debug("mark %#x/%#x, tables %v", done.Mark(), done.Marking.Mask, done.Tables)
+	for _, why := range done.Unanswered {
+		warn(why)
+	}
+	if len(done.Overlapping) > 0 {
+		warn(fmt.Sprintf("rules of other programs look at the bits %#x of marks, too, for example %q: configure another bind_mark_mask",
+			done.Marking.Mask, done.Overlapping[0]))
+	}
+	return cgroup.Uplink{Ifname: done.Ifname, Fallback: done.OnLoss == uplink.Fallback},
+		cgroup.Mark{Value: done.Mark(), Mask: done.Marking.Mask}, err
+}
+
+// warnMissing says what the kernel lacks.
+func warnMissing(missing []cgroup.Missing) {
+	for _, m := range missing {
+		warn(fmt.Sprintf("this kernel does not take BPF program %s, so %s: %v", m.Program, m.Lost, m.Err))
+	}
+}
+
+// trafficFlags are the options of bind and unbind.
+type trafficFlags struct {
+	*bindFlags
+	traffic     route.Traffic
+	cgroup, pin *bool
+}
+
+func newTrafficFlags(f *flags) *trafficFlags {
+	t := &trafficFlags{bindFlags: newBindFlags(f), cgroup: f.Bool("cgroup", false, ""), pin: f.Bool("pin", false, "")}
+	value(f, &t.traffic.UIDs, "uid", "", parseUIDs)
+	value(f, &t.traffic.IPProto, "proto", "", parseProtocol)
+	value(f, &t.traffic.Dports, "dport", "", parsePorts)
+	return t
+}
+
+// check fails unless the command line says one thing to bind, and a link.
+func (t *trafficFlags) check(args []string) error {
+	if t.traffic.Dports != (route.Ports{}) && t.traffic.IPProto == 0 {
+		return wrongUsage(errors.New("--dport needs --proto, as in --proto tcp"))
+	}
+	if err := t.traffic.Check(); err != nil {
+		return wrongUsage(err)
+	}
+	if t.things() != 1 || len(args) > 0 {
+		return wrongUsage(errors.New("one of --uid, --proto, --cgroup and --pin is needed, and nothing else"))
+	}
+	if t.traffic != (route.Traffic{}) {
+		t.config.Traffic = []route.Traffic{t.traffic}
+	}
+	return t.bindFlags.check()
+}
+
+// things counts what the command line says to bind.
+func (t *trafficFlags) things() (n int) {
+	for _, given := range []bool{t.traffic != route.Traffic{}, *t.cgroup, *t.pin} {
+		if given {
+			n++
+		}
+	}
+	return n
+}
+
+func parseUIDs(text string) (u route.UIDs, err error) {
+	u.First, u.Last, err = parseRange(text, parseUser)
+	u.Set = true
+	return u, err
+}
+
+func parsePorts(text string) (p route.Ports, err error) {
+	p.First, p.Last, err = parseRange(text, func(text string) (uint16, error) {
+		port, err := strconv.ParseUint(text, 10, 16)
+		return uint16(port), err
 	})
-	if command == "attach" || command == "detach" {
-		f.BoolVar(&o.tree, "tree", false, "")
+	if err != nil || p.First == 0 {
+		err = errors.New("want a port, or two as in 8000-8099")
 	}
-	if command == "detach" {
-		return o
-	}
-	f.StringVar(&o.config.Ifname, "ifname", "", "")
-	f.StringVar(&o.onLoss, "on-loss", string(uplink.Block), "")
-	f.StringVarP(&o.config.Server, "destination", "d", defaultServer, "")
-	f.StringArrayVar(&o.users, "server-user", nil, "")
-	switch command {
-	case "attach":
-		f.BoolVar(&o.reset, "reset", false, "")
-		fallthrough
-	case "run":
-		f.UintVar(&o.wait, "wait", 0, "")
-	default:
-		f.StringVar(&o.uids, "uid", "", "")
-		f.StringVar(&o.proto, "proto", "", "")
-		f.StringVar(&o.dports, "dport", "", "")
-		f.BoolVar(&o.cgroup, "cgroup", false, "")
-		f.BoolVar(&o.pin, "pin", false, "")
-	}
-	if command == "unbind" {
-		f.BoolVar(&o.all, "all", false, "")
-	}
-	return o
-}
-
-// parse reads the command line; what is left are the arguments.
-func (o *bindOptions) parse(args []string) error {
-	if err := o.flags.Parse(args); err != nil {
-		return err
-	}
-	if o.command == "detach" || o.all {
-		return needsRoot(o.command)
-	}
-	if o.config.Ifname == "" {
-		return errors.New("--ifname IFNAME is needed")
-	}
-	switch o.config.OnLoss = uplink.OnLoss(o.onLoss); o.config.OnLoss {
-	case uplink.Block, uplink.Fallback:
-	default:
-		return fmt.Errorf("--on-loss %s: want block or fallback", o.onLoss)
-	}
-	if err := (cgroup.Uplink{Ifname: o.config.Ifname}).Check(); err != nil {
-		return fmt.Errorf("--ifname: %w", err)
-	}
-	for _, name := range o.users {
-		uid, err := parseUser(name)
-		if err != nil {
-			return fmt.Errorf("--server-user %s: %w", name, err)
-		}
-		o.config.ServerUIDs = append(o.config.ServerUIDs, uid)
-	}
-	o.config.Wait = time.Duration(o.wait) * time.Second
-	if err := o.parseTraffic(); err != nil {
-		return err
-	}
-	return needsRoot(o.command)
-}
-
-// parseTraffic reads what bind and unbind are for, unless it is a cgroup.
-func (o *bindOptions) parseTraffic() (err error) {
-	var t route.Traffic
-	if o.uids != "" {
-		first, last, ranged := strings.Cut(o.uids, "-")
-		if !ranged {
-			last = first
-		}
-		if t.UIDs.First, err = parseUser(first); err == nil {
-			t.UIDs.Last, err = parseUser(last)
-		}
-		if err != nil {
-			return fmt.Errorf("--uid %s: %w", o.uids, err)
-		}
-		t.UIDs.Set = true
-	}
-	if o.proto != "" {
-		if t.IPProto, err = parseProtocol(o.proto); err != nil {
-			return fmt.Errorf("--proto %s: %w", o.proto, err)
-		}
-	}
-	if o.dports != "" {
-		first, last, ranged := strings.Cut(o.dports, "-")
-		if !ranged {
-			last = first
-		}
-		from, err1 := strconv.ParseUint(first, 10, 16)
-		to, err2 := strconv.ParseUint(last, 10, 16)
-		if err := errors.Join(err1, err2); err != nil {
-			return fmt.Errorf("--dport %s: want a port, or two as in 8000-8099", o.dports)
-		}
-		t.Dports = route.Ports{First: uint16(from), Last: uint16(to)}
-		if o.proto == "" {
-			return errors.New("--dport needs --proto, as in --proto tcp")
-		}
-	}
-	if t != (route.Traffic{}) {
-		o.config.Traffic = []route.Traffic{t}
-	}
-	return t.Check()
+	return p, err
 }
 
 // parseProtocol reads the name or number of a protocol that has a rule of its own.
@@ -181,133 +158,92 @@ func parseProtocol(name string) (uint8, error) {
 	return uint8(number), nil
 }
 
-func needsRoot(command string) error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("%s needs root, for BPF programs in the kernel, cgroups and rules", command)
-	}
-	return nil
-}
-
-// bound installs what binds the traffic, and returns what processes are bound to.
-func (o *bindOptions) bound() (cgroup.Uplink, cgroup.Mark, error) {
-	b, err := bind.Bind(context.Background(), o.config)
-	for _, why := range b.Unanswered {
-		fmt.Fprintln(os.Stderr, "table-allocator-client:", why)
-	}
-	if len(b.Overlapping) > 0 {
-		fmt.Fprintf(os.Stderr, "table-allocator-client: rules of other programs look at the bits %#x of marks, too, for example %q: configure another bind_mark_mask\n",
-			b.Marking.Mask, b.Overlapping[0])
-	}
-	return cgroup.Uplink{Ifname: b.Ifname, Fallback: b.OnLoss == uplink.Fallback}, cgroup.Mark{Value: b.Mark(), Mask: b.Marking.Mask}, err
-}
-
-func runBind(args []string) int {
-	o := newBindOptions("bind")
-	if err := o.parse(args); errors.Is(err, pflag.ErrHelp) {
-		fmt.Print(bindUsage)
-		return cli.ExitOK
-	} else if err != nil {
-		return failed(fmt.Errorf("%w (see bind --help)", err))
-	}
-	if err := o.oneThing(); err != nil {
-		return failed(err)
-	}
-	to, mark, err := o.bound()
-	if errors.Is(err, bind.ErrNoLease) {
-		fmt.Fprintf(os.Stderr, "table-allocator-client: %v yet\n", err) // it may come later
-	} else if err != nil {
-		return failed(err)
-	}
-	var missing []cgroup.Missing
-	switch {
-	case o.cgroup:
-		missing, err = makeCgroup(to, mark)
-	case o.pin:
-		var values []string
-		values, missing, err = cgroup.Pin(to, mark)
-		for _, v := range values {
-			fmt.Println("BPFProgram=" + v)
+func bindTraffic(f *flags) action {
+	t := newTrafficFlags(f)
+	return func(args []string) error {
+		if err := t.check(args); err != nil {
+			return err
 		}
-	default:
-		err = nil
+		target, mark, err := t.bind()
+		if errors.Is(err, bind.ErrNoLease) {
+			warn(fmt.Errorf("%w yet", err)) // one may come later
+		} else if err != nil {
+			return err
+		}
+		var missing []cgroup.Missing
+		switch {
+		case *t.cgroup:
+			missing, err = makeCgroup(target, mark)
+		case *t.pin:
+			var values []string
+			values, missing, err = cgroup.Pin(target, mark)
+			for _, v := range values {
+				fmt.Println("BPFProgram=" + v)
+			}
+		default:
+			return nil
+		}
+		warnMissing(missing)
+		return err
 	}
-	tell(missing)
-	if err != nil {
-		return failed(err)
-	}
-	return cli.ExitOK
 }
 
 // makeCgroup makes the cgroup of an interface and prints where it is.
-func makeCgroup(uplink cgroup.Uplink, mark cgroup.Mark) ([]cgroup.Missing, error) {
+func makeCgroup(target cgroup.Uplink, mark cgroup.Mark) ([]cgroup.Missing, error) {
 	cgroups, err := cgroup.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer cgroups.Close()
-	dir, missing, err := cgroups.Interface(uplink, mark)
+	dir, missing, err := cgroups.Interface(target, mark)
 	if err == nil {
 		fmt.Println(dir)
 	}
 	return missing, err
 }
 
-func runUnbind(args []string) int {
-	o := newBindOptions("unbind")
-	if err := o.parse(args); errors.Is(err, pflag.ErrHelp) {
-		fmt.Print(bindUsage)
-		return cli.ExitOK
-	} else if err != nil {
-		return failed(fmt.Errorf("%w (see unbind --help)", err))
+func unbindTraffic(f *flags) action {
+	t := newTrafficFlags(f)
+	all := f.Bool("all", false, "")
+	return func(args []string) error {
+		if *all {
+			if t.things() > 0 || t.config.Ifname != "" || len(args) > 0 {
+				return wrongUsage(errors.New("--all unbinds everything: leave out the link and what is bound to it"))
+			}
+			if err := f.needsRoot(); err != nil {
+				return err
+			}
+			return bind.UnbindAll(f.server, f.uids)
+		}
+		if err := t.check(args); err != nil {
+			return err
+		}
+		return t.unbind()
 	}
-	if err := o.unbind(); err != nil {
-		return failed(err)
-	}
-	return cli.ExitOK
 }
 
-func (o *bindOptions) unbind() error {
-	if o.all {
-		return bind.UnbindAll(o.config.Server, o.config.ServerUIDs)
-	}
-	if err := o.oneThing(); err != nil {
-		return err
-	}
-	uplink := cgroup.Uplink{Ifname: o.config.Ifname, Fallback: o.config.OnLoss == uplink.Fallback}
+func (t *trafficFlags) unbind() error {
+	target := cgroup.Uplink{Ifname: t.config.Ifname, Fallback: t.config.OnLoss == uplink.Fallback}
 	switch {
-	case o.cgroup:
+	case *t.cgroup:
 		cgroups, err := cgroup.Open()
 		if err != nil {
 			return err
 		}
 		defer cgroups.Close()
-		return cgroups.RemoveInterface(uplink)
-	case o.pin:
-		return cgroup.Unpin(uplink)
+		return cgroups.RemoveInterface(target)
+	case *t.pin:
+		return cgroup.Unpin(target)
 	}
-	all, err := bind.List(o.config.Server, o.config.ServerUIDs, o.config.Ifname)
+	all, err := bind.List(t.server, t.uids, target.Ifname)
 	if err != nil {
 		return err
 	}
 	all = slices.DeleteFunc(all, func(b bind.Bound) bool {
-		return b.Ifname != o.config.Ifname || b.OnLoss != o.config.OnLoss || b.Traffic != o.config.Traffic[0]
+		return b.Ifname != target.Ifname || b.OnLoss != t.config.OnLoss || b.Traffic != t.traffic
 	})
 	if len(all) == 0 {
-		return fmt.Errorf("%s is not bound to %s", o.config.Traffic[0], o.config.Ifname)
+		return fmt.Errorf("%s is not bound to %s", t.traffic, target.Ifname)
 	}
 	return bind.Unbind(all)
-}
-
-// oneThing fails unless the command line of bind or unbind says what to bind.
-func (o *bindOptions) oneThing() error {
-	things := 0
-	for _, there := range []bool{o.config.Traffic != nil, o.cgroup, o.pin} {
-		if there {
-			things++
-		}
-	}
-	if things != 1 || o.flags.NArg() != 0 {
-		return fmt.Errorf("one of --uid, --proto, --cgroup and --pin is needed, and nothing else (see %s --help)", o.command)
-	}
-	return nil
 }

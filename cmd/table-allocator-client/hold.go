@@ -6,12 +6,8 @@ import (
 	"log/slog"
 	"math/bits"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-
-	"github.com/spf13/pflag"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
@@ -21,232 +17,172 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-const usage = `Usage: table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
-Leases a routing table for ADDR, installs the rules that lead to it, prints the
-table's number (0: none) and stays in the background until ADDR goes.
-  -4 | -6                 ADDR is IPv4 | IPv6 (else any identifier, no rules)
-  -a, --address ADDR      the address
-  -n, --netmask MASK      255.255.255.0 or 24; not needed if ADDR is on IFNAME
-  -i, --ifname IFNAME     the link that has, or will have, the address
-  -t, --tag TAG           kept with the lease; --table N  ask for this table
-  -r, --release           end the holder, take all back
-  -f, --foreground        do not go to the background
-  -d, --destination NAME  server's socket; --server-user USER  believe USER's
-  -s, --syslog  -l, --log-path FILE  --debug      where log lines go, and which
-      --priority S,N,U    of the rules from, to, iif lo (10000,20000,91000)
-      --no-network-rule  --forward  --prefix P
-                          no rule "to NETWORK"; more: "from NETWORK", "from P"
-      --specific-first    what is more specific in main precedes ADDR's default
-      --on-loss WHAT      no route in the table: fallback (use others) or block
-      --routes MODE       ADDR's routes in main: none (leave them), move or copy
+const holdUsage = `Or:    table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
+
+Leases a routing table for ADDR, installs the rules that lead to the table,
+prints its number (0: no table) and stays in the background until ADDR goes.
+
+  -4 | -6                   ADDR is IPv4 or IPv6; with neither, ADDR is any text
+                            and gets no rules
+  -a, --address ADDR        the address
+  -n, --netmask MASK        255.255.255.0 or 24; not needed if ADDR is on IFNAME
+  -i, --ifname IFNAME       the link that has the address, or will have it
+  -t, --tag TAG             text that the server keeps with the lease
+      --table N             ask for this table
+  -r, --release             end the holder, delete its rules and routes, and
+                            release the lease
+  -f, --foreground          do not go to the background
+      --priority S,N,U      of the rules from ADDR, to NETWORK and iif lo
+                            (10000,20000,91000)
+      --no-network-rule     no rule "to NETWORK"
+      --forward             one more rule "from NETWORK"
+      --prefix PREFIX       one more rule "from PREFIX"
+      --specific-first      routes of main come first, except its default
+      --on-loss WHAT        while the table has no route: fallback (default: use
+                            other links) or block
+      --routes MODE         of ADDR in main: none (default: leave them), move or
+                            copy
       --gateway A  --metric N  --route DST[,via A]  --classless-routes "OCTETS"
-                          routes for the table (OCTETS of DHCP option 121)
-      --nameserver A  --dnsmasq-servers FILE  --dnsmasq-pid FILE  resolver lines
-  -h, --help, --version   print this, or the version, and exit
-Or: table-allocator-client watch | status | run | attach | detach | bound | bind
+                            routes of the table (OCTETS of DHCP option 121)
+      --nameserver A  --dnsmasq-servers FILE  --dnsmasq-pid FILE
+                            resolver lines for dnsmasq
+  -s, --syslog              log to syslog
+  -l, --log-path FILE       log to a file
+      --version             print the version and exit
 `
 
-// options are what the command line says.
-type options struct {
-	config     client.Config
-	release    bool
-	foreground bool
-	version    bool
-	syslog     bool
-	logPath    string
-	debug      bool
+// holdFlags are the options of the original's command line, which has no command word, and of what
+// this program adds to it.
+type holdFlags struct {
+	*flags
+	config                       client.Config
+	release, foreground, version bool
+	family                       func() (wire.Family, error)
+	netmask                      string
+	static                       []string // routes, which need the family to be read
+	classless                    []uplink.StaticRoute
 }
 
-func (o options) logging(background bool) cli.LogConfig {
-	return cli.LogConfig{
-		Command: "table-allocator-client",
-		Syslog:  o.syslog || background,
-		Path:    o.logPath,
-		Debug:   o.debug,
-	}
-}
-
-func parse(args []string) (options, error) {
-	var (
-		o                   options
-		inet, inet6         bool
-		netmask, priorities string
-		users               []string
-		u                   = &o.config.Uplink
-		flags               = pflag.NewFlagSet("table-allocator-client", pflag.ContinueOnError)
-	)
-	flags.Usage = func() {}
-	flags.SortFlags = false
-	// The original spells its options with underscores.
-	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
-	})
-	flags.BoolVarP(&inet, "inet", "4", false, "")
-	flags.BoolVarP(&inet6, "inet6", "6", false, "")
-	flags.StringVarP(&u.Key.Address, "address", "a", "", "")
-	flags.StringVarP(&netmask, "netmask", "n", "", "")
-	flags.StringVarP(&u.Key.Ifname, "ifname", "i", "", "")
-	flags.StringVarP(&u.Tag, "tag", "t", "", "")
-	flags.Uint32Var(&u.Want, "table", 0, "")
-	flags.BoolVarP(&o.release, "release", "r", false, "")
-	flags.BoolVarP(&o.foreground, "foreground", "f", false, "")
-	flags.StringVarP(&o.config.Server, "destination", "d", defaultServer, "")
-	flags.StringArrayVar(&users, "server-user", nil, "")
-	flags.StringVar(&priorities, "priority", "10000,20000,91000", "")
-	flags.BoolVar(&u.NoNetwork, "no-network-rule", false, "")
-	flags.BoolVar(&u.Forward, "forward", false, "")
-	flags.BoolVarP(&o.syslog, "syslog", "s", false, "")
-	flags.StringVarP(&o.logPath, "log-path", "l", "", "")
-	flags.BoolVar(&o.debug, "debug", false, "")
-	flags.BoolVar(&o.version, "version", false, "")
-	var told told
-	flags.StringVar(&told.routes, "routes", string(uplink.NoRoutes), "")
-	flags.StringArrayVar(&told.gateways, "gateway", nil, "")
-	flags.Uint32Var(&u.Settings.Metric, "metric", 0, "")
-	flags.StringArrayVar(&told.static, "route", nil, "")
-	flags.StringVar(&told.classless, "classless-routes", "", "")
-	flags.StringVar(&told.prefix, "prefix", "", "")
-	flags.StringVar(&told.onLoss, "on-loss", string(uplink.Fallback), "")
-	flags.BoolVar(&u.Settings.SpecificFirst, "specific-first", false, "")
-	flags.StringArrayVar(&told.nameservers, "nameserver", nil, "")
-	flags.StringVar(&u.Settings.ServersFile, "dnsmasq-servers", uplink.DefaultServersFile, "")
-	flags.StringVar(&u.Settings.PIDFile, "dnsmasq-pid", "", "")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, pflag.ErrHelp) {
-			return o, err
-		}
-		return o, fmt.Errorf("%w (see --help)", err)
-	}
-	if o.version {
-		return o, nil
-	}
-	if flags.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q (see --help)", flags.Arg(0))
-	}
-	if u.Key.Address == "" || u.Key.Ifname == "" {
-		return o, errors.New("-a ADDRESS and -i IFNAME are needed (see --help)")
-	}
-	switch {
-	case inet && inet6:
-		return o, errors.New("-4 and -6 exclude each other")
-	case inet:
-		u.Key.Family = wire.Inet
-	case inet6:
-		u.Key.Family = wire.Inet6
-	}
-	if err := o.complete(netmask, priorities, users); err != nil {
-		return o, err
-	}
-	return o, told.settle(u)
-}
-
-// told is what the network said, as the command line has it.
-type told struct {
-	routes, onLoss                string
-	prefix, classless             string
-	gateways, static, nameservers []string
-}
-
-// settle turns it into the settings of the uplink.
-func (t told) settle(u *uplink.Uplink) (err error) {
+func newHoldFlags(f *flags) *holdFlags {
+	h := &holdFlags{flags: f, family: f.family()}
+	u := &h.config.Uplink
+	u.Priorities = uplink.OriginalPriorities
+	u.Settings = uplink.Settings{Routes: uplink.NoRoutes, OnLoss: uplink.Fallback, ServersFile: uplink.DefaultServersFile}
+	f.StringVarP(&u.Key.Address, "address", "a", "", "")
+	f.StringVarP(&u.Key.Ifname, "ifname", "i", "", "")
+	f.StringVarP(&h.netmask, "netmask", "n", "", "")
+	f.Uint32Var(&u.Want, "table", 0, "")
+	f.BoolVarP(&h.release, "release", "r", false, "")
+	f.BoolVarP(&h.foreground, "foreground", "f", false, "")
+	f.BoolVar(&h.version, "version", false, "")
+	value(f, &u.Priorities, "priority", "", parsePriorities)
+	f.BoolVar(&u.NoNetwork, "no-network-rule", false, "")
+	f.BoolVar(&u.Forward, "forward", false, "")
+	f.logging()
 	s := &u.Settings
-	s.Routes, s.OnLoss = uplink.RoutesMode(t.routes), uplink.OnLoss(t.onLoss)
-	if u.Key.Family == wire.Unspec && (s.Routes != uplink.NoRoutes || len(t.nameservers) > 0) {
-		return errors.New("--routes and --nameserver need -4 or -6")
+	f.settings(s, &u.Tag)
+	values(f, &s.Gateways, "gateway", netip.ParseAddr)
+	f.Uint32Var(&s.Metric, "metric", 0, "")
+	f.StringArrayVar(&h.static, "route", nil, "")
+	value(f, &h.classless, "classless-routes", "", uplink.ParseClasslessRoutes)
+	value(f, &s.Prefix, "prefix", "", netip.ParsePrefix)
+	values(f, &s.Nameservers, "nameserver", netip.ParseAddr)
+	value(f, &s.ServersFile, "dnsmasq-servers", "", parsePath)
+	value(f, &s.PIDFile, "dnsmasq-pid", "", parsePath)
+	return h
+}
+
+func hold(f *flags) action {
+	h := newHoldFlags(f)
+	return func(args []string) error {
+		if h.version {
+			fmt.Println(cli.Version())
+			return nil
+		}
+		if err := h.complete(args); err != nil {
+			return wrongUsage(err)
+		}
+		if h.release {
+			return h.giveBack()
+		}
+		if h.foreground {
+			log, err := cli.NewLogger(f.log)
+			if err != nil {
+				return err
+			}
+			return h.lease(reportToStdout, log)
+		}
+		if parent := parentPipe(); parent != nil {
+			return h.background(parent)
+		}
+		return foreground()
+	}
+}
+
+// complete checks what was given together and works out what was left out.
+func (h *holdFlags) complete(args []string) (err error) {
+	if err := noArguments(args); err != nil {
+		return err
+	}
+	h.config.Server, h.config.ServerUIDs = h.server, h.uids
+	u := &h.config.Uplink
+	if u.Key.Address == "" || u.Key.Ifname == "" {
+		return errors.New("-a ADDRESS and -i IFNAME are needed")
+	}
+	if u.Key.Family, err = h.family(); err != nil {
+		return err
+	}
+	if u.Key, err = u.Key.Canonical(); err != nil {
+		return err
+	}
+	if u.Key.Family != wire.Unspec {
+		if u.Network, err = network(u.Key, h.netmask, h.release); err != nil {
+			return err
+		}
+	}
+	return h.completeSettings()
+}
+
+func (h *holdFlags) completeSettings() error {
+	u := &h.config.Uplink
+	s := &u.Settings
+	if u.Key.Family == wire.Unspec && (s.Routes != uplink.NoRoutes || len(s.Nameservers) > 0 || s.Prefix.IsValid()) {
+		return errors.New("--routes, --nameserver and --prefix need -4 or -6")
 	}
 	family4 := u.Key.Family == wire.Inet
-	if s.Gateways, err = addresses("--gateway", t.gateways, family4); err != nil {
-		return err
-	}
 	for i, gateway := range s.Gateways {
+		if gateway.Is4() != family4 {
+			return fmt.Errorf("--gateway %s: not an address of this family", gateway)
+		}
 		s.Gateways[i] = gateway.WithZone("") // it is on the link of the address
 	}
-	if s.Nameservers, err = addresses("--nameserver", t.nameservers, family4); err != nil {
-		return err
+	for _, server := range s.Nameservers {
+		if server.Is4() != family4 {
+			return fmt.Errorf("--nameserver %s: not an address of this family", server)
+		}
 	}
-	for _, text := range t.static {
+	for _, text := range h.static {
 		r, err := uplink.ParseRoute(text, family4)
 		if err != nil {
 			return fmt.Errorf("--route %s: %w", text, err)
 		}
 		s.Static = append(s.Static, r)
 	}
-	if t.prefix != "" {
-		s.Prefix, err = netip.ParsePrefix(t.prefix)
-		if err != nil || s.Prefix.Addr().Is4() != family4 || s.Prefix.Bits() == 0 || s.Prefix.IsSingleIP() || u.Key.Family == wire.Unspec {
-			return fmt.Errorf("--prefix %s: not a prefix of this family", t.prefix)
-		}
+	if len(h.classless) > 0 { // RFC 3442: the router option is ignored then
+		s.Gateways, s.Static = nil, append(s.Static, h.classless...)
 	}
-	classless, err := uplink.ParseClasslessRoutes(t.classless)
-	if err != nil {
-		return fmt.Errorf("--classless-routes %q: %w", t.classless, err)
+	if p := s.Prefix; p.IsValid() && (p.Addr().Is4() != family4 || p.Bits() == 0 || p.IsSingleIP()) {
+		return fmt.Errorf("--prefix %s: not a prefix of this family", p)
 	}
-	if len(classless) > 0 { // RFC 3442: the router option is ignored then
-		s.Gateways, s.Static = nil, append(s.Static, classless...)
-	}
-	if s.Prefix.IsValid() && u.Priorities.Source < 2 {
+	switch {
+	case s.Prefix.IsValid() && u.Priorities.Source < 2:
 		return errors.New("--prefix: no room for a rule before the priority of the source rule")
-	}
-	if s.SpecificFirst && u.Priorities.Source < 3 {
+	case s.SpecificFirst && u.Priorities.Source < 3:
 		return errors.New("--specific-first: no room for two rules before the priority of the source rule")
-	}
-	if s.OnLoss == uplink.Block && u.Priorities.Source == 1<<32-1 {
+	case s.OnLoss == uplink.Block && u.Priorities.Source == 1<<32-1:
 		return errors.New("--on-loss block: no room for a rule behind the source rule")
 	}
-	if s.ServersFile, err = filepath.Abs(s.ServersFile); err != nil {
-		return fmt.Errorf("--dnsmasq-servers: %w", err)
-	}
-	if s.PIDFile != "" {
-		if s.PIDFile, err = filepath.Abs(s.PIDFile); err != nil {
-			return fmt.Errorf("--dnsmasq-pid: %w", err)
-		}
-	}
 	return s.Validate()
-}
-
-func addresses(flag string, texts []string, family4 bool) ([]netip.Addr, error) {
-	var addrs []netip.Addr
-	for _, text := range texts {
-		a, err := netip.ParseAddr(text)
-		if err != nil || a.Is4() != family4 {
-			return nil, fmt.Errorf("%s %s: not an address of this family", flag, text)
-		}
-		addrs = append(addrs, a)
-	}
-	return addrs, nil
-}
-
-// complete checks what was given together and works out what was left out.
-func (o *options) complete(netmask, priorities string, users []string) (err error) {
-	uplink := &o.config.Uplink
-	if uplink.Key, err = uplink.Key.Canonical(); err != nil {
-		return err
-	}
-	if err := wire.CheckTag(uplink.Tag); err != nil {
-		return err
-	}
-	if _, err := wire.Padded(o.config.Server); err != nil {
-		return fmt.Errorf("--destination: %w", err)
-	}
-	if o.logPath != "" { // the background process has / as its directory
-		if o.logPath, err = filepath.Abs(o.logPath); err != nil {
-			return fmt.Errorf("--log-path: %w", err)
-		}
-	}
-	if uplink.Priorities, err = parsePriorities(priorities); err != nil {
-		return fmt.Errorf("--priority %s: %w", priorities, err)
-	}
-	for _, name := range users {
-		uid, err := parseUser(name)
-		if err != nil {
-			return fmt.Errorf("--server-user %s: %w", name, err)
-		}
-		o.config.ServerUIDs = append(o.config.ServerUIDs, uid)
-	}
-	if uplink.Key.Family != wire.Unspec {
-		uplink.Network, err = network(uplink.Key, netmask, o.release)
-	}
-	return err
 }
 
 // network is the address with its prefix length, which the host knows if the address is
@@ -341,45 +277,43 @@ func parsePriorities(text string) (uplink.Priorities, error) {
 	return p, nil
 }
 
-// hold keeps the lease until its address goes or a signal comes.
-func hold(opts options, report client.Report, log *slog.Logger) int {
+// lease holds the lease until its address goes or a signal comes.
+func (h *holdFlags) lease(report client.Report, log *slog.Logger) error {
 	ctx, stop := cli.UntilSignal()
 	defer stop()
 	reported := false
-	err := client.Run(ctx, opts.config, func(table uint32, why string) {
+	err := client.Run(ctx, h.config, func(table uint32, why string) {
 		reported = true
 		report(table, why)
 	}, log)
 	if err == nil {
-		return cli.ExitOK
+		return nil
 	}
 	log.Error("cannot hold a lease", "err", err)
 	if !reported {
 		report(0, err.Error())
 	}
-	return cli.ExitError
+	return exitError{cli.ExitError}
 }
 
-// release is the whole of -r: what it prints is the table that is in force afterwards.
-func release(opts options) int {
-	log, err := cli.NewLogger(opts.logging(false))
+// giveBack is the whole of -r: what it prints is the table that is in force afterwards.
+func (h *holdFlags) giveBack() error {
+	log, err := cli.NewLogger(h.log)
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	err = client.Release(opts.config, log)
+	err = client.Release(h.config, log)
 	reportToStdout(0, "")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "table-allocator-client:", err)
+	if errors.Is(err, peer.ErrNoServer) {
+		warn(err)
+		return nil
 	}
-	if err != nil && !errors.Is(err, peer.ErrNoServer) {
-		return cli.ExitError
-	}
-	return cli.ExitOK
+	return err
 }
 
 func reportToStdout(table uint32, why string) {
 	if why != "" {
-		fmt.Fprintln(os.Stderr, "table-allocator-client: no table:", why)
+		warn("no table: " + why)
 	}
 	fmt.Println(table)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -9,12 +8,27 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spf13/pflag"
-
+	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
+
+// parsed is what a command line says to the original's form.
+type parsed struct {
+	config              client.Config
+	release, foreground bool
+	log                 cli.LogConfig
+}
+
+func parse(args []string) (parsed, error) {
+	h := newHoldFlags(newFlags(""))
+	err := h.parse(args)
+	if err == nil {
+		err = h.complete(h.Args())
+	}
+	return parsed{h.config, h.release, h.foreground, h.log}, err
+}
 
 func TestParse(t *testing.T) {
 	cwd, err := os.Getwd()
@@ -25,74 +39,74 @@ func TestParse(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		args string
-		want func(*options) // beyond what basic says
+		want func(*parsed) // beyond what basic says
 	}{
-		{"short", basic, func(*options) {}},
-		{"long", "--inet --address 10.77.0.2 --netmask=24 --ifname wan0", func(*options) {}},
-		{"one word", "-4a10.77.0.2 -n24 -iwan0", func(*options) {}},
-		{"dotted mask", "-4 -a 10.77.0.2 -n 255.255.255.0 -i wan0", func(*options) {}},
-		{"odd mask", "-4 -a 10.77.0.2 -n 255.255.255.254 -i wan0", func(o *options) {
+		{"short", basic, func(*parsed) {}},
+		{"long", "--inet --address 10.77.0.2 --netmask=24 --ifname wan0", func(*parsed) {}},
+		{"one word", "-4a10.77.0.2 -n24 -iwan0", func(*parsed) {}},
+		{"dotted mask", "-4 -a 10.77.0.2 -n 255.255.255.0 -i wan0", func(*parsed) {}},
+		{"odd mask", "-4 -a 10.77.0.2 -n 255.255.255.254 -i wan0", func(o *parsed) {
 			o.config.Uplink.Network = netip.MustParsePrefix("10.77.0.2/31")
 		}},
-		{"all ones", "-4 -a 10.77.0.2 -n 255.255.255.255 -i wan0", func(o *options) {
+		{"all ones", "-4 -a 10.77.0.2 -n 255.255.255.255 -i wan0", func(o *parsed) {
 			o.config.Uplink.Network = netip.MustParsePrefix("10.77.0.2/32")
 		}},
-		{"one bit", "-4 -a 10.77.0.2 -n 128.0.0.0 -i wan0", func(o *options) {
+		{"one bit", "-4 -a 10.77.0.2 -n 128.0.0.0 -i wan0", func(o *parsed) {
 			o.config.Uplink.Network = netip.MustParsePrefix("10.77.0.2/1")
 		}},
-		{"short options", basic + " -t cable -r -f -d tas2 -s -l /tmp/x.log", func(o *options) {
+		{"short options", basic + " -t cable -r -f -d tas2 -s -l /tmp/x.log", func(o *parsed) {
 			o.config.Uplink.Tag, o.release, o.foreground, o.config.Server = "cable", true, true, "tas2"
-			o.syslog, o.logPath = true, "/tmp/x.log"
+			o.log.Syslog, o.log.Path = true, "/tmp/x.log"
 		}},
-		{"long options", basic + " --tag cable --release --foreground --destination tas2 --syslog --log-path x.log --debug", func(o *options) {
+		{"long options", basic + " --tag cable --release --foreground --destination tas2 --syslog --log-path x.log --debug", func(o *parsed) {
 			o.config.Uplink.Tag, o.release, o.foreground, o.config.Server = "cable", true, true, "tas2"
-			o.syslog, o.logPath, o.debug = true, filepath.Join(cwd, "x.log"), true
+			o.log.Syslog, o.log.Path, o.log.Debug = true, filepath.Join(cwd, "x.log"), true
 		}},
-		{"the original's spelling", basic + " --log_path /tmp/x.log", func(o *options) { o.logPath = "/tmp/x.log" }},
-		{"-r takes no word", "-r " + basic, func(o *options) { o.release = true }},
-		{"priorities", basic + " --priority 1,32765,4294967295", func(o *options) {
+		{"the original's spelling", basic + " --log_path /tmp/x.log", func(o *parsed) { o.log.Path = "/tmp/x.log" }},
+		{"-r takes no word", "-r " + basic, func(o *parsed) { o.release = true }},
+		{"priorities", basic + " --priority 1,32765,4294967295", func(o *parsed) {
 			o.config.Uplink.Priorities = uplink.Priorities{Source: 1, Network: 32765, Unbound: 4294967295}
 		}},
-		{"no network rule", basic + " --no-network-rule", func(o *options) { o.config.Uplink.NoNetwork = true }},
-		{"forward", basic + " --forward", func(o *options) { o.config.Uplink.Forward = true }},
-		{"users by name and number", basic + " --server-user root --server-user=4711", func(o *options) {
+		{"no network rule", basic + " --no-network-rule", func(o *parsed) { o.config.Uplink.NoNetwork = true }},
+		{"forward", basic + " --forward", func(o *parsed) { o.config.Uplink.Forward = true }},
+		{"users by name and number", basic + " --server-user root --server-user=4711", func(o *parsed) {
 			o.config.ServerUIDs = []uint32{0, 4711}
 		}},
-		{"inet6", "-6 -a fd00::02 -n 64 -i wan0", func(o *options) {
+		{"inet6", "-6 -a fd00::02 -n 64 -i wan0", func(o *parsed) {
 			o.config.Uplink.Key.Family, o.config.Uplink.Key.Address = wire.Inet6, "fd00::2"
 			o.config.Uplink.Network = netip.MustParsePrefix("fd00::2/64")
 		}},
-		{"inet6 without a length", "-6 -a FD00:0:0::2 -i wan0", func(o *options) {
+		{"inet6 without a length", "-6 -a FD00:0:0::2 -i wan0", func(o *parsed) {
 			o.config.Uplink.Key.Family, o.config.Uplink.Key.Address = wire.Inet6, "fd00::2"
 			o.config.Uplink.Network = netip.MustParsePrefix("fd00::2/128")
 		}},
-		{"unspec", "-a anything/at-all -i wan0", func(o *options) {
+		{"unspec", "-a anything/at-all -i wan0", func(o *parsed) {
 			o.config.Uplink.Key.Family, o.config.Uplink.Key.Address = wire.Unspec, "anything/at-all"
 			o.config.Uplink.Network = netip.Prefix{}
 		}},
-		{"release needs no mask", "-r -4 -a 10.77.0.2 -i wan0", func(o *options) {
+		{"release needs no mask", "-r -4 -a 10.77.0.2 -i wan0", func(o *parsed) {
 			o.release = true
 			o.config.Uplink.Network = netip.MustParsePrefix("10.77.0.2/32")
 		}},
 		{"longest names", "-4 -a 10.77.0.2 -n 24 -i " + strings.Repeat("i", 15) + " -t " + strings.Repeat("t", 127) +
-			" -d " + strings.Repeat("d", 106), func(o *options) {
+			" -d " + strings.Repeat("d", 106), func(o *parsed) {
 			o.config.Uplink.Key.Ifname = strings.Repeat("i", 15)
 			o.config.Uplink.Tag, o.config.Server = strings.Repeat("t", 127), strings.Repeat("d", 106)
 		}},
-		{"routes", basic + " --routes move --gateway 10.77.0.1 --gateway 10.77.0.3 --metric 7 --route 10.99.0.0/16,10.77.0.9 --on-loss block --specific-first", func(o *options) {
+		{"routes", basic + " --routes move --gateway 10.77.0.1 --gateway 10.77.0.3 --metric 7 --route 10.99.0.0/16,10.77.0.9 --on-loss block --specific-first", func(o *parsed) {
 			s := &o.config.Uplink.Settings
 			s.Routes, s.OnLoss, s.SpecificFirst, s.Metric = uplink.MoveRoutes, uplink.Block, true, 7
 			s.Gateways = []netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.3")}
 			s.Static = []uplink.StaticRoute{{Dst: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("10.77.0.9")}}
 		}},
-		{"resolvers", basic + " --nameserver 192.0.2.53 --dnsmasq-servers /run/x --dnsmasq-pid /run/y", func(o *options) {
+		{"resolvers", basic + " --nameserver 192.0.2.53 --dnsmasq-servers /run/x --dnsmasq-pid /run/y", func(o *parsed) {
 			s := &o.config.Uplink.Settings
 			s.Nameservers = []netip.Addr{netip.MustParseAddr("192.0.2.53")}
 			s.ServersFile, s.PIDFile = "/run/x", "/run/y"
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			want := options{config: client.Config{
+			want := parsed{log: cli.LogConfig{Command: "table-allocator-client"}, config: client.Config{
 				Uplink: uplink.Uplink{
 					Key:        wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "10.77.0.2"},
 					Network:    netip.MustParsePrefix("10.77.0.2/24"),
@@ -166,39 +180,5 @@ func TestParseRefuses(t *testing.T) {
 				t.Errorf("got %v, want an error that names %q", err, tt.want)
 			}
 		})
-	}
-}
-
-func TestParseHelp(t *testing.T) {
-	for _, args := range []string{"-h", "--help", "-4 --help", "--help -4 -6"} {
-		if _, err := parse(strings.Fields(args)); !errors.Is(err, pflag.ErrHelp) {
-			t.Errorf("%s: got %v", args, err)
-		}
-	}
-	if o, err := parse([]string{"--version"}); err != nil || !o.version {
-		t.Errorf("--version: got %+v, %v", o, err)
-	}
-}
-
-// TestUsage: it fits a screen, and tells every option.
-func TestUsage(t *testing.T) {
-	for _, text := range []string{usage, runUsage, attachUsage, detachUsage, boundUsage, bindUsage} {
-		lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-		if len(lines) > 23 { // and the prompt
-			t.Errorf("%d lines", len(lines))
-		}
-		for _, line := range lines {
-			if len(line) > 80 {
-				t.Errorf("%d columns: %s", len(line), line)
-			}
-		}
-	}
-	for _, option := range []string{"-4 ", "-6 ", "-a, --address ", "-n, --netmask ", "-i, --ifname ", "-t, --tag ", "-r, --release ",
-		"-f, --foreground ", "-d, --destination ", "--server-user ", "--priority ", "--no-network-rule ", "--forward ", "-s, --syslog ",
-		"-l, --log-path ", "--debug ", "--version ", "-h, --help", "--specific-first ", "--on-loss ", "--routes ", "--gateway ",
-		"--metric ", "--route ", "--classless-routes ", "--nameserver ", "--dnsmasq-servers ", "--dnsmasq-pid ", "--prefix "} {
-		if !strings.Contains(usage, option) {
-			t.Errorf("usage does not tell %s", option)
-		}
 	}
 }

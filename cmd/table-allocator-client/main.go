@@ -10,47 +10,118 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 )
 
+// A command is the first word of a command line. Each has a file of its name.
+type command struct {
+	name, summary string
+	usage         string // what --help prints
+	wrong, failed int    // exit codes: of wrong usage, and of anything else that goes wrong
+	declare       func(*flags) action
+}
+
+// An action is what a command does with its arguments, once its options are parsed.
+type action func(args []string) error
+
+var commands = []command{
+	{"watch", "serve every address of this host, as addresses come and go", watchUsage, 2, 1, watch},
+	{"status", "show table, lease and holder of each address, and what is missing", statusUsage, 2, 1, status},
+	{"run", "execute a command whose traffic leaves by one link", runUsage, exitFailed, exitFailed, execute},
+	{"attach", "bind running processes to a link", attachUsage, 2, 1, attach},
+	{"detach", "undo run and attach", detachUsage, 2, 1, detach},
+	{"bind", "bind a user, a port or a cgroup to a link", bindUsage, 2, 1, bindTraffic},
+	{"unbind", "undo bind", bindUsage, 2, 1, unbindTraffic},
+	{"bound", "show which processes, users and ports are bound to which link", boundUsage, 2, 1, bound},
+}
+
+// original is the command line of the C original, which has no command word.
+var original = command{"", "", holdUsage, 1, 1, hold}
+
+// sharedUsage is the end of each command's help.
+const sharedUsage = `  -d, --destination NAME    socket of the server (tas_socket)
+      --server-user USER    trust a server of this user, too (repeatable)
+      --debug               say more on standard error, or in the log
+  -h, --help                print this and exit
+`
+
+// help is what --help prints; without a command word it begins with the commands.
+func (c command) help() string {
+	text := c.usage + sharedUsage
+	if c.name != "" {
+		return text
+	}
+	var list strings.Builder
+	list.WriteString("Usage: table-allocator-client COMMAND [options]\n\n")
+	for _, c := range commands {
+		fmt.Fprintf(&list, "  %-8s %s\n", c.name, c.summary)
+	}
+	list.WriteString("\nCOMMAND --help prints the options of COMMAND.\n\n")
+	return list.String() + text
+}
+
 func main() { os.Exit(run(os.Args[1:])) }
 
-// commands are those with a name; without one it holds a lease.
-var commands = map[string]func(args []string) int{
-	"watch": runWatch, "status": runStatus, "run": runRun, "attach": runAttach, "detach": runDetach, "bound": runBound,
-	"bind": runBind, "unbind": runUnbind,
-}
-
 func run(args []string) int {
+	c := original
 	if len(args) > 0 {
-		if command := commands[args[0]]; command != nil {
-			return command(args[1:])
+		if at := slices.IndexFunc(commands, func(c command) bool { return c.name == args[0] }); at >= 0 {
+			c, args = commands[at], args[1:]
 		}
 	}
-	opts, err := parse(args)
+	f := newFlags(c.name)
+	do := c.declare(f)
+	err := f.parse(args)
+	if c.name == "" && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		err = fmt.Errorf("%q is not a command", args[0])
+	}
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
-		fmt.Print(usage)
+		fmt.Print(c.help())
 		return cli.ExitOK
 	case err != nil:
-		return fail(err)
-	case opts.version:
-		fmt.Println(cli.Version())
-		return cli.ExitOK
-	case opts.release:
-		return release(opts)
-	case opts.foreground:
-		log, err := cli.NewLogger(opts.logging(false))
-		if err != nil {
-			return fail(err)
-		}
-		return hold(opts, reportToStdout, log)
+		err = wrongUsage(err)
+	default:
+		err = do(f.Args())
 	}
-	if parent := parentPipe(); parent != nil {
-		return background(opts, parent)
-	}
-	return foreground()
+	return c.exit(err)
 }
+
+// exit says on standard error what went wrong, if anything did, and returns the exit code.
+func (c command) exit(err error) int {
+	usage, coded := usageError{}, exitError{}
+	switch {
+	case err == nil:
+		return cli.ExitOK
+	case errors.As(err, &usage):
+		warn(fmt.Errorf("%w (see %s)", err, strings.TrimSpace(c.name+" --help")))
+		return c.wrong
+	case errors.As(err, &coded):
+		return coded.code
+	}
+	warn(err)
+	return c.failed
+}
+
+// usageError is an error of whoever wrote the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func wrongUsage(err error) error { return usageError{err} }
+
+// exitError is an exit code; what there is to say has been said.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// errMissing is for commands that have shown what is missing.
+var errMissing = exitError{1}
+
+// warn says something to whoever called this command.
+func warn(what any) { fmt.Fprintln(os.Stderr, "table-allocator-client:", what) }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,20 @@ import (
 
 // screen is how wide a line may be.
 const screen = 80
+
+// show prints rows for programs or people. With missing the exit code says so, too.
+func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows []T, colour bool) error) error {
+	var err error
+	if asJSON {
+		err = json.NewEncoder(os.Stdout).Encode(rows)
+	} else {
+		err = table(os.Stdout, rows, isTerminal(os.Stdout))
+	}
+	if err == nil && missing {
+		err = errMissing
+	}
+	return err
+}
 
 // printRows prints a line for each address if all have room for it, and more lines else.
 func printRows(out io.Writer, rows []inspect.Row, colour bool) error {

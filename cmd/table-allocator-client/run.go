@@ -10,8 +10,6 @@ import (
 	"runtime"
 	"syscall"
 
-	"github.com/spf13/pflag"
-
 	"github.com/table-allocator/table-allocator/internal/cgroup"
 )
 
@@ -24,20 +22,17 @@ const (
 
 const runUsage = `Usage: table-allocator-client run --ifname IFNAME [options] [--] COMMAND...
 
-Executes a command in place of itself. All that the command and its children
-send leaves by IFNAME with an address of IFNAME, IPv4 and IPv6; they notice
-nothing. What goes to this host itself does not change. Needs root.
+Executes COMMAND in place of itself. Everything that COMMAND and its children
+send leaves by IFNAME, with a source address of IFNAME, IPv4 and IPv6. Traffic
+to the host itself does not change. Needs root.
 
-      --ifname IFNAME     the link; an address of it needs a lease
-      --on-loss WHAT      without a route there: block (default: nothing leaves
-                          by another uplink) or fallback
-      --wait SECONDS      wait for a lease so long (0)
-  -d, --destination NAME  socket of the server (tas_socket)
-      --server-user USER  believe a server of this user, too (repeatable)
-  -h, --help              print this and exit
+The exit code is that of COMMAND; 125 if COMMAND was not started, 126 if it is
+not executable, 127 if it does not exist.
 
-Exit code: that of COMMAND; 125 if it was not started, 126 if it is not
-executable, 127 if there is none.
+  -i, --ifname IFNAME       the link; one of its addresses needs a lease
+      --on-loss WHAT        while the link has no route: block (default: nothing
+                            leaves by another link) or fallback
+      --wait SECONDS        how long to wait for a lease (0)
 `
 
 // The command inherits what belongs to a thread, such as the signal at the end of its parent, from
@@ -48,31 +43,30 @@ func init() {
 	}
 }
 
-func runRun(args []string) int {
-	o := newBindOptions("run")
-	o.flags.SetInterspersed(false)
-	if err := o.parse(args); errors.Is(err, pflag.ErrHelp) {
-		fmt.Print(runUsage)
-		return 0
-	} else if err != nil {
-		return failed(fmt.Errorf("%w (see run --help)", err))
-	}
-	command := o.flags.Args()
-	if len(command) == 0 {
-		return failed(errors.New("a COMMAND is needed (see run --help)"))
-	}
-	path, err := lookPath(command[0])
-	if err != nil {
+func execute(f *flags) action {
+	b := newBindFlags(f)
+	value(f, &b.config.Wait, "wait", "", parseSeconds)
+	f.SetInterspersed(false)
+	return func(command []string) error {
+		if len(command) == 0 {
+			return wrongUsage(errors.New("a COMMAND is needed"))
+		}
+		if err := b.check(); err != nil {
+			return err
+		}
+		path, err := lookPath(command[0])
+		if err != nil {
+			return notExecuted(command[0], err)
+		}
+		if err := b.enter(); err != nil {
+			return err
+		}
+		err = syscall.Exec(path, command, os.Environ())
+		if errors.Is(err, syscall.ENOEXEC) { // a script that names no interpreter: execvp takes the shell
+			err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", path}, command[1:]...), os.Environ())
+		}
 		return notExecuted(command[0], err)
 	}
-	if err := o.enter(); err != nil {
-		return failed(err)
-	}
-	err = syscall.Exec(path, command, os.Environ())
-	if errors.Is(err, syscall.ENOEXEC) { // a script that does not say of what, as execvp has it
-		err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", path}, command[1:]...), os.Environ())
-	}
-	return notExecuted(command[0], err)
 }
 
 // lookPath finds a command as execvp does.
@@ -92,8 +86,8 @@ func lookPath(name string) (string, error) {
 }
 
 // enter binds this process.
-func (o *bindOptions) enter() error {
-	uplink, mark, err := o.bound()
+func (b *bindFlags) enter() error {
+	target, mark, err := b.bind()
 	if err != nil {
 		return err
 	}
@@ -102,19 +96,19 @@ func (o *bindOptions) enter() error {
 		return err
 	}
 	defer cgroups.Close()
-	missing, err := cgroups.Enter(uplink, mark)
-	tell(missing)
+	missing, err := cgroups.Enter(target, mark)
+	warnMissing(missing)
 	return err
 }
 
-func notExecuted(name string, err error) int {
+func notExecuted(name string, err error) error {
 	var path *exec.Error
 	if errors.As(err, &path) {
 		err = path.Err
 	}
-	fmt.Fprintf(os.Stderr, "table-allocator-client: execute %s: %v\n", name, err)
+	warn(fmt.Errorf("execute %s: %w", name, err))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
-		return exitNotFound
+		return exitError{exitNotFound}
 	}
-	return exitNotExecutable
+	return exitError{exitNotExecutable}
 }

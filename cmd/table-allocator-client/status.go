@@ -2,56 +2,41 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"os"
+	"slices"
 
-	"github.com/spf13/pflag"
-
-	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/inspect"
 )
 
-const statusUsage = `Usage: table-allocator-client status [--json] [options]
+const statusUsage = `Usage: table-allocator-client status [options]
 
 Shows table, lease, gateway and holder of each address of the host, and what is
-missing. Exit code 1 if something is.
+missing. The exit code is 1 if something is missing. Needs root.
 
-      --json                for programs
-      --ifname PATTERN...   links to show (*)
+  -i, --ifname PATTERN...   links to show (*)
       --exclude PATTERN...  links to leave out (lo, docker*, br-*, veth*, ...)
   -c, --config FILE         the configuration of the watch
+      --json                print JSON
 `
 
-func runStatus(args []string) int {
-	o := newHostOptions("status")
-	if err := o.parse(args); errors.Is(err, pflag.ErrHelp) {
-		fmt.Print(statusUsage)
-		return cli.ExitOK
-	} else if err != nil {
-		return fail(fmt.Errorf("%w (see status --help)", err))
-	}
-	cfg, err := o.load()
-	if err != nil {
-		return fail(err)
-	}
-	rows, err := inspect.Status(context.Background(), cfg.Selection)
-	if err != nil {
-		return fail(err)
-	}
-	if o.json {
-		err = json.NewEncoder(os.Stdout).Encode(rows)
-	} else {
-		err = printRows(os.Stdout, rows, isTerminal(os.Stdout))
-	}
-	if err != nil {
-		return fail(err)
-	}
-	for _, row := range rows {
-		if row.Missing != "" {
-			return cli.ExitError
+func status(f *flags) action {
+	h := newHostFlags(f)
+	asJSON := f.Bool("json", false, "")
+	return func(args []string) error {
+		if err := noArguments(args); err != nil {
+			return err
 		}
+		if err := h.complete(); err != nil {
+			return err
+		}
+		cfg, err := h.load()
+		if err != nil {
+			return err
+		}
+		rows, err := inspect.Status(context.Background(), cfg.Selection)
+		if err != nil {
+			return err
+		}
+		missing := slices.ContainsFunc(rows, func(r inspect.Row) bool { return r.Missing != "" })
+		return show(rows, *asJSON, missing, printRows)
 	}
-	return cli.ExitOK
 }

@@ -95,35 +95,32 @@ func TestBindRefusals(t *testing.T) {
 		{"bind", "--ifname", "wan1", "--uid", "0"}, {"unbind", "--all"},
 	} {
 		r := c.run("setpriv", append(append(strings.Fields(asStranger), path), args...)...)
-		if r.code != 125 || r.stdout != "" || !strings.Contains(r.stderr, args[0]+" needs root") {
+		code := 1
+		if args[0] == "run" {
+			code = 125
+		}
+		if r.code != code || r.stdout != "" || !strings.Contains(r.stderr, args[0]+" needs root") {
 			t.Errorf("%q as a user: %+v", args, r)
 		}
 	}
 	for _, tt := range []struct {
 		name string
 		args []string
+		code int
 		say  string
 	}{
-		{"no link", []string{"run", "true"}, "--ifname"},
-		{"an unknown option", []string{"run", "--ifname", "wan1", "--no-such-thing", "true"}, "no-such-thing"},
-		{"no such link", []string{"run", "--ifname", "wan7", "echo"}, "wan7"},
-		{"no name of a link", []string{"run", "--ifname", "../x", "echo"}, "../x"},
-		{"without a lease", []string{"run", "--ifname", "lo", "echo"}, "lo"},
-		{"half a loss", []string{"run", "--ifname", "wan1", "--on-loss", "cry", "echo"}, "cry"},
-		{"no process", []string{"attach", "--ifname", "wan1"}, "PID"},
-		{"a name for a process", []string{"attach", "--ifname", "wan1", "init"}, "init"},
-		{"process 0", []string{"detach", "0"}, "0"},
-		{"nothing to bind", []string{"bind", "--ifname", "wan1"}, "--uid"},
-		{"too much", []string{"bind", "--ifname", "wan1", "--uid", "0", "--cgroup"}, "one of"},
-		{"nobody", []string{"bind", "--ifname", "wan1", "--uid", "no-such-user"}, "no-such-user"},
-		{"no protocol", []string{"bind", "--ifname", "wan1", "--proto", "carrier-pigeon"}, "carrier-pigeon"},
-		{"a port of nothing", []string{"bind", "--ifname", "wan1", "--dport", "443"}, "--proto"},
-		{"no port", []string{"bind", "--ifname", "wan1", "--proto", "tcp", "--dport", "http"}, "http"},
-		{"ports backwards", []string{"bind", "--ifname", "wan1", "--proto", "tcp", "--dport", "9-8"}, "9-8"},
-		{"not bound", []string{"unbind", "--ifname", "wan1", "--uid", "4711"}, "4711"},
-		{"a word too much", []string{"bound", "wan1"}, "wan1"},
+		{"no link", []string{"run", "true"}, 125, "--ifname"},
+		{"an unknown option", []string{"run", "--ifname", "wan1", "--no-such-thing", "true"}, 125, "no-such-thing"},
+		{"no such link", []string{"run", "--ifname", "wan7", "echo"}, 125, "wan7"},
+		{"without a lease", []string{"run", "-i", "lo", "echo"}, 125, "lo"},
+		{"no process", []string{"attach", "--ifname", "wan1"}, 2, "PID"},
+		{"a process that has ended", []string{"attach", "--ifname", "wan1", "4194303"}, 1, "4194303"},
+		{"not bound to the link", []string{"detach", "--ifname", "wan1", "1"}, 1, "process 1 is not bound to wan1"},
+		{"nothing to bind", []string{"bind", "--ifname", "wan1"}, 2, "--uid"},
+		{"not bound", []string{"unbind", "--ifname", "wan1", "--uid", "4711"}, 1, "4711"},
+		{"an argument too much", []string{"bound", "wan1"}, 2, "wan1"},
 	} {
-		if r := c.do(tt.args...); r.code != 125 || r.stdout != "" || !strings.Contains(r.stderr, tt.say) || strings.Count(r.stderr, "\n") != 1 {
+		if r := c.do(tt.args...); r.code != tt.code || r.stdout != "" || !strings.Contains(r.stderr, tt.say) || strings.Count(r.stderr, "\n") != 1 {
 			t.Errorf("%s: %+v", tt.name, r)
 		}
 	}
@@ -131,12 +128,6 @@ func TestBindRefusals(t *testing.T) {
 	cmd := c.here("setpriv", "--bounding-set", "-bpf,-sys_admin", "--inh-caps", "-bpf,-sys_admin", bin(t, clientBin), "run", "--ifname", "wan1", "echo", "it runs")
 	if r := c.run(cmd.Args[0], cmd.Args[1:]...); r.code != 125 || r.stdout != "" || !strings.Contains(r.stderr, "not permitted") {
 		t.Errorf("without the right to load programs: %+v", r)
-	}
-	for _, args := range [][]string{{"run"}, {"attach"}, {"detach"}, {"bound"}, {"bind"}, {"unbind"}} {
-		r := c.do(append(args, "--help")...)
-		if r.code != 0 || r.stderr != "" || !strings.HasPrefix(r.stdout, "Usage: ") {
-			t.Errorf("%s --help: %+v", args, r)
-		}
 	}
 }
 
@@ -342,7 +333,7 @@ func TestBindPrivateMount(t *testing.T) {
 		`umount /sys/fs/cgroup && "$0" run --ifname wan1 "$1"; exit`, bin(t, clientBin))
 	c.only(1, func() { p.want(inet1, "new s tcp4\nconnect s %s\nask s", far4) })
 	cmd := c.here("unshare", "--mount", "--propagation", "private", "sh", "-c", `umount /sys/fs/cgroup && "$0" bind --ifname wan1 --cgroup`, bin(t, clientBin))
-	if r := c.run(cmd.Args[0], cmd.Args[1:]...); r.code != 125 || !strings.Contains(r.stderr, "mount -t cgroup2") {
+	if r := c.run(cmd.Args[0], cmd.Args[1:]...); r.code != 1 || !strings.Contains(r.stderr, "mount -t cgroup2") {
 		t.Errorf("a cgroup that nobody could see: %+v", r)
 	}
 }

@@ -167,7 +167,9 @@ func TestInstalledOptions(t *testing.T) {
 	}{
 		{serverBin, nil, serverBin}, {clientBin, nil, clientBin},
 		{clientBin, []string{"run"}, "table-allocator-run"}, {clientBin, []string{"attach"}, "table-allocator-run"},
-		{clientBin, []string{"bound"}, "table-allocator-run"}, {clientBin, []string{"bind"}, "table-allocator-run"},
+		{clientBin, []string{"detach"}, "table-allocator-run"}, {clientBin, []string{"bound"}, "table-allocator-run"},
+		{clientBin, []string{"bind"}, "table-allocator-run"}, {clientBin, []string{"unbind"}, "table-allocator-run"},
+		{clientBin, []string{"watch"}, "table-allocator-watch"}, {clientBin, []string{"status"}, "table-allocator-watch"},
 	} {
 		name := command.name
 		help := h.run(bin(t, name), append(command.args, "--help")...).stdout

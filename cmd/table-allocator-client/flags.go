@@ -1,0 +1,193 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// flags are the options of one command. Those that every command has are declared in newFlags.
+type flags struct {
+	*pflag.FlagSet
+	server string   // text of the server's abstract name
+	uids   []uint32 // of servers that are trusted beside root's
+	log    cli.LogConfig
+}
+
+func newFlags(name string) *flags {
+	f := &flags{FlagSet: pflag.NewFlagSet(name, pflag.ContinueOnError), server: "tas_socket"}
+	f.log.Command = "table-allocator-client"
+	f.Usage = func() {}
+	// The original spells its options with underscores.
+	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
+	})
+	value(f, &f.server, "destination", "d", parseServer)
+	values(f, &f.uids, "server-user", parseUser)
+	f.BoolVar(&f.log.Debug, "debug", false, "")
+	return f
+}
+
+// value declares an option; parse makes its text a T.
+func value[T any](f *flags, into *T, name, short string, parse func(text string) (T, error)) {
+	f.FuncP(name, short, "", func(text string) (err error) {
+		*into, err = parse(text)
+		return err
+	})
+}
+
+// values declares an option that may be given several times.
+func values[T any](f *flags, into *[]T, name string, parse func(text string) (T, error)) {
+	f.Func(name, "", func(text string) error {
+		v, err := parse(text)
+		*into = append(*into, v)
+		return err
+	})
+}
+
+// parse reads the command line. Its errors name the option as usage texts do.
+func (f *flags) parse(args []string) error {
+	err := f.Parse(args)
+	if wrong := new(pflag.InvalidValueError); errors.As(err, &wrong) {
+		err = fmt.Errorf("--%s %s: %w", wrong.GetFlag().Name, wrong.GetValue(), errors.Unwrap(wrong))
+	}
+	return err
+}
+
+// debug says on standard error what a command finds, if --debug is given. Commands that live on have
+// a logger for that.
+func (f *flags) debug(format string, args ...any) {
+	if f.log.Debug {
+		warn(fmt.Sprintf(f.Name()+": "+format, args...))
+	}
+}
+
+// family declares -4 and -6. The function that it returns is for after parsing: Unspec is neither.
+func (f *flags) family() func() (wire.Family, error) {
+	inet := f.BoolP("inet", "4", false, "")
+	inet6 := f.BoolP("inet6", "6", false, "")
+	return func() (wire.Family, error) {
+		switch {
+		case *inet && *inet6:
+			return wire.Unspec, errors.New("-4 and -6 exclude each other")
+		case *inet:
+			return wire.Inet, nil
+		case *inet6:
+			return wire.Inet6, nil
+		}
+		return wire.Unspec, nil
+	}
+}
+
+// settings declares what hold and watch want for a lease.
+func (f *flags) settings(s *uplink.Settings, tag *string) {
+	value(f, &s.Routes, "routes", "", oneOf(uplink.NoRoutes, uplink.MoveRoutes, uplink.CopyRoutes))
+	f.onLoss(&s.OnLoss)
+	f.BoolVar(&s.SpecificFirst, "specific-first", false, "")
+	value(f, tag, "tag", "t", func(text string) (string, error) { return text, wire.CheckTag(text) })
+}
+
+func (f *flags) onLoss(into *uplink.OnLoss) {
+	value(f, into, "on-loss", "", oneOf(uplink.Fallback, uplink.Block))
+}
+
+// logging declares where log lines go.
+func (f *flags) logging() {
+	f.BoolVarP(&f.log.Syslog, "syslog", "s", false, "")
+	value(f, &f.log.Path, "log-path", "l", parsePath)
+}
+
+// link declares the name of one link.
+func (f *flags) link(into *string) {
+	value(f, into, "ifname", "i", func(text string) (string, error) {
+		return text, (cgroup.Uplink{Ifname: text}).Check()
+	})
+}
+
+// links declares the patterns of links to serve or show, and of those to leave alone.
+func (f *flags) links(ifnames, exclude *[]string) {
+	f.StringSliceVarP(ifnames, "ifname", "i", *ifnames, "")
+	f.StringSliceVar(exclude, "exclude", *exclude, "")
+}
+
+// noArguments is for commands that have options only.
+func noArguments(args []string) error {
+	if len(args) > 0 {
+		return wrongUsage(fmt.Errorf("unexpected argument %q", args[0]))
+	}
+	return nil
+}
+
+func oneOf[T ~string](choices ...T) func(text string) (T, error) {
+	return func(text string) (T, error) {
+		if slices.Contains(choices, T(text)) {
+			return T(text), nil
+		}
+		return "", fmt.Errorf("want one of %v", choices)
+	}
+}
+
+func parseServer(name string) (string, error) {
+	_, err := wire.Padded(name)
+	return name, err
+}
+
+func parseUser(name string) (uint32, error) {
+	if u, err := user.Lookup(name); err == nil {
+		name = u.Uid
+	}
+	uid, err := strconv.ParseUint(name, 10, 32)
+	if err != nil {
+		return 0, errors.New("no such user")
+	}
+	if uint32(uid) == wire.OverflowID() {
+		return 0, errors.New("this uid stands for every user of other user namespaces, and is never trusted")
+	}
+	return uint32(uid), nil
+}
+
+// parsePath makes a path absolute: the process in the background changes its directory.
+func parsePath(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	return filepath.Abs(path)
+}
+
+func parseSeconds(text string) (time.Duration, error) {
+	seconds, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return 0, errors.New("want a number of seconds")
+	}
+	return time.Duration(seconds) * time.Second, nil
+}
+
+// parseRange reads "FIRST-LAST", or one value that is both. Names of users contain dashes, too.
+func parseRange[T any](text string, parse func(string) (T, error)) (first, last T, err error) {
+	if first, err = parse(text); err == nil {
+		return first, first, nil
+	}
+	for at, c := range text {
+		if c != '-' {
+			continue
+		}
+		first, firstErr := parse(text[:at])
+		last, lastErr := parse(text[at+1:])
+		if firstErr == nil && lastErr == nil {
+			return first, last, nil
+		}
+	}
+	return first, last, err
+}
