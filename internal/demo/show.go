@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	internet = "198.51.100.1" // behind both gateways
+	internet = nettest.Far4 // behind both gateways
 	echoPort = 7
 	probes   = 3
 	patience = 10 * time.Second
@@ -39,9 +39,9 @@ var uplinks = []struct{ ifname, addr, network, gateway, tag string }{
 // session is the terminal session that the demo plays.
 type session struct {
 	*nettest.Session
-	host, far *nettest.Namespace
-	gateways  []*nettest.Namespace
-	env       []string
+	host *nettest.Namespace
+	far  *nettest.Internet
+	env  []string
 }
 
 func show(program *nettest.Session) error {
@@ -62,25 +62,13 @@ func (s *session) build() {
 	}
 	s.env = append(os.Environ(), "STATE_DIRECTORY="+state, "PATH="+commands+":"+os.Getenv("PATH"))
 	s.host = nettest.New(s, "host")
-	s.far = nettest.New(s, "internet")
-	s.far.IP(s, "address add "+internet+"/32 dev lo")
-	for i, u := range uplinks {
-		gateway := nettest.New(s, u.gateway)
-		s.gateways = append(s.gateways, gateway)
-		transit := fmt.Sprintf("100.64.%d.", i)
-		nettest.Veth(s, s.host, u.ifname, gateway, "lan")
-		nettest.Veth(s, gateway, "net", s.far, u.ifname)
+	var providers []*nettest.Provider
+	for _, u := range uplinks {
+		providers = append(providers, &nettest.Provider{Ifname: u.ifname, Routers: []string{u.gateway + "/24"}, Routed: []string{u.network}})
+	}
+	s.far = nettest.NewInternet(s, s.host, providers...)
+	for _, u := range uplinks {
 		s.host.IP(s, "address add "+u.addr+"/24 dev "+u.ifname)
-		gateway.IP(s, "address add "+u.gateway+"/24 dev lan")
-		gateway.IP(s, "address add "+transit+"1/30 dev net")
-		gateway.IP(s, "route add "+internet+" via "+transit+"2")
-		gateway.Do(func() {
-			if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
-				s.Fatalf("make the gateway forward: %v", err)
-			}
-		})
-		s.far.IP(s, "address add "+transit+"2/30 dev "+u.ifname)
-		s.far.IP(s, "route add "+u.network+" via "+transit+"1")
 	}
 	s.far.Do(func() { err = echo() })
 	if err != nil {
@@ -280,7 +268,7 @@ func ask(source string) (seen string, err error) {
 // received is how many UDP packets each gateway has forwarded for the host.
 func (s *session) received() []int {
 	counts := make([]int, len(uplinks))
-	for i, gateway := range s.gateways {
+	for i, gateway := range s.far.Providers {
 		gateway.Do(func() { counts[i] = forwarded() })
 	}
 	return counts

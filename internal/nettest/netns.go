@@ -164,6 +164,33 @@ func (n *Namespace) IP(t TB, args string) string {
 	return n.Run(t, "ip", strings.Fields(args)...)
 }
 
+// Batch runs the lines with one `ip`, which starts once for all of them:
+// n.Batch(t, "link set eth0 up", "address add 192.0.2.1/24 dev eth0").
+func (n *Namespace) Batch(t TB, lines ...string) {
+	t.Helper()
+	cmd := exec.Command("ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := n.Start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		t.Fatalf("%s: ip -batch: %v\n%s\nthe lines are\n%s", n.name, err, &out, strings.Join(lines, "\n"))
+	}
+}
+
+// Sysctl sets one of the namespace's kernel settings: n.Sysctl(t, "net/ipv4/ip_forward", "1").
+func (n *Namespace) Sysctl(t TB, name, value string) {
+	t.Helper()
+	var err error
+	n.Do(func() { err = os.WriteFile("/proc/sys/"+name, []byte(value), 0) })
+	if err != nil {
+		t.Fatalf("%s: %v", n.name, err)
+	}
+}
+
 // Path returns a file that stands for the namespace, for setns, nsenter or `ip link ... netns`, as
 // long as the test runs.
 func (n *Namespace) Path() string {
@@ -176,7 +203,6 @@ func (n *Namespace) String() string { return n.name }
 // Veth makes a pair of links, aName in a and bName in b, and sets both up.
 func Veth(t TB, a *Namespace, aName string, b *Namespace, bName string) {
 	t.Helper()
-	a.IP(t, fmt.Sprintf("link add %s type veth peer name %s netns %s", aName, bName, b.Path()))
-	a.IP(t, "link set "+aName+" up")
+	a.Batch(t, fmt.Sprintf("link add %s type veth peer name %s netns %s", aName, bName, b.Path()), "link set "+aName+" up")
 	b.IP(t, "link set "+bName+" up")
 }
