@@ -57,7 +57,7 @@ func (l *loop) noticed(events []route.Event) {
 			if known == nil {
 				known = make(map[onLink]bool, len(l.sessions))
 				for _, s := range l.sessions {
-					known[onLink{s.addr, s.index}] = true
+					known[onLink{s.addr, s.inst.Index}] = true
 				}
 			}
 			if !known[onLink{e.Addr, e.Index}] {
@@ -132,7 +132,7 @@ func (l *loop) dropped(s *session) {
 	switch {
 	case len(s.enders) > 0:
 		l.watch.ended[s.uplink.Key] = true
-	case s.present: // there was no table for it, nor will there be one soon
+	case s.inst.Present: // there was no table for it, nor will there be one soon
 		l.watch.refused[s.uplink.Key] = wire.Now() + refusedFor
 	}
 	l.admitSoon()
@@ -159,9 +159,9 @@ func (l *loop) suspects() []*session {
 		there[onLink{a.Addr, a.Index}] = a
 	}
 	return slices.DeleteFunc(l.all(), func(s *session) bool {
-		a, ok := there[onLink{s.addr, s.index}]
-		return ok && a.Created == s.created && names[s.index] == s.uplink.Key.Ifname && a.Tentative() != s.usable && !a.DADFailed() &&
-			(s.state != held || s.installed && routes[s.uplink.Family()][s.table] == s.routes.placed)
+		a, ok := there[onLink{s.addr, s.inst.Index}]
+		return ok && a.Created == s.created && names[s.inst.Index] == s.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
+			(s.state != held || s.inst.Installed && routes[s.uplink.Family()][s.table] == s.inst.Routes())
 	})
 }
 
@@ -216,12 +216,12 @@ func (l *loop) enrol(u uplink.Uplink, a route.Address) (ours bool) {
 	m := newMachine(u, true)
 	m.reported, m.watched = true, true
 	s := l.add(m, conn)
-	s.index, s.present, s.usable, s.created = a.Index, true, !a.Tentative(), a.Created
+	s.inst.Index, s.inst.Present, s.inst.Usable, s.created = a.Index, true, !a.Tentative(), a.Created
 	s.again = l.watch.retried[u.Key]
 	l.recall(s)
 	if file := s.uplink.Settings.ServersFile; file != "" {
 		if _, err := os.Stat(file); err == nil {
-			s.servers = file // with lines of the last holder, perhaps
+			s.inst.ServersFile = file // with lines of the last holder, perhaps
 		}
 	}
 	l.feed(s, event{kind: start})

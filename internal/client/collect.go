@@ -21,7 +21,7 @@ func isLeased(table uint32) bool { return table != 0 && table != unix.RT_TABLE_M
 func (l *loop) tables() map[uint32]bool {
 	tables := make(map[uint32]bool, len(l.sessions))
 	for _, s := range l.sessions {
-		if s.state == held && s.installed {
+		if s.state == held && s.inst.Installed {
 			tables[s.table] = true
 		}
 	}
@@ -178,7 +178,7 @@ func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
 	}
 	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
 	l.log.Info("client is dead; its lease is given back", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
-	err = returnRoutes(u, &ruleset{uplink: u, kernel: l.kernel, log: l.log, tables: map[uint32]bool{source.Table: true}}, l.log)
+	err = l.env.ReturnRoutes(u, source.Table)
 	return errors.Join(err, l.release(u.Key))
 }
 

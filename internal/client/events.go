@@ -45,7 +45,7 @@ type packet struct {
 func (l *loop) changed(events []route.Event) {
 	n := digest(events)
 	if n.overrun || n.main || len(n.addresses)+len(n.links) > 0 {
-		l.glance.forget()
+		l.env.Glance.Invalidate()
 	}
 	l.hearBound(n)
 	for _, s := range l.all() {
@@ -54,7 +54,7 @@ func (l *loop) changed(events []route.Event) {
 			s.noteLeaving(events)
 			l.look(s)
 		case n.routes == nil:
-		case n.routes[routesOf{s.uplink.Family(), s.index}] || n.routes[routesOf{s.uplink.Family(), 0}]:
+		case n.routes[routesOf{s.uplink.Family(), s.inst.Index}] || n.routes[routesOf{s.uplink.Family(), 0}]:
 			s.hear(events)
 		}
 	}
@@ -99,7 +99,7 @@ func digest(events []route.Event) news {
 
 // concerns goes by address, so that a thousand others on the link cost nothing.
 func (n news) concerns(s *session) bool {
-	return n.addresses[s.addr] || n.links[s.index] || s.index == 0 && n.names[s.uplink.Key.Ifname]
+	return n.addresses[s.addr] || n.links[s.inst.Index] || s.inst.Index == 0 && n.names[s.uplink.Key.Ifname]
 }
 
 func (l *loop) readKernel() {

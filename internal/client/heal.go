@@ -51,7 +51,7 @@ func (l *loop) healFamily(family int) error {
 	whose := make(map[route.Rule]*session)
 	for _, s := range l.inOrder(family) {
 		sessions[s.table] = s
-		for _, r := range s.rules.want(s.table) {
+		for _, r := range s.inst.Rules.Want(s.table) {
 			if !have[r] {
 				lost, whose[r] = append(lost, r), s
 			}
@@ -75,7 +75,7 @@ func (l *loop) healFamily(family int) error {
 		none := func(route.Rule) bool { return false } // is to be deleted
 		added, _, err := l.kernel.SyncRules(family, none, lost)
 		for _, r := range added {
-			l.log.Info("rule added", whose[r].rules.attrs(r)...)
+			l.log.Info("rule added", whose[r].inst.Rules.Attrs(r)...)
 		}
 		if err != nil {
 			return err

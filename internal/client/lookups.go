@@ -15,11 +15,11 @@ import (
 // any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink. It is not
 // for what passes through: whoever has the address now may be behind this host.
 func (s *session) gone() []route.Rule {
-	if s.uplink.Family() != unix.AF_INET6 || !slices.ContainsFunc(s.rules.guards, uplink.IsStrict) {
+	if s.uplink.Family() != unix.AF_INET6 || !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
 		return nil
 	}
-	keep := s.uplink.Strict(s.rules.guards).BlockOnLoss()
-	if len(keep) > 0 && s.elsewhere() {
+	keep := s.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()
+	if len(keep) > 0 && s.inst.Elsewhere() {
 		return nil
 	}
 	for i := range keep {
@@ -30,7 +30,7 @@ func (s *session) gone() []route.Rule {
 
 // learn takes over the marking of the session's interface.
 func (l *loop) learn(s *session, m wire.Marking) {
-	if m == (wire.Marking{}) || m == s.rules.marking || !s.uplink.IsAddress() {
+	if m == (wire.Marking{}) || m == s.inst.Rules.Marking || !s.uplink.IsAddress() {
 		return
 	}
 	if l.watch == nil { // a watch hears of rules anyway
@@ -39,7 +39,7 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
 	for _, other := range l.sessions { // theirs, too
 		if other.uplink.IsAddress() && other.uplink.Key.Ifname == s.uplink.Key.Ifname {
-			other.rules.marking = m
+			other.inst.Rules.Marking = m
 		}
 	}
 	_ = l.serveBound(s) // it tells; with other priorities than before nothing was bound any more
@@ -48,11 +48,11 @@ func (l *loop) learn(s *session, m wire.Marking) {
 // serveBound makes the lookups for what is bound to the interface of a session those that
 // have to be there now, for all sessions of its family that have the interface.
 func (l *loop) serveBound(s *session) error {
-	m := s.rules.marking
+	m := s.inst.Rules.Marking
 	if m == (wire.Marking{}) {
 		return nil
 	}
-	err := s.rules.readGuards()
+	err := s.inst.Rules.ReadGuards()
 	if err == nil {
 		err = l.syncLookups(s)
 	}
@@ -65,17 +65,17 @@ func (l *loop) syncLookups(s *session) error {
 	sessions := make(map[uint32]*session)
 	blocks := make(map[route.Rule]*session)
 	for _, other := range l.sessions {
-		if other.uplink.Family() != s.uplink.Family() || other.rules.marking != s.rules.marking {
+		if other.uplink.Family() != s.uplink.Family() || other.inst.Rules.Marking != s.inst.Rules.Marking {
 			continue
 		}
-		other.rules.guards = s.rules.guards
-		if other.state != held || !other.installed {
+		other.inst.Rules.Guards = s.inst.Rules.Guards
+		if other.state != held || !other.inst.Installed {
 			continue // they come with its other rules
 		}
 		sessions[other.table] = other
 		block := other.uplink.Block()
 		blocks[block] = other
-		for _, r := range other.rules.want(other.table) {
+		for _, r := range other.inst.Rules.Want(other.table) {
 			if uplink.IsLookup(r) || r == block {
 				want = append(want, r)
 			}
@@ -92,20 +92,20 @@ func (l *loop) syncLookups(s *session) error {
 	}
 	ours := func(r route.Rule) bool {
 		if other := blocks[r]; other != nil {
-			return other.rules.owns(r)
+			return other.inst.Rules.Owns(r)
 		}
 		return uplink.IsLookup(r) && sessions[r.Table] != nil
 	}
 	added, deleted, err := l.kernel.SyncRules(s.uplink.Family(), ours, want)
 	for _, r := range added {
-		l.log.Info("rule added", whose(r).rules.attrs(r)...)
+		l.log.Info("rule added", whose(r).inst.Rules.Attrs(r)...)
 	}
 	for _, r := range deleted {
-		l.log.Info("rule removed", whose(r).rules.attrs(r)...)
+		l.log.Info("rule removed", whose(r).inst.Rules.Attrs(r)...)
 	}
 	for _, other := range sessions {
 		if err == nil {
-			other.rules.noteBesides(other.rules.want(other.table))
+			other.inst.Rules.NoteExtra(other.inst.Rules.Want(other.table))
 		}
 	}
 	return err
@@ -121,7 +121,7 @@ func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 		}
 	}
 	for _, s := range l.sessions {
-		if s.uplink.Family() == family && !slices.Equal(s.rules.guards, uplink.GuardsOf(s.rules.marking, guards)) {
+		if s.uplink.Family() == family && !slices.Equal(s.inst.Rules.Guards, uplink.GuardsOf(s.inst.Rules.Marking, guards)) {
 			_ = l.serveBound(s) // it tells
 			some = true
 		}
@@ -137,7 +137,7 @@ func (l *loop) hearBound(n news) {
 	}
 	done := make(map[boundAt]bool)
 	for _, s := range l.all() {
-		m, family := s.rules.marking, s.uplink.Family()
+		m, family := s.inst.Rules.Marking, s.uplink.Family()
 		if m == (wire.Marking{}) || done[boundAt{family, m.Block}] {
 			continue
 		}
@@ -156,8 +156,8 @@ func (l *loop) hearBound(n news) {
 // repairLookups puts back what others deleted.
 func (l *loop) repairLookups(s *session) {
 	rules, err := l.kernel.RulesWhere(s.uplink.Family(), func(r *route.Rule) bool { return r.Table == s.table })
-	if err != nil || s.state != held || !s.installed ||
-		!slices.ContainsFunc(s.rules.guards, func(g route.Rule) bool { return !slices.Contains(rules, uplink.LookupOf(g, s.table)) }) {
+	if err != nil || s.state != held || !s.inst.Installed ||
+		!slices.ContainsFunc(s.inst.Rules.Guards, func(g route.Rule) bool { return !slices.Contains(rules, uplink.LookupOf(g, s.table)) }) {
 		s.warn("read the rules", err)
 		return
 	}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -27,8 +28,8 @@ type loop struct {
 	report   Report
 	log      *slog.Logger
 	clamour  *rate.Limiter // of log lines that anybody can cause
-	kernel   *route.Conn
-	glance   *glance // in a watch
+	env      *install.Env
+	kernel   *route.Conn // of env
 	watcher  *route.Watcher
 	sessions []*session
 	conns    *wire.Set // of the sessions
@@ -67,6 +68,7 @@ func newLoop(servers []wire.Addr, trusted peer.Trust, report Report, log *slog.L
 		report:   report,
 		log:      log,
 		clamour:  rate.NewLimiter(rate.Every(10*time.Second), 3),
+		env:      &install.Env{Kernel: kernel, Log: log, OtherHolder: peer.OtherHolder},
 		kernel:   kernel,
 		watcher:  watcher,
 		inbox:    make(chan packet),
@@ -99,10 +101,9 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 		conn:    conn,
 		addr:    m.uplink.Addr(),
 		repairs: rate.NewLimiter(rate.Every(repairEvery), repairBurst),
-		rules:   ruleset{uplink: m.uplink, kernel: l.kernel, log: l.log},
-		routes:  placer{kernel: l.kernel, glance: l.glance, log: l.log},
 		log:     log,
 	}
+	s.inst = l.env.New(m.uplink, log, s.warn)
 	l.sessions = append(l.sessions, s)
 	if err := l.conns.Add(conn, s); err != nil {
 		l.fail(err)
@@ -165,7 +166,7 @@ func (l *loop) wait(now time.Duration) time.Duration {
 		}
 	}
 	for _, s := range l.sessions {
-		for _, at := range []time.Duration{s.deadline(), s.retryAt, s.refreshAt} {
+		for _, at := range []time.Duration{s.deadline(), s.retryAt, s.inst.RefreshAt} {
 			if at != 0 {
 				next = min(next, at)
 			}
@@ -179,8 +180,8 @@ func (l *loop) fire(now time.Duration) {
 		if s.retryAt != 0 && now >= s.retryAt {
 			l.deliver(s, s.retry)
 		}
-		if s.refreshAt != 0 && now >= s.refreshAt {
-			s.refreshAt = 0
+		if s.inst.RefreshAt != 0 && now >= s.inst.RefreshAt {
+			s.inst.RefreshAt = 0
 			l.look(s)
 			_ = l.serveBound(s) // it tells
 		}
@@ -233,21 +234,21 @@ func (l *loop) do(s *session, a action) {
 		l.welcome(s)
 	case clearRules:
 		var keep []route.Rule
-		if l.watch != nil && !s.present { // which looks after it
+		if l.watch != nil && !s.inst.Present { // which looks after it
 			keep = s.gone()
 		}
 		if len(keep) > 0 {
 			l.watch.blocked[s.addr] = true
 		}
-		if err := s.clear(keep...); err != nil {
+		if err := s.inst.Clear(keep...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case guard:
-		if err := s.clear(s.uplink.Strict(s.rules.guards).BlockOnLoss()...); err != nil {
+		if err := s.inst.Clear(s.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case fallBack:
-		s.makeDo()
+		s.inst.MakeDo()
 	case report:
 		why := a.why
 		if a.table == 0 {
@@ -264,7 +265,7 @@ func (l *loop) do(s *session, a action) {
 }
 
 func (l *loop) drop(s *session) {
-	s.unresolve()
+	s.inst.Unresolve()
 	for _, to := range s.enders {
 		l.reply(s, to, wire.Reply{PID: os.Getpid()})
 	}
@@ -275,8 +276,8 @@ func (l *loop) drop(s *session) {
 	}
 	l.lookBeside(s)
 	for _, other := range l.sessions {
-		if other.addr == s.addr && other.state == held && other.installed {
-			other.warn("remove the rules of the other holder", other.rules.unshare(other.table))
+		if other.addr == s.addr && other.state == held && other.inst.Installed {
+			other.warn("remove the rules of the other holder", other.inst.Rules.Unshare(other.table))
 		}
 	}
 	l.dropped(s)

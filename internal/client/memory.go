@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -87,7 +88,7 @@ func (l *loop) keep(s *session) {
 	under, underErr := profile.Settings.Encode()
 	if err = errors.Join(err, underErr); err == nil {
 		err = l.watch.memory.write(s.uplink.Key,
-			told{Link: s.index, Created: s.created, Tag: s.uplink.Tag, Settings: string(settings), Profile: string(under)})
+			told{Link: s.inst.Index, Created: s.created, Tag: s.uplink.Tag, Settings: string(settings), Profile: string(under)})
 	}
 	s.warn("keep what a hook told for the next watch", err)
 }
@@ -111,8 +112,8 @@ func (l *loop) recall(s *session) {
 	if err == nil {
 		profile, err = s.uplink.Settings.Encode()
 	}
-	if err != nil || t.Link != s.index || t.Created != s.created {
-		err = errors.Join(err, memory.remove(key), removeServers(uplink.Uplink{Key: key, Settings: settings}))
+	if err != nil || t.Link != s.inst.Index || t.Created != s.created {
+		err = errors.Join(err, memory.remove(key), install.RemoveServers(uplink.Uplink{Key: key, Settings: settings}))
 		s.warn("take over what a hook told the last watch", err)
 		return
 	}
@@ -122,7 +123,7 @@ func (l *loop) recall(s *session) {
 	} else {
 		s.uplink.Settings = settings.Under(s.uplink.Settings)
 	}
-	s.rules.uplink = s.uplink
+	s.inst.Uplink, s.inst.Rules.Uplink = s.uplink, s.uplink
 	s.log.Info("told by a hook before", "tag", s.uplink.Tag, "settings", fmt.Sprintf("%+v", s.uplink.Settings))
 }
 
@@ -147,7 +148,7 @@ func (l *loop) forgetStale(held []string) error {
 func (l *loop) forgetServers(addr netip.Addr) error {
 	var errs []error
 	for _, p := range l.watch.config.Profiles {
-		errs = append(errs, removeServers(uplink.Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
+		errs = append(errs, install.RemoveServers(uplink.Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
 	}
 	return errors.Join(errs...)
 }

@@ -31,7 +31,7 @@ func (l *loop) inOrder(family int) []*session {
 		}
 	}
 	sessions := slices.DeleteFunc(l.all(), func(s *session) bool {
-		return s.uplink.Family() != family || s.state != held || !s.installed
+		return s.uplink.Family() != family || s.state != held || !s.inst.Installed
 	})
 	slices.SortStableFunc(sessions, func(a, b *session) int { return cmp.Compare(at[a.table], at[b.table]) })
 	return sessions
@@ -96,7 +96,7 @@ func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
 
 // moveBehind adds the unbound rule of a session again.
 func (l *loop) moveBehind(s *session) error {
-	rules := s.rules.uplink.Rules(s.table)
+	rules := s.inst.Rules.Uplink.Rules(s.table)
 	unbound := rules[len(rules)-1]
 	same := func(r route.Rule) bool { return r == unbound }
 	if _, _, err := l.kernel.SyncRules(s.uplink.Family(), same, nil); err != nil {
@@ -108,7 +108,7 @@ func (l *loop) moveBehind(s *session) error {
 
 // remember notes where the unbound rule of a session came to stand: behind all others.
 func (l *loop) remember(s *session) {
-	if l.watch == nil || s.state != held || !s.installed || s.ordered == s.table && s.orderedIn == s.lane() {
+	if l.watch == nil || s.state != held || !s.inst.Installed || s.ordered == s.table && s.orderedIn == s.lane() {
 		return
 	}
 	l.forget(s)

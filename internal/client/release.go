@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
-	"slices"
 	"syscall"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -62,50 +61,6 @@ func removeLeftovers(u uplink.Uplink, log *slog.Logger) error {
 		return err
 	}
 	defer kernel.Close()
-	r := ruleset{uplink: u, kernel: kernel, log: log}
-	if err := r.adopt(); err != nil {
-		return err
-	}
-	return errors.Join(returnRoutes(u, &r, log), r.clear(), removeServers(u))
-}
-
-// returnRoutes gives main what a holder that was killed had moved into its table.
-func returnRoutes(u uplink.Uplink, r *ruleset, log *slog.Logger) error {
-	link, found, err := r.kernel.LinkByName(u.Key.Ifname)
-	if err != nil || !found {
-		return err
-	}
-	u.Settings.Routes = uplink.MoveRoutes // as far as anybody knows
-	p := placer{kernel: r.kernel, log: log}
-	v, ready, err := p.look(u, link)
-	if err != nil || !ready {
-		return err
-	}
-	for table, whole := range r.tables {
-		if !whole {
-			continue
-		}
-		if err := p.adopt(u, v, table); err != nil {
-			return err
-		}
-		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool {
-			return slices.ContainsFunc(v.Main, func(m route.Route) bool { return uplink.SameWay(m, r) })
-		})
-		p.table = table
-		err = errors.Join(err, p.putBack(u, v))
-		p.drop()
-	}
-	return err
-}
-
-func removeServers(u uplink.Uplink) error {
-	file := u.Settings.ServersFile
-	if _, err := os.Stat(file); file == "" || err != nil {
-		return nil // no lines in it
-	}
-	changed, err := setServers(file, u.Addr(), nil)
-	if changed {
-		err = errors.Join(err, tellDnsmasq(u.Settings.PIDFile))
-	}
-	return err
+	env := install.Env{Kernel: kernel, Log: log, OtherHolder: peer.OtherHolder}
+	return env.RemoveLeftovers(u)
 }

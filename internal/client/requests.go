@@ -61,7 +61,7 @@ func (l *loop) serve(p packet) {
 	if s.state == held {
 		answer.Table, answer.Expires = s.table, wire.Seconds(s.expires)
 		if p.request.Cmd == wire.Query && p.request.Marking == (wire.Marking{}) {
-			answer.Missing = s.missing()
+			answer.Missing = s.inst.Missing(s.table)
 		}
 	} else {
 		answer.Error = s.why
@@ -92,7 +92,7 @@ func (l *loop) serve(p packet) {
 		}()
 	case p.request.Marking != wire.Marking{}:
 		l.learn(s, p.request.Marking)
-		answer.Marking = s.rules.marking
+		answer.Marking = s.inst.Rules.Marking
 		if err := l.serveBound(s); err != nil {
 			answer.Missing = err.Error()
 		}
@@ -104,13 +104,12 @@ func (l *loop) serve(p packet) {
 
 // retell lets a holder take over what a newer call was told.
 func (l *loop) retell(s *session, told uplink.Uplink) {
-	old := s.uplink
-	if reflect.DeepEqual(old, told) {
+	if reflect.DeepEqual(s.uplink, told) {
 		return
 	}
 	s.log.Info("told anew", "tag", told.Tag, "settings", fmt.Sprintf("%+v", told.Settings))
 	actions := s.step(wire.Now(), event{kind: replaced, told: told})
-	s.retell(old)
+	s.inst.Update(told, s.leased(), s.inMain())
 	for _, a := range actions {
 		l.do(s, a)
 	}

@@ -10,8 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -27,25 +29,16 @@ const (
 // session is a machine with what it needs of the world.
 type session struct {
 	*machine
+	inst      *install.Installation
 	conn      *wire.Conn
 	addr      netip.Addr // of the uplink
-	rules     ruleset
-	routes    placer
-	servers   string // the file that has resolver lines of the address; empty: none
 	warned    map[string]string
 	log       *slog.Logger
-	index     int  // of the link; 0: not seen yet
-	present   bool // the address is on the link, as far as we know
-	usable    bool // and no duplicate check of it is under way
 	created   uint32
-	installed bool // kernel and resolver have what a lease means
-	filled    bool // the table has had its routes since then
-	left      int  // the link that the address was deleted from since we looked; 0: none
+	left      int // the link that the address was deleted from since we looked; 0: none
 	retry     wire.Message
 	retryAt   time.Duration // 0: nothing waits for room in the server's queue
 	retries   int
-	// refreshAt is when routes that expire are followed again; 0: none does.
-	refreshAt time.Duration
 	enders    []wire.Addr   // who waits to hear that everything is taken back
 	repairs   *rate.Limiter // of routes that others delete
 	ordered   uint32        // the table whose unbound rule has a place in the watch's order; 0: none has
@@ -54,15 +47,64 @@ type session struct {
 	again     bool // the server refused the address before
 }
 
+// leased is the table of the lease, if there is one; else 0.
+func (s *session) leased() uint32 {
+	if s.state == held {
+		return s.table
+	}
+	return 0
+}
+
+// inMain reports whether main has the routes, for want of a lease.
+func (s *session) inMain() bool { return s.state == asking && s.fellBack }
+
+// follow carries over what changed in main.
+func (s *session) follow() { s.inst.Follow(s.leased(), s.inMain()) }
+
+// settingsUnder are the settings of a profile, with what a hook said of the network.
+func (s *session) settingsUnder(profile uplink.Settings) uplink.Settings {
+	if !s.hooked {
+		return profile
+	}
+	return s.uplink.Settings.Under(profile)
+}
+
+// warn logs a failure that does not end anything, once for as long as it stays the same.
+func (s *session) warn(what string, err error) {
+	if err == nil {
+		delete(s.warned, what)
+		return
+	}
+	if s.warned == nil {
+		s.warned = make(map[string]string)
+	}
+	if text := err.Error(); s.warned[what] != text {
+		s.warned[what] = text
+		s.log.Warn("cannot "+what, "table", s.table, "err", text)
+	}
+}
+
+// concernsRoutes reports whether a route event may change what the uplink's table, or main for its link, has to
+// hold.
+func (s *session) concernsRoutes(e route.Event) bool {
+	if !s.uplink.Settings.PlacesRoutes() || e.Family != s.uplink.Family() || e.Index != s.inst.Index && e.Index != 0 {
+		return false
+	}
+	if e.Table == unix.RT_TABLE_MAIN {
+		return e.Protocol != route.Protocol
+	}
+	return e.Table == s.table && e.Deleted && s.state == held
+}
+
 // place installs what a lease means, and tells the machine if it asks.
 func (l *loop) place(s *session, table uint32) bool {
 	if s.uplink.Settings.PlacesRoutes() && l.watch == nil { // a watch hears of them anyway
 		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
 	}
-	if s.index == 0 {
+	if s.inst.Index == 0 {
 		l.look(s)
 	}
-	err := s.install(table)
+	err := s.inst.Place(table)
 	if s.state != placing { // other settings for a lease that stands
 		s.warn("place the rules", err)
 		return false
@@ -79,7 +121,7 @@ func (l *loop) place(s *session, table uint32) bool {
 func (l *loop) lookBeside(s *session) {
 	for i := 0; i < len(l.sessions); i++ {
 		other := l.sessions[i]
-		if other != s && s.index != 0 && other.index == s.index && other.addr == s.addr {
+		if other != s && s.inst.Index != 0 && other.inst.Index == s.inst.Index && other.addr == s.addr {
 			l.look(other)
 		}
 	}
@@ -102,15 +144,15 @@ func (s *session) hear(events []route.Event) {
 
 // lookSoon makes the next look come in time at the latest.
 func (s *session) lookSoon(in time.Duration) {
-	if at := wire.Now() + in; s.refreshAt == 0 || at < s.refreshAt {
-		s.refreshAt = at
+	if at := wire.Now() + in; s.inst.RefreshAt == 0 || at < s.inst.RefreshAt {
+		s.inst.RefreshAt = at
 	}
 }
 
 // noteLeaving finds out that the address was there, though no look has found it.
 func (s *session) noteLeaving(events []route.Event) {
 	for _, e := range events {
-		if e.Kind == route.AddressChanged && e.Deleted && e.Addr == s.addr && (e.Index == s.index || s.index == 0) {
+		if e.Kind == route.AddressChanged && e.Deleted && e.Addr == s.addr && (e.Index == s.inst.Index || s.inst.Index == 0) {
 			s.left = e.Index
 		}
 	}
@@ -124,52 +166,52 @@ func (l *loop) look(s *session) {
 	link, found, err := l.link(s)
 	if err != nil {
 		s.warn("read the link", err)
-		s.refreshAt = wire.Now() + lookAgain
+		s.inst.RefreshAt = wire.Now() + lookAgain
 		return
 	}
 	switch {
-	case !found && s.index != 0:
-		s.present = false
+	case !found && s.inst.Index != 0:
+		s.inst.Present = false
 		l.feed(s, event{kind: linkGone, why: "the link is gone"})
 		return
 	case !found:
 		return // it may come yet
 	}
-	s.index = link.Index
-	s.present = s.present || s.left == s.index
+	s.inst.Index = link.Index
+	s.inst.Present = s.inst.Present || s.left == s.inst.Index
 	s.left = 0
-	addresses, err := l.kernel.AddressesOn(s.uplink.Family(), s.index)
+	addresses, err := l.kernel.AddressesOn(s.uplink.Family(), s.inst.Index)
 	if err != nil {
 		s.warn("read the addresses", err)
-		s.refreshAt = wire.Now() + lookAgain
+		s.inst.RefreshAt = wire.Now() + lookAgain
 		return
 	}
 	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.uplink.Addr() })
-	s.usable = at >= 0 && !addresses[at].Tentative()
+	s.inst.Usable = at >= 0 && !addresses[at].Tentative()
 	switch {
 	case at >= 0 && addresses[at].DADFailed():
-		s.present = false // as long as it is like this; put on the link again, it is another
+		s.inst.Present = false // as long as it is like this; put on the link again, it is another
 		l.feed(s, event{kind: end, why: "another host has the address (duplicate address detection failed)"})
 		return
 	case at >= 0:
-		s.present = true
+		s.inst.Present = true
 		if created := addresses[at].Created; created != s.created {
 			s.created = created
 			l.keep(s)
 		}
 		l.feed(s, event{kind: addressSeen})
-		if s.state == held && !s.installed {
-			s.warn("place rules and routes", s.install(s.table))
+		if s.state == held && !s.inst.Installed {
+			s.warn("place rules and routes", s.inst.Place(s.table))
 			l.remember(s)
 		} else {
 			s.follow()
 		}
-	case s.present:
-		s.present = false
+	case s.inst.Present:
+		s.inst.Present = false
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})
 		return
 	case s.guarding:
-		s.yieldAddress()
+		s.inst.YieldAddress()
 	}
 	if link.Name != s.uplink.Key.Ifname {
 		l.rename(s, link.Name)
@@ -177,8 +219,8 @@ func (l *loop) look(s *session) {
 }
 
 func (l *loop) link(s *session) (route.Link, bool, error) {
-	if s.index != 0 {
-		return l.kernel.LinkByIndex(s.index)
+	if s.inst.Index != 0 {
+		return l.kernel.LinkByIndex(s.inst.Index)
 	}
 	return l.kernel.LinkByName(s.uplink.Key.Ifname)
 }
@@ -214,7 +256,7 @@ func (l *loop) rename(s *session, name string) {
 	m.watched = s.watched
 	m.reported, s.reported = s.reported, true
 	next := l.add(m, conn)
-	next.index, next.created, next.hooked = s.index, s.created, s.hooked
+	next.inst.Index, next.created, next.hooked = s.inst.Index, s.created, s.hooked
 	l.keep(next)
 	l.feed(next, event{kind: start})
 	l.look(next)

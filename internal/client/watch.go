@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -62,7 +63,7 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 	}
 	defer l.close()
 	debug.SetGCPercent(gcPercent)
-	l.glance = &glance{kernel: l.kernel}
+	l.env.Glance = install.NewGlance(l.kernel)
 	l.watch = &watch{
 		config:  cfg,
 		foreign: make(map[wire.Key]bool),
@@ -178,7 +179,7 @@ func (l *loop) reload(load func() (WatchConfig, error)) {
 	w.blind = true
 	l.log.Info("configuration read again", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	for _, s := range l.all() {
-		if s.index == 0 {
+		if s.inst.Index == 0 {
 			continue
 		}
 		old, _ := before.Reselect(s.uplink, s.uplink.Key.Ifname)

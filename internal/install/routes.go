@@ -1,9 +1,8 @@
-package client
+package install
 
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 
@@ -16,9 +15,7 @@ import (
 // placer is the routes of one uplink in the kernel: in its table, and what of them has to
 // be in main.
 type placer struct {
-	kernel *route.Conn
-	glance *glance // of a watch
-	log    *slog.Logger
+	env *Env
 
 	table    uint32        // 0: no lease
 	taken    []route.Route // what main lost to the table
@@ -66,16 +63,16 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (v uplink.View, ok bool,
 }
 
 func (p *placer) on(family, index int) (onLinkOf, error) {
-	if p.glance != nil {
-		return p.glance.at(family, index)
+	if p.env.Glance != nil {
+		return p.env.Glance.at(family, index)
 	}
-	return readLink(p.kernel, family, index)
+	return readLink(p.env.Kernel, family, index)
 }
 
 // borrow looks for gateways in the tables of the link's other addresses: with move, the
 // first holder takes the routes out of main that the others need, too.
 func (p *placer) borrow(u uplink.Uplink, v uplink.View) ([]route.Route, error) {
-	routes, err := p.kernel.RoutesOn(u.Family(), unix.RT_TABLE_UNSPEC, v.Index)
+	routes, err := p.env.Kernel.RoutesOn(u.Family(), unix.RT_TABLE_UNSPEC, v.Index)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +98,7 @@ func (p *placer) place(u uplink.Uplink, v uplink.View, table uint32) error {
 		}
 		p.table = table
 	}
-	have, err := p.kernel.Routes(u.Family(), table)
+	have, err := p.env.Kernel.Routes(u.Family(), table)
 	if err != nil {
 		return err
 	}
@@ -132,12 +129,12 @@ func (p *placer) place(u uplink.Uplink, v uplink.View, table uint32) error {
 			p.expires = r.Expires
 		}
 	}
-	added, deleted, err := p.kernel.SyncRoutes(u.Family(), table, plan.Table)
+	added, deleted, err := p.env.Kernel.SyncRoutes(u.Family(), table, plan.Table)
 	for _, r := range added {
-		p.log.Info("route added", attrs(u, r)...)
+		p.env.Log.Info("route added", attrs(u, r)...)
 	}
 	for _, r := range deleted {
-		p.log.Info("route removed", attrs(u, r)...)
+		p.env.Log.Info("route removed", attrs(u, r)...)
 	}
 	p.placed = len(plan.Table)
 	return err
@@ -146,7 +143,7 @@ func (p *placer) place(u uplink.Uplink, v uplink.View, table uint32) error {
 // settle takes out of main what stands in the table now: routes that are moved, and ours
 // that stood in until there was a lease.
 func (p *placer) settle(u uplink.Uplink, v uplink.View) error {
-	have, err := p.kernel.Routes(u.Family(), p.table)
+	have, err := p.env.Kernel.Routes(u.Family(), p.table)
 	if err != nil {
 		return err
 	}
@@ -160,12 +157,12 @@ func (p *placer) settle(u uplink.Uplink, v uplink.View) error {
 func (p *placer) delete(u uplink.Uplink, routes []route.Route) error {
 	var errs []error
 	for _, r := range routes {
-		p.glance.forget()
-		if err := p.kernel.DeleteRoute(r); err != nil {
+		p.env.Glance.Invalidate()
+		if err := p.env.Kernel.DeleteRoute(r); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		p.log.Info("route taken out of main", attrs(u, r)...)
+		p.env.Log.Info("route taken out of main", attrs(u, r)...)
 	}
 	return errors.Join(errs...)
 }
@@ -176,7 +173,7 @@ func (p *placer) adopt(u uplink.Uplink, v uplink.View, table uint32) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table != 0 {
 		return nil
 	}
-	have, err := p.kernel.Routes(u.Family(), table)
+	have, err := p.env.Kernel.Routes(u.Family(), table)
 	if err != nil {
 		return err
 	}
@@ -208,12 +205,12 @@ func asBefore(r route.Route, v uplink.View) route.Route {
 func (p *placer) fallBack(u uplink.Uplink, v uplink.View) error {
 	var errs []error
 	for _, r := range uplink.Stopgap(u, v) {
-		p.glance.forget()
-		if err := p.kernel.AddRoute(r); err != nil {
+		p.env.Glance.Invalidate()
+		if err := p.env.Kernel.AddRoute(r); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		p.log.Info("no lease: route added to main", attrs(u, r)...)
+		p.env.Log.Info("no lease: route added to main", attrs(u, r)...)
 	}
 	return errors.Join(errs...)
 }
@@ -226,12 +223,12 @@ func (p *placer) putBack(u uplink.Uplink, v uplink.View) error {
 	}
 	var errs []error
 	for _, r := range p.taken {
-		p.glance.forget()
-		if err := p.kernel.AddRoute(r); err != nil {
+		p.env.Glance.Invalidate()
+		if err := p.env.Kernel.AddRoute(r); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		p.log.Info("route put back into main", attrs(u, r)...)
+		p.env.Log.Info("route put back into main", attrs(u, r)...)
 	}
 	v.Main = append(v.Main, p.taken...)
 	p.taken = nil
@@ -240,7 +237,7 @@ func (p *placer) putBack(u uplink.Uplink, v uplink.View) error {
 
 // drop forgets a table that is being emptied.
 func (p *placer) drop() {
-	*p = placer{kernel: p.kernel, glance: p.glance, log: p.log, remarked: p.remarked}
+	*p = placer{env: p.env, remarked: p.remarked}
 }
 
 // withdraw takes the routes of fallBack out of main, also those of a process before this.
@@ -259,7 +256,7 @@ func (p *placer) remark(u uplink.Uplink, what, text string) {
 		p.remarked = make(map[string]bool)
 	}
 	p.remarked[text] = true
-	p.log.Warn(what, "ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String(), "err", text)
+	p.env.Log.Warn(what, "ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String(), "err", text)
 }
 
 func ours(r route.Route) bool { return r.Protocol == route.Protocol }

@@ -1,4 +1,4 @@
-package client
+package install
 
 import (
 	"net/netip"
@@ -19,19 +19,19 @@ var (
 // stay.
 func TestOwnsLookups(t *testing.T) {
 	u := uplink.Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}}
-	r := ruleset{uplink: u, tables: map[uint32]bool{10000: true}, marking: testMarking}
+	r := Rules{Uplink: u, tables: map[uint32]bool{10000: true}, Marking: testMarking}
 	guard := uplink.GuardOf(testMarking, testUser, uplink.Block)
 	for rule, want := range map[route.Rule]bool{
 		uplink.LookupOf(guard, 10000): true,
 		uplink.LookupOf(guard, 10001): false,
 		guard:                         false,
 	} {
-		if got := r.owns(rule); got != want {
+		if got := r.Owns(rule); got != want {
 			t.Errorf("%s is owned: %v", rule, got)
 		}
 	}
-	r.guards = []route.Rule{guard}
-	want := r.want(10000)
+	r.Guards = []route.Rule{guard}
+	want := r.Want(10000)
 	if got := want[len(want)-1]; got != uplink.LookupOf(guard, 10000) {
 		t.Errorf("the last rule is %s", got)
 	}
@@ -70,11 +70,11 @@ func TestLeftovers(t *testing.T) {
 		{"ours and the original's", []route.Rule{by(route.Protocol, source), network, unbound}, []route.Rule{by(route.Protocol, source)}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := ruleset{uplink: cable()}
-			r.tables, r.originals = r.uplink.Leftovers(tt.rules)
+			r := Rules{Uplink: uplink.Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "10.77.0.2"}}}
+			r.tables, r.originals = r.Uplink.Leftovers(tt.rules)
 			var got []route.Rule
 			for _, rule := range tt.rules {
-				if r.owns(rule) {
+				if r.Owns(rule) {
 					got = append(got, rule)
 				}
 			}

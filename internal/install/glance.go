@@ -1,4 +1,4 @@
-package client
+package install
 
 import (
 	"slices"
@@ -24,23 +24,28 @@ func readLink(kernel *route.Conn, family, index int) (on onLinkOf, err error) {
 	return on, err
 }
 
-// glance remembers what links have, for the many addresses of a host that one after the
-// other want to know it of the same few links. An event of the kernel that says otherwise
-// ends that, and a moment does: of lifetimes that are extended there is no event.
-type glance struct {
+// Glance is a cache of what links have, for the many addresses of a host that one after the other want to know it
+// of the same few links. An entry lasts until an event concerns its link, and for 100 ms at most, since the kernel
+// sends no event when a lifetime is extended.
+type Glance struct {
 	kernel *route.Conn
 	since  time.Duration
-	links  map[routesOf]onLinkOf
+	links  map[linkOf]onLinkOf
 }
+
+type linkOf struct{ family, index int }
+
+// NewGlance returns an empty cache.
+func NewGlance(kernel *route.Conn) *Glance { return &Glance{kernel: kernel} }
 
 const glanceLasts = 100 * time.Millisecond
 
 // at returns what a link has; the caller may change that.
-func (g *glance) at(family, index int) (onLinkOf, error) {
+func (g *Glance) at(family, index int) (onLinkOf, error) {
 	if now := wire.Now(); now-g.since > glanceLasts {
-		g.since, g.links = now, make(map[routesOf]onLinkOf)
+		g.since, g.links = now, make(map[linkOf]onLinkOf)
 	}
-	link := routesOf{family, index}
+	link := linkOf{family, index}
 	on, known := g.links[link]
 	if !known {
 		var err error
@@ -52,8 +57,8 @@ func (g *glance) at(family, index int) (onLinkOf, error) {
 	return onLinkOf{slices.Clone(on.addresses), slices.Clone(on.main)}, nil
 }
 
-// forget makes at look again.
-func (g *glance) forget() {
+// Invalidate empties the cache. A nil Glance has none.
+func (g *Glance) Invalidate() {
 	if g != nil {
 		clear(g.links)
 	}

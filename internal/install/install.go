@@ -1,0 +1,292 @@
+// Package install makes the kernel, and the resolver's file, what a lease means for one uplink, and takes that back. It
+// hides in which order rules and routes come and go, whose those are that it finds, and what main gets back.
+package install
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Env is what the installations of one process share.
+type Env struct {
+	Kernel *route.Conn
+	Glance *Glance // of a watch; nil: each look reads the kernel
+	Log    *slog.Logger
+	// OtherHolder reports whether another process holds the address of a key, too.
+	OtherHolder func(wire.Key) (bool, error)
+}
+
+// Installation is what is installed for one uplink: its rules, routes and resolver lines.
+type Installation struct {
+	Uplink      uplink.Uplink
+	Rules       Rules
+	Index       int           // of the link; 0: not seen yet
+	Present     bool          // the address is on the link, as far as we know
+	Usable      bool          // and no duplicate check of it is under way
+	Installed   bool          // kernel and resolver have what a lease means
+	RefreshAt   time.Duration // when routes that expire are followed again; 0: none does
+	ServersFile string        // the file that has resolver lines of the address; empty: none
+
+	env    *Env
+	log    *slog.Logger
+	warn   func(what string, err error)
+	routes placer
+	filled bool // the table has had its routes since it is installed
+}
+
+// New returns what is installed for u, which is nothing yet. log is for what changes. warn hears of each try of
+// something that may fail without harm, with nil if it did not.
+func (e *Env) New(u uplink.Uplink, log *slog.Logger, warn func(what string, err error)) *Installation {
+	return &Installation{Uplink: u, Rules: Rules{Uplink: u, env: e}, env: e, log: log, warn: warn, routes: placer{env: e}}
+}
+
+// Place makes kernel and resolver what a lease of table means. Routes come first and
+// main loses its own last, so that at no moment a flow has none. What a route lacks does
+// not keep the rules away: it is placed when that comes. An IPv6 address may turn out to
+// be a duplicate, so nothing is installed before it is usable.
+func (i *Installation) Place(table uint32) error {
+	if i.Uplink.Addr().Is6() && !i.Usable {
+		return nil
+	}
+	i.Installed = true
+	v, ready := i.view()
+	if ready {
+		i.warnOfRoutes(i.routes.place(i.Uplink, v, table))
+		i.RefreshAt = i.refreshes(wire.Now())
+		i.filled = true
+	}
+	i.Rules.Uplink = i.blockUntilFilled()
+	if err := i.Rules.place(table); err != nil {
+		return err
+	}
+	if ready {
+		i.warn("take routes out of main", i.routes.settle(i.Uplink, v))
+	}
+	if i.filled || !i.Uplink.Settings.PlacesRoutes() {
+		i.resolve()
+	}
+	return nil
+}
+
+// blockUntilFilled is the uplink as its rules have to be now. Until its table is filled for the
+// first time nothing leaves from the address: in a table that is still empty the first
+// packets would find no route, and leave by another uplink.
+func (i *Installation) blockUntilFilled() uplink.Uplink {
+	u := i.Uplink
+	if u.Settings.PlacesRoutes() && !i.filled && u.CanBlock() {
+		u.Settings.OnLoss = uplink.Block
+	}
+	return u
+}
+
+// unblock lifts that once the table is filled.
+func (i *Installation) unblock(table uint32) {
+	if i.filled {
+		return
+	}
+	i.filled = true
+	i.Rules.Uplink = i.Uplink
+	i.warn("place the rules", i.Rules.sync(table, i.Rules.Want(table)))
+	i.resolve()
+}
+
+// refreshes is when lifetimes in main are worth another look: an advertisement extends
+// them without a word. A third of what is left is time for several tries.
+func (i *Installation) refreshes(now time.Duration) time.Duration {
+	if i.routes.expires == 0 || !i.Installed {
+		return 0
+	}
+	const soonest = time.Second
+	return now + max(time.Duration(i.routes.expires)*time.Second/3, soonest)
+}
+
+// view is what a plan of routes needs, if there is anything to plan now.
+func (i *Installation) view() (uplink.View, bool) { return i.viewOf(i.Uplink) }
+
+func (i *Installation) viewOf(u uplink.Uplink) (uplink.View, bool) {
+	if !u.Settings.PlacesRoutes() || !u.IsAddress() || i.Index == 0 {
+		return uplink.View{}, false
+	}
+	link, found, err := i.env.Kernel.LinkByIndex(i.Index)
+	if err != nil || !found {
+		i.warn("read the link", err)
+		return uplink.View{}, false
+	}
+	v, ready, err := i.routes.look(u, link)
+	i.warn("read the routes", err)
+	return v, ready && err == nil
+}
+
+// Follow carries over what changed in main, or fills a table that the kernel emptied. table is that of the lease;
+// without one, which is 0, inMain reports whether main has the routes.
+func (i *Installation) Follow(table uint32, inMain bool) {
+	i.RefreshAt = 0
+	v, ready := i.view()
+	if !ready {
+		return
+	}
+	switch {
+	case table != 0 && i.Installed:
+		i.warnOfRoutes(errors.Join(i.routes.place(i.Uplink, v, table), i.routes.settle(i.Uplink, v)))
+		i.RefreshAt = i.refreshes(wire.Now())
+		i.unblock(table)
+	case inMain:
+		i.warn("place the routes in main", i.routes.fallBack(i.Uplink, v))
+	}
+}
+
+// warnOfRoutes logs that routes could not be placed, unless there is nothing to place them
+// for by now: the kernel refuses those of an address that has just gone.
+func (i *Installation) warnOfRoutes(err error) {
+	if err != nil {
+		i.env.Glance.Invalidate() // it may be older than that
+		if _, ready := i.view(); !ready {
+			err = nil
+		}
+	}
+	i.warn("place the routes", err)
+}
+
+// MakeDo gives main the routes while there is no lease.
+func (i *Installation) MakeDo() {
+	i.Follow(0, true)
+	i.warn("let packets leave from the address", i.Rules.clear())
+	i.resolve()
+}
+
+// YieldAddress removes the rule that blocks the address if another link has the address now.
+func (i *Installation) YieldAddress() {
+	if i.Elsewhere() {
+		i.warn("let packets leave from the address", i.Rules.clear())
+	}
+}
+
+// Elsewhere reports whether another link has the address.
+func (i *Installation) Elsewhere() bool {
+	addresses, err := i.env.Kernel.Addresses(i.Uplink.Family())
+	i.warn("look for the address on other links", err)
+	return slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == i.Uplink.Addr() && a.Index != i.Index })
+}
+
+// Clear takes everything back, but for a rule to keep. While the address stands, main gets
+// its routes back first.
+func (i *Installation) Clear(keep ...route.Rule) error {
+	if i.Present {
+		if v, ready := i.view(); ready {
+			i.warn("put routes back into main", i.routes.putBack(i.Uplink, v))
+		}
+	}
+	i.routes.drop()
+	i.Installed, i.filled = false, false
+	err := i.Rules.clear(keep...)
+	i.Unresolve()
+	return err
+}
+
+// Update takes over other settings. table and inMain are as for Follow.
+func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
+	old := i.Uplink
+	i.Uplink = u
+	if old.Settings.ServersFile != i.Uplink.Settings.ServersFile {
+		i.Unresolve()
+	}
+	if table != 0 && old.Settings.PlacesRoutes() && i.Uplink.Settings.Routes != old.Settings.Routes {
+		i.changeMode(old)
+	}
+	v, ready := i.view()
+	if !ready {
+		return
+	}
+	i.routes.taken = uplink.WithoutGiven(i.routes.taken, old, v)
+	i.routes.kept = uplink.WithoutGiven(i.routes.kept, old, v)
+	if inMain {
+		i.warn("take routes out of main", i.routes.withdraw(i.Uplink, v))
+		i.MakeDo()
+	}
+}
+
+// changeMode gives main what was moved, and leaves the rest to what follows.
+func (i *Installation) changeMode(old uplink.Uplink) {
+	if v, ready := i.viewOf(old); ready {
+		i.warn("put routes back into main", i.routes.putBack(old, v))
+	}
+	i.routes.drop()
+}
+
+// resolve writes the resolver lines of the address, and takes away what it wrote before.
+func (i *Installation) resolve() {
+	servers := i.Uplink.Nameservers()
+	if len(servers) == 0 && i.ServersFile == "" {
+		return
+	}
+	file := i.Uplink.Settings.ServersFile
+	if i.ServersFile != "" {
+		file = i.ServersFile
+	}
+	i.ServersFile = file
+	if len(servers) == 0 {
+		i.ServersFile = ""
+	}
+	changed, err := setServers(file, i.Uplink.Addr(), servers)
+	if changed {
+		i.log.Info("resolver lines written", "file", file, "servers", len(servers))
+		err = errors.Join(err, tellDnsmasq(i.Uplink.Settings.PIDFile))
+	}
+	i.warn("write the resolver lines", err)
+}
+
+// Unresolve takes the resolver lines of the address out.
+func (i *Installation) Unresolve() {
+	if i.ServersFile == "" {
+		return
+	}
+	changed, err := setServers(i.ServersFile, i.Uplink.Addr(), nil)
+	if changed {
+		i.log.Info("resolver lines taken out", "file", i.ServersFile)
+		err = errors.Join(err, tellDnsmasq(i.Uplink.Settings.PIDFile))
+	}
+	i.ServersFile = ""
+	i.warn("take the resolver lines out", err)
+}
+
+// Missing says what a lease of table means for the kernel and is not there; "" if nothing.
+func (i *Installation) Missing(table uint32) string {
+	if !i.Uplink.IsAddress() {
+		return ""
+	}
+	if !i.Installed {
+		return "rules, until the address is usable"
+	}
+	var lost []string
+	rules, err := i.env.Kernel.Rules(i.Uplink.Family())
+	if err != nil {
+		return err.Error()
+	}
+	for _, want := range i.Rules.wantWith(uplink.GuardsOf(i.Rules.Marking, rules), table) {
+		if !slices.Contains(rules, want) {
+			lost = append(lost, "rule "+want.String())
+		}
+	}
+	if v, ready := i.view(); ready {
+		have, err := i.env.Kernel.Routes(i.Uplink.Family(), table)
+		if err != nil {
+			return err.Error()
+		}
+		for _, want := range uplink.MakePlan(i.Uplink, v, table, i.routes.taken, i.routes.kept).Table {
+			if !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && uplink.SameWay(h, want) }) {
+				lost = append(lost, "route "+want.String())
+			}
+		}
+	}
+	return strings.Join(lost, ", ")
+}
+
+// Routes is how many routes the table had after the last sync.
+func (i *Installation) Routes() int { return i.routes.placed }
