@@ -135,34 +135,12 @@ func (h *holdFlags) complete(args []string) (err error) {
 	if u.Key, err = u.Key.Canonical(); err != nil {
 		return err
 	}
-	if u.Key.Family != wire.Unspec {
-		if u.Network, err = network(u.Key, h.netmask, h.release); err != nil {
-			return err
-		}
-	}
-	return h.completeSettings()
-}
-
-func (h *holdFlags) completeSettings() error {
-	u := &h.config.Uplink
 	s := &u.Settings
-	if u.Key.Family == wire.Unspec && (s.Routes != uplink.NoRoutes || len(s.Nameservers) > 0 || s.Prefix.IsValid()) {
-		return errors.New("--routes, --nameserver and --prefix need -4 or -6")
-	}
-	family4 := u.Key.Family == wire.Inet
 	for i, gateway := range s.Gateways {
-		if gateway.Is4() != family4 {
-			return fmt.Errorf("--gateway %s: not an address of this family", gateway)
-		}
 		s.Gateways[i] = gateway.WithZone("") // it is on the link of the address
 	}
-	for _, server := range s.Nameservers {
-		if server.Is4() != family4 {
-			return fmt.Errorf("--nameserver %s: not an address of this family", server)
-		}
-	}
 	for _, text := range h.static {
-		r, err := uplink.ParseRoute(text, family4)
+		r, err := uplink.ParseRoute(text, u.Key.Family == wire.Inet)
 		if err != nil {
 			return fmt.Errorf("--route %s: %w", text, err)
 		}
@@ -171,73 +149,41 @@ func (h *holdFlags) completeSettings() error {
 	if len(h.classless) > 0 { // RFC 3442: the router option is ignored then
 		s.Gateways, s.Static = nil, append(s.Static, h.classless...)
 	}
-	if p := s.Prefix; p.IsValid() && (p.Addr().Is4() != family4 || p.Bits() == 0 || p.IsSingleIP()) {
-		return fmt.Errorf("--prefix %s: not a prefix of this family", p)
+	if err := u.Validate(); err != nil || !u.IsAddress() {
+		return err
 	}
-	switch {
-	case s.Prefix.IsValid() && u.Priorities.Source < 2:
-		return errors.New("--prefix: no room for a rule before the priority of the source rule")
-	case s.SpecificFirst && u.Priorities.Source < 3:
-		return errors.New("--specific-first: no room for two rules before the priority of the source rule")
-	case s.OnLoss == uplink.Block && u.Priorities.Source == 1<<32-1:
-		return errors.New("--on-loss block: no room for a rule behind the source rule")
-	}
-	return s.Validate()
+	u.Network, err = h.network(u.Addr())
+	return err
 }
 
-// network is the address with its prefix length, which the host knows if the address is
-// there already.
-func network(key wire.Key, netmask string, release bool) (netip.Prefix, error) {
-	addr := netip.MustParseAddr(key.Address) // canonical
-	if addr.IsUnspecified() || addr.IsMulticast() || addr.IsLoopback() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
-		return netip.Prefix{}, fmt.Errorf("-a %s: no host has this address on a link", addr)
-	}
-	if addr.Is6() && addr.IsLinkLocalUnicast() {
-		return netip.Prefix{}, fmt.Errorf("-a %s: a link-local address needs no table", addr)
-	}
-	if netmask != "" {
-		length, err := parseNetmask(netmask, addr)
+// network is the address with its prefix length, which the host knows if the address is there.
+func (h *holdFlags) network(addr netip.Addr) (netip.Prefix, error) {
+	if h.netmask != "" {
+		length, err := parseNetmask(h.netmask, addr)
 		if err != nil {
-			return netip.Prefix{}, fmt.Errorf("-n %s: %w", netmask, err)
+			return netip.Prefix{}, fmt.Errorf("-n %s: %w", h.netmask, err)
 		}
 		return netip.PrefixFrom(addr, length), nil
 	}
-	if release {
-		return netip.PrefixFrom(addr, addr.BitLen()), nil // no rule is made of it
+	alone := netip.PrefixFrom(addr, addr.BitLen())
+	if h.release {
+		return alone, nil // no rule is made of it
 	}
-	found, err := lookUp(key, addr)
-	if err == nil && !found.IsValid() {
-		if addr.Is4() {
-			return found, fmt.Errorf("-n MASK is needed, since %s is not on %s yet", addr, key.Ifname)
-		}
-		found = netip.PrefixFrom(addr, addr.BitLen()) // as DHCPv6 leases it
-	}
-	return found, err
-}
-
-// lookUp returns the zero Prefix if the address is not there.
-func lookUp(key wire.Key, addr netip.Addr) (netip.Prefix, error) {
-	conn, err := route.Dial()
+	kernel, err := route.Dial()
 	if err != nil {
-		return netip.Prefix{}, err
+		return alone, err
 	}
-	defer conn.Close()
-	link, found, err := conn.LinkByName(key.Ifname)
-	if err != nil {
-		return netip.Prefix{}, err
+	defer kernel.Close()
+	a, found, err := kernel.AddressOn(h.config.Uplink.Key.Ifname, addr)
+	switch {
+	case err != nil:
+		return alone, err
+	case found:
+		return netip.PrefixFrom(addr, a.Bits), nil
+	case addr.Is4():
+		return alone, fmt.Errorf("-n MASK is needed, since %s is not on %s yet", addr, h.config.Uplink.Key.Ifname)
 	}
-	if found {
-		addresses, err := conn.AddressesOn(int(key.Family), link.Index)
-		if err != nil {
-			return netip.Prefix{}, err
-		}
-		for _, a := range addresses {
-			if a.Addr == addr {
-				return netip.PrefixFrom(addr, a.Bits), nil
-			}
-		}
-	}
-	return netip.Prefix{}, nil
+	return alone, nil // as DHCPv6 leases it
 }
 
 func parseNetmask(text string, addr netip.Addr) (int, error) {

@@ -48,6 +48,21 @@ func (a Address) Temporary() bool { return a.Flags&unix.IFA_F_TEMPORARY != 0 && 
 // Addresses returns the addresses of family, AF_INET or AF_INET6, or of both with AF_UNSPEC.
 func (c *Conn) Addresses(family int) ([]Address, error) { return c.AddressesOn(family, 0) }
 
+// AddressOn returns one address of the link of that name, and whether it is there.
+func (c *Conn) AddressOn(ifname string, addr netip.Addr) (Address, bool, error) {
+	link, found, err := c.LinkByName(ifname)
+	if err != nil || !found {
+		return Address{}, false, err
+	}
+	all, err := c.AddressesOn(unix.AF_UNSPEC, link.Index)
+	for _, a := range all {
+		if a.Addr == addr {
+			return a, true, nil
+		}
+	}
+	return Address{}, false, err
+}
+
 // AddressesOn is Addresses for the link of one ifindex, at the cost of that link alone. There are
 // none on a link that does not exist.
 func (c *Conn) AddressesOn(family, index int) ([]Address, error) {

@@ -618,6 +618,15 @@ func TestAddressesAndLinks(t *testing.T) {
 			t.Errorf("%s: addresses are\n%v, %v\nwant\n%v", test.name, got, err, test.want)
 		}
 	}
+	for _, test := range []struct {
+		ifname, addr string
+		want         bool
+	}{{"eth0", "192.0.2.6", true}, {"eth0", "fd00::5", true}, {"eth0", "198.51.100.1", false}, {"nolink", "192.0.2.6", false}} {
+		got, found, err := c.AddressOn(test.ifname, addr(test.addr))
+		if err != nil || found != test.want || found && (got.Addr != addr(test.addr) || got.Index != eth0.Index) {
+			t.Errorf("AddressOn(%s, %s) = %v, %v, %v", test.ifname, test.addr, got, found, err)
+		}
+	}
 	if got := inet[0].Network().String(); got != "192.0.2.5/24" {
 		t.Errorf("network of a plain address is %s", got)
 	}

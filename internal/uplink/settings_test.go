@@ -120,7 +120,7 @@ func FuzzSettings(f *testing.F) {
 		if err != nil || req.Cmd != wire.Replace {
 			return
 		}
-		told, err := (Uplink{Key: req.Key}).Updated(req)
+		told, err := (Uplink{Key: req.Key, Priorities: OriginalPriorities}).Updated(req)
 		if err != nil {
 			return
 		}

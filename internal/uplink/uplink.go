@@ -192,8 +192,11 @@ func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 		return u, nil
 	}
 	settings, err := DecodeSettings([]byte(r.Settings))
+	if err != nil {
+		return u, err
+	}
 	u.Settings = settings
-	return u, err
+	return u, u.validateSettings()
 }
 
 // Family is the number of the address family for rtnetlink.
