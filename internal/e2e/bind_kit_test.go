@@ -6,16 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // A crossing is a host with two uplinks to one internet, both with IPv4 and IPv6, whose table main
@@ -24,19 +20,16 @@ import (
 //	wan0  10.1.0.2 fd01::2  via 10.1.0.1 fd01::1
 //	wan1  10.2.0.2 fd02::2  via 10.2.0.1 fd02::1
 //
-// There is no NAT: who answers tells what address it saw. A provider drops packets with a source that
-// it has not given out, as real ones do, and counts them.
+// There is no NAT: the internet sees the host's own addresses.
 type crossing struct {
-	*host
-	isps     [2]*nettest.Namespace
-	internet *nettest.Namespace
-	cgroup   string // the root of its cgroups, as the test sees it
-	inner    string // of process that holds its namespaces
+	*uplinks
+	cgroup string // the root of its cgroups, as the test sees it
+	inner  string // of process that holds its namespaces
 }
 
 const (
 	far4 = internet + ":7"
-	far6 = "[2001:db8:ffff::1]:7"
+	far6 = "[" + internet6 + "]:7"
 )
 
 // at are the addresses of the host on uplink n, by family.
@@ -59,70 +52,24 @@ func newCrossing(t *testing.T, watch ...string) *crossing {
 // newCrossingAlone makes one where nothing of ours runs.
 func newCrossingAlone(t *testing.T) *crossing {
 	t.Helper()
-	c := &crossing{host: newHost(t), internet: nettest.New(t, "internet")}
-	for _, ns := range []*nettest.Namespace{c.ns, c.internet} {
-		sysctl(t, ns, "net/ipv6/conf/default/accept_dad", "0")
-	}
-	sysctl(t, c.ns, "net/ipv4/ping_group_range", "0 2147483647")
-	sysctl(t, c.internet, "net/ipv4/ip_forward", "1")
-	sysctl(t, c.internet, "net/ipv6/conf/all/forwarding", "1")
-	c.internet.IP(t, "address add 198.51.100.1/32 dev lo")
-	c.internet.IP(t, "address add 2001:db8:ffff::1/128 dev lo")
+	h := newHost(t)
+	sysctl(t, h.ns, "net/ipv6/conf/default/accept_dad", "0")
+	sysctl(t, h.ns, "net/ipv4/ping_group_range", "0 2147483647")
+	c := &crossing{uplinks: h.behind(routed(0), routed(1))}
 	for n := range c.isps {
-		c.isps[n] = nettest.New(t, fmt.Sprintf("isp%d", n))
-		c.connect(n)
+		c.address(n)
 	}
-	c.internet.Do(func() {
-		for _, addr := range []string{far4, far6} {
-			serveWho(t, addr)
-		}
-	})
 	c.enclose()
 	return c
 }
 
-// connect makes uplink n and the provider at its other end.
-func (c *crossing) connect(n int) {
-	t, isp, ifname, net := c.t, c.isps[n], fmt.Sprintf("wan%d", n), n+1
-	t.Helper()
-	sysctl(t, isp, "net/ipv6/conf/default/accept_dad", "0")
-	sysctl(t, isp, "net/ipv4/ip_forward", "1")
-	sysctl(t, isp, "net/ipv6/conf/all/forwarding", "1")
-	nettest.Veth(t, c.ns, ifname, isp, "lan")
-	nettest.Veth(t, isp, "net", c.internet, ifname)
-	for _, args := range []string{"10.%d.0.1/24", "fd0%d::1/64"} {
-		isp.IP(t, "address add "+fmt.Sprintf(args, net)+" dev lan")
+// routed is a provider whose customers the internet sees.
+func routed(n int) provider {
+	network, network6 := fmt.Sprintf("10.%d.0.", n+1), fmt.Sprintf("fd0%d::", n+1)
+	return provider{
+		ifname: fmt.Sprint("wan", n), network: network + "0/24", gateway: network + "1",
+		customers: network + "0/24", customers6: network6 + "/64", routers6: []string{network6 + "1/64", router6 + "/64"},
 	}
-	isp.IP(t, fmt.Sprintf("address add 100.64.%d.2/24 dev net", net))
-	isp.IP(t, fmt.Sprintf("address add fd64:%d::2/64 dev net", net))
-	isp.IP(t, fmt.Sprintf("route add default via 100.64.%d.1", net))
-	isp.IP(t, fmt.Sprintf("-6 route add default via fd64:%d::1", net))
-	c.internet.IP(t, fmt.Sprintf("address add 100.64.%d.1/24 dev %s", net, ifname))
-	c.internet.IP(t, fmt.Sprintf("address add fd64:%d::1/64 dev %s", net, ifname))
-	c.internet.IP(t, fmt.Sprintf("route add 10.%d.0.0/24 via 100.64.%d.2", net, net))
-	c.internet.IP(t, fmt.Sprintf("-6 route add fd0%d::/64 via fd64:%d::2", net, net))
-	rules := filepath.Join(c.dir, ifname+".nft")
-	text := fmt.Sprintf(`table inet provider {
-		counter foreign {}
-		counter customers {}
-		counter customers6 {}
-		chain raw {
-			type filter hook prerouting priority raw
-			iifname != lan accept
-			icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report } accept
-			ip saddr 10.%[1]d.0.0/24 tcp flags == ack accept comment "may come late"
-			ip6 saddr fd0%[1]d::/64 tcp flags == ack accept
-			ip saddr 10.%[1]d.0.0/24 counter name customers accept
-			ip6 saddr fd0%[1]d::/64 counter name customers6 accept
-			ip6 saddr { fe80::/10, ::/128 } accept
-			counter name foreign drop
-		}
-	}`, net)
-	if err := os.WriteFile(rules, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	isp.Run(t, "nft", "-f", rules)
-	c.address(n)
 }
 
 // address gives the host its addresses and routes of uplink n.
@@ -138,64 +85,6 @@ func (c *crossing) address(n int) {
 	} {
 		c.ns.IP(c.t, args)
 	}
-}
-
-// serveWho answers each datagram and each piece of a stream with the address that it came from.
-func serveWho(t *testing.T, addr string) {
-	t.Helper()
-	datagrams, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	streams, err := net.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all sync.WaitGroup
-	var conns sync.Map
-	who := func(from net.Addr) []byte {
-		host, _, err := net.SplitHostPort(from.String())
-		if err != nil {
-			return []byte(err.Error() + "\n")
-		}
-		return []byte(host + "\n")
-	}
-	all.Go(func() {
-		buf := make([]byte, 64)
-		for {
-			_, from, err := datagrams.ReadFrom(buf)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				_, _ = datagrams.WriteTo(who(from), from) // who asked sees that
-			}
-		}
-	})
-	all.Go(func() {
-		for {
-			conn, err := streams.Accept()
-			if err != nil {
-				return
-			}
-			conns.Store(conn, nil)
-			all.Go(func() {
-				defer conn.Close()
-				for buf := make([]byte, 64); ; {
-					if _, err := conn.Read(buf); err != nil {
-						return
-					}
-					_, _ = conn.Write(who(conn.RemoteAddr())) // as above
-				}
-			})
-		}
-	})
-	t.Cleanup(func() {
-		datagrams.Close()
-		streams.Close()
-		conns.Range(func(conn, _ any) bool { conn.(net.Conn).Close(); return true })
-		all.Wait()
-	})
 }
 
 // enclose gives the host its cgroups.
@@ -361,7 +250,7 @@ func (c *crossing) counts() (all [2]counts) {
 				}
 			}
 		}
-		out := isp.Run(c.t, "nft", "-j", "list", "counters")
+		out := isp.ns.Run(c.t, "nft", "-j", "list", "counters")
 		if err := json.Unmarshal([]byte(out), &reply); err != nil {
 			c.t.Fatalf("counters of provider %d: %v\n%s", n, err, out)
 		}

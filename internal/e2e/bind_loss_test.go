@@ -98,9 +98,6 @@ func TestBindLoss(t *testing.T) {
 		strict.want("ok", "close open")
 		c.leaves(soft, 0)
 		if tt.find == "connect" {
-			c.isps[1].IP(t, "link del net")
-			c.isps[1].IP(t, "route flush all")
-			c.isps[1].Run(t, "nft", "flush", "ruleset")
 			c.connect(1)
 		} else if tt.find != "" {
 			c.ns.IP(t, tt.find)

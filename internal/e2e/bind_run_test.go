@@ -188,7 +188,7 @@ func TestBindServers(t *testing.T) {
 			c.only(n, func() {
 				out := make(chan string, 1)
 				go func() {
-					text, err := c.isps[n].Output("socat", "-T5", "-u", "TCP:"+tt[1]+":"+port, "-")
+					text, err := c.isps[n].ns.Output("socat", "-T5", "-u", "TCP:"+tt[1]+":"+port, "-")
 					out <- fmt.Sprint(text, err)
 				}()
 				from := p.do("accept l conn")
@@ -220,7 +220,7 @@ print(s.recv(100))`
 		out := make(chan string, 1)
 		go func() {
 			patience := map[bool]string{true: "10", false: "2"}[tt.heard]
-			text, err := c.isps[tt.n].Output("python3", "-c", ask, inet, port, patience)
+			text, err := c.isps[tt.n].ns.Output("python3", "-c", ask, inet, port, patience)
 			if err != nil && strings.Contains(text, "timed out") {
 				text = "" // silence is an answer
 			}

@@ -442,7 +442,7 @@ func tenLinks(t *testing.T, late bool) {
 	s.prepareDhclient()
 	modems := nettest.New(t, "modems")
 	sysctl(t, modems, "net/ipv4/ip_forward", "1")
-	nettest.Veth(t, modems, "net", s.internet, "modems")
+	nettest.Veth(t, modems, "net", s.internet.Namespace, "modems")
 	modems.IP(t, "address add 100.64.9.2/30 dev net")
 	modems.IP(t, "route add "+internet+" via 100.64.9.1")
 	s.internet.IP(t, "address add 100.64.9.1/30 dev modems")

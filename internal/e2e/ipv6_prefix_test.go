@@ -30,8 +30,8 @@ func (h *home) router() (inside []*home) {
 		h.ns.IP(h.t, fmt.Sprintf("address add %s1/64 dev lan%d nodad", network, n))
 		ns.IP(h.t, "address add "+network+"5/64 dev eth0 nodad")
 		ns.IP(h.t, "route add default via "+network+"1")
-		ns.Do(func() { h.t.Cleanup(serveEcho(h.t, network+"5")) })
-		inside = append(inside, &home{site: &site{host: &host{t: h.t, ns: ns}}})
+		ns.Do(func() { serveWho(h.t, net.JoinHostPort(network+"5", "7")) })
+		inside = append(inside, &home{site: &site{uplinks: &uplinks{host: &host{t: h.t, ns: ns}}}})
 	}
 	// The provider routes the prefix to the address that the host's link always has.
 	hw, err := net.ParseMAC(h.mac(0))

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -21,7 +22,7 @@ func TestIPv6OnLossAndSpecificFirst(t *testing.T) {
 	h.ns.IP(t, "address add fd00:c::1/64 dev veth0 nodad")
 	ns.IP(t, "address add "+container+"/64 dev eth0 nodad")
 	ns.IP(t, "route add default via fd00:c::1")
-	ns.Do(func() { t.Cleanup(serveEcho(t, container)) })
+	ns.Do(func() { serveWho(t, net.JoinHostPort(container, "7")) })
 	h.ns.IP(t, "address add "+addr+"/64 dev wan0 nodad")
 	h.ns.IP(t, "address add 2001:db8:2000::20/64 dev wan1 nodad")
 	h.ns.IP(t, "route add default via 2001:db8:2000::1 dev wan1")

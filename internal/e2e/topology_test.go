@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,40 +23,18 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// A provider is what is at the far end of an uplink. It forwards packets of its customers
-// to the internet with an address of its own, drops those with a source that it has not
-// given out, and counts them.
-type provider struct {
-	ifname    string // of the host's link to it
-	network   string
-	gateway   string
-	customers string // the addresses that it gives out
-	ns        *nettest.Namespace
-}
-
 // providers are three, two of which have the same network and the same gateway.
 var providers = []provider{
-	{ifname: "wan0", network: "192.168.1.0/24", gateway: "192.168.1.1", customers: "192.168.1.0/25"},
-	{ifname: "wan1", network: "192.168.1.0/24", gateway: "192.168.1.1", customers: "192.168.1.128/25"},
-	{ifname: "wan2", network: "10.64.2.0/24", gateway: "10.64.2.1", customers: "10.64.2.0/24"},
+	{ifname: "wan0", network: "192.168.1.0/24", gateway: "192.168.1.1", customers: "192.168.1.0/25", nat: true},
+	{ifname: "wan1", network: "192.168.1.0/24", gateway: "192.168.1.1", customers: "192.168.1.128/25", nat: true},
+	{ifname: "wan2", network: "10.64.2.0/24", gateway: "10.64.2.1", customers: "10.64.2.0/24", nat: true},
 }
-
-const (
-	internet = "198.51.100.1" // behind all of them
-	echoPort = 7
-)
-
-// seenAs is the address that the internet sees what comes through a provider from.
-func seenAs(n int) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, byte(n + 1), 2}) }
 
 // site is a host with uplinks, an /etc, /run and /var/lib of its own, and the commands and
 // hooks as "make install" leaves them.
 type site struct {
-	*host
-	inet6    bool // or only IPv4
-	isps     []provider
-	internet *nettest.Namespace
-	mounts   string // its mount namespace
+	*uplinks
+	mounts string // its mount namespace
 }
 
 // newSite makes a site with all providers and IPv4; the links are up and have no address.
@@ -66,50 +45,23 @@ func newSite(t *testing.T, settings ...string) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := around(t, len(providers), false)
+	s := &site{uplinks: newHost(t).behind(some(len(providers), false)...)}
 	sysctl(t, s.ns, "net/ipv6/conf/all/disable_ipv6", "1") // no packets that nobody asked for
 	s.enclose(image)
 	s.configure(settings...)
 	return s
 }
 
-// around makes a host with the first of the providers, and the internet behind them, which
-// answers.
-func around(t *testing.T, uplinks int, inet6 bool) *site {
-	t.Helper()
-	s := &site{host: newHost(t), inet6: inet6, internet: nettest.New(t, "internet")}
-	addresses := []string{internet}
-	if inet6 {
-		addresses = append(addresses, internet6, special6)
-	}
-	for _, address := range addresses {
-		s.internet.IP(t, "address add "+address+" dev lo nodad")
-		s.internet.Do(func() { t.Cleanup(serveEcho(t, address)) })
-	}
-	for n, isp := range providers[:uplinks] {
-		isp.ns = nettest.New(t, "isp"+strconv.Itoa(n))
-		s.isps = append(s.isps, isp)
-		sysctl(t, isp.ns, "net/ipv4/ip_forward", "1")
+// some are the first of the providers, with IPv6 if that is wanted.
+func some(n int, inet6 bool) []provider {
+	isps := slices.Clone(providers[:n])
+	for i := range isps {
+		isps[i].customers6 = block6(i).String()
 		if inet6 {
-			sysctl(t, isp.ns, "net/ipv6/conf/all/forwarding", "1")
-			sysctl(t, isp.ns, "net/ipv6/conf/default/addr_gen_mode", "1") // none: its addresses are ours to give
+			isps[i].routers6 = []string{router6 + "/64", router6At(i, 0) + "/64", router6At(i, 1) + "/64"}
 		}
-		nettest.Veth(t, isp.ns, "net", s.internet, isp.ifname)
-		transit := seenAs(n).Prev()
-		isp.ns.IP(t, "address add "+seenAs(n).String()+"/30 dev net")
-		isp.ns.IP(t, "route add "+internet+" via "+transit.String())
-		s.internet.IP(t, "address add "+transit.String()+"/30 dev "+isp.ifname)
-		if inet6 {
-			transit := fmt.Sprintf("2001:db8:fff%d::", n)
-			isp.ns.IP(t, "address add "+transit+"2/64 dev net nodad")
-			isp.ns.IP(t, "address add fe80::2/64 dev net nodad") // a router solicits neighbours from there
-			isp.ns.IP(t, "route add default via "+transit+"1")
-			s.internet.IP(t, "address add "+transit+"1/64 dev "+isp.ifname+" nodad")
-			s.internet.IP(t, "route add "+block6(n).String()+" via "+transit+"2")
-		}
-		s.connect(n)
 	}
-	return s
+	return isps
 }
 
 // configure writes the settings of the hooks.
@@ -120,53 +72,6 @@ func (s *site) configure(settings ...string) {
 		"export GORACE=atexit_sleep_ms=0", // programs that dhclient starts do not have our environment
 	}, settings...)
 	s.write("/etc/default/table-allocator", strings.Join(settings, "\n")+"\n")
-}
-
-// connect makes the link to provider n, with its router at the other end.
-func (s *site) connect(n int) {
-	s.t.Helper()
-	isp := s.isps[n]
-	nettest.Veth(s.t, s.ns, isp.ifname, isp.ns, "lan")
-	isp.ns.IP(s.t, "address add "+isp.gateway+"/24 dev lan")
-	if s.inet6 {
-		for _, router := range []string{router6, router6At(n, 0), router6At(n, 1)} {
-			isp.ns.IP(s.t, "address add "+router+"/64 dev lan nodad")
-		}
-	}
-	rules := filepath.Join(s.dir, "isp"+strconv.Itoa(n)+".nft")
-	text := fmt.Sprintf(`
-		table inet provider
-		delete table inet provider
-		table inet provider {
-			counter foreign {}
-			set strangers { type ipv4_addr . ipv4_addr; flags dynamic; size 1024; counter; }
-			set strangers6 { type ipv6_addr . ipv6_addr; flags dynamic; size 1024; counter; }
-			chain raw {
-				type filter hook prerouting priority raw
-				iifname { net, lo } accept
-				ip saddr { 0.0.0.0, %s } accept
-				ip saddr %s accept comment "its own broadcasts: what DHCP says to strangers"
-				ip6 saddr :: accept
-				ip6 saddr fe80::/10 accept
-				ip6 saddr { %s } accept
-				counter name foreign
-				update @strangers { ip saddr . ip daddr }
-				update @strangers6 { ip6 saddr . ip6 daddr }
-				drop
-			}
-		}
-		table ip provider
-		delete table ip provider
-		table ip provider {
-			chain out {
-				type nat hook postrouting priority srcnat
-				oifname net masquerade
-			}
-		}`, isp.customers, isp.gateway, block6(n))
-	if err := os.WriteFile(rules, []byte(text), 0o644); err != nil {
-		s.t.Fatal(err)
-	}
-	isp.ns.Run(s.t, "nft", "-f", rules)
 }
 
 func sysctl(t *testing.T, ns *nettest.Namespace, name, value string) {
@@ -294,33 +199,6 @@ func (s *site) read(path string) string {
 	return s.sh(`[ ! -e "$1" ] || cat "$1"`, path)
 }
 
-// serveEcho answers each packet with the address that it came from, at an address of the
-// namespace of the calling thread.
-func serveEcho(t *testing.T, address string) (stop func()) {
-	t.Helper()
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(address), Port: echoPort})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var done sync.WaitGroup
-	done.Go(func() {
-		buf := make([]byte, 64)
-		for {
-			_, from, err := conn.ReadFromUDPAddrPort(buf)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				_, _ = conn.WriteToUDPAddrPort([]byte(from.Addr().Unmap().String()), from) // who asked asks again
-			}
-		}
-	})
-	return func() {
-		conn.Close()
-		done.Wait()
-	}
-}
-
 // answers is how long a packet may take to the internet and back before it counts as lost.
 const answers = 500 * time.Millisecond
 
@@ -338,7 +216,7 @@ func askEcho(conn net.Conn, wait time.Duration) (seen netip.Addr, err error) {
 	if err != nil {
 		return seen, err
 	}
-	return netip.ParseAddr(string(buf[:n]))
+	return netip.ParseAddr(strings.TrimSpace(string(buf[:n])))
 }
 
 // probe sends a packet to the internet from a source address, if there is one, and from a
@@ -417,16 +295,6 @@ func (s *site) waitSilent(addr string) {
 		}
 		return nil
 	})
-}
-
-// wantOwnOnly fails the test if a provider got packets with a source that is not its own.
-func (s *site) wantOwnOnly() {
-	s.t.Helper()
-	for n, isp := range s.isps {
-		if out := isp.ns.Run(s.t, "nft", "list", "counter", "inet", "provider", "foreign"); !strings.Contains(out, "packets 0 ") {
-			s.t.Errorf("provider %d got packets with a foreign source: %s", n, isp.ns.Run(s.t, "nft", "list", "sets", "table", "inet", "provider"))
-		}
-	}
 }
 
 // traffic sends packets from each address all the time, until the test ends or stop is

@@ -28,8 +28,7 @@ type home struct {
 }
 
 const (
-	internet6 = "2001:db8:ffff::1"
-	special6  = "2001:db8:aaaa::1" // is there, too
+	special6 = "2001:db8:aaaa::1" // is there, too
 	// router6 is the address that every provider's router has on its customers' link.
 	router6 = "fe80::1"
 )
@@ -79,7 +78,9 @@ func newHookedHome(t *testing.T, uplinks int, settings ...string) *home {
 // newHomeAround makes what is around a home.
 func newHomeAround(t *testing.T, uplinks int) *home {
 	t.Helper()
-	h := &home{site: around(t, uplinks, true)}
+	h := &home{site: &site{uplinks: newHost(t).behind(some(uplinks, true)...)}}
+	h.internet.IP(t, "address add "+special6+"/128 dev lo nodad")
+	h.internet.Do(func() { serveWho(t, net.JoinHostPort(special6, "7")) })
 	sysctl(t, h.ns, "net/ipv6/conf/default/accept_ra_rt_info_max_plen", "64")
 	for _, isp := range h.isps {
 		sysctl(t, h.ns, "net/ipv6/conf/"+isp.ifname+"/accept_ra_rt_info_max_plen", "64")

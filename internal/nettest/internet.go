@@ -39,14 +39,14 @@ func NewInternet(t TB, host *Namespace, providers ...*Provider) *Internet {
 	i.IP(t, "address add "+Far4+"/32 dev lo")
 	i.Sysctl(t, "net/ipv4/ip_forward", "1")
 	if slices.ContainsFunc(providers, (*Provider).inet6) {
-		i.forward6(t)
-		i.IP(t, "address add "+Far6+"/128 dev lo")
+		i.Sysctl(t, "net/ipv6/conf/all/forwarding", "1")
+		i.IP(t, "address add "+Far6+"/128 dev lo nodad")
 	}
 	for n, p := range providers {
 		p.Namespace = New(t, fmt.Sprint("isp", n))
 		p.Sysctl(t, "net/ipv4/ip_forward", "1")
 		if p.inet6() {
-			p.forward6(t)
+			p.Sysctl(t, "net/ipv6/conf/all/forwarding", "1")
 			// The routers have the addresses that the test gives them, and none that the kernel makes.
 			p.Sysctl(t, "net/ipv6/conf/default/addr_gen_mode", "1")
 		}
@@ -54,14 +54,6 @@ func NewInternet(t TB, host *Namespace, providers ...*Provider) *Internet {
 		i.Plug(t, n)
 	}
 	return i
-}
-
-// forward6 makes an IPv6 router of a namespace, whose addresses are usable at once. A kernel may
-// have no IPv6, so this is for those who use it.
-func (n *Namespace) forward6(t TB) {
-	t.Helper()
-	n.Sysctl(t, "net/ipv6/conf/all/forwarding", "1")
-	n.Sysctl(t, "net/ipv6/conf/default/accept_dad", "0")
 }
 
 // Transit returns the IPv4 address that provider n has at the internet.
@@ -80,9 +72,9 @@ func (i *Internet) connect(t TB, n int) {
 	internet := []string{"link set " + p.Ifname + " up", "address add " + here + "/30 dev " + p.Ifname}
 	routes := []string{"route add default via " + here}
 	if p.inet6() {
-		provider = append(provider, "address add "+there6+"/64 dev net",
-			"address add fe80::2/64 dev net") // from there a router asks for its neighbours
-		internet = append(internet, "address add "+here6+"/64 dev "+p.Ifname)
+		provider = append(provider, "address add "+there6+"/64 dev net nodad",
+			"address add fe80::2/64 dev net nodad") // from there a router asks for its neighbours
+		internet = append(internet, "address add "+here6+"/64 dev "+p.Ifname+" nodad")
 		routes = append(routes, "route add default via "+here6)
 	}
 	for _, network := range p.Routed {
@@ -105,7 +97,7 @@ func (i *Internet) Plug(t TB, n int) {
 	Veth(t, p.Namespace, "lan", i.host, p.Ifname)
 	var lines []string
 	for _, addr := range p.Routers {
-		lines = append(lines, "address add "+addr+" dev lan")
+		lines = append(lines, "address add "+addr+" dev lan nodad")
 	}
 	p.Batch(t, lines...)
 }

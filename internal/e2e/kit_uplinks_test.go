@@ -1,0 +1,193 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+// A provider is at the far end of an uplink. It forwards packets of its customers to the
+// internet, drops those with a source that it has not given out, and counts both.
+type provider struct {
+	ifname     string   // of the host's link to it
+	network    string   // IPv4 on that link
+	gateway    string   // its router there
+	customers  string   // the addresses that it gives out
+	customers6 string   // the same of IPv6
+	routers6   []string // its routers' IPv6 addresses, with the length of their networks
+	nat        bool     // the internet sees seenAs, and not its IPv4 customers
+	ns         *nettest.Namespace
+}
+
+const (
+	internet  = nettest.Far4 // behind all of them
+	internet6 = nettest.Far6
+	echoPort  = 7
+)
+
+// uplinks is a host behind providers, with an internet behind those that answers each packet
+// with the address that it saw the packet come from.
+type uplinks struct {
+	*host
+	isps     []provider
+	internet *nettest.Internet
+}
+
+// behind puts a host behind providers. Its links are up and have no address.
+func (h *host) behind(isps ...provider) *uplinks {
+	h.t.Helper()
+	t, u := h.t, &uplinks{host: h, isps: isps}
+	routers := make([]*nettest.Provider, len(isps))
+	for n, isp := range isps {
+		routers[n] = &nettest.Provider{Ifname: isp.ifname, Routers: []string{isp.gateway + "/24"}}
+		if !isp.nat {
+			routers[n].Routed = append(routers[n].Routed, isp.customers)
+		}
+		if len(isp.routers6) > 0 {
+			routers[n].Routers = append(routers[n].Routers, isp.routers6...)
+			routers[n].Routed = append(routers[n].Routed, isp.customers6)
+		}
+	}
+	u.internet = nettest.NewInternet(t, u.ns, routers...)
+	u.internet.Do(func() {
+		serveWho(t, net.JoinHostPort(internet, "7"))
+		if len(isps[0].routers6) > 0 {
+			serveWho(t, net.JoinHostPort(internet6, "7"))
+		}
+	})
+	for n := range u.isps {
+		u.isps[n].ns = routers[n].Namespace
+		u.filter(n)
+	}
+	return u
+}
+
+// connect makes the link to provider n again.
+func (u *uplinks) connect(n int) {
+	u.t.Helper()
+	u.internet.Plug(u.t, n)
+}
+
+// filter makes a provider drop and count. Not counted is what a host sends on its own account:
+// DHCP, which has no source yet, the search for neighbours, and acknowledgements.
+func (u *uplinks) filter(n int) {
+	u.t.Helper()
+	isp := u.isps[n]
+	text := fmt.Sprintf(`
+		table inet provider {
+			counter foreign {}
+			counter customers {}
+			counter customers6 {}
+			set strangers { type ipv4_addr . ipv4_addr; flags dynamic; size 1024; counter; }
+			set strangers6 { type ipv6_addr . ipv6_addr; flags dynamic; size 1024; counter; }
+			chain raw {
+				type filter hook prerouting priority raw
+				iifname != lan accept
+				ip saddr { 0.0.0.0, %[1]s } accept comment "DHCP, and the router's own broadcasts"
+				ip6 saddr { ::, fe80::/10 } accept
+				ip6 saddr %[3]s icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+				ip saddr %[2]s tcp flags == ack accept comment "may come late"
+				ip6 saddr %[3]s tcp flags == ack accept
+				ip saddr %[2]s counter name customers accept
+				ip6 saddr %[3]s counter name customers6 accept
+				counter name foreign
+				update @strangers { ip saddr . ip daddr }
+				update @strangers6 { ip6 saddr . ip6 daddr }
+				drop
+			}
+		}`, isp.gateway, isp.customers, isp.customers6)
+	if isp.nat {
+		text += `
+		table ip provider {
+			chain out {
+				type nat hook postrouting priority srcnat
+				oifname net masquerade
+			}
+		}`
+	}
+	path := filepath.Join(u.dir, isp.ifname+".nft")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		u.t.Fatal(err)
+	}
+	isp.ns.Run(u.t, "nft", "-f", path)
+}
+
+// seenAs is the address that the internet sees what comes through a provider with NAT from.
+func seenAs(n int) netip.Addr { return nettest.Transit(n) }
+
+// serveWho answers each datagram and each piece of a stream with the address that it came from,
+// at an address of the namespace of the calling thread.
+func serveWho(t *testing.T, addr string) {
+	t.Helper()
+	datagrams, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	streams, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	var conns sync.Map
+	who := func(from net.Addr) []byte {
+		host, _, err := net.SplitHostPort(from.String())
+		if err != nil {
+			return []byte(err.Error() + "\n")
+		}
+		return []byte(host + "\n")
+	}
+	all.Go(func() {
+		buf := make([]byte, 64)
+		for {
+			_, from, err := datagrams.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = datagrams.WriteTo(who(from), from) // who asked sees that
+			}
+		}
+	})
+	all.Go(func() {
+		for {
+			conn, err := streams.Accept()
+			if err != nil {
+				return
+			}
+			conns.Store(conn, nil)
+			all.Go(func() {
+				defer conn.Close()
+				for buf := make([]byte, 64); ; {
+					if _, err := conn.Read(buf); err != nil {
+						return
+					}
+					_, _ = conn.Write(who(conn.RemoteAddr())) // as above
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		datagrams.Close()
+		streams.Close()
+		conns.Range(func(conn, _ any) bool { conn.(net.Conn).Close(); return true })
+		all.Wait()
+	})
+}
+
+// wantOwnOnly fails the test if a provider got packets with a source that is not its own.
+func (u *uplinks) wantOwnOnly() {
+	u.t.Helper()
+	for n, isp := range u.isps {
+		if out := isp.ns.Run(u.t, "nft", "list", "counter", "inet", "provider", "foreign"); !strings.Contains(out, "packets 0 ") {
+			u.t.Errorf("provider %d got packets with a foreign source: %s", n, isp.ns.Run(u.t, "nft", "list", "sets", "table", "inet", "provider"))
+		}
+	}
+}
