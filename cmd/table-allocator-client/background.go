@@ -34,9 +34,10 @@ const remark = "! "
 
 // foreground starts the process that does everything, waits for its answer and prints it.
 func foreground() error {
+	report := reportTo(os.Stdout)
 	answers, err := startBackground()
 	if err != nil {
-		reportToStdout(0, err.Error())
+		report(0, err.Error())
 		return nil
 	}
 	lines := bufio.NewScanner(answers)
@@ -50,10 +51,10 @@ func foreground() error {
 		if err != nil {
 			break
 		}
-		reportToStdout(uint32(table), why)
+		report(uint32(table), why)
 		return nil
 	}
-	reportToStdout(0, "the process in the background ended without an answer")
+	report(0, "the process in the background ended without an answer")
 	return nil
 }
 
@@ -183,14 +184,18 @@ func withoutTime(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// parentWriter writes remarks to the process in front, for as long as it waits.
+// parentWriter writes remarks to the process in front, for as long as that process waits. The pipe
+// has room for all of them and the answer behind them, lest that process stands still.
 type parentWriter struct {
 	file *os.File
+	size int // of the remarks
 	done atomic.Bool
 }
 
+const remarksMost = 16 << 10
+
 func (w *parentWriter) Write(line []byte) (int, error) {
-	if !w.done.Load() {
+	if w.size += len(remark) + len(line); w.size <= remarksMost && !w.done.Load() {
 		// Whoever waited may have been killed; the lease is wanted all the same.
 		_, _ = io.WriteString(w.file, remark+string(line))
 	}

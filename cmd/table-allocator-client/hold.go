@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/bits"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 
@@ -110,7 +112,7 @@ func hold(f *flags) action {
 			if err != nil {
 				return err
 			}
-			return h.lease(reportToStdout, log)
+			return h.lease(reportTo(cli.Stdout), log) // the loop does not wait for its reader
 		}
 		if parent := parentPipe(); parent != nil {
 			return h.background(parent)
@@ -249,7 +251,7 @@ func (h *holdFlags) giveBack() error {
 		return err
 	}
 	err = client.Release(h.config, log)
-	reportToStdout(0, "")
+	reportTo(os.Stdout)(0, "")
 	if errors.Is(err, peer.ErrNoServer) {
 		warn(err)
 		return nil
@@ -257,9 +259,11 @@ func (h *holdFlags) giveBack() error {
 	return err
 }
 
-func reportToStdout(table uint32, why string) {
-	if why != "" {
-		warn("no table: " + why)
+func reportTo(stdout io.Writer) client.Report {
+	return func(table uint32, why string) {
+		if why != "" {
+			warn("no table: " + why)
+		}
+		fmt.Fprintln(stdout, table)
 	}
-	fmt.Println(table)
 }

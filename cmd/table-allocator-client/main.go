@@ -65,7 +65,7 @@ func (c command) help() string {
 	return list.String() + text
 }
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() { cli.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
 	c := original
@@ -124,4 +124,4 @@ func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 var errMissing = exitError{1}
 
 // warn says something to whoever called this command.
-func warn(what any) { fmt.Fprintln(os.Stderr, "table-allocator-client:", what) }
+func warn(what any) { fmt.Fprintln(cli.Stderr, "table-allocator-client:", what) }

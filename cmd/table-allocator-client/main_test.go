@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"github.com/table-allocator/table-allocator/internal/cli"
 )
 
 // called runs a command line, which has to end without doing anything.
@@ -37,6 +39,7 @@ func called(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	}
 	out, err := catch(&os.Stdout), catch(&os.Stderr)
 	code = run(args)
+	cli.Flush()
 	return code, out(), err()
 }
 

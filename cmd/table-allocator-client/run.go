@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/cli"
 )
 
 // Exit codes of run, as env, nice and their like have them.
@@ -61,6 +62,7 @@ func execute(f *flags) action {
 		if err := b.enter(); err != nil {
 			return err
 		}
+		cli.Flush() // our lines come before those of COMMAND
 		err = syscall.Exec(path, command, os.Environ())
 		if errors.Is(err, syscall.ENOEXEC) { // a script that names no interpreter: execvp takes the shell
 			err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", path}, command[1:]...), os.Environ())

@@ -31,7 +31,7 @@ Who has which table:
   sqlite3 /var/lib/table-allocator/leases.db 'select * from leases'
 `
 
-func main() { os.Exit(run()) }
+func main() { cli.Exit(run()) }
 
 func run() int {
 	flags := pflag.NewFlagSet("table-allocator-server", pflag.ContinueOnError)
@@ -93,11 +93,10 @@ func serve(cfg server.Config, log *slog.Logger) error {
 		Stopping:    systemd.NotifyStopping,
 		Alive:       systemd.NotifyAlive,
 		AlivePeriod: period,
-		Together:    func(f func()) { cli.Together(log, f) },
 	}, log)
 }
 
 func fail(err error) int {
-	fmt.Fprintln(os.Stderr, "table-allocator-server:", err)
+	fmt.Fprintln(cli.Stderr, "table-allocator-server:", err)
 	return cli.ExitError
 }

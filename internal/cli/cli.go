@@ -32,8 +32,10 @@ func Version() string {
 }
 
 // UntilSignal returns a context that ends at the first SIGTERM or SIGINT. From then on
-// the signals have their default effect, so that a second one kills.
+// the signals have their default effect, so that a second one kills. A reader of standard
+// error who goes does not end the process any more.
 func UntilSignal() (context.Context, context.CancelFunc) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, cancel)
 	return ctx, cancel

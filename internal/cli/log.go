@@ -3,12 +3,11 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"log/syslog"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 )
@@ -21,47 +20,57 @@ type LogConfig struct {
 	Debug   bool
 }
 
-// NewLogger opens the destination. A syslog that is not there is no reason not to run:
-// lines go to standard error then, the first of them saying so.
+// NewLogger opens the destination of the process's log. Whoever logs never waits for it: lines
+// are queued, and dropped when too many wait; a line says how many were. A syslog that is not
+// there is no reason not to run: lines go to standard error then, the first of them saying so.
 func NewLogger(cfg LogConfig) (*slog.Logger, error) {
-	level := slog.LevelInfo
+	options := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if cfg.Debug {
-		level = slog.LevelDebug
+		options.Level = slog.LevelDebug
 	}
-	options := &slog.HandlerOptions{Level: level}
 	if cfg.Path != "" {
-		f, err := os.OpenFile(cfg.Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		// Without waiting, as for the reader of a FIFO.
+		f, err := os.OpenFile(cfg.Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o640)
 		if err != nil {
 			return nil, fmt.Errorf("open log: %w", err)
 		}
-		return slog.New(textHandler(f, options)), nil
+		return newLogger(newQueue(f.Write), options, nil), nil
 	}
+	var syslogErr error
 	if cfg.Syslog {
-		w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_INFO, cfg.Command)
-		if err == nil {
-			return slog.New(newLineHandler(level, syslogEmitter(w))), nil
+		s := newSyslog()
+		if syslogErr = s.dial(); syslogErr == nil || errors.Is(syslogErr, syscall.EAGAIN) { // is there, and slow
+			return newLogger(&queue{batch: 1, to: s.write}, options, syslogPrefix(cfg.Command)), nil
 		}
-		log := slog.New(stderrHandler(options))
-		log.Warn("syslog is not there, logging to standard error", "err", err)
-		return log, nil
 	}
-	return slog.New(stderrHandler(options)), nil
+	var prefix func(slog.Level) string
+	if stderrIsJournal() {
+		prefix = func(level slog.Level) string { return fmt.Sprintf("<%d>", severity(level)) }
+	}
+	log := newLogger(Stderr, options, prefix)
+	if syslogErr != nil {
+		log.Warn("syslog is not there, logging to standard error", "err", syslogErr)
+	}
+	return log, nil
 }
 
-func textHandler(to io.Writer, options *slog.HandlerOptions) slog.Handler {
-	return newTogetherHandler(to, func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, options) })
-}
-
-func stderrHandler(options *slog.HandlerOptions) slog.Handler {
-	if !stderrIsJournal() {
-		return textHandler(os.Stderr, options)
+// newLogger makes the logger of a queue. With a prefix, who reads keeps time and level itself.
+func newLogger(q *queue, options *slog.HandlerOptions, prefix func(slog.Level) string) *slog.Logger {
+	to := func(w io.Writer) *slog.Logger {
+		if prefix == nil {
+			return slog.New(slog.NewTextHandler(w, options))
+		}
+		return slog.New(newLineHandler(w, options.Level, prefix))
 	}
-	return newTogetherHandler(os.Stderr, func(w io.Writer) slog.Handler {
-		return newLineHandler(options.Level, func(level slog.Level, line string) error {
-			_, err := fmt.Fprintf(w, "<%d>%s\n", priority(level), line)
-			return err
-		})
-	})
+	q.mu.Lock()
+	q.notice = func(dropped int) []byte {
+		var line bytes.Buffer
+		to(&line).Warn("log lines dropped, because nobody read them in time", "lines", dropped)
+		return line.Bytes()
+	}
+	q.mu.Unlock()
+	logged = q
+	return to(q)
 }
 
 // stderrIsJournal follows systemd.exec(5): JOURNAL_STREAM names the device and inode of
@@ -74,48 +83,36 @@ func stderrIsJournal() bool {
 	return os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 }
 
-func priority(level slog.Level) syslog.Priority {
+// severity is the level as syslog(3) and the journal have it.
+func severity(level slog.Level) int {
 	switch {
 	case level >= slog.LevelError:
-		return syslog.LOG_ERR
+		return 3
 	case level >= slog.LevelWarn:
-		return syslog.LOG_WARNING
+		return 4
 	case level >= slog.LevelInfo:
-		return syslog.LOG_INFO
+		return 6
 	}
-	return syslog.LOG_DEBUG
+	return 7
 }
 
-func syslogEmitter(w *syslog.Writer) func(slog.Level, string) error {
-	return func(level slog.Level, line string) error {
-		switch priority(level) {
-		case syslog.LOG_ERR:
-			return w.Err(line)
-		case syslog.LOG_WARNING:
-			return w.Warning(line)
-		case syslog.LOG_INFO:
-			return w.Info(line)
-		}
-		return w.Debug(line)
-	}
-}
-
-// lineHandler hands each record as a line of text, without the time and the level that
-// the receiver keeps itself.
+// lineHandler writes a prefix and the record's text, without the time and the level that the
+// receiver keeps itself.
 type lineHandler struct {
 	slog.Handler
 	shared *lineShared
 }
 
 type lineShared struct {
-	mu   sync.Mutex
-	buf  bytes.Buffer
-	emit func(slog.Level, string) error
+	to     io.Writer
+	prefix func(slog.Level) string
+	mu     sync.Mutex
+	buf    bytes.Buffer
 }
 
-func newLineHandler(level slog.Leveler, emit func(slog.Level, string) error) slog.Handler {
-	shared := &lineShared{emit: emit}
-	text := slog.NewTextHandler(io.Writer(&shared.buf), &slog.HandlerOptions{
+func newLineHandler(to io.Writer, level slog.Leveler, prefix func(slog.Level) string) slog.Handler {
+	shared := &lineShared{to: to, prefix: prefix}
+	text := slog.NewTextHandler(&shared.buf, &slog.HandlerOptions{
 		Level: level,
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 			if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
@@ -128,13 +125,16 @@ func newLineHandler(level slog.Leveler, emit func(slog.Level, string) error) slo
 }
 
 func (h *lineHandler) Handle(ctx context.Context, r slog.Record) error {
-	h.shared.mu.Lock()
-	defer h.shared.mu.Unlock()
-	h.shared.buf.Reset()
+	s := h.shared
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buf.Reset()
+	s.buf.WriteString(s.prefix(r.Level))
 	if err := h.Handler.Handle(ctx, r); err != nil {
 		return err
 	}
-	return h.shared.emit(r.Level, strings.TrimSuffix(h.shared.buf.String(), "\n"))
+	_, err := s.to.Write(s.buf.Bytes())
+	return err
 }
 
 func (h *lineHandler) WithAttrs(attrs []slog.Attr) slog.Handler {

@@ -1,16 +1,19 @@
 package cli
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 )
+
+func noPrefix(slog.Level) string { return "" }
 
 func TestLineHandler(t *testing.T) {
 	for _, tt := range []struct {
@@ -31,13 +34,9 @@ func TestLineHandler(t *testing.T) {
 		{"below the level", func(l *slog.Logger) { l.Debug("m") }, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var lines []string
-			log := slog.New(newLineHandler(slog.LevelInfo, func(_ slog.Level, line string) error {
-				lines = append(lines, line)
-				return nil
-			}))
-			tt.log(log)
-			if got := strings.Join(lines, "\n"); got != tt.want {
+			var lines bytes.Buffer
+			tt.log(slog.New(newLineHandler(&lines, slog.LevelInfo, noPrefix)))
+			if got := strings.TrimSuffix(lines.String(), "\n"); got != tt.want {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}
 		})
@@ -46,16 +45,13 @@ func TestLineHandler(t *testing.T) {
 
 // TestLineHandlerShares: loggers made from one do not mix their lines up.
 func TestLineHandlerShares(t *testing.T) {
-	var lines []string
-	log := slog.New(newLineHandler(slog.LevelInfo, func(_ slog.Level, line string) error {
-		lines = append(lines, line)
-		return nil
-	}))
+	var lines bytes.Buffer
+	log := slog.New(newLineHandler(&lines, slog.LevelInfo, noPrefix))
 	one, two := log.With("n", 1), log.With("n", 2)
 	one.Info("a")
 	two.Info("b")
 	one.Info("c")
-	if got, want := strings.Join(lines, "|"), "msg=a n=1|msg=b n=2|msg=c n=1"; got != want {
+	if got, want := lines.String(), "msg=a n=1\nmsg=b n=2\nmsg=c n=1\n"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -94,6 +90,7 @@ func TestJournal(t *testing.T) {
 			log.Warn("w")
 			log.Error("e")
 			log.Log(t.Context(), slog.LevelError+4, "higher")
+			Flush()
 			got, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
@@ -108,67 +105,27 @@ func TestJournal(t *testing.T) {
 	}
 }
 
-// writes are what a log wrote, each by itself.
-type writes []string
-
-func (w *writes) Write(text []byte) (int, error) {
-	*w = append(*w, string(text))
-	return len(text), nil
-}
-
-func TestTogether(t *testing.T) {
-	var to writes
-	options := &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			return slog.Attr{}
-		}
-		return a
-	}}
-	log := slog.New(textHandler(&to, options)).With("n", 1)
-	want := func(lines ...string) {
-		t.Helper()
-		if !slices.Equal(to, lines) {
-			t.Errorf("got %q, want %q", []string(to), lines)
-		}
-		to = nil
+// TestLogFIFO: a log that is a FIFO which nobody reads is refused, and does not keep the process
+// from starting.
+func TestLogFIFO(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	log.Info("a")
-	log.Info("b")
-	want("level=INFO msg=a n=1\n", "level=INFO msg=b n=1\n")
-
-	Together(log, func() {
-		log.Info("a")
-		Together(log, func() { log.Info("b") })
-		want()
-		log.Debug("nothing")
-		log.Info("c")
-	})
-	want("level=INFO msg=a n=1\nlevel=INFO msg=b n=1\nlevel=INFO msg=c n=1\n")
-	Together(log, func() {})
-	want()
-
-	func() {
-		defer func() { _ = recover() }() // the panic below
-		Together(log, func() {
-			log.Error("last words")
-			panic("bug")
-		})
-	}()
-	want("level=ERROR msg=\"last words\" n=1\n")
-	log.Info("after")
-	want("level=INFO msg=after n=1\n")
-
-	long := strings.Repeat("x", heldMost/2)
-	Together(log, func() {
-		log.Info(long)
-		want()
-		log.Info(long)
-		if len(to) != 1 {
-			t.Errorf("%d writes of more than is kept", len(to))
-		}
-		to = nil
-	})
-	want()
-	Together(slog.New(slog.DiscardHandler), func() { log.Info("other") })
-	want("level=INFO msg=other n=1\n")
+	if _, err := NewLogger(LogConfig{Path: path}); !errors.Is(err, syscall.ENXIO) {
+		t.Errorf("without a reader: got %v, want %v", err, syscall.ENXIO)
+	}
+	reader, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	log, err := NewLogger(LogConfig{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Info("m")
+	if line, err := bufio.NewReader(reader).ReadString('\n'); !strings.HasSuffix(line, "msg=m\n") {
+		t.Errorf("got %q, %v", line, err)
+	}
 }

@@ -147,7 +147,9 @@ func (h *host) serve(config ...string) *process {
 func (h *host) start(cmd *exec.Cmd) *process {
 	h.t.Helper()
 	p := &process{t: h.t, cmd: cmd, log: &logBuffer{}, done: make(chan struct{})}
-	cmd.Stderr = p.log
+	if cmd.Stderr == nil {
+		cmd.Stderr = p.log
+	}
 	if cmd.Stdout == nil {
 		cmd.Stdout = p.log
 	}

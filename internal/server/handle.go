@@ -67,9 +67,10 @@ func (s *server) begin(c *socket) *round {
 
 func (s *server) end(r *round) {
 	s.send(r)
-	if len(r.records) > 0 {
-		r.records = s.recorder.take(r.records)
+	for i := range r.records {
+		s.recorder.write(&r.records[i])
 	}
+	r.records = r.records[:0]
 	s.spare = r
 }
 

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -19,56 +18,10 @@ type record struct {
 	result allocator.Result
 }
 
-// recorder writes the log beside the loop that answers, which would spend an eighth of its
-// time on it.
+// recorder writes what the log says of operations.
 type recorder struct {
-	log     *slog.Logger
-	batched func(func()) // what is logged within
-	full    chan []record
-	empty   chan []record // memory to use again
-	running sync.WaitGroup
-	attrs   []slog.Attr // of a line
-}
-
-func newRecorder(log *slog.Logger, batched func(func())) *recorder {
-	if batched == nil {
-		batched = func(f func()) { f() }
-	}
-	w := &recorder{log: log, batched: batched, full: make(chan []record, 1), empty: make(chan []record, 2)}
-	w.running.Go(w.run)
-	return w
-}
-
-// close returns when all is written.
-func (w *recorder) close() {
-	close(w.full)
-	w.running.Wait()
-}
-
-// take has records written soon, in the order of the calls, and returns room for others. It
-// waits for a log that is slow.
-func (w *recorder) take(records []record) (room []record) {
-	w.full <- records
-	select {
-	case room = <-w.empty:
-	default:
-	}
-	return room
-}
-
-func (w *recorder) run() {
-	for records := range w.full {
-		w.batched(func() {
-			for i := range records {
-				w.write(&records[i])
-			}
-		})
-		clear(records)
-		select {
-		case w.empty <- records[:0]:
-		default:
-		}
-	}
+	log   *slog.Logger
+	attrs []slog.Attr // of a line
 }
 
 func (w *recorder) wants(o allocator.Outcome) bool {

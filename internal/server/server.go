@@ -19,18 +19,13 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Host is what surrounds the server: what the service manager gives and wants to hear, and
-// where the log goes.
+// Host is what surrounds the server: what the service manager gives and wants to hear.
 type Host struct {
 	Sockets     []*os.File    // sockets that it bound for us, of either form of the name
 	Ready       func() error  // called once requests are served
 	Stopping    func() error  // called when that ends
 	Alive       func() error  // called each AlivePeriod while the server works
 	AlivePeriod time.Duration // 0: nobody watches
-
-	// Together runs a function whose lines of the log may be written in one go. A nil Together
-	// is for a log that cannot.
-	Together func(func())
 }
 
 // Run serves until ctx ends, then finishes the batch at hand, flushes and returns nil.
@@ -41,14 +36,15 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	}
 	defer closeAll(conns)
 	s := &server{
-		log:     log,
-		disk:    newDisk(),
-		marking: cfg.Marking,
-		access:  newAccess(cfg),
-		rules:   &rulesInUse{log: log},
-		noise:   newThrottle(log),
-		faults:  newThrottle(log),
-		kick:    make(chan struct{}, 1),
+		log:      log,
+		recorder: recorder{log: log},
+		disk:     newDisk(),
+		marking:  cfg.Marking,
+		access:   newAccess(cfg),
+		rules:    &rulesInUse{log: log},
+		noise:    newThrottle(log),
+		faults:   newThrottle(log),
+		kick:     make(chan struct{}, 1),
 	}
 	s.landed.L = &s.mu
 	for _, c := range conns {
@@ -77,18 +73,18 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 
 // server is the state behind the loops. mu guards what comes after it.
 type server struct {
-	log      *slog.Logger
-	recorder *recorder
-	disk     *disk
-	marking  marking
-	sockets  []*socket
-	kick     chan struct{} // something is due before the ticker wakes
+	log     *slog.Logger
+	disk    *disk
+	marking marking
+	sockets []*socket
+	kick    chan struct{} // something is due before the ticker wakes
 
 	mu        sync.Mutex
 	landed    sync.Cond // a transaction is done
 	leases    *allocator.Allocator
 	access    *access
 	rules     *rulesInUse
+	recorder  recorder
 	noise     *throttle     // what anybody on the host can cause
 	faults    *throttle     // what noise must not hide
 	armed     int64         // what dueAt is for
@@ -197,7 +193,6 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 		}
 	})()
 	useOneProcessor()
-	s.recorder = newRecorder(s.log, host.Together)
 	found := held(s.leases)
 	errs := make(chan error, 2*len(s.sockets))
 	var running sync.WaitGroup
@@ -220,7 +215,6 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 	<-ctx.Done()
 	s.tell(host.Stopping)
 	running.Wait()
-	s.recorder.close()
 	for range cap(errs) {
 		err = errors.Join(err, <-errs)
 	}
