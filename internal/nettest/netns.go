@@ -35,21 +35,30 @@ type Namespace struct {
 // fails without the right to make one: tests run as root.
 func New(t TB, name string) *Namespace {
 	t.Helper()
-	n := &Namespace{name: name}
-	var err error
-	if enterErr := onThread(nil, func() { n.file, err = unshare() }); enterErr != nil {
-		err = enterErr
-	}
+	n, err := Open(name)
 	if err != nil {
 		t.Fatalf("make network namespace %q for %s (root can): %v", name, t.Name(), err)
 	}
 	t.Cleanup(func() {
-		if err := n.file.Close(); err != nil {
+		if err := n.Close(); err != nil {
 			t.Logf("close network namespace %q: %v", name, err)
 		}
 	})
 	return n
 }
+
+// Open is New for a test that makes thousands of namespaces: the caller closes each.
+func Open(name string) (*Namespace, error) {
+	n := &Namespace{name: name}
+	var err error
+	if enterErr := onThread(nil, func() { n.file, err = unshare() }); enterErr != nil {
+		return nil, enterErr
+	}
+	return n, err
+}
+
+// Close lets go of a namespace of Open.
+func (n *Namespace) Close() error { return n.file.Close() }
 
 // unshare puts the thread into a new network namespace and returns a handle on that.
 func unshare() (*os.File, error) {

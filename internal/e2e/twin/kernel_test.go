@@ -1,0 +1,4 @@
+package twin
+
+// kernel is what this kernel can make.
+type kernel struct{}

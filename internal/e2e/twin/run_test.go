@@ -1,0 +1,206 @@
+package twin
+
+import (
+	"fmt"
+	"time"
+)
+
+// quiet is how long the real host's kernel state must have stood still before it is compared, and
+// patience how much longer, time after time, until an answer is held to be wrong.
+const quiet = 30 * time.Millisecond
+
+// finding is what a host's life brought to light.
+type finding struct {
+	host    *host
+	phase   string // the one that was wrong
+	answers int
+	wrong   []wrong
+	rules   string // of the real host then
+	log     string // of the watch
+}
+
+// life lets a host live through its phases until an answer is wrong.
+func life(h *host, t *twins, patience []time.Duration) (f finding, err error) {
+	f.host = h
+	w, err := newWorld(h)
+	if err != nil {
+		return f, err
+	}
+	defer w.close()
+	w.patience = patience
+	if err := w.startWatch(); err != nil {
+		return f, err
+	}
+	l := &living{w, t, &f}
+	for _, phase := range h.phases {
+		if ok, err := l.phase(phase); !ok || err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// living is a host on its way through its phases.
+type living struct {
+	w *world
+	t *twins
+	f *finding
+}
+
+// phase lets the host live through a phase and reports whether all is right at its end.
+func (l *living) phase(phase string) (bool, error) {
+	changes := l.w.host.changesIn(phase)
+	if phase == atEnd {
+		return l.end()
+	}
+	for i, s := range changes {
+		if phase == afterKill && i == len(changes)/2 {
+			l.w.watch.kill()
+		}
+		if err := l.w.apply(s); err != nil {
+			return false, err
+		}
+		if phase != eachChange {
+			continue
+		}
+		if ok, err := l.look(phase); !ok || err != nil {
+			return false, err
+		}
+	}
+	if phase == afterKill {
+		l.w.watch.kill()
+		if err := l.w.startWatch(); err != nil {
+			return false, err
+		}
+	}
+	return l.look(phase)
+}
+
+// look compares, and reports whether all is right.
+func (l *living) look(phase string) (bool, error) {
+	for i := 0; ; i++ {
+		if err := l.w.settle(quiet); err != nil {
+			return false, err
+		}
+		r, err := l.w.compare(l.t)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", phase, err)
+		}
+		l.f.answers += r.answers
+		if len(r.wrong) == 0 {
+			return true, nil
+		}
+		if i == len(l.w.patience) {
+			l.fail(phase, r)
+			return false, nil
+		}
+		time.Sleep(l.w.patience[i])
+	}
+}
+
+func (l *living) fail(phase string, r result) {
+	l.f.phase, l.f.wrong, l.f.log = phase, r.wrong, l.w.log.String()
+	l.f.rules, _ = l.w.real.Output("sh", "-c", "ip rule; ip -6 rule; ip -4 route show table all | grep -v 'table local'; ip -6 route show table all | grep -v 'table local'") // for the reader
+}
+
+// end ends the watch, which takes everything back.
+func (l *living) end() (bool, error) {
+	if err := l.w.settle(quiet); err != nil {
+		return false, err
+	}
+	if err := l.w.watch.stop(); err != nil {
+		return false, err
+	}
+	l.w.watch = nil
+	r, err := l.w.compareEnd()
+	l.f.answers += r.answers
+	if len(r.wrong) > 0 {
+		l.fail(atEnd, r)
+	}
+	return len(r.wrong) == 0, err
+}
+
+// tally is what many lives brought to light.
+type tally struct {
+	hosts, bad, answers, wrong int
+	phases                     map[string]int
+	kinds                      map[string]*kind
+}
+
+// kind is a kind of wrong answer.
+type kind struct {
+	signature string
+	answers   int
+	hosts     int
+	first     finding // the one of the smallest host
+}
+
+// live lets hosts live, several at once, and returns what was found.
+func live(hosts []*host, workers int, patience []time.Duration) (*tally, error) {
+	todo := make(chan *host)
+	type outcome struct {
+		f   finding
+		err error
+	}
+	done := make(chan outcome)
+	for range workers {
+		go func() {
+			t := &twins{}
+			defer t.close()
+			for h := range todo {
+				f, err := life(h, t, patience)
+				if err != nil {
+					err = fmt.Errorf("host %d: %w\n%s", h.seed, err, h.text())
+				}
+				done <- outcome{f, err}
+			}
+		}()
+	}
+	go func() {
+		defer close(todo)
+		for _, h := range hosts {
+			todo <- h
+		}
+	}()
+	sum := &tally{phases: make(map[string]int), kinds: make(map[string]*kind)}
+	var first error
+	for range hosts {
+		o := <-done
+		if o.err != nil && first == nil {
+			first = o.err
+		}
+		sum.add(o.f)
+	}
+	return sum, first
+}
+
+func (t *tally) add(f finding) {
+	t.hosts++
+	t.answers += f.answers
+	t.wrong += len(f.wrong)
+	for _, phase := range f.host.phases {
+		t.phases[phase]++
+	}
+	if len(f.wrong) > 0 {
+		t.bad++
+	}
+	seen := make(map[string]bool)
+	for _, w := range f.wrong {
+		k := t.kinds[w.signature]
+		if k == nil {
+			k = &kind{signature: w.signature, first: f}
+			t.kinds[w.signature] = k
+		}
+		k.answers++
+		if !seen[w.signature] {
+			seen[w.signature] = true
+			k.hosts++
+			if f.size() < k.first.size() {
+				k.first = f
+			}
+		}
+	}
+}
+
+// size is how much there is to read of a host.
+func (f finding) size() int { return len(f.host.build) + len(f.host.changes) }

@@ -1,0 +1,118 @@
+// Package twin asks random hosts where packets go, and compares with an oracle that knows nothing
+// of the product: the twin. Where a packet from an address must go is what a host does whose only
+// uplink is the link of that address. The kernel itself says it, in a namespace that has this link
+// and what main says of it. All other packets go as on the plain host, which is the same without
+// the product. (With move any default will do for those that main leads by a default.)
+//
+//	host, generate, rich  hosts, made up from a seed as ip commands; changes of them
+//	world                 the namespaces real (with the product) and plain, the processes
+//	oracle                which routes a twin has; the twins
+//	questions, compare    where packets go, and whether that is right
+//	run, shrink           the phases of a host's life; the smallest host with a wrong answer
+//	netlink, objects      rtnetlink, which the test speaks by itself
+//	notice                does the comparison find what was broken on purpose?
+//
+// Run it as root:
+//
+//	make build; export TABLE_ALLOCATOR_STATIC_BIN=$PWD/bin
+//	go test ./internal/e2e/twin -count=1 -v -args -hosts 200 -looks rich        # kinds of wrong answers
+//	go test ./internal/e2e/twin -count=1 -v -run 'TestTwin$' -args -hosts 1 -seed 4711 -looks rich -more
+//
+// The last one is the host of a seed. "-shrink 10" makes the hosts of the ten most frequent kinds of
+// wrong answers as small as they get, and prints them as commands to type. "-more" adds the rules
+// and routes of the real host and the log of its watch. "-phases all" goes through a whole life.
+package twin
+
+import (
+	"cmp"
+	"flag"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+var (
+	hosts   = flag.Int("hosts", 0, "how many hosts to make up (0: as many as the test wants)")
+	seed    = flag.Uint64("seed", 0, "the seed of the first host (0: by the clock)")
+	looks   = flag.String("looks", "", `"plain" or "rich" hosts ("": as the test wants)`)
+	phases  = flag.String("phases", "", `phases to go through, with commas, or "all" ("": by the seed)`)
+	workers = flag.Int("workers", 4, "how many hosts at once")
+	smaller = flag.Int("shrink", 3, "how many kinds of wrong answers to shrink")
+	verbose = flag.Bool("more", false, "show rules, routes and log of each wrong host")
+)
+
+func TestMain(m *testing.M) { nettest.Main(m) }
+
+// longPatience is for hosts that have to be right, on a machine that may be busy.
+var longPatience = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second}
+
+// shortPatience is for hosts that are expected to be wrong.
+var shortPatience = []time.Duration{120 * time.Millisecond, 350 * time.Millisecond}
+
+// TestTwin makes up hosts and asks each, in several phases of its life, where packets go.
+func TestTwin(t *testing.T) {
+	base := *seed
+	if base == 0 {
+		base = uint64(time.Now().UnixNano()) / 1e6 % 1e9
+	}
+	n := *hosts
+	if n == 0 {
+		n = 40
+	}
+	t.Logf("seed %d", base)
+	var all []*host
+	for i := range n {
+		h := generate(base+uint64(i), *looks == "rich", kernel{})
+		if *phases == "all" {
+			h.phases = allPhases
+		} else if *phases != "" {
+			h.phases = strings.Split(*phases, ",")
+		}
+		all = append(all, h)
+	}
+	begin := time.Now()
+	patience := longPatience
+	if *looks == "rich" {
+		patience = shortPatience
+	}
+	sum, err := live(all, *workers, patience)
+	if err != nil {
+		t.Error(err)
+	}
+	took := time.Since(begin)
+	t.Logf("%d hosts in %v (%.1f a second), %d answers, %d wrong in %d hosts", sum.hosts, took.Round(time.Second/10), float64(sum.hosts)/took.Seconds(), sum.answers, sum.wrong, sum.bad)
+	for phase, n := range sum.phases {
+		t.Logf("phase %s: %d hosts", phase, n)
+	}
+	report(t, sum)
+}
+
+// report shows each kind of wrong answer, the most frequent first, with its smallest host.
+func report(t *testing.T, sum *tally) {
+	kinds := slices.SortedFunc(maps.Values(sum.kinds), func(a, b *kind) int { return cmp.Or(b.hosts-a.hosts, b.answers-a.answers) })
+	for _, k := range kinds {
+		t.Errorf("%4d answers, %3d hosts: %s (seed %d, %s)", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.phase)
+	}
+	stock := &twins{}
+	defer stock.close()
+	for i, k := range kinds {
+		if i >= *smaller {
+			break
+		}
+		f := shrink(k.first, k.signature, stock)
+		var texts []string
+		for _, w := range f.wrong {
+			if w.signature == k.signature && len(texts) < 4 {
+				texts = append(texts, w.text)
+			}
+		}
+		t.Logf("%s\nseed %d, phase %s\n%s    %s", k.signature, f.host.seed, f.phase, f.host.text(), strings.Join(texts, "\n    "))
+		if *verbose {
+			t.Logf("rules and routes:\n%s\nlog:\n%s", f.rules, f.log)
+		}
+	}
+}

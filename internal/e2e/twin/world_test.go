@@ -1,0 +1,368 @@
+package twin
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+// settings are what each namespace has before the commands of a host: packets are forwarded, the
+// way back is not checked, addresses are there at once, and the far ends of links have none.
+var settings = []string{
+	"sysctl -qw net.ipv4.ip_forward=1",
+	"sysctl -qw net.ipv6.conf.all.forwarding=1",
+	"sysctl -qw net.ipv4.conf.all.rp_filter=0",
+	"sysctl -qw net.ipv4.conf.default.rp_filter=0",
+	"sysctl -qw net.ipv6.conf.all.accept_dad=0",
+	"sysctl -qw net.ipv6.conf.default.accept_dad=0",
+	"sysctl -qw net.ipv6.conf.default.addr_gen_mode=1",
+}
+
+// namespace is a network namespace with a socket to ask it.
+type namespace struct {
+	*nettest.Namespace
+	*socket
+}
+
+func newNamespace(name string) (*namespace, error) {
+	ns, err := nettest.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("make namespace %s: %w", name, err)
+	}
+	n := &namespace{Namespace: ns}
+	if n.socket, err = dial(ns); err != nil {
+		_ = ns.Close() // the error is the one to tell
+		return nil, err
+	}
+	if _, err := n.run(settings); err != nil {
+		n.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *namespace) close() {
+	n.socket.close()
+	_ = n.Close() // a file that was only read
+}
+
+var failedLine = regexp.MustCompile(`Command failed -:(\d+)`)
+
+// run runs commands, all of them even if some fail, and returns the places of those that failed.
+// What "ip" is to do goes through one process as long as nothing else comes between.
+func (n *namespace) run(commands []string) (failed []int, err error) {
+	for i := 0; i < len(commands); {
+		setting, ok := strings.CutPrefix(commands[i], "sysctl -qw ")
+		if ok {
+			if n.set(setting) != nil {
+				failed = append(failed, i)
+			}
+			i++
+			continue
+		}
+		first := i
+		var batch strings.Builder
+		for ; i < len(commands) && strings.HasPrefix(commands[i], "ip "); i++ {
+			batch.WriteString(commands[i][len("ip "):] + "\n")
+		}
+		if first == i {
+			return nil, fmt.Errorf("command %q: neither ip nor sysctl", commands[i])
+		}
+		lines, err := n.batch(batch.String())
+		if err != nil {
+			return nil, err
+		}
+		for _, line := range lines {
+			failed = append(failed, first+line)
+		}
+	}
+	return failed, nil
+}
+
+// batch gives lines to "ip" and returns the indexes of those that it could not carry out.
+func (n *namespace) batch(lines string) (failed []int, err error) {
+	var stderr strings.Builder
+	cmd := exec.Command("ip", "-force", "-batch", "-")
+	cmd.Stdin, cmd.Stderr = strings.NewReader(lines), &stderr
+	if err := n.Start(cmd); err != nil {
+		return nil, fmt.Errorf("start ip: %w", err)
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+		return nil, fmt.Errorf("run ip: %w", err)
+	}
+	for _, match := range failedLine.FindAllStringSubmatch(stderr.String(), -1) {
+		line, err := strconv.Atoi(match[1])
+		if err != nil {
+			return nil, err
+		}
+		failed = append(failed, line-1)
+	}
+	return failed, nil
+}
+
+// set changes one of the kernel's settings for the namespace.
+func (n *namespace) set(setting string) (err error) {
+	name, value, _ := strings.Cut(setting, "=")
+	n.Do(func() {
+		err = os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0o644)
+	})
+	return err
+}
+
+// world is a made-up host twice: real, with the product, and plain, without it. Both get the same
+// commands.
+type world struct {
+	host        *host
+	dir         string
+	real, plain *namespace
+	heard       *socket // of what changes in real
+	server      *process
+	watch       *process
+	log         *logBuffer // of all watches
+	differ      []string   // commands that failed in one of them only
+	patience    []time.Duration
+}
+
+// newWorld builds a host, with the server and without the watch.
+func newWorld(h *host) (w *world, err error) {
+	w = &world{host: h, log: newLog()}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if w.dir, err = os.MkdirTemp("", "twin"); err != nil {
+		return w, err
+	}
+	if w.real, err = newNamespace("real"); err != nil {
+		return w, err
+	}
+	if w.plain, err = newNamespace("plain"); err != nil {
+		return w, err
+	}
+	if w.heard, err = dial(w.real.Namespace, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE); err != nil {
+		return w, err
+	}
+	if w.server, err = w.startServer(); err != nil {
+		return w, err
+	}
+	for _, s := range h.build {
+		if err := w.apply(s); err != nil {
+			return w, err
+		}
+	}
+	return w, nil
+}
+
+func (w *world) close() {
+	for _, p := range []*process{w.watch, w.server} {
+		if p != nil {
+			p.kill()
+		}
+	}
+	for _, n := range []*namespace{w.real, w.plain} {
+		if n != nil {
+			n.close()
+		}
+	}
+	if w.heard != nil {
+		w.heard.close()
+	}
+	_ = os.RemoveAll(w.dir) // what is left goes with the sandbox
+}
+
+// apply carries a step out on both. What move has taken out of main cannot be deleted there: such
+// a command is left out on the plain host, too.
+func (w *world) apply(s step) error {
+	failed, err := w.real.run(s.commands)
+	if err != nil {
+		return err
+	}
+	commands := s.commands
+	if w.host.watch.Routes == "move" {
+		commands = nil
+		for i, c := range s.commands {
+			if !slices.Contains(failed, i) || !strings.HasPrefix(c, "ip route del") {
+				commands = append(commands, c)
+			}
+		}
+	}
+	failedPlain, err := w.plain.run(commands)
+	if err != nil {
+		return err
+	}
+	if w.host.watch.Routes != "move" && !slices.Equal(failed, failedPlain) {
+		for i, c := range s.commands {
+			if slices.Contains(failed, i) != slices.Contains(failedPlain, i) {
+				w.differ = append(w.differ, c)
+			}
+		}
+	}
+	return nil
+}
+
+func (w *world) startServer() (*process, error) {
+	config := filepath.Join(w.dir, "server.json")
+	text := fmt.Sprintf(`{"db_path": %q, "num_tables": 400}`, filepath.Join(w.dir, "leases.db"))
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	return w.start(newLog(), "msg=serving", "table-allocator-server", "-c", config)
+}
+
+// startWatch starts the watch, and waits until it follows the kernel.
+func (w *world) startWatch() (err error) {
+	config := filepath.Join(w.dir, "watch.json")
+	if err := os.WriteFile(config, []byte(w.host.watch.config()), 0o644); err != nil {
+		return err
+	}
+	w.watch, err = w.start(w.log, "msg=watching", "table-allocator-client", "watch", "--clean", "-c", config)
+	return err
+}
+
+// settle waits until nothing has changed in the real namespace for a time.
+func (w *world) settle(quiet time.Duration) error {
+	for {
+		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(w.heard.fd), Events: unix.POLLIN}}, int(quiet.Milliseconds()))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("wait for events: %w", err)
+		}
+		if ready == 0 {
+			return nil
+		}
+		// What it is does not count, nor whether some were lost.
+		_, _, err = unix.Recvfrom(w.heard.fd, w.heard.buf, unix.MSG_DONTWAIT)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EAGAIN) {
+			return fmt.Errorf("receive events: %w", err)
+		}
+	}
+}
+
+// process is one of the product's commands.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// deadline is how long a command may take to start or to end. It measures nothing.
+const deadline = time.Minute
+
+// start runs a command in the real namespace and waits until it has logged text.
+func (w *world) start(log *logBuffer, text, name string, args ...string) (*process, error) {
+	dir, err := commands()
+	if err != nil {
+		return nil, err
+	}
+	p := &process{cmd: exec.Command(filepath.Join(dir, name), args...), done: make(chan struct{})}
+	said := log.expect(text)
+	p.cmd.Stderr = log
+	p.cmd.Env = append(os.Environ(), "GOMAXPROCS=1") // many run at once, for a moment each
+	if err := w.real.Start(p.cmd); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // the state says how it ended
+		close(p.done)
+	}()
+	select {
+	case <-said:
+		return p, nil
+	case <-p.done:
+		return nil, fmt.Errorf("%s ended at once:\n%s", name, log)
+	case <-time.After(deadline):
+		p.kill()
+		return nil, fmt.Errorf("%s does not say %q:\n%s", name, text, log)
+	}
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may have ended
+	<-p.done
+}
+
+// stop ends a process as an administrator does.
+func (p *process) stop() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("end %s: %w", p.cmd.Path, err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(deadline):
+		return fmt.Errorf("%s does not end", p.cmd.Path)
+	}
+	if !p.cmd.ProcessState.Success() {
+		return fmt.Errorf("%s: %s", p.cmd.Path, p.cmd.ProcessState)
+	}
+	return nil
+}
+
+// logBuffer keeps what a process writes.
+type logBuffer struct {
+	mu     sync.Mutex
+	text   []byte
+	seen   int // how much of text is behind what was expected last
+	want   string
+	wanted chan struct{}
+}
+
+func newLog() *logBuffer { return &logBuffer{} }
+
+// expect returns a channel that is closed when text is written from now on.
+func (l *logBuffer) expect(text string) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen, l.want, l.wanted = len(l.text), text, make(chan struct{})
+	return l.wanted
+}
+
+func (l *logBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, b...)
+	if l.wanted != nil && strings.Contains(string(l.text[l.seen:]), l.want) {
+		close(l.wanted)
+		l.wanted = nil
+	}
+	return len(b), nil
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.text)
+}
+
+// commands is the folder with the product's commands.
+var commands = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("TABLE_ALLOCATOR_STATIC_BIN"); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.MkdirTemp("", "bin")
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-o", dir+"/", "../../../cmd/...")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the commands: %w\n%s", err, out)
+	}
+	return dir, nil
+})
