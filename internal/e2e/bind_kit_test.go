@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,11 +31,6 @@ const (
 	far6 = "[" + internet6 + "]:7"
 )
 
-// at are the addresses of the host on uplink n, by family.
-func at(n int) (inet, inet6 string) {
-	return fmt.Sprintf("10.%d.0.2", n+1), fmt.Sprintf("fd0%d::2", n+1)
-}
-
 // newCrossing makes one with a server, and a watch that fills the tables of all four addresses.
 func newCrossing(t *testing.T, watch ...string) *crossing {
 	t.Helper()
@@ -61,30 +55,6 @@ func newCrossingAlone(t *testing.T) *crossing {
 	}
 	c.enclose()
 	return c
-}
-
-// routed is a provider whose customers the internet sees.
-func routed(n int) provider {
-	network, network6 := fmt.Sprintf("10.%d.0.", n+1), fmt.Sprintf("fd0%d::", n+1)
-	return provider{
-		ifname: fmt.Sprint("wan", n), network: network + "0/24", gateway: network + "1",
-		customers: network + "0/24", customers6: network6 + "/64", routers6: []string{network6 + "1/64", router6 + "/64"},
-	}
-}
-
-// address gives the host its addresses and routes of uplink n.
-func (c *crossing) address(n int) {
-	c.t.Helper()
-	ifname := fmt.Sprintf("wan%d", n)
-	inet, inet6 := at(n)
-	for _, args := range []string{
-		"address replace " + inet + "/24 dev " + ifname,
-		"address replace " + inet6 + "/64 dev " + ifname + " nodad",
-		fmt.Sprintf("route replace default via 10.%d.0.1 dev %s metric %d", n+1, ifname, 100*(n+1)),
-		fmt.Sprintf("-6 route replace default via fd0%d::1 dev %s metric %d", n+1, ifname, 100*(n+1)),
-	} {
-		c.ns.IP(c.t, args)
-	}
 }
 
 // enclose gives the host its cgroups.
@@ -233,56 +203,5 @@ func (p *probing) want(want, commands string, args ...any) {
 		case got != want:
 			p.t.Errorf("%s: got %q, want %q", strings.Join(lines, "; "), got, want)
 		}
-	}
-}
-
-// counts are packets that a provider got, without acknowledgements that carry nothing else.
-type counts struct{ Inet, Inet6, Foreign int }
-
-func (c *crossing) counts() (all [2]counts) {
-	c.t.Helper()
-	for n, isp := range c.isps {
-		var reply struct {
-			Nftables []struct {
-				Counter *struct {
-					Name    string
-					Packets int
-				}
-			}
-		}
-		out := isp.ns.Run(c.t, "nft", "-j", "list", "counters")
-		if err := json.Unmarshal([]byte(out), &reply); err != nil {
-			c.t.Fatalf("counters of provider %d: %v\n%s", n, err, out)
-		}
-		for _, o := range reply.Nftables {
-			if o.Counter != nil {
-				*map[string]*int{"customers": &all[n].Inet, "customers6": &all[n].Inet6, "foreign": &all[n].Foreign}[o.Counter.Name] = o.Counter.Packets
-			}
-		}
-	}
-	return all
-}
-
-// only fails the test unless what f sends leaves by uplink n alone, and with its addresses.
-func (c *crossing) only(n int, f func()) {
-	c.t.Helper()
-	before := c.counts()
-	f()
-	after := c.counts()
-	if after[1-n] != before[1-n] || after[n].Foreign != before[n].Foreign {
-		c.t.Errorf("packets of what is bound to wan%d went astray: before %+v, after %+v", n, before, after)
-	}
-	if after[n] == before[n] {
-		c.t.Errorf("no packet left by wan%d: %+v", n, after)
-	}
-}
-
-// nothing fails the test if anything leaves by any uplink while f runs.
-func (c *crossing) nothing(f func()) {
-	c.t.Helper()
-	before := c.counts()
-	f()
-	if after := c.counts(); after != before {
-		c.t.Errorf("packets left: before %+v, after %+v", before, after)
 	}
 }

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -16,239 +14,76 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
-	"github.com/table-allocator/table-allocator/internal/nettest"
 	peers "github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// pair is a host with two uplinks of both families, of which main prefers the first. What
-// is behind them tells who asks which address it sees; a provider drops the addresses of the
-// other one.
-type pair struct {
-	*host
-	internet *nettest.Namespace
-}
+// pair is a host with two routed uplinks of both families, of which main prefers the first.
+type pair struct{ *uplinks }
 
 const (
-	echo4, echo6  = "198.51.100.1", "2001:db8:ffff::1"
-	port1, port2  = 7, 8
+	port2         = 8 // answers, too
 	unreachable   = "network is unreachable"
 	boundTimeouts = `"table_timeout":4` // so that a renewal is never far
 )
 
 func newPair(t *testing.T) *pair {
-	p := &pair{newHost(t), nettest.New(t, "internet")}
-	p.internet.IP(t, "address add "+echo4+"/32 dev lo")
-	p.internet.IP(t, "address add "+echo6+"/128 dev lo nodad")
-	for i, ifname := range []string{"wan0", "wan1"} {
-		isp, n := nettest.New(t, "isp"+fmt.Sprint(i)), i+1
-		nettest.Veth(t, p.ns, ifname, isp, "lan")
-		nettest.Veth(t, isp, "net", p.internet, ifname)
-		sysctl(t, isp, "net/ipv4/ip_forward", "1")
-		sysctl(t, isp, "net/ipv6/conf/all/forwarding", "1")
-		isp.IP(t, fmt.Sprintf("address add 10.%d.0.1/24 dev lan", n))
-		isp.IP(t, fmt.Sprintf("address add 2001:db8:%d::1/64 dev lan nodad", n))
-		isp.IP(t, fmt.Sprintf("address add 10.255.%d.1/30 dev net", n))
-		isp.IP(t, fmt.Sprintf("address add 2001:db8:ff%d::1/64 dev net nodad", n))
-		isp.IP(t, fmt.Sprintf("route add default via 10.255.%d.2", n))
-		isp.IP(t, fmt.Sprintf("-6 route add default via 2001:db8:ff%d::2", n))
-		isp.IP(t, fmt.Sprintf("rule add pref 4 from 10.%d.0.0/24 iif lan lookup main", n))
-		isp.IP(t, fmt.Sprintf("-6 rule add pref 4 from 2001:db8:%d::/64 iif lan lookup main", n))
-		isp.IP(t, "rule add pref 5 iif lan blackhole")
-		isp.IP(t, "-6 rule add pref 5 iif lan blackhole")
-		p.internet.IP(t, fmt.Sprintf("address add 10.255.%d.2/30 dev %s", n, ifname))
-		p.internet.IP(t, fmt.Sprintf("address add 2001:db8:ff%d::2/64 dev %s nodad", n, ifname))
-		p.internet.IP(t, fmt.Sprintf("route add 10.%d.0.0/24 via 10.255.%d.1", n, n))
-		p.internet.IP(t, fmt.Sprintf("-6 route add 2001:db8:%d::/64 via 2001:db8:ff%d::1", n, n))
-		p.uplink(i)
+	p := &pair{newHost(t).behind(routed(0), routed(1))}
+	p.internet.Do(func() {
+		for _, addr := range []string{internet, internet6} {
+			serveWho(t, net.JoinHostPort(addr, fmt.Sprint(port2)))
+		}
+	})
+	for n := range p.isps {
+		p.address(n)
 	}
-	p.internet.Do(func() { t.Cleanup(serveSources(t)) })
 	for i, ifname := range []string{"wan0", "wan1"} { // neighbours take their time to find each other
 		for _, family := range []int{4, 6} {
-			p.waitSeen("the internet is behind "+ifname, probe{family: family, device: ifname}, p.addr(i, family))
+			p.waitSeen("the internet is behind "+ifname, packet{family: family, device: ifname}, p.addr(i, family))
 		}
 	}
 	return p
 }
 
-// uplink gives an uplink its addresses and routes in main.
-func (p *pair) uplink(i int) {
-	p.t.Helper()
-	n, ifname := i+1, fmt.Sprint("wan", i)
-	p.ns.IP(p.t, fmt.Sprintf("address add %s/24 dev %s", p.addr(i, 4), ifname))
-	p.ns.IP(p.t, fmt.Sprintf("address add %s/64 dev %s nodad", p.addr(i, 6), ifname))
-	p.ns.IP(p.t, fmt.Sprintf("route add default via 10.%d.0.1 dev %s metric %d", n, ifname, 100*n))
-	p.ns.IP(p.t, fmt.Sprintf("-6 route add default via 2001:db8:%d::1 dev %s metric %d", n, ifname, 100*n))
-}
-
 func (p *pair) addr(i, family int) string {
+	inet, inet6 := at(i)
 	if family == 4 {
-		return fmt.Sprintf("10.%d.0.2", i+1)
+		return inet
 	}
-	return fmt.Sprintf("2001:db8:%d::2", i+1)
+	return inet6
 }
 
-// serveSources answers each packet, and each connection, with the address that it came from,
-// in the namespace of the calling thread.
-func serveSources(t *testing.T) (stop func()) {
-	t.Helper()
-	var running sync.WaitGroup
-	var closers []func() error
-	for _, addr := range []string{echo4, echo6} {
-		for _, port := range []string{fmt.Sprint(port1), fmt.Sprint(port2)} {
-			udp, err := net.ListenPacket("udp", net.JoinHostPort(addr, port))
-			if err != nil {
-				t.Fatal(err)
-			}
-			tcp, err := net.Listen("tcp", net.JoinHostPort(addr, port))
-			if err != nil {
-				t.Fatal(err)
-			}
-			closers = append(closers, udp.Close, tcp.Close)
-			running.Go(func() {
-				buf := make([]byte, 64)
-				for {
-					_, from, err := udp.ReadFrom(buf)
-					if err != nil {
-						return
-					}
-					_, _ = udp.WriteTo([]byte(from.(*net.UDPAddr).IP.String()), from) // who asked asks again
-				}
-			})
-			running.Go(func() {
-				for {
-					c, err := tcp.Accept()
-					if err != nil {
-						return
-					}
-					_, _ = c.Write([]byte(c.RemoteAddr().(*net.TCPAddr).IP.String())) // likewise
-					c.Close()
-				}
-			})
-		}
-	}
-	return func() {
-		for _, c := range closers {
-			_ = c() // they were not written to
-		}
-		running.Wait()
-	}
-}
-
-// probe is one try to reach the internet.
-type probe struct {
-	family int // 4 or 6
-	tcp    bool
-	mark   uint32
-	uid    int
-	port   int // 0: the first
-	device string
-	source string // an address
-}
-
-// seen is the address from which the internet sees a probe, or why it does not.
-func (p *pair) seen(b probe) (seen string) {
+// look is the address from which the internet sees a packet, or why it does not.
+func (p *pair) look(b packet) string {
 	p.t.Helper()
-	ask := func() {
-		var err error
-		if seen, err = b.ask(); err != nil {
-			seen = err.Error()
-		}
+	b.tries = 4 // one may be lost, while neighbours are looked for
+	seen, err := p.seen(b)
+	if err != nil {
+		return err.Error()
 	}
-	if b.uid == 0 {
-		p.ns.Do(ask)
-		return seen
-	}
-	done := make(chan struct{})
-	p.as(b.uid, func(ready func()) { ask(); close(done); ready() })
-	<-done
 	return seen
 }
 
-func (b probe) ask() (string, error) {
-	domain, kind, remote := unix.AF_INET, unix.SOCK_DGRAM, unix.Sockaddr(nil)
-	port := b.port
-	if port == 0 {
-		port = port1
-	}
-	if b.family == 4 {
-		remote = &unix.SockaddrInet4{Port: port, Addr: netip.MustParseAddr(echo4).As4()}
-	} else {
-		domain, remote = unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: netip.MustParseAddr(echo6).As16()}
-	}
-	if b.tcp {
-		kind = unix.SOCK_STREAM
-	}
-	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(fd)
-	if b.mark != 0 {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(b.mark)); err != nil {
-			return "", err
-		}
-	}
-	if b.device != "" {
-		if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, b.device); err != nil {
-			return "", err
-		}
-	}
-	if b.source != "" {
-		addr := netip.MustParseAddr(b.source)
-		source := unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.As16()})
-		if addr.Is4() {
-			source = &unix.SockaddrInet4{Addr: addr.As4()}
-		}
-		if err := unix.Bind(fd, source); err != nil {
-			return "", err
-		}
-	}
-	const tries = 4 // a packet may be lost, while neighbours are looked for
-	limit := unix.NsecToTimeval((500 * time.Millisecond).Nanoseconds())
-	for _, opt := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, opt, &limit); err != nil {
-			return "", err
-		}
-	}
-	if err := unix.Connect(fd, remote); err != nil {
-		return "", err
-	}
-	buf := make([]byte, 64)
-	for range tries {
-		if !b.tcp {
-			if _, err := unix.Write(fd, []byte("?")); err != nil {
-				return "", err
-			}
-		}
-		var n int
-		if n, err = unix.Read(fd, buf); err == nil {
-			return string(buf[:n]), nil
-		}
-	}
-	return "", err
-}
-
-// wantSeen fails unless UDP and TCP probes in a family are seen so.
-func (p *pair) wantSeen(what string, b probe, want string) {
+// wantSeen fails unless packets of UDP and TCP are seen so.
+func (p *pair) wantSeen(what string, b packet, want string) {
 	p.t.Helper()
 	for _, tcp := range []bool{false, true} {
 		b.tcp = tcp
-		if got := p.seen(b); got != want {
+		if got := p.look(b); got != want {
 			p.t.Errorf("%s, IPv%d, TCP %v: seen as %s, want %s", what, b.family, tcp, got, want)
 		}
 	}
 }
 
 // waitSeen waits until they are.
-func (p *pair) waitSeen(what string, b probe, want string) {
+func (p *pair) waitSeen(what string, b packet, want string) {
 	p.t.Helper()
 	eventually(p.t, what, func() error {
 		for _, tcp := range []bool{false, true} {
 			b.tcp = tcp
-			if got := p.seen(b); got != want {
+			if got := p.look(b); got != want {
 				return fmt.Errorf("IPv%d, TCP %v: seen as %s, want %s", b.family, tcp, got, want)
 			}
 		}
@@ -366,14 +201,14 @@ func TestBound(t *testing.T) {
 			}
 			for _, family := range []int{4, 6} {
 				first, second := p.addr(0, family), p.addr(1, family)
-				p.wantSeen("not bound", probe{family: family}, first)
-				p.wantSeen("block", probe{family: family, mark: strict.Mark()}, second)
-				p.wantSeen("fallback", probe{family: family, mark: loose.Mark()}, second)
-				p.wantSeen("with bits of others", probe{family: family, mark: strict.Mark() | 0x80123}, second)
-				p.wantSeen("user", probe{family: family, uid: 4711}, second)
-				p.wantSeen("another user", probe{family: family, uid: 4712}, first)
+				p.wantSeen("not bound", packet{family: family}, first)
+				p.wantSeen("block", packet{family: family, mark: strict.Mark()}, second)
+				p.wantSeen("fallback", packet{family: family, mark: loose.Mark()}, second)
+				p.wantSeen("with bits of others", packet{family: family, mark: strict.Mark() | 0x80123}, second)
+				p.wantSeen("user", packet{family: family, uid: 4711}, second)
+				p.wantSeen("another user", packet{family: family, uid: 4712}, first)
 				for tcp, want := range map[bool]string{false: second, true: first} {
-					if got := p.seen(probe{family: family, tcp: tcp, port: port2}); got != want {
+					if got := p.look(packet{family: family, tcp: tcp, port: port2}); got != want {
 						t.Errorf("UDP to a port, TCP %v: seen as %s, want %s", tcp, got, want)
 					}
 				}
@@ -387,7 +222,7 @@ func TestBound(t *testing.T) {
 			stop(syscall.SIGKILL)
 			server.kill()
 			for _, family := range []int{4, 6} {
-				p.wantSeen("after kill -9", probe{family: family, mark: strict.Mark()}, p.addr(1, family))
+				p.wantSeen("after kill -9", packet{family: family, mark: strict.Mark()}, p.addr(1, family))
 			}
 			h4, h6 := p.hear("4"), p.hear("6")
 			server = p.serve(boundTimeouts)
@@ -423,7 +258,7 @@ func TestBound(t *testing.T) {
 			server.stop()
 			p.serve(boundTimeouts, `"table_offset":20000`)
 			for _, family := range []int{4, 6} {
-				p.waitSeen("bound in the new table", probe{family: family, mark: strict.Mark()}, p.addr(1, family))
+				p.waitSeen("bound in the new table", packet{family: family, mark: strict.Mark()}, p.addr(1, family))
 			}
 			moved := make([]string, len(rules))
 			tables := strings.NewReplacer("lookup 1000", "lookup 2000")
@@ -461,9 +296,9 @@ func TestBound(t *testing.T) {
 				}
 			}
 			for _, family := range []int{4, 6} {
-				p.wantSeen("block without a lease", probe{family: family, mark: strict.Mark()}, unreachable)
-				p.wantSeen("user without a lease", probe{family: family, uid: 4711}, unreachable)
-				p.wantSeen("fallback without a lease", probe{family: family, mark: loose.Mark()}, p.addr(0, family))
+				p.wantSeen("block without a lease", packet{family: family, mark: strict.Mark()}, unreachable)
+				p.wantSeen("user without a lease", packet{family: family, uid: 4711}, unreachable)
+				p.wantSeen("fallback without a lease", packet{family: family, mark: loose.Mark()}, p.addr(0, family))
 			}
 		})
 	}
@@ -490,30 +325,30 @@ func TestBoundLoss(t *testing.T) {
 				}
 				return nil
 			})
-			p.waitSeen("block without IPv6", probe{family: 6, mark: strict.Mark()}, unreachable)
-			p.waitSeen("fallback without IPv6", probe{family: 6, mark: loose.Mark()}, p.addr(0, 6))
-			p.wantSeen("block, the other family", probe{family: 4, mark: strict.Mark()}, p.addr(1, 4))
+			p.waitSeen("block without IPv6", packet{family: 6, mark: strict.Mark()}, unreachable)
+			p.waitSeen("fallback without IPv6", packet{family: 6, mark: loose.Mark()}, p.addr(0, 6))
+			p.wantSeen("block, the other family", packet{family: 4, mark: strict.Mark()}, p.addr(1, 4))
 
 			// The link goes down: the kernel empties the table.
 			p.ns.IP(t, "link set wan1 down")
-			p.wantSeen("block with the link down", probe{family: 4, mark: strict.Mark()}, unreachable)
-			p.wantSeen("block with the link down", probe{family: 6, mark: strict.Mark()}, unreachable)
-			p.waitSeen("fallback with the link down", probe{family: 4, mark: loose.Mark()}, p.addr(0, 4))
-			p.wantSeen("from the address, with the link down", probe{family: 4, source: p.addr(1, 4)}, unreachable)
+			p.wantSeen("block with the link down", packet{family: 4, mark: strict.Mark()}, unreachable)
+			p.wantSeen("block with the link down", packet{family: 6, mark: strict.Mark()}, unreachable)
+			p.waitSeen("fallback with the link down", packet{family: 4, mark: loose.Mark()}, p.addr(0, 4))
+			p.wantSeen("from the address, with the link down", packet{family: 4, source: p.addr(1, 4)}, unreachable)
 
 			// All come back, and so does what is bound.
 			p.ns.IP(t, "link set wan1 up")
 			p.ns.IP(t, "address add "+p.addr(1, 6)+"/64 dev wan1 nodad")
 			p.ns.IP(t, "route replace default via 10.2.0.1 dev wan1 metric 200")
-			p.ns.IP(t, "-6 route replace default via 2001:db8:2::1 dev wan1 metric 200")
+			p.ns.IP(t, "-6 route replace default via fd02::1 dev wan1 metric 200")
 			if how == "clients" { // each is for one address
 				p.lease6(p.addr(1, 6), "wan1", "--routes", "copy")
 			}
 			for _, family := range []int{4, 6} {
-				p.waitSeen("block", probe{family: family, mark: strict.Mark()}, p.addr(1, family))
-				p.waitSeen("fallback", probe{family: family, mark: loose.Mark()}, p.addr(1, family))
+				p.waitSeen("block", packet{family: family, mark: strict.Mark()}, p.addr(1, family))
+				p.waitSeen("fallback", packet{family: family, mark: loose.Mark()}, p.addr(1, family))
 				// Emptied by somebody who leaves the holder no say: the rest of the table's rules stay.
-				p.wantSeen("not bound", probe{family: family}, p.addr(0, family))
+				p.wantSeen("not bound", packet{family: family}, p.addr(0, family))
 			}
 		})
 	}
@@ -539,7 +374,7 @@ func TestBindingsSlowServer(t *testing.T) {
 	h.link("wan0")
 	h.link("wan1")
 	server := h.serve()
-	p := &pair{host: h}
+	p := &pair{&uplinks{host: h}}
 	if _, err := p.bind("wan1", uplink.Block); !errors.Is(err, bind.ErrNoLease) {
 		t.Fatal(err)
 	}
@@ -608,7 +443,7 @@ func TestBindings(t *testing.T) {
 		}
 		return nil
 	})
-	p.wantSeen("unbound", probe{family: 4, mark: b.Mark()}, p.addr(0, 4))
+	p.wantSeen("unbound", packet{family: 4, mark: b.Mark()}, p.addr(0, 4))
 }
 
 // TestBindErrors: each thing that is missing has a name, and is waited for if that is wanted.
@@ -645,7 +480,7 @@ func TestBindErrors(t *testing.T) {
 	if err := tryBind(func(c *bind.Config) { c.Wait = 300 * time.Millisecond }); !errors.Is(err, bind.ErrNoLease) {
 		t.Errorf("without a lease: %v", err)
 	}
-	p.wantSeen("guarded before there is a lease", probe{family: 4, mark: b.Mark()}, unreachable)
+	p.wantSeen("guarded before there is a lease", packet{family: 4, mark: b.Mark()}, unreachable)
 	if err := tryBind(func(c *bind.Config) { c.Ifname = "nolink" }); !errors.Is(err, bind.ErrNoLease) || !strings.Contains(err.Error(), "there is no such interface") {
 		t.Errorf("without the interface: %v", err)
 	}
@@ -748,8 +583,8 @@ func TestBindOldHolders(t *testing.T) {
 		if err != nil || len(b.Unanswered) != 1 || fmt.Sprint(b.Tables) != "map[inet:["+table+"]]" {
 			t.Errorf("wan%d: %+v, %v", i, b, err)
 		}
-		p.wantSeen("bound for an old holder", probe{family: 4, mark: b.Mark()}, p.addr(i, 4))
-		p.wantSeen("bound, without a lease in the family", probe{family: 6, mark: b.Mark()}, unreachable)
+		p.wantSeen("bound for an old holder", packet{family: 4, mark: b.Mark()}, p.addr(i, 4))
+		p.wantSeen("bound, without a lease in the family", packet{family: 6, mark: b.Mark()}, unreachable)
 	}
 
 	// A watch that cleans up takes nothing of a lease whose holder is there, though it marks no rule.
@@ -791,7 +626,7 @@ func TestBoundSharedAndMissing(t *testing.T) {
 	if other, err := p.bind("wan1", uplink.Block, user7); err != nil || len(other.Unanswered) != 1 {
 		t.Errorf("beside a holder that stands still: %+v, %v", other, err)
 	}
-	p.wantSeen("bound beside a holder that stands still", probe{family: 4, uid: 4711}, p.addr(1, 4))
+	p.wantSeen("bound beside a holder that stands still", packet{family: 4, uid: 4711}, p.addr(1, 4))
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -811,14 +646,14 @@ func TestBoundSharedAndMissing(t *testing.T) {
 	if diff := unordered(p.boundRules(), append(slices.Clone(lookups), append(guards, own)...)); diff != "" {
 		t.Errorf("rules: %s", diff)
 	}
-	p.wantSeen("bound", probe{family: 4, mark: b.Mark()}, p.addr(1, 4))
+	p.wantSeen("bound", packet{family: 4, mark: b.Mark()}, p.addr(1, 4))
 	if r := p.client("-4", "-a", p.addr(1, 4), "-i", "wan1", "-r"); r.code != 0 {
 		t.Fatalf("release: %s", r.stderr)
 	}
 	if diff := unordered(p.boundRules(), append(lookups[1:], guards...)); diff != "" {
 		t.Errorf("rules after a release: %s", diff)
 	}
-	p.wantSeen("bound, with an empty table", probe{family: 4, mark: b.Mark()}, unreachable)
+	p.wantSeen("bound, with an empty table", packet{family: 4, mark: b.Mark()}, unreachable)
 
 	// Somebody deletes the lookup again and again: it comes back once a second then.
 	p.wantStatusMissing("10.2.0.3", "rule 9002: from all fwmark 0x2000000/0xff000000 lookup 10001 proto 116", func() {
@@ -853,7 +688,7 @@ func TestBoundSoakMany(t *testing.T) {
 	if fullSize() {
 		each, other = 1000, 300
 	}
-	p := &pair{host: newHost(t)}
+	p := &pair{&uplinks{host: newHost(t)}}
 	p.many(2)
 	var lines []string
 	for link, addresses := range []int{each, other} {

@@ -487,7 +487,7 @@ func tenLinks(t *testing.T, late bool) {
 		s.waitRoutes(addr, fmt.Sprintf("default via 10.99.%d.1", n), fmt.Sprintf("10.99.%d.0/24", n))
 		for _, from := range [][2]string{{addr, ""}, {"", links[n]}} {
 			eventually(t, fmt.Sprintf("packets from %q pass", from), func() error {
-				_, err := s.probe(from[0], from[1])
+				_, err := s.seen(packet{source: from[0], device: from[1]})
 				return err
 			})
 		}

@@ -49,12 +49,12 @@ func (h *home) waitDelegated(inside []*home) {
 	h.t.Helper()
 	for n, here := range inside {
 		from, other := behind[n]+"5", behind[1-n]+"5"
-		eventually(h.t, "packets from "+from+" pass", func() error { return here.echo(from, internet6, from, answers) })
-		eventually(h.t, "packets from "+from+" reach the other network", func() error { return here.echo(from, other, from, answers) })
+		eventually(h.t, "packets from "+from+" pass", func() error { return here.arrives(packet{source: from, to: internet6}, from) })
+		eventually(h.t, "packets from "+from+" reach the other network", func() error { return here.arrives(packet{source: from, to: other}, from) })
 		// And so does the host, from its address in the network.
 		from = behind[n] + "1"
-		eventually(h.t, "packets from "+from+" pass", func() error { return h.echo(from, internet6, from, answers) })
-		eventually(h.t, "packets from "+from+" reach the other network", func() error { return h.echo(from, other, from, answers) })
+		eventually(h.t, "packets from "+from+" pass", func() error { return h.arrives(packet{source: from, to: internet6}, from) })
+		eventually(h.t, "packets from "+from+" reach the other network", func() error { return h.arrives(packet{source: from, to: other}, from) })
 	}
 	h.wantOwnOnly()
 }

@@ -31,19 +31,19 @@ func TestIPv6OnLossAndSpecificFirst(t *testing.T) {
 	h.waitRules6("10000: from "+addr+" lookup "+table+" proto 116", "10001: from "+addr+" unreachable proto 116",
 		"20000: from all to 2001:db8:1000::/64 lookup "+table+" proto 116", "91000: from all iif lo lookup "+table+" proto 116")
 	for _, target := range []string{internet6, container} {
-		if err := h.echo(addr, target, addr, answers); !errors.Is(err, syscall.ENETUNREACH) {
+		if err := h.arrives(packet{source: addr, to: target}, addr); !errors.Is(err, syscall.ENETUNREACH) {
 			t.Errorf("to %s without a route: %v", target, err)
 		}
 	}
 	h.wantOwnOnly()
 	h.advertise(0, routed6(0))
 	h.waitServed(0, addr, h.routesOf(0)...)
-	if err := h.echo(addr, container, addr, answers); err == nil {
+	if err := h.arrives(packet{source: addr, to: container}, addr); err == nil {
 		t.Error("packets to the container find it without --specific-first")
 	}
 
 	h.lease6(addr, "wan0", "--routes", "copy", "--on-loss", "block", "--specific-first")
-	eventually(t, "packets reach the container", func() error { return h.echo(addr, container, addr, answers) })
+	eventually(t, "packets reach the container", func() error { return h.arrives(packet{source: addr, to: container}, addr) })
 	h.waitServed(0, addr, h.routesOf(0)...)
 	h.client("-6", "-r", "-a", addr, "-i", "wan0")
 	h.waitClean()

@@ -16,7 +16,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -199,65 +198,6 @@ func (s *site) read(path string) string {
 	return s.sh(`[ ! -e "$1" ] || cat "$1"`, path)
 }
 
-// answers is how long a packet may take to the internet and back before it counts as lost.
-const answers = 500 * time.Millisecond
-
-// askEcho sends a packet to whoever answers with the address that it saw it come from.
-func askEcho(conn net.Conn, wait time.Duration) (seen netip.Addr, err error) {
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(wait)); err != nil {
-		return seen, err
-	}
-	if _, err := conn.Write([]byte("?")); err != nil {
-		return seen, err
-	}
-	buf := make([]byte, 64)
-	n, err := conn.Read(buf)
-	if err != nil {
-		return seen, err
-	}
-	return netip.ParseAddr(strings.TrimSpace(string(buf[:n])))
-}
-
-// probe sends a packet to the internet from a source address, if there is one, and from a
-// device, if there is one, and returns the address that the internet saw it come from.
-func (s *site) probe(source, device string) (seen netip.Addr, err error) {
-	s.ns.Do(func() {
-		d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
-			if device != "" {
-				ctlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, device) })
-				return errors.Join(ctlErr, err)
-			}
-			return nil
-		}}
-		if source != "" {
-			d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(source)}
-		}
-		var conn net.Conn
-		if conn, err = d.DialContext(context.Background(), "udp4", net.JoinHostPort(internet, strconv.Itoa(echoPort))); err != nil {
-			return
-		}
-		seen, err = askEcho(conn, answers)
-	})
-	return seen, err
-}
-
-// waitUplink waits until packets from addr, and those of sockets bound to its link, reach
-// the internet, and fails the test when one gets there through another provider.
-func (s *site) waitUplink(n int, addr string) {
-	s.t.Helper()
-	for _, from := range [][2]string{{addr, ""}, {"", s.isps[n].ifname}, {addr, s.isps[n].ifname}} {
-		eventually(s.t, fmt.Sprintf("packets from %q pass", from), func() error {
-			seen, err := s.probe(from[0], from[1])
-			if err == nil && seen != seenAs(n) {
-				err = fmt.Errorf("the internet saw them come from %s, want %s", seen, seenAs(n))
-			}
-			return err
-		})
-	}
-	s.wantOwnOnly()
-}
-
 // waitTable waits until addr has a table.
 func (s *site) waitTable(addr string) {
 	s.t.Helper()
@@ -285,50 +225,6 @@ func (s *site) waitAwaited(addr string) {
 
 // awaited is the rule that keeps packets from leaving elsewhere when an address comes back.
 func awaited(addr string) string { return "10001: from " + addr + " unreachable proto 116" }
-
-// waitSilent waits until packets from addr reach nobody.
-func (s *site) waitSilent(addr string) {
-	s.t.Helper()
-	eventually(s.t, "packets from "+addr+" reach nobody", func() error {
-		if seen, err := s.probe(addr, ""); err == nil {
-			return fmt.Errorf("the internet saw them come from %s", seen)
-		}
-		return nil
-	})
-}
-
-// traffic sends packets from each address all the time, until the test ends or stop is
-// called. One may be lost while something changes; that one leaves by the uplink of
-// another fails the test. uplinks has provider numbers by address.
-func (s *site) traffic(uplinks map[string]int) (stop func()) {
-	s.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	for addr, n := range uplinks {
-		running.Go(func() {
-			for ctx.Err() == nil {
-				seen, err := s.probe(addr, "")
-				switch {
-				case err != nil: // the address may be gone for a moment, and the packet lost
-					select {
-					case <-ctx.Done():
-					case <-time.After(time.Millisecond):
-					}
-				case seen != seenAs(n):
-					s.t.Errorf("a packet from %s came from %s, want %s", addr, seen, seenAs(n))
-					return
-				}
-			}
-		})
-	}
-	stop = sync.OnceFunc(func() {
-		cancel()
-		running.Wait()
-		s.wantOwnOnly()
-	})
-	s.t.Cleanup(stop)
-	return stop
-}
 
 // table is the table of the rule from addr; 0 if there is none.
 func (s *site) table(addr string) int {

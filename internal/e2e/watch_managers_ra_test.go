@@ -184,7 +184,7 @@ func (h *home) wantRouter(addr, target, router string) {
 		return count
 	}
 	before := count()
-	eventually(h.t, "packets to "+target+" pass", func() error { return h.echo(addr, target, addr, answers) })
+	eventually(h.t, "packets to "+target+" pass", func() error { return h.arrives(packet{source: addr, to: target}, addr) })
 	after := count()
 	used := []bool{after[0] != before[0], after[1] != before[1]}
 	if used[0] != (router == "lan") || used[1] != (router == "lan2") {

@@ -11,10 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,31 +93,6 @@ func (h *home) watched(options ...string) {
 	h.watch.waitLog("msg=watching")
 }
 
-// pass sends a packet from an address of the host to the internet, and fails if no answer
-// comes in time or the internet saw another source than that of provider n.
-func (h *home) pass(n int, addr string, wait time.Duration) error {
-	if strings.Contains(addr, ":") {
-		return h.echo(addr, internet6, addr, wait)
-	}
-	return h.echo(addr, internet, seenAs(n).String(), wait)
-}
-
-// echo sends a packet from source to target, which has to see it come from seen.
-func (h *home) echo(source, target, seen string, wait time.Duration) (err error) {
-	h.ns.Do(func() {
-		var conn *net.UDPConn
-		conn, err = net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(source)}, &net.UDPAddr{IP: net.ParseIP(target), Port: echoPort})
-		if err != nil {
-			return
-		}
-		var by netip.Addr
-		if by, err = askEcho(conn, wait); err == nil && by.String() != seen {
-			err = fmt.Errorf("the internet saw it come from %s, want %s", by, seen)
-		}
-	})
-	return err
-}
-
 // waitServed waits until an address has its table, with routes that match want as in
 // waitRoutes, and packets from it pass its own provider.
 func (h *home) waitServed(n int, addr string, want ...string) {
@@ -136,36 +109,6 @@ func (h *home) waitServed(n int, addr string, want ...string) {
 	})
 	eventually(h.t, "packets from "+addr+" pass", func() error { return h.pass(n, addr, answers) })
 	h.wantOwnOnly()
-}
-
-// flows sends packets from each address through its provider all the time, until the test
-// ends or stop is called. None may be lost.
-func (h *home) flows(uplinks map[string]int) (stop func()) {
-	h.t.Helper()
-	done := make(chan struct{})
-	var running sync.WaitGroup
-	for addr, n := range uplinks {
-		running.Go(func() {
-			for {
-				if err := h.pass(n, addr, patience); err != nil {
-					h.t.Errorf("a packet from %s: %v", addr, err)
-					return
-				}
-				select {
-				case <-done:
-					return
-				case <-time.After(5 * time.Millisecond):
-				}
-			}
-		})
-	}
-	stop = sync.OnceFunc(func() {
-		close(done)
-		running.Wait()
-		h.wantOwnOnly()
-	})
-	h.t.Cleanup(stop)
-	return stop
 }
 
 // tableOf is the table of the rule from addr; "" if there is none.
