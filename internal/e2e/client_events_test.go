@@ -74,25 +74,6 @@ func TestClientBridgePort(t *testing.T) {
 	h.waitClean()
 }
 
-// rename gives a link another name, which not all kernels do while it is up.
-func (h *host) rename(from, to string) {
-	h.t.Helper()
-	h.ns.IP(h.t, "link set "+from+" down")
-	h.ns.IP(h.t, "link set "+from+" name "+to)
-	h.ns.IP(h.t, "link set "+to+" up")
-}
-
-// waitLeases waits until sqlite3 shows exactly these.
-func (h *host) waitLeases(want ...string) {
-	h.t.Helper()
-	eventually(h.t, "the leases are there", func() error {
-		if diff := unordered(h.leases(), want); diff != "" {
-			return errors.New(diff)
-		}
-		return nil
-	})
-}
-
 // TestClientRename: the new name is another key. Its lease stands before the old one is
 // released, rules are never absent, and one table is printed.
 func TestClientRename(t *testing.T) {

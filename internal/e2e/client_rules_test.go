@@ -7,25 +7,8 @@ import (
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/table-allocator/table-allocator/internal/route"
 )
-
-// addRules adds rules as no `ip` can: without a protocol, say.
-func (h *host) addRules(rules ...route.Rule) {
-	h.t.Helper()
-	h.ns.Do(func() {
-		conn, err := route.Dial()
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		defer conn.Close()
-		if _, _, err := conn.SyncRules(unix.AF_INET, func(route.Rule) bool { return false }, rules); err != nil {
-			h.t.Fatal(err)
-		}
-	})
-}
 
 // originals are the three rules of the C program, which marks nothing.
 func originals(addr, hosted string, table uint32) []route.Rule {

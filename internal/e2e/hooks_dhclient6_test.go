@@ -10,37 +10,12 @@ import (
 	"testing"
 )
 
-// reserved is a configuration of isc-dhcpd that gives a link of the host just this address, and
-// asks for a renewal after two seconds.
-func (h *home) reserved(n int, addr string, more string) string {
-	h.t.Helper()
-	return `default-lease-time 600; preferred-lifetime 400; option dhcp-renewal-time 2; ` + more +
-		` subnet6 ` + prefix6(n, 0) + ` { } host customer { hardware ethernet ` + h.mac(n) + `; fixed-address6 ` + addr + `; }`
-}
-
 // rebind is for reserved: after two seconds more any other server may take the address over.
 const rebind = "option dhcp-rebinding-time 4; "
-
-// mac is the hardware address of the host's link to provider n.
-func (h *home) mac(n int) string {
-	h.t.Helper()
-	f := strings.Fields(h.ns.IP(h.t, "-o link show "+h.isps[n].ifname))
-	at := slices.Index(f, "link/ether")
-	if at < 0 {
-		h.t.Fatalf("no hardware address in %q", f)
-	}
-	return f[at+1]
-}
 
 // routed6 is an advertisement of a router that leaves addresses to DHCPv6.
 func routed6(n int) string {
 	return "AdvDefaultLifetime 30; AdvManagedFlag on; " + prefixOption(prefix6(n, 0), 600, 300, "AdvAutonomous off;")
-}
-
-// routesOf are the routes of an address at provider n that routers advertise.
-func (h *home) routesOf(n int) []string {
-	dev := " dev " + h.isps[n].ifname
-	return []string{prefix6(n, 0) + dev, "default via " + router6 + dev}
 }
 
 // DHCP and DHCPv6 on the links to two providers, by the same hook: both families come up,

@@ -3,119 +3,16 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // given are the addresses that dnsmasq gives out at each provider.
 var given = []string{"192.168.1.20", "192.168.1.150", "10.64.2.20"}
-
-// inNamespace starts a program in another namespace than the host's.
-func (s *site) inNamespace(ns *nettest.Namespace, name string, args ...string) *process {
-	s.t.Helper()
-	return (&host{t: s.t, ns: ns}).start(exec.Command(name, args...))
-}
-
-// dnsmasqAt starts the DHCP server and resolver of provider n. It asks for a renewal each
-// two seconds, and resolves every name below .test to the provider's address.
-func (s *site) dnsmasqAt(n int, more ...string) *process {
-	s.t.Helper()
-	p := s.inNamespace(s.isps[n].ns, "dnsmasq", append([]string{
-		"--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--log-facility=-", "--log-dhcp",
-		"--no-resolv", "--no-hosts", "--interface=lan", "--except-interface=lo", "--bind-interfaces",
-		"--dhcp-range=" + given[n] + "," + given[n] + ",255.255.255.0,1h", "--dhcp-authoritative", "--no-ping",
-		"--dhcp-leasefile=" + filepath.Join(s.dir, fmt.Sprintf("leases-%d-%d", n, time.Now().UnixNano())),
-		"--dhcp-option=option:T1,2", "--dhcp-option=option:T2,4", "--address=/test/" + seenAs(n).String(),
-	}, more...)...)
-	p.waitLog("DHCP, IP range")
-	return p
-}
-
-// dhcpdAt starts isc-dhcpd at provider n, with what its configuration says of the subnet.
-func (s *site) dhcpdAt(n int, subnet string) *process {
-	s.t.Helper()
-	base := filepath.Join(s.dir, fmt.Sprintf("dhcpd%d", n))
-	s.write(base+".conf", `
-		option rfc3442-classless-static-routes code 121 = array of unsigned integer 8;
-		authoritative; ping-check false;
-		subnet `+strings.TrimSuffix(s.isps[n].network, "/24")+` netmask 255.255.255.0 { range `+given[n]+`; `+subnet+` }`)
-	s.write(base+".leases", "")
-	p := s.inNamespace(s.isps[n].ns, "dhcpd", "-4", "-f", "-d", "-user", "root", "-group", "root",
-		"-cf", base+".conf", "-lf", base+".leases", "-pf", base+".pid", "lan")
-	p.waitLog("Server starting service")
-	return p
-}
-
-// prepareDhclient makes dhclient impatient, and writes down for what reasons it calls its
-// script, behind all that the script does.
-func (s *site) prepareDhclient() {
-	s.t.Helper()
-	s.sh(`echo 'timeout 3; retry 1; reboot 1; initial-interval 1; backoff-cutoff 1; select-timeout 0;' >>/etc/dhcp/dhclient.conf`)
-	s.write("/etc/dhcp/dhclient-exit-hooks.d/zz-record",
-		`echo "$interface $reason $old_ip_address$old_ip6_address$old_ip6_prefix$cur_ip6_address $new_ip_address$new_ip6_address$new_ip6_prefix" >>/run/reasons`+"\n")
-}
-
-// dhclient runs dhclient for a link as ifup does, until it has gone to the background.
-func (s *site) dhclient(ifname string, more ...string) {
-	s.t.Helper()
-	s.sh(`if=$1; shift; dhclient -4 -v -pf "/run/dhclient.$if.pid" -lf "/var/lib/dhcp/dhclient.$if.leases" "$@" "$if" >&2`,
-		append([]string{ifname}, more...)...)
-}
-
-// killDhclient is kill -9.
-func (s *site) killDhclient(ifname string) {
-	s.t.Helper()
-	s.sh(`kill -9 $(cat "/run/dhclient.$1.pid")`, ifname)
-}
-
-// quietDhclient does that by pid file, and waits until no call of the script is under way.
-func (s *site) quietDhclient(pidFiles ...string) {
-	s.t.Helper()
-	for _, file := range pidFiles {
-		s.sh(`kill -9 $(cat "$1")`, file)
-	}
-	eventually(s.t, "no script of dhclient runs", func() error {
-		for _, pid := range s.everyone() {
-			if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.HasPrefix(string(comm), "dhclient-script") {
-				return fmt.Errorf("process %d", pid)
-			}
-		}
-		return nil
-	})
-}
-
-// reasons are the calls of dhclient-script for a link, with old and new address.
-func (s *site) reasons(ifname string) (reasons []string) {
-	s.t.Helper()
-	for line := range strings.Lines(s.read("/run/reasons")) {
-		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), ifname+" "); ok {
-			reasons = append(reasons, rest)
-		}
-	}
-	return reasons
-}
-
-// waitReason waits until dhclient has called its script once more for a reason, counted
-// from the first `after` calls.
-func (s *site) waitReason(ifname, reason string, after int) {
-	s.t.Helper()
-	eventually(s.t, "dhclient says "+reason, func() error {
-		reasons := s.reasons(ifname)
-		for _, r := range reasons[min(after, len(reasons)):] {
-			if strings.HasPrefix(r+" ", reason+" ") {
-				return nil
-			}
-		}
-		return fmt.Errorf("it has said %q", reasons)
-	})
-}
 
 // Three uplinks, two of which look the same from here, come up, are renewed, and go.
 func TestDhclientUplinks(t *testing.T) {

@@ -1,44 +1,10 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
 )
-
-// networkManager starts NetworkManager with its dispatcher and a bus, and profiles, each
-// "NAME:SECTION LINES".
-func (s *site) networkManager() {
-	s.t.Helper()
-	s.write("/etc/NetworkManager/NetworkManager.conf", `[main]
-plugins=keyfile
-auth-polkit=false
-no-auto-default=*
-dns=none
-[keyfile]
-unmanaged-devices=none
-[logging]
-level=INFO
-`)
-	s.write("/etc/NetworkManager/dispatcher.d/zz-record", "#!/bin/sh\necho \"$1 $2\" >>/run/events\n")
-	s.sh("chmod 755 /etc/NetworkManager/dispatcher.d/zz-record; dbus-uuidgen --ensure=/etc/machine-id")
-	s.daemon("dbus-daemon", "--system", "--nofork", "--nopidfile", "--nosyslog")
-	eventually(s.t, "the bus is there", func() error {
-		if s.try("test -S /run/dbus/system_bus_socket").code != 0 {
-			return errors.New("no socket")
-		}
-		return nil
-	})
-	s.daemon("/usr/lib/NetworkManager/nm-dispatcher", "--persist")
-	s.daemon("NetworkManager", "--no-daemon")
-	eventually(s.t, "NetworkManager answers", func() error {
-		if r := s.try("nmcli general status"); r.code != 0 {
-			return errors.New(r.stderr)
-		}
-		return nil
-	})
-}
 
 // profile writes a connection profile of a link; ipv4 are the lines of its section.
 func (s *site) profile(ifname, ipv4 string) {

@@ -3,72 +3,9 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"testing"
 )
-
-// rules6 are the IPv6 rules of the host but the kernel's two.
-func (h *host) rules6() []string {
-	h.t.Helper()
-	var rules []string
-	for line := range strings.Lines(h.ns.IP(h.t, "-d -6 rule show")) {
-		line = strings.Join(strings.Fields(line), " ")
-		if line != "" && !strings.HasSuffix(line, "proto kernel") {
-			rules = append(rules, line)
-		}
-	}
-	return rules
-}
-
-func (h *host) waitRules6(want ...string) {
-	h.t.Helper()
-	eventually(h.t, "the IPv6 rules are there", func() error {
-		if diff := unordered(h.rules6(), want); diff != "" {
-			return errors.New(diff)
-		}
-		return nil
-	})
-}
-
-var lifetime = regexp.MustCompile(` expires -?\d+sec`)
-
-// routes6 are the IPv6 routes of a table without what every one of them has.
-func (h *host) routes6(table string) []string {
-	h.t.Helper()
-	out, err := h.ns.Output("ip", "-6", "route", "show", "table", table)
-	if err != nil && !strings.Contains(out, "FIB table does not exist") {
-		h.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
-	}
-	var routes []string
-	for line := range strings.Lines(out) {
-		line = lifetime.ReplaceAllString(strings.ReplaceAll(line, " pref medium", ""), "")
-		line = strings.Join(strings.Fields(line), " ")
-		if line != "" && !strings.HasPrefix(line, "Error:") && !strings.HasPrefix(line, "Dump terminated") && !strings.HasPrefix(line, "fe80::/64") {
-			routes = append(routes, line)
-		}
-	}
-	return routes
-}
-
-func (h *host) waitRoutes6(table string, want ...string) {
-	h.t.Helper()
-	eventually(h.t, "the IPv6 routes of table "+table+" are right", func() error {
-		if diff := unordered(h.routes6(table), want); diff != "" {
-			return errors.New(diff)
-		}
-		return nil
-	})
-}
-
-func (h *host) lease6(address, ifname string, more ...string) string {
-	h.t.Helper()
-	r := h.client(append([]string{"-6", "-a", address, "-i", ifname}, more...)...)
-	if r.code != 0 {
-		h.t.Fatalf("client for %s: %d, %s", address, r.code, r.stderr)
-	}
-	return strings.TrimSpace(r.stdout)
-}
 
 var rules6Of2 = []string{
 	"10000: from 2001:db8::2 lookup 10000 proto 116",

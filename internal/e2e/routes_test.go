@@ -9,33 +9,6 @@ import (
 	"testing"
 )
 
-// routes are those of a table, as `ip route` shows them, one line each with single spaces.
-func (h *host) routes(table string) []string {
-	h.t.Helper()
-	out, err := h.ns.Output("ip", "-4", "route", "show", "table", table)
-	if err != nil && !strings.Contains(out, "FIB table does not exist") {
-		h.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
-	}
-	var routes []string
-	for line := range strings.Lines(out) {
-		line = strings.Join(strings.Fields(strings.ReplaceAll(line, " linkdown", "")), " ")
-		if line != "" && !strings.HasPrefix(line, "Error:") && !strings.HasPrefix(line, "Dump terminated") {
-			routes = append(routes, line)
-		}
-	}
-	return routes
-}
-
-func (h *host) waitRoutes(table string, want ...string) {
-	h.t.Helper()
-	eventually(h.t, "the routes of table "+table+" are right", func() error {
-		if diff := unordered(h.routes(table), want); diff != "" {
-			return errors.New(diff)
-		}
-		return nil
-	})
-}
-
 const (
 	mainNetwork = "10.77.0.0/24 dev wan0 proto kernel scope link src 10.77.0.2"
 	ourNetwork  = "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2"

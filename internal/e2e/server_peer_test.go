@@ -311,38 +311,3 @@ func (h *host) serverAs(uid uint32, args ...string) *exec.Cmd {
 	cmd.Dir = "/"
 	return cmd
 }
-
-// refuse runs the server to its end, which must be exit code 1 with every one of texts
-// on stderr.
-func (h *host) refuse(cmd *exec.Cmd, texts ...string) {
-	h.t.Helper()
-	p := h.start(cmd)
-	if code := p.wait(); code != 1 {
-		h.t.Errorf("exit code: got %d, want 1; it wrote:\n%s", code, p.log.String())
-	}
-	for _, text := range texts {
-		if !strings.Contains(p.log.String(), text) {
-			h.t.Errorf("it wrote:\n%swant %q in it", p.log.String(), text)
-		}
-	}
-}
-
-// restart starts the server again with the configuration that the host has.
-func (h *host) restart() *process {
-	h.t.Helper()
-	p := h.launch()
-	p.waitLog("msg=serving")
-	return p
-}
-
-// launch is restart without waiting.
-func (h *host) launch() *process {
-	h.t.Helper()
-	return h.start(h.serverCommand())
-}
-
-// serverCommand is the server with the configuration that the host has.
-func (h *host) serverCommand(more ...string) *exec.Cmd {
-	h.t.Helper()
-	return exec.Command(bin(h.t, serverBin), append(more, "-c", filepath.Join(h.dir, "server.json"))...)
-}

@@ -19,24 +19,6 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// watch starts a watch of the host and waits until it follows the kernel.
-func (h *host) watch(args ...string) *process {
-	h.t.Helper()
-	p := h.start(h.command(append([]string{"watch", "--debug"}, args...)...))
-	p.waitLog("msg=watching")
-	return p
-}
-
-// watchFile writes a watch's configuration and returns its path.
-func (h *host) watchFile(text string) string {
-	h.t.Helper()
-	path := filepath.Join(h.dir, "watch.json")
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
-	return path
-}
-
 // again makes a watch read its configuration again.
 func (p *process) again() {
 	p.t.Helper()
@@ -52,21 +34,6 @@ func (p *process) again() {
 	})
 }
 
-// served waits until an address has its source rule, and returns the table.
-func (h *host) served(addr string) (table string) {
-	h.t.Helper()
-	eventually(h.t, addr+" is served", func() error {
-		for _, rule := range append(h.rules(), h.rules6()...) {
-			if rest, ok := strings.CutPrefix(rule, "10000: from "+addr+" lookup "); ok {
-				table = strings.Fields(rest)[0]
-				return nil
-			}
-		}
-		return errors.New("no source rule")
-	})
-	return table
-}
-
 // notServed fails the test if an address has a rule now.
 func (h *host) notServed(addr string) {
 	h.t.Helper()
@@ -74,60 +41,6 @@ func (h *host) notServed(addr string) {
 		if strings.Contains(rule, " from "+addr+" ") {
 			h.t.Errorf("%s is served: %s", addr, rule)
 		}
-	}
-}
-
-// waitNotServed waits until an address has no rule.
-func (h *host) waitNotServed(addr string) {
-	h.t.Helper()
-	eventually(h.t, addr+" is not served", func() error {
-		for _, rule := range append(h.rules(), h.rules6()...) {
-			if strings.Contains(rule, " from "+addr+" ") {
-				return errors.New(rule)
-			}
-		}
-		return nil
-	})
-}
-
-// unbound are the tables of the unbound rules, in the kernel's order.
-func unbound(rules []string) (tables []string) {
-	for _, rule := range rules {
-		if rest, ok := strings.CutPrefix(rule, "91000: from all iif lo lookup "); ok {
-			tables = append(tables, strings.Fields(rest)[0])
-		}
-	}
-	return tables
-}
-
-// hear notes what `ip monitor` shows of the rules of a family until stop, which returns it.
-func (h *host) hear(family string) (stop func() []string) {
-	h.t.Helper()
-	p := h.start(h.sh("exec ip -" + family + " monitor rule"))
-	marks := 0
-	mark := func() {
-		h.t.Helper()
-		marks++
-		pref := fmt.Sprint(32000 + marks)
-		eventually(h.t, "ip monitor shows rules", func() error {
-			h.ns.IP(h.t, "-"+family+" rule add pref "+pref+" lookup 99")
-			h.ns.IP(h.t, "-"+family+" rule del pref "+pref+" lookup 99")
-			if !strings.Contains(p.log.String(), "Deleted "+pref+":") {
-				return errors.New("not yet")
-			}
-			return nil
-		})
-	}
-	mark()
-	return func() (heard []string) {
-		h.t.Helper()
-		mark()
-		for line := range strings.Lines(p.log.String()) {
-			if line = strings.Join(strings.Fields(line), " "); line != "" && !strings.Contains(line, "lookup 99") {
-				heard = append(heard, line)
-			}
-		}
-		return heard
 	}
 }
 
@@ -192,24 +105,6 @@ func TestWatchLinks(t *testing.T) {
 	if code := p.stop(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-}
-
-func unorderedError(got, want []string) error {
-	if diff := unordered(got, want); diff != "" {
-		return errors.New(diff)
-	}
-	return nil
-}
-
-// tableNumber is the table of an address that has one, 0 else.
-func (h *host) tableNumber(addr string) (table uint32) {
-	h.t.Helper()
-	for _, rule := range append(h.rules(), h.rules6()...) {
-		if rest, ok := strings.CutPrefix(rule, "10000: from "+addr+" lookup "); ok {
-			fmt.Sscan(rest, &table)
-		}
-	}
-	return table
 }
 
 func TestWatchDefaults(t *testing.T) {
@@ -554,9 +449,6 @@ func TestWatchAttacked(t *testing.T) {
 	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2"))...)
 	h.waitRoutes(table, "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2")
 }
-
-// sh is a shell's command, to be started.
-func (h *host) sh(script string) *exec.Cmd { return exec.Command("sh", "-c", script) }
 
 // send sends datagrams from an address of the host to another one of the far end, which
 // counts them, until stop; that says how many were sent and came.

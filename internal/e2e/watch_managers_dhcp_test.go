@@ -1,54 +1,15 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 )
 
-// dhclient6 runs dhclient for IPv6 as ifup does, until it has gone to the background. It
-// does not wait for the link-local address that it binds to.
-func (h *home) dhclient6(ifname string, more ...string) {
-	h.t.Helper()
-	eventually(h.t, ifname+" has a link-local address", func() error {
-		out := h.ns.IP(h.t, "-6 address show dev "+ifname+" scope link -tentative")
-		if !strings.Contains(out, "fe80::") {
-			return errors.New(out)
-		}
-		return nil
-	})
-	h.sh(`if=$1; shift; dhclient -6 -v -pf "/run/dhclient6.$if.pid" -lf "/var/lib/dhcp/dhclient6.$if.leases" "$@" "$if" >&2`,
-		append([]string{ifname}, more...)...)
-}
-
 // given6 is the address that the servers of DHCPv6 give out in a network.
 func given6(n, i int) string { return strings.TrimSuffix(prefix6(n, i), "/64") + "100" }
-
-// dnsmasq6At starts a dnsmasq at provider n that gives out addresses of both families and
-// advertises itself as the router.
-func (h *home) dnsmasq6At(n int, more ...string) *process {
-	h.t.Helper()
-	return h.dnsmasqAt(n, append([]string{"--enable-ra", "--ra-param=lan,4,30",
-		"--dhcp-range=" + given6(n, 0) + "," + given6(n, 0) + ",64,1h"}, more...)...)
-}
-
-// dhcpd6At starts isc-dhcpd for IPv6 at provider n. It remembers what it has leased before,
-// and who it is.
-func (h *home) dhcpd6At(n int, config string) *process {
-	h.t.Helper()
-	base := h.dhcpd6Files(n)
-	h.sh(`printf %s "$2" >"$1.conf"; : >>"$1.leases"`, base, config)
-	p := h.inNamespace(h.isps[n].ns, "dhcpd", "-6", "-f", "-d", "-user", "root", "-group", "root",
-		"-cf", base+".conf", "-lf", base+".leases", "-pf", base+".pid", "lan")
-	p.waitLog("Server starting service")
-	return p
-}
-
-func (h *home) dhcpd6Files(n int) string { return filepath.Join(h.dir, fmt.Sprintf("dhcpd6-%d", n)) }
 
 // dhclient has nothing of ours in its script, and its IPv6 addresses no route of their own.
 func TestWatchManagersDhclient(t *testing.T) {

@@ -3,9 +3,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -13,83 +10,12 @@ import (
 	"time"
 )
 
-// fullSize tells whether tests run at the size that takes long.
-func fullSize() bool { return os.Getenv("SOAK") == "full" }
-
-// batch runs many `ip` commands in one process.
-func (h *host) batch(lines []string) {
-	h.t.Helper()
-	path := filepath.Join(h.dir, "batch")
-	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
-	h.ns.IP(h.t, "-batch "+path)
-}
-
-// many makes links whose far ends are in the same namespace, and are called far0, far1 ...
-func (h *host) many(links int) {
-	h.t.Helper()
-	var lines []string
-	for i := range links {
-		lines = append(lines, fmt.Sprintf("link add wan%d type veth peer name far%d", i, i),
-			fmt.Sprintf("link set wan%d up", i), fmt.Sprintf("link set far%d up", i))
-	}
-	h.batch(lines)
-}
-
 // numbered is the n-th address of a link, with its length: in turns of IPv4 and IPv6.
 func numbered(link, n int) string {
 	if n%2 == 0 {
 		return fmt.Sprintf("10.%d.%d.2/24", link+1, n)
 	}
 	return fmt.Sprintf("2001:db8:%x:%x::2/64", link+1, n)
-}
-
-// watchPlain starts a watch that logs what it does by default: the static command in a run
-// at full size, whose figures count.
-func (h *host) watchPlain(args ...string) *process {
-	h.t.Helper()
-	path := bin(h.t, clientBin)
-	if dir := os.Getenv("TABLE_ALLOCATOR_STATIC_BIN"); dir != "" && fullSize() {
-		path = filepath.Join(dir, clientBin)
-	}
-	p := h.start(exec.Command(path, append([]string{"watch", "--exclude", "lo,far*"}, args...)...))
-	p.waitLog("msg=watching")
-	return p
-}
-
-// unboundRules counts the unbound rules of both families: one for each address that is served.
-func (h *host) unboundRules() int {
-	h.t.Helper()
-	n := 0
-	for _, family := range []string{"-4", "-6"} {
-		n += strings.Count(h.ns.IP(h.t, family+" rule show pref 91000"), "\n")
-	}
-	return n
-}
-
-// pssOf is the proportional set size of a process in KiB.
-func pssOf(t *testing.T, pid int) (kib int) {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
-			fmt.Sscan(rest, &kib)
-		}
-	}
-	return kib
-}
-
-func fdCount(t *testing.T, pid int) int {
-	t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
 }
 
 // waitNothingLeft waits until all that was served is gone, but for the process that serves.

@@ -1,45 +1,12 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"syscall"
 	"testing"
 )
-
-// row is what status tells programs of an address.
-type row struct {
-	Ifname    string `json:"ifname"`
-	Address   string `json:"address"`
-	Family    string `json:"family"`
-	Table     uint32 `json:"table"`
-	LeaseLeft int64  `json:"lease_left"`
-	Gateway   string `json:"gateway"`
-	PID       int    `json:"pid"`
-	Mode      string `json:"mode"`
-	Missing   string `json:"missing"`
-}
-
-// statusRows asks for the status and checks its exit code.
-func (h *host) statusRows(args ...string) (rows []row) {
-	h.t.Helper()
-	r := h.run(bin(h.t, clientBin), append([]string{"status", "--json"}, args...)...)
-	if err := json.Unmarshal([]byte(r.stdout), &rows); err != nil {
-		h.t.Fatalf("status --json: %v\n%s%s", err, r.stdout, r.stderr)
-	}
-	missing := 0
-	for _, row := range rows {
-		if row.Missing != "" {
-			missing = 1
-		}
-	}
-	if r.code != missing {
-		h.t.Errorf("exit code %d for %s", r.code, r.stdout)
-	}
-	return rows
-}
 
 const longAddress = "2001:db8:1234:5678:9abc:def0:1234:5678"
 

@@ -11,10 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // home is a site without any hook of ours, whose addresses a watch serves in both
@@ -24,23 +21,6 @@ type home struct {
 	server *process // of tables
 	watch  *process
 }
-
-const (
-	special6 = "2001:db8:aaaa::1" // is there, too
-	// router6 is the address that every provider's router has on its customers' link.
-	router6 = "fe80::1"
-)
-
-// block6 is what a provider has of IPv6; it drops packets from elsewhere, and counts them.
-func block6(n int) netip.Prefix {
-	return netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d000::/36", n+1))
-}
-
-// prefix6 is one of the networks that it gives out.
-func prefix6(n, i int) string { return fmt.Sprintf("2001:db8:%d00%d::/64", n+1, i) }
-
-// router6At is the address of its router in one of them.
-func router6At(n, i int) string { return strings.TrimSuffix(prefix6(n, i), "/64") + "1" }
 
 // newHome makes a home with the first of the providers.
 func newHome(t *testing.T, uplinks int) *home {
@@ -92,6 +72,23 @@ func (h *home) watched(options ...string) {
 	h.watch = h.start(exec.Command(bin(h.t, clientBin), append([]string{"watch", "--debug"}, options...)...))
 	h.watch.waitLog("msg=watching")
 }
+
+// block6 is what a provider has of IPv6; it drops packets from elsewhere, and counts them.
+func block6(n int) netip.Prefix {
+	return netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d000::/36", n+1))
+}
+
+// prefix6 is one of the networks that it gives out.
+func prefix6(n, i int) string { return fmt.Sprintf("2001:db8:%d00%d::/64", n+1, i) }
+
+// router6At is the address of its router in one of them.
+func router6At(n, i int) string { return strings.TrimSuffix(prefix6(n, i), "/64") + "1" }
+
+const (
+	special6 = "2001:db8:aaaa::1" // is there, too
+	// router6 is the address that every provider's router has on its customers' link.
+	router6 = "fe80::1"
+)
 
 // waitServed waits until an address has its table, with routes that match want as in
 // waitRoutes, and packets from it pass its own provider.
@@ -207,6 +204,38 @@ func (h *home) mainHolds(want ...string) {
 	})
 }
 
+// waitQuiet waits until the kernel makes nothing of the advertisements on a link: it is
+// another's task.
+func (h *home) waitQuiet(ifname string) {
+	h.t.Helper()
+	eventually(h.t, "the kernel leaves advertisements on "+ifname+" alone", func() error {
+		var value []byte
+		var err error
+		h.ns.Do(func() { value, err = os.ReadFile("/proc/sys/net/ipv6/conf/" + ifname + "/accept_ra") })
+		if err == nil && string(value) != "0\n" {
+			err = fmt.Errorf("accept_ra is %q", value)
+		}
+		return err
+	})
+}
+
+// routesOf are the routes of an address at provider n that routers advertise.
+func (h *home) routesOf(n int) []string {
+	dev := " dev " + h.isps[n].ifname
+	return []string{prefix6(n, 0) + dev, "default via " + router6 + dev}
+}
+
+// mac is the hardware address of the host's link to provider n.
+func (h *home) mac(n int) string {
+	h.t.Helper()
+	f := strings.Fields(h.ns.IP(h.t, "-o link show "+h.isps[n].ifname))
+	at := slices.Index(f, "link/ether")
+	if at < 0 {
+		h.t.Fatalf("no hardware address in %q", f)
+	}
+	return f[at+1]
+}
+
 // address is one as ip -j shows it.
 type address struct {
 	Local                            string
@@ -255,84 +284,7 @@ func (h *home) waitAddress(ifname, network string, like func(address) bool) (fou
 }
 
 func anyAddress(address) bool { return true }
-func slaac(a address) bool    { return !a.Temporary && a.Prefixlen == 64 }
-func ofDHCP(a address) bool   { return a.Prefixlen == 128 }
 
-// advertise starts radvd at provider n; options are what it says of the link.
-func (h *home) advertise(n int, options string) *daemonRA {
-	h.t.Helper()
-	return h.advertiseOn(n, "lan", options)
-}
+func slaac(a address) bool { return !a.Temporary && a.Prefixlen == 64 }
 
-// daemonRA is a radvd.
-type daemonRA struct {
-	*process
-	h            *home
-	path, ifname string
-}
-
-func (h *home) advertiseOn(n int, ifname, options string) *daemonRA {
-	h.t.Helper()
-	d := &daemonRA{h: h, ifname: ifname, path: filepath.Join(h.dir, fmt.Sprintf("radvd-%d-%s", n, ifname))}
-	d.configure(options)
-	d.process = h.inNamespace(h.isps[n].ns, "radvd", "--nodaemon", "--logmethod=stderr", "--config="+d.path+".conf", "--pidfile="+d.path+".pid")
-	d.waitLog("version")
-	return d
-}
-
-// configure writes the configuration. Advertisements come each second: AdvIntervalOpt lets
-// radvd allow that.
-func (d *daemonRA) configure(options string) {
-	d.h.t.Helper()
-	text := "interface " + d.ifname + " { AdvSendAdvert on; AdvIntervalOpt on; MinRtrAdvInterval 0.5; MaxRtrAdvInterval 1; " + options + " };\n"
-	if err := os.WriteFile(d.path+".conf", []byte(text), 0o644); err != nil {
-		d.h.t.Fatal(err)
-	}
-}
-
-// change makes a radvd that runs say something else from now on.
-func (d *daemonRA) change(options string) {
-	d.h.t.Helper()
-	d.configure(options)
-	if err := d.cmd.Process.Signal(unix.SIGHUP); err != nil {
-		d.h.t.Fatal(err)
-	}
-}
-
-// end is SIGTERM, upon which radvd says goodbye.
-func (d *daemonRA) end() {
-	d.h.t.Helper()
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		d.h.t.Fatal(err)
-	}
-	d.wait()
-}
-
-// prefixOption is the option of radvd for a network.
-func prefixOption(network string, valid, preferred int, more ...string) string {
-	return fmt.Sprintf("prefix %s { AdvValidLifetime %d; AdvPreferredLifetime %d; %s };", network, valid, preferred, strings.Join(more, " "))
-}
-
-// waitQuiet waits until the kernel makes nothing of the advertisements on a link: it is
-// another's task.
-func (h *home) waitQuiet(ifname string) {
-	h.t.Helper()
-	eventually(h.t, "the kernel leaves advertisements on "+ifname+" alone", func() error {
-		var value []byte
-		var err error
-		h.ns.Do(func() { value, err = os.ReadFile("/proc/sys/net/ipv6/conf/" + ifname + "/accept_ra") })
-		if err == nil && string(value) != "0\n" {
-			err = fmt.Errorf("accept_ra is %q", value)
-		}
-		return err
-	})
-}
-
-func readFile(t *testing.T, path string) string {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
+func ofDHCP(a address) bool { return a.Prefixlen == 128 }

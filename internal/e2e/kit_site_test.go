@@ -1,12 +1,8 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
@@ -288,27 +282,6 @@ func (s *site) waitMain(ifname string, want ...string) {
 	})
 }
 
-func matchRoutes(got, want []string) error {
-	left := append([]string(nil), got...)
-	for _, w := range want {
-		found := false
-		for i, r := range left {
-			if r == w || strings.HasPrefix(r, w+" ") {
-				left = append(left[:i], left[i+1:]...)
-				found = true
-				break
-			}
-		}
-		if !found {
-			return fmt.Errorf("there is no %q in %q", w, got)
-		}
-	}
-	if len(left) > 0 {
-		return fmt.Errorf("too many: %q, want %q", left, want)
-	}
-	return nil
-}
-
 // waitGone waits until nothing is left of an address: lease, holder, rules, table.
 func (s *site) waitGone(addr string) {
 	s.t.Helper()
@@ -345,116 +318,4 @@ func (s *site) waitServers(want ...string) {
 		}
 		return nil
 	})
-}
-
-// dhcpLease is a lease of a DHCP server of the test's making.
-type dhcpLease struct {
-	addr, mask, router string
-	seconds, renew     uint32 // how long it lasts, and when to renew
-}
-
-// dhcpServer is a DHCP server that does what no real one can be made to do.
-type dhcpServer struct {
-	mu    sync.Mutex
-	lease dhcpLease
-	deny  bool // say no
-	heard []string
-}
-
-func (d *dhcpServer) set(f func(d *dhcpServer)) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	f(d)
-}
-
-// dhcp starts one at a provider.
-func (s *site) dhcp(n int, lease dhcpLease) *dhcpServer {
-	s.t.Helper()
-	d := &dhcpServer{lease: lease}
-	gateway := netip.MustParseAddr(s.isps[n].gateway)
-	s.isps[n].ns.Do(func() {
-		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-			ctlErr := c.Control(func(fd uintptr) {
-				err = errors.Join(unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lan"),
-					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1))
-			})
-			return errors.Join(ctlErr, err)
-		}}
-		conn, err := lc.ListenPacket(context.Background(), "udp4", ":67")
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		var done sync.WaitGroup
-		done.Go(func() {
-			buf := make([]byte, 1500)
-			for {
-				size, _, err := conn.ReadFrom(buf)
-				if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
-					return
-				}
-				if err != nil || size < 240 {
-					continue
-				}
-				if reply, to := d.answer(buf[:size], gateway); reply != nil {
-					_, _ = conn.WriteTo(reply, to) // a client that hears nothing asks again
-				}
-			}
-		})
-		s.t.Cleanup(func() {
-			conn.Close()
-			done.Wait()
-		})
-	})
-	return d
-}
-
-// answer makes the reply to a request: RFC 2131, RFC 2132.
-func (d *dhcpServer) answer(request []byte, server netip.Addr) ([]byte, net.Addr) {
-	const discover, offer, ask, ack, nak = 1, 2, 3, 5, 6
-	kind := byte(0)
-	for o := request[240:]; len(o) > 2 && o[0] != 255; o = o[2+int(o[1]):] {
-		if o[0] == 53 {
-			kind = o[2]
-		}
-		if len(o) < 2+int(o[1]) {
-			return nil, nil
-		}
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.heard = append(d.heard, strconv.Itoa(int(kind)))
-	ciaddr := netip.AddrFrom4([4]byte(request[12:16]))
-	reply := make([]byte, 240, 300)
-	copy(reply, request[:44])
-	reply[0] = 2
-	copy(reply[236:240], []byte{99, 130, 83, 99})
-	option := func(code byte, value ...byte) {
-		reply = append(append(reply, code, byte(len(value))), value...)
-	}
-	number := func(v uint32) []byte { return []byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)} }
-	switch {
-	case kind == discover:
-		option(53, offer)
-	case kind == ask && d.deny:
-		option(53, nak)
-	case kind == ask:
-		option(53, ack)
-	default:
-		return nil, nil
-	}
-	option(54, server.AsSlice()...)
-	to := &net.UDPAddr{IP: net.IPv4bcast, Port: 68}
-	if reply[242] != nak {
-		copy(reply[16:20], netip.MustParseAddr(d.lease.addr).AsSlice())
-		option(1, netip.MustParseAddr(d.lease.mask).AsSlice()...)
-		option(3, netip.MustParseAddr(d.lease.router).AsSlice()...)
-		option(6, server.AsSlice()...)
-		option(51, number(d.lease.seconds)...)
-		option(58, number(d.lease.renew)...)
-		option(59, number(d.lease.seconds*7/8)...)
-		if ciaddr.IsValid() && !ciaddr.IsUnspecified() {
-			to.IP = ciaddr.AsSlice()
-		}
-	}
-	return append(reply, 255), to
 }

@@ -1,0 +1,231 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// userBin is the client where any user may run it.
+var userBin = sync.OnceValues(func() (string, error) {
+	from, err := binDir()
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "userbin")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	data, err := os.ReadFile(filepath.Join(from, clientBin))
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, clientBin)
+	return path, os.WriteFile(path, data, 0o755)
+})
+
+// clientWith runs the client through setpriv with the given words.
+func (h *host) clientWith(setpriv string, args ...string) result {
+	h.t.Helper()
+	path, err := userBin()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return h.run("setpriv", append(append(strings.Fields(setpriv), path), args...)...)
+}
+
+// command is the client, to be started.
+func (h *host) command(args ...string) *exec.Cmd {
+	h.t.Helper()
+	return exec.Command(bin(h.t, clientBin), args...)
+}
+
+const (
+	asStranger     = "--reuid 4711 --regid 4711 --clear-groups"
+	withoutNetwork = "--bounding-set -net_admin --inh-caps -net_admin"
+)
+
+// shell runs a script; $CLIENT is the client with a log and debugging.
+func (h *host) shell(script string) result {
+	h.t.Helper()
+	client := fmt.Sprintf("%s -l %s --debug", bin(h.t, clientBin), filepath.Join(h.dir, "client.log"))
+	return h.run("sh", "-c", "CLIENT='"+client+"'\nDIR='"+h.dir+"'\n"+script)
+}
+
+// front starts the client with -f and returns it with the table that it prints.
+func (h *host) front(args ...string) (*process, string) {
+	h.t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer w.Close()
+	cmd := h.command(append([]string{"-f", "--debug"}, args...)...)
+	cmd.Stdout = w
+	p := h.start(cmd)
+	w.Close()
+	if err := r.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		h.t.Fatal(err)
+	}
+	line, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		h.t.Fatalf("table of %s: %v; it wrote:\n%s", cmd, err, p.log.String())
+	}
+	h.t.Cleanup(func() { r.Close() })
+	return p, strings.TrimSuffix(line, "\n")
+}
+
+// waitClients waits until n client processes are there, and returns their pids.
+func (h *host) waitClients(n int) (pids []int) {
+	h.t.Helper()
+	eventually(h.t, fmt.Sprintf("clients are %d", n), func() error {
+		if pids = h.pids(clientBin); len(pids) != n {
+			return fmt.Errorf("clients: %d", pids)
+		}
+		return nil
+	})
+	return pids
+}
+
+// onlyClient is the pid of the one client process that is there.
+func (h *host) onlyClient() int {
+	h.t.Helper()
+	return h.waitClients(1)[0]
+}
+
+// signalClients sends a signal to all clients of the host.
+func (h *host) signalClients(sig syscall.Signal) {
+	h.t.Helper()
+	for _, pid := range h.pids(clientBin) {
+		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// waitNoClient waits until no client is left.
+func (h *host) waitNoClient() {
+	h.t.Helper()
+	h.waitClients(0)
+}
+
+// waitClientLog waits until the clients' log has text n times.
+func (h *host) waitClientLog(n int, text string) {
+	h.t.Helper()
+	eventually(h.t, fmt.Sprintf("the clients have logged %q %d times", text, n), func() error {
+		if got := strings.Count(h.clientLog(), text); got < n {
+			return fmt.Errorf("%d times", got)
+		}
+		return nil
+	})
+}
+
+// client runs the client as hooks do.
+func (h *host) client(args ...string) result {
+	h.t.Helper()
+	return h.run(bin(h.t, clientBin), append([]string{"-l", filepath.Join(h.dir, "client.log"), "--debug"}, args...)...)
+}
+
+// lease runs the client for an IPv4 address and returns the table that it printed.
+func (h *host) lease(addr, ifname string, more ...string) uint32 {
+	h.t.Helper()
+	r := h.client(append([]string{"-4", "-a", addr, "-i", ifname}, more...)...)
+	table, err := strconv.ParseUint(strings.TrimSuffix(r.stdout, "\n"), 10, 32)
+	if err != nil || r.code != 0 {
+		h.t.Fatalf("client for %s on %s: stdout %q, exit code %d, stderr: %s", addr, ifname, r.stdout, r.code, r.stderr)
+	}
+	return uint32(table)
+}
+
+func (h *host) lease6(address, ifname string, more ...string) string {
+	h.t.Helper()
+	r := h.client(append([]string{"-6", "-a", address, "-i", ifname}, more...)...)
+	if r.code != 0 {
+		h.t.Fatalf("client for %s: %d, %s", address, r.code, r.stderr)
+	}
+	return strings.TrimSpace(r.stdout)
+}
+
+// clientLog is what all clients of the host logged.
+func (h *host) clientLog() string {
+	text, err := os.ReadFile(filepath.Join(h.dir, "client.log"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		h.t.Error(err)
+	}
+	return string(text)
+}
+
+// watch starts a watch of the host and waits until it follows the kernel.
+func (h *host) watch(args ...string) *process {
+	h.t.Helper()
+	p := h.start(h.command(append([]string{"watch", "--debug"}, args...)...))
+	p.waitLog("msg=watching")
+	return p
+}
+
+// watchFile writes a watch's configuration and returns its path.
+func (h *host) watchFile(text string) string {
+	h.t.Helper()
+	path := filepath.Join(h.dir, "watch.json")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	return path
+}
+
+// watchPlain starts a watch that logs what it does by default: the static command in a run
+// at full size, whose figures count.
+func (h *host) watchPlain(args ...string) *process {
+	h.t.Helper()
+	path := bin(h.t, clientBin)
+	if dir := os.Getenv("TABLE_ALLOCATOR_STATIC_BIN"); dir != "" && fullSize() {
+		path = filepath.Join(dir, clientBin)
+	}
+	p := h.start(exec.Command(path, append([]string{"watch", "--exclude", "lo,far*"}, args...)...))
+	p.waitLog("msg=watching")
+	return p
+}
+
+// row is what status tells programs of an address.
+type row struct {
+	Ifname    string `json:"ifname"`
+	Address   string `json:"address"`
+	Family    string `json:"family"`
+	Table     uint32 `json:"table"`
+	LeaseLeft int64  `json:"lease_left"`
+	Gateway   string `json:"gateway"`
+	PID       int    `json:"pid"`
+	Mode      string `json:"mode"`
+	Missing   string `json:"missing"`
+}
+
+// statusRows asks for the status and checks its exit code.
+func (h *host) statusRows(args ...string) (rows []row) {
+	h.t.Helper()
+	r := h.run(bin(h.t, clientBin), append([]string{"status", "--json"}, args...)...)
+	if err := json.Unmarshal([]byte(r.stdout), &rows); err != nil {
+		h.t.Fatalf("status --json: %v\n%s%s", err, r.stdout, r.stderr)
+	}
+	missing := 0
+	for _, row := range rows {
+		if row.Missing != "" {
+			missing = 1
+		}
+	}
+	if r.code != missing {
+		h.t.Errorf("exit code %d for %s", r.code, r.stdout)
+	}
+	return rows
+}

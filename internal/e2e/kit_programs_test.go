@@ -1,0 +1,299 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a command of ours that runs until the test ends it.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	log  *logBuffer
+	done chan struct{} // closed when it has ended
+}
+
+// kill is kill -9.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may have ended already
+	<-p.done
+}
+
+// stop is SIGTERM; it returns the exit code.
+func (p *process) stop() int {
+	p.t.Helper()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // as above
+	return p.wait()
+}
+
+// wait waits for the end and returns the exit code.
+func (p *process) wait() int {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		p.t.Fatalf("%s does not end; it wrote:\n%s", p.cmd, p.log.String())
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// waitLog waits until it has written text.
+func (p *process) waitLog(text string) {
+	p.t.Helper()
+	eventually(p.t, "the log says "+text, func() error {
+		if strings.Contains(p.log.String(), text) {
+			return nil
+		}
+		select {
+		case <-p.done:
+			p.t.Fatalf("%s ended without writing %q; it wrote:\n%s", p.cmd, text, p.log.String())
+		default:
+		}
+		return fmt.Errorf("it wrote:\n%s", p.log.String())
+	})
+}
+
+// logBuffer is a buffer that can be read while it is written.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// result is what a command that ended left.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// start runs cmd in the host and keeps what it writes.
+func (h *host) start(cmd *exec.Cmd) *process {
+	h.t.Helper()
+	p := &process{t: h.t, cmd: cmd, log: &logBuffer{}, done: make(chan struct{})}
+	if cmd.Stderr == nil {
+		cmd.Stderr = p.log
+	}
+	if cmd.Stdout == nil {
+		cmd.Stdout = p.log
+	}
+	if err := h.ns.Start(cmd); err != nil {
+		h.t.Fatalf("start %s: %v", cmd, err)
+	}
+	go func() {
+		_ = cmd.Wait() // its end is what counts; the state says how
+		close(p.done)
+	}()
+	h.t.Cleanup(func() {
+		p.kill()
+		if strings.Contains(p.log.String(), "DATA RACE") {
+			h.t.Error("the race detector has something to say")
+		}
+		if h.t.Failed() {
+			h.t.Logf("%s wrote:\n%s", filepath.Base(cmd.Path), p.log.String())
+		}
+	})
+	return p
+}
+
+// run runs a command in the host to its end. What it leaves in the background has to
+// let go of the output, or run does not return.
+func (h *host) run(name string, args ...string) result {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := h.ns.Start(cmd); err != nil {
+		h.t.Fatalf("start %s: %v", cmd, err)
+	}
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if ctx.Err() != nil || err != nil && !errors.As(err, &exit) {
+		h.t.Fatalf("%s: %v\nstdout: %s\nstderr: %s", cmd, err, stdout.String(), stderr.String())
+	}
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// together runs many commands at once to their ends.
+func (h *host) together(cmds []*exec.Cmd) []result {
+	h.t.Helper()
+	outs := make([]struct{ stdout, stderr bytes.Buffer }, len(cmds))
+	errs := make([]error, len(cmds))
+	var all sync.WaitGroup
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	for i, cmd := range cmds {
+		cmd.Stdout, cmd.Stderr = &outs[i].stdout, &outs[i].stderr
+		all.Go(func() {
+			if errs[i] = h.ns.Start(cmd); errs[i] == nil {
+				stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // it may have ended
+				errs[i] = cmd.Wait()
+				stop()
+			}
+		})
+	}
+	all.Wait()
+	var results []result
+	for i, cmd := range cmds {
+		var exit *exec.ExitError
+		if errs[i] != nil && !errors.As(errs[i], &exit) {
+			h.t.Fatalf("%s: %v", cmd, errs[i])
+		}
+		results = append(results, result{outs[i].stdout.String(), outs[i].stderr.String(), cmd.ProcessState.ExitCode()})
+	}
+	return results
+}
+
+// sh is a shell's command, to be started.
+func (h *host) sh(script string) *exec.Cmd { return exec.Command("sh", "-c", script) }
+
+// as runs f inside the host on a thread of its own that belongs to user uid, and
+// returns when f has called ready or returned. Sockets that f makes or writes to are
+// that user's to the kernel.
+func (h *host) as(uid int, f func(ready func())) {
+	h.t.Helper()
+	begun, ended := make(chan struct{}), make(chan struct{})
+	var err error
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		var ns *os.File
+		if ns, err = os.Open(h.ns.Path()); err != nil {
+			return
+		}
+		err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		ns.Close()
+		if err != nil {
+			return
+		}
+		// The raw call: of this thread, where the library's would be of all.
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+			err = errno
+			return
+		}
+		f(sync.OnceFunc(func() { close(begun) }))
+	}()
+	select {
+	case <-begun:
+	case <-ended:
+		if err != nil {
+			h.t.Fatalf("become uid %d: %v", uid, err)
+		}
+	}
+}
+
+// pids are the processes of a command of ours in this host.
+func (h *host) pids(name string) []int {
+	h.t.Helper()
+	own, err := os.Stat(h.ns.Path())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var pids []int
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		exe, err := os.Readlink("/proc/" + p.Name() + "/exe")
+		if err != nil || filepath.Base(exe) != name {
+			continue
+		}
+		if ns, err := os.Stat("/proc/" + p.Name() + "/ns/net"); err == nil && os.SameFile(own, ns) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// freeze stops a process, and waits until its last thread stands still.
+func (h *host) freeze(pid int) {
+	h.t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		h.t.Fatal(err)
+	}
+	eventually(h.t, fmt.Sprintf("process %d is stopped", pid), func() error {
+		for _, state := range status(h.t, pid, "State") {
+			if !strings.HasPrefix(state, "T") {
+				return errors.New(state)
+			}
+		}
+		return nil
+	})
+}
+
+// status is a field of /proc/PID/status of each thread of a process.
+func status(t *testing.T, pid int, field string) []string {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("threads of %d: %q, %v", pid, files, err)
+	}
+	var values []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // a thread that ended
+		}
+		for line := range strings.Lines(string(text)) {
+			if value, ok := strings.CutPrefix(line, field+":"); ok {
+				values = append(values, strings.TrimSpace(value))
+			}
+		}
+	}
+	return values
+}
+
+func fdCount(t *testing.T, pid int) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// pssOf is the proportional set size of a process in KiB.
+func pssOf(t *testing.T, pid int) (kib int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+			fmt.Sscan(rest, &kib)
+		}
+	}
+	return kib
+}

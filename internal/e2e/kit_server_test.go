@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// config writes a configuration file: the original's keys for this host, and those in
+// more, one `"key":value` each, instead or besides.
+func (h *host) config(more ...string) string {
+	h.t.Helper()
+	keys := map[string]string{
+		"socket_path":   `"tas_socket"`,
+		"table_offset":  "10000",
+		"num_tables":    "40",
+		"table_timeout": "3600",
+		"db_path":       strconv.Quote(h.db),
+		"do_syslog":     "false",
+		"addr_families": `{"inet":true,"inet6":true,"unspec":true}`,
+	}
+	for _, m := range more {
+		key, value, ok := strings.Cut(m, ":")
+		if !ok {
+			h.t.Fatalf("config: %q is no member", m)
+		}
+		keys[strings.Trim(key, `"`)] = value
+	}
+	text := "{ // a comment, as in the original's example\n"
+	for key, value := range keys {
+		text += fmt.Sprintf("  %q: %s,\n", key, value)
+	}
+	text = strings.TrimSuffix(text, ",\n") + "\n}\n"
+	path := filepath.Join(h.dir, "server.json")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	return path
+}
+
+// serve starts the server and waits until it serves.
+func (h *host) serve(config ...string) *process {
+	h.t.Helper()
+	p := h.start(exec.Command(bin(h.t, serverBin), "--debug", "-c", h.config(config...)))
+	p.waitLog("msg=serving")
+	return p
+}
+
+// restart starts the server again with the configuration that the host has.
+func (h *host) restart() *process {
+	h.t.Helper()
+	p := h.launch()
+	p.waitLog("msg=serving")
+	return p
+}
+
+// launch is restart without waiting.
+func (h *host) launch() *process {
+	h.t.Helper()
+	return h.start(h.serverCommand())
+}
+
+// serverCommand is the server with the configuration that the host has.
+func (h *host) serverCommand(more ...string) *exec.Cmd {
+	h.t.Helper()
+	return exec.Command(bin(h.t, serverBin), append(more, "-c", filepath.Join(h.dir, "server.json"))...)
+}
+
+// refuse runs the server to its end, which must be exit code 1 with every one of texts
+// on stderr.
+func (h *host) refuse(cmd *exec.Cmd, texts ...string) {
+	h.t.Helper()
+	p := h.start(cmd)
+	if code := p.wait(); code != 1 {
+		h.t.Errorf("exit code: got %d, want 1; it wrote:\n%s", code, p.log.String())
+	}
+	for _, text := range texts {
+		if !strings.Contains(p.log.String(), text) {
+			h.t.Errorf("it wrote:\n%swant %q in it", p.log.String(), text)
+		}
+	}
+}
+
+// leases is what sqlite3 says of the leases: table|family|ifname|address|tag|owner.
+func (h *host) leases() []string {
+	h.t.Helper()
+	out := h.sqlite(`select "table", family, ifname, address, tag, owner from leases`)
+	return strings.Fields(strings.ReplaceAll(strings.TrimSpace(out), " ", "_"))
+}
+
+// sqlite asks the database with sqlite3, as people do.
+func (h *host) sqlite(statement string) string {
+	h.t.Helper()
+	out, err := exec.Command("sqlite3", "-cmd", ".timeout 5000", h.db, statement).CombinedOutput()
+	if err != nil {
+		h.t.Fatalf("sqlite3 %s %q: %v\n%s", h.db, statement, err, out)
+	}
+	return string(out)
+}
+
+// wantLeases fails the test unless sqlite3 shows exactly these.
+func (h *host) wantLeases(want ...string) {
+	h.t.Helper()
+	if diff := unordered(h.leases(), want); diff != "" {
+		h.t.Errorf("leases: %s", diff)
+	}
+}
+
+// waitLeases waits until sqlite3 shows exactly these.
+func (h *host) waitLeases(want ...string) {
+	h.t.Helper()
+	eventually(h.t, "the leases are there", func() error {
+		if diff := unordered(h.leases(), want); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+}
