@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -71,25 +70,17 @@ func detach(f *flags) action {
 		}
 		return each(pids, *tree, func(c *cgroup.Cgroups, pid int) (cgroup.Process, error) {
 			if ifname != "" {
-				if err := boundTo(c, pid, ifname); err != nil {
+				bound, err := c.BoundTo(pid, ifname)
+				if err == nil && !bound {
+					err = fmt.Errorf("process %d is not bound to %s: %w", pid, ifname, unix.ESRCH)
+				}
+				if err != nil {
 					return cgroup.Process{}, err
 				}
 			}
 			return c.Detach(pid)
 		})
 	}
-}
-
-// boundTo returns an error unless a process is bound to the link.
-func boundTo(c *cgroup.Cgroups, pid int, ifname string) error {
-	all, err := c.Bound()
-	if err != nil {
-		return err
-	}
-	if !slices.ContainsFunc(all, func(b cgroup.Bound) bool { return b.Ifname == ifname && slices.Contains(b.PIDs, pid) }) {
-		return fmt.Errorf("process %d is not bound to %s: %w", pid, ifname, unix.ESRCH)
-	}
-	return nil
 }
 
 func parsePIDs(args []string) (pids []int, err error) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -235,15 +234,6 @@ func (t *trafficFlags) unbind() error {
 	case *t.pin:
 		return cgroup.Unpin(target)
 	}
-	all, err := bind.List(t.server, t.uids, target.Ifname)
-	if err != nil {
-		return err
-	}
-	all = slices.DeleteFunc(all, func(b bind.Bound) bool {
-		return b.Ifname != target.Ifname || b.OnLoss != t.config.OnLoss || b.Traffic != t.traffic
-	})
-	if len(all) == 0 {
-		return fmt.Errorf("%s is not bound to %s", t.traffic, target.Ifname)
-	}
-	return bind.Unbind(all)
+	t.config.Server, t.config.ServerUIDs = t.server, t.uids
+	return bind.Remove(t.config)
 }

@@ -210,7 +210,27 @@ func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err er
 	return all, sources, nil
 }
 
-// Unbind removes what Bindings has listed: guards first, since holders put lookups back.
+// Remove unbinds the traffic that Bind has bound with the same cfg.
+func Remove(cfg Config) error {
+	all, err := List(cfg.Server, cfg.ServerUIDs, cfg.Ifname)
+	if err != nil {
+		return err
+	}
+	for _, t := range cfg.Traffic {
+		bound := slices.DeleteFunc(slices.Clone(all), func(b Bound) bool {
+			return b.Ifname != cfg.Ifname || b.OnLoss != cfg.OnLoss || b.Traffic != t
+		})
+		if len(bound) == 0 {
+			return fmt.Errorf("%s is not bound to %s", t, cfg.Ifname)
+		}
+		if err := Unbind(bound); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Unbind removes what List has listed: guards first, since holders put lookups back.
 func Unbind(bound []Bound) error {
 	kernel, err := route.Dial()
 	if err != nil {
@@ -233,7 +253,7 @@ func Unbind(bound []Bound) error {
 	return errors.Join(errs...)
 }
 
-// UnbindAll sets every process free and removes every rule of a binding.
+// UnbindAll detaches every process and removes every rule of a binding.
 func UnbindAll(server string, uids []uint32) error {
 	cgroups, err := cgroup.Open()
 	if err != nil {

@@ -202,6 +202,12 @@ func (c *Cgroups) Bound() ([]Bound, error) {
 	return bound, nil
 }
 
+// BoundTo reports whether a process is in a cgroup that is bound to the interface.
+func (c *Cgroups) BoundTo(pid int, ifname string) (bool, error) {
+	all, err := c.Bound()
+	return slices.ContainsFunc(all, func(b Bound) bool { return b.Ifname == ifname && slices.Contains(b.PIDs, pid) }), err
+}
+
 // walk adds what is bound in a cgroup and below it; its processes count for the nearest cgroup above
 // them that is bound, all[*in].
 func (c *Cgroups) walk(cgroup string, in *int, all *[]Bound) error {
