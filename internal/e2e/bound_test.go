@@ -696,7 +696,7 @@ func TestBoundSoakMany(t *testing.T) {
 			lines = append(lines, fmt.Sprintf("address add %s dev wan%d", strings.Replace(numbered(link, 2*(n%100)), ".2/", fmt.Sprintf(".%d/", 2+n/100), 1), link))
 		}
 	}
-	p.batch(lines)
+	p.ns.Batch(p.t, lines...)
 	p.serve(fmt.Sprintf(`"num_tables":%d`, 2*(each+other)))
 	w := p.watchPlain()
 	eventually(t, "all addresses are served", func() error {

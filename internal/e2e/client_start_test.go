@@ -294,7 +294,8 @@ func TestClientFamilies(t *testing.T) {
 	h.link("wan0", "fd00::2/64")
 	h.serve()
 	h.isp.IP(t, "link set wan0 up")
-	for _, args := range []string{"-6 -a fd00::02 -n 64 -i wan0", "-6 -a fd00::2 -i wan0", "-a client/7 -i wan0", "-a client/7 -i wan0 -n 24"} {
+	// The identifier first: once the address has rules, their table is not leased to another family.
+	for _, args := range []string{"-a client/7 -i wan0", "-a client/7 -i wan0 -n 24", "-6 -a fd00::02 -n 64 -i wan0", "-6 -a fd00::2 -i wan0"} {
 		if r := h.client(strings.Fields(args)...); r.stdout != "10000\n" || r.code != 0 || r.stderr != "" {
 			t.Errorf("%s: got %+v", args, r)
 		}

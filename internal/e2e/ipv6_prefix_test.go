@@ -31,7 +31,7 @@ func (h *home) router() (inside []*home) {
 		ns.IP(h.t, "address add "+network+"5/64 dev eth0 nodad")
 		ns.IP(h.t, "route add default via "+network+"1")
 		ns.Do(func() { serveWho(h.t, net.JoinHostPort(network+"5", "7")) })
-		inside = append(inside, &home{site: &site{uplinks: &uplinks{host: &host{t: h.t, ns: ns}}}})
+		inside = append(inside, &home{site: &site{uplinks: &uplinks{host: hostIn(h.t, ns)}}})
 	}
 	// The provider routes the prefix to the address that the host's link always has.
 	hw, err := net.ParseMAC(h.mac(0))

@@ -15,6 +15,9 @@ import (
 	"time"
 )
 
+// clients are the processes of table-allocator-client on a machine.
+type clients struct{ *machine }
+
 // userBin is the client where any user may run it.
 var userBin = sync.OnceValues(func() (string, error) {
 	from, err := binDir()
@@ -37,7 +40,7 @@ var userBin = sync.OnceValues(func() (string, error) {
 })
 
 // clientWith runs the client through setpriv with the given words.
-func (h *host) clientWith(setpriv string, args ...string) result {
+func (h clients) clientWith(setpriv string, args ...string) result {
 	h.t.Helper()
 	path, err := userBin()
 	if err != nil {
@@ -47,7 +50,7 @@ func (h *host) clientWith(setpriv string, args ...string) result {
 }
 
 // command is the client, to be started.
-func (h *host) command(args ...string) *exec.Cmd {
+func (h clients) command(args ...string) *exec.Cmd {
 	h.t.Helper()
 	return exec.Command(bin(h.t, clientBin), args...)
 }
@@ -58,14 +61,14 @@ const (
 )
 
 // shell runs a script; $CLIENT is the client with a log and debugging.
-func (h *host) shell(script string) result {
+func (h clients) shell(script string) result {
 	h.t.Helper()
 	client := fmt.Sprintf("%s -l %s --debug", bin(h.t, clientBin), filepath.Join(h.dir, "client.log"))
 	return h.run("sh", "-c", "CLIENT='"+client+"'\nDIR='"+h.dir+"'\n"+script)
 }
 
 // front starts the client with -f and returns it with the table that it prints.
-func (h *host) front(args ...string) (*process, string) {
+func (h clients) front(args ...string) (*process, string) {
 	h.t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -88,7 +91,7 @@ func (h *host) front(args ...string) (*process, string) {
 }
 
 // waitClients waits until n client processes are there, and returns their pids.
-func (h *host) waitClients(n int) (pids []int) {
+func (h clients) waitClients(n int) (pids []int) {
 	h.t.Helper()
 	eventually(h.t, fmt.Sprintf("clients are %d", n), func() error {
 		if pids = h.pids(clientBin); len(pids) != n {
@@ -100,13 +103,13 @@ func (h *host) waitClients(n int) (pids []int) {
 }
 
 // onlyClient is the pid of the one client process that is there.
-func (h *host) onlyClient() int {
+func (h clients) onlyClient() int {
 	h.t.Helper()
 	return h.waitClients(1)[0]
 }
 
 // signalClients sends a signal to all clients of the host.
-func (h *host) signalClients(sig syscall.Signal) {
+func (h clients) signalClients(sig syscall.Signal) {
 	h.t.Helper()
 	for _, pid := range h.pids(clientBin) {
 		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -116,13 +119,13 @@ func (h *host) signalClients(sig syscall.Signal) {
 }
 
 // waitNoClient waits until no client is left.
-func (h *host) waitNoClient() {
+func (h clients) waitNoClient() {
 	h.t.Helper()
 	h.waitClients(0)
 }
 
 // waitClientLog waits until the clients' log has text n times.
-func (h *host) waitClientLog(n int, text string) {
+func (h clients) waitClientLog(n int, text string) {
 	h.t.Helper()
 	eventually(h.t, fmt.Sprintf("the clients have logged %q %d times", text, n), func() error {
 		if got := strings.Count(h.clientLog(), text); got < n {
@@ -133,13 +136,13 @@ func (h *host) waitClientLog(n int, text string) {
 }
 
 // client runs the client as hooks do.
-func (h *host) client(args ...string) result {
+func (h clients) client(args ...string) result {
 	h.t.Helper()
 	return h.run(bin(h.t, clientBin), append([]string{"-l", filepath.Join(h.dir, "client.log"), "--debug"}, args...)...)
 }
 
 // lease runs the client for an IPv4 address and returns the table that it printed.
-func (h *host) lease(addr, ifname string, more ...string) uint32 {
+func (h clients) lease(addr, ifname string, more ...string) uint32 {
 	h.t.Helper()
 	r := h.client(append([]string{"-4", "-a", addr, "-i", ifname}, more...)...)
 	table, err := strconv.ParseUint(strings.TrimSuffix(r.stdout, "\n"), 10, 32)
@@ -149,7 +152,7 @@ func (h *host) lease(addr, ifname string, more ...string) uint32 {
 	return uint32(table)
 }
 
-func (h *host) lease6(address, ifname string, more ...string) string {
+func (h clients) lease6(address, ifname string, more ...string) string {
 	h.t.Helper()
 	r := h.client(append([]string{"-6", "-a", address, "-i", ifname}, more...)...)
 	if r.code != 0 {
@@ -159,7 +162,7 @@ func (h *host) lease6(address, ifname string, more ...string) string {
 }
 
 // clientLog is what all clients of the host logged.
-func (h *host) clientLog() string {
+func (h clients) clientLog() string {
 	text, err := os.ReadFile(filepath.Join(h.dir, "client.log"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		h.t.Error(err)
@@ -168,7 +171,7 @@ func (h *host) clientLog() string {
 }
 
 // watch starts a watch of the host and waits until it follows the kernel.
-func (h *host) watch(args ...string) *process {
+func (h clients) watch(args ...string) *process {
 	h.t.Helper()
 	p := h.start(h.command(append([]string{"watch", "--debug"}, args...)...))
 	p.waitLog("msg=watching")
@@ -176,7 +179,7 @@ func (h *host) watch(args ...string) *process {
 }
 
 // watchFile writes a watch's configuration and returns its path.
-func (h *host) watchFile(text string) string {
+func (h clients) watchFile(text string) string {
 	h.t.Helper()
 	path := filepath.Join(h.dir, "watch.json")
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
@@ -187,7 +190,7 @@ func (h *host) watchFile(text string) string {
 
 // watchPlain starts a watch that logs what it does by default: the static command in a run
 // at full size, whose figures count.
-func (h *host) watchPlain(args ...string) *process {
+func (h clients) watchPlain(args ...string) *process {
 	h.t.Helper()
 	path := bin(h.t, clientBin)
 	if dir := os.Getenv("TABLE_ALLOCATOR_STATIC_BIN"); dir != "" && fullSize() {
@@ -212,7 +215,7 @@ type row struct {
 }
 
 // statusRows asks for the status and checks its exit code.
-func (h *host) statusRows(args ...string) (rows []row) {
+func (h clients) statusRows(args ...string) (rows []row) {
 	h.t.Helper()
 	r := h.run(bin(h.t, clientBin), append([]string{"status", "--json"}, args...)...)
 	if err := json.Unmarshal([]byte(r.stdout), &rows); err != nil {

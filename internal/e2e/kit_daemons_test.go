@@ -135,7 +135,7 @@ func (s *site) dhcp(n int, lease dhcpLease) *dhcpServer {
 // inNamespace starts a program in another namespace than the host's.
 func (s *site) inNamespace(ns *nettest.Namespace, name string, args ...string) *process {
 	s.t.Helper()
-	return (&host{t: s.t, ns: ns}).start(exec.Command(name, args...))
+	return (&machine{t: s.t, ns: ns}).start(exec.Command(name, args...))
 }
 
 // dnsmasqAt starts the DHCP server and resolver of provider n. It asks for a renewal each

@@ -2,57 +2,56 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// host is a network namespace with the commands running in it.
+// host is a machine, to the network, with our commands in it: what a test needs of it is in
+// the parts, one file each.
 type host struct {
-	t   *testing.T
-	ns  *nettest.Namespace
-	isp *nettest.Namespace // the far end of every link
-	dir string
-	db  string
+	t        *testing.T
+	*machine                    // programs that run on it
+	routing                     // its rules and routes, as ip shows them
+	database                    // what the server has stored
+	clients                     // client processes, and the watch
+	others                      // programs of the test that talk to the server, or in its place
+	isp      *nettest.Namespace // the far end of every link that link makes
+	finish   func()             // ends the clients, once
 }
 
 // newHost makes a host without links, and lets the test run beside others.
 func newHost(t *testing.T) *host {
 	t.Helper()
 	t.Parallel()
-	dir := t.TempDir()
-	h := &host{
-		t:   t,
-		ns:  nettest.New(t, "host"),
-		isp: nettest.New(t, "isp"),
-		dir: dir,
-		db:  filepath.Join(dir, "leases.db"),
-	}
-	t.Cleanup(h.endClients)
+	h := hostIn(t, nettest.New(t, "host"))
+	h.finish = sync.OnceFunc(h.endClients)
+	t.Cleanup(h.finish)
 	return h
+}
+
+// hostIn makes a host of a network namespace, with a directory and a database of its own.
+func hostIn(t *testing.T, ns *nettest.Namespace) *host {
+	t.Helper()
+	m := &machine{t: t, ns: ns, dir: t.TempDir()}
+	return &host{t: t, machine: m, routing: routing{m}, clients: clients{m}, others: others{m},
+		database: database{t, filepath.Join(m.dir, "leases.db")}}
 }
 
 // link adds a link that is up, with addresses in "192.0.2.5/24" form.
 func (h *host) link(name string, addrs ...string) {
 	h.t.Helper()
+	if h.isp == nil {
+		h.isp = nettest.New(h.t, "isp")
+		h.t.Cleanup(h.finish) // before the links go with the far end
+	}
 	nettest.Veth(h.t, h.ns, name, h.isp, name)
 	for _, a := range addrs {
 		h.ns.IP(h.t, "address add "+a+" dev "+name)
 	}
-}
-
-// batch runs many `ip` commands in one process.
-func (h *host) batch(lines []string) {
-	h.t.Helper()
-	path := filepath.Join(h.dir, "batch")
-	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
-	h.ns.IP(h.t, "-batch "+path)
 }
 
 // many makes links whose far ends are in the same namespace, and are called far0, far1 ...
@@ -63,7 +62,7 @@ func (h *host) many(links int) {
 		lines = append(lines, fmt.Sprintf("link add wan%d type veth peer name far%d", i, i),
 			fmt.Sprintf("link set wan%d up", i), fmt.Sprintf("link set far%d up", i))
 	}
-	h.batch(lines)
+	h.ns.Batch(h.t, lines...)
 }
 
 // rename gives a link another name, which not all kernels do while it is up.

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// routing is the rules and routes of a machine, as ip shows them.
+type routing struct{ *machine }
+
 // clientRules are the rules that a client with default options installs.
 func clientRules(addr, network string, table uint32) []string {
 	return []string{
@@ -22,7 +25,7 @@ func clientRules(addr, network string, table uint32) []string {
 
 // rules are the rules of the host but the kernel's three, as `ip -d rule` shows them,
 // one line each with single spaces.
-func (h *host) rules() []string {
+func (h routing) rules() []string {
 	h.t.Helper()
 	var rules []string
 	for line := range strings.Lines(h.ns.IP(h.t, "-d -4 rule show")) {
@@ -35,7 +38,7 @@ func (h *host) rules() []string {
 }
 
 // rules6 are the IPv6 rules of the host but the kernel's two.
-func (h *host) rules6() []string {
+func (h routing) rules6() []string {
 	h.t.Helper()
 	var rules []string
 	for line := range strings.Lines(h.ns.IP(h.t, "-d -6 rule show")) {
@@ -48,7 +51,7 @@ func (h *host) rules6() []string {
 }
 
 // wantRules fails the test unless the host's rules are want, in any order.
-func (h *host) wantRules(want ...string) {
+func (h routing) wantRules(want ...string) {
 	h.t.Helper()
 	if diff := unordered(h.rules(), want); diff != "" {
 		h.t.Errorf("rules: %s", diff)
@@ -56,7 +59,7 @@ func (h *host) wantRules(want ...string) {
 }
 
 // waitRules waits until they are.
-func (h *host) waitRules(want ...string) {
+func (h routing) waitRules(want ...string) {
 	h.t.Helper()
 	eventually(h.t, "the rules are there", func() error {
 		if diff := unordered(h.rules(), want); diff != "" {
@@ -66,7 +69,7 @@ func (h *host) waitRules(want ...string) {
 	})
 }
 
-func (h *host) waitRules6(want ...string) {
+func (h routing) waitRules6(want ...string) {
 	h.t.Helper()
 	eventually(h.t, "the IPv6 rules are there", func() error {
 		if diff := unordered(h.rules6(), want); diff != "" {
@@ -77,7 +80,7 @@ func (h *host) waitRules6(want ...string) {
 }
 
 // routes are those of a table, as `ip route` shows them, one line each with single spaces.
-func (h *host) routes(table string) []string {
+func (h routing) routes(table string) []string {
 	h.t.Helper()
 	out, err := h.ns.Output("ip", "-4", "route", "show", "table", table)
 	if err != nil && !strings.Contains(out, "FIB table does not exist") {
@@ -96,7 +99,7 @@ func (h *host) routes(table string) []string {
 var lifetime = regexp.MustCompile(` expires -?\d+sec`)
 
 // routes6 are the IPv6 routes of a table without what every one of them has.
-func (h *host) routes6(table string) []string {
+func (h routing) routes6(table string) []string {
 	h.t.Helper()
 	out, err := h.ns.Output("ip", "-6", "route", "show", "table", table)
 	if err != nil && !strings.Contains(out, "FIB table does not exist") {
@@ -113,7 +116,7 @@ func (h *host) routes6(table string) []string {
 	return routes
 }
 
-func (h *host) waitRoutes(table string, want ...string) {
+func (h routing) waitRoutes(table string, want ...string) {
 	h.t.Helper()
 	eventually(h.t, "the routes of table "+table+" are right", func() error {
 		if diff := unordered(h.routes(table), want); diff != "" {
@@ -123,7 +126,7 @@ func (h *host) waitRoutes(table string, want ...string) {
 	})
 }
 
-func (h *host) waitRoutes6(table string, want ...string) {
+func (h routing) waitRoutes6(table string, want ...string) {
 	h.t.Helper()
 	eventually(h.t, "the IPv6 routes of table "+table+" are right", func() error {
 		if diff := unordered(h.routes6(table), want); diff != "" {
@@ -134,7 +137,7 @@ func (h *host) waitRoutes6(table string, want ...string) {
 }
 
 // served waits until an address has its source rule, and returns the table.
-func (h *host) served(addr string) (table string) {
+func (h routing) served(addr string) (table string) {
 	h.t.Helper()
 	eventually(h.t, addr+" is served", func() error {
 		for _, rule := range append(h.rules(), h.rules6()...) {
@@ -149,7 +152,7 @@ func (h *host) served(addr string) (table string) {
 }
 
 // waitNotServed waits until an address has no rule.
-func (h *host) waitNotServed(addr string) {
+func (h routing) waitNotServed(addr string) {
 	h.t.Helper()
 	eventually(h.t, addr+" is not served", func() error {
 		for _, rule := range append(h.rules(), h.rules6()...) {
@@ -162,7 +165,7 @@ func (h *host) waitNotServed(addr string) {
 }
 
 // tableNumber is the table of an address that has one, 0 else.
-func (h *host) tableNumber(addr string) (table uint32) {
+func (h routing) tableNumber(addr string) (table uint32) {
 	h.t.Helper()
 	for _, rule := range append(h.rules(), h.rules6()...) {
 		if rest, ok := strings.CutPrefix(rule, "10000: from "+addr+" lookup "); ok {
@@ -183,7 +186,7 @@ func unbound(rules []string) (tables []string) {
 }
 
 // unboundRules counts the unbound rules of both families: one for each address that is served.
-func (h *host) unboundRules() int {
+func (h routing) unboundRules() int {
 	h.t.Helper()
 	n := 0
 	for _, family := range []string{"-4", "-6"} {
@@ -193,7 +196,7 @@ func (h *host) unboundRules() int {
 }
 
 // addRules adds rules as no `ip` can: without a protocol, say.
-func (h *host) addRules(rules ...route.Rule) {
+func (h routing) addRules(rules ...route.Rule) {
 	h.t.Helper()
 	h.ns.Do(func() {
 		conn, err := route.Dial()
@@ -209,7 +212,7 @@ func (h *host) addRules(rules ...route.Rule) {
 
 // monitor follows the IPv4 rules of the host as `ip monitor rule` shows them.
 type monitor struct {
-	h *host
+	h routing
 	p *process
 }
 
@@ -268,7 +271,7 @@ func (m *monitor) wantNeverWithout(what string, before []string, match func(rule
 	}
 }
 
-func (h *host) monitor() *monitor {
+func (h routing) monitor() *monitor {
 	h.t.Helper()
 	m := &monitor{h, h.start(exec.Command("ip", "-d", "-4", "monitor", "rule"))}
 	m.sync()
@@ -276,7 +279,7 @@ func (h *host) monitor() *monitor {
 }
 
 // hear notes what `ip monitor` shows of the rules of a family until stop, which returns it.
-func (h *host) hear(family string) (stop func() []string) {
+func (h routing) hear(family string) (stop func() []string) {
 	h.t.Helper()
 	p := h.start(h.sh("exec ip -" + family + " monitor rule"))
 	marks := 0

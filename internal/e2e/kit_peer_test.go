@@ -15,6 +15,9 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
+// others are programs of the test's own that speak the protocol, on both sides.
+type others struct{ *machine }
+
 // askAt sends a datagram to the padded name and returns the answer, "" if none comes in
 // time or nobody is there.
 func (p *peer) askAt(name, datagram string, wait time.Duration) string {
@@ -58,7 +61,7 @@ func (p *peer) receive(wait time.Duration) (string, error) {
 
 // peer binds a socket in the host; name is the text of a padded name, as a C program
 // binds it, or with exact of the name as Python does.
-func (h *host) peer(name string, exact bool) *peer {
+func (h others) peer(name string, exact bool) *peer {
 	h.t.Helper()
 	addr := must(h.t)(wire.Padded(name))
 	if exact {
@@ -109,7 +112,7 @@ func owner(uid int) string {
 
 // bound is a socket of user uid at a name of the host. The user's program does nothing
 // with it until the test does.
-func (h *host) bound(uid int, addr wire.Addr) *wire.Conn {
+func (h others) bound(uid int, addr wire.Addr) *wire.Conn {
 	h.t.Helper()
 	var conn *wire.Conn
 	var err error
@@ -146,7 +149,7 @@ func (f *fake) count(cmd wire.Command) (n int) {
 
 // fakeServer answers each request with what answer makes of it, and not at all where
 // that is "".
-func (h *host) fakeServer(uid int, at wire.Addr, answer func(wire.Request) string) *fake {
+func (h others) fakeServer(uid int, at wire.Addr, answer func(wire.Request) string) *fake {
 	h.t.Helper()
 	f := &fake{}
 	done := make(chan struct{})

@@ -16,8 +16,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/nettest"
 	"golang.org/x/sys/unix"
 )
+
+// machine is a network namespace in which programs run.
+type machine struct {
+	t   *testing.T
+	ns  *nettest.Namespace
+	dir string // for what the programs of the test write
+}
 
 // process is a command of ours that runs until the test ends it.
 type process struct {
@@ -92,7 +100,7 @@ type result struct {
 }
 
 // start runs cmd in the host and keeps what it writes.
-func (h *host) start(cmd *exec.Cmd) *process {
+func (h *machine) start(cmd *exec.Cmd) *process {
 	h.t.Helper()
 	p := &process{t: h.t, cmd: cmd, log: &logBuffer{}, done: make(chan struct{})}
 	if cmd.Stderr == nil {
@@ -122,7 +130,7 @@ func (h *host) start(cmd *exec.Cmd) *process {
 
 // run runs a command in the host to its end. What it leaves in the background has to
 // let go of the output, or run does not return.
-func (h *host) run(name string, args ...string) result {
+func (h *machine) run(name string, args ...string) result {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -141,7 +149,7 @@ func (h *host) run(name string, args ...string) result {
 }
 
 // together runs many commands at once to their ends.
-func (h *host) together(cmds []*exec.Cmd) []result {
+func (h *machine) together(cmds []*exec.Cmd) []result {
 	h.t.Helper()
 	outs := make([]struct{ stdout, stderr bytes.Buffer }, len(cmds))
 	errs := make([]error, len(cmds))
@@ -171,12 +179,12 @@ func (h *host) together(cmds []*exec.Cmd) []result {
 }
 
 // sh is a shell's command, to be started.
-func (h *host) sh(script string) *exec.Cmd { return exec.Command("sh", "-c", script) }
+func (h *machine) sh(script string) *exec.Cmd { return exec.Command("sh", "-c", script) }
 
 // as runs f inside the host on a thread of its own that belongs to user uid, and
 // returns when f has called ready or returned. Sockets that f makes or writes to are
 // that user's to the kernel.
-func (h *host) as(uid int, f func(ready func())) {
+func (h *machine) as(uid int, f func(ready func())) {
 	h.t.Helper()
 	begun, ended := make(chan struct{}), make(chan struct{})
 	var err error
@@ -209,7 +217,7 @@ func (h *host) as(uid int, f func(ready func())) {
 }
 
 // pids are the processes of a command of ours in this host.
-func (h *host) pids(name string) []int {
+func (h *machine) pids(name string) []int {
 	h.t.Helper()
 	own, err := os.Stat(h.ns.Path())
 	if err != nil {
@@ -237,7 +245,7 @@ func (h *host) pids(name string) []int {
 }
 
 // freeze stops a process, and waits until its last thread stands still.
-func (h *host) freeze(pid int) {
+func (h *machine) freeze(pid int) {
 	h.t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		h.t.Fatal(err)

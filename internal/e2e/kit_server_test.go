@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"testing"
 )
 
 // config writes a configuration file: the original's keys for this host, and those in
@@ -85,36 +86,42 @@ func (h *host) refuse(cmd *exec.Cmd, texts ...string) {
 	}
 }
 
+// database is a file of the server's, which sqlite3 reads.
+type database struct {
+	t  *testing.T
+	db string
+}
+
 // leases is what sqlite3 says of the leases: table|family|ifname|address|tag|owner.
-func (h *host) leases() []string {
-	h.t.Helper()
-	out := h.sqlite(`select "table", family, ifname, address, tag, owner from leases`)
+func (d database) leases() []string {
+	d.t.Helper()
+	out := d.sqlite(`select "table", family, ifname, address, tag, owner from leases`)
 	return strings.Fields(strings.ReplaceAll(strings.TrimSpace(out), " ", "_"))
 }
 
 // sqlite asks the database with sqlite3, as people do.
-func (h *host) sqlite(statement string) string {
-	h.t.Helper()
-	out, err := exec.Command("sqlite3", "-cmd", ".timeout 5000", h.db, statement).CombinedOutput()
+func (d database) sqlite(statement string) string {
+	d.t.Helper()
+	out, err := exec.Command("sqlite3", "-cmd", ".timeout 5000", d.db, statement).CombinedOutput()
 	if err != nil {
-		h.t.Fatalf("sqlite3 %s %q: %v\n%s", h.db, statement, err, out)
+		d.t.Fatalf("sqlite3 %s %q: %v\n%s", d.db, statement, err, out)
 	}
 	return string(out)
 }
 
 // wantLeases fails the test unless sqlite3 shows exactly these.
-func (h *host) wantLeases(want ...string) {
-	h.t.Helper()
-	if diff := unordered(h.leases(), want); diff != "" {
-		h.t.Errorf("leases: %s", diff)
+func (d database) wantLeases(want ...string) {
+	d.t.Helper()
+	if diff := unordered(d.leases(), want); diff != "" {
+		d.t.Errorf("leases: %s", diff)
 	}
 }
 
 // waitLeases waits until sqlite3 shows exactly these.
-func (h *host) waitLeases(want ...string) {
-	h.t.Helper()
-	eventually(h.t, "the leases are there", func() error {
-		if diff := unordered(h.leases(), want); diff != "" {
+func (d database) waitLeases(want ...string) {
+	d.t.Helper()
+	eventually(d.t, "the leases are there", func() error {
+		if diff := unordered(d.leases(), want); diff != "" {
 			return errors.New(diff)
 		}
 		return nil

@@ -56,6 +56,7 @@ func (h *host) behind(isps ...provider) *uplinks {
 		}
 	}
 	u.internet = nettest.NewInternet(t, u.ns, routers...)
+	t.Cleanup(h.finish) // before the links go with the far ends
 	u.internet.Do(func() {
 		serveWho(t, net.JoinHostPort(internet, "7"))
 		if len(isps[0].routers6) > 0 {

@@ -38,7 +38,7 @@ func TestServerTakesOverOriginal(t *testing.T) {
 	h.wantLeases("10005|inet|eth0|10.9.0.1|live|0", "10000|inet6|eth0|fd00::1||0")
 
 	// The copy is the original's file still, for going back to it.
-	copied := &host{t: t, db: h.db + ".original"}
+	copied := database{t, h.db + ".original"}
 	if got := copied.sqlite("select * from RtTables; pragma user_version"); got != before+"0\n" {
 		t.Errorf("copy: got %q, want %q", got, before+"0\n")
 	}
@@ -141,7 +141,7 @@ func TestServerDatabaseRefused(t *testing.T) {
 	}
 	sqlite := func(name, statement string) string {
 		path := filepath.Join(h.dir, name)
-		(&host{t: t, db: path}).sqlite(statement)
+		database{t, path}.sqlite(statement)
 		return path
 	}
 	place := filepath.Join(h.dir, "tmp")
@@ -184,7 +184,7 @@ func TestServerDatabaseRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before, beforeErr := os.ReadFile(ordinary(tt.db))
-			h := &host{t: t, ns: h.ns}
+			h := hostIn(t, h.ns)
 			h.refuse(cmd(tt.db), append(tt.texts, tt.db, "level=ERROR")...)
 			after, afterErr := os.ReadFile(ordinary(tt.db))
 			if string(before) != string(after) || (beforeErr == nil) != (afterErr == nil) {

@@ -310,7 +310,8 @@ func TestServerOtherNamespace(t *testing.T) {
 	wantTable(t, p.ask(acquire(1)), 10000)
 	wantTable(t, p.ask(acquire(2)), 10001)
 
-	other := &host{t: t, ns: h.isp, dir: t.TempDir(), db: h.db}
+	other := hostIn(t, nettest.New(t, "other"))
+	other.db = h.db
 	other.refuse(exec.Command(bin(t, serverBin), "-c", h.dir+"/server.json"),
 		fmt.Sprintf("another server uses it (pid %d)", server.cmd.Process.Pid))
 	server.stop()

@@ -73,7 +73,7 @@ func locked(h *host, _ *process) (mend func()) {
 // replaced puts another file in the place of the database, as who restores one does.
 func replaced(h *host, _ *process) (mend func()) {
 	h.t.Helper()
-	other := &host{t: h.t, db: h.db + ".other"}
+	other := database{h.t, h.db + ".other"}
 	other.sqlite(originalSchema + originalInsert(10001, 2, "eth7", "10.9.7.7", wire.Seconds(wire.Now())+3600, ""))
 	rename := func(from, to string) {
 		if err := os.Rename(from, to); err != nil {

@@ -143,7 +143,7 @@ func (c *crowd) wantStored(h *host) (checked int) {
 			h.t.Fatal(err)
 		}
 	}
-	left := &host{t: h.t, db: filepath.Join(dir, "leases.db")}
+	left := database{h.t, filepath.Join(dir, "leases.db")}
 	out := left.sqlite("pragma integrity_check; select RtTable || ' ' || Addr from RtTables; select 'twice ' || Addr from RtTables group by Addr having count(*) > 1")
 	rows := strings.Split(strings.TrimSpace(out), "\n")
 	stored := make(map[string]bool)

@@ -66,7 +66,7 @@ func TestWatchSoakScale(t *testing.T) {
 	for round := range rounds {
 		h.many(links)
 		begin := time.Now()
-		h.batch(up)
+		h.ns.Batch(h.t, up...)
 		eventually(t, "all are served", func() error {
 			if n := h.unboundRules(); n != len(up) {
 				return fmt.Errorf("%d of %d", n, len(up))
@@ -94,13 +94,13 @@ func TestWatchSoakScale(t *testing.T) {
 		begin = time.Now()
 		switch round % 3 {
 		case 0:
-			h.batch(down)
+			h.ns.Batch(h.t, down...)
 		case 1:
 			var lines []string
 			for i := range links {
 				lines = append(lines, fmt.Sprintf("link set wan%d down", i))
 			}
-			h.batch(lines)
+			h.ns.Batch(h.t, lines...)
 			fallthrough
 		default:
 			h.ns.Run(t, "sh", "-c", "ip -o link show type veth | sed -n 's/^[0-9]*: \\(wan[0-9]*\\)@.*/link del \\1/p' | ip -batch -")
@@ -202,7 +202,7 @@ func TestWatchSoakOverrun(t *testing.T) {
 	}
 	storm()
 	h.freeze(p.cmd.Process.Pid)
-	h.batch(lines)
+	h.ns.Batch(h.t, lines...)
 	begin := time.Now()
 	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGCONT)
 	exactly(p)
@@ -215,11 +215,11 @@ func TestWatchSoakOverrun(t *testing.T) {
 	lines = append(lines[len(lines)-4:], lines[:len(lines)-4]...)
 	old = append(old, lines...)
 	h.freeze(p.cmd.Process.Pid)
-	h.batch(old[:len(old)/2])
+	h.ns.Batch(t, old[:len(old)/2]...)
 	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGCONT)
 	p.kill()
 	p = h.watchPlain("-c", file)
-	h.batch(old[len(old)/2:])
+	h.ns.Batch(t, old[len(old)/2:]...)
 	begin = time.Now()
 	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
