@@ -68,6 +68,7 @@ func detach(f *flags) action {
 		if err := f.needsRoot(); err != nil {
 			return err
 		}
+		f.debug("processes %v", pids)
 		return each(pids, *tree, func(c *cgroup.Cgroups, pid int) (cgroup.Process, error) {
 			if ifname != "" {
 				bound, err := c.BoundTo(pid, ifname)
@@ -90,15 +91,15 @@ func parsePIDs(args []string) (pids []int, err error) {
 	for _, arg := range args {
 		pid, err := strconv.ParseInt(arg, 10, 32)
 		if err != nil || pid < 1 {
-			return nil, wrongUsage(fmt.Errorf("%q is no process id", arg))
+			return nil, wrongUsage(fmt.Errorf("%q is not a process id", arg))
 		}
 		pids = append(pids, int(pid))
 	}
 	return pids, nil
 }
 
-// each attaches or detaches the processes and prints what was done to each. One that fails does not
-// keep the others from being done.
+// each attaches or detaches the processes and prints what was done to each. An error of one process
+// does not end the loop.
 func each(pids []int, tree bool, do func(*cgroup.Cgroups, int) (cgroup.Process, error)) error {
 	cgroups, err := cgroup.Open()
 	if err != nil {

@@ -21,18 +21,18 @@ import (
 	"github.com/table-allocator/table-allocator/internal/cli"
 )
 
-// pipeVariable tells the process in the background that descriptor pipeFD leads to the
-// one in front.
+// pipeVariable names the environment variable by which the process in the background knows that
+// descriptor pipeFD is a pipe to the process in the foreground.
 const (
 	pipeVariable = "TABLE_ALLOCATOR_CLIENT_PIPE"
 	pipeFD       = 3
 )
 
-// Over the pipe go lines for standard error, then the one line that ends it: the table,
-// and behind a space why there is none.
+// remark begins a line for standard error. The last line in the pipe is the table's number, followed by
+// a space and the reason if there is no table.
 const remark = "! "
 
-// foreground starts the process that does everything, waits for its answer and prints it.
+// foreground starts the process in the background, waits for its answer and prints it.
 func foreground() error {
 	report := reportTo(os.Stdout)
 	answers, err := startBackground()
@@ -58,9 +58,8 @@ func foreground() error {
 	return nil
 }
 
-// startBackground runs this command line again in a session of its own, with no
-// descriptor of the caller's: the caller may be waiting for its end of a pipe to close,
-// or hold a lock.
+// startBackground runs this command line again in a session of its own. The new process inherits no
+// descriptor of the caller, since the caller may wait until its pipe is closed, or hold a lock by one.
 func startBackground() (answers *os.File, err error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -79,22 +78,22 @@ func startBackground() (answers *os.File, err error) {
 	if err := closeOnExec(); err != nil {
 		return nil, err
 	}
-	// What is ignored stays ignored across exec; what is caught gets its default back.
+	// A signal that is ignored stays ignored across exec; one that is caught gets its default action.
 	if ignored := ignoredSignals(); len(ignored) > 0 {
 		caught := make(chan os.Signal, 1)
 		signal.Notify(caught, ignored...)
 		defer signal.Stop(caught)
 	}
-	// The mask of this thread is the one that the new process begins with.
+	// The new process begins with the signal mask of this thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var none, before unix.Sigset_t
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &before); err != nil {
 		return nil, fmt.Errorf("clear the signal mask: %w", err)
 	}
-	// os.StartProcess begins with another process, to see whether pidfds work.
-	// There may be many such processes, and one processor at a time takes a fifth less memory.
-	// What the caller has set comes first, and counts.
+	// Not os.StartProcess: that starts one more process first, to see whether pidfds work.
+	// A host may have many clients, and GOMAXPROCS=1 saves a fifth of their memory. It comes last,
+	// so that a value which the caller has set counts.
 	_, err = syscall.ForkExec(exe, os.Args, &syscall.ProcAttr{
 		Env:   append(os.Environ(), "GOMAXPROCS=1", pipeVariable+"="+strconv.Itoa(pipeFD)),
 		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), pipe.Fd()},
@@ -107,9 +106,8 @@ func startBackground() (answers *os.File, err error) {
 	return answers, nil
 }
 
-// ignoredSignals lists the signals that are ignored now: the runtime catches most of them by
-// itself. Those that belong to the C library, which the runtime leaves as it finds them, get
-// their default here.
+// ignoredSignals returns the signals that are ignored now and that signal.Notify can catch. The two
+// signals of the C library, which the runtime never touches, get their default action here.
 func ignoredSignals() (ignored []os.Signal) {
 	const (
 		last            = 64
@@ -131,7 +129,7 @@ func ignoredSignals() (ignored []os.Signal) {
 	return ignored
 }
 
-// closeOnExec keeps everything above standard error from being inherited.
+// closeOnExec keeps all descriptors above standard error from being inherited.
 func closeOnExec() error {
 	err := unix.CloseRange(pipeFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	if err == nil {
@@ -150,7 +148,8 @@ func closeOnExec() error {
 	return nil
 }
 
-// parentPipe leads to the process in front, in the one that it started.
+// parentPipe returns the pipe to the process in the foreground, or nil if this process was not started
+// by one.
 func parentPipe() *os.File {
 	if os.Getenv(pipeVariable) != strconv.Itoa(pipeFD) {
 		return nil
@@ -160,8 +159,8 @@ func parentPipe() *os.File {
 	return os.NewFile(pipeFD, "pipe")
 }
 
-// background holds the lease. Until it has reported, what it warns of is for the person
-// at the terminal, too.
+// background holds the lease. Until the table is reported, warnings go to the terminal of the caller,
+// too.
 func (h *holdFlags) background(parent *os.File) error {
 	pipe := &parentWriter{file: parent}
 	h.log.Syslog = true // unless there is a path
@@ -174,7 +173,7 @@ func (h *holdFlags) background(parent *os.File) error {
 		return exitError{cli.ExitError}
 	}
 	toParent := slog.NewTextHandler(pipe, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime})
-	return h.lease(pipe.report, slog.New(slog.NewMultiHandler(log.Handler(), toParent)))
+	return h.holdLease(pipe.report, slog.New(slog.NewMultiHandler(log.Handler(), toParent)))
 }
 
 func withoutTime(groups []string, a slog.Attr) slog.Attr {
@@ -184,8 +183,8 @@ func withoutTime(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// parentWriter writes remarks to the process in front, for as long as that process waits. The pipe
-// has room for all of them and the answer behind them, lest that process stands still.
+// parentWriter writes remarks to the process in the foreground, for as long as that process waits. The
+// pipe has room for all remarks and the answer, so a write to it never blocks.
 type parentWriter struct {
 	file *os.File
 	size int // of the remarks
@@ -196,7 +195,7 @@ const remarksMost = 16 << 10
 
 func (w *parentWriter) Write(line []byte) (int, error) {
 	if w.size += len(remark) + len(line); w.size <= remarksMost && !w.done.Load() {
-		// Whoever waited may have been killed; the lease is wanted all the same.
+		// The process in the foreground may have been killed; the lease is wanted all the same.
 		_, _ = io.WriteString(w.file, remark+string(line))
 	}
 	return len(line), nil

@@ -59,7 +59,8 @@ func (f *flags) needsRoot() error {
 	return nil
 }
 
-// bind installs the rules for the traffic. Processes are bound to the uplink by the mark.
+// bind installs the rules for the traffic. A process is bound by a cgroup of the uplink whose sockets get
+// the mark.
 func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
 	b.config.Server, b.config.ServerUIDs = b.server, b.uids
 	done, err := bind.Bind(context.Background(), b.config)
@@ -68,14 +69,14 @@ func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
 		warn(why)
 	}
 	if len(done.Overlapping) > 0 {
-		warn(fmt.Sprintf("rules of other programs look at the bits %#x of marks, too, for example %q: configure another bind_mark_mask",
+		warn(fmt.Sprintf("rules of other programs use the bits %#x of marks, too, for example %q: set another bind_mark_mask in the server's configuration",
 			done.Marking.Mask, done.Overlapping[0]))
 	}
 	return cgroup.Uplink{Ifname: done.Ifname, Fallback: done.OnLoss == uplink.Fallback},
 		cgroup.Mark{Value: done.Mark(), Mask: done.Marking.Mask}, err
 }
 
-// warnMissing says what the kernel lacks.
+// warnMissing says which BPF programs the kernel does not take.
 func warnMissing(missing []cgroup.Missing) {
 	for _, m := range missing {
 		warn(fmt.Sprintf("this kernel does not take BPF program %s, so %s: %v", m.Program, m.Lost, m.Err))
@@ -97,7 +98,7 @@ func newTrafficFlags(f *flags) *trafficFlags {
 	return t
 }
 
-// check fails unless the command line says one thing to bind, and a link.
+// check returns an error unless the command line names a link and one thing to bind to it.
 func (t *trafficFlags) check(args []string) error {
 	if t.traffic.Dports != (route.Ports{}) && t.traffic.IPProto == 0 {
 		return wrongUsage(errors.New("--dport needs --proto, as in --proto tcp"))
@@ -114,7 +115,7 @@ func (t *trafficFlags) check(args []string) error {
 	return t.bindFlags.check()
 }
 
-// things counts what the command line says to bind.
+// things returns how many things the command line names.
 func (t *trafficFlags) things() (n int) {
 	for _, given := range []bool{t.traffic != route.Traffic{}, *t.cgroup, *t.pin} {
 		if given {
@@ -165,7 +166,7 @@ func bindTraffic(f *flags) action {
 		}
 		target, mark, err := t.bind()
 		if errors.Is(err, bind.ErrNoLease) {
-			warn(fmt.Errorf("%w yet", err)) // one may come later
+			warn(fmt.Errorf("%w yet", err)) // a lease may come later
 		} else if err != nil {
 			return err
 		}
@@ -207,7 +208,7 @@ func unbindTraffic(f *flags) action {
 	return func(args []string) error {
 		if *all {
 			if t.things() > 0 || t.config.Ifname != "" || len(args) > 0 {
-				return wrongUsage(errors.New("--all unbinds everything: leave out the link and what is bound to it"))
+				return wrongUsage(errors.New("--all unbinds everything, and takes no link and nothing to unbind from it"))
 			}
 			if err := f.needsRoot(); err != nil {
 				return err
@@ -222,6 +223,7 @@ func unbindTraffic(f *flags) action {
 }
 
 func (t *trafficFlags) unbind() error {
+	t.debug("%s, %v", t.config.Ifname, t.config.Traffic)
 	target := cgroup.Uplink{Ifname: t.config.Ifname, Fallback: t.config.OnLoss == uplink.Fallback}
 	switch {
 	case *t.cgroup:

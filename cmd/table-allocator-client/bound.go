@@ -31,6 +31,7 @@ func bound(f *flags) action {
 			return err
 		}
 		rows = slices.DeleteFunc(rows, func(r bind.Row) bool { return ifname != "" && r.Ifname != ifname })
+		f.debug("%d cgroups and kinds of traffic", len(rows))
 		missing := slices.ContainsFunc(rows, func(r bind.Row) bool { return r.Missing != "" })
 		return show(rows, *asJSON, missing, printBound)
 	}

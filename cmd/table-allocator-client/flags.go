@@ -18,11 +18,11 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// flags are the options of one command. Those that every command has are declared in newFlags.
+// flags are the options of one command. newFlags declares the ones that every command has.
 type flags struct {
 	*pflag.FlagSet
 	server string   // text of the server's abstract name
-	uids   []uint32 // of servers that are trusted beside root's
+	uids   []uint32 // users whose servers are trusted, beside root
 	log    cli.LogConfig
 }
 
@@ -57,7 +57,7 @@ func values[T any](f *flags, into *[]T, name string, parse func(text string) (T,
 	})
 }
 
-// parse reads the command line. Its errors name the option as usage texts do.
+// parse reads the command line. An error names the option as the usage text does.
 func (f *flags) parse(args []string) error {
 	err := f.Parse(args)
 	if wrong := new(pflag.InvalidValueError); errors.As(err, &wrong) {
@@ -66,15 +66,16 @@ func (f *flags) parse(args []string) error {
 	return err
 }
 
-// debug says on standard error what a command finds, if --debug is given. Commands that live on have
-// a logger for that.
+// debug prints what a command finds on standard error, if --debug is given. A command that keeps running
+// has a logger for that.
 func (f *flags) debug(format string, args ...any) {
 	if f.log.Debug {
 		warn(fmt.Sprintf(f.Name()+": "+format, args...))
 	}
 }
 
-// family declares -4 and -6. The function that it returns is for after parsing: Unspec is neither.
+// family declares -4 and -6. The function that it returns is called after parsing, and returns Unspec if
+// neither was given.
 func (f *flags) family() func() (wire.Family, error) {
 	inet := f.BoolP("inet", "4", false, "")
 	inet6 := f.BoolP("inet6", "6", false, "")
@@ -91,7 +92,7 @@ func (f *flags) family() func() (wire.Family, error) {
 	}
 }
 
-// settings declares what hold and watch want for a lease.
+// settings declares the options of a lease that hold and watch share.
 func (f *flags) settings(s *uplink.Settings, tag *string) {
 	value(f, &s.Routes, "routes", "", oneOf(uplink.NoRoutes, uplink.MoveRoutes, uplink.CopyRoutes))
 	f.onLoss(&s.OnLoss)
@@ -103,7 +104,7 @@ func (f *flags) onLoss(into *uplink.OnLoss) {
 	value(f, into, "on-loss", "", oneOf(uplink.Fallback, uplink.Block))
 }
 
-// logging declares where log lines go.
+// logging declares the destinations of log lines.
 func (f *flags) logging() {
 	f.BoolVarP(&f.log.Syslog, "syslog", "s", false, "")
 	value(f, &f.log.Path, "log-path", "l", parsePath)
@@ -122,7 +123,7 @@ func (f *flags) links(ifnames, exclude *[]string) {
 	f.StringSliceVar(exclude, "exclude", *exclude, "")
 }
 
-// noArguments is for commands that have options only.
+// noArguments returns an error if there are arguments, for commands that have options only.
 func noArguments(args []string) error {
 	if len(args) > 0 {
 		return wrongUsage(fmt.Errorf("unexpected argument %q", args[0]))
@@ -158,7 +159,7 @@ func parseUser(name string) (uint32, error) {
 	return uint32(uid), nil
 }
 
-// parsePath makes a path absolute: the process in the background changes its directory.
+// parsePath makes a path absolute, since the process in the background leaves its directory.
 func parsePath(path string) (string, error) {
 	if path == "" {
 		return "", nil
@@ -174,7 +175,7 @@ func parseSeconds(text string) (time.Duration, error) {
 	return time.Duration(seconds) * time.Second, nil
 }
 
-// parseRange reads "FIRST-LAST", or one value that is both. Names of users contain dashes, too.
+// parseRange reads "FIRST-LAST", or one value that is both ends. Names of users may contain dashes.
 func parseRange[T any](text string, parse func(string) (T, error)) (first, last T, err error) {
 	if first, err = parse(text); err == nil {
 		return first, first, nil

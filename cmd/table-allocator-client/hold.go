@@ -53,15 +53,15 @@ prints its number (0: no table) and stays in the background until ADDR goes.
       --version             print the version and exit
 `
 
-// holdFlags are the options of the original's command line, which has no command word, and of what
-// this program adds to it.
+// holdFlags are the options of the command line that has no command word: those of the C original, and
+// those that this program adds.
 type holdFlags struct {
 	*flags
 	config                       client.Config
 	release, foreground, version bool
 	family                       func() (wire.Family, error)
 	netmask                      string
-	static                       []string // routes, which need the family to be read
+	static                       []string // routes; they are parsed when the family is known
 	classless                    []uplink.StaticRoute
 }
 
@@ -105,14 +105,14 @@ func hold(f *flags) action {
 			return wrongUsage(err)
 		}
 		if h.release {
-			return h.giveBack()
+			return h.releaseLease()
 		}
 		if h.foreground {
 			log, err := cli.NewLogger(f.log)
 			if err != nil {
 				return err
 			}
-			return h.lease(reportTo(cli.Stdout), log) // the loop does not wait for its reader
+			return h.holdLease(reportTo(cli.Stdout), log) // not os.Stdout: its reader may stop reading
 		}
 		if parent := parentPipe(); parent != nil {
 			return h.background(parent)
@@ -121,7 +121,7 @@ func hold(f *flags) action {
 	}
 }
 
-// complete checks what was given together and works out what was left out.
+// complete checks options that depend on each other, and fills in the network.
 func (h *holdFlags) complete(args []string) (err error) {
 	if err := noArguments(args); err != nil {
 		return err
@@ -139,7 +139,7 @@ func (h *holdFlags) complete(args []string) (err error) {
 	}
 	s := &u.Settings
 	for i, gateway := range s.Gateways {
-		s.Gateways[i] = gateway.WithZone("") // it is on the link of the address
+		s.Gateways[i] = gateway.WithZone("") // a gateway is on the link of the address
 	}
 	for _, text := range h.static {
 		r, err := uplink.ParseRoute(text, u.Key.Family == wire.Inet)
@@ -158,7 +158,7 @@ func (h *holdFlags) complete(args []string) (err error) {
 	return err
 }
 
-// network is the address with its prefix length, which the host knows if the address is there.
+// network returns the address with its prefix length: that of -n, or that of the address on the link.
 func (h *holdFlags) network(addr netip.Addr) (netip.Prefix, error) {
 	if h.netmask != "" {
 		length, err := parseNetmask(h.netmask, addr)
@@ -169,7 +169,7 @@ func (h *holdFlags) network(addr netip.Addr) (netip.Prefix, error) {
 	}
 	alone := netip.PrefixFrom(addr, addr.BitLen())
 	if h.release {
-		return alone, nil // no rule is made of it
+		return alone, nil // a release installs no rule
 	}
 	kernel, err := route.Dial()
 	if err != nil {
@@ -215,7 +215,7 @@ func parsePriorities(text string) (uplink.Priorities, error) {
 		return p, errors.New("want three numbers: SOURCE,NETWORK,UNBOUND")
 	}
 	for i, field := range fields {
-		// 0 is the kernel's rule for local addresses, which nothing may stand before.
+		// The kernel's rule for local addresses has 0, and no rule may come before it.
 		n, err := strconv.ParseUint(field, 10, 32)
 		if err != nil || n == 0 {
 			return p, fmt.Errorf("%q: want a number from 1 to 4294967295", field)
@@ -225,8 +225,8 @@ func parsePriorities(text string) (uplink.Priorities, error) {
 	return p, nil
 }
 
-// lease holds the lease until its address goes or a signal comes.
-func (h *holdFlags) lease(report client.Report, log *slog.Logger) error {
+// holdLease holds the lease until the address or its link is deleted, or a signal comes.
+func (h *holdFlags) holdLease(report client.Report, log *slog.Logger) error {
 	ctx, stop := cli.UntilSignal()
 	defer stop()
 	reported := false
@@ -244,8 +244,8 @@ func (h *holdFlags) lease(report client.Report, log *slog.Logger) error {
 	return exitError{cli.ExitError}
 }
 
-// giveBack is the whole of -r: what it prints is the table that is in force afterwards.
-func (h *holdFlags) giveBack() error {
+// releaseLease is -r. It prints 0, the table after the release.
+func (h *holdFlags) releaseLease() error {
 	log, err := cli.NewLogger(h.log)
 	if err != nil {
 		return err

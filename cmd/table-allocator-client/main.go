@@ -1,9 +1,9 @@
-// To look how many processors there are now would wake an idle process.
+// Looking for a changed number of processors would wake an idle process.
 //go:debug updatemaxprocs=0
 
-// Command table-allocator-client leases a routing table for an address, installs the
-// rules that lead to it, and takes everything back when the address goes. See its manual
-// page, table-allocator-client(8).
+// Command table-allocator-client leases a routing table for an address and installs the rules that
+// lead to it; when the address is deleted, it deletes rules and routes and releases the lease. See its
+// manual page, table-allocator-client(8).
 package main
 
 import (
@@ -18,15 +18,15 @@ import (
 	"github.com/table-allocator/table-allocator/internal/cli"
 )
 
-// A command is the first word of a command line. Each has a file of its name.
+// A command is named by the first word of a command line. Each has a file of its name.
 type command struct {
 	name, summary string
 	usage         string // what --help prints
-	wrong, failed int    // exit codes: of wrong usage, and of anything else that goes wrong
+	wrong, failed int    // exit codes of wrong usage, and of all other errors
 	declare       func(*flags) action
 }
 
-// An action is what a command does with its arguments, once its options are parsed.
+// An action executes a command with its arguments, after the options are parsed.
 type action func(args []string) error
 
 var commands = []command{
@@ -40,7 +40,7 @@ var commands = []command{
 	{"bound", "show which processes, users and ports are bound to which link", boundUsage, 2, 1, bound},
 }
 
-// original is the command line of the C original, which has no command word.
+// original is the command line without a command word, as of the C original.
 var original = command{"", "", holdUsage, 1, 1, hold}
 
 // sharedUsage is the end of each command's help.
@@ -50,7 +50,7 @@ const sharedUsage = `  -d, --destination NAME    socket of the server (tas_socke
   -h, --help                print this and exit
 `
 
-// help is what --help prints; without a command word it begins with the commands.
+// help returns what --help prints. Without a command word that begins with the list of commands.
 func (c command) help() string {
 	text := c.usage + sharedUsage
 	if c.name != "" {
@@ -92,7 +92,7 @@ func run(args []string) int {
 	return c.exit(err)
 }
 
-// exit says on standard error what went wrong, if anything did, and returns the exit code.
+// exit prints an error on standard error and returns the exit code.
 func (c command) exit(err error) int {
 	usage, coded := usageError{}, exitError{}
 	switch {
@@ -108,20 +108,20 @@ func (c command) exit(err error) int {
 	return c.failed
 }
 
-// usageError is an error of whoever wrote the command line.
+// usageError says what is wrong with a command line.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
 func wrongUsage(err error) error { return usageError{err} }
 
-// exitError is an exit code; what there is to say has been said.
+// exitError is an exit code of a command that has printed the reason.
 type exitError struct{ code int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
-// errMissing is for commands that have shown what is missing.
+// errMissing ends a command that has shown what is missing.
 var errMissing = exitError{1}
 
-// warn says something to whoever called this command.
+// warn prints a message for the caller on standard error.
 func warn(what any) { fmt.Fprintln(cli.Stderr, "table-allocator-client:", what) }

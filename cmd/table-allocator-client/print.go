@@ -14,10 +14,10 @@ import (
 	"github.com/table-allocator/table-allocator/internal/inspect"
 )
 
-// screen is how wide a line may be.
+// screen is the most columns of a line.
 const screen = 80
 
-// show prints rows for programs or people. With missing the exit code says so, too.
+// show prints rows as JSON or as a table. With missing it returns errMissing.
 func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows []T, colour bool) error) error {
 	var err error
 	if asJSON {
@@ -31,7 +31,8 @@ func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows 
 	return err
 }
 
-// printRows prints a line for each address if all have room for it, and more lines else.
+// printRows prints a line for each address. If a line would be wider than the screen, its last columns
+// go to lines of their own below it.
 func printRows(out io.Writer, rows []inspect.Row, colour bool) error {
 	table := [][]string{{"IFNAME", "ADDRESS", "TABLE", "LEFT", "MODE", "PID", "GATEWAY"}}
 	for _, r := range rows {
@@ -53,7 +54,7 @@ func printRows(out io.Writer, rows []inspect.Row, colour bool) error {
 		}
 		total += widths[c] + 2
 	}
-	// What has no room goes to a line of its own: the gateway first, then all but the address.
+	// The gateway leaves the line first, then all columns but link and address.
 	first := len(widths)
 	if total > screen {
 		first--
@@ -91,7 +92,7 @@ func printRows(out io.Writer, rows []inspect.Row, colour bool) error {
 	return w.Flush()
 }
 
-// printBound prints a line for each process, or kind of traffic.
+// printBound prints a line for each process and for each kind of traffic.
 func printBound(out io.Writer, rows []bind.Row, colour bool) error {
 	const format = "%-15s %-8s %-12s %s\n"
 	if _, err := fmt.Fprintf(out, format, "IFNAME", "ON-LOSS", "TABLES", "WHAT"); err != nil {
@@ -140,7 +141,7 @@ func printMissing(w io.Writer, missing string, colour bool) {
 	flush()
 }
 
-// leaseLeft is a duration in its two largest units.
+// leaseLeft returns a duration in its two largest units, as in 2h05m.
 func leaseLeft(seconds int64) string {
 	const minute, hour, day = 60, 60 * 60, 24 * 60 * 60
 	switch {

@@ -14,9 +14,9 @@ import (
 	"github.com/table-allocator/table-allocator/internal/cli"
 )
 
-// Exit codes of run, as env, nice and their like have them.
+// Exit codes of run, the same as of env(1) and timeout(1).
 const (
-	exitFailed        = 125 // ours, not the command's
+	exitFailed        = 125 // the command was not executed
 	exitNotExecutable = 126
 	exitNotFound      = 127
 )
@@ -36,8 +36,9 @@ not executable, 127 if it does not exist.
       --wait SECONDS        how long to wait for a lease (0)
 `
 
-// The command inherits what belongs to a thread, such as the signal at the end of its parent, from
-// the one that executes it. That has to be the first, from before the runtime moves us.
+// The command inherits attributes of a thread, such as the signal at the end of its parent, from the
+// thread that executes it. That has to be the first thread of this process: lock it before the runtime
+// moves the main goroutine to another.
 func init() {
 	if len(os.Args) > 1 && os.Args[1] == "run" {
 		runtime.LockOSThread()
@@ -75,19 +76,19 @@ func execute(f *flags) action {
 func lookPath(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	switch {
-	case errors.Is(err, exec.ErrDot): // who has the dot in PATH means it
+	case errors.Is(err, exec.ErrDot): // execvp takes a command from a dot in PATH
 		return path, nil
 	case errors.Is(err, exec.ErrNotFound):
 		for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
 			if _, statErr := os.Stat(filepath.Join(dir, name)); statErr == nil {
-				return "", fs.ErrPermission // it is there, and cannot be executed
+				return "", fs.ErrPermission // the file exists, and is not executable
 			}
 		}
 	}
 	return path, err
 }
 
-// enter binds this process.
+// enter binds this process to the link.
 func (b *bindFlags) enter() error {
 	target, mark, err := b.bind()
 	if err != nil {

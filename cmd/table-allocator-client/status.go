@@ -36,6 +36,7 @@ func status(f *flags) action {
 		if err != nil {
 			return err
 		}
+		f.debug("%d addresses", len(rows))
 		missing := slices.ContainsFunc(rows, func(r inspect.Row) bool { return r.Missing != "" })
 		return show(rows, *asJSON, missing, printRows)
 	}

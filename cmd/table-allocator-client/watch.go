@@ -35,7 +35,7 @@ for all links, unless there is a FILE:
 in general:
 `
 
-// hostFlags are the options that say which addresses of the host a command is about.
+// hostFlags are the options that select addresses of the host.
 type hostFlags struct {
 	*flags
 	ifnames []string
@@ -52,7 +52,7 @@ func newHostFlags(f *flags) *hostFlags {
 	return h
 }
 
-// complete makes the configuration of what the command line said.
+// complete makes the configuration that the command line describes.
 func (h *hostFlags) complete() error {
 	h.base.Server, h.base.ServerUIDs = h.server, h.uids
 	for _, pattern := range h.ifnames {
@@ -66,7 +66,7 @@ func (h *hostFlags) complete() error {
 	return nil
 }
 
-// load is the configuration as it is now.
+// load returns the configuration: that of the file as it is now, or that of the command line.
 func (h *hostFlags) load() (client.WatchConfig, error) {
 	if h.file != "" {
 		return client.LoadWatchConfig(h.file, h.base)
@@ -109,7 +109,7 @@ func watch(f *flags) action {
 	}
 }
 
-// hangups receives a value for each SIGHUP, or for several that came together.
+// hangups returns a channel with a value for each SIGHUP; several SIGHUPs at once are one value.
 func hangups(ctx context.Context) <-chan struct{} {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
