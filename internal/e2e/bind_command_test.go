@@ -150,7 +150,7 @@ func TestBindWait(t *testing.T) {
 // TestBindTraffic: users and ports, which no program can leave; and unbind.
 func TestBindTraffic(t *testing.T) {
 	c := newCrossing(t)
-	before := append(c.rules(), c.rules6()...)
+	before := c.allRules()
 	self, err := userProbe()
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +223,7 @@ func TestBindTraffic(t *testing.T) {
 	c.leaves(user, 0)
 	c.must("unbind", "--all")
 	eventually(t, "the rules are as before", func() error {
-		if diff := unordered(append(c.rules(), c.rules6()...), before); diff != "" {
+		if diff := unordered(c.allRules(), before); diff != "" {
 			return errors.New(diff)
 		}
 		return nil

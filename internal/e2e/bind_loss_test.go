@@ -116,7 +116,7 @@ func TestBindLossOwnAddress(t *testing.T) {
 	watch := c.watch("--routes", "copy")
 	c.waitTables(0)
 	c.waitTables(1)
-	rules := append(c.rules(), c.rules6()...)
+	rules := c.allRules()
 	inet, inet6 := at(1)
 	p := c.bound("wan1")
 	type end struct{ family, source, far string }
@@ -194,7 +194,7 @@ func TestBindLossOwnAddress(t *testing.T) {
 	c.waitLeaves(p, 1)
 	c.must("unbind", "--all")
 	eventually(t, "the rules are as before", func() error {
-		if diff := unordered(append(c.rules(), c.rules6()...), rules); diff != "" {
+		if diff := unordered(c.allRules(), rules); diff != "" {
 			return errors.New(diff)
 		}
 		return nil
@@ -396,7 +396,7 @@ func TestBindKilled(t *testing.T) {
 	c.waitTables(1)
 	p := c.bound("wan1")
 	c.leaves(p, 1)
-	rules := append(c.rules(), c.rules6()...)
+	rules := c.allRules()
 
 	server.kill()
 	watch.kill()
@@ -417,7 +417,7 @@ func TestBindKilled(t *testing.T) {
 	c.waitLeaves(p, 1)
 	c.leaves(c.bound("wan1"), 1)
 	eventually(t, "the rules are as before", func() error {
-		if diff := unordered(append(c.rules(), c.rules6()...), rules); diff != "" {
+		if diff := unordered(c.allRules(), rules); diff != "" {
 			return errors.New(diff)
 		}
 		return nil
@@ -428,7 +428,7 @@ func TestBindKilled(t *testing.T) {
 func (c *crossing) emptyTables() {
 	c.t.Helper()
 	for _, family := range []string{"-4", "-6"} {
-		for _, rule := range append(c.rules(), c.rules6()...) {
+		for _, rule := range c.allRules() {
 			f := strings.Fields(rule)
 			if f[0] == "10000:" {
 				_, _ = c.ns.Output("ip", family, "route", "flush", "table", f[4]) // of one family each
@@ -444,7 +444,7 @@ func TestBindMany(t *testing.T) {
 	if r := c.run(c.here(client, "run", "--ifname", "wan1", "true").Args[0], c.here(client, "run", "--ifname", "wan1", "true").Args[1:]...); r.code != 0 {
 		t.Fatalf("%+v", r)
 	}
-	rules := append(c.rules(), c.rules6()...)
+	rules := c.allRules()
 	const runs = 1000
 	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do "$0" run --ifname wan$((i %% 2)) true || exit; i=$((i+1)); done`, runs/2)
 	var both []*process
@@ -459,12 +459,12 @@ func TestBindMany(t *testing.T) {
 	if r := c.do("run", "--ifname", "wan1", "true"); r.code != 0 || r.stderr != "" {
 		t.Errorf("%+v", r)
 	}
-	for _, rule := range append(c.rules(), c.rules6()...) {
+	for _, rule := range c.allRules() {
 		if strings.Count(strings.Join(rules, "\n"), rule) == 0 && !strings.Contains(rule, "fwmark") && !strings.Contains(rule, "unreachable") {
 			t.Errorf("one rule more: %s", rule)
 		}
 	}
-	if got, want := len(append(c.rules(), c.rules6()...)), len(rules)+6; got != want { // those of wan0
+	if got, want := len(c.allRules()), len(rules)+6; got != want { // those of wan0
 		t.Errorf("%d rules, want %d", got, want)
 	}
 	c.must("unbind", "--all")
@@ -476,7 +476,7 @@ func TestBindMany(t *testing.T) {
 // ours are rules of bindings and cgroups.
 func (c *crossing) ours() (left []string) {
 	c.t.Helper()
-	for _, rule := range append(c.rules(), c.rules6()...) {
+	for _, rule := range c.allRules() {
 		if priority, _, _ := strings.Cut(rule, ":"); priority < "9998" && len(priority) == 4 || strings.HasPrefix(priority, "15") {
 			left = append(left, rule)
 		}

@@ -30,7 +30,7 @@ func TestReturningAddress(t *testing.T) {
 	waitFor := func(rules ...string) {
 		t.Helper()
 		eventually(t, "the addresses are awaited", func() error {
-			if err := unorderedError(append(h.rules(), h.rules6()...), rules); err != nil {
+			if err := unorderedError(h.allRules(), rules); err != nil {
 				return err
 			}
 			if leases := h.leases(); len(leases) > 0 {

@@ -23,7 +23,7 @@ func TestDhclientUplinks(t *testing.T) {
 	for n, isp := range s.isps {
 		s.dnsmasqAt(n)
 		s.dhclient(isp.ifname)
-		s.waitRoutes(given[n], "default via "+isp.gateway, isp.network)
+		s.waitFilled(given[n], "default via "+isp.gateway, isp.network)
 		s.waitMain(isp.ifname)
 		uplinks[given[n]] = n
 	}
@@ -31,7 +31,7 @@ func TestDhclientUplinks(t *testing.T) {
 		s.waitUplink(n, addr)
 	}
 	s.waitServers("server=192.168.1.1@192.168.1.20", "server=192.168.1.1@192.168.1.150", "server=10.64.2.1@10.64.2.20")
-	tables := []int{s.table(given[0]), s.table(given[1]), s.table(given[2])}
+	tables := []string{s.tableOf(given[0]), s.tableOf(given[1]), s.tableOf(given[2])}
 
 	stop := s.traffic(uplinks)
 	for _, isp := range s.isps {
@@ -40,8 +40,8 @@ func TestDhclientUplinks(t *testing.T) {
 	}
 	stop()
 	for n, addr := range given {
-		if got := s.table(addr); got != tables[n] {
-			t.Errorf("table of %s after renewals: got %d, want %d", addr, got, tables[n])
+		if got := s.tableOf(addr); got != tables[n] {
+			t.Errorf("table of %s after renewals: got %s, want %s", addr, got, tables[n])
 		}
 	}
 
@@ -78,7 +78,7 @@ func TestDhclientFirstPacket(t *testing.T) {
 			for range 2 {
 				for n, isp := range s.isps {
 					s.dhclient(isp.ifname)
-					s.waitRoutes(given[n], "default via "+isp.gateway, isp.network)
+					s.waitFilled(given[n], "default via "+isp.gateway, isp.network)
 				}
 				for n, isp := range s.isps {
 					s.dhclient(isp.ifname, "-r")
@@ -101,7 +101,7 @@ func TestDhclientCopy(t *testing.T) {
 		s.waitMain(isp.ifname, fmt.Sprintf("default via %s dev %s metric %d", isp.gateway, isp.ifname, 10+n), isp.network)
 	}
 	for n, isp := range s.isps {
-		s.waitRoutes(given[n], fmt.Sprintf("default via %s dev %s proto 116 src %s metric %d", isp.gateway, isp.ifname, given[n], 10+n), isp.network)
+		s.waitFilled(given[n], fmt.Sprintf("default via %s dev %s proto 116 src %s metric %d", isp.gateway, isp.ifname, given[n], 10+n), isp.network)
 		s.waitUplink(n, given[n])
 	}
 	if got := s.read("/run/table-allocator/dnsmasq.servers"); got != "" {
@@ -123,14 +123,14 @@ func TestDhclientRoutes(t *testing.T) {
 	for _, isp := range s.isps {
 		s.dhclient(isp.ifname)
 	}
-	s.waitRoutes(given[0], "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 1",
+	s.waitFilled(given[0], "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 1",
 		"default via 192.168.1.2 dev wan0 proto 116 src 192.168.1.20 metric 2", "192.168.1.0/24")
-	s.waitRoutes(given[1], "default via 192.168.1.1", "10.99.0.0/16 via 192.168.1.254", "203.0.113.0/24 dev wan1", "192.168.1.0/24")
+	s.waitFilled(given[1], "default via 192.168.1.1", "10.99.0.0/16 via 192.168.1.254", "203.0.113.0/24 dev wan1", "192.168.1.0/24")
 	for n, isp := range s.isps {
 		s.waitMain(isp.ifname)
 		s.waitUplink(n, given[n])
 	}
-	for _, line := range s.routes(fmt.Sprint(s.table(given[2]))) {
+	for _, line := range s.routes(s.tableOf(given[2])) {
 		if !strings.Contains(line, "src 10.64.2.20") {
 			t.Errorf("route without the source: %s", line)
 		}
@@ -140,7 +140,7 @@ func TestDhclientRoutes(t *testing.T) {
 	s.dhclient("wan0", "-r")
 	s.waitGone(given[0])
 	s.dhclient("wan0", "-e", "IF_METRIC=50")
-	s.waitRoutes(given[0], "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 50",
+	s.waitFilled(given[0], "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 50",
 		"default via 192.168.1.2 dev wan0 proto 116 src 192.168.1.20 metric 51", "192.168.1.0/24")
 }
 
@@ -159,12 +159,12 @@ func TestDhclientChanges(t *testing.T) {
 	server.set(func(d *dhcpServer) { d.lease = lease })
 	s.waitReason("wan2", "RENEW 10.64.2.30 10.64.2.31", 0)
 	s.waitGone("10.64.2.30")
-	s.waitRoutes("10.64.2.31", "default via 10.64.2.1", "10.64.2.0/24")
+	s.waitFilled("10.64.2.31", "default via 10.64.2.1", "10.64.2.0/24")
 	s.waitUplink(2, "10.64.2.31")
 
 	lease.router = "10.64.2.2"
 	server.set(func(d *dhcpServer) { d.lease = lease })
-	s.waitRoutes("10.64.2.31", "default via 10.64.2.2", "10.64.2.0/24")
+	s.waitFilled("10.64.2.31", "default via 10.64.2.2", "10.64.2.0/24")
 	s.waitUplink(2, "10.64.2.31")
 	s.waitServers("server=10.64.2.1@10.64.2.31")
 
@@ -174,7 +174,7 @@ func TestDhclientChanges(t *testing.T) {
 	server.set(func(d *dhcpServer) { d.deny = false })
 	s.waitReason("wan2", "BOUND", 2)
 	s.waitGone("10.64.2.31")
-	s.waitRoutes("10.64.2.32", "default via 10.64.2.2", "10.64.2.0/24")
+	s.waitFilled("10.64.2.32", "default via 10.64.2.2", "10.64.2.0/24")
 	s.waitUplink(2, "10.64.2.32")
 	s.waitServers("server=10.64.2.1@10.64.2.32")
 	s.quietDhclient("/run/dhclient.wan2.pid") // a renewal would start a holder anew
@@ -191,15 +191,15 @@ func TestDhclientRestart(t *testing.T) {
 	server := s.dnsmasqAt(0)
 	s.dhclient("wan0")
 	s.waitUplink(0, given[0])
-	table := s.table(given[0])
+	table := s.tableOf(given[0])
 
 	s.killDhclient("wan0")
 	before := len(s.reasons("wan0"))
 	s.dhclient("wan0")
 	s.waitReason("wan0", "REBOOT", before)
 	s.waitUplink(0, given[0])
-	if got := s.table(given[0]); got != table {
-		t.Errorf("table after REBOOT: got %d, want %d", got, table)
+	if got := s.tableOf(given[0]); got != table {
+		t.Errorf("table after REBOOT: got %s, want %s", got, table)
 	}
 
 	server.kill()
@@ -209,7 +209,7 @@ func TestDhclientRestart(t *testing.T) {
 	before = len(s.reasons("wan0"))
 	s.dhclient("wan0") // the router answers
 	s.waitReason("wan0", "TIMEOUT", before)
-	s.waitRoutes(given[0], "default via 192.168.1.1", "192.168.1.0/24")
+	s.waitFilled(given[0], "default via 192.168.1.1", "192.168.1.0/24")
 	s.waitUplink(0, given[0])
 
 	s.killDhclient("wan0")
@@ -252,7 +252,7 @@ func TestDhclientRebind(t *testing.T) {
 		old_ip_address=192.168.1.20 new_ip_address=192.168.1.21 new_subnet_mask=255.255.255.0 \
 		new_routers=192.168.1.2 new_domain_name_servers=192.168.1.2 new_dhcp_lease_time=600 /sbin/dhclient-script`)
 	s.waitGone(given[0])
-	s.waitRoutes("192.168.1.21", "default via 192.168.1.2", "192.168.1.0/24")
+	s.waitFilled("192.168.1.21", "default via 192.168.1.2", "192.168.1.0/24")
 	s.waitUplink(0, "192.168.1.21")
 	s.waitServers("server=192.168.1.2@192.168.1.21")
 }
@@ -265,7 +265,7 @@ func TestDhclientHolderKilled(t *testing.T) {
 	s.dnsmasqAt(0)
 	s.dhclient("wan0")
 	s.waitUplink(0, given[0])
-	table := s.table(given[0])
+	table := s.tableOf(given[0])
 	for _, pid := range s.pids(clientBin) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
@@ -278,8 +278,8 @@ func TestDhclientHolderKilled(t *testing.T) {
 		return nil
 	})
 	s.waitUplink(0, given[0])
-	if got := s.table(given[0]); got != table {
-		t.Errorf("table: got %d, want %d", got, table)
+	if got := s.tableOf(given[0]); got != table {
+		t.Errorf("table: got %s, want %s", got, table)
 	}
 	for _, pid := range s.pids(clientBin) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -318,7 +318,7 @@ func TestDhclientNoServer(t *testing.T) {
 	}
 	s.serve()
 	for n, isp := range s.isps {
-		s.waitRoutes(given[n], "default via "+isp.gateway, isp.network)
+		s.waitFilled(given[n], "default via "+isp.gateway, isp.network)
 		s.waitMain(isp.ifname)
 		s.waitUplink(n, given[n])
 	}
@@ -381,7 +381,7 @@ func tenLinks(t *testing.T, late bool) {
 		s.serve()
 	}
 	for n, addr := range addrs {
-		s.waitRoutes(addr, fmt.Sprintf("default via 10.99.%d.1", n), fmt.Sprintf("10.99.%d.0/24", n))
+		s.waitFilled(addr, fmt.Sprintf("default via 10.99.%d.1", n), fmt.Sprintf("10.99.%d.0/24", n))
 		for _, from := range [][2]string{{addr, ""}, {"", links[n]}} {
 			eventually(t, fmt.Sprintf("packets from %q pass", from), func() error {
 				_, err := s.seen(packet{source: from[0], device: from[1]})

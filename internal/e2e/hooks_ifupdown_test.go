@@ -40,11 +40,11 @@ iface wan2:1 inet static
 	for _, isp := range s.isps {
 		s.sh("ifup " + isp.ifname)
 	}
-	s.waitRoutes("192.168.1.20", "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 7 onlink",
+	s.waitFilled("192.168.1.20", "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 7 onlink",
 		"10.99.0.0/16 via 192.168.1.77", "192.168.1.0/24")
-	s.waitRoutes("192.168.1.150", "default via 192.168.1.1", "192.168.1.0/24")
-	s.waitRoutes("192.168.1.151", "default via 192.168.1.1", "192.168.1.0/24")
-	s.waitRoutes("10.64.2.20", "default dev wan2 proto 116 scope link src 10.64.2.20 metric 9", "10.64.2.1 dev wan2")
+	s.waitFilled("192.168.1.150", "default via 192.168.1.1", "192.168.1.0/24")
+	s.waitFilled("192.168.1.151", "default via 192.168.1.1", "192.168.1.0/24")
+	s.waitFilled("10.64.2.20", "default dev wan2 proto 116 scope link src 10.64.2.20 metric 9", "10.64.2.1 dev wan2")
 	for _, isp := range s.isps {
 		s.waitMain(isp.ifname)
 	}
@@ -55,7 +55,7 @@ iface wan2:1 inet static
 	s.waitServers("server=192.168.1.1@192.168.1.20", "server=192.168.1.2@192.168.1.20")
 
 	s.sh("ifup wan2:1")
-	s.waitRoutes("10.64.2.21", "default via 10.64.2.1", "10.64.2.0/24")
+	s.waitFilled("10.64.2.21", "default via 10.64.2.1", "10.64.2.0/24")
 	s.waitUplink(2, "10.64.2.21")
 
 	stop := s.traffic(map[string]int{"192.168.1.150": 1, "192.168.1.151": 1, "10.64.2.20": 2})
@@ -85,7 +85,7 @@ func TestIfupdownDHCP(t *testing.T) {
 		s.sh("ifup " + ifname + " >&2")
 		s.waitUplink(n, given[n])
 	}
-	s.waitRoutes(given[0], "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 30", "192.168.1.0/24")
+	s.waitFilled(given[0], "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 30", "192.168.1.0/24")
 	if diff := unordered(s.leases(), []string{"10000|inet|wan0|192.168.1.20|dhclient|0", "10001|inet|wan1|192.168.1.150|dhclient|0"}); diff != "" {
 		t.Errorf("leases: %s", diff)
 	}
@@ -133,7 +133,7 @@ func TestIfupdownForNetworkManager(t *testing.T) {
 	if r.code != 0 {
 		t.Fatalf("exit code %d: %s", r.code, r.stderr)
 	}
-	s.waitRoutes("192.168.1.20", "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 100", "192.168.1.0/24", "10.99.0.0/16 via 192.168.1.7")
+	s.waitFilled("192.168.1.20", "default via 192.168.1.1 dev wan0 proto 116 src 192.168.1.20 metric 100", "192.168.1.0/24", "10.99.0.0/16 via 192.168.1.7")
 	s.waitMain("wan0", "default via 192.168.1.1 dev wan0 metric 100", "192.168.1.0/24")
 	s.waitUplink(0, "192.168.1.20")
 	s.waitServers("server=192.168.1.1@192.168.1.20", "server=192.168.1.2@192.168.1.20")

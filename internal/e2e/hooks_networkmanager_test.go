@@ -40,13 +40,13 @@ func TestNetworkManager(t *testing.T) {
 		s.sh("nmcli --wait 20 connection up " + isp.ifname)
 	}
 	for _, addr := range append([]string{"192.168.1.151"}, given...) {
-		s.waitTable(addr) // the dispatcher runs its scripts when nmcli has returned
+		s.served(addr) // the dispatcher runs its scripts when nmcli has returned
 	}
 	s.waitUplink(0, given[0])
 	s.waitUplink(1, "192.168.1.150")
 	s.waitUplink(1, "192.168.1.151")
 	s.waitUplink(2, given[2])
-	s.waitRoutes("192.168.1.151", "default via 192.168.1.1", "192.168.1.0/24", "10.99.0.0/16 via 192.168.1.254")
+	s.waitFilled("192.168.1.151", "default via 192.168.1.1", "192.168.1.0/24", "10.99.0.0/16 via 192.168.1.254")
 	s.waitServers("server=192.168.1.1@192.168.1.20", "server=192.168.1.1@192.168.1.150", "server=192.168.1.2@192.168.1.150",
 		"server=192.168.1.1@192.168.1.151", "server=192.168.1.2@192.168.1.151", "server=10.64.2.1@10.64.2.20")
 	for _, route := range []string{"default via 192.168.1.1 dev wan0 ", "default via 192.168.1.1 dev wan1 ", "192.168.1.0/24 dev wan0 ", "10.64.2.0/24 dev wan2 "} {
@@ -58,12 +58,12 @@ func TestNetworkManager(t *testing.T) {
 	stop := s.traffic(map[string]int{given[0]: 0, "192.168.1.150": 1, given[2]: 2})
 	// It changes a route on its own.
 	s.sh("nmcli connection modify wan0 ipv4.routes '10.98.0.0/16 192.168.1.1' && nmcli device reapply wan0")
-	s.waitRoutes(given[0], "default via 192.168.1.1", "192.168.1.0/24", "10.98.0.0/16 via 192.168.1.1")
+	s.waitFilled(given[0], "default via 192.168.1.1", "192.168.1.0/24", "10.98.0.0/16 via 192.168.1.1")
 	s.sh("nmcli connection modify wan0 ipv4.routes '' && nmcli device reapply wan0")
-	s.waitRoutes(given[0], "default via 192.168.1.1", "192.168.1.0/24")
+	s.waitFilled(given[0], "default via 192.168.1.1", "192.168.1.0/24")
 	// An address more.
 	s.sh("nmcli connection modify wan1 +ipv4.addresses 192.168.1.152/24 && nmcli device reapply wan1")
-	s.waitTable("192.168.1.152")
+	s.served("192.168.1.152")
 	s.waitUplink(1, "192.168.1.152")
 	stop()
 
@@ -87,7 +87,7 @@ func TestNetworkManagerNoServer(t *testing.T) {
 	s.sh("nmcli --wait 20 connection up wan0")
 	s.waitUplink(0, "192.168.1.20")
 	s.serve()
-	s.waitRoutes("192.168.1.20", "default via 192.168.1.1", "192.168.1.0/24")
+	s.waitFilled("192.168.1.20", "default via 192.168.1.1", "192.168.1.0/24")
 	s.waitUplink(0, "192.168.1.20")
 }
 
@@ -100,7 +100,7 @@ func TestNetworkManagerNames(t *testing.T) {
 	s.ns.IP(t, "route add default dev wan2 metric 700")
 	s.sh(`env DEVICE_IP_IFACE=wan2 IP4_NUM_ADDRESSES=1 IP4_ADDRESS_0='10.64.2.20/32 0.0.0.0' IP4_GATEWAY=0.0.0.0 \
 		/etc/NetworkManager/dispatcher.d/table-allocator cdc-wdm0 up`)
-	s.waitRoutes("10.64.2.20", "default dev wan2 proto 116 scope link src 10.64.2.20 metric 700")
+	s.waitFilled("10.64.2.20", "default dev wan2 proto 116 scope link src 10.64.2.20 metric 700")
 	s.waitUplink(2, "10.64.2.20")
 
 	s.ns.IP(t, "address add 192.168.1.20/24 dev wan0")

@@ -125,7 +125,7 @@ func TestDnsmasq(t *testing.T) {
 	up := func(n int) {
 		t.Helper()
 		s.dhclient(s.isps[n].ifname)
-		s.waitRoutes(given[n], "default via "+s.isps[n].gateway, s.isps[n].network)
+		s.waitFilled(given[n], "default via "+s.isps[n].gateway, s.isps[n].network)
 		s.waitUplink(n, given[n])
 	}
 	for n := range s.isps {

@@ -90,55 +90,18 @@ const (
 	router6 = "fe80::1"
 )
 
-// waitServed waits until an address has its table, with routes that match want as in
-// waitRoutes, and packets from it pass its own provider.
+// waitServed waits until an address has its table, with the routes of want as in waitFilled, and packets from it pass its own provider.
 func (h *home) waitServed(n int, addr string, want ...string) {
 	h.t.Helper()
-	eventually(h.t, addr+" has its table", func() error {
-		table := h.tableOf(addr)
-		if table == "" {
-			return fmt.Errorf("it has none; rules: %q %q", h.rules(), h.rules6())
-		}
-		if strings.Contains(addr, ":") {
-			return matchRoutes(h.routes6(table), want)
-		}
-		return matchRoutes(h.routes(table), want)
-	})
+	h.waitFilled(addr, want...)
 	eventually(h.t, "packets from "+addr+" pass", func() error { return h.pass(n, addr, answers) })
 	h.wantOwnOnly()
 }
 
-// tableOf is the table of the rule from addr; "" if there is none.
-func (h *home) tableOf(addr string) string {
-	h.t.Helper()
-	for _, rule := range slices.Concat(h.rules(), h.rules6()) {
-		if f := strings.Fields(rule); len(f) > 4 && f[0] == "10000:" && f[2] == addr {
-			return f[4]
-		}
-	}
-	return ""
-}
-
-// waitNothing waits until nothing is left of an address: lease, holder, rules, table.
+// waitNothing waits until an address has no lease, no table and no routes. It may be awaited still.
 func (h *home) waitNothing(addr string) {
 	h.t.Helper()
-	eventually(h.t, "nothing is left of "+addr, func() error {
-		for _, lease := range h.leases() {
-			if strings.Contains(lease, "|"+addr+"|") {
-				return fmt.Errorf("lease %s", lease)
-			}
-		}
-		if table := h.tableOf(addr); table != "" {
-			return fmt.Errorf("rules: %q %q", h.rules(), h.rules6())
-		}
-		for _, family := range []string{"-4", "-6"} {
-			out := h.ns.IP(h.t, family+" route show table all proto 116")
-			if strings.Contains(out, " src "+addr+" ") {
-				return errors.New(out)
-			}
-		}
-		return nil
-	})
+	eventually(h.t, "nothing is left of "+addr, func() error { return h.left(addr) })
 }
 
 // waitExactly waits until leases, rules and routes are those of these addresses and of no
@@ -161,7 +124,7 @@ func (h *home) waitExactly(addrs ...string) {
 		if len(leases) != len(addrs) {
 			return fmt.Errorf("leases: %q", leases)
 		}
-		for _, rule := range slices.Concat(h.rules(), h.rules6()) {
+		for _, rule := range h.allRules() {
 			_, rest, _ := strings.Cut(rule, " lookup ")
 			if !strings.HasSuffix(rule, " proto 116") || !tables[strings.Fields(rest)[0]] {
 				return fmt.Errorf("a rule of nobody: %s", rule)
@@ -185,20 +148,6 @@ func (h *home) waitHealthy() {
 	eventually(h.t, "status is content", func() error {
 		if r := h.run(bin(h.t, clientBin), "status"); r.code != 0 {
 			return errors.New(r.stdout + r.stderr)
-		}
-		return nil
-	})
-}
-
-// mainHolds waits until main has routes that begin like these on a link, among others.
-func (h *home) mainHolds(want ...string) {
-	h.t.Helper()
-	eventually(h.t, "main has its routes", func() error {
-		routes := slices.Concat(h.routes("main"), h.routes6("main"))
-		for _, w := range want {
-			if !slices.ContainsFunc(routes, func(r string) bool { return strings.HasPrefix(r+" ", w+" ") }) {
-				return fmt.Errorf("there is no %q in %q", w, routes)
-			}
 		}
 		return nil
 	})

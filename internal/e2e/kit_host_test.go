@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -88,6 +89,27 @@ func (h *host) waitClean() {
 		}
 		return nil
 	})
+}
+
+// left is an error that names what is left of an address: its lease, source rule or routes.
+func (h *host) left(addr string) error {
+	h.t.Helper()
+	for _, lease := range h.leases() {
+		if strings.Contains(lease, "|"+addr+"|") {
+			return fmt.Errorf("lease %s", lease)
+		}
+	}
+	if table := h.tableOf(addr); table != "" {
+		return fmt.Errorf("rules: %q", h.rulesFrom(addr))
+	}
+	for _, family := range []string{"-4", "-6"} {
+		for _, route := range lines(h.ns.IP(h.t, family+" route show table all proto 116")) {
+			if strings.Contains(route+" ", " src "+addr+" ") {
+				return fmt.Errorf("route %s", route)
+			}
+		}
+	}
+	return nil
 }
 
 // endClients ends what a test leaves running, and shows the log of a failed one.

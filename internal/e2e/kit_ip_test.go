@@ -1,10 +1,9 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
-	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -23,34 +22,53 @@ func clientRules(addr, network string, table uint32) []string {
 	}
 }
 
-// rules are the rules of the host but the kernel's three, as `ip -d rule` shows them,
-// one line each with single spaces.
-func (h routing) rules() []string {
+// The kernel's own rules are left out, and what differs from run to run of routes: lifetimes,
+// whether a link is down, and what each IPv6 route has. Every line has single spaces.
+
+func (h routing) rules() []string  { h.t.Helper(); return h.ruleLines("-4") }
+func (h routing) rules6() []string { h.t.Helper(); return h.ruleLines("-6") }
+func (h routing) allRules() []string {
 	h.t.Helper()
-	var rules []string
-	for line := range strings.Lines(h.ns.IP(h.t, "-d -4 rule show")) {
-		line = strings.Join(strings.Fields(line), " ")
-		if line != "" && !strings.HasSuffix(line, "proto kernel") {
-			rules = append(rules, line)
-		}
-	}
-	return rules
+	return append(h.ruleLines("-4"), h.ruleLines("-6")...)
 }
 
-// rules6 are the IPv6 rules of the host but the kernel's two.
-func (h routing) rules6() []string {
+func (h routing) routes(table string) []string  { h.t.Helper(); return h.routeLines("-4", table) }
+func (h routing) routes6(table string) []string { h.t.Helper(); return h.routeLines("-6", table) }
+
+func (h routing) ruleLines(family string) []string {
 	h.t.Helper()
-	var rules []string
-	for line := range strings.Lines(h.ns.IP(h.t, "-d -6 rule show")) {
-		line = strings.Join(strings.Fields(line), " ")
-		if line != "" && !strings.HasSuffix(line, "proto kernel") {
-			rules = append(rules, line)
-		}
-	}
-	return rules
+	return slices.DeleteFunc(lines(h.ns.IP(h.t, "-d "+family+" rule show")), func(line string) bool {
+		return strings.HasSuffix(line, "proto kernel")
+	})
 }
 
-// wantRules fails the test unless the host's rules are want, in any order.
+var changing = regexp.MustCompile(` linkdown| pref medium| expires -?\d+sec`)
+
+func (h routing) routeLines(family, table string) []string {
+	h.t.Helper()
+	out, err := h.ns.Output("ip", family, "route", "show", "table", table)
+	if err != nil && strings.Contains(out, "FIB table does not exist") {
+		return nil
+	}
+	if err != nil {
+		h.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
+	}
+	return slices.DeleteFunc(lines(changing.ReplaceAllString(out, "")), func(line string) bool {
+		return strings.HasPrefix(line, "fe80::/64")
+	})
+}
+
+// lines are the lines of a text that have words, with single spaces between those.
+func lines(text string) (all []string) {
+	for line := range strings.Lines(text) {
+		if line = strings.Join(strings.Fields(line), " "); line != "" {
+			all = append(all, line)
+		}
+	}
+	return all
+}
+
+// wantRules fails the test unless the IPv4 rules are want, in any order.
 func (h routing) wantRules(want ...string) {
 	h.t.Helper()
 	if diff := unordered(h.rules(), want); diff != "" {
@@ -58,121 +76,128 @@ func (h routing) wantRules(want ...string) {
 	}
 }
 
-// waitRules waits until they are.
+// waitRules, waitRules6, waitRoutes and waitRoutes6 wait until rules, or routes of a table, are
+// want, in any order.
 func (h routing) waitRules(want ...string) {
 	h.t.Helper()
-	eventually(h.t, "the rules are there", func() error {
-		if diff := unordered(h.rules(), want); diff != "" {
-			return errors.New(diff)
-		}
-		return nil
-	})
+	eventually(h.t, "the rules are there", func() error { return unorderedError(h.rules(), want) })
 }
 
 func (h routing) waitRules6(want ...string) {
 	h.t.Helper()
-	eventually(h.t, "the IPv6 rules are there", func() error {
-		if diff := unordered(h.rules6(), want); diff != "" {
-			return errors.New(diff)
-		}
-		return nil
-	})
-}
-
-// routes are those of a table, as `ip route` shows them, one line each with single spaces.
-func (h routing) routes(table string) []string {
-	h.t.Helper()
-	out, err := h.ns.Output("ip", "-4", "route", "show", "table", table)
-	if err != nil && !strings.Contains(out, "FIB table does not exist") {
-		h.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
-	}
-	var routes []string
-	for line := range strings.Lines(out) {
-		line = strings.Join(strings.Fields(strings.ReplaceAll(line, " linkdown", "")), " ")
-		if line != "" && !strings.HasPrefix(line, "Error:") && !strings.HasPrefix(line, "Dump terminated") {
-			routes = append(routes, line)
-		}
-	}
-	return routes
-}
-
-var lifetime = regexp.MustCompile(` expires -?\d+sec`)
-
-// routes6 are the IPv6 routes of a table without what every one of them has.
-func (h routing) routes6(table string) []string {
-	h.t.Helper()
-	out, err := h.ns.Output("ip", "-6", "route", "show", "table", table)
-	if err != nil && !strings.Contains(out, "FIB table does not exist") {
-		h.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
-	}
-	var routes []string
-	for line := range strings.Lines(out) {
-		line = lifetime.ReplaceAllString(strings.ReplaceAll(line, " pref medium", ""), "")
-		line = strings.Join(strings.Fields(line), " ")
-		if line != "" && !strings.HasPrefix(line, "Error:") && !strings.HasPrefix(line, "Dump terminated") && !strings.HasPrefix(line, "fe80::/64") {
-			routes = append(routes, line)
-		}
-	}
-	return routes
+	eventually(h.t, "the IPv6 rules are there", func() error { return unorderedError(h.rules6(), want) })
 }
 
 func (h routing) waitRoutes(table string, want ...string) {
 	h.t.Helper()
-	eventually(h.t, "the routes of table "+table+" are right", func() error {
-		if diff := unordered(h.routes(table), want); diff != "" {
-			return errors.New(diff)
-		}
-		return nil
-	})
+	eventually(h.t, "the routes of table "+table+" are there", func() error { return unorderedError(h.routes(table), want) })
 }
 
 func (h routing) waitRoutes6(table string, want ...string) {
 	h.t.Helper()
-	eventually(h.t, "the IPv6 routes of table "+table+" are right", func() error {
-		if diff := unordered(h.routes6(table), want); diff != "" {
-			return errors.New(diff)
+	eventually(h.t, "the IPv6 routes of table "+table+" are there", func() error { return unorderedError(h.routes6(table), want) })
+}
+
+// tableOf is the table of the source rule of an address; "" if there is none.
+func (h routing) tableOf(addr string) string {
+	h.t.Helper()
+	for _, rule := range h.allRules() {
+		if rest, ok := strings.CutPrefix(rule, "10000: from "+addr+" lookup "); ok {
+			return strings.Fields(rest)[0]
 		}
-		return nil
-	})
+	}
+	return ""
+}
+
+// tableNumber is tableOf as a number; 0 if there is none.
+func (h routing) tableNumber(addr string) (table uint32) {
+	h.t.Helper()
+	_, _ = fmt.Sscan(h.tableOf(addr), &table) // 0 is none
+	return table
 }
 
 // served waits until an address has its source rule, and returns the table.
 func (h routing) served(addr string) (table string) {
 	h.t.Helper()
 	eventually(h.t, addr+" is served", func() error {
-		for _, rule := range append(h.rules(), h.rules6()...) {
-			if rest, ok := strings.CutPrefix(rule, "10000: from "+addr+" lookup "); ok {
-				table = strings.Fields(rest)[0]
-				return nil
-			}
+		if table = h.tableOf(addr); table == "" {
+			return fmt.Errorf("no source rule in %q", h.allRules())
 		}
-		return errors.New("no source rule")
+		return nil
 	})
 	return table
+}
+
+// rulesFrom are the rules with a source.
+func (h routing) rulesFrom(addr string) []string {
+	h.t.Helper()
+	return slices.DeleteFunc(h.allRules(), func(rule string) bool { return !strings.Contains(rule, " from "+addr+" ") })
 }
 
 // waitNotServed waits until an address has no rule.
 func (h routing) waitNotServed(addr string) {
 	h.t.Helper()
-	eventually(h.t, addr+" is not served", func() error {
-		for _, rule := range append(h.rules(), h.rules6()...) {
-			if strings.Contains(rule, " from "+addr+" ") {
-				return errors.New(rule)
+	eventually(h.t, addr+" is not served", func() error { return unorderedError(h.rulesFrom(addr), nil) })
+}
+
+// waitFilled waits until the table of an address holds what want names: "DST" or "DST via GW" as
+// ip writes it, with whatever follows. Nothing else may be in it.
+func (h routing) waitFilled(addr string, want ...string) {
+	h.t.Helper()
+	eventually(h.t, "the table of "+addr+" is filled", func() error { return h.filled(addr, want) })
+}
+
+func (h routing) filled(addr string, want []string) error {
+	h.t.Helper()
+	table := h.tableOf(addr)
+	if table == "" {
+		return fmt.Errorf("it has no table; rules: %q", h.allRules())
+	}
+	if strings.Contains(addr, ":") {
+		return matchRoutes(h.routes6(table), want)
+	}
+	return matchRoutes(h.routes(table), want)
+}
+
+// waitMain waits until the IPv4 routes of a link in main are those that want names, as in
+// waitFilled.
+func (h routing) waitMain(ifname string, want ...string) {
+	h.t.Helper()
+	eventually(h.t, "main holds the routes of "+ifname, func() error {
+		return matchRoutes(slices.DeleteFunc(h.routes("main"), func(r string) bool {
+			return !strings.Contains(r+" ", " dev "+ifname+" ")
+		}), want)
+	})
+}
+
+// mainHolds waits until main has routes that begin with these words, among others.
+func (h routing) mainHolds(want ...string) {
+	h.t.Helper()
+	eventually(h.t, "main has its routes", func() error {
+		routes := append(h.routes("main"), h.routes6("main")...)
+		for _, w := range want {
+			if !slices.ContainsFunc(routes, func(r string) bool { return strings.HasPrefix(r+" ", w+" ") }) {
+				return fmt.Errorf("there is no %q in %q", w, routes)
 			}
 		}
 		return nil
 	})
 }
 
-// tableNumber is the table of an address that has one, 0 else.
-func (h routing) tableNumber(addr string) (table uint32) {
-	h.t.Helper()
-	for _, rule := range append(h.rules(), h.rules6()...) {
-		if rest, ok := strings.CutPrefix(rule, "10000: from "+addr+" lookup "); ok {
-			fmt.Sscan(rest, &table)
+// matchRoutes compares routes with the words that each of them begins with.
+func matchRoutes(got, want []string) error {
+	left := slices.Clone(got)
+	for _, w := range want {
+		i := slices.IndexFunc(left, func(r string) bool { return strings.HasPrefix(r+" ", w+" ") })
+		if i < 0 {
+			return fmt.Errorf("there is no %q in %q", w, got)
 		}
+		left = slices.Delete(left, i, i+1)
 	}
-	return table
+	if len(left) > 0 {
+		return fmt.Errorf("too many: %q, want %q", left, want)
+	}
+	return nil
 }
 
 // unbound are the tables of the unbound rules, in the kernel's order.
@@ -208,124 +233,4 @@ func (h routing) addRules(rules ...route.Rule) {
 			h.t.Fatal(err)
 		}
 	})
-}
-
-// monitor follows the IPv4 rules of the host as `ip monitor rule` shows them.
-type monitor struct {
-	h routing
-	p *process
-}
-
-// sync waits until it has shown all that happened so far.
-func (m *monitor) sync() {
-	m.h.t.Helper()
-	before := strings.Count(m.p.log.String(), "Deleted 32765:")
-	eventually(m.h.t, "ip monitor shows rules", func() error {
-		m.h.ns.IP(m.h.t, "rule add pref 32765 lookup 99")
-		m.h.ns.IP(m.h.t, "rule del pref 32765 lookup 99")
-		if strings.Count(m.p.log.String(), "Deleted 32765:") == before {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-}
-
-// changes are what it showed, "Deleted" and all, with single spaces.
-func (m *monitor) changes() []string {
-	m.h.t.Helper()
-	m.sync()
-	var changes []string
-	for line := range strings.Lines(m.p.log.String()) {
-		line = strings.Join(strings.Fields(line), " ")
-		if line != "" && !strings.Contains(line, "32765:") {
-			changes = append(changes, line)
-		}
-	}
-	return changes
-}
-
-// wantNeverWithout fails unless, while the changes were applied to the rules that stood
-// before, one that matches was always there.
-func (m *monitor) wantNeverWithout(what string, before []string, match func(rule string) bool) {
-	m.h.t.Helper()
-	n := 0
-	for _, rule := range before {
-		if match(rule) {
-			n++
-		}
-	}
-	changes := m.changes()
-	for i, change := range changes {
-		rule, deleted := strings.CutPrefix(change, "Deleted ")
-		switch {
-		case !match(rule):
-		case deleted:
-			n--
-		default:
-			n++
-		}
-		if n < 1 {
-			m.h.t.Errorf("no rule %s after change %d of\n%s", what, i, strings.Join(changes, "\n"))
-			return
-		}
-	}
-}
-
-func (h routing) monitor() *monitor {
-	h.t.Helper()
-	m := &monitor{h, h.start(exec.Command("ip", "-d", "-4", "monitor", "rule"))}
-	m.sync()
-	return m
-}
-
-// hear notes what `ip monitor` shows of the rules of a family until stop, which returns it.
-func (h routing) hear(family string) (stop func() []string) {
-	h.t.Helper()
-	p := h.start(h.sh("exec ip -" + family + " monitor rule"))
-	marks := 0
-	mark := func() {
-		h.t.Helper()
-		marks++
-		pref := fmt.Sprint(32000 + marks)
-		eventually(h.t, "ip monitor shows rules", func() error {
-			h.ns.IP(h.t, "-"+family+" rule add pref "+pref+" lookup 99")
-			h.ns.IP(h.t, "-"+family+" rule del pref "+pref+" lookup 99")
-			if !strings.Contains(p.log.String(), "Deleted "+pref+":") {
-				return errors.New("not yet")
-			}
-			return nil
-		})
-	}
-	mark()
-	return func() (heard []string) {
-		h.t.Helper()
-		mark()
-		for line := range strings.Lines(p.log.String()) {
-			if line = strings.Join(strings.Fields(line), " "); line != "" && !strings.Contains(line, "lookup 99") {
-				heard = append(heard, line)
-			}
-		}
-		return heard
-	}
-}
-
-func matchRoutes(got, want []string) error {
-	left := append([]string(nil), got...)
-	for _, w := range want {
-		found := false
-		for i, r := range left {
-			if r == w || strings.HasPrefix(r, w+" ") {
-				left = append(left[:i], left[i+1:]...)
-				found = true
-				break
-			}
-		}
-		if !found {
-			return fmt.Errorf("there is no %q in %q", w, got)
-		}
-	}
-	if len(left) > 0 {
-		return fmt.Errorf("too many: %q, want %q", left, want)
-	}
-	return nil
 }

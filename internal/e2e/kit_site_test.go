@@ -192,115 +192,26 @@ func (s *site) read(path string) string {
 	return s.sh(`[ ! -e "$1" ] || cat "$1"`, path)
 }
 
-// waitTable waits until addr has a table.
-func (s *site) waitTable(addr string) {
-	s.t.Helper()
-	eventually(s.t, addr+" has a table", func() error {
-		if s.table(addr) == 0 {
-			return fmt.Errorf("rules: %q", s.rules())
-		}
-		return nil
-	})
-}
-
 // waitAwaited waits until nothing is left of an address that went, but that it is awaited.
 func (s *site) waitAwaited(addr string) {
 	s.t.Helper()
 	eventually(s.t, addr+" is awaited", func() error {
-		var rules []string
-		for _, rule := range s.rules() {
-			if strings.Contains(rule, " from "+addr+" ") {
-				rules = append(rules, rule)
-			}
-		}
-		return unorderedError(rules, []string{awaited(addr)})
+		return unorderedError(s.rulesFrom(addr), []string{awaited(addr)})
 	})
 }
 
 // awaited is the rule that keeps packets from leaving elsewhere when an address comes back.
 func awaited(addr string) string { return "10001: from " + addr + " unreachable proto 116" }
 
-// table is the table of the rule from addr; 0 if there is none.
-func (s *site) table(addr string) int {
-	s.t.Helper()
-	for _, rule := range s.rules() {
-		f := strings.Fields(rule)
-		if len(f) > 4 && f[0] == "10000:" && f[2] == addr {
-			n, err := strconv.Atoi(f[4])
-			if err != nil {
-				s.t.Fatalf("rule %q: %v", rule, err)
-			}
-			return n
-		}
-	}
-	return 0
-}
-
-// routes are the routes of a table, as ip shows them, without what differs from run to run.
-func (s *site) routes(table string) []string {
-	s.t.Helper()
-	out, err := s.ns.Output("ip", "route", "show", "table", table)
-	if err != nil && strings.Contains(out, "FIB table does not exist") {
-		return nil
-	}
-	if err != nil {
-		s.t.Fatalf("routes of table %s: %v\n%s", table, err, out)
-	}
-	var routes []string
-	for line := range strings.Lines(out) {
-		if line = strings.Join(strings.Fields(line), " "); line != "" {
-			routes = append(routes, line)
-		}
-	}
-	return routes
-}
-
-// waitRoutes waits until the table of addr holds what want names: "DST" or "DST via GW" as ip
-// writes it, with whatever follows. Nothing else may be in it.
-func (s *site) waitRoutes(addr string, want ...string) {
-	s.t.Helper()
-	eventually(s.t, "the table of "+addr+" is filled", func() error {
-		table := s.table(addr)
-		if table == 0 {
-			return errors.New("it has no table")
-		}
-		return matchRoutes(s.routes(strconv.Itoa(table)), want)
-	})
-}
-
-// waitMain does the same for the routes of a link in main.
-func (s *site) waitMain(ifname string, want ...string) {
-	s.t.Helper()
-	eventually(s.t, "main holds the routes of "+ifname, func() error {
-		var routes []string
-		for _, r := range s.routes("main") {
-			if strings.Contains(r+" ", " dev "+ifname+" ") {
-				routes = append(routes, r)
-			}
-		}
-		return matchRoutes(routes, want)
-	})
-}
-
 // waitGone waits until nothing is left of an address: lease, holder, rules, table.
 func (s *site) waitGone(addr string) {
 	s.t.Helper()
 	eventually(s.t, "nothing is left of "+addr, func() error {
-		for _, lease := range s.leases() {
-			if strings.Contains(lease, "|"+addr+"|") {
-				return fmt.Errorf("lease %s", lease)
-			}
+		if err := s.left(addr); err != nil {
+			return err
 		}
-		for _, rule := range s.rules() {
-			if strings.Contains(rule, " from "+addr+" ") {
-				return fmt.Errorf("rule %s", rule)
-			}
-		}
-		out, _ := s.ns.Output("ip", "route", "show", "table", "all", "proto", "116") // an error is in out
-		for line := range strings.Lines(out) {
-			if strings.Contains(line+" ", " src "+addr+" ") {
-				return fmt.Errorf("route %s", line)
-			}
+		if err := unorderedError(s.rulesFrom(addr), nil); err != nil {
+			return err
 		}
 		if servers := s.read("/run/table-allocator/dnsmasq.servers"); strings.Contains(servers, "@"+addr+"\n") {
 			return fmt.Errorf("resolver lines:\n%s", servers)

@@ -37,7 +37,7 @@ func (p *process) again() {
 // notServed fails the test if an address has a rule now.
 func (h *host) notServed(addr string) {
 	h.t.Helper()
-	for _, rule := range append(h.rules(), h.rules6()...) {
+	for _, rule := range h.allRules() {
 		if strings.Contains(rule, " from "+addr+" ") {
 			h.t.Errorf("%s is served: %s", addr, rule)
 		}
