@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -18,47 +17,11 @@ import (
 // clients are the processes of table-allocator-client on a machine.
 type clients struct{ *machine }
 
-// userBin is the client where any user may run it.
-var userBin = sync.OnceValues(func() (string, error) {
-	from, err := binDir()
-	if err != nil {
-		return "", err
-	}
-	dir, err := os.MkdirTemp("", "userbin")
-	if err != nil {
-		return "", err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
-	}
-	data, err := os.ReadFile(filepath.Join(from, clientBin))
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, clientBin)
-	return path, os.WriteFile(path, data, 0o755)
-})
-
-// clientWith runs the client through setpriv with the given words.
-func (h clients) clientWith(setpriv string, args ...string) result {
-	h.t.Helper()
-	path, err := userBin()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return h.run("setpriv", append(append(strings.Fields(setpriv), path), args...)...)
-}
-
 // command is the client, to be started.
 func (h clients) command(args ...string) *exec.Cmd {
 	h.t.Helper()
 	return exec.Command(bin(h.t, clientBin), args...)
 }
-
-const (
-	asStranger     = "--reuid 4711 --regid 4711 --clear-groups"
-	withoutNetwork = "--bounding-set -net_admin --inh-caps -net_admin"
-)
 
 // shell runs a script; $CLIENT is the client with a log and debugging.
 func (h clients) shell(script string) result {

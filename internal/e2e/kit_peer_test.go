@@ -97,9 +97,6 @@ func exact(t *testing.T, name string) wire.Addr {
 	return must(t)(wire.Exact(name))
 }
 
-// stranger is the uid of somebody who is not trusted.
-const stranger = 4711
-
 // owner is how messages call user uid of a socket that this program has made. The pid may
 // be of a child that has it for a moment, too.
 func owner(uid int) string {

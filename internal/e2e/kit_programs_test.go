@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,7 +16,6 @@ import (
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
-	"golang.org/x/sys/unix"
 )
 
 // machine is a network namespace in which programs run.
@@ -180,41 +178,6 @@ func (h *machine) together(cmds []*exec.Cmd) []result {
 
 // sh is a shell's command, to be started.
 func (h *machine) sh(script string) *exec.Cmd { return exec.Command("sh", "-c", script) }
-
-// as runs f inside the host on a thread of its own that belongs to user uid, and
-// returns when f has called ready or returned. Sockets that f makes or writes to are
-// that user's to the kernel.
-func (h *machine) as(uid int, f func(ready func())) {
-	h.t.Helper()
-	begun, ended := make(chan struct{}), make(chan struct{})
-	var err error
-	go func() {
-		defer close(ended)
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		var ns *os.File
-		if ns, err = os.Open(h.ns.Path()); err != nil {
-			return
-		}
-		err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		ns.Close()
-		if err != nil {
-			return
-		}
-		// The raw call: of this thread, where the library's would be of all.
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
-			err = errno
-			return
-		}
-		f(sync.OnceFunc(func() { close(begun) }))
-	}()
-	select {
-	case <-begun:
-	case <-ended:
-		if err != nil {
-			h.t.Fatalf("become uid %d: %v", uid, err)
-		}
-	}
-}
 
 // pids are the processes of a command of ours in this host.
 func (h *machine) pids(name string) []int {

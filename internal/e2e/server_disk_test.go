@@ -139,14 +139,6 @@ func (h *host) writeUntilStuck(server *process, calls string, p *rawPeer) (asked
 	return 0
 }
 
-// exactPeer talks to the server as Python does.
-func (h *host) exactPeer(name string) *rawPeer {
-	h.t.Helper()
-	p := h.rawPeer(exactName(name))
-	p.to = exactName("tas_socket")
-	return p
-}
-
 // waitStored waits until the database knows that a lease lasts so long, or longer.
 func (h *host) waitStored(table uint32, expires int64) {
 	h.t.Helper()

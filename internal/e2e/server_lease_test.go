@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,20 +15,6 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
-
-// waitLease waits until a request is granted and returns the table.
-func (p *rawPeer) waitLease(datagram string) (table uint32) {
-	p.t.Helper()
-	eventually(p.t, "a table is free", func() error {
-		reply := p.ask(datagram)
-		if strings.Contains(reply, `"code":"exhausted"`) {
-			return errors.New(reply)
-		}
-		table, _ = granted(p.t, reply)
-		return nil
-	})
-	return table
-}
 
 // TestServerPools: as many leases as there are tables, each once, and one that comes back
 // is there for the next at once.
