@@ -86,10 +86,7 @@ print(n.value)'`, client)
 // TestBindRefusals: what keeps run from binding keeps it from running, and it says why.
 func TestBindRefusals(t *testing.T) {
 	c := newCrossing(t)
-	path, err := userBin()
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := publicBin(t, clientBin)
 	for _, args := range [][]string{
 		{"run", "--ifname", "wan1", "echo", "it runs"}, {"attach", "--ifname", "wan1", "1"}, {"detach", "1"}, {"bound"},
 		{"bind", "--ifname", "wan1", "--uid", "0"}, {"unbind", "--all"},

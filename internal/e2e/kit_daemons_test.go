@@ -16,8 +16,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/table-allocator/table-allocator/internal/nettest"
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // dhcpLease is a lease of a DHCP server of the test's making.
@@ -197,7 +198,7 @@ func (s *site) quietDhclient(pidFiles ...string) {
 		s.sh(`kill -9 $(cat "$1")`, file)
 	}
 	eventually(s.t, "no script of dhclient runs", func() error {
-		for _, pid := range s.everyone() {
+		for _, pid := range sharing(s.t, s.mounts, "mnt") {
 			if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.HasPrefix(string(comm), "dhclient-script") {
 				return fmt.Errorf("process %d", pid)
 			}

@@ -6,8 +6,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/table-allocator/table-allocator/internal/route"
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
 )
 
 // routing is the rules and routes of a machine, as ip shows them.

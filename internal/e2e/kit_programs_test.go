@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -182,25 +183,29 @@ func (h *machine) sh(script string) *exec.Cmd { return exec.Command("sh", "-c", 
 // pids are the processes of a command of ours in this host.
 func (h *machine) pids(name string) []int {
 	h.t.Helper()
-	own, err := os.Stat(h.ns.Path())
+	return slices.DeleteFunc(sharing(h.t, h.ns.Path(), "net"), func(pid int) bool {
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		return err != nil || filepath.Base(exe) != name
+	})
+}
+
+// sharing are the processes whose namespace of a kind is the one that a file stands for.
+func sharing(t *testing.T, path, kind string) (pids []int) {
+	t.Helper()
+	own, err := os.Stat(path)
 	if err != nil {
-		h.t.Fatal(err)
+		t.Fatal(err)
 	}
-	procs, err := os.ReadDir("/proc")
+	files, err := filepath.Glob("/proc/[0-9]*/ns/" + kind)
 	if err != nil {
-		h.t.Fatal(err)
+		t.Fatal(err)
 	}
-	var pids []int
-	for _, p := range procs {
-		pid, err := strconv.Atoi(p.Name())
-		if err != nil {
-			continue
-		}
-		exe, err := os.Readlink("/proc/" + p.Name() + "/exe")
-		if err != nil || filepath.Base(exe) != name {
-			continue
-		}
-		if ns, err := os.Stat("/proc/" + p.Name() + "/ns/net"); err == nil && os.SameFile(own, ns) {
+	for _, file := range files {
+		if ns, err := os.Stat(file); err == nil && os.SameFile(own, ns) {
+			pid, err := strconv.Atoi(strings.Split(file, "/")[2])
+			if err != nil {
+				t.Fatal(err)
+			}
 			pids = append(pids, pid)
 		}
 	}

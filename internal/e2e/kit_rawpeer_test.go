@@ -11,8 +11,9 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/table-allocator/table-allocator/internal/wire"
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // sockaddr is the address of a unix socket, byte for byte: a sockaddr_un that is written
@@ -39,7 +40,7 @@ type rawPeer struct {
 
 // rawPeer makes a peer in the host that asks at the padded name. It is bound to addr, or
 // to nothing with nil.
-func (h *host) rawPeer(addr sockaddr) *rawPeer {
+func (h others) rawPeer(addr sockaddr) *rawPeer {
 	h.t.Helper()
 	p := &rawPeer{t: h.t, to: paddedName("tas_socket")}
 	var err error
@@ -73,7 +74,7 @@ func bindRaw(fd int, addr sockaddr) error {
 }
 
 // cPeer is a peer with the name that the original's client binds.
-func (h *host) cPeer(name string) *rawPeer {
+func (h others) cPeer(name string) *rawPeer {
 	h.t.Helper()
 	return h.rawPeer(paddedName(name))
 }
@@ -261,7 +262,7 @@ func wantRefusal(t *testing.T, reply string, code wire.Code, text string) {
 }
 
 // exactPeer talks to the server as Python does.
-func (h *host) exactPeer(name string) *rawPeer {
+func (h others) exactPeer(name string) *rawPeer {
 	h.t.Helper()
 	p := h.rawPeer(exactName(name))
 	p.to = exactName("tas_socket")

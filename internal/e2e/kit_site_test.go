@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -123,33 +122,9 @@ func (s *site) end() {
 			s.t.Logf("ip %s:\n%s", args, out)
 		}
 	}
-	for _, pid := range s.everyone() {
+	for _, pid := range sharing(s.t, s.mounts, "mnt") {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended already
 	}
-}
-
-// everyone is who runs inside the site.
-func (s *site) everyone() (pids []int) {
-	own, err := os.Stat(s.mounts)
-	if err != nil {
-		s.t.Error(err)
-		return nil
-	}
-	procs, err := os.ReadDir("/proc")
-	if err != nil {
-		s.t.Error(err)
-		return nil
-	}
-	for _, p := range procs {
-		pid, err := strconv.Atoi(p.Name())
-		if err != nil {
-			continue
-		}
-		if ns, err := os.Stat("/proc/" + p.Name() + "/ns/mnt"); err == nil && os.SameFile(own, ns) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }
 
 // inside is a command in the site; start and run take it.

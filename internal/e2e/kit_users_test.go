@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,69 +40,50 @@ var addUsers = sync.OnceValue(func() error {
 	return nil
 })
 
-// publicBin is a copy of the server that any user can run.
-var publicBin = sync.OnceValues(func() (string, error) {
-	dir, err := binDir()
+// publicBin is the path of one of our commands where any user may run it.
+func publicBin(t *testing.T, name string) string {
+	t.Helper()
+	dir, err := publicDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, name)
+}
+
+var publicDir = sync.OnceValues(func() (string, error) {
+	from, err := binDir()
 	if err != nil {
 		return "", err
 	}
-	public, err := os.MkdirTemp("", "public")
+	dir, err := os.MkdirTemp("", "public")
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(public, serverBin)
-	data, err := os.ReadFile(filepath.Join(dir, serverBin))
-	if err == nil {
-		err = os.WriteFile(path, data, 0o755)
+	for _, name := range []string{serverBin, clientBin} {
+		data, err := os.ReadFile(filepath.Join(from, name))
+		if err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o755); err != nil {
+			return "", err
+		}
 	}
-	if err == nil {
-		err = os.Chmod(public, 0o755)
-	}
-	return path, err
+	return dir, os.Chmod(dir, 0o755)
 })
 
 // serverAs is the command line of the server for another user.
 func (h *host) serverAs(uid uint32, args ...string) *exec.Cmd {
 	h.t.Helper()
-	path, err := publicBin()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	cmd := exec.Command(path, args...)
+	cmd := exec.Command(publicBin(h.t, serverBin), args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	cmd.Dir = "/"
 	return cmd
 }
 
-// userBin is the client where any user may run it.
-var userBin = sync.OnceValues(func() (string, error) {
-	from, err := binDir()
-	if err != nil {
-		return "", err
-	}
-	dir, err := os.MkdirTemp("", "userbin")
-	if err != nil {
-		return "", err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
-	}
-	data, err := os.ReadFile(filepath.Join(from, clientBin))
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, clientBin)
-	return path, os.WriteFile(path, data, 0o755)
-})
-
 // clientWith runs the client through setpriv with the given words.
 func (h clients) clientWith(setpriv string, args ...string) result {
 	h.t.Helper()
-	path, err := userBin()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return h.run("setpriv", append(append(strings.Fields(setpriv), path), args...)...)
+	return h.run("setpriv", append(append(strings.Fields(setpriv), publicBin(h.t, clientBin)), args...)...)
 }
 
 const (

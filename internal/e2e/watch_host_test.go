@@ -782,10 +782,7 @@ func TestWatchCapability(t *testing.T) {
 	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
 	h.ns.IP(t, "rule add from 10.99.0.1 lookup 777 pref 10000 proto 116")
 	h.serve()
-	path, err := userBin()
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := publicBin(t, clientBin)
 	p := h.start(exec.Command("setpriv", "--bounding-set", "-all,+net_admin", "--inh-caps", "-all,+net_admin", "--no-new-privs",
 		path, "watch", "--routes", "move", "--specific-first"))
 	table := h.served("10.77.0.2")
