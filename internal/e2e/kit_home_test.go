@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -153,87 +152,8 @@ func (h *home) waitHealthy() {
 	})
 }
 
-// waitQuiet waits until the kernel makes nothing of the advertisements on a link: it is
-// another's task.
-func (h *home) waitQuiet(ifname string) {
-	h.t.Helper()
-	eventually(h.t, "the kernel leaves advertisements on "+ifname+" alone", func() error {
-		var value []byte
-		var err error
-		h.ns.Do(func() { value, err = os.ReadFile("/proc/sys/net/ipv6/conf/" + ifname + "/accept_ra") })
-		if err == nil && string(value) != "0\n" {
-			err = fmt.Errorf("accept_ra is %q", value)
-		}
-		return err
-	})
-}
-
 // routesOf are the routes of an address at provider n that routers advertise.
 func (h *home) routesOf(n int) []string {
 	dev := " dev " + h.isps[n].ifname
 	return []string{prefix6(n, 0) + dev, "default via " + router6 + dev}
 }
-
-// mac is the hardware address of the host's link to provider n.
-func (h *home) mac(n int) string {
-	h.t.Helper()
-	f := strings.Fields(h.ns.IP(h.t, "-o link show "+h.isps[n].ifname))
-	at := slices.Index(f, "link/ether")
-	if at < 0 {
-		h.t.Fatalf("no hardware address in %q", f)
-	}
-	return f[at+1]
-}
-
-// address is one as ip -j shows it.
-type address struct {
-	Local                            string
-	Prefixlen                        int
-	Scope                            string
-	Tentative, Deprecated, Temporary bool
-	Dadfailed                        bool
-}
-
-// addresses are those of a link, but the link-local ones.
-func (h *home) addresses(ifname string) (found []address) {
-	h.t.Helper()
-	var links []struct {
-		AddrInfo []address `json:"addr_info"`
-	}
-	out := h.ns.IP(h.t, "-j address show dev "+ifname)
-	if err := json.Unmarshal([]byte(out), &links); err != nil {
-		h.t.Fatalf("addresses of %s: %v\n%s", ifname, err, out)
-	}
-	for _, l := range links {
-		for _, a := range l.AddrInfo {
-			if a.Scope == "global" {
-				found = append(found, a)
-			}
-		}
-	}
-	return found
-}
-
-// waitAddress waits until a link has a usable address in a network that is like what is
-// asked for, and returns it.
-func (h *home) waitAddress(ifname, network string, like func(address) bool) (found string) {
-	h.t.Helper()
-	prefix := netip.MustParsePrefix(network)
-	eventually(h.t, ifname+" has an address in "+network, func() error {
-		addrs := h.addresses(ifname)
-		for _, a := range addrs {
-			if addr, err := netip.ParseAddr(a.Local); err == nil && prefix.Contains(addr) && !a.Tentative && !a.Dadfailed && like(a) {
-				found = a.Local
-				return nil
-			}
-		}
-		return fmt.Errorf("it has %+v", addrs)
-	})
-	return found
-}
-
-func anyAddress(address) bool { return true }
-
-func slaac(a address) bool { return !a.Temporary && a.Prefixlen == 64 }
-
-func ofDHCP(a address) bool { return a.Prefixlen == 128 }

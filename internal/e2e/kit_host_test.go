@@ -55,25 +55,6 @@ func (h *host) link(name string, addrs ...string) {
 	}
 }
 
-// many makes links whose far ends are in the same namespace, and are called far0, far1 ...
-func (h *host) many(links int) {
-	h.t.Helper()
-	var lines []string
-	for i := range links {
-		lines = append(lines, fmt.Sprintf("link add wan%d type veth peer name far%d", i, i),
-			fmt.Sprintf("link set wan%d up", i), fmt.Sprintf("link set far%d up", i))
-	}
-	h.ns.Batch(h.t, lines...)
-}
-
-// rename gives a link another name, which not all kernels do while it is up.
-func (h *host) rename(from, to string) {
-	h.t.Helper()
-	h.ns.IP(h.t, "link set "+from+" down")
-	h.ns.IP(h.t, "link set "+from+" name "+to)
-	h.ns.IP(h.t, "link set "+to+" up")
-}
-
 // waitClean waits until nothing of the clients is left: processes, rules, leases.
 func (h *host) waitClean() {
 	h.t.Helper()

@@ -1,5 +1,52 @@
-// Package e2e runs the real commands against the real kernel, in private network
-// namespaces inside a sandbox.
+// Package e2e runs the real commands against the real kernel, in private network namespaces inside
+// a sandbox.
+//
+// A test makes a host, gives it links and addresses, starts what it needs, and compares what ip,
+// sqlite3 or the far end of a link shows with text:
+//
+//	func TestExample(t *testing.T) {
+//		h := newHost(t)                    // a network namespace; the test runs beside others
+//		h.link("wan0", "10.77.0.2/24")     // a link, whose far end is h.isp
+//		h.serve(`"table_timeout":4`)       // the server, with members of its configuration
+//		h.lease("10.77.0.2", "wan0")       // the client, as a hook calls it
+//		h.wantRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+//		h.ns.IP(t, "address del 10.77.0.2/24 dev wan0")
+//		h.waitClean()                      // no client, rule or lease is left
+//	}
+//
+// A method that begins with "want" fails the test at once, one that begins with "wait" does so when
+// patience is over. Nothing sleeps for a time in which something should have happened: eventually
+// asks again until it has. What a test starts is killed at its end, and what that wrote is shown if
+// the test failed.
+//
+// Where to look, and where a new method belongs; what one file of tests uses alone stays there:
+//
+//	kit_host      host: a machine with links; what is left at the end
+//	kit_programs  machine, process: start a program, run one to its end, find and freeze processes
+//	kit_ip        routing: rules and routes, as ip shows them; kit_monitor: their changes
+//	kit_links     addresses and names of links
+//	kit_server    the server, its configuration; database: what it has stored
+//	kit_client    clients: the client as hooks call it, in the foreground, and watch
+//	kit_users     commands and sockets of other users
+//	kit_peer      others: programs of the test in place of the server or of a client;
+//	kit_rawpeer   the same with plain system calls, as C programs make them
+//	kit_uplinks   uplinks: a host behind providers, and the internet behind those
+//	kit_packets   packets to the internet: from where, and by which provider they got there
+//	kit_site      site: such a host with an /etc and daemons of its own
+//	kit_home      home: a site with IPv6, where a watch serves what real programs configure
+//	kit_daemons   DHCP servers and clients, router advertisements
+//	kit_cgroup    crossing: such a host with cgroups of its own, for run, bind and attach
+//	kit_prober    a program for those, whose sockets a test commands
+//
+// A host behind providers is one of
+//
+//	newHost(t).behind(routed(0), routed(1))  no addresses yet; u.address(n) gives uplink n some
+//	newCrossing(t)                           both families, a server and a watch; cgroups
+//	newSite(t)                               IPv4, three providers with DHCP; hooks are installed
+//	newHome(t, n), newHookedHome(t, n)       both families, without and with the hooks
+//
+// and u.only(1, f) fails the test unless what f sends leaves by uplink 1 alone, u.waitUplink(1, addr)
+// waits until packets from addr do, u.flows loses no packet while something changes.
 package e2e
 
 import (
@@ -54,6 +101,7 @@ var binDir = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
+// unordered describes how got differs from want in any order; "" if it does not.
 func unordered(got, want []string) string {
 	count := make(map[string]int)
 	for _, s := range want {
@@ -90,9 +138,10 @@ func eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-// fullSize tells whether tests run at the size that takes long.
+// fullSize reports whether tests run at the size that takes long.
 func fullSize() bool { return os.Getenv("SOAK") == "full" }
 
+// unorderedError is unordered as an error.
 func unorderedError(got, want []string) error {
 	if diff := unordered(got, want); diff != "" {
 		return errors.New(diff)

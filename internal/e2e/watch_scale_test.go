@@ -10,14 +10,6 @@ import (
 	"time"
 )
 
-// numbered is the n-th address of a link, with its length: in turns of IPv4 and IPv6.
-func numbered(link, n int) string {
-	if n%2 == 0 {
-		return fmt.Sprintf("10.%d.%d.2/24", link+1, n)
-	}
-	return fmt.Sprintf("2001:db8:%x:%x::2/64", link+1, n)
-}
-
 // waitNothingLeft waits until all that was served is gone, but for the process that serves.
 func (h *host) waitNothingLeft(p *process, fds int) {
 	h.t.Helper()
