@@ -282,7 +282,7 @@ func (n *namespace) become(plain picture, s served, routes []route) error {
 		}
 	}
 	for _, r := range routes {
-		if err := n.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r.message()); err != nil {
+		if err := n.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r.message()); err != nil && err != unix.EEXIST { // twice, with another source
 			return fmt.Errorf("add route %s to a twin: %w", r, err)
 		}
 	}

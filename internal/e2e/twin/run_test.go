@@ -1,7 +1,11 @@
 package twin
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -162,7 +166,7 @@ func live(hosts []*host, workers int, patience []time.Duration) (*tally, error) 
 			todo <- h
 		}
 	}()
-	sum := &tally{phases: make(map[string]int), kinds: make(map[string]*kind)}
+	sum := newTally()
 	var first error
 	for range hosts {
 		o := <-done
@@ -172,6 +176,15 @@ func live(hosts []*host, workers int, patience []time.Duration) (*tally, error) 
 		sum.add(o.f)
 	}
 	return sum, first
+}
+
+func newTally() *tally { return &tally{phases: make(map[string]int), kinds: make(map[string]*kind)} }
+
+// sorted are the kinds of wrong answers, those of most hosts first.
+func (t *tally) sorted() []*kind {
+	return slices.SortedFunc(maps.Values(t.kinds), func(a, b *kind) int {
+		return cmp.Or(b.hosts-a.hosts, b.answers-a.answers, strings.Compare(a.signature, b.signature))
+	})
 }
 
 func (t *tally) add(f finding) {
@@ -200,6 +213,17 @@ func (t *tally) add(f finding) {
 			}
 		}
 	}
+}
+
+// sample are some of the wrong answers of a kind.
+func (f finding) sample(signature string) string {
+	var texts []string
+	for _, w := range f.wrong {
+		if w.signature == signature && len(texts) < 4 {
+			texts = append(texts, "    "+w.text)
+		}
+	}
+	return strings.Join(texts, "\n")
 }
 
 // size is how much there is to read of a host.

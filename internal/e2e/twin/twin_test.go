@@ -24,10 +24,7 @@
 package twin
 
 import (
-	"cmp"
 	"flag"
-	"maps"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,10 +52,7 @@ var shortPatience = []time.Duration{120 * time.Millisecond, 350 * time.Milliseco
 
 // TestTwin makes up hosts and asks each, in several phases of its life, where packets go.
 func TestTwin(t *testing.T) {
-	base := *seed
-	if base == 0 {
-		base = uint64(time.Now().UnixNano()) / 1e6 % 1e9
-	}
+	base := firstSeed()
 	n := *hosts
 	if n == 0 {
 		n = 40
@@ -91,9 +85,17 @@ func TestTwin(t *testing.T) {
 	report(t, sum)
 }
 
+// firstSeed is the seed of the first host; those behind it have the next ones.
+func firstSeed() uint64 {
+	if *seed != 0 {
+		return *seed
+	}
+	return uint64(time.Now().UnixNano()) / 1e6 % 1e9
+}
+
 // report shows each kind of wrong answer, the most frequent first, with its smallest host.
 func report(t *testing.T, sum *tally) {
-	kinds := slices.SortedFunc(maps.Values(sum.kinds), func(a, b *kind) int { return cmp.Or(b.hosts-a.hosts, b.answers-a.answers) })
+	kinds := sum.sorted()
 	for _, k := range kinds {
 		t.Errorf("%4d answers, %3d hosts: %s (seed %d, %s)", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.phase)
 	}
@@ -104,13 +106,7 @@ func report(t *testing.T, sum *tally) {
 			break
 		}
 		f := shrink(k.first, k.signature, stock)
-		var texts []string
-		for _, w := range f.wrong {
-			if w.signature == k.signature && len(texts) < 4 {
-				texts = append(texts, w.text)
-			}
-		}
-		t.Logf("%s\nseed %d, phase %s\n%s    %s", k.signature, f.host.seed, f.phase, f.host.text(), strings.Join(texts, "\n    "))
+		t.Logf("%s\nseed %d, phase %s\n%s%s", k.signature, f.host.seed, f.phase, f.host.text(), f.sample(k.signature))
 		if *verbose {
 			t.Logf("rules and routes:\n%s\nlog:\n%s", f.rules, f.log)
 		}

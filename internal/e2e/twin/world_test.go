@@ -73,15 +73,15 @@ func (n *namespace) run(commands []string) (failed []int, err error) {
 			i++
 			continue
 		}
-		first := i
+		first, family := i, familyFlag(commands[i])
 		var batch strings.Builder
-		for ; i < len(commands) && strings.HasPrefix(commands[i], "ip "); i++ {
-			batch.WriteString(commands[i][len("ip "):] + "\n")
+		for ; i < len(commands) && strings.HasPrefix(commands[i], "ip ") && familyFlag(commands[i]) == family; i++ {
+			batch.WriteString(strings.TrimPrefix(commands[i][len("ip "):], family) + "\n")
 		}
 		if first == i {
 			return nil, fmt.Errorf("command %q: neither ip nor sysctl", commands[i])
 		}
-		lines, err := n.batch(batch.String())
+		lines, err := n.batch(family, batch.String())
 		if err != nil {
 			return nil, err
 		}
@@ -92,10 +92,21 @@ func (n *namespace) run(commands []string) (failed []int, err error) {
 	return failed, nil
 }
 
+// familyFlag is the "-6" of a command for "ip", which stands there for rules without an address.
+func familyFlag(command string) string {
+	if strings.HasPrefix(command, "ip -6 ") {
+		return "-6"
+	}
+	return ""
+}
+
 // batch gives lines to "ip" and returns the indexes of those that it could not carry out.
-func (n *namespace) batch(lines string) (failed []int, err error) {
+func (n *namespace) batch(family, lines string) (failed []int, err error) {
 	var stderr strings.Builder
 	cmd := exec.Command("ip", "-force", "-batch", "-")
+	if family != "" {
+		cmd.Args = append(cmd.Args, family)
+	}
 	cmd.Stdin, cmd.Stderr = strings.NewReader(lines), &stderr
 	if err := n.Start(cmd); err != nil {
 		return nil, fmt.Errorf("start ip: %w", err)

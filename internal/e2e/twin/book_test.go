@@ -1,0 +1,205 @@
+package twin
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestTwinByTheBook shows that what the comparison wants can be had: rules and routes as they are
+// described, made by hand out of what the twins have, give no wrong answer.
+func TestTwinByTheBook(t *testing.T) {
+	n := *hosts
+	if n == 0 {
+		n = 20
+	}
+	base := firstSeed()
+	t.Logf("seed %d", base)
+	stock := &twins{}
+	defer stock.close()
+	sum := newTally()
+	for i := range n {
+		h := generate(base+uint64(i), true, kernel{})
+		f, err := byTheBook(h, stock)
+		if err != nil {
+			t.Fatalf("host %d: %v\n%s", h.seed, err, h.text())
+		}
+		sum.add(f)
+	}
+	t.Logf("%d hosts, %d answers, %d wrong in %d hosts", sum.hosts, sum.answers, sum.wrong, sum.bad)
+	for _, k := range sum.sorted() {
+		t.Errorf("%d answers, %d hosts: %s (seed %d)\n%s\n%s\n%s", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.sample(k.signature), k.first.host.text(), k.first.rules)
+	}
+}
+
+// byTheBook builds a host, installs what belongs there by hand, and compares.
+func byTheBook(h *host, stock *twins) (f finding, err error) {
+	f.host = h
+	w, err := newWorld(h)
+	if err != nil {
+		return f, err
+	}
+	defer w.close()
+	b := &book{w: w}
+	if b.plain, err = w.plain.picture(); err != nil {
+		return f, err
+	}
+	if err := b.install(); err != nil {
+		return f, err
+	}
+	_, err = (&living{w, stock, &f}).look(atStart)
+	return f, err
+}
+
+// book installs by hand what is described.
+type book struct {
+	w      *world
+	plain  picture
+	served []served
+	lines  []string
+}
+
+func (b *book) install() error {
+	for _, a := range b.plain.addresses {
+		if a.addr.IsGlobalUnicast() && a.index != 1 && b.w.host.watch.selects(b.plain.names[a.index]) {
+			b.served = append(b.served, served{a.addr, a.index, a.network, uint32(10000 + len(b.served))})
+		}
+	}
+	is := uplinks(b.plain, b.served)
+	for _, s := range b.served {
+		for _, r := range routesFor(b.plain, s, is, false) {
+			if err := b.add(r, s); err != nil {
+				return err
+			}
+		}
+		b.rules(s)
+	}
+	if b.w.host.watch.Routes == "move" {
+		if err := b.move(); err != nil {
+			return err
+		}
+	}
+	failed, err := b.w.real.run(b.lines)
+	for _, i := range failed {
+		return fmt.Errorf("%s failed", b.lines[i])
+	}
+	return err
+}
+
+func (b *book) add(r route, s served) error {
+	body := r.message()
+	body[4], body[5] = unix.RT_TABLE_UNSPEC, protocol
+	body = attribute32(body, unix.RTA_TABLE, s.table)
+	if r.typ == unix.RTN_UNICAST {
+		body = attribute(body, unix.RTA_PREFSRC, s.addr.AsSlice())
+	}
+	if err := b.w.real.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, body); err != nil && err != unix.EEXIST { // twice, with another source
+		return fmt.Errorf("add %s to table %d: %w", r, s.table, err)
+	}
+	return nil
+}
+
+// rules are those of an address.
+func (b *book) rules(s served) {
+	rule := func(priority int, format string, args ...any) {
+		family := ""
+		if s.addr.Is6() {
+			family = "-6 "
+		}
+		line := fmt.Sprintf("ip %srule add pref %d protocol %d %s", family, priority, protocol, fmt.Sprintf(format, args...))
+		if !slices.Contains(b.lines, line) { // two addresses of a network share those to main
+			b.lines = append(b.lines, line)
+		}
+	}
+	if b.w.host.watch.SpecificFirst {
+		for _, p := range b.shared(s) {
+			rule(9997-p.Bits(), "from %s to %s lookup %d", s.addr, p, s.table)
+			for _, longer := range b.longer(p) {
+				rule(9997-longer.Bits(), "from %s to %s lookup main", s.addr, longer)
+			}
+		}
+		rule(9998, "from %s lookup main suppress_prefixlength %d", s.addr, halfBits(s.addr))
+	}
+	rule(10000, "from %s lookup %d", s.addr, s.table)
+	if b.w.host.watch.OnLoss == "block" {
+		rule(10001, "from %s unreachable", s.addr)
+	}
+	if s.addr.Is4() || s.network.Bits() < 128 {
+		rule(19999, "to %s lookup main suppress_prefixlength %d", s.network, s.network.Bits()-1)
+		rule(20000, "to %s lookup %d", s.network, s.table)
+	}
+	rule(91000, "iif lo lookup %d", s.table)
+	if b.w.host.watch.Routes == "move" {
+		rule(91001, "lookup %d", s.table)
+	}
+}
+
+func halfBits(a netip.Addr) int {
+	if a.Is4() {
+		return 7
+	}
+	return 6
+}
+
+// shared are prefixes that main has over the link of s and over another one.
+func (b *book) shared(s served) (all []netip.Prefix) {
+	for _, r := range b.plain.main() {
+		if r.family != s.family() || r.isHalf() || r.dst.Addr().IsMulticast() || slices.Contains(all, r.dst) {
+			continue
+		}
+		_, own := r.alive(func(index int) bool { return index == s.index })
+		if own && slices.ContainsFunc(b.plain.main(), func(other route) bool {
+			_, elsewhere := other.alive(func(index int) bool { return index != s.index })
+			return other.dst == r.dst && (elsewhere || other.isError())
+		}) {
+			all = append(all, r.dst)
+		}
+	}
+	return all
+}
+
+// longer are prefixes of main within p.
+func (b *book) longer(p netip.Prefix) (all []netip.Prefix) {
+	for _, r := range b.plain.main() {
+		if r.dst.Bits() > p.Bits() && p.Contains(r.dst.Addr()) && !slices.Contains(all, r.dst) {
+			all = append(all, r.dst)
+		}
+	}
+	return all
+}
+
+// move takes out of main the defaults over links with tables, unless an error would be left there
+// as the last word.
+func (b *book) move() error {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		main := slices.DeleteFunc(b.plain.main(), func(r route) bool { return r.family != family || !r.isDefault() })
+		if slices.ContainsFunc(main, route.isError) {
+			continue
+		}
+		for _, r := range main {
+			if r.protocol == unix.RTPROT_RA || !b.all(r) {
+				continue
+			}
+			body := r.message()
+			if r.nexthop != 0 {
+				bare := r
+				bare.legs = nil
+				body = attribute32(bare.message(), rtaNexthop, r.nexthop)
+			}
+			if err := b.w.real.change(unix.RTM_DELROUTE, 0, body); err != nil {
+				return fmt.Errorf("take %s out of main: %w", r, err)
+			}
+		}
+	}
+	return nil
+}
+
+// all reports whether all legs of a route are over links with a table of the family.
+func (b *book) all(r route) bool {
+	return !slices.ContainsFunc(r.legs, func(l leg) bool {
+		return !slices.ContainsFunc(b.served, func(s served) bool { return s.index == l.index && s.family() == r.family })
+	})
+}
