@@ -20,9 +20,10 @@ func TestTwinByTheBook(t *testing.T) {
 	t.Logf("seed %d", base)
 	stock := &twins{}
 	defer stock.close()
+	k := probe(t)
 	sum := newTally()
 	for i := range n {
-		h := generate(base+uint64(i), true, kernel{})
+		h := generate(base+uint64(i), true, phasesToGo(), k)
 		f, err := byTheBook(h, stock)
 		if err != nil {
 			t.Fatalf("host %d: %v\n%s", h.seed, err, h.text())
@@ -43,6 +44,11 @@ func byTheBook(h *host, stock *twins) (f finding, err error) {
 		return f, err
 	}
 	defer w.close()
+	for _, s := range h.changes { // more states than a host has at its start
+		if err := w.apply(s); err != nil {
+			return f, err
+		}
+	}
 	b := &book{w: w}
 	if b.plain, err = w.plain.picture(); err != nil {
 		return f, err
@@ -90,14 +96,45 @@ func (b *book) install() error {
 }
 
 func (b *book) add(r route, s served) error {
+	r.table, r.protocol = s.table, protocol
 	body := r.message()
-	body[4], body[5] = unix.RT_TABLE_UNSPEC, protocol
-	body = attribute32(body, unix.RTA_TABLE, s.table)
 	if r.typ == unix.RTN_UNICAST {
 		body = attribute(body, unix.RTA_PREFSRC, s.addr.AsSlice())
 	}
-	if err := b.w.real.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, body); err != nil && err != unix.EEXIST { // twice, with another source
-		return fmt.Errorf("add %s to table %d: %w", r, s.table, err)
+	const flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
+	err := b.w.real.change(unix.RTM_NEWROUTE, flags, body)
+	if err == unix.EINVAL && r.family == unix.AF_INET6 {
+		// Main leads to the router over another link, and is asked about routers that are on the
+		// link by force; about others the table itself is asked.
+		return b.addBehind(r)
+	}
+	if err != nil && err != unix.EEXIST { // twice, with another source
+		return fmt.Errorf("add %s: %w", r, err)
+	}
+	return nil
+}
+
+// addBehind adds a route whose routers have routes of their own as long as that takes.
+func (b *book) addBehind(r route) error {
+	var hops []route
+	for i, l := range r.legs {
+		if !l.gateway.IsValid() {
+			continue
+		}
+		hop, _ := r.with(func(k int, _ leg) bool { return k == i })
+		hop.dst, hop.legs = netip.PrefixFrom(l.gateway, 128), []leg{{index: l.index}}
+		hops = append(hops, hop)
+		if err := b.w.real.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE, hop.message()); err != nil {
+			return fmt.Errorf("add %s: %w", hop, err)
+		}
+	}
+	if err := b.w.real.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r.flagged(0)); err != nil {
+		return fmt.Errorf("add %s: %w", r, err)
+	}
+	for _, hop := range hops {
+		if err := b.w.real.change(unix.RTM_DELROUTE, 0, hop.message()); err != nil {
+			return fmt.Errorf("delete %s: %w", hop, err)
+		}
 	}
 	return nil
 }
@@ -118,6 +155,9 @@ func (b *book) rules(s served) {
 		for _, p := range b.shared(s) {
 			rule(9997-p.Bits(), "from %s to %s lookup %d", s.addr, p, s.table)
 			for _, longer := range b.longer(p) {
+				if slices.Contains(b.shared(s), longer) {
+					continue
+				}
 				rule(9997-longer.Bits(), "from %s to %s lookup main", s.addr, longer)
 			}
 		}
@@ -183,15 +223,28 @@ func (b *book) move() error {
 			if r.protocol == unix.RTPROT_RA || !b.all(r) {
 				continue
 			}
-			body := r.message()
-			if r.nexthop != 0 {
-				bare := r
-				bare.legs = nil
-				body = attribute32(bare.message(), rtaNexthop, r.nexthop)
-			}
-			if err := b.w.real.change(unix.RTM_DELROUTE, 0, body); err != nil {
+			if err := b.take(r); err != nil {
 				return fmt.Errorf("take %s out of main: %w", r, err)
 			}
+		}
+	}
+	return nil
+}
+
+func (b *book) take(r route) error {
+	del := func(body []byte) error { return b.w.real.change(unix.RTM_DELROUTE, 0, body) }
+	if r.nexthop != 0 {
+		bare := r
+		bare.legs = nil
+		return del(attribute32(bare.message(), rtaNexthop, r.nexthop))
+	}
+	if r.family == unix.AF_INET {
+		return del(r.message())
+	}
+	for i := range r.legs { // which the kernel has as routes of their own
+		one, _ := r.with(func(k int, _ leg) bool { return k == i })
+		if err := del(one.message()); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -90,7 +90,7 @@ func ask(n *namespace, q question, main []route) (answer, error) {
 		a.legs = nil
 		return a, nil
 	}
-	if r.table != unix.RT_TABLE_MAIN || r.family == unix.AF_INET && !r.isDefault() {
+	if r.table != unix.RT_TABLE_MAIN && r.table != twinTable || r.family == unix.AF_INET && !r.isDefault() {
 		return a, nil
 	}
 	// Of several defaults in one place the kernel takes one by what it knows of the neighbours,
@@ -212,6 +212,9 @@ func (c *comparison) bound(q question) error {
 		if a.addr.Is4() != q.dst.Is4() || !a.addr.IsGlobalUnicast() {
 			continue
 		}
+		if slices.ContainsFunc(c.plain.addresses, func(b address) bool { return a.addr == b.addr && a.index != b.index }) {
+			continue // of which link its packets are, nobody can say
+		}
 		q.src = a.addr
 		i := slices.IndexFunc(c.served, func(s served) bool { return s.addr == a.addr })
 		if i >= 0 {
@@ -252,11 +255,24 @@ func (c *comparison) from(s served, q question) error {
 	}
 	switch {
 	case twin.typ != unix.RTN_UNSPEC:
-		return c.check(q, plain, twin)
+		wants := []answer{twin}
+		if c.w.host.watch.SpecificFirst && !plain.match.isHalf() && c.all(plain, s.index) {
+			wants = append(wants, plain) // main comes first, and leads over the link by whatever router
+		}
+		return c.check(q, plain, wants...)
 	case c.w.host.watch.OnLoss == "block":
 		return c.check(q, plain, answer{})
 	}
-	return c.check(q, plain, c.moved(q, plain)...)
+	more, err := c.byNetworkRule(q, plain)
+	if err != nil {
+		return err
+	}
+	return c.check(q, plain, append(c.moved(q, plain), more...)...)
+}
+
+// all reports whether all legs of an answer are over a link.
+func (c *comparison) all(a answer, index int) bool {
+	return len(a.legs) > 0 && !slices.ContainsFunc(a.legs, func(l leg) bool { return l.index != index })
 }
 
 func (c *comparison) twinOf(s served, q question) (answer, error) {

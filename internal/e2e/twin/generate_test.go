@@ -16,7 +16,10 @@ type generator struct {
 	next   int // the next index of a link
 	metric int // a metric that no default has yet
 	nhid   int // the next id of a nexthop object
-	kernel kernel
+	past   history
+
+	tunnels int
+	kernel  kernel
 }
 
 // link is a link of the host, as far as the generator has to remember it.
@@ -36,9 +39,10 @@ type network struct {
 
 func (n network) is4() bool { return n.addr.Addr().Is4() }
 
-// generate returns the host of a seed. A plain-looking one has two or three uplinks with one
-// network each, distinct metrics, and static routes.
-func generate(seed uint64, rich bool, k kernel) *host {
+// generate returns the host of a seed, with changes for some phases of its life; if there are none,
+// the seed draws one or two. A plain-looking host has two or three uplinks with one network each,
+// distinct metrics, and static routes, and no life.
+func generate(seed uint64, rich bool, phases []string, k kernel) *host {
 	g := &generator{
 		Rand:   rand.New(rand.NewPCG(seed, 0x7a)),
 		h:      &host{seed: seed, watch: watchSettings{Ifname: "*", Routes: "copy", OnLoss: "fallback", exclude: []string{"lo", "docker*", "br-*"}}},
@@ -48,7 +52,7 @@ func generate(seed uint64, rich bool, k kernel) *host {
 		kernel: k,
 	}
 	if rich {
-		g.rich()
+		g.rich(phases)
 	} else {
 		g.plain()
 	}
@@ -94,8 +98,11 @@ func (g *generator) linkCommands(l *link) string {
 		link set x%s up`, l.name, l.index, l.index, l.name, l.name, l.name, l.name)
 }
 
-// give adds an address to a link.
+// give adds an address to a link. Of one that two links have nobody can say where its packets go.
 func (g *generator) give(l *link, n network, more string) {
+	if slices.ContainsFunc(g.networks(n.is4(), g.links...), func(o network) bool { return o.addr.Addr() == n.addr.Addr() }) {
+		return
+	}
 	g.add("address "+n.addr.String(), "%s", giveCommand(l, n, more))
 	l.nets = append(l.nets, n)
 }
@@ -107,17 +114,22 @@ func giveCommand(l *link, n network, more string) string {
 	return fmt.Sprintf("address add %s dev %s %s", n.addr, l.name, more)
 }
 
-// within returns an address in a network, neither its first nor its last if it has others.
-func (g *generator) within(n netip.Prefix) netip.Addr {
-	a := n.Masked().Addr()
+// within returns an address in a network, neither its first nor its last if it has others. Those of
+// the host are odd, and those of routers even, so that no router is the host itself.
+func (g *generator) within(n netip.Prefix, odd bool) netip.Addr {
 	host := n.Addr().BitLen() - n.Bits()
-	if host <= 1 {
-		for range g.IntN(1 << host) {
-			a = a.Next()
-		}
-		return a
+	number := 0
+	switch {
+	case host == 0:
+	case host == 1:
+		number = g.IntN(2)
+	case odd:
+		number = 1 + 2*g.IntN(min(125, 1<<min(host-1, 10)-1))
+	default:
+		number = 2 + 2*g.IntN(min(125, 1<<min(host-1, 10)-1))
 	}
-	for range 1 + g.IntN(min(250, 1<<min(host, 10)-2)) {
+	a := n.Masked().Addr()
+	for range number {
 		a = a.Next()
 	}
 	return a
@@ -126,9 +138,9 @@ func (g *generator) within(n netip.Prefix) netip.Addr {
 // in draws an address and a router in a network.
 func (g *generator) in(prefix string) network {
 	p := netip.MustParsePrefix(prefix)
-	n := network{gateway: g.within(p)}
+	n := network{gateway: g.within(p, false)}
 	for {
-		if addr := g.within(p); addr != n.gateway {
+		if addr := g.within(p, true); addr != n.gateway {
 			n.addr = netip.PrefixFrom(addr, p.Bits())
 			return n
 		}

@@ -2,7 +2,6 @@ package twin
 
 import (
 	"fmt"
-	"syscall"
 	"testing"
 )
 
@@ -40,7 +39,7 @@ func TestTwinNotices(t *testing.T) {
 	defer stock.close()
 	for i, b := range breakages {
 		// The second uplink: what main has as a default for it, too, would hide some of them.
-		h := generate(uint64(7000+i), false, kernel{})
+		h := generate(uint64(7000+i), false, nil, kernel{})
 		err := broken(h, stock, func(w *world, s served) error {
 			failed, err := w.real.run(b.commands(s, h.second))
 			if err == nil && len(failed) > 0 {
@@ -54,8 +53,8 @@ func TestTwinNotices(t *testing.T) {
 	}
 }
 
-// broken lets a host start, breaks it while the watch stands still, and fails if the comparison
-// has nothing to say.
+// broken lets a host start, kills the watch, breaks something, and fails if the comparison has
+// nothing to say.
 func broken(h *host, stock *twins, breakIt func(*world, served) error) error {
 	w, err := newWorld(h)
 	if err != nil {
@@ -70,9 +69,7 @@ func broken(h *host, stock *twins, breakIt func(*world, served) error) error {
 	if ok, err := (&living{w, stock, &f}).look(atStart); err != nil || !ok {
 		return fmt.Errorf("wrong before it was broken: %v, %w", f.wrong, err)
 	}
-	if err := w.watch.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		return err
-	}
+	w.watch.kill() // it would put things right again
 	plain, err := w.plain.picture()
 	if err != nil {
 		return err

@@ -147,10 +147,14 @@ func gatewayOf(typ uint16, value []byte) netip.Addr {
 	return addrOf(value)
 }
 
-// message is the body of the RTM_NEWROUTE that makes the route in main. Its gateways are on the
-// link whatever the addresses there say, so that the order in which routes are made is free.
-func (r route) message() []byte {
-	b := []byte{byte(r.family), byte(r.dst.Bits()), byte(max(r.from.Bits(), 0)), r.tos, unix.RT_TABLE_MAIN, r.protocol, r.scope, r.typ, 0, 0, 0, 0}
+// message is the body of the RTM_NEWROUTE that makes the route in its table. Its gateways are on
+// the link whatever the addresses there say, so that the order in which routes are made is free.
+func (r route) message() []byte { return r.flagged(unix.RTNH_F_ONLINK) }
+
+// flagged is message with other flags for the legs by a gateway.
+func (r route) flagged(onlink byte) []byte {
+	b := []byte{byte(r.family), byte(r.dst.Bits()), byte(max(r.from.Bits(), 0)), r.tos, unix.RT_TABLE_UNSPEC, r.protocol, r.scope, r.typ, 0, 0, 0, 0}
+	b = attribute32(b, unix.RTA_TABLE, r.table)
 	b = attribute(b, unix.RTA_DST, r.dst.Addr().AsSlice())
 	if r.from.IsValid() {
 		b = attribute(b, unix.RTA_SRC, r.from.Addr().AsSlice())
@@ -161,7 +165,7 @@ func (r route) message() []byte {
 	}
 	if len(r.legs) == 1 {
 		if r.legs[0].gateway.IsValid() {
-			native.PutUint32(b[8:], unix.RTNH_F_ONLINK)
+			native.PutUint32(b[8:], uint32(onlink))
 			b = r.legs[0].appendGateway(b, r.family)
 		}
 		return attribute32(b, unix.RTA_OIF, uint32(r.legs[0].index))
@@ -171,7 +175,7 @@ func (r route) message() []byte {
 		hop := []byte{0, 0, 0, r.weights[i]}
 		hop = native.AppendUint32(hop, uint32(l.index))
 		if l.gateway.IsValid() {
-			hop[2] = unix.RTNH_F_ONLINK
+			hop[2] = onlink
 			hop = l.appendGateway(hop, r.family)
 		}
 		native.PutUint16(hop, uint16(len(hop)))

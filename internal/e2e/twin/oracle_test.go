@@ -172,7 +172,7 @@ func ofProvider(routes []route, plain picture, s served) []route {
 
 // twins is a stock of namespaces that become twins, one host after the other. A twin is a host
 // that has one uplink only, the link of an address, and what main says of that. Where a packet
-// from the address must go the kernel says there, by its own rules, in the twin's table main.
+// from the address must go the kernel says there.
 type twins struct {
 	stock []*namespace
 	used  int
@@ -187,6 +187,10 @@ func (t *twins) close() {
 		n.close()
 	}
 }
+
+// twinTable is what a twin has in the place of main: the kernel asks main whether a router is really
+// on its link, and not another table.
+const twinTable = 100
 
 // begin forgets the twins of the comparison before.
 func (t *twins) begin() { t.used, t.same = 0, make(map[string]*namespace) }
@@ -224,7 +228,7 @@ func newTwin() (*namespace, error) {
 	if err != nil {
 		return nil, err
 	}
-	var lines []string
+	lines := []string{fmt.Sprintf("ip rule add lookup %d", twinTable), fmt.Sprintf("ip -6 rule add lookup %d", twinTable)}
 	for i := 2; i <= maxIndex; i++ {
 		lines = append(lines, fmt.Sprintf("ip link add t%d index %d type veth peer name x%d index %d", i, i, i, i+1000),
 			fmt.Sprintf("ip link set t%d up", i), fmt.Sprintf("ip link set x%d up", i))
@@ -275,13 +279,14 @@ func (n *namespace) become(plain picture, s served, routes []route) error {
 		return err
 	}
 	for _, r := range all {
-		if r.table == unix.RT_TABLE_MAIN {
+		if r.table == twinTable {
 			if err := n.change(unix.RTM_DELROUTE, 0, r.message()); err != nil && err != unix.ESRCH {
 				return fmt.Errorf("delete route %s of a twin: %w", r, err)
 			}
 		}
 	}
 	for _, r := range routes {
+		r.table = twinTable
 		if err := n.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r.message()); err != nil && err != unix.EEXIST { // twice, with another source
 			return fmt.Errorf("add route %s to a twin: %w", r, err)
 		}

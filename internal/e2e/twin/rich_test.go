@@ -7,7 +7,7 @@ import (
 )
 
 // rich makes a host of all the pieces that hosts have.
-func (g *generator) rich() {
+func (g *generator) rich(phases []string) {
 	g.settings()
 	for i := range pick(g, 1, 2, 2, 2, 3, 3) {
 		g.uplink(i)
@@ -19,13 +19,13 @@ func (g *generator) rich() {
 	}{
 		{45, g.lan}, {35, g.bridge}, {30, g.vpn}, {15, g.service}, {70, g.statics}, {50, g.statics}, {20, g.errorRoute},
 		{15, g.errorDefault}, {15, g.multipath}, {20, g.group}, {12, g.othersRule}, {10, g.localRoute}, {15, g.sourceSpecific},
-		{10, g.tos}, {10, g.secondDefault}, {10, g.sameNetwork},
+		{10, g.tos}, {10, g.secondDefault}, {10, g.sameNetwork}, {25, g.optionalLink},
 	} {
 		if g.chance(piece.chance) {
 			piece.add()
 		}
 	}
-	g.h.phases = []string{atStart}
+	g.life(phases)
 }
 
 func (g *generator) settings() {
@@ -106,14 +106,14 @@ func (g *generator) secondAddress(l *link, i int) {
 	switch g.IntN(5) {
 	case 0:
 		if first.addr.Bits() < 30 {
-			g.give(l, network{netip.PrefixFrom(g.within(first.addr), first.addr.Bits()), first.gateway}, "")
+			g.give(l, network{netip.PrefixFrom(g.within(first.addr, true), first.addr.Bits()), first.gateway}, "")
 		}
 	case 1:
 		if first.addr.Bits() < 27 {
-			g.give(l, g.in(netip.PrefixFrom(g.within(first.addr), first.addr.Bits()+2+g.IntN(2)).Masked().String()), "")
+			g.give(l, g.in(netip.PrefixFrom(g.within(first.addr, true), first.addr.Bits()+2+g.IntN(2)).Masked().String()), "")
 		}
 	case 2:
-		g.give(l, network{netip.PrefixFrom(g.within(netip.MustParsePrefix("198.51.100.0/24")), 32), first.gateway}, "")
+		g.give(l, network{netip.PrefixFrom(g.within(netip.MustParsePrefix("198.51.100.0/24"), true), 32), first.gateway}, "")
 	default:
 		g.give(l, g.in(pick(g, fmt.Sprintf("198.51.100.%d/28", 16*i), fmt.Sprintf("10.20%d.0.0/16", i), "198.18.0.0/15")), "")
 	}
@@ -163,7 +163,9 @@ func (g *generator) oneDefault(l *link, n network, is4, sameMetric bool) {
 		l.metrics = append(l.metrics, metric)
 	}
 	more := pick(g, "", "", "", "src "+n.addr.Addr().String(), "onlink")
-	if !is4 && g.chance(40) {
+	if !is4 && sameMetric {
+		more = "" // the kernel makes one route of them, which has one of all else
+	} else if !is4 && g.chance(40) {
 		more = pick(g, "proto ra", "proto ra pref high", "proto ra expires 1800")
 	}
 	to := fmt.Sprintf("%s dev %s", gatewayWords(is4, n.gateway), l.name)
@@ -179,7 +181,7 @@ func (g *generator) joint(way, dst string, is4 bool, links ...*link) {
 	var s step
 	for _, l := range links {
 		for k, n := range g.networks(is4, l) {
-			if k > 0 && !g.chance(20) {
+			if k > 0 && !g.chance(20) || !n.gateway.IsValid() {
 				continue
 			}
 			legs = append(legs, fmt.Sprintf("nexthop %s dev %s", gatewayWords(is4, n.gateway), l.name))
@@ -188,7 +190,7 @@ func (g *generator) joint(way, dst string, is4 bool, links ...*link) {
 			}
 			g.nhid++
 			group = append(group, fmt.Sprint(g.nhid))
-			made := g.step("", "nexthop add id %d via %s dev %s", g.nhid, n.gateway, l.name)
+			made := g.step("", "nexthop replace id %d via %s dev %s", g.nhid, n.gateway, l.name)
 			s.commands = append(s.commands, made.commands...)
 		}
 	}
@@ -201,7 +203,7 @@ func (g *generator) joint(way, dst string, is4 bool, links ...*link) {
 		return
 	}
 	g.nhid++
-	made := g.step("", "nexthop add id %d group %s\nroute add %s metric %d nhid %d", g.nhid, strings.Join(group, "/"), dst, g.metric, g.nhid)
+	made := g.step("", "nexthop replace id %d group %s\nroute add %s metric %d nhid %d", g.nhid, strings.Join(group, "/"), dst, g.metric, g.nhid)
 	s.name, s.commands = "nexthop group", append(s.commands, made.commands...)
 	g.h.build = append(g.h.build, s)
 }
@@ -252,10 +254,11 @@ func (g *generator) vpn() {
 		g.links = append(g.links, l)
 		g.add("link "+l.name, "tuntap add dev %s mode tun\nlink set %s addrgenmode none\nlink set %s up", l.name, l.name, l.name)
 	}
-	g.give(l, network{addr: netip.MustParsePrefix(pick(g, "10.8.0.2/24", "10.8.0.2/32"))}, "")
+	g.tunnels++
+	g.give(l, network{addr: netip.MustParsePrefix(fmt.Sprintf("10.8.%d.2/%d", g.tunnels, pick(g, 24, 32)))}, "")
 	is6 := g.chance(50)
 	if is6 {
-		g.give(l, network{addr: netip.MustParsePrefix("fd00:8::2/64")}, "")
+		g.give(l, network{addr: netip.MustParsePrefix(fmt.Sprintf("fd00:8:%d::2/64", g.tunnels))}, "")
 	}
 	switch g.IntN(3) {
 	case 0:
@@ -277,7 +280,7 @@ func (g *generator) vpn() {
 // service adds addresses that are a service and no uplink.
 func (g *generator) service() {
 	if g.chance(50) {
-		g.add("address of a service", "address add %s/32 dev lo", g.within(netip.MustParsePrefix("198.51.100.192/28")))
+		g.add("address of a service", "address add %s/32 dev lo", g.within(netip.MustParsePrefix("198.51.100.192/28"), true))
 		return
 	}
 	g.add("addresses of services", "link add kube-ipvs0 index %d type bridge\naddress add 10.96.0.1/32 dev kube-ipvs0\naddress add 10.96.0.10/32 dev kube-ipvs0", g.next)
@@ -373,7 +376,7 @@ func (g *generator) secondDefault() {
 	l := pick(g, g.uplinks()...)
 	n := l.nets[0]
 	if n.is4() && n.addr.Bits() < 30 {
-		g.add("second default", "route add 0.0.0.0/0 via %s dev %s metric %d", g.within(n.addr), l.name, 900+g.IntN(50))
+		g.add("second default", "route add 0.0.0.0/0 via %s dev %s metric %d", g.within(n.addr, false), l.name, 900+g.IntN(50))
 	}
 }
 

@@ -57,6 +57,9 @@ func (l *living) phase(phase string) (bool, error) {
 	if phase == atEnd {
 		return l.end()
 	}
+	if phase == inStorm {
+		changes = burst(changes)
+	}
 	for i, s := range changes {
 		if phase == afterKill && i == len(changes)/2 {
 			l.w.watch.kill()
@@ -78,6 +81,16 @@ func (l *living) phase(phase string) (bool, error) {
 		}
 	}
 	return l.look(phase)
+}
+
+// burst makes one step of the second half of steps, so that no time passes between its commands.
+func burst(steps []step) []step {
+	half := len(steps) / 2
+	last := step{name: "all at once"}
+	for _, s := range steps[half:] {
+		last.commands = append(last.commands, s.commands...)
+	}
+	return append(slices.Clone(steps[:half]), last)
 }
 
 // look compares, and reports whether all is right.
@@ -128,6 +141,7 @@ func (l *living) end() (bool, error) {
 type tally struct {
 	hosts, bad, answers, wrong int
 	phases                     map[string]int
+	without                    map[string]int // kinds of links that hosts did without
 	kinds                      map[string]*kind
 }
 
@@ -178,7 +192,9 @@ func live(hosts []*host, workers int, patience []time.Duration) (*tally, error) 
 	return sum, first
 }
 
-func newTally() *tally { return &tally{phases: make(map[string]int), kinds: make(map[string]*kind)} }
+func newTally() *tally {
+	return &tally{phases: make(map[string]int), without: make(map[string]int), kinds: make(map[string]*kind)}
+}
 
 // sorted are the kinds of wrong answers, those of most hosts first.
 func (t *tally) sorted() []*kind {
@@ -193,6 +209,9 @@ func (t *tally) add(f finding) {
 	t.wrong += len(f.wrong)
 	for _, phase := range f.host.phases {
 		t.phases[phase]++
+	}
+	for _, kind := range f.host.without {
+		t.without[kind]++
 	}
 	if len(f.wrong) > 0 {
 		t.bad++
