@@ -12,8 +12,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
 // Names of our cgroups. A colon cannot be in the name of an interface, and no other program begins
@@ -203,6 +206,8 @@ func (c *Cgroups) placeOnce(pid int, dir string, all []hook) ([]Missing, error) 
 	if err != nil {
 		return nil, err
 	}
+	unlock, _ := lock(dir, lockTries)
+	defer unlock()
 	err = os.Mkdir(dir, 0o755)
 	fresh := err == nil
 	if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -213,11 +218,6 @@ func (c *Cgroups) placeOnce(pid int, dir string, all []hook) ([]Missing, error) 
 		return nil, err
 	}
 	defer open.Close()
-	// Two that attach at once would each add their own.
-	if err := lock(open, unix.LOCK_EX); err != nil {
-		return nil, err
-	}
-	defer unlock(open)
 	missing, err := install(open, all)
 	if err != nil {
 		if fresh {
@@ -236,17 +236,32 @@ func (c *Cgroups) placeOnce(pid int, dir string, all []hook) ([]Missing, error) 
 	return missing, nil
 }
 
-func lock(file *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(file.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
+// Tries to get a lock, and the time between two: together five seconds.
+const (
+	lockTries = 500
+	lockEvery = 10 * time.Millisecond
+)
+
+// lock takes the lock of a cgroup, which is that of the one above: so it outlives the cgroup. Two
+// processes that attach at once would each add programs of their own, and one that sweeps would remove
+// a cgroup that the other is about to enter. Both can be lived with: where there is no lock, as with a
+// /run that cannot be written to, it is nobody's.
+func lock(dir string, tries int) (unlock func(), busy bool) {
+	var stat unix.Stat_t
+	if unix.Stat(filepath.Dir(dir), &stat) != nil {
+		return func() {}, false
+	}
+	for ; ; tries-- {
+		unlock, err := remember.Lock(stat.Ino)
+		if err == nil {
+			return unlock, false
 		}
+		if busy := errors.Is(err, remember.ErrBusy); !busy || tries == 1 {
+			return func() {}, busy
+		}
+		time.Sleep(lockEvery)
 	}
 }
-
-// unlock does not wait for the last descriptor to be closed: a process that another thread has just
-// forked has it, too, until it executes something.
-func unlock(file *os.File) { _ = unix.Flock(int(file.Fd()), unix.LOCK_UN) } // it ends with the file in any case
 
 // move puts a process, all its threads, into a cgroup. The kernel fails with ESRCH for one that has
 // ended.
@@ -384,15 +399,11 @@ func (c *Cgroups) sweepIn(cgroup string) {
 
 // sweep removes a cgroup of ours if it is empty and nobody is about to enter it.
 func sweep(dir string) {
-	open, err := os.Open(dir)
-	if err != nil {
-		return // is removed
-	}
-	defer open.Close()
-	if lock(open, unix.LOCK_EX|unix.LOCK_NB) != nil {
+	unlock, busy := lock(dir, 1)
+	if busy {
 		return
 	}
-	defer unlock(open)
+	defer unlock()
 	if _, ours, err := programsMark(dir); ours && err == nil {
 		_ = os.Remove(dir) // EBUSY where it is in use
 	}

@@ -90,6 +90,7 @@ func (l *loop) close() {
 		s.conn.Close()
 	}
 	l.kernel.Close()
+	l.env.Close()
 }
 
 // add puts a machine into the set.
@@ -155,8 +156,10 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 // same, as a floor under whatever the machines do.
 func (l *loop) wait(now time.Duration) time.Duration {
 	next := now + time.Hour
-	if l.rests.at != 0 {
-		next = min(next, l.rests.at)
+	for _, at := range []time.Duration{l.rests.at, l.env.RetryAt} {
+		if at != 0 {
+			next = min(next, at)
+		}
 	}
 	if w := l.watch; w != nil {
 		for _, at := range []time.Duration{w.next, w.admitAt, w.healAt} {
@@ -176,6 +179,9 @@ func (l *loop) wait(now time.Duration) time.Duration {
 }
 
 func (l *loop) fire(now time.Duration) {
+	if at := l.env.RetryAt; at != 0 && now >= at {
+		l.env.Retry()
+	}
 	for _, s := range l.all() {
 		if s.retryAt != 0 && now >= s.retryAt {
 			l.deliver(s, s.retry)

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -113,7 +112,7 @@ func (l *loop) recall(s *session) {
 		profile, err = s.uplink.Settings.Encode()
 	}
 	if err != nil || t.Link != s.inst.Index || t.Created != s.created {
-		err = errors.Join(err, memory.remove(key), install.RemoveServers(uplink.Uplink{Key: key, Settings: settings}))
+		err = errors.Join(err, memory.remove(key), l.env.RemoveServers(uplink.Uplink{Key: key, Settings: settings}))
 		s.warn("take over what a hook told the last watch", err)
 		return
 	}
@@ -148,7 +147,7 @@ func (l *loop) forgetStale(held []string) error {
 func (l *loop) forgetServers(addr netip.Addr) error {
 	var errs []error
 	for _, p := range l.watch.config.Profiles {
-		errs = append(errs, install.RemoveServers(uplink.Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
+		errs = append(errs, l.env.RemoveServers(uplink.Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
 	}
 	return errors.Join(errs...)
 }

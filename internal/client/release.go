@@ -62,5 +62,6 @@ func removeLeftovers(u uplink.Uplink, log *slog.Logger) error {
 	}
 	defer kernel.Close()
 	env := install.Env{Kernel: kernel, Log: log, OtherHolder: peer.OtherHolder}
+	defer env.Close()
 	return env.RemoveLeftovers(u)
 }

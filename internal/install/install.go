@@ -5,6 +5,7 @@ package install
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +22,10 @@ type Env struct {
 	Log    *slog.Logger
 	// OtherHolder reports whether another process holds the address of a key, too.
 	OtherHolder func(wire.Key) (bool, error)
+	// RetryAt is when Retry is due; 0: nothing waits for it.
+	RetryAt time.Duration
+	waiting []lines // that could not be written, since another process of ours writes to the file
+	tries   int     // since something waits
 }
 
 // Installation is what is installed for one uplink: its rules, routes and resolver lines.
@@ -223,37 +228,24 @@ func (i *Installation) changeMode(old uplink.Uplink) {
 // resolve writes the resolver lines of the address, and takes away what it wrote before.
 func (i *Installation) resolve() {
 	servers := i.Uplink.Nameservers()
-	if len(servers) == 0 && i.ServersFile == "" {
-		return
+	if i.ServersFile == "" && len(servers) > 0 {
+		i.ServersFile = i.Uplink.Settings.ServersFile
 	}
-	file := i.Uplink.Settings.ServersFile
-	if i.ServersFile != "" {
-		file = i.ServersFile
-	}
-	i.ServersFile = file
-	if len(servers) == 0 {
-		i.ServersFile = ""
-	}
-	changed, err := setServers(file, i.Uplink.Addr(), servers)
-	if changed {
-		i.log.Info("resolver lines written", "file", file, "servers", len(servers))
-		err = errors.Join(err, tellDnsmasq(i.Uplink.Settings.PIDFile))
-	}
-	i.warn("write the resolver lines", err)
+	i.warn("write the resolver lines", i.setLines(servers))
 }
 
 // Unresolve takes the resolver lines of the address out.
-func (i *Installation) Unresolve() {
-	if i.ServersFile == "" {
-		return
+func (i *Installation) Unresolve() { i.warn("take the resolver lines out", i.setLines(nil)) }
+
+func (i *Installation) setLines(servers []netip.Addr) error {
+	file := i.ServersFile
+	if file == "" {
+		return nil
 	}
-	changed, err := setServers(i.ServersFile, i.Uplink.Addr(), nil)
-	if changed {
-		i.log.Info("resolver lines taken out", "file", i.ServersFile)
-		err = errors.Join(err, tellDnsmasq(i.Uplink.Settings.PIDFile))
+	if len(servers) == 0 {
+		i.ServersFile = ""
 	}
-	i.ServersFile = ""
-	i.warn("take the resolver lines out", err)
+	return i.env.setLines(lines{file, i.Uplink.Addr(), servers, i.Uplink.Settings.PIDFile, i.log})
 }
 
 // Missing says what a lease of table means for the kernel and is not there; "" if nothing.

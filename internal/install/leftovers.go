@@ -22,7 +22,7 @@ func (e *Env) RemoveLeftovers(u uplink.Uplink) error {
 			tables = append(tables, table)
 		}
 	}
-	return errors.Join(e.ReturnRoutes(u, tables...), r.clear(), RemoveServers(u))
+	return errors.Join(e.ReturnRoutes(u, tables...), r.clear(), e.RemoveServers(u))
 }
 
 // ReturnRoutes gives main what a holder of the address that was killed had moved into tables.
@@ -52,14 +52,10 @@ func (e *Env) ReturnRoutes(u uplink.Uplink, tables ...uint32) error {
 }
 
 // RemoveServers takes out the resolver lines of an address, if there is a file of them.
-func RemoveServers(u uplink.Uplink) error {
+func (e *Env) RemoveServers(u uplink.Uplink) error {
 	file := u.Settings.ServersFile
 	if _, err := os.Stat(file); file == "" || err != nil {
 		return nil // no lines in it
 	}
-	changed, err := setServers(file, u.Addr(), nil)
-	if changed {
-		err = errors.Join(err, tellDnsmasq(u.Settings.PIDFile))
-	}
-	return err
+	return e.setLines(lines{file, u.Addr(), nil, u.Settings.PIDFile, e.Log.With("addr", u.Key.Address)})
 }

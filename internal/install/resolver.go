@@ -5,35 +5,108 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/remember"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // dnsmasqPIDFiles are where dnsmasq of a distribution, and by default, leaves its pid.
 var dnsmasqPIDFiles = []string{"/run/dnsmasq/dnsmasq.pid", "/run/dnsmasq.pid"}
+
+// lines are what a servers-file of dnsmasq has to say of an address.
+type lines struct {
+	file    string
+	addr    netip.Addr
+	servers []netip.Addr // none: no line
+	pidFile string       // of the dnsmasq that reads the file; empty: the usual one
+	log     *slog.Logger
+}
+
+// Lines that another process of ours keeps from being written are tried again after retryIn, then
+// after twice as long, up to retryMost.
+const (
+	retryIn   = 10 * time.Millisecond
+	retryMost = 7 // times twice: 1.28 s
+)
+
+// resolverLock is the lock of all servers-files. Others are of cgroups, whose numbers are above it.
+const resolverLock = 0
+
+// setLines writes lines and has dnsmasq read them. While another process of ours writes to the file,
+// Retry will do it.
+func (e *Env) setLines(l lines) error {
+	e.waiting = slices.DeleteFunc(e.waiting, func(w lines) bool { return w.file == l.file && w.addr == l.addr })
+	changed, err := setServers(l.file, l.addr, l.servers)
+	if errors.Is(err, remember.ErrBusy) {
+		e.waiting = append(e.waiting, l)
+		if e.RetryAt == 0 {
+			e.RetryAt = wire.Now() + retryIn<<min(e.tries, retryMost)
+		}
+		return nil
+	}
+	if changed {
+		l.log.Info("resolver lines written", "file", l.file, "servers", len(l.servers))
+		err = errors.Join(err, tellDnsmasq(l.pidFile))
+	}
+	return err
+}
+
+// Retry writes the lines that wait.
+func (e *Env) Retry() {
+	e.RetryAt = 0
+	if e.tries++; e.tries == retryMost {
+		e.Log.Warn("resolver lines wait", "err", remember.ErrBusy)
+	}
+	for _, l := range slices.Clone(e.waiting) {
+		if err := e.setLines(l); err != nil {
+			l.log.Warn("cannot write the resolver lines", "file", l.file, "err", err)
+		}
+	}
+	if len(e.waiting) == 0 {
+		e.tries = 0
+	}
+}
+
+// Close tries for a second to write the lines that wait.
+func (e *Env) Close() {
+	for tries := time.Duration(0); len(e.waiting) > 0; tries++ {
+		if tries == time.Second/retryIn {
+			e.Log.Error("resolver lines not written", "err", remember.ErrBusy)
+			return
+		}
+		time.Sleep(retryIn)
+		e.Retry()
+	}
+}
 
 // setServers makes the lines of addr in a servers-file of dnsmasq those for servers, and
 // reports whether that changed the file. A line names the source address of queries, and
 // the rule from there chooses the uplink; every dnsmasq reads this form, while the place
 // of an interface behind it differs between versions.
 func setServers(path string, addr netip.Addr, servers []netip.Addr) (changed bool, err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return false, fmt.Errorf("resolver lines: %w", err)
 	}
-	unlock, err := lockDir(dir)
-	if err != nil {
-		return false, fmt.Errorf("resolver lines: %w", err)
+	// The holders of other addresses write to the file, too. Where there can be no lock, as with a
+	// /run that cannot be written to, the lines are worth more.
+	unlock, err := remember.Lock(resolverLock)
+	if errors.Is(err, remember.ErrBusy) {
+		return false, err
 	}
-	defer unlock()
-	before, err := os.ReadFile(path)
+	if err == nil {
+		defer unlock()
+	}
+	before, err := remember.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("resolver lines: %w", err)
 	}
@@ -60,24 +133,6 @@ func setServers(path string, addr netip.Addr, servers []netip.Addr) (changed boo
 	return true, nil
 }
 
-// lockDir keeps the holders of other addresses from losing each other's lines.
-func lockDir(dir string) (unlock func(), err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(d.Fd()), unix.LOCK_EX)
-		if err == nil {
-			return func() { d.Close() }, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			d.Close()
-			return nil, fmt.Errorf("lock %s: %w", dir, err)
-		}
-	}
-}
-
 // tellDnsmasq makes a dnsmasq that runs read its servers-file again. None is no error: it
 // reads the file when it starts.
 func tellDnsmasq(pidFile string) error {
@@ -86,7 +141,7 @@ func tellDnsmasq(pidFile string) error {
 		files = []string{pidFile}
 	}
 	for _, file := range files {
-		text, err := os.ReadFile(file)
+		text, err := remember.ReadFile(file)
 		if err != nil {
 			continue
 		}

@@ -1,7 +1,7 @@
 // Package remember keeps, for a later process of ours, what the kernel does not show: files of
 // JSON in directories of each network namespace. Below /run nothing outlives a boot. It hides what
-// makes such a file safe to read: whose it is, who else can write to it, and that it is whole. It
-// imports nothing of this module.
+// makes such a file safe to read: whose it is, who else can write to it, and that it is whole; and
+// that of a lock, which nobody else can take. It imports nothing of this module.
 package remember
 
 import (
@@ -10,11 +10,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Root is the directory of all that is remembered.
@@ -65,18 +68,23 @@ func (d Dir) Make() error {
 		if err != nil {
 			return err
 		}
-		if !info.IsDir() || !isOwn(info) {
+		if !info.IsDir() || !isOwn(info, write) {
 			return fmt.Errorf("%s: want a directory that only uid %d can write to", path, os.Geteuid())
 		}
 	}
 	return nil
 }
 
-// isOwn reports whether a file is this user's and nobody else can write to it.
-func isOwn(info fs.FileInfo) bool {
+// What others must not be able to do with a file.
+const (
+	write = 0o022
+	open  = 0o077
+)
+
+// isOwn reports whether a file is this user's and gives others none of the rights.
+func isOwn(info fs.FileInfo, rights fs.FileMode) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	const others = 0o022
-	return ok && int(stat.Uid) == os.Geteuid() && info.Mode().Perm()&others == 0
+	return ok && int(stat.Uid) == os.Geteuid() && info.Mode().Perm()&rights == 0
 }
 
 // Write stores value under name, in place of what is there.
@@ -112,19 +120,70 @@ func (d Dir) Read(name string, value any) error {
 
 // Open opens a file for reading if it is a regular one, no link, that only this user can write to.
 func Open(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	return openRegular(path, os.O_RDONLY|syscall.O_NOFOLLOW, write)
+}
+
+// openRegular opens a regular file, without waiting as for the writer of a FIFO. With rights, it has
+// to be this user's, and others must not have them.
+func openRegular(path string, flags int, rights fs.FileMode) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && (!info.Mode().IsRegular() || !isOwn(info)) {
-		err = fmt.Errorf("%s: want a file that only uid %d can write to", path, os.Geteuid())
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("%s: want a regular file", path)
+	case rights != 0 && !isOwn(info, rights):
+		err = fmt.Errorf("%s: want a file of uid %d without the mode bits %#o", path, os.Geteuid(), rights)
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// ReadFile is os.ReadFile for regular files only, whoever made them.
+func ReadFile(path string) ([]byte, error) {
+	f, err := openRegular(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+// ErrBusy says that another process of ours has a lock.
+var ErrBusy = errors.New("another process of table-allocator holds the lock")
+
+// Lock takes lock number n of this user without waiting for it. The locks are in a file that nobody
+// else can open: whoever can open a file, or a directory, can lock it for ever.
+func Lock(n uint64) (unlock func(), err error) {
+	if err := os.MkdirAll(Root, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := openRegular(filepath.Join(Root, "locks"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, open)
+	if err != nil {
+		return nil, err
+	}
+	set := func(kind int16) error {
+		// Of this open file and no process, and of one byte, which need not be there.
+		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: int64(n & math.MaxInt64), Len: 1})
+	}
+	if err := set(unix.F_WRLCK); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+			return nil, ErrBusy
+		}
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() {
+		// A process that another thread has just forked has the file, too, until it executes something.
+		_ = set(unix.F_UNLCK) // else the lock ends with the file
+		f.Close()
+	}, nil
 }
 
 // Remove deletes what is stored under name, if anything is.

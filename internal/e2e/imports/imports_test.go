@@ -28,7 +28,7 @@ var allowed = map[string][]string{
 	"internal/install":           {"internal/uplink", "internal/wire", "internal/route", "internal/remember"},
 	"internal/uplink":            {"internal/wire", "internal/route"},
 	"internal/allocator":         {"sql"},
-	"internal/cgroup":            {},
+	"internal/cgroup":            {"internal/remember"},
 	"internal/cli":               {},
 	"internal/cli/systemd":       {},
 	"internal/jsonc":             {},
