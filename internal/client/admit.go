@@ -98,11 +98,11 @@ func (w *watch) retry() {
 
 // welcome asks for all of a family once the server grants one that it had refused.
 func (l *loop) welcome(s *session) {
-	if !s.again || s.state != held {
+	if !s.again || s.lease.state != held {
 		return
 	}
 	s.again = false
-	maps.DeleteFunc(l.watch.refused, func(key wire.Key, _ time.Duration) bool { return key.Family == s.uplink.Key.Family })
+	maps.DeleteFunc(l.watch.refused, func(key wire.Key, _ time.Duration) bool { return key.Family == s.lease.uplink.Key.Family })
 	l.admitSoon()
 }
 
@@ -131,9 +131,9 @@ func (l *loop) dropped(s *session) {
 	l.unlearn(s)
 	switch {
 	case len(s.enders) > 0:
-		l.watch.ended[s.uplink.Key] = true
+		l.watch.ended[s.lease.uplink.Key] = true
 	case s.inst.Present: // there was no table for it, nor will there be one soon
-		l.watch.refused[s.uplink.Key] = wire.Now() + refusedFor
+		l.watch.refused[s.lease.uplink.Key] = wire.Now() + refusedFor
 	}
 	l.admitSoon()
 }
@@ -160,8 +160,8 @@ func (l *loop) suspects() []*session {
 	}
 	return slices.DeleteFunc(l.all(), func(s *session) bool {
 		a, ok := there[onLink{s.addr, s.inst.Index}]
-		return ok && a.Created == s.created && names[s.inst.Index] == s.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
-			(s.state != held || s.inst.Installed && routes[s.uplink.Family()][s.table] == s.inst.Routes())
+		return ok && a.Created == s.created && names[s.inst.Index] == s.lease.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
+			(s.lease.state != held || s.inst.Installed && routes[s.lease.uplink.Family()][s.lease.table] == s.inst.Routes())
 	})
 }
 
@@ -176,7 +176,7 @@ func (l *loop) admit() {
 	}
 	sessions := make(map[wire.Key]bool, len(l.sessions))
 	for _, s := range l.sessions {
-		sessions[s.uplink.Key] = true
+		sessions[s.lease.uplink.Key] = true
 	}
 	now := wire.Now()
 	maps.DeleteFunc(w.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
@@ -219,7 +219,7 @@ func (l *loop) enrol(u uplink.Uplink, a route.Address) (ours bool) {
 	s.inst.Index, s.inst.Present, s.inst.Usable, s.created = a.Index, true, !a.Tentative(), a.Created
 	s.again = l.watch.retried[u.Key]
 	l.recall(s)
-	if file := s.uplink.Settings.ServersFile; file != "" {
+	if file := s.lease.uplink.Settings.ServersFile; file != "" {
 		if _, err := os.Stat(file); err == nil {
 			s.inst.ServersFile = file // with lines of the last holder, perhaps
 		}

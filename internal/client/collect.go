@@ -21,8 +21,8 @@ func isLeased(table uint32) bool { return table != 0 && table != unix.RT_TABLE_M
 func (l *loop) tables() map[uint32]bool {
 	tables := make(map[uint32]bool, len(l.sessions))
 	for _, s := range l.sessions {
-		if s.state == held && s.inst.Installed {
-			tables[s.table] = true
+		if s.lease.state == held && s.inst.Installed {
+			tables[s.lease.table] = true
 		}
 	}
 	return tables
@@ -90,8 +90,8 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 		}
 	}
 	for _, s := range l.sessions {
-		if s.uplink.Family() == family && s.table != 0 {
-			live[s.table] = true
+		if s.lease.uplink.Family() == family && s.lease.table != 0 {
+			live[s.lease.table] = true
 		}
 	}
 	addresses, err := l.kernel.Addresses(family)
@@ -111,7 +111,7 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 	}
 	waiting := make(map[netip.Addr]bool) // back, and without a lease: main has to do
 	for _, s := range l.sessions {
-		if s.state == asking && !sourced[s.addr] {
+		if s.lease.state == asking && !sourced[s.addr] {
 			waiting[s.addr] = true
 		}
 	}

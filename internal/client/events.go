@@ -54,7 +54,7 @@ func (l *loop) changed(events []route.Event) {
 			s.noteLeaving(events)
 			l.look(s)
 		case n.routes == nil:
-		case n.routes[routesOf{s.uplink.Family(), s.inst.Index}] || n.routes[routesOf{s.uplink.Family(), 0}]:
+		case n.routes[routesOf{s.lease.uplink.Family(), s.inst.Index}] || n.routes[routesOf{s.lease.uplink.Family(), 0}]:
 			s.hear(events)
 		}
 	}
@@ -99,7 +99,7 @@ func digest(events []route.Event) news {
 
 // concerns goes by address, so that a thousand others on the link cost nothing.
 func (n news) concerns(s *session) bool {
-	return n.addresses[s.addr] || n.links[s.inst.Index] || s.inst.Index == 0 && n.names[s.uplink.Key.Ifname]
+	return n.addresses[s.addr] || n.links[s.inst.Index] || s.inst.Index == 0 && n.names[s.lease.uplink.Key.Ifname]
 }
 
 func (l *loop) readKernel() {

@@ -50,8 +50,8 @@ func (l *loop) healFamily(family int) error {
 	var lost []route.Rule
 	whose := make(map[route.Rule]*session)
 	for _, s := range l.inOrder(family) {
-		sessions[s.table] = s
-		for _, r := range s.inst.Rules.Want(s.table) {
+		sessions[s.lease.table] = s
+		for _, r := range s.inst.Rules.Want(s.lease.table) {
 			if !have[r] {
 				lost, whose[r] = append(lost, r), s
 			}

@@ -15,10 +15,10 @@ import (
 // any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink. It is not
 // for what passes through: whoever has the address now may be behind this host.
 func (s *session) gone() []route.Rule {
-	if s.uplink.Family() != unix.AF_INET6 || !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
+	if s.lease.uplink.Family() != unix.AF_INET6 || !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
 		return nil
 	}
-	keep := s.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()
+	keep := s.lease.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()
 	if len(keep) > 0 && s.inst.Elsewhere() {
 		return nil
 	}
@@ -30,7 +30,7 @@ func (s *session) gone() []route.Rule {
 
 // learn takes over the marking of the session's interface.
 func (l *loop) learn(s *session, m wire.Marking) {
-	if m == (wire.Marking{}) || m == s.inst.Rules.Marking || !s.uplink.IsAddress() {
+	if m == (wire.Marking{}) || m == s.inst.Rules.Marking || !s.lease.uplink.IsAddress() {
 		return
 	}
 	if l.watch == nil { // a watch hears of rules anyway
@@ -38,7 +38,7 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	}
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
 	for _, other := range l.sessions { // theirs, too
-		if other.uplink.IsAddress() && other.uplink.Key.Ifname == s.uplink.Key.Ifname {
+		if other.lease.uplink.IsAddress() && other.lease.uplink.Key.Ifname == s.lease.uplink.Key.Ifname {
 			other.inst.Rules.Marking = m
 		}
 	}
@@ -65,17 +65,17 @@ func (l *loop) syncLookups(s *session) error {
 	sessions := make(map[uint32]*session)
 	blocks := make(map[route.Rule]*session)
 	for _, other := range l.sessions {
-		if other.uplink.Family() != s.uplink.Family() || other.inst.Rules.Marking != s.inst.Rules.Marking {
+		if other.lease.uplink.Family() != s.lease.uplink.Family() || other.inst.Rules.Marking != s.inst.Rules.Marking {
 			continue
 		}
 		other.inst.Rules.Guards = s.inst.Rules.Guards
-		if other.state != held || !other.inst.Installed {
+		if other.lease.state != held || !other.inst.Installed {
 			continue // they come with its other rules
 		}
-		sessions[other.table] = other
-		block := other.uplink.Block()
+		sessions[other.lease.table] = other
+		block := other.lease.uplink.Block()
 		blocks[block] = other
-		for _, r := range other.inst.Rules.Want(other.table) {
+		for _, r := range other.inst.Rules.Want(other.lease.table) {
 			if uplink.IsLookup(r) || r == block {
 				want = append(want, r)
 			}
@@ -96,7 +96,7 @@ func (l *loop) syncLookups(s *session) error {
 		}
 		return uplink.IsLookup(r) && sessions[r.Table] != nil
 	}
-	added, deleted, err := l.kernel.SyncRules(s.uplink.Family(), ours, want)
+	added, deleted, err := l.kernel.SyncRules(s.lease.uplink.Family(), ours, want)
 	for _, r := range added {
 		l.log.Info("rule added", whose(r).inst.Rules.Attrs(r)...)
 	}
@@ -105,7 +105,7 @@ func (l *loop) syncLookups(s *session) error {
 	}
 	for _, other := range sessions {
 		if err == nil {
-			other.inst.Rules.NoteExtra(other.inst.Rules.Want(other.table))
+			other.inst.Rules.NoteExtra(other.inst.Rules.Want(other.lease.table))
 		}
 	}
 	return err
@@ -121,7 +121,7 @@ func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 		}
 	}
 	for _, s := range l.sessions {
-		if s.uplink.Family() == family && !slices.Equal(s.inst.Rules.Guards, uplink.GuardsOf(s.inst.Rules.Marking, guards)) {
+		if s.lease.uplink.Family() == family && !slices.Equal(s.inst.Rules.Guards, uplink.GuardsOf(s.inst.Rules.Marking, guards)) {
 			_ = l.serveBound(s) // it tells
 			some = true
 		}
@@ -137,7 +137,7 @@ func (l *loop) hearBound(n news) {
 	}
 	done := make(map[boundAt]bool)
 	for _, s := range l.all() {
-		m, family := s.inst.Rules.Marking, s.uplink.Family()
+		m, family := s.inst.Rules.Marking, s.lease.uplink.Family()
 		if m == (wire.Marking{}) || done[boundAt{family, m.Block}] {
 			continue
 		}
@@ -155,9 +155,9 @@ func (l *loop) hearBound(n news) {
 
 // repairLookups puts back what others deleted.
 func (l *loop) repairLookups(s *session) {
-	rules, err := l.kernel.RulesWhere(s.uplink.Family(), func(r *route.Rule) bool { return r.Table == s.table })
-	if err != nil || s.state != held || !s.inst.Installed ||
-		!slices.ContainsFunc(s.inst.Rules.Guards, func(g route.Rule) bool { return !slices.Contains(rules, uplink.LookupOf(g, s.table)) }) {
+	rules, err := l.kernel.RulesWhere(s.lease.uplink.Family(), func(r *route.Rule) bool { return r.Table == s.lease.table })
+	if err != nil || s.lease.state != held || !s.inst.Installed ||
+		!slices.ContainsFunc(s.inst.Rules.Guards, func(g route.Rule) bool { return !slices.Contains(rules, uplink.LookupOf(g, s.lease.table)) }) {
 		s.warn("read the rules", err)
 		return
 	}

@@ -98,7 +98,7 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 	key := m.uplink.Key
 	log := l.log.With("ifname", key.Ifname, "addr", key.Address, "family", key.Family.String())
 	s := &session{
-		machine: m,
+		lease:   m,
 		conn:    conn,
 		addr:    m.uplink.Addr(),
 		repairs: rate.NewLimiter(rate.Every(repairEvery), repairBurst),
@@ -169,7 +169,7 @@ func (l *loop) wait(now time.Duration) time.Duration {
 		}
 	}
 	for _, s := range l.sessions {
-		for _, at := range []time.Duration{s.deadline(), s.retryAt, s.inst.RefreshAt} {
+		for _, at := range []time.Duration{s.lease.deadline(), s.retryAt, s.inst.RefreshAt} {
 			if at != 0 {
 				next = min(next, at)
 			}
@@ -191,7 +191,7 @@ func (l *loop) fire(now time.Duration) {
 			l.look(s)
 			_ = l.serveBound(s) // it tells
 		}
-		if at := s.deadline(); at != 0 && now >= at {
+		if at := s.lease.deadline(); at != 0 && now >= at {
 			l.feed(s, event{kind: timer, full: s.retryAt != 0})
 		}
 	}
@@ -199,17 +199,17 @@ func (l *loop) fire(now time.Duration) {
 
 // feed steps a machine and does what it wants.
 func (l *loop) feed(s *session, ev event) {
-	before, away := s.state, s.away
-	actions := s.step(wire.Now(), ev)
-	if away != s.away {
-		if s.away {
-			s.log.Warn("the server is away; keeping the rules", "table", s.table)
+	before, away := s.lease.state, s.lease.away
+	actions := s.lease.step(wire.Now(), ev)
+	if away != s.lease.away {
+		if s.lease.away {
+			s.log.Warn("the server is away; keeping the rules", "table", s.lease.table)
 		} else {
-			s.log.Info("the server is back", "table", s.table)
+			s.log.Info("the server is back", "table", s.lease.table)
 		}
 	}
 	switch {
-	case ev.kind == unreachable && s.patient() && l.absent != ev.err.Error():
+	case ev.kind == unreachable && s.lease.patient() && l.absent != ev.err.Error():
 		l.absent = ev.err.Error()
 		l.log.Warn("cannot reach the server; asking again", "err", ev.err)
 	case ev.kind == replied:
@@ -250,7 +250,7 @@ func (l *loop) do(s *session, a action) {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case guard:
-		if err := s.inst.Clear(s.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()...); err != nil {
+		if err := s.inst.Clear(s.lease.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
 	case fallBack:
@@ -265,7 +265,7 @@ func (l *loop) do(s *session, a action) {
 		}
 		l.report(a.table, why)
 	case finish:
-		s.log.Info("finished", "table", s.table, "why", s.why, "lease", a.why)
+		s.log.Info("finished", "table", s.lease.table, "why", s.lease.why, "lease", a.why)
 		l.drop(s)
 	}
 }
@@ -282,8 +282,8 @@ func (l *loop) drop(s *session) {
 	}
 	l.lookBeside(s)
 	for _, other := range l.sessions {
-		if other.addr == s.addr && other.state == held && other.inst.Installed {
-			other.warn("remove the rules of the other holder", other.inst.Rules.Unshare(other.table))
+		if other.addr == s.addr && other.lease.state == held && other.inst.Installed {
+			other.warn("remove the rules of the other holder", other.inst.Rules.Unshare(other.lease.table))
 		}
 	}
 	l.dropped(s)

@@ -76,25 +76,25 @@ func (m memory) stale(held []string, now time.Time) ([]string, error) {
 
 // keep writes down what a hook told about the address of a session, for the next watch.
 func (l *loop) keep(s *session) {
-	if l.watch == nil || !s.hooked || s.state == releasing || s.state == done {
+	if l.watch == nil || !s.hooked || s.lease.state == releasing || s.lease.state == done {
 		return
 	}
-	profile, ok := l.watch.config.Reselect(s.uplink, s.uplink.Key.Ifname)
+	profile, ok := l.watch.config.Reselect(s.lease.uplink, s.lease.uplink.Key.Ifname)
 	if !ok {
 		return
 	}
-	settings, err := s.uplink.Settings.Encode()
+	settings, err := s.lease.uplink.Settings.Encode()
 	under, underErr := profile.Settings.Encode()
 	if err = errors.Join(err, underErr); err == nil {
-		err = l.watch.memory.write(s.uplink.Key,
-			told{Link: s.inst.Index, Created: s.created, Tag: s.uplink.Tag, Settings: string(settings), Profile: string(under)})
+		err = l.watch.memory.write(s.lease.uplink.Key,
+			told{Link: s.inst.Index, Created: s.created, Tag: s.lease.uplink.Tag, Settings: string(settings), Profile: string(under)})
 	}
 	s.warn("keep what a hook told for the next watch", err)
 }
 
 // recall gives an address that is new to this watch what a hook told the one before.
 func (l *loop) recall(s *session) {
-	key := s.uplink.Key
+	key := s.lease.uplink.Key
 	memory := l.watch.memory
 	t, err := memory.read(key)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -109,7 +109,7 @@ func (l *loop) recall(s *session) {
 	}
 	var profile []byte
 	if err == nil {
-		profile, err = s.uplink.Settings.Encode()
+		profile, err = s.lease.uplink.Settings.Encode()
 	}
 	if err != nil || t.Link != s.inst.Index || t.Created != s.created {
 		err = errors.Join(err, memory.remove(key), l.env.RemoveServers(uplink.Uplink{Key: key, Settings: settings}))
@@ -118,18 +118,18 @@ func (l *loop) recall(s *session) {
 	}
 	s.hooked = true
 	if string(profile) == t.Profile {
-		s.uplink.Tag, s.uplink.Settings = t.Tag, settings
+		s.lease.uplink.Tag, s.lease.uplink.Settings = t.Tag, settings
 	} else {
-		s.uplink.Settings = settings.Under(s.uplink.Settings)
+		s.lease.uplink.Settings = settings.Under(s.lease.uplink.Settings)
 	}
-	s.inst.Uplink, s.inst.Rules.Uplink = s.uplink, s.uplink
-	s.log.Info("told by a hook before", "tag", s.uplink.Tag, "settings", fmt.Sprintf("%+v", s.uplink.Settings))
+	s.inst.Uplink, s.inst.Rules.Uplink = s.lease.uplink, s.lease.uplink
+	s.log.Info("told by a hook before", "tag", s.lease.uplink.Tag, "settings", fmt.Sprintf("%+v", s.lease.uplink.Settings))
 }
 
 // unlearn drops what was told about a key that has no session any more.
 func (l *loop) unlearn(s *session) {
 	if s.hooked {
-		s.warn("drop what a hook told", l.watch.memory.remove(s.uplink.Key))
+		s.warn("drop what a hook told", l.watch.memory.remove(s.lease.uplink.Key))
 	}
 }
 

@@ -17,7 +17,9 @@ type lane struct {
 	priority uint32
 }
 
-func (s *session) lane() lane { return lane{s.uplink.Family(), s.uplink.Priorities.Unbound} }
+func (s *session) lane() lane {
+	return lane{s.lease.uplink.Family(), s.lease.uplink.Priorities.Unbound}
+}
 
 // inOrder are the sessions whose rules have to be there, in the order of their unbound rules.
 func (l *loop) inOrder(family int) []*session {
@@ -31,9 +33,9 @@ func (l *loop) inOrder(family int) []*session {
 		}
 	}
 	sessions := slices.DeleteFunc(l.all(), func(s *session) bool {
-		return s.uplink.Family() != family || s.state != held || !s.inst.Installed
+		return s.lease.uplink.Family() != family || s.lease.state != held || !s.inst.Installed
 	})
-	slices.SortStableFunc(sessions, func(a, b *session) int { return cmp.Compare(at[a.table], at[b.table]) })
+	slices.SortStableFunc(sessions, func(a, b *session) int { return cmp.Compare(at[a.lease.table], at[b.lease.table]) })
 	return sessions
 }
 
@@ -96,25 +98,25 @@ func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
 
 // moveBehind adds the unbound rule of a session again.
 func (l *loop) moveBehind(s *session) error {
-	rules := s.inst.Rules.Uplink.Rules(s.table)
+	rules := s.inst.Rules.Uplink.Rules(s.lease.table)
 	unbound := rules[len(rules)-1]
 	same := func(r route.Rule) bool { return r == unbound }
-	if _, _, err := l.kernel.SyncRules(s.uplink.Family(), same, nil); err != nil {
+	if _, _, err := l.kernel.SyncRules(s.lease.uplink.Family(), same, nil); err != nil {
 		return err
 	}
-	_, _, err := l.kernel.SyncRules(s.uplink.Family(), same, []route.Rule{unbound})
+	_, _, err := l.kernel.SyncRules(s.lease.uplink.Family(), same, []route.Rule{unbound})
 	return err
 }
 
 // remember notes where the unbound rule of a session came to stand: behind all others.
 func (l *loop) remember(s *session) {
-	if l.watch == nil || s.state != held || !s.inst.Installed || s.ordered == s.table && s.orderedIn == s.lane() {
+	if l.watch == nil || s.lease.state != held || !s.inst.Installed || s.ordered == s.lease.table && s.orderedIn == s.lane() {
 		return
 	}
 	l.forget(s)
-	s.ordered, s.orderedIn = s.table, s.lane()
-	if !slices.Contains(l.watch.order[s.orderedIn], s.table) { // else it stood before this process began
-		l.watch.order[s.orderedIn] = append(l.watch.order[s.orderedIn], s.table)
+	s.ordered, s.orderedIn = s.lease.table, s.lane()
+	if !slices.Contains(l.watch.order[s.orderedIn], s.lease.table) { // else it stood before this process began
+		l.watch.order[s.orderedIn] = append(l.watch.order[s.orderedIn], s.lease.table)
 	}
 }
 

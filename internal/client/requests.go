@@ -15,7 +15,7 @@ const strangersShare = 0.5
 
 // receive takes a datagram that arrived at a session.
 func (l *loop) receive(p packet) {
-	if p.to.state == done {
+	if p.to.lease.state == done {
 		return
 	}
 	switch {
@@ -57,32 +57,32 @@ func (l *loop) noise(p packet, msg string) {
 // serve answers a holder's requests.
 func (l *loop) serve(p packet) {
 	s := p.to
-	answer := wire.Reply{PID: os.Getpid(), Mode: string(s.uplink.Settings.Routes)}
-	if s.state == held {
-		answer.Table, answer.Expires = s.table, wire.Seconds(s.expires)
+	answer := wire.Reply{PID: os.Getpid(), Mode: string(s.lease.uplink.Settings.Routes)}
+	if s.lease.state == held {
+		answer.Table, answer.Expires = s.lease.table, wire.Seconds(s.lease.expires)
 		if p.request.Cmd == wire.Query && p.request.Marking == (wire.Marking{}) {
-			answer.Missing = s.inst.Missing(s.table)
+			answer.Missing = s.inst.Missing(s.lease.table)
 		}
 	} else {
-		answer.Error = s.why
+		answer.Error = s.lease.why
 	}
 	switch {
-	case p.request.Key != s.uplink.Key:
-		answer = wire.Refuse(wire.Mismatch, "this is the holder of "+s.uplink.Key.String())
+	case p.request.Key != s.lease.uplink.Key:
+		answer = wire.Refuse(wire.Mismatch, "this is the holder of "+s.lease.uplink.Key.String())
 	case p.request.Cmd == wire.End:
 		s.enders = append(s.enders, p.from)
 		l.feed(s, event{kind: end, why: fmt.Sprintf("ended by pid %d", p.cred.PID)})
 		return // answered when everything is taken back
-	case s.state == releasing:
+	case s.lease.state == releasing:
 		answer = wire.Refuse(wire.Ending, "the holder is taking everything back")
 	case p.request.Cmd == wire.Replace:
-		told, err := s.uplink.Updated(p.request)
+		told, err := s.lease.uplink.Updated(p.request)
 		if err != nil {
 			answer = wire.Refuse(wire.Malformed, err.Error())
 			break
 		}
 		if l.watch != nil && told.Tag == "" {
-			told.Tag = s.uplink.Tag // that of its profile
+			told.Tag = s.lease.uplink.Tag // that of its profile
 		}
 		s.hooked = s.hooked || p.request.Settings != ""
 		defer func() {
@@ -104,11 +104,11 @@ func (l *loop) serve(p packet) {
 
 // retell lets a holder take over what a newer call was told.
 func (l *loop) retell(s *session, told uplink.Uplink) {
-	if reflect.DeepEqual(s.uplink, told) {
+	if reflect.DeepEqual(s.lease.uplink, told) {
 		return
 	}
 	s.log.Info("told anew", "tag", told.Tag, "settings", fmt.Sprintf("%+v", told.Settings))
-	actions := s.step(wire.Now(), event{kind: replaced, told: told})
+	actions := s.lease.step(wire.Now(), event{kind: replaced, told: told})
 	s.inst.Update(told, s.leased(), s.inMain())
 	for _, a := range actions {
 		l.do(s, a)

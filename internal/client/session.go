@@ -28,7 +28,7 @@ const (
 
 // session is a machine with what it needs of the world.
 type session struct {
-	*machine
+	lease     *machine
 	inst      *install.Installation
 	conn      *wire.Conn
 	addr      netip.Addr // of the uplink
@@ -49,14 +49,14 @@ type session struct {
 
 // leased is the table of the lease, if there is one; else 0.
 func (s *session) leased() uint32 {
-	if s.state == held {
-		return s.table
+	if s.lease.state == held {
+		return s.lease.table
 	}
 	return 0
 }
 
 // inMain reports whether main has the routes, for want of a lease.
-func (s *session) inMain() bool { return s.state == asking && s.fellBack }
+func (s *session) inMain() bool { return s.lease.state == asking && s.lease.fellBack }
 
 // follow carries over what changed in main.
 func (s *session) follow() { s.inst.Follow(s.leased(), s.inMain()) }
@@ -66,7 +66,7 @@ func (s *session) settingsUnder(profile uplink.Settings) uplink.Settings {
 	if !s.hooked {
 		return profile
 	}
-	return s.uplink.Settings.Under(profile)
+	return s.lease.uplink.Settings.Under(profile)
 }
 
 // warn logs a failure that does not end anything, once for as long as it stays the same.
@@ -80,37 +80,37 @@ func (s *session) warn(what string, err error) {
 	}
 	if text := err.Error(); s.warned[what] != text {
 		s.warned[what] = text
-		s.log.Warn("cannot "+what, "table", s.table, "err", text)
+		s.log.Warn("cannot "+what, "table", s.lease.table, "err", text)
 	}
 }
 
 // concernsRoutes reports whether a route event may change what the uplink's table, or main for its link, has to
 // hold.
 func (s *session) concernsRoutes(e route.Event) bool {
-	if !s.uplink.Settings.PlacesRoutes() || e.Family != s.uplink.Family() || e.Index != s.inst.Index && e.Index != 0 {
+	if !s.lease.uplink.Settings.PlacesRoutes() || e.Family != s.lease.uplink.Family() || e.Index != s.inst.Index && e.Index != 0 {
 		return false
 	}
 	if e.Table == unix.RT_TABLE_MAIN {
 		return e.Protocol != route.Protocol
 	}
-	return e.Table == s.table && e.Deleted && s.state == held
+	return e.Table == s.lease.table && e.Deleted && s.lease.state == held
 }
 
 // place installs what a lease means, and tells the machine if it asks.
 func (l *loop) place(s *session, table uint32) bool {
-	if s.uplink.Settings.PlacesRoutes() && l.watch == nil { // a watch hears of them anyway
+	if s.lease.uplink.Settings.PlacesRoutes() && l.watch == nil { // a watch hears of them anyway
 		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
 	}
 	if s.inst.Index == 0 {
 		l.look(s)
 	}
 	err := s.inst.Place(table)
-	if s.state != placing { // other settings for a lease that stands
+	if s.lease.state != placing { // other settings for a lease that stands
 		s.warn("place the rules", err)
 		return false
 	}
 	if err == nil {
-		s.log.Info("lease granted", "table", table, "tag", s.uplink.Tag, "expires", wire.Seconds(s.expires))
+		s.log.Info("lease granted", "table", table, "tag", s.lease.uplink.Tag, "expires", wire.Seconds(s.lease.expires))
 	}
 	l.feed(s, event{kind: rulesPlaced, err: err})
 	return true
@@ -160,7 +160,7 @@ func (s *session) noteLeaving(events []route.Event) {
 
 // look compares the link and its addresses with what the machine believes.
 func (l *loop) look(s *session) {
-	if !s.uplink.IsAddress() || s.state == releasing || s.state == done {
+	if !s.lease.uplink.IsAddress() || s.lease.state == releasing || s.lease.state == done {
 		return
 	}
 	link, found, err := l.link(s)
@@ -180,13 +180,13 @@ func (l *loop) look(s *session) {
 	s.inst.Index = link.Index
 	s.inst.Present = s.inst.Present || s.left == s.inst.Index
 	s.left = 0
-	addresses, err := l.kernel.AddressesOn(s.uplink.Family(), s.inst.Index)
+	addresses, err := l.kernel.AddressesOn(s.lease.uplink.Family(), s.inst.Index)
 	if err != nil {
 		s.warn("read the addresses", err)
 		s.inst.RefreshAt = wire.Now() + lookAgain
 		return
 	}
-	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.uplink.Addr() })
+	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.lease.uplink.Addr() })
 	s.inst.Usable = at >= 0 && !addresses[at].Tentative()
 	switch {
 	case at >= 0 && addresses[at].DADFailed():
@@ -200,8 +200,8 @@ func (l *loop) look(s *session) {
 			l.keep(s)
 		}
 		l.feed(s, event{kind: addressSeen})
-		if s.state == held && !s.inst.Installed {
-			s.warn("place rules and routes", s.inst.Place(s.table))
+		if s.lease.state == held && !s.inst.Installed {
+			s.warn("place rules and routes", s.inst.Place(s.lease.table))
 			l.remember(s)
 		} else {
 			s.follow()
@@ -210,10 +210,10 @@ func (l *loop) look(s *session) {
 		s.inst.Present = false
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})
 		return
-	case s.guarding:
+	case s.lease.guarding:
 		s.inst.YieldAddress()
 	}
-	if link.Name != s.uplink.Key.Ifname {
+	if link.Name != s.lease.uplink.Key.Ifname {
 		l.rename(s, link.Name)
 	}
 }
@@ -222,13 +222,13 @@ func (l *loop) link(s *session) (route.Link, bool, error) {
 	if s.inst.Index != 0 {
 		return l.kernel.LinkByIndex(s.inst.Index)
 	}
-	return l.kernel.LinkByName(s.uplink.Key.Ifname)
+	return l.kernel.LinkByName(s.lease.uplink.Key.Ifname)
 }
 
 // rename puts a machine for the new name beside the one for the old: the name is part of
 // the key, and the old lease ends only once the new one stands.
 func (l *loop) rename(s *session, name string) {
-	u := s.uplink
+	u := s.lease.uplink
 	u.Key.Ifname = name
 	if l.watch != nil {
 		var ok bool
@@ -238,10 +238,10 @@ func (l *loop) rename(s *session, name string) {
 		}
 	}
 	for _, other := range l.sessions {
-		if other.uplink.Key != u.Key {
+		if other.lease.uplink.Key != u.Key {
 			continue
 		}
-		if other.state == held {
+		if other.lease.state == held {
 			l.feed(s, event{kind: end, why: "the link is now called " + name})
 		}
 		return // else it is under way
@@ -252,9 +252,9 @@ func (l *loop) rename(s *session, name string) {
 		return
 	}
 	s.log.Info("the link was renamed", "name", name)
-	m := newMachine(u, s.reported) // a caller does not wait for ever
-	m.watched = s.watched
-	m.reported, s.reported = s.reported, true
+	m := newMachine(u, s.lease.reported) // a caller does not wait for ever
+	m.watched = s.lease.watched
+	m.reported, s.lease.reported = s.lease.reported, true
 	next := l.add(m, conn)
 	next.inst.Index, next.created, next.hooked = s.inst.Index, s.created, s.hooked
 	l.keep(next)

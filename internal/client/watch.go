@@ -182,8 +182,8 @@ func (l *loop) reload(load func() (WatchConfig, error)) {
 		if s.inst.Index == 0 {
 			continue
 		}
-		old, _ := before.Reselect(s.uplink, s.uplink.Key.Ifname)
-		told, ok := cfg.Reselect(s.uplink, s.uplink.Key.Ifname)
+		old, _ := before.Reselect(s.lease.uplink, s.lease.uplink.Key.Ifname)
+		told, ok := cfg.Reselect(s.lease.uplink, s.lease.uplink.Key.Ifname)
 		switch {
 		case !ok:
 			l.feed(s, event{kind: end, why: "the configuration does not select it any more"})
@@ -198,7 +198,7 @@ func (l *loop) reload(load func() (WatchConfig, error)) {
 
 // renamed is what the configuration wants for an address whose link has another name now.
 func (w *watch) renamed(s *session, name string) (uplink.Uplink, bool) {
-	told, ok := w.config.Reselect(s.uplink, name)
+	told, ok := w.config.Reselect(s.lease.uplink, name)
 	told.Settings = s.settingsUnder(told.Settings)
 	return told, ok
 }

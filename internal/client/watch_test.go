@@ -129,7 +129,7 @@ func TestSettingsUnder(t *testing.T) {
 	gateway, server := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.53")
 	hook := uplink.Settings{Routes: uplink.MoveRoutes, Gateways: []netip.Addr{gateway}, Metric: 7, OnLoss: uplink.Fallback, Nameservers: []netip.Addr{server}, ServersFile: "/run/hook"}
 	profile := uplink.Settings{Routes: uplink.CopyRoutes, OnLoss: uplink.Block, SpecificFirst: true, ServersFile: "/run/profile"}
-	s := &session{machine: &machine{uplink: uplink.Uplink{Settings: hook}}}
+	s := &session{lease: &machine{uplink: uplink.Uplink{Settings: hook}}}
 	if got := s.settingsUnder(profile); !reflect.DeepEqual(got, profile) {
 		t.Errorf("without a hook: got %+v", got)
 	}
