@@ -213,9 +213,7 @@ func (l *loop) enrol(u uplink.Uplink, a route.Address) (ours bool) {
 		log.Info("another process holds this address, and goes on to serve it", "holder", ownerOf(u.Key))
 		return false
 	}
-	m := newMachine(u, true)
-	m.reported, m.watched = true, true
-	s := l.add(m, conn)
+	s := l.add(newMachine(u, false, true), conn)
 	s.inst.Index, s.inst.Present, s.inst.Usable, s.created = a.Index, true, !a.Tentative(), a.Created
 	s.again = l.watch.retried[u.Key]
 	l.recall(s)

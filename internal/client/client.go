@@ -46,7 +46,7 @@ func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error
 		return err
 	}
 	defer l.close()
-	return l.run(ctx, l.add(newMachine(cfg.Uplink, false), conn))
+	return l.run(ctx, l.add(newMachine(cfg.Uplink, true, false), conn))
 }
 
 // becomeHolder binds the holder's name of the key. If a holder of ours lives, it is

@@ -249,7 +249,7 @@ func (l *loop) do(s *session, a action) {
 		if err := s.inst.Clear(keep...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}
-	case guard:
+	case block:
 		if err := s.inst.Clear(s.lease.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()...); err != nil {
 			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
 		}

@@ -28,20 +28,42 @@ const (
 type state int
 
 const (
-	asking    state = iota // has no lease
-	waiting                // gave its lease back, and waits for the address to return
-	placing                // has a lease, and waits to hear that its rules stand
-	held                   // lease and rules stand
-	releasing              // rules are gone, the server has not confirmed the end yet
+	asking     state = iota // has no lease
+	fallenBack              // has none, and main has the routes until one comes
+	waiting                 // gave its lease back, and waits for the address to return
+	placing                 // has a lease, and waits to hear that its rules stand
+	held                    // lease and rules stand
+	releasing               // rules are gone, the server has not confirmed the end yet
 	done
 )
 
-// machine is one address on its way from a request to a release. step is its only
-// entrance; it does no I/O and reads no clock.
+// machine is one address on its way from a request to a release. It does no I/O and reads no clock. newMachine makes
+// it, and then step alone changes it.
+//
+//	       start
+//	         v     no lease at once, and it places routes
+//	.---> asking -------------------------------> fallenBack
+//	|        |                                        |
+//	|        | granted <------------------------------'
+//	|        v
+//	|     placing -- the rules cannot stand ----.
+//	|        |                                  v
+//	|        | rules stand                  releasing --> done
+//	|        v                                  ^
+//	|      held -- the address or link is gone, |
+//	|        |     or somebody ends it ---------+
+//	|        |                                  |
+//	|        | the address is gone, it places   | after 60 s
+//	|        v routes, and nothing watches      |
+//	'---- waiting ------------------------------'
+//	the address is back
+//
+// The end of an address comes from asking and fallenBack, too, and so does the wait for its return. A machine for
+// which a caller waits gives up after five requests, unless it places routes.
 type machine struct {
-	uplink    uplink.Uplink
-	unlimited bool // asks for ever instead of five times
-	watched   bool // whoever made it makes another one when the address returns
+	uplink  uplink.Uplink
+	awaited bool // a caller waits for the first answer, and is told after five requests at the latest
+	watched bool // whoever made it makes another one when the address returns
 
 	state    state
 	table    uint32
@@ -51,11 +73,10 @@ type machine struct {
 	asked    time.Duration // when the server was asked for a lease last
 	due      time.Duration // of the timer; 0: none
 	grace    time.Duration // until the address has to be there; 0: it was, or never has to
-	reported bool
-	fellBack bool   // main has the routes while there is no lease
-	guarding bool   // nothing leaves from the address, should it return, before its rules stand
-	away     bool   // the server did not answer the last renewals
-	why      string // the last reason not to have a lease
+	reported bool          // the caller has its answer
+	blocking bool          // nothing leaves from the address, should it return, before its rules stand
+	away     bool          // the server did not answer the last renewals
+	why      string        // the last reason not to have a lease
 }
 
 // event is something that happened. Exactly one field group is meaningful, by kind.
@@ -64,7 +85,7 @@ type event struct {
 	reply wire.Reply
 	err   error         // of rulesPlaced and unreachable
 	why   string        // of end, addressGone and linkGone
-	told  uplink.Uplink // of replaced
+	newer uplink.Uplink // of replaced
 	full  bool          // of timer: the last request still waits for room in the server's queue
 }
 
@@ -79,8 +100,9 @@ const (
 	addressSeen           // the address is on its link
 	addressGone           // it is not, though it was: why
 	linkGone              // nor is the link: why
-	replaced              // a newer call brought another tag or other settings: told
+	replaced              // a newer call brought another tag or other settings: newer
 	called                // somebody waits for the table
+	succeeded             // a machine for the link's new name answers the caller
 	end                   // a signal, or another client, wants the end: why
 )
 
@@ -98,14 +120,16 @@ const (
 	send       actionKind = iota // request
 	placeRules                   // and routes, for table; those of a table before it go; rulesPlaced follows
 	clearRules                   // and routes, of table
-	guard                        // clearRules, but nothing may leave from the address if it returns
+	block                        // clearRules, but nothing may leave from the address if it returns
 	fallBack                     // give main the routes, while there is no lease
 	report                       // table (0: none, and why) to the caller
 	finish                       // nothing is left to do: why
 )
 
-func newMachine(u uplink.Uplink, unlimited bool) *machine {
-	return &machine{uplink: u, unlimited: unlimited}
+// newMachine makes the machine of an uplink. awaited reports whether a caller waits for the table, watched whether
+// another machine is made when the address returns.
+func newMachine(u uplink.Uplink, awaited, watched bool) *machine {
+	return &machine{uplink: u, awaited: awaited, watched: watched, reported: !awaited}
 }
 
 // deadline is when the machine wants a timer event; 0: never.
@@ -143,9 +167,11 @@ func (m *machine) step(now time.Duration, ev event) []action {
 		}
 		return m.quit(now, ev.why)
 	case replaced:
-		return m.replace(now, ev.told)
+		return m.replace(now, ev.newer)
 	case called:
 		return m.call(now)
+	case succeeded:
+		m.reported = true
 	case linkGone, end:
 		return m.quit(now, ev.why)
 	}
@@ -167,22 +193,24 @@ func (m *machine) ask(now time.Duration) []action {
 	m.sends++
 	m.asked = now
 	m.due = now + peer.TryEvery
-	if m.uplink.Settings.PlacesRoutes() && !m.fellBack {
+	if m.uplink.Settings.PlacesRoutes() && m.state != fallenBack {
 		m.due = now + fallBackIn
 	}
 	return []action{m.request(wire.Acquire)}
 }
 
-// patient tells whether the machine asks for ever: it placed routes, or is to, and main
-// serves them until there is a lease.
-func (m *machine) patient() bool { return m.unlimited || m.uplink.Settings.PlacesRoutes() }
+// asks reports whether the machine wants a lease, and has none.
+func (m *machine) asks() bool { return m.state == asking || m.state == fallenBack }
+
+// patient reports whether the machine asks for ever: nobody waits, or main has the routes until there is a lease.
+func (m *machine) patient() bool { return !m.awaited || m.uplink.Settings.PlacesRoutes() }
 
 // makeDo is what a patient machine does when there is no lease at once: no boot waits.
 func (m *machine) makeDo() []action {
-	if m.fellBack || m.watched || !m.uplink.Settings.PlacesRoutes() {
+	if m.state == fallenBack || m.watched || !m.uplink.Settings.PlacesRoutes() {
 		return nil // a watch took nothing from main yet
 	}
-	m.fellBack, m.guarding = true, false
+	m.state, m.blocking = fallenBack, false // requests go on as before
 	if m.why == "" {
 		m.why = "no answer"
 	}
@@ -201,7 +229,7 @@ func (m *machine) tick(now time.Duration, full bool) []action {
 		return nil
 	}
 	switch m.state {
-	case asking:
+	case asking, fallenBack:
 		if m.sends >= peer.Tries && !m.patient() {
 			if m.why == "" {
 				m.why = "no answer"
@@ -230,8 +258,8 @@ func (m *machine) tick(now time.Duration, full bool) []action {
 // have been lost on its way.
 func (m *machine) giveUp(now time.Duration) []action {
 	actions := m.tell(0, m.why)
-	if m.guarding {
-		m.guarding = false
+	if m.blocking {
+		m.blocking = false
 		actions = append(actions, action{kind: clearRules, table: m.table})
 	}
 	m.enter(releasing)
@@ -252,7 +280,7 @@ func (m *machine) enter(s state) {
 
 func (m *machine) answer(now time.Duration, r wire.Reply) []action {
 	switch m.state {
-	case asking, held:
+	case asking, fallenBack, held:
 		if r.Table >= unix.RT_TABLE_DEFAULT && r.Table <= unix.RT_TABLE_LOCAL {
 			r = wire.Reply{Error: fmt.Sprintf("table %d is the kernel's, and no lease", r.Table)}
 		}
@@ -302,9 +330,9 @@ func (m *machine) refused(now time.Duration, r wire.Reply) []action {
 		m.sends = 0 // it is there
 	}
 	switch {
-	case m.state == asking && r.Code.Final():
+	case m.asks() && r.Code.Final():
 		return append(m.makeDo(), m.giveUp(now)...)
-	case m.state == asking:
+	case m.asks():
 		actions := m.makeDo()
 		if actions != nil {
 			m.due = now + peer.TryEvery
@@ -318,7 +346,7 @@ func (m *machine) refused(now time.Duration, r wire.Reply) []action {
 
 func (m *machine) undelivered(now time.Duration, err error) []action {
 	switch m.state {
-	case asking:
+	case asking, fallenBack:
 		m.why = err.Error()
 		actions := m.makeDo()
 		if actions != nil {
@@ -345,17 +373,17 @@ func (m *machine) placed(now time.Duration, err error) []action {
 		return actions
 	}
 	m.enter(held)
-	m.fellBack, m.guarding = false, false
+	m.blocking = false
 	m.due = m.renewal(now)
 	return m.tell(m.table, "")
 }
 
-// replace takes over what a newer call was told.
-func (m *machine) replace(now time.Duration, told uplink.Uplink) []action {
+// replace takes over what a newer call brought.
+func (m *machine) replace(now time.Duration, newer uplink.Uplink) []action {
 	old := m.uplink
-	m.uplink = told
-	if m.guarding && !told.Settings.PlacesRoutes() {
-		m.guarding = false
+	m.uplink = newer
+	if m.blocking && !newer.Settings.PlacesRoutes() {
+		m.blocking = false
 		return []action{{kind: clearRules, table: m.table}}
 	}
 	if m.state != held {
@@ -363,10 +391,10 @@ func (m *machine) replace(now time.Duration, told uplink.Uplink) []action {
 	}
 	var actions []action
 	tag := old.Tag
-	if old.Tag = told.Tag; !reflect.DeepEqual(old, told) {
+	if old.Tag = newer.Tag; !reflect.DeepEqual(old, newer) {
 		actions = append(actions, action{kind: placeRules, table: m.table})
 	}
-	if tag == told.Tag {
+	if tag == newer.Tag {
 		return actions
 	}
 	m.due = now + awayEvery
@@ -382,7 +410,7 @@ func (m *machine) call(now time.Duration) []action {
 		m.enter(asking)
 		m.grace = now + addressGrace
 		return m.ask(now)
-	case m.state == asking && m.patient() && now >= m.asked+calledEvery:
+	case m.asks() && m.patient() && now >= m.asked+calledEvery:
 		due := m.due
 		actions := m.ask(now)
 		m.due = min(m.due, due) // main does not wait any longer for that
@@ -393,20 +421,19 @@ func (m *machine) call(now time.Duration) []action {
 
 // wait takes everything back like quit, but stays: what a hook said is still good if the
 // address was only flushed and put back. From one that comes back packets would leave by
-// another uplink until it is served, so where that must not be, it is guarded.
+// another uplink until it is served, so where that must not be, it is blocked.
 func (m *machine) wait(now time.Duration, why string) []action {
 	var actions []action
 	switch m.state {
 	case releasing, waiting, done:
 		return nil
 	case placing, held:
-		m.guarding = true
-		actions = []action{{kind: guard, table: m.table}}
+		m.blocking = true
+		actions = []action{{kind: block, table: m.table}}
 	}
 	actions = append(actions, m.request(wire.Release))
 	m.enter(waiting)
 	m.why = why
-	m.fellBack = false
 	m.grace = now + addressGrace
 	return actions
 }
@@ -420,7 +447,7 @@ func (m *machine) quit(now time.Duration, why string) []action {
 	case releasing, done:
 		return nil
 	case placing, held:
-		m.guarding = false
+		m.blocking = false
 		actions = []action{{kind: clearRules, table: m.table}}
 	}
 	m.why = why

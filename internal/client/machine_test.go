@@ -67,8 +67,8 @@ func (a action) String() string {
 		return fmt.Sprintf("place %d", a.table)
 	case clearRules:
 		return fmt.Sprintf("clear %d", a.table)
-	case guard:
-		return fmt.Sprintf("guard %d", a.table)
+	case block:
+		return fmt.Sprintf("block %d", a.table)
 	case fallBack:
 		return "fall back"
 	case report:
@@ -303,13 +303,13 @@ func TestMachine(t *testing.T) {
 			at(1*s, gone, 1*s+300*ms, "report 0 the address is gone", release),
 		}},
 		{name: "another tag", moments: after(
-			at(10*s, event{kind: replaced, told: tagged("dsl")}, 11*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
+			at(10*s, event{kind: replaced, newer: tagged("dsl")}, 11*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
 			at(10*s, granted(10000, 1110), 60*s),
 			at(60*s, tick, 61*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
 		)},
 		{name: "another tag before the lease", moments: []moment{
 			at(0, event{kind: start}, 2*s, acquire),
-			at(1*s, event{kind: replaced, told: tagged("dsl")}, 2*s),
+			at(1*s, event{kind: replaced, newer: tagged("dsl")}, 2*s),
 			at(2*s, tick, 4*s, "acquire wan0-10.77.0.2-2 dsl"),
 		}},
 		{name: "a lease of one second", moments: []moment{
@@ -332,48 +332,48 @@ func TestMachine(t *testing.T) {
 			at(52*s+24*time.Hour, refusal(wire.Denied, "not permitted"), 53*s+500*ms+24*time.Hour),
 			at(52*s+24*time.Hour, granted(10000, 1<<33), 52*s+48*time.Hour),
 		)},
-		{name: "a renamed link's second machine asks for ever", machine: newMachine(cable(), true), moments: func() []moment {
+		{name: "a renamed link's second machine asks for ever", machine: newMachine(cable(), false, false), moments: func() []moment {
 			m := []moment{at(0, event{kind: start}, 2*s, acquire), at(0, seen, 2*s)}
 			for i := time.Duration(1); i < 20; i++ {
 				m = append(m, at(2*i*s, tick, 2*(i+1)*s, acquire))
 			}
 			return m
 		}()},
-		{name: "with routes it waits for the address to return", machine: newMachine(carried(), false), moments: []moment{
+		{name: "with routes it waits for the address to return", machine: newMachine(carried(), true, false), moments: []moment{
 			at(0, event{kind: start}, 1*s, acquire),
 			at(0, seen, 1*s),
 			at(0, granted(10000, 1100), never, "place 10000"),
 			at(0, placed(nil), 50*s, "report 10000"),
-			at(10*s, gone, 70*s, "guard 10000", release),
+			at(10*s, gone, 70*s, "block 10000", release),
 			at(10*s, released, 70*s),
 			at(20*s, seen, 21*s, acquire),
 			at(20*s, granted(10001, 1120), never, "place 10001"),
 			at(20*s, placed(nil), 70*s),
-			at(30*s, gone, 90*s, "guard 10001", release),
+			at(30*s, gone, 90*s, "block 10001", release),
 			at(31*s, seen, 32*s, acquire),
 			at(32*s, tick, 34*s, "fall back", acquire), // and nothing is guarded any more
 			at(33*s, stopped, 33*s+300*ms, release),
 		}},
-		{name: "with routes the address does not return", machine: newMachine(carried(), false), moments: []moment{
+		{name: "with routes the address does not return", machine: newMachine(carried(), true, false), moments: []moment{
 			at(0, event{kind: start}, 1*s, acquire),
 			at(0, seen, 1*s),
 			at(0, granted(10000, 1100), never, "place 10000"),
 			at(0, placed(nil), 50*s, "report 10000"),
-			at(10*s, gone, 70*s, "guard 10000", release),
+			at(10*s, gone, 70*s, "block 10000", release),
 			at(70*s, tick, 70*s+300*ms, "clear 10000", release),
 		}},
-		{name: "somebody calls while it waits for the address", machine: newMachine(carried(), false), moments: []moment{
+		{name: "somebody calls while it waits for the address", machine: newMachine(carried(), true, false), moments: []moment{
 			at(0, event{kind: start}, 1*s, acquire),
 			at(0, seen, 1*s),
 			at(0, granted(10000, 1100), never, "place 10000"),
 			at(0, placed(nil), 50*s, "report 10000"),
-			at(10*s, gone, 70*s, "guard 10000", release),
+			at(10*s, gone, 70*s, "block 10000", release),
 			at(50*s, event{kind: called}, 51*s, acquire),
 			at(50*s, granted(10001, 1150), 110*s, "place 10001"),
 			at(50*s, placed(nil), 100*s),
 			at(110*s, tick, 110*s+300*ms, "clear 10001", release),
 		}},
-		{name: "somebody calls while it waits for the server", machine: newMachine(carried(), false), moments: []moment{
+		{name: "somebody calls while it waits for the server", machine: newMachine(carried(), true, false), moments: []moment{
 			at(0, event{kind: start}, 1*s, acquire),
 			at(0, seen, 1*s),
 			at(50*ms, event{kind: called}, 1*s),
@@ -384,17 +384,17 @@ func TestMachine(t *testing.T) {
 			at(2*s, granted(10000, 1100), never, "place 10000"),
 			at(2*s, event{kind: called}, never),
 		}},
-		{name: "other settings without routes while it waits", machine: newMachine(carried(), false), moments: []moment{
+		{name: "other settings without routes while it waits", machine: newMachine(carried(), true, false), moments: []moment{
 			at(0, event{kind: start}, 1*s, acquire),
 			at(0, seen, 1*s),
 			at(0, granted(10000, 1100), never, "place 10000"),
 			at(0, placed(nil), 50*s, "report 10000"),
-			at(10*s, gone, 70*s, "guard 10000", release),
-			at(20*s, event{kind: replaced, told: cable()}, 70*s, "clear 10000"),
+			at(10*s, gone, 70*s, "block 10000", release),
+			at(20*s, event{kind: replaced, newer: cable()}, 70*s, "clear 10000"),
 			at(30*s, seen, 32*s, acquire),
 		}},
 		{name: "an identifier has no address to wait for",
-			machine: newMachine(uplink.Uplink{Key: wire.Key{Family: wire.Unspec, Ifname: "x", Address: "y"}}, false),
+			machine: newMachine(uplink.Uplink{Key: wire.Key{Family: wire.Unspec, Ifname: "x", Address: "y"}}, true, false),
 			moments: []moment{
 				at(0, event{kind: start}, 2*s, "acquire x-y-0 "),
 				at(0, granted(10000, 1200), never, "place 10000"),
@@ -405,7 +405,7 @@ func TestMachine(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			m := tt.machine
 			if m == nil {
-				m = newMachine(cable(), false)
+				m = newMachine(cable(), true, false)
 			}
 			for i, moment := range tt.moments {
 				var got []string
@@ -432,7 +432,7 @@ func TestMachine(t *testing.T) {
 func TestMachineAnswersOnce(t *testing.T) {
 	events := []event{
 		tick, seen, gone, stopped, nobody, released, granted(10000, 1100), granted(10001, 2100), placed(nil),
-		placed(errors.New("no")), refusal(wire.Exhausted, "full"), refusal(wire.Denied, "no"), {kind: replaced, told: tagged("x")},
+		placed(errors.New("no")), refusal(wire.Exhausted, "full"), refusal(wire.Denied, "no"), {kind: replaced, newer: tagged("x")},
 		{kind: called},
 	}
 	const depth = 5
@@ -455,7 +455,7 @@ func TestMachineAnswersOnce(t *testing.T) {
 				switch a.kind {
 				case report:
 					reports++
-				case placeRules, guard:
+				case placeRules, block:
 					placedRules++
 				case clearRules, fallBack:
 					placedRules = 0
@@ -482,7 +482,7 @@ func TestMachineAnswersOnce(t *testing.T) {
 		}
 	}
 	for _, u := range []uplink.Uplink{cable(), carried()} {
-		m := newMachine(u, false)
+		m := newMachine(u, true, false)
 		m.step(epoch, event{kind: start})
 		walk(*m, epoch, 0, 0, nil)
 	}
@@ -490,7 +490,7 @@ func TestMachineAnswersOnce(t *testing.T) {
 
 // TestRefusalsAreNoAbsence: a server that refuses is there.
 func TestRefusalsAreNoAbsence(t *testing.T) {
-	m := newMachine(cable(), false)
+	m := newMachine(cable(), true, false)
 	m.step(0, event{kind: start})
 	m.step(0, event{kind: replied, reply: wire.Reply{Table: 10000, Expires: 100}})
 	m.step(0, event{kind: rulesPlaced})
@@ -508,7 +508,7 @@ func TestRefusalsAreNoAbsence(t *testing.T) {
 // TestTentativeWithoutLimit: an address that is on its link has all the time to become usable,
 // which an IPv6 address without a carrier never does.
 func TestTentativeWithoutLimit(t *testing.T) {
-	m := newMachine(carried(), false)
+	m := newMachine(carried(), true, false)
 	now := epoch
 	m.step(now, event{kind: start})
 	m.step(now, event{kind: replied, reply: wire.Reply{Table: 10000, Expires: int64(epoch/time.Second) + 3600}})
@@ -531,7 +531,7 @@ func TestTentativeWithoutLimit(t *testing.T) {
 // TestReleaseEnds: nobody waits for ever for a server that stands still with its queue full.
 func TestReleaseEnds(t *testing.T) {
 	t.Parallel()
-	m := newMachine(cable(), true)
+	m := newMachine(cable(), false, false)
 	m.step(0, event{kind: start})
 	now := time.Duration(0)
 	m.step(now, event{kind: end, why: "stopped"})

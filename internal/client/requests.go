@@ -108,7 +108,7 @@ func (l *loop) retell(s *session, told uplink.Uplink) {
 		return
 	}
 	s.log.Info("told anew", "tag", told.Tag, "settings", fmt.Sprintf("%+v", told.Settings))
-	actions := s.lease.step(wire.Now(), event{kind: replaced, told: told})
+	actions := s.lease.step(wire.Now(), event{kind: replaced, newer: told})
 	s.inst.Update(told, s.leased(), s.inMain())
 	for _, a := range actions {
 		l.do(s, a)

@@ -56,7 +56,7 @@ func (s *session) leased() uint32 {
 }
 
 // inMain reports whether main has the routes, for want of a lease.
-func (s *session) inMain() bool { return s.lease.state == asking && s.lease.fellBack }
+func (s *session) inMain() bool { return s.lease.state == fallenBack }
 
 // follow carries over what changed in main.
 func (s *session) follow() { s.inst.Follow(s.leased(), s.inMain()) }
@@ -210,7 +210,7 @@ func (l *loop) look(s *session) {
 		s.inst.Present = false
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})
 		return
-	case s.lease.guarding:
+	case s.lease.blocking:
 		s.inst.YieldAddress()
 	}
 	if link.Name != s.lease.uplink.Key.Ifname {
@@ -252,9 +252,8 @@ func (l *loop) rename(s *session, name string) {
 		return
 	}
 	s.log.Info("the link was renamed", "name", name)
-	m := newMachine(u, s.lease.reported) // a caller does not wait for ever
-	m.watched = s.lease.watched
-	m.reported, s.lease.reported = s.lease.reported, true
+	m := newMachine(u, !s.lease.reported, s.lease.watched)
+	l.feed(s, event{kind: succeeded})
 	next := l.add(m, conn)
 	next.inst.Index, next.created, next.hooked = s.inst.Index, s.created, s.hooked
 	l.keep(next)
