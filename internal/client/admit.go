@@ -29,201 +29,198 @@ const (
 	afterForeign = 2 * time.Second
 )
 
-type onLink struct {
-	addr  netip.Addr
-	index int
+// note notes what is to be done about events that no session has heard of. Many more may come before that.
+func (h *host) note(n news) {
+	if n.overrun {
+		h.reconcileAt, h.blind = 0, true
+	}
+	for addr := range n.went {
+		h.clearRefusal(addr)
+	}
+	if n.linksChanged || h.admitAt == 0 && h.unknown(n.came) { // by its name a link may be another profile's now
+		h.admitSoon()
+	}
+	for at := range n.came {
+		if h.blocked[at.addr] { // if nobody serves it, it may send now
+			delete(h.blocked, at.addr)
+			h.reconcileAt = min(h.reconcileAt, wire.Now()+fallBackIn)
+		}
+	}
+	h.noteLost(n.lostRules)
 }
 
-// noticed looks in the events for what no session knows of. It only notes what is to be
-// done: many batches of events may come before that.
-func (l *loop) noticed(events []route.Event) {
-	w := l.watch
-	var known map[onLink]bool
-	var held map[uint32]bool
-	for _, e := range events {
-		switch e.Kind {
-		case route.Overrun:
-			w.next, w.blind = 0, true
-		case route.AddressChanged:
-			if e.Deleted {
-				w.forgive(e.Addr)
-			} else if w.blocked[e.Addr] { // if nobody serves it, it may send now
-				delete(w.blocked, e.Addr)
-				w.next = min(w.next, wire.Now()+fallBackIn)
-			}
-			if e.Deleted || w.admitAt != 0 {
-				continue
-			}
-			if known == nil {
-				known = make(map[onLink]bool, len(l.sessions))
-				for _, s := range l.sessions {
-					known[onLink{s.addr, s.inst.Index}] = true
-				}
-			}
-			if !known[onLink{e.Addr, e.Index}] {
-				l.admitSoon()
-			}
-		case route.LinkChanged:
-			l.admitSoon() // by its name it may be another's now
-		case route.RuleChanged:
-			if !e.Deleted || e.Protocol != route.Protocol {
-				continue
-			}
-			if held == nil {
-				held = l.tables()
-			}
-			if (held[e.Table] || !isLeased(e.Table)) && w.healAt == 0 {
-				w.healAt = wire.Now()
-			} else if len(w.foreign) > 0 {
-				w.next = min(w.next, wire.Now()+afterForeign)
-			}
+// unknown reports whether any address has no session.
+func (h *host) unknown(came map[onLink]bool) bool {
+	if len(came) == 0 {
+		return false
+	}
+	known := make(map[onLink]bool, len(h.sessions))
+	for _, s := range h.sessions {
+		known[onLink{s.addr, s.inst.Index}] = true
+	}
+	for at := range came {
+		if !known[at] {
+			return true
+		}
+	}
+	return false
+}
+
+// noteLost has the rules of tables restored that others deleted. If the tables are nobody's, a holder of somebody
+// else's may be about to end.
+func (h *host) noteLost(tables map[uint32]bool) {
+	if len(tables) == 0 {
+		return
+	}
+	leased := h.tables()
+	for table := range tables {
+		if (leased[table] || !isLeased(table)) && h.healAt == 0 {
+			h.healAt = wire.Now()
+		} else if len(h.foreign) > 0 {
+			h.reconcileAt = min(h.reconcileAt, wire.Now()+afterForeign)
 		}
 	}
 }
 
-// retry asks again for one address of each family that the server refused: it may have been
+// retryOne asks again for one address of each family that the server refused: it may have been
 // started with another configuration.
-func (w *watch) retry() {
-	w.retried = make(map[wire.Key]bool)
+func (h *host) retryOne() {
+	h.retried = make(map[wire.Key]bool)
 	for _, family := range []wire.Family{wire.Inet, wire.Inet6} {
-		for key := range w.refused {
+		for key := range h.refused {
 			if key.Family == family {
-				w.retried[key] = true
-				delete(w.refused, key)
+				h.retried[key] = true
+				delete(h.refused, key)
 				break
 			}
 		}
 	}
 }
 
-// welcome asks for all of a family once the server grants one that it had refused.
-func (l *loop) welcome(s *session) {
+// retryRefused asks for all of a family once the server grants one that it had refused.
+func (h *host) retryRefused(s *session) {
 	if !s.again || s.lease.state != held {
 		return
 	}
 	s.again = false
-	maps.DeleteFunc(l.watch.refused, func(key wire.Key, _ time.Duration) bool { return key.Family == s.lease.uplink.Key.Family })
-	l.admitSoon()
+	maps.DeleteFunc(h.refused, func(key wire.Key, _ time.Duration) bool { return key.Family == s.lease.uplink.Key.Family })
+	h.admitSoon()
 }
 
-// forgive lets an address that went be served when it comes again.
-func (w *watch) forgive(addr netip.Addr) {
-	if len(w.ended)+len(w.refused) == 0 {
+// clearRefusal lets an address that went be served when it comes again.
+func (h *host) clearRefusal(addr netip.Addr) {
+	if len(h.ended)+len(h.refused) == 0 {
 		return
 	}
 	text := addr.String()
-	maps.DeleteFunc(w.ended, func(key wire.Key, _ bool) bool { return key.Address == text })
-	maps.DeleteFunc(w.refused, func(key wire.Key, _ time.Duration) bool { return key.Address == text })
+	maps.DeleteFunc(h.ended, func(key wire.Key, _ bool) bool { return key.Address == text })
+	maps.DeleteFunc(h.refused, func(key wire.Key, _ time.Duration) bool { return key.Address == text })
 }
 
-func (l *loop) admitSoon() {
-	if l.watch.admitAt == 0 {
-		l.watch.admitAt = wire.Now() + admitIn
+func (h *host) admitSoon() {
+	if h.admitAt == 0 {
+		h.admitAt = wire.Now() + admitIn
 	}
 }
 
 // dropped looks after an address whose session is over: it may have come back meanwhile.
-func (l *loop) dropped(s *session) {
-	if l.watch == nil {
-		return
-	}
-	l.forget(s)
-	l.unlearn(s)
+func (h *host) dropped(s *session) {
+	h.removeOrder(s)
+	h.dropSettings(s)
 	switch {
 	case len(s.enders) > 0:
-		l.watch.ended[s.lease.uplink.Key] = true
+		h.ended[s.lease.uplink.Key] = true
 	case s.inst.Present: // there was no table for it, nor will there be one soon
-		l.watch.refused[s.lease.uplink.Key] = wire.Now() + refusedFor
+		h.refused[s.lease.uplink.Key] = wire.Now() + refusedFor
 	}
-	l.admitSoon()
+	h.admitSoon()
 }
 
-// suspects are the sessions that a look may find changed. Events tell of what changes, so
+// changedSessions are the sessions that a look may find changed. Events tell of what changes, so
 // that a glance at the whole is enough unless some were lost.
-func (l *loop) suspects() []*session {
-	names, addresses, err := l.kernel.HostAddresses()
+func (h *host) changedSessions() []*session {
+	names, addresses, err := h.kernel.HostAddresses()
 	routes := make(map[int]map[uint32]int) // how many of ours each table has
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		have, familyErr := l.kernel.OurRoutes(family)
+		have, familyErr := h.kernel.OurRoutes(family)
 		err = errors.Join(err, familyErr)
 		routes[family] = make(map[uint32]int)
 		for _, r := range have {
 			routes[family][r.Table]++
 		}
 	}
-	if err != nil || l.watch.blind {
-		return l.all()
+	if err != nil || h.blind {
+		return h.all()
 	}
 	there := make(map[onLink]route.Address, len(addresses))
 	for _, a := range addresses {
 		there[onLink{a.Addr, a.Index}] = a
 	}
-	return slices.DeleteFunc(l.all(), func(s *session) bool {
+	return slices.DeleteFunc(h.all(), func(s *session) bool {
 		a, ok := there[onLink{s.addr, s.inst.Index}]
 		return ok && a.Created == s.created && names[s.inst.Index] == s.lease.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
-			(s.lease.state != held || s.inst.Installed && routes[s.lease.uplink.Family()][s.lease.table] == s.inst.Routes())
+			(s.lease.state != held || s.inst.Installed && routes[s.family()][s.lease.table] == s.inst.Routes())
 	})
 }
 
 // admit starts a session for each address that has none.
-func (l *loop) admit() {
-	w := l.watch
-	w.admitAt = 0
-	links, addresses, err := l.kernel.HostAddresses()
+func (h *host) admit() {
+	h.admitAt = 0
+	links, addresses, err := h.kernel.HostAddresses()
 	if err != nil {
-		l.log.Error("cannot read the addresses of the host", "err", err)
+		h.log.Error("cannot read the addresses of the host", "err", err)
 		return
 	}
-	sessions := make(map[wire.Key]bool, len(l.sessions))
-	for _, s := range l.sessions {
+	sessions := make(map[wire.Key]bool, len(h.sessions))
+	for _, s := range h.sessions {
 		sessions[s.lease.uplink.Key] = true
 	}
 	now := wire.Now()
-	maps.DeleteFunc(w.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
+	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
 	foreign, ended := make(map[wire.Key]bool), make(map[wire.Key]bool)
-	before := len(l.sessions)
+	before := len(h.sessions)
 	for _, a := range addresses {
-		u, ok := w.config.Uplink(a, links[a.Index])
+		u, ok := h.config.Uplink(a, links[a.Index])
 		switch key := u.Key; {
-		case !ok || sessions[key] || w.refused[key] != 0:
-		case w.ended[key]:
+		case !ok || sessions[key] || h.refused[key] != 0:
+		case h.ended[key]:
 			ended[key] = true
-		case !l.enrol(u, a):
+		case !h.startSession(u, a):
 			foreign[key] = true
 		}
 	}
-	w.foreign, w.ended = foreign, ended
-	if len(l.sessions)-before >= burst {
-		w.next = min(w.next, now+afterBurst)
+	h.foreign, h.ended = foreign, ended
+	if len(h.sessions)-before >= burst {
+		h.reconcileAt = min(h.reconcileAt, now+afterBurst)
 	}
 }
 
-// enrol starts a session, unless another process holds the key: that one answers for it.
-func (l *loop) enrol(u uplink.Uplink, a route.Address) (ours bool) {
-	log := l.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
+// startSession starts a session, unless another process holds the key: that one answers for it.
+func (h *host) startSession(u uplink.Uplink, a route.Address) (ours bool) {
+	log := h.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
 	conn, err := peer.Open(u.Key, peer.AsHolder)
 	switch {
 	case err == nil:
 	case !errors.Is(err, syscall.EADDRINUSE):
 		log.Error("cannot hold an address", "err", err)
 		return false
-	case l.watch.foreign[u.Key]:
+	case h.foreign[u.Key]:
 		return false
 	default:
 		log.Info("another process holds this address, and goes on to serve it", "holder", ownerOf(u.Key))
 		return false
 	}
-	s := l.add(newMachine(u, false, true), conn)
+	u, saved := h.loadSettings(u, a, log)
+	s := h.add(newMachine(u, false, true), conn)
 	s.inst.Index, s.inst.Present, s.inst.Usable, s.created = a.Index, true, !a.Tentative(), a.Created
-	s.again = l.watch.retried[u.Key]
-	l.recall(s)
-	if file := s.lease.uplink.Settings.ServersFile; file != "" {
+	s.again, s.hooked, s.saved = h.retried[u.Key], saved != told{}, saved
+	if file := u.Settings.ServersFile; file != "" {
 		if _, err := os.Stat(file); err == nil {
 			s.inst.ServersFile = file // with lines of the last holder, perhaps
 		}
 	}
-	l.feed(s, event{kind: start})
-	l.feed(s, event{kind: addressSeen})
+	h.feed(s, event{kind: start})
+	h.feed(s, event{kind: addressSeen})
 	return true
 }
 

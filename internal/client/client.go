@@ -31,22 +31,21 @@ type Report func(table uint32, why string)
 // both until the address or its link goes or ctx ends; then it takes them back. If
 // another process of ours holds the key, it reports that one's table and returns.
 func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error {
-	servers, err := peer.ServerAddrs(cfg.Server)
-	if err != nil {
-		return err
-	}
-	trusted := peer.NewTrust(cfg.ServerUIDs)
 	conn, err := becomeHolder(ctx, cfg, report, log)
 	if conn == nil {
 		return err
 	}
-	l, err := newLoop(servers, trusted, report, log)
+	l, err := newLoop(cfg.Server, cfg.ServerUIDs, report, log)
 	if err != nil {
 		conn.Close()
 		return err
 	}
 	defer l.close()
-	return l.run(ctx, l.add(newMachine(cfg.Uplink, true, false), conn))
+	l.scope = lone{l}
+	s := l.add(newMachine(cfg.Uplink, true, false), conn)
+	l.feed(s, event{kind: start})
+	l.look(s)
+	return l.run(ctx)
 }
 
 // becomeHolder binds the holder's name of the key. If a holder of ours lives, it is

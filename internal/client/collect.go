@@ -18,25 +18,37 @@ import (
 func isLeased(table uint32) bool { return table != 0 && table != unix.RT_TABLE_MAIN }
 
 // tables are those whose rules have to be there.
-func (l *loop) tables() map[uint32]bool {
-	tables := make(map[uint32]bool, len(l.sessions))
-	for _, s := range l.sessions {
-		if s.lease.state == held && s.inst.Installed {
+func (h *host) tables() map[uint32]bool {
+	tables := make(map[uint32]bool, len(h.sessions))
+	for _, s := range h.sessions {
+		if s.serves() {
 			tables[s.lease.table] = true
 		}
 	}
 	return tables
 }
 
-func (l *loop) tidy() {
-	if err := l.collect(); err != nil {
-		l.log.Error("cannot remove what others of us left behind", "err", err)
+// keptBlock goes on blocking an address that went while what is bound could still be sent from it.
+func (h *host) keptBlock(s *session) []route.Rule {
+	if s.inst.Present {
+		return nil
+	}
+	keep := s.gone()
+	if len(keep) > 0 {
+		h.blocked[s.addr] = true
+	}
+	return keep
+}
+
+func (h *host) collectStale() {
+	if err := h.collect(); err != nil {
+		h.log.Error("cannot remove what others of us left behind", "err", err)
 	}
 }
 
 // collect removes rules and routes of ours that nobody stands for: of clients that died
 // and of addresses that went while nobody looked.
-func (l *loop) collect() error {
+func (h *host) collect() error {
 	names, err := peer.HolderNames()
 	if err != nil {
 		return err
@@ -51,28 +63,28 @@ func (l *loop) collect() error {
 			}
 		}
 	}
-	errs := []error{l.forgetStale(names)}
-	clear(l.watch.blocked)
+	errs := []error{h.dropStale(names)}
+	clear(h.blocked)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		errs = append(errs, l.collectFamily(family, served))
+		errs = append(errs, h.collectFamily(family, served))
 	}
-	order, err := l.unboundOrder()
-	for of := range l.watch.order {
-		l.watch.order[of] = slices.DeleteFunc(l.watch.order[of], func(table uint32) bool {
+	order, err := h.unboundOrder()
+	for of := range h.order {
+		h.order[of] = slices.DeleteFunc(h.order[of], func(table uint32) bool {
 			return err == nil && !slices.Contains(order[of], table) &&
-				!slices.ContainsFunc(l.sessions, func(s *session) bool { return s.ordered == table && s.orderedIn == of })
+				!slices.ContainsFunc(h.sessions, func(s *session) bool { return s.ordered == table && s.orderedIn == of })
 		})
 	}
 	return errors.Join(append(errs, err)...)
 }
 
-func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
+func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	// The original marks nothing, but rules of ours may lead to its tables, too: for what is bound.
-	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol || uplink.IsHost(*r) })
+	rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol || uplink.IsHost(*r) })
 	if err != nil {
 		return err
 	}
-	routes, err := l.kernel.OurRoutes(family)
+	routes, err := h.kernel.OurRoutes(family)
 	if err != nil {
 		return err
 	}
@@ -89,12 +101,12 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 			live[r.Table] = true
 		}
 	}
-	for _, s := range l.sessions {
-		if s.lease.uplink.Family() == family && s.lease.table != 0 {
+	for _, s := range h.sessions {
+		if s.family() == family && s.lease.table != 0 {
 			live[s.lease.table] = true
 		}
 	}
-	addresses, err := l.kernel.Addresses(family)
+	addresses, err := h.kernel.Addresses(family)
 	if err != nil {
 		return err
 	}
@@ -103,14 +115,14 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 		there[a.Addr] = true
 	}
 	keep := uplink.KeptBlocks(rules, there)
-	if l.watch.leaving {
+	if h.ending {
 		clear(keep)
 	}
 	for r := range keep {
-		l.watch.blocked[r.Src.Addr()] = true
+		h.blocked[r.Src.Addr()] = true
 	}
 	waiting := make(map[netip.Addr]bool) // back, and without a lease: main has to do
-	for _, s := range l.sessions {
+	for _, s := range h.sessions {
 		if s.lease.state == asking && !sourced[s.addr] {
 			waiting[s.addr] = true
 		}
@@ -128,32 +140,32 @@ func (l *loop) collectFamily(family int, served map[netip.Addr]bool) error {
 	var errs []error
 	for _, r := range rules {
 		if uplink.IsHost(r) && !uplink.LeavesTable(r) && stale(r) {
-			errs = append(errs, l.bury(family, r, routes))
+			errs = append(errs, h.returnDead(family, r, routes))
 		}
 	}
-	_, deleted, err := l.kernel.SyncRules(family, stale, nil)
+	_, deleted, err := h.kernel.SyncRules(family, stale, nil)
 	errs = append(errs, err)
 	for _, r := range deleted {
-		l.log.Info("rule of nobody removed", "rule", r.String(), "table", r.Table)
+		h.log.Info("rule of nobody removed", "rule", r.String(), "table", r.Table)
 	}
 	tables := make(map[uint32]bool)
 	for _, r := range routes {
 		if isLeased(r.Table) && !live[r.Table] {
-			l.log.Info("route of nobody removed", "route", r.String(), "table", r.Table)
+			h.log.Info("route of nobody removed", "route", r.String(), "table", r.Table)
 			tables[r.Table] = true
 		}
 	}
 	for table := range tables {
-		errs = append(errs, l.kernel.FlushTable(family, table))
+		errs = append(errs, h.kernel.FlushTable(family, table))
 	}
 	return errors.Join(errs...)
 }
 
-// bury gives main what a client that is dead had moved into its table, if its address is
+// returnDead gives main what a client that is dead had moved into its table, if its address is
 // still there, and its lease to the server. source is the rule from its address.
-func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
+func (h *host) returnDead(family int, source route.Rule, routes []route.Route) error {
 	addr := source.Src.Addr()
-	if err := l.forgetServers(addr); err != nil {
+	if err := h.removeServers(addr); err != nil {
 		return err
 	}
 	index := 0 // of its link, as far as anything tells
@@ -162,7 +174,7 @@ func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
 			index = r.Index
 		}
 	}
-	addresses, err := l.kernel.Addresses(family)
+	addresses, err := h.kernel.Addresses(family)
 	if err != nil {
 		return err
 	}
@@ -172,28 +184,28 @@ func (l *loop) bury(family int, source route.Rule, routes []route.Route) error {
 			index, network = a.Index, a.Network()
 		}
 	}
-	link, found, err := l.kernel.LinkByIndex(index)
+	link, found, err := h.kernel.LinkByIndex(index)
 	if err != nil || !found {
 		return err
 	}
 	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
-	l.log.Info("client is dead; its lease is given back", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
-	err = l.env.ReturnRoutes(u, source.Table)
-	return errors.Join(err, l.release(u.Key))
+	h.log.Info("client is dead; its lease is given back", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
+	err = h.env.ReturnRoutes(u, source.Table)
+	return errors.Join(err, h.giveBack(u.Key))
 }
 
-// release gives a lease back that no session has, without waiting for the answer: if it is
+// giveBack gives a lease back that no session has, without waiting for the answer: if it is
 // lost, the lease ends by itself.
-func (l *loop) release(key wire.Key) error {
+func (h *host) giveBack(key wire.Key) error {
 	conn, err := peer.Open(key, peer.AsAsker)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	req := wire.Request{Key: key, Cmd: wire.Release}
-	err = peer.SendToServer(conn, l.servers, req.Append(nil))
+	err = peer.SendToServer(conn, h.servers, req.Append(nil))
 	if err != nil {
-		l.log.Debug("lease not released", "key", key.String(), "err", err)
+		h.log.Debug("lease not released", "key", key.String(), "err", err)
 	}
 	return nil
 }

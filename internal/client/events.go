@@ -13,23 +13,6 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// boundAt is where rules of bindings are.
-type boundAt struct {
-	family   int
-	priority uint32
-}
-
-// noteBound sorts an event into the news of guards, and of lookups that are gone.
-func (n *news) noteBound(e route.Event) {
-	if e.Protocol != route.Protocol {
-		return
-	}
-	if n.ours == nil {
-		n.ours = make(map[boundAt]bool)
-	}
-	n.ours[boundAt{e.Family, e.Priority}] = n.ours[boundAt{e.Family, e.Priority}] || e.Deleted
-}
-
 // packet is one datagram, parsed by the reader of its session.
 type packet struct {
 	to      *session
@@ -47,32 +30,54 @@ func (l *loop) changed(events []route.Event) {
 	if n.overrun || n.main || len(n.addresses)+len(n.links) > 0 {
 		l.env.Glance.Invalidate()
 	}
-	l.hearBound(n)
+	l.serveNewlyBound(n)
 	for _, s := range l.all() {
-		switch {
-		case n.overrun || n.concerns(s):
-			s.noteLeaving(events)
+		if n.overrun || n.concerns(s) {
+			s.noteLeaving(n.went[s.addr])
 			l.look(s)
-		case n.routes == nil:
-		case n.routes[routesOf{s.lease.uplink.Family(), s.inst.Index}] || n.routes[routesOf{s.lease.uplink.Family(), 0}]:
-			s.hear(events)
+		} else if n.routes != nil {
+			s.hear(n)
 		}
 	}
+	l.scope.note(n)
 }
 
 // news is what a batch of events is about, so that a thousand sessions do not each go
 // through a thousand events.
 type news struct {
-	overrun   bool
-	main      bool // of its routes
-	addresses map[netip.Addr]bool
-	links     map[int]bool
-	names     map[string]bool
-	routes    map[routesOf]bool
-	ours      map[boundAt]bool // rules, and whether any of them was deleted
+	overrun      bool
+	main         bool                 // its routes changed
+	linksChanged bool                 // links came, or changed
+	addresses    map[netip.Addr]bool  // of all events about addresses
+	came         map[onLink]bool      // addresses that came, or changed
+	went         map[netip.Addr][]int // the links that addresses were deleted from
+	links        map[int]bool         // of all events about links
+	names        map[string]bool      // likewise
+	routes       map[linkOf]routeNews
+	rules        map[ruleAt]bool // rules of ours, and whether any was deleted there
+	lostRules    map[uint32]bool // tables of rules of ours that were deleted
 }
 
-type routesOf struct{ family, index int }
+// onLink is an address on a link.
+type onLink struct {
+	addr  netip.Addr
+	index int
+}
+
+// linkOf is a link as one family has it; the link 0 is that of routes with several or none.
+type linkOf struct{ family, index int }
+
+// routeNews is what happened to routes of a link.
+type routeNews struct {
+	main bool            // others changed those of main
+	lost map[uint32]bool // other tables that routes were deleted from
+}
+
+// ruleAt is where rules are.
+type ruleAt struct {
+	family   int
+	priority uint32
+}
 
 func digest(events []route.Event) news {
 	n := news{addresses: make(map[netip.Addr]bool), links: make(map[int]bool), names: make(map[string]bool)}
@@ -81,25 +86,80 @@ func digest(events []route.Event) news {
 		case route.Overrun:
 			n.overrun = true
 		case route.AddressChanged:
-			n.addresses[e.Addr] = true
+			n.addAddress(e)
 		case route.LinkChanged, route.LinkGone:
 			n.links[e.Index], n.names[e.Name] = true, true
+			n.linksChanged = n.linksChanged || e.Kind == route.LinkChanged
 		case route.RouteChanged:
-			n.main = n.main || e.Table == unix.RT_TABLE_MAIN
-			if n.routes == nil {
-				n.routes = make(map[routesOf]bool)
-			}
-			n.routes[routesOf{e.Family, e.Index}] = true
+			n.addRoute(e)
 		case route.RuleChanged:
-			n.noteBound(e)
+			n.addRule(e)
 		}
 	}
 	return n
 }
 
+func (n *news) addAddress(e route.Event) {
+	n.addresses[e.Addr] = true
+	if n.came == nil {
+		n.came, n.went = make(map[onLink]bool), make(map[netip.Addr][]int)
+	}
+	if e.Deleted {
+		n.went[e.Addr] = append(n.went[e.Addr], e.Index)
+	} else {
+		n.came[onLink{e.Addr, e.Index}] = true
+	}
+}
+
+func (n *news) addRoute(e route.Event) {
+	if n.routes == nil {
+		n.routes = make(map[linkOf]routeNews)
+	}
+	at := linkOf{e.Family, e.Index}
+	of := n.routes[at]
+	if e.Table == unix.RT_TABLE_MAIN {
+		n.main = true
+		of.main = of.main || e.Protocol != route.Protocol
+	} else if e.Deleted {
+		if of.lost == nil {
+			of.lost = make(map[uint32]bool)
+		}
+		of.lost[e.Table] = true
+	}
+	n.routes[at] = of
+}
+
+func (n *news) addRule(e route.Event) {
+	if e.Protocol != route.Protocol {
+		return
+	}
+	if n.rules == nil {
+		n.rules, n.lostRules = make(map[ruleAt]bool), make(map[uint32]bool)
+	}
+	at := ruleAt{e.Family, e.Priority}
+	n.rules[at] = n.rules[at] || e.Deleted
+	if e.Deleted {
+		n.lostRules[e.Table] = true
+	}
+}
+
 // concerns goes by address, so that a thousand others on the link cost nothing.
 func (n news) concerns(s *session) bool {
 	return n.addresses[s.addr] || n.links[s.inst.Index] || s.inst.Index == 0 && n.names[s.lease.uplink.Key.Ifname]
+}
+
+// boundTo reports whether traffic was bound to the interface of a session, or was set free.
+func (n news) boundTo(s *session) bool {
+	m, family := s.inst.Rules.Marking, s.family()
+	_, strict := n.rules[ruleAt{family, m.Block + 1}]
+	_, loose := n.rules[ruleAt{family, m.Fallback + 1}]
+	return m != (wire.Marking{}) && (n.overrun || strict || loose)
+}
+
+// lostLookups reports whether lookups were deleted that may have been a session's.
+func (n news) lostLookups(s *session) bool {
+	m, family := s.inst.Rules.Marking, s.family()
+	return m != (wire.Marking{}) && (n.rules[ruleAt{family, m.Block}] || n.rules[ruleAt{family, m.Fallback}])
 }
 
 func (l *loop) readKernel() {

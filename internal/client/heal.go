@@ -21,24 +21,22 @@ const (
 
 // heal puts back what others deleted. It is quick, but no fight: who deletes again and
 // again gets a pause and a line in the log.
-func (l *loop) heal() {
-	w := l.watch
-	w.healAt = 0
+func (h *host) heal() {
+	h.healAt = 0
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		if err := l.healFamily(family); err != nil {
-			l.log.Error("cannot put the rules back", "err", err)
+		if err := h.healFamily(family); err != nil {
+			h.log.Error("cannot put the rules back", "err", err)
 		}
 	}
 }
 
-func (l *loop) healFamily(family int) error {
-	w := l.watch
-	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol })
+func (h *host) healFamily(family int) error {
+	rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol })
 	if err != nil {
 		return err
 	}
-	if l.serveNews(family, rules) {
-		if rules, err = l.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol }); err != nil {
+	if h.serveNews(family, rules) {
+		if rules, err = h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol }); err != nil {
 			return err
 		}
 	}
@@ -49,7 +47,7 @@ func (l *loop) healFamily(family int) error {
 	sessions := make(map[uint32]*session)
 	var lost []route.Rule
 	whose := make(map[route.Rule]*session)
-	for _, s := range l.inOrder(family) {
+	for _, s := range h.inOrder(family) {
 		sessions[s.lease.table] = s
 		for _, r := range s.inst.Rules.Want(s.lease.table) {
 			if !have[r] {
@@ -57,35 +55,35 @@ func (l *loop) healFamily(family int) error {
 			}
 		}
 	}
-	behind, err := l.disordered(family, sessions)
+	behind, err := h.disordered(family, sessions)
 	if err != nil || len(lost) == 0 && len(behind) == 0 {
 		return err
 	}
-	if !w.heals.Allow() {
-		w.healAt = wire.Now() + healEvery
+	if !h.heals.Allow() {
+		h.healAt = wire.Now() + healEvery
 		return nil
 	}
 	if len(lost) > 0 {
-		w.blames.Do(func() {
-			l.log.Warn("another program deletes our rules; they are put back, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
+		h.blames.Do(func() {
+			h.log.Warn("another program deletes our rules; they are put back, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
 				"rule", lost[0].String())
 		})
 		// Those that keep an address to its uplink first, for all addresses.
 		slices.SortStableFunc(lost, func(a, b route.Rule) int { return cmp.Compare(a.Priority, b.Priority) })
 		none := func(route.Rule) bool { return false } // is to be deleted
-		added, _, err := l.kernel.SyncRules(family, none, lost)
+		added, _, err := h.kernel.SyncRules(family, none, lost)
 		for _, r := range added {
-			l.log.Info("rule added", whose[r].inst.Rules.Attrs(r)...)
+			h.log.Info("rule added", whose[r].inst.Rules.Attrs(r)...)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if behind, err = l.disordered(family, sessions); err != nil {
+	if behind, err = h.disordered(family, sessions); err != nil {
 		return err
 	}
 	for _, s := range behind {
-		if err := l.moveBehind(s); err != nil {
+		if err := h.moveBehind(s); err != nil {
 			return fmt.Errorf("restore the order of the unbound rules: %w", err)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink. It is not
 // for what passes through: whoever has the address now may be behind this host.
 func (s *session) gone() []route.Rule {
-	if s.lease.uplink.Family() != unix.AF_INET6 || !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
+	if s.family() != unix.AF_INET6 || !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
 		return nil
 	}
 	keep := s.lease.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()
@@ -33,31 +33,30 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	if m == (wire.Marking{}) || m == s.inst.Rules.Marking || !s.lease.uplink.IsAddress() {
 		return
 	}
-	if l.watch == nil { // a watch hears of rules anyway
-		s.warn("hear of rules", l.watcher.Join(route.Rules4|route.Rules6))
-	}
+	s.warn("hear of rules", l.watcher.Join(route.Rules4|route.Rules6))
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
 	for _, other := range l.sessions { // theirs, too
 		if other.lease.uplink.IsAddress() && other.lease.uplink.Key.Ifname == s.lease.uplink.Key.Ifname {
 			other.inst.Rules.Marking = m
 		}
 	}
-	_ = l.serveBound(s) // it tells; with other priorities than before nothing was bound any more
+	l.serveBound(s) // with other priorities than before nothing was bound any more
 }
+
+// serveWhatIsBound is the name of the failures of serveBound.
+const serveWhatIsBound = "serve what is bound to the interface"
 
 // serveBound makes the lookups for what is bound to the interface of a session those that
 // have to be there now, for all sessions of its family that have the interface.
-func (l *loop) serveBound(s *session) error {
-	m := s.inst.Rules.Marking
-	if m == (wire.Marking{}) {
-		return nil
+func (l *loop) serveBound(s *session) {
+	if s.inst.Rules.Marking == (wire.Marking{}) {
+		return
 	}
 	err := s.inst.Rules.ReadGuards()
 	if err == nil {
 		err = l.syncLookups(s)
 	}
-	s.warn("serve what is bound to the interface", err)
-	return err
+	s.warn(serveWhatIsBound, err)
 }
 
 func (l *loop) syncLookups(s *session) error {
@@ -65,11 +64,11 @@ func (l *loop) syncLookups(s *session) error {
 	sessions := make(map[uint32]*session)
 	blocks := make(map[route.Rule]*session)
 	for _, other := range l.sessions {
-		if other.lease.uplink.Family() != s.lease.uplink.Family() || other.inst.Rules.Marking != s.inst.Rules.Marking {
+		if other.family() != s.family() || other.inst.Rules.Marking != s.inst.Rules.Marking {
 			continue
 		}
 		other.inst.Rules.Guards = s.inst.Rules.Guards
-		if other.lease.state != held || !other.inst.Installed {
+		if !other.serves() {
 			continue // they come with its other rules
 		}
 		sessions[other.lease.table] = other
@@ -96,7 +95,7 @@ func (l *loop) syncLookups(s *session) error {
 		}
 		return uplink.IsLookup(r) && sessions[r.Table] != nil
 	}
-	added, deleted, err := l.kernel.SyncRules(s.lease.uplink.Family(), ours, want)
+	added, deleted, err := l.kernel.SyncRules(s.family(), ours, want)
 	for _, r := range added {
 		l.log.Info("rule added", whose(r).inst.Rules.Attrs(r)...)
 	}
@@ -121,50 +120,38 @@ func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 		}
 	}
 	for _, s := range l.sessions {
-		if s.lease.uplink.Family() == family && !slices.Equal(s.inst.Rules.Guards, uplink.GuardsOf(s.inst.Rules.Marking, guards)) {
-			_ = l.serveBound(s) // it tells
+		if s.family() == family && !slices.Equal(s.inst.Rules.Guards, uplink.GuardsOf(s.inst.Rules.Marking, guards)) {
+			l.serveBound(s)
 			some = true
 		}
 	}
 	return some
 }
 
-// hearBound follows what is bound and what is not any more. Lookups that others delete come
-// back; in a watch all rules do.
-func (l *loop) hearBound(n news) {
-	if n.ours == nil && !n.overrun {
-		return
-	}
-	done := make(map[boundAt]bool)
-	for _, s := range l.all() {
-		m, family := s.inst.Rules.Marking, s.lease.uplink.Family()
-		if m == (wire.Marking{}) || done[boundAt{family, m.Block}] {
-			continue
-		}
-		_, strict := n.ours[boundAt{family, m.Block + 1}]
-		_, loose := n.ours[boundAt{family, m.Fallback + 1}]
-		switch {
-		case n.overrun, strict, loose:
-			done[boundAt{family, m.Block}] = true
-			_ = l.serveBound(s) // it tells
-		case l.watch == nil && (n.ours[boundAt{family, m.Block}] || n.ours[boundAt{family, m.Fallback}]):
-			l.repairLookups(s)
+// serveNewlyBound follows what is bound, and what is not any more.
+func (l *loop) serveNewlyBound(n news) {
+	done := make(map[ruleAt]bool)
+	for _, s := range l.sessions {
+		at := ruleAt{s.family(), s.inst.Rules.Marking.Block}
+		if n.boundTo(s) && !done[at] {
+			done[at] = true
+			l.serveBound(s)
 		}
 	}
 }
 
-// repairLookups puts back what others deleted.
-func (l *loop) repairLookups(s *session) {
-	rules, err := l.kernel.RulesWhere(s.lease.uplink.Family(), func(r *route.Rule) bool { return r.Table == s.lease.table })
-	if err != nil || s.lease.state != held || !s.inst.Installed ||
+// restoreLookups restores lookups that others deleted.
+func (l *loop) restoreLookups(s *session) {
+	rules, err := l.kernel.RulesWhere(s.family(), func(r *route.Rule) bool { return r.Table == s.lease.table })
+	if err != nil || !s.serves() ||
 		!slices.ContainsFunc(s.inst.Rules.Guards, func(g route.Rule) bool { return !slices.Contains(rules, uplink.LookupOf(g, s.lease.table)) }) {
 		s.warn("read the rules", err)
 		return
 	}
 	if !s.repairs.Allow() {
 		s.warn("keep the rules", errors.New("they are deleted again and again; what is missing is put back once a second"))
-		s.lookSoon(repairEvery)
+		s.lookIn(repairEvery)
 		return
 	}
-	_ = l.serveBound(s) // it tells
+	l.serveBound(s)
 }

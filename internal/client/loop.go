@@ -40,10 +40,17 @@ type loop struct {
 	readers  sync.WaitGroup
 	stopped  chan struct{}
 	absent   string // why the server cannot be reached, as long as it is so
-	watch    *watch // nil for the client of one address
+	scope    scope
+	ending   bool // takes everything back
+	reloads  <-chan struct{}
+	reload   func() // for each value of reloads
 }
 
-func newLoop(servers []wire.Addr, trusted peer.Trust, report Report, log *slog.Logger) (*loop, error) {
+func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*loop, error) {
+	servers, err := peer.ServerAddrs(server)
+	if err != nil {
+		return nil, err
+	}
 	// Listen before looking, so that nothing is missed in between.
 	watcher, err := route.Watch(route.Links | route.Addresses4 | route.Addresses6)
 	if err != nil {
@@ -63,7 +70,7 @@ func newLoop(servers []wire.Addr, trusted peer.Trust, report Report, log *slog.L
 	l := &loop{
 		conns:    conns,
 		servers:  servers,
-		trusted:  trusted,
+		trusted:  peer.NewTrust(uids),
 		peers:    peer.NewTrust(nil),
 		report:   report,
 		log:      log,
@@ -112,20 +119,23 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 	return s
 }
 
-// run drives the set until nothing is left of it.
-func (l *loop) run(ctx context.Context, first *session) error {
-	l.feed(first, event{kind: start})
-	l.look(first)
+// run drives the set until nothing is left of it, and nothing may come.
+func (l *loop) run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	stop := ctx.Done()
 	var failure error
-	for len(l.sessions) > 0 {
+	for len(l.sessions) > 0 || l.scope.awaits() {
 		timer.Reset(l.wait(wire.Now()))
 		select {
 		case <-stop:
 			stop = nil // once
+			if l.scope.leaves(nil) {
+				return nil
+			}
 			l.end("stopped")
+		case <-l.reloads:
+			l.reload()
 		case <-timer.C:
 			if l.rests.due(wire.Now()) {
 				continue
@@ -136,14 +146,19 @@ func (l *loop) run(ctx context.Context, first *session) error {
 		case events := <-l.changes:
 			l.changed(events)
 		case failure = <-l.failures:
+			if l.scope.leaves(failure) {
+				return failure
+			}
 			l.end(failure.Error())
 		}
 		l.rests.stir(wire.Now())
+		l.scope.runDue(wire.Now())
 	}
 	return failure
 }
 
 func (l *loop) end(why string) {
+	l.ending = true
 	for _, s := range l.all() {
 		l.feed(s, event{kind: end, why: why})
 	}
@@ -155,27 +170,21 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 // wait is how long nothing is due. A deadline that has passed gives a moment all the
 // same, as a floor under whatever the machines do.
 func (l *loop) wait(now time.Duration) time.Duration {
-	next := now + time.Hour
-	for _, at := range []time.Duration{l.rests.at, l.env.RetryAt} {
-		if at != 0 {
-			next = min(next, at)
-		}
-	}
-	if w := l.watch; w != nil {
-		for _, at := range []time.Duration{w.next, w.admitAt, w.healAt} {
-			if at != 0 {
-				next = min(next, at)
-			}
-		}
-	}
+	next := earliest(now+time.Hour, l.rests.at, l.env.RetryAt, l.scope.next())
 	for _, s := range l.sessions {
-		for _, at := range []time.Duration{s.lease.deadline(), s.retryAt, s.inst.RefreshAt} {
-			if at != 0 {
-				next = min(next, at)
-			}
-		}
+		next = earliest(next, s.lease.deadline(), s.retryAt, s.inst.RefreshAt)
 	}
 	return max(next-now, time.Millisecond)
+}
+
+// earliest is the first of moments, of which 0 is none.
+func earliest(moments ...time.Duration) (first time.Duration) {
+	for _, at := range moments {
+		if at != 0 && (first == 0 || at < first) {
+			first = at
+		}
+	}
+	return first
 }
 
 func (l *loop) fire(now time.Duration) {
@@ -189,7 +198,7 @@ func (l *loop) fire(now time.Duration) {
 		if s.inst.RefreshAt != 0 && now >= s.inst.RefreshAt {
 			s.inst.RefreshAt = 0
 			l.look(s)
-			_ = l.serveBound(s) // it tells
+			l.serveBound(s)
 		}
 		if at := s.lease.deadline(); at != 0 && now >= at {
 			l.feed(s, event{kind: timer, full: s.retryAt != 0})
@@ -201,30 +210,38 @@ func (l *loop) fire(now time.Duration) {
 func (l *loop) feed(s *session, ev event) {
 	before, away := s.lease.state, s.lease.away
 	actions := s.lease.step(wire.Now(), ev)
-	if away != s.lease.away {
-		if s.lease.away {
-			s.log.Warn("the server is away; keeping the rules", "table", s.lease.table)
-		} else {
-			s.log.Info("the server is back", "table", s.lease.table)
-		}
-	}
 	switch {
-	case ev.kind == unreachable && s.lease.patient() && l.absent != ev.err.Error():
-		l.absent = ev.err.Error()
-		l.log.Warn("cannot reach the server; asking again", "err", ev.err)
-	case ev.kind == replied:
-		l.absent = ""
+	case s.lease.away && !away:
+		s.log.Warn("the server is away; keeping the rules", "table", s.lease.table)
+	case away && !s.lease.away:
+		s.log.Info("the server is back", "table", s.lease.table)
 	}
-	if ev.kind == replied && ev.reply.Table == 0 && ev.reply.Error != "" && before != releasing {
-		level := slog.LevelWarn
-		if s.again { // it has been said
-			level = slog.LevelDebug
+	switch ev.kind {
+	case unreachable:
+		if s.lease.patient() && l.absent != ev.err.Error() {
+			l.absent = ev.err.Error()
+			l.log.Warn("cannot reach the server; asking again", "err", ev.err)
 		}
-		s.log.Log(context.Background(), level, "refused by the server", "code", string(ev.reply.Code), "err", ev.reply.Error)
+	case replied:
+		l.absent = ""
+		if before != releasing {
+			s.logRefusal(ev.reply)
+		}
 	}
 	for _, a := range actions {
 		l.do(s, a)
 	}
+}
+
+func (s *session) logRefusal(r wire.Reply) {
+	if r.Table != 0 || r.Error == "" {
+		return
+	}
+	level := slog.LevelWarn
+	if s.again { // it has been said
+		level = slog.LevelDebug
+	}
+	s.log.Log(context.Background(), level, "refused by the server", "code", string(r.Code), "err", r.Error)
 }
 
 func (l *loop) do(s *session, a action) {
@@ -234,39 +251,32 @@ func (l *loop) do(s *session, a action) {
 		l.deliver(s, wire.Message{Data: a.request.Append(nil)})
 	case placeRules:
 		if l.place(s, a.table) {
-			l.lookBeside(s)
+			l.lookAtTwins(s)
 		}
-		l.remember(s)
-		l.welcome(s)
+		l.scope.settled(s)
 	case clearRules:
-		var keep []route.Rule
-		if l.watch != nil && !s.inst.Present { // which looks after it
-			keep = s.gone()
-		}
-		if len(keep) > 0 {
-			l.watch.blocked[s.addr] = true
-		}
-		if err := s.inst.Clear(keep...); err != nil {
-			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
-		}
+		s.clear(a.table, l.scope.keptBlock(s))
 	case block:
-		if err := s.inst.Clear(s.lease.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()...); err != nil {
-			s.log.Error("cannot remove the rules", "table", a.table, "err", err)
-		}
+		s.clear(a.table, s.lease.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss())
 	case fallBack:
 		s.inst.MakeDo()
 	case report:
-		why := a.why
-		if a.table == 0 {
-			if stranger := peer.Explain(l.servers, l.trusted); stranger != nil {
-				why = stranger.Error()
-			}
-			defer s.log.Error("no table", "err", why) // behind the answer, which says it too
-		}
-		l.report(a.table, why)
+		l.answerCaller(s, a.table, a.why)
 	case finish:
 		s.log.Info("finished", "table", s.lease.table, "why", s.lease.why, "lease", a.why)
 		l.drop(s)
+	}
+}
+
+func (l *loop) answerCaller(s *session, table uint32, why string) {
+	if table == 0 {
+		if stranger := peer.Explain(l.servers, l.trusted); stranger != nil {
+			why = stranger.Error()
+		}
+	}
+	l.report(table, why)
+	if table == 0 {
+		s.log.Error("no table", "err", why) // behind the answer, which says it too
 	}
 }
 
@@ -280,13 +290,13 @@ func (l *loop) drop(s *session) {
 	if at := slices.Index(l.sessions, s); at >= 0 {
 		l.sessions = slices.Delete(l.sessions, at, at+1)
 	}
-	l.lookBeside(s)
+	l.lookAtTwins(s)
 	for _, other := range l.sessions {
-		if other.addr == s.addr && other.lease.state == held && other.inst.Installed {
+		if other.addr == s.addr && other.serves() {
 			other.warn("remove the rules of the other holder", other.inst.Rules.Unshare(other.lease.table))
 		}
 	}
-	l.dropped(s)
+	l.scope.dropped(s)
 }
 
 // deliver sends to the server. Its queue holds ten datagrams by default, which a boot

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/remember"
+	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -74,31 +76,36 @@ func (m memory) stale(held []string, now time.Time) ([]string, error) {
 	return names, err
 }
 
-// keep writes down what a hook told about the address of a session, for the next watch.
-func (l *loop) keep(s *session) {
-	if l.watch == nil || !s.hooked || s.lease.state == releasing || s.lease.state == done {
+// saveSettings writes down what a hook told about the address of a session, for the next watch.
+func (h *host) saveSettings(s *session) {
+	if !s.hooked || s.lease.state == releasing || s.lease.state == done {
 		return
 	}
-	profile, ok := l.watch.config.Reselect(s.lease.uplink, s.lease.uplink.Key.Ifname)
+	u := s.lease.uplink
+	profile, ok := h.config.Reselect(u, u.Key.Ifname)
 	if !ok {
 		return
 	}
-	settings, err := s.lease.uplink.Settings.Encode()
+	settings, err := u.Settings.Encode()
 	under, underErr := profile.Settings.Encode()
+	now := told{Link: s.inst.Index, Created: s.created, Tag: u.Tag, Settings: string(settings), Profile: string(under)}
+	if now == s.saved {
+		return
+	}
 	if err = errors.Join(err, underErr); err == nil {
-		err = l.watch.memory.write(s.lease.uplink.Key,
-			told{Link: s.inst.Index, Created: s.created, Tag: s.lease.uplink.Tag, Settings: string(settings), Profile: string(under)})
+		err = h.memory.write(u.Key, now)
+	}
+	if err == nil {
+		s.saved = now
 	}
 	s.warn("keep what a hook told for the next watch", err)
 }
 
-// recall gives an address that is new to this watch what a hook told the one before.
-func (l *loop) recall(s *session) {
-	key := s.lease.uplink.Key
-	memory := l.watch.memory
-	t, err := memory.read(key)
+// loadSettings is an uplink with what a hook told the last watch about its address, and that.
+func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) (uplink.Uplink, told) {
+	t, err := h.memory.read(u.Key)
 	if errors.Is(err, fs.ErrNotExist) {
-		return
+		return u, told{}
 	}
 	var settings uplink.Settings
 	if err == nil {
@@ -109,33 +116,34 @@ func (l *loop) recall(s *session) {
 	}
 	var profile []byte
 	if err == nil {
-		profile, err = s.lease.uplink.Settings.Encode()
+		profile, err = u.Settings.Encode()
 	}
-	if err != nil || t.Link != s.inst.Index || t.Created != s.created {
-		err = errors.Join(err, memory.remove(key), l.env.RemoveServers(uplink.Uplink{Key: key, Settings: settings}))
-		s.warn("take over what a hook told the last watch", err)
-		return
+	if err != nil || t.Link != a.Index || t.Created != a.Created {
+		err = errors.Join(err, h.memory.remove(u.Key), h.env.RemoveServers(uplink.Uplink{Key: u.Key, Settings: settings}))
+		if err != nil {
+			log.Warn("cannot take over what a hook told the last watch", "err", err)
+		}
+		return u, told{}
 	}
-	s.hooked = true
 	if string(profile) == t.Profile {
-		s.lease.uplink.Tag, s.lease.uplink.Settings = t.Tag, settings
+		u.Tag, u.Settings = t.Tag, settings
 	} else {
-		s.lease.uplink.Settings = settings.Under(s.lease.uplink.Settings)
+		u.Settings = settings.Under(u.Settings)
 	}
-	s.inst.Uplink, s.inst.Rules.Uplink = s.lease.uplink, s.lease.uplink
-	s.log.Info("told by a hook before", "tag", s.lease.uplink.Tag, "settings", fmt.Sprintf("%+v", s.lease.uplink.Settings))
+	log.Info("told by a hook before", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))
+	return u, t
 }
 
-// unlearn drops what was told about a key that has no session any more.
-func (l *loop) unlearn(s *session) {
+// dropSettings drops what was told about a key that has no session any more.
+func (h *host) dropSettings(s *session) {
 	if s.hooked {
-		s.warn("drop what a hook told", l.watch.memory.remove(s.lease.uplink.Key))
+		s.warn("drop what a hook told", h.memory.remove(s.lease.uplink.Key))
 	}
 }
 
-// forgetStale drops what was told about addresses that went while nobody looked.
-func (l *loop) forgetStale(held []string) error {
-	memory := l.watch.memory
+// dropStale drops what was told about addresses that went while nobody looked.
+func (h *host) dropStale(held []string) error {
+	memory := h.memory
 	names, err := memory.stale(held, time.Now())
 	for _, name := range names {
 		err = errors.Join(err, memory.Remove(name))
@@ -143,11 +151,11 @@ func (l *loop) forgetStale(held []string) error {
 	return err
 }
 
-// forgetServers takes out the resolver lines of an address that went while nobody looked.
-func (l *loop) forgetServers(addr netip.Addr) error {
+// removeServers takes out the resolver lines of an address that went while nobody looked.
+func (h *host) removeServers(addr netip.Addr) error {
 	var errs []error
-	for _, p := range l.watch.config.Profiles {
-		errs = append(errs, l.env.RemoveServers(uplink.Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
+	for _, p := range h.config.Profiles {
+		errs = append(errs, h.env.RemoveServers(uplink.Uplink{Key: wire.Key{Address: addr.String()}, Settings: p.Settings}))
 	}
 	return errors.Join(errs...)
 }

@@ -18,13 +18,13 @@ type lane struct {
 }
 
 func (s *session) lane() lane {
-	return lane{s.lease.uplink.Family(), s.lease.uplink.Priorities.Unbound}
+	return lane{s.family(), s.lease.uplink.Priorities.Unbound}
 }
 
 // inOrder are the sessions whose rules have to be there, in the order of their unbound rules.
-func (l *loop) inOrder(family int) []*session {
+func (h *host) inOrder(family int) []*session {
 	at := make(map[uint32]int)
-	for of, order := range l.watch.order {
+	for of, order := range h.order {
 		if of.family != family {
 			continue
 		}
@@ -32,8 +32,8 @@ func (l *loop) inOrder(family int) []*session {
 			at[table] = i
 		}
 	}
-	sessions := slices.DeleteFunc(l.all(), func(s *session) bool {
-		return s.lease.uplink.Family() != family || s.lease.state != held || !s.inst.Installed
+	sessions := slices.DeleteFunc(h.all(), func(s *session) bool {
+		return s.family() != family || !s.serves()
 	})
 	slices.SortStableFunc(sessions, func(a, b *session) int { return cmp.Compare(at[a.lease.table], at[b.lease.table]) })
 	return sessions
@@ -41,10 +41,10 @@ func (l *loop) inOrder(family int) []*session {
 
 // unboundOrder is the order of the unbound rules: it chooses the uplink for traffic that
 // is bound to nothing.
-func (l *loop) unboundOrder() (map[lane][]uint32, error) {
+func (h *host) unboundOrder() (map[lane][]uint32, error) {
 	order := make(map[lane][]uint32)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool {
+		rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool {
 			return r.Protocol == route.Protocol && r.Iif == uplink.Loopback && !uplink.LeavesTable(*r)
 		})
 		if err != nil {
@@ -61,13 +61,13 @@ func (l *loop) unboundOrder() (map[lane][]uint32, error) {
 // disordered are the sessions whose unbound rules have to go behind all others, one after
 // the other, so that all stand in the order that they had. sessions are those by table that
 // can be moved.
-func (l *loop) disordered(family int, sessions map[uint32]*session) ([]*session, error) {
-	now, err := l.unboundOrder()
+func (h *host) disordered(family int, sessions map[uint32]*session) ([]*session, error) {
+	now, err := h.unboundOrder()
 	if err != nil {
 		return nil, err
 	}
 	var behind []*session
-	for of, order := range l.watch.order {
+	for of, order := range h.order {
 		if of.family != family {
 			continue
 		}
@@ -97,33 +97,33 @@ func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
 }
 
 // moveBehind adds the unbound rule of a session again.
-func (l *loop) moveBehind(s *session) error {
+func (h *host) moveBehind(s *session) error {
 	rules := s.inst.Rules.Uplink.Rules(s.lease.table)
 	unbound := rules[len(rules)-1]
 	same := func(r route.Rule) bool { return r == unbound }
-	if _, _, err := l.kernel.SyncRules(s.lease.uplink.Family(), same, nil); err != nil {
+	if _, _, err := h.kernel.SyncRules(s.family(), same, nil); err != nil {
 		return err
 	}
-	_, _, err := l.kernel.SyncRules(s.lease.uplink.Family(), same, []route.Rule{unbound})
+	_, _, err := h.kernel.SyncRules(s.family(), same, []route.Rule{unbound})
 	return err
 }
 
-// remember notes where the unbound rule of a session came to stand: behind all others.
-func (l *loop) remember(s *session) {
-	if l.watch == nil || s.lease.state != held || !s.inst.Installed || s.ordered == s.lease.table && s.orderedIn == s.lane() {
+// appendOrder notes where the unbound rule of a session came to stand: behind all others.
+func (h *host) appendOrder(s *session) {
+	if !s.serves() || s.ordered == s.lease.table && s.orderedIn == s.lane() {
 		return
 	}
-	l.forget(s)
+	h.removeOrder(s)
 	s.ordered, s.orderedIn = s.lease.table, s.lane()
-	if !slices.Contains(l.watch.order[s.orderedIn], s.lease.table) { // else it stood before this process began
-		l.watch.order[s.orderedIn] = append(l.watch.order[s.orderedIn], s.lease.table)
+	if !slices.Contains(h.order[s.orderedIn], s.lease.table) { // else it stood before this process began
+		h.order[s.orderedIn] = append(h.order[s.orderedIn], s.lease.table)
 	}
 }
 
-func (l *loop) forget(s *session) {
-	order := l.watch.order[s.orderedIn]
+func (h *host) removeOrder(s *session) {
+	order := h.order[s.orderedIn]
 	if at := slices.Index(order, s.ordered); s.ordered != 0 && at >= 0 {
-		l.watch.order[s.orderedIn] = slices.Delete(order, at, at+1)
+		h.order[s.orderedIn] = slices.Delete(order, at, at+1)
 	}
 	s.ordered = 0
 }

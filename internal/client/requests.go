@@ -57,63 +57,72 @@ func (l *loop) noise(p packet, msg string) {
 // serve answers a holder's requests.
 func (l *loop) serve(p packet) {
 	s := p.to
-	answer := wire.Reply{PID: os.Getpid(), Mode: string(s.lease.uplink.Settings.Routes)}
-	if s.lease.state == held {
-		answer.Table, answer.Expires = s.lease.table, wire.Seconds(s.lease.expires)
-		if p.request.Cmd == wire.Query && p.request.Marking == (wire.Marking{}) {
-			answer.Missing = s.inst.Missing(s.lease.table)
-		}
-	} else {
-		answer.Error = s.lease.why
-	}
 	switch {
 	case p.request.Key != s.lease.uplink.Key:
-		answer = wire.Refuse(wire.Mismatch, "this is the holder of "+s.lease.uplink.Key.String())
+		l.reply(s, p.from, wire.Refuse(wire.Mismatch, "this is the holder of "+s.lease.uplink.Key.String()))
 	case p.request.Cmd == wire.End:
-		s.enders = append(s.enders, p.from)
+		s.enders = append(s.enders, p.from) // answered when everything is taken back
 		l.feed(s, event{kind: end, why: fmt.Sprintf("ended by pid %d", p.cred.PID)})
-		return // answered when everything is taken back
 	case s.lease.state == releasing:
-		answer = wire.Refuse(wire.Ending, "the holder is taking everything back")
+		l.reply(s, p.from, wire.Refuse(wire.Ending, "the holder is taking everything back"))
 	case p.request.Cmd == wire.Replace:
-		told, err := s.lease.uplink.Updated(p.request)
-		if err != nil {
-			answer = wire.Refuse(wire.Malformed, err.Error())
-			break
-		}
-		if l.watch != nil && told.Tag == "" {
-			told.Tag = s.lease.uplink.Tag // that of its profile
-		}
-		s.hooked = s.hooked || p.request.Settings != ""
-		defer func() {
-			l.retell(s, told)
-			l.keep(s)
-			l.feed(s, event{kind: called})
-		}()
+		l.replace(p)
 	case p.request.Marking != wire.Marking{}:
+		answer := s.answer()
 		l.learn(s, p.request.Marking)
-		answer.Marking = s.inst.Rules.Marking
-		if err := l.serveBound(s); err != nil {
-			answer.Missing = err.Error()
+		l.serveBound(s)
+		answer.Marking, answer.Missing = s.inst.Rules.Marking, s.warned[serveWhatIsBound]
+		l.reply(s, p.from, answer)
+	case p.request.Cmd == wire.Query:
+		answer := s.answer()
+		if answer.Table != 0 {
+			answer.Missing = s.inst.Missing(answer.Table)
 		}
-	case p.request.Cmd != wire.Query:
-		answer = wire.Refuse(wire.Malformed, fmt.Sprintf("cmd %d: for the server, not for a holder", p.request.Cmd))
+		l.reply(s, p.from, answer)
+	default:
+		l.reply(s, p.from, wire.Refuse(wire.Malformed, fmt.Sprintf("cmd %d: for the server, not for a holder", p.request.Cmd)))
 	}
-	l.reply(s, p.from, answer)
 }
 
-// retell lets a holder take over what a newer call was told.
-func (l *loop) retell(s *session, told uplink.Uplink) {
-	if reflect.DeepEqual(s.lease.uplink, told) {
+// answer is what a holder says of its lease.
+func (s *session) answer() wire.Reply {
+	r := wire.Reply{PID: os.Getpid(), Mode: string(s.lease.uplink.Settings.Routes)}
+	if s.lease.state == held {
+		r.Table, r.Expires = s.lease.table, wire.Seconds(s.lease.expires)
+	} else {
+		r.Error = s.lease.why
+	}
+	return r
+}
+
+// replace answers a newer call like a query, and then takes over what it brings.
+func (l *loop) replace(p packet) {
+	s := p.to
+	u, err := s.lease.uplink.Updated(p.request)
+	if err != nil {
+		l.reply(s, p.from, wire.Refuse(wire.Malformed, err.Error()))
 		return
 	}
-	s.log.Info("told anew", "tag", told.Tag, "settings", fmt.Sprintf("%+v", told.Settings))
-	actions := s.lease.step(wire.Now(), event{kind: replaced, newer: told})
-	s.inst.Update(told, s.leased(), s.inMain())
-	for _, a := range actions {
-		l.do(s, a)
+	l.reply(s, p.from, s.answer())
+	if s.lease.watched && u.Tag == "" {
+		u.Tag = s.lease.uplink.Tag // that of its profile
 	}
-	l.remember(s)
+	s.hooked = s.hooked || p.request.Settings != ""
+	l.update(s, u)
+	l.feed(s, event{kind: called})
+}
+
+// update makes a session serve u, which differs from its uplink in tag and settings.
+func (l *loop) update(s *session, u uplink.Uplink) {
+	if !reflect.DeepEqual(s.lease.uplink, u) {
+		s.log.Info("told anew", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))
+		actions := s.lease.step(wire.Now(), event{kind: replaced, newer: u})
+		s.inst.Update(u, s.leased(), s.inMain())
+		for _, a := range actions {
+			l.do(s, a)
+		}
+	}
+	l.scope.settled(s)
 }
 
 func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/table-allocator/table-allocator/internal/install"
@@ -44,6 +43,7 @@ type session struct {
 	ordered   uint32        // the table whose unbound rule has a place in the watch's order; 0: none has
 	orderedIn lane
 	hooked    bool // a call brought settings of its own
+	saved     told // of these, as the next watch finds them
 	again     bool // the server refused the address before
 }
 
@@ -57,6 +57,11 @@ func (s *session) leased() uint32 {
 
 // inMain reports whether main has the routes, for want of a lease.
 func (s *session) inMain() bool { return s.lease.state == fallenBack }
+
+func (s *session) family() int { return s.lease.uplink.Family() }
+
+// serves reports whether lease, rules and routes stand.
+func (s *session) serves() bool { return s.lease.state == held && s.inst.Installed }
 
 // follow carries over what changed in main.
 func (s *session) follow() { s.inst.Follow(s.leased(), s.inMain()) }
@@ -84,21 +89,16 @@ func (s *session) warn(what string, err error) {
 	}
 }
 
-// concernsRoutes reports whether a route event may change what the uplink's table, or main for its link, has to
-// hold.
-func (s *session) concernsRoutes(e route.Event) bool {
-	if !s.lease.uplink.Settings.PlacesRoutes() || e.Family != s.lease.uplink.Family() || e.Index != s.inst.Index && e.Index != 0 {
-		return false
+// clear takes everything back that is installed for table, but for rules to keep.
+func (s *session) clear(table uint32, keep []route.Rule) {
+	if err := s.inst.Clear(keep...); err != nil {
+		s.log.Error("cannot remove the rules", "table", table, "err", err)
 	}
-	if e.Table == unix.RT_TABLE_MAIN {
-		return e.Protocol != route.Protocol
-	}
-	return e.Table == s.lease.table && e.Deleted && s.lease.state == held
 }
 
 // place installs what a lease means, and tells the machine if it asks.
 func (l *loop) place(s *session, table uint32) bool {
-	if s.lease.uplink.Settings.PlacesRoutes() && l.watch == nil { // a watch hears of them anyway
+	if s.lease.uplink.Settings.PlacesRoutes() {
 		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
 	}
 	if s.inst.Index == 0 {
@@ -116,9 +116,9 @@ func (l *loop) place(s *session, table uint32) bool {
 	return true
 }
 
-// lookBeside looks again at those that have the address under another name of the link
+// lookAtTwins looks again at those that have the address under another name of the link
 // than s has.
-func (l *loop) lookBeside(s *session) {
+func (l *loop) lookAtTwins(s *session) {
 	for i := 0; i < len(l.sessions); i++ {
 		other := l.sessions[i]
 		if other != s && s.inst.Index != 0 && other.inst.Index == s.inst.Index && other.addr == s.addr {
@@ -127,33 +127,39 @@ func (l *loop) lookBeside(s *session) {
 	}
 }
 
-// hear follows what changed in main, and puts back what others took out of the table. Those
+// hear follows what changed in main, and restores what others deleted from the table. Those
 // who do so again and again have to wait, and so does the address.
-func (s *session) hear(events []route.Event) {
-	followed := slices.ContainsFunc(events, func(e route.Event) bool { return e.Table == unix.RT_TABLE_MAIN && s.concernsRoutes(e) })
-	if !followed && !slices.ContainsFunc(events, s.concernsRoutes) {
+func (s *session) hear(n news) {
+	if !s.lease.uplink.Settings.PlacesRoutes() {
 		return
 	}
-	if !followed && !s.repairs.Allow() {
+	here, elsewhere := n.routes[linkOf{s.family(), s.inst.Index}], n.routes[linkOf{s.family(), 0}]
+	table := s.leased()
+	switch {
+	case here.main, elsewhere.main:
+	case !here.lost[table] && !elsewhere.lost[table]:
+		return
+	case !s.repairs.Allow():
 		s.warn("keep the routes", errors.New("they are deleted again and again; what is missing is put back once a second"))
-		s.lookSoon(repairEvery)
+		s.lookIn(repairEvery)
 		return
 	}
 	s.follow()
 }
 
-// lookSoon makes the next look come in time at the latest.
-func (s *session) lookSoon(in time.Duration) {
+// lookIn makes the next look come in time at the latest.
+func (s *session) lookIn(in time.Duration) {
 	if at := wire.Now() + in; s.inst.RefreshAt == 0 || at < s.inst.RefreshAt {
 		s.inst.RefreshAt = at
 	}
 }
 
-// noteLeaving finds out that the address was there, though no look has found it.
-func (s *session) noteLeaving(events []route.Event) {
-	for _, e := range events {
-		if e.Kind == route.AddressChanged && e.Deleted && e.Addr == s.addr && (e.Index == s.inst.Index || s.inst.Index == 0) {
-			s.left = e.Index
+// noteLeaving finds out that the address was there, though no look has found it. links are those that it was
+// deleted from.
+func (s *session) noteLeaving(links []int) {
+	for _, index := range links {
+		if index == s.inst.Index || s.inst.Index == 0 {
+			s.left = index
 		}
 	}
 }
@@ -180,7 +186,7 @@ func (l *loop) look(s *session) {
 	s.inst.Index = link.Index
 	s.inst.Present = s.inst.Present || s.left == s.inst.Index
 	s.left = 0
-	addresses, err := l.kernel.AddressesOn(s.lease.uplink.Family(), s.inst.Index)
+	addresses, err := l.kernel.AddressesOn(s.family(), s.inst.Index)
 	if err != nil {
 		s.warn("read the addresses", err)
 		s.inst.RefreshAt = wire.Now() + lookAgain
@@ -197,12 +203,12 @@ func (l *loop) look(s *session) {
 		s.inst.Present = true
 		if created := addresses[at].Created; created != s.created {
 			s.created = created
-			l.keep(s)
+			l.scope.settled(s)
 		}
 		l.feed(s, event{kind: addressSeen})
 		if s.lease.state == held && !s.inst.Installed {
 			s.warn("place rules and routes", s.inst.Place(s.lease.table))
-			l.remember(s)
+			l.scope.settled(s)
 		} else {
 			s.follow()
 		}
@@ -228,14 +234,10 @@ func (l *loop) link(s *session) (route.Link, bool, error) {
 // rename puts a machine for the new name beside the one for the old: the name is part of
 // the key, and the old lease ends only once the new one stands.
 func (l *loop) rename(s *session, name string) {
-	u := s.lease.uplink
-	u.Key.Ifname = name
-	if l.watch != nil {
-		var ok bool
-		if u, ok = l.watch.renamed(s, name); !ok {
-			l.feed(s, event{kind: end, why: "the link is now called " + name + ", which the configuration does not select"})
-			return
-		}
+	u, ok := l.scope.renamed(s, name)
+	if !ok {
+		l.feed(s, event{kind: end, why: "the link is now called " + name + ", which the configuration does not select"})
+		return
 	}
 	for _, other := range l.sessions {
 		if other.lease.uplink.Key != u.Key {
@@ -256,7 +258,7 @@ func (l *loop) rename(s *session, name string) {
 	l.feed(s, event{kind: succeeded})
 	next := l.add(m, conn)
 	next.inst.Index, next.created, next.hooked = s.inst.Index, s.created, s.hooked
-	l.keep(next)
+	l.scope.settled(next)
 	l.feed(next, event{kind: start})
 	l.look(next)
 }

@@ -24,23 +24,25 @@ const gcPercent = 30 // a thousand addresses are 4 MiB, and this is how much mor
 // DefaultReconcile is how often everything is compared, whatever the kernel reported.
 const DefaultReconcile = time.Minute
 
-// watch is what a loop has in addition while it serves the whole host.
-type watch struct {
-	config  WatchConfig
-	next    time.Duration              // of the next comparison of everything
-	leaving bool                       // takes everything back
-	blind   bool                       // events were lost: it has to look at each session
-	admitAt time.Duration              // when to look for new addresses; 0: none are known of
-	foreign map[wire.Key]bool          // addresses that other processes hold
-	ended   map[wire.Key]bool          // addresses that were given back on request: not served until they come anew
-	blocked map[netip.Addr]bool        // addresses that went and must not send
-	refused map[wire.Key]time.Duration // until when the server is not asked for an address again
-	retried map[wire.Key]bool          // of those, which are asked for all the same
-	order   map[lane][]uint32          // tables in the order of their unbound rules
-	heals   *rate.Limiter
-	healAt  time.Duration // 0: nothing waits for the limiter
-	blames  rate.Sometimes
-	memory  memory
+// host serves every address of the host that its configuration selects.
+type host struct {
+	*loop
+	config      WatchConfig
+	load        func() (WatchConfig, error)
+	clean       bool                       // takes everything back at the end
+	reconcileAt time.Duration              // when everything is compared next
+	admitAt     time.Duration              // when new addresses are looked for; 0: none are known of
+	healAt      time.Duration              // when rules that were deleted are restored; 0: none are known of
+	blind       bool                       // events were lost: each session has to be looked at
+	foreign     map[wire.Key]bool          // addresses that other processes hold
+	ended       map[wire.Key]bool          // addresses that were given back on request: not served until they come anew
+	blocked     map[netip.Addr]bool        // addresses that went and must not send
+	refused     map[wire.Key]time.Duration // until when the server is not asked for an address again
+	retried     map[wire.Key]bool          // of those, which are asked for all the same
+	order       map[lane][]uint32          // tables in the order of their unbound rules
+	heals       *rate.Limiter
+	blames      rate.Sometimes
+	memory      memory
 }
 
 // Watch keeps lease, rules, routes and resolver lines for every address of the host that
@@ -53,19 +55,17 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 	if err != nil {
 		return err
 	}
-	servers, err := peer.ServerAddrs(cfg.Server)
-	if err != nil {
-		return err
-	}
-	l, err := newLoop(servers, peer.NewTrust(cfg.ServerUIDs), func(uint32, string) {}, log)
+	l, err := newLoop(cfg.Server, cfg.ServerUIDs, func(uint32, string) {}, log)
 	if err != nil {
 		return err
 	}
 	defer l.close()
 	debug.SetGCPercent(gcPercent)
-	l.env.Glance = install.NewGlance(l.kernel)
-	l.watch = &watch{
+	h := &host{
+		loop:    l,
 		config:  cfg,
+		load:    load,
+		clean:   clean,
 		foreign: make(map[wire.Key]bool),
 		ended:   make(map[wire.Key]bool),
 		blocked: make(map[netip.Addr]bool),
@@ -73,132 +73,115 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 		heals:   rate.NewLimiter(rate.Every(healEvery), healBurst),
 		blames:  rate.Sometimes{First: 1, Interval: blameEvery},
 	}
+	l.scope, l.env.Glance, l.reloads, l.reload = h, install.NewGlance(l.kernel), reload, h.reloadConfig
 	if err := l.kernel.KeepRules(); err != nil {
 		return err
 	}
 	if err := l.watcher.Join(route.Routes4 | route.Routes6 | route.Rules4 | route.Rules6); err != nil {
 		return err
 	}
-	if l.watch.memory, err = ownMemory(); err != nil {
+	if h.memory, err = ownMemory(); err != nil {
 		log.Warn("cannot keep what hooks tell for the next watch", "err", err)
 	}
-	if l.watch.order, err = l.unboundOrder(); err != nil {
+	if h.order, err = h.unboundOrder(); err != nil {
 		return err
 	}
 	log.Info("watching", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
-	return l.serveHost(ctx, load, reload, clean)
-}
-
-func (l *loop) serveHost(ctx context.Context, load func() (WatchConfig, error), reload <-chan struct{}, clean bool) error {
-	l.reconcile()
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	stop := ctx.Done()
-	for {
-		timer.Reset(l.wait(wire.Now()))
-		select {
-		case <-stop:
-			if stop = nil; !clean {
-				l.log.Info("stopped; leases, rules and routes stay in place")
-				return nil
-			}
-			l.watch.leaving = true
-			l.end("stopped")
-		case <-reload:
-			l.reload(load)
-		case <-timer.C:
-			if l.rests.due(wire.Now()) {
-				continue
-			}
-			l.fire(wire.Now())
-		case p := <-l.inbox:
-			l.receive(p)
-		case events := <-l.changes:
-			l.changed(events)
-			l.noticed(events)
-		case err := <-l.failures:
-			return err
-		}
-		l.rests.stir(wire.Now())
-		if stop != nil {
-			l.tend(wire.Now())
-			continue
-		}
-		l.watch.next, l.watch.admitAt, l.watch.healAt = 0, 0, 0
-		if len(l.sessions) == 0 {
-			l.tidy() // only now are addresses that are about to be given back nobody's
-			return nil
-		}
+	h.reconcile()
+	err = l.run(ctx)
+	if h.ending && err == nil {
+		h.collectStale() // only now are addresses that were about to be given back nobody's
 	}
+	return err
 }
 
-// tend does what is due for the host.
-func (l *loop) tend(now time.Duration) {
-	w := l.watch
+func (h *host) awaits() bool { return !h.ending }
+
+func (h *host) leaves(failure error) bool {
+	if failure == nil && !h.clean {
+		h.log.Info("stopped; leases, rules and routes stay in place")
+	}
+	return failure != nil || !h.clean
+}
+
+func (h *host) next() time.Duration {
+	if h.ending {
+		return 0
+	}
+	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt)
+}
+
+func (h *host) runDue(now time.Duration) {
+	if h.ending {
+		return
+	}
 	switch {
-	case now >= w.next:
-		l.reconcile()
-	case w.admitAt != 0 && now >= w.admitAt:
-		l.admit()
+	case now >= h.reconcileAt:
+		h.reconcile()
+	case h.admitAt != 0 && now >= h.admitAt:
+		h.admit()
 	}
-	if w.healAt != 0 && now >= w.healAt {
-		l.heal()
+	if h.healAt != 0 && now >= h.healAt {
+		h.heal()
 	}
+}
+
+func (h *host) settled(s *session) {
+	h.appendOrder(s)
+	h.retryRefused(s)
+	h.saveSettings(s)
 }
 
 // reconcile compares the addresses of the host with the sessions, and the kernel with
 // both.
-func (l *loop) reconcile() {
-	w := l.watch
-	w.next = wire.Now() + cmp.Or(w.config.ReconcileEvery, DefaultReconcile)
-	for _, s := range l.suspects() {
-		l.look(s)
+func (h *host) reconcile() {
+	h.reconcileAt = wire.Now() + cmp.Or(h.config.ReconcileEvery, DefaultReconcile)
+	for _, s := range h.changedSessions() {
+		h.look(s)
 	}
-	w.blind = false
-	w.retry()
-	l.admit()
-	l.heal()
-	l.tidy()
+	h.blind = false
+	h.retryOne()
+	h.admit()
+	h.heal()
+	h.collectStale()
 }
 
-// reload takes over another configuration; leases stay.
-func (l *loop) reload(load func() (WatchConfig, error)) {
-	w := l.watch
-	cfg, err := load()
+// reloadConfig takes over another configuration; leases stay.
+func (h *host) reloadConfig() {
+	cfg, err := h.load()
 	if err != nil {
-		l.log.Error("cannot read the configuration; the one before stays in force", "err", err)
+		h.log.Error("cannot read the configuration; the one before stays in force", "err", err)
 		return
 	}
 	if servers, err := peer.ServerAddrs(cfg.Server); err == nil { // load has checked it
-		l.servers = servers
+		h.servers = servers
 	}
-	before := w.config
-	w.config = cfg
-	clear(w.ended)
-	clear(w.refused)
-	w.blind = true
-	l.log.Info("configuration read again", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
-	for _, s := range l.all() {
+	before := h.config
+	h.config = cfg
+	clear(h.ended)
+	clear(h.refused)
+	h.blind = true
+	h.log.Info("configuration read again", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
+	for _, s := range h.all() {
 		if s.inst.Index == 0 {
 			continue
 		}
-		old, _ := before.Reselect(s.lease.uplink, s.lease.uplink.Key.Ifname)
-		told, ok := cfg.Reselect(s.lease.uplink, s.lease.uplink.Key.Ifname)
+		u := s.lease.uplink
+		old, _ := before.Reselect(u, u.Key.Ifname)
+		newer, ok := cfg.Reselect(u, u.Key.Ifname)
 		switch {
 		case !ok:
-			l.feed(s, event{kind: end, why: "the configuration does not select it any more"})
-		case !reflect.DeepEqual(old, told): // else what a hook said stays as it is
-			told.Settings = s.settingsUnder(told.Settings)
-			l.retell(s, told)
-			l.keep(s)
+			h.feed(s, event{kind: end, why: "the configuration does not select it any more"})
+		case !reflect.DeepEqual(old, newer): // else what a hook said stays as it is
+			newer.Settings = s.settingsUnder(newer.Settings)
+			h.update(s, newer)
 		}
 	}
-	l.reconcile()
+	h.reconcile()
 }
 
-// renamed is what the configuration wants for an address whose link has another name now.
-func (w *watch) renamed(s *session, name string) (uplink.Uplink, bool) {
-	told, ok := w.config.Reselect(s.lease.uplink, name)
-	told.Settings = s.settingsUnder(told.Settings)
-	return told, ok
+func (h *host) renamed(s *session, ifname string) (uplink.Uplink, bool) {
+	u, ok := h.config.Reselect(s.lease.uplink, ifname)
+	u.Settings = s.settingsUnder(u.Settings)
+	return u, ok
 }
