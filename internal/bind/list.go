@@ -2,6 +2,7 @@ package bind
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -141,7 +142,11 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 	for _, name := range links {
 		ifnames = append(ifnames, name)
 	}
-	marked, err := peer.MarkedInterfaces(server, uids, ifnames)
+	asked, err := peer.NewServer(server, uids)
+	if err != nil {
+		return nil, err
+	}
+	marked, err := asked.MarkedInterfaces(context.Background(), ifnames)
 	if err != nil && !errors.Is(err, peer.ErrNoServer) && !errors.Is(err, peer.ErrNoMarks) {
 		return nil, err
 	}

@@ -139,7 +139,11 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 		return b, err
 	}
 	defer conn.Close()
-	if b.Marking, err = peer.AskMark(conn, cfg.Server, cfg.ServerUIDs, b.Ifname, false); err != nil {
+	server, err := peer.NewServer(cfg.Server, cfg.ServerUIDs)
+	if err != nil {
+		return b, err
+	}
+	if b.Marking, err = server.Mark(ctx, conn, b.Ifname, false); err != nil {
 		return b, err
 	}
 	if len(b.Traffic) == 0 {
@@ -213,7 +217,7 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 			continue
 		}
 		asked++
-		reply, err := b.askHolder(ctx, conn, u.Key)
+		reply, err := peer.Ask(ctx, conn, wire.Request{Key: u.Key, Cmd: wire.Query, Marking: b.Marking}, servePatience)
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED): // nobody serves it
 			continue
@@ -238,24 +242,6 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 		}
 	}
 	return nil
-}
-
-func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, key wire.Key) (wire.Reply, error) {
-	to, err := wire.Padded(wire.HolderName(key))
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		return wire.Reply{}, err
-	}
-	req := wire.Request{Key: key, Cmd: wire.Query, Marking: b.Marking}
-	reply, err := peer.AskHolder(ctx, conn, to, req, servePatience)
-	if err != nil { // somebody else may have the holder's name
-		if standIn, standInErr := peer.AskStandIns(conn, req, servePatience); standInErr == nil {
-			return standIn, nil
-		}
-	}
-	return reply, err
 }
 
 // lookups returns a function for the lookups that are not there now and that an address

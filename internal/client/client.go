@@ -53,61 +53,33 @@ func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error
 // cannot be asked the caller works from a name of its own.
 func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logger) (*wire.Conn, error) {
 	key := cfg.Uplink.Key
-	// A Replace is answered like a Query, and brings the holder what is new.
-	req := wire.Request{Key: key, Tag: cfg.Uplink.Tag, Cmd: wire.Replace}
-	patience := peer.Tries * peer.TryEvery
-	if cfg.Uplink.Settings.PlacesRoutes() {
-		settings, err := cfg.Uplink.Settings.Encode()
-		if err != nil {
-			return nil, err
-		}
-		req.Settings = string(settings)
-		patience = fallBackIn
+	req, patience, err := introduction(cfg.Uplink)
+	if err != nil {
+		return nil, err
 	}
 	asker, err := peer.Open(key, peer.AsAsker)
 	if err != nil {
 		return nil, err
 	}
 	defer asker.Close()
-	to, err := wire.Padded(wire.HolderName(key))
-	if err != nil {
-		return nil, err
-	}
 	for until := time.Now().Add(patience); ; {
-		conn, err := peer.Open(key, peer.AsHolder)
-		if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
-			return nil, err
-		}
-		var reply wire.Reply
-		squatted := error(nil)
-		if conn == nil {
-			if reply, err = peer.AskHolder(ctx, asker, to, req, peer.HolderPatience); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
-				squatted = err
-			}
-		}
-		if conn != nil || squatted != nil {
-			// While the name was somebody else's, one of ours may have begun to stand in.
-			if reply, err = peer.AskStandIns(asker, req, peer.HolderPatience); err != nil && conn != nil {
-				return conn, nil
-			}
-			if conn != nil {
-				conn.Close()
-			}
-		}
+		conn, other, err := meetHolder(ctx, asker, req)
 		switch {
-		case ctx.Err() != nil, errors.Is(err, syscall.ECONNREFUSED): // it went in between
-		case err != nil:
+		case conn != nil || err != nil:
+			return conn, err
+		case ctx.Err() != nil, errors.Is(other.err, syscall.ECONNREFUSED): // it went in between
+		case other.err != nil:
 			log.Warn("another process has the name of this key and does not answer; working from a name of my own",
-				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", squatted)
+				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", other.err)
 			return peer.Open(key, peer.AsStandIn)
-		case reply.Table != 0:
-			report(reply.Table, "")
+		case other.reply.Table != 0:
+			report(other.reply.Table, "")
 			return nil, nil
-		case reply.Code.Final():
-			report(0, "the holder of the key refuses: "+reply.Error)
+		case other.reply.Code.Final():
+			report(0, "the holder of the key refuses: "+other.reply.Error)
 			return nil, nil
 		case time.Now().After(until):
-			report(0, fmt.Sprintf("pid %d holds the key and has no table yet: %s", reply.PID, reply.Error))
+			report(0, fmt.Sprintf("pid %d holds the key and has no table yet: %s", other.reply.PID, other.reply.Error))
 			return nil, nil
 		}
 		select {
@@ -117,4 +89,41 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		case <-time.After(peer.AskAgain): // it waits for the server, or is about to go
 		}
 	}
+}
+
+// introduction is what a call asks a holder of its key, which takes over the settings that it brings, and how long
+// the holder has for a table.
+func introduction(u uplink.Uplink) (wire.Request, time.Duration, error) {
+	req := wire.Request{Key: u.Key, Tag: u.Tag, Cmd: wire.Replace}
+	if !u.Settings.PlacesRoutes() {
+		return req, peer.Tries * peer.TryEvery, nil
+	}
+	settings, err := u.Settings.Encode()
+	req.Settings = string(settings)
+	return req, fallBackIn, err
+}
+
+// occupant is whoever has the holder's name: one of ours that answered, or somebody who did not.
+type occupant struct {
+	reply wire.Reply
+	err   error // ECONNREFUSED: it is not there any more
+}
+
+// meetHolder takes the holder's name of the key, or asks whoever has it.
+func meetHolder(ctx context.Context, asker *wire.Conn, req wire.Request) (*wire.Conn, occupant, error) {
+	conn, err := peer.Open(req.Key, peer.AsHolder)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		reply, err := peer.Ask(ctx, asker, req, peer.HolderPatience)
+		return nil, occupant{reply, err}, nil
+	}
+	if err != nil {
+		return nil, occupant{}, err
+	}
+	// While the name was somebody else's, one of ours may have begun to stand in.
+	reply, err := peer.AskStandIns(asker, req, peer.HolderPatience)
+	if err != nil {
+		return conn, occupant{}, nil
+	}
+	conn.Close()
+	return nil, occupant{reply: reply}, nil
 }

@@ -203,7 +203,7 @@ func (h *host) giveBack(key wire.Key) error {
 	}
 	defer conn.Close()
 	req := wire.Request{Key: key, Cmd: wire.Release}
-	err = peer.SendToServer(conn, h.servers, req.Append(nil))
+	err = h.server.Send(conn, req.Append(nil))
 	if err != nil {
 		h.log.Debug("lease not released", "key", key.String(), "err", err)
 	}

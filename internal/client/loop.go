@@ -22,8 +22,7 @@ import (
 // loop drives a set of machines: it alone touches sockets, kernel, clock and log for
 // them. One goroutine runs it; others only read and hand in what they read.
 type loop struct {
-	servers  []wire.Addr
-	trusted  peer.Trust
+	server   peer.Server
 	peers    peer.Trust // who may ask a holder: root and the own uid
 	report   Report
 	log      *slog.Logger
@@ -47,7 +46,7 @@ type loop struct {
 }
 
 func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*loop, error) {
-	servers, err := peer.ServerAddrs(server)
+	to, err := peer.NewServer(server, uids)
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +68,7 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 	}
 	l := &loop{
 		conns:    conns,
-		servers:  servers,
-		trusted:  peer.NewTrust(uids),
+		server:   to,
 		peers:    peer.NewTrust(nil),
 		report:   report,
 		log:      log,
@@ -270,7 +268,7 @@ func (l *loop) do(s *session, a action) {
 
 func (l *loop) answerCaller(s *session, table uint32, why string) {
 	if table == 0 {
-		if stranger := peer.Explain(l.servers, l.trusted); stranger != nil {
+		if stranger := l.server.Stranger(); stranger != nil {
 			why = stranger.Error()
 		}
 	}
@@ -303,7 +301,7 @@ func (l *loop) drop(s *session) {
 // fills at once: that is no failure, and goes away within milliseconds.
 func (l *loop) deliver(s *session, m wire.Message) {
 	s.retryAt = 0
-	err := peer.SendToServer(s.conn, l.servers, m.Data)
+	err := l.server.Send(s.conn, m.Data)
 	if errors.Is(err, syscall.EAGAIN) {
 		const longest = 5 // 32 ms
 		window := time.Millisecond << min(s.retries, longest)

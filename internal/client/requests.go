@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"reflect"
-	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -20,11 +19,11 @@ func (l *loop) receive(p packet) {
 	}
 	switch {
 	case p.isReply:
-		if !l.trusted.Has(p.cred.UID) {
+		if !l.server.Has(p.cred.UID) {
 			l.noise(p, "reply of somebody who is not trusted ignored (see --server-user)")
 			return
 		}
-		if !slices.Contains(l.servers, p.from) {
+		if !l.server.Is(p.from) {
 			return // a holder's, later than it was waited for
 		}
 		l.learn(p.to, p.reply.Marking)

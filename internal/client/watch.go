@@ -153,8 +153,8 @@ func (h *host) reloadConfig() {
 		h.log.Error("cannot read the configuration; the one before stays in force", "err", err)
 		return
 	}
-	if servers, err := peer.ServerAddrs(cfg.Server); err == nil { // load has checked it
-		h.servers = servers
+	if server, err := peer.NewServer(cfg.Server, cfg.ServerUIDs); err == nil { // load has checked it
+		h.server = server
 	}
 	before := h.config
 	h.config = cfg

@@ -82,20 +82,7 @@ func Status(ctx context.Context, cfg uplink.Selection) ([]Row, error) {
 
 func rowOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u uplink.Uplink) (Row, error) {
 	row := Row{Ifname: u.Key.Ifname, Address: u.Key.Address, Family: u.Key.Family.String()}
-	to, err := wire.Padded(wire.HolderName(u.Key))
-	if err != nil {
-		return row, err
-	}
-	req := wire.Request{Key: u.Key, Cmd: wire.Query}
-	var reply wire.Reply
-	if err = ctx.Err(); err == nil {
-		reply, err = peer.AskHolder(ctx, conn, to, req, peer.HolderPatience)
-	}
-	if err != nil { // somebody else may have the holder's name
-		if standIn, standInErr := peer.AskStandIns(conn, req, peer.HolderPatience); standInErr == nil {
-			reply, err = standIn, nil
-		}
-	}
+	reply, err := peer.Ask(ctx, conn, wire.Request{Key: u.Key, Cmd: wire.Query}, peer.HolderPatience)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		row.Missing = "a holder: there is no client for it, and no watch"

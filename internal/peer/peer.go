@@ -45,6 +45,9 @@ var errSilent = errors.New("no answer")
 // Trust is whom to believe: abstract names can be taken by any user.
 type Trust struct{ uids []uint32 }
 
+// ours is whom holders and askers believe each other.
+func ours() Trust { return NewTrust(nil) }
+
 // NewTrust believes root, the own user, and more.
 func NewTrust(more []uint32) Trust {
 	return Trust{append([]uint32{0, uint32(os.Geteuid())}, more...)}
@@ -82,16 +85,16 @@ var standInSuffix = regexp.MustCompile(`\+[0-9]+-[0-9a-f]+$`)
 // HolderNames are the names of the holders of our kind that live, those that stand in by
 // the name they stand in for.
 func HolderNames() ([]string, error) {
-	names, err := wire.PaddedNames(NewTrust(nil).Has)
+	names, err := wire.PaddedNames(ours().Has)
 	for i := range names {
 		names[i] = standInSuffix.ReplaceAllString(names[i], "")
 	}
 	return names, err
 }
 
-// StandIns are the addresses of those who stand in for the holder of key.
-func StandIns(key wire.Key) ([]wire.Addr, error) {
-	names, err := wire.PaddedNames(NewTrust(nil).Has)
+// standIns are the addresses of those who stand in for the holder of key.
+func standIns(key wire.Key) ([]wire.Addr, error) {
+	names, err := wire.PaddedNames(ours().Has)
 	var addrs []wire.Addr
 	for _, name := range names {
 		if loc := standInSuffix.FindStringIndex(name); loc == nil || name[:loc[0]] != wire.HolderName(key) {
@@ -106,23 +109,8 @@ func StandIns(key wire.Key) ([]wire.Addr, error) {
 	return addrs, err
 }
 
-// AskStandIns is Exchange with the first who stands in for the holder of key and answers;
-// an error if there is none.
-func AskStandIns(conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
-	addrs, err := StandIns(req.Key)
-	if err != nil {
-		return wire.Reply{}, err
-	}
-	for _, to := range addrs {
-		if reply, err := Exchange(conn, to, req, NewTrust(nil), patience); err == nil && reply.Code != wire.Mismatch {
-			return reply, nil
-		}
-	}
-	return wire.Reply{}, errSilent
-}
-
-// Exchange sends req to a peer and waits for the reply of somebody trusted.
-func Exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, patience time.Duration) (wire.Reply, error) {
+// exchange sends req to a peer and waits for the reply of somebody trusted.
+func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, patience time.Duration) (wire.Reply, error) {
 	deadline := time.Now().Add(patience)
 	if errs := conn.Send(wire.Message{Data: req.Append(nil), To: to}); errs != nil {
 		return wire.Reply{}, errs[0]
@@ -150,13 +138,44 @@ func Exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 	}
 }
 
-// AskHolder is Exchange with the holder of a key, ECONNREFUSED if there is none. A holder
-// of ours answers at once, but for on a host that is out of breath: where the owner of the
-// name looks like this process, it is asked again. The error names the owner else.
-func AskHolder(ctx context.Context, conn *wire.Conn, to wire.Addr, req wire.Request, patience time.Duration) (wire.Reply, error) {
-	peers := NewTrust(nil)
+// Ask asks the holder of req.Key. If that does not answer, it asks whoever stands in for the holder. The error is
+// ECONNREFUSED if there is none of them, else it names the owner of the holder's name. patience is for one answer.
+func Ask(ctx context.Context, conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
+	if err := ctx.Err(); err != nil {
+		return wire.Reply{}, err
+	}
+	reply, err := askHolder(ctx, conn, req, patience)
+	if err != nil { // somebody else may have the holder's name
+		if standIn, standInErr := AskStandIns(conn, req, patience); standInErr == nil {
+			return standIn, nil
+		}
+	}
+	return reply, err
+}
+
+// AskStandIns asks those who stand in for the holder of req.Key, until one answers. It fails if there is none.
+func AskStandIns(conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
+	addrs, err := standIns(req.Key)
+	if err != nil {
+		return wire.Reply{}, err
+	}
+	for _, to := range addrs {
+		if reply, err := exchange(conn, to, req, ours(), patience); err == nil && reply.Code != wire.Mismatch {
+			return reply, nil
+		}
+	}
+	return wire.Reply{}, errSilent
+}
+
+// askHolder is exchange with the holder of req.Key. A holder of ours answers at once unless the host is overloaded:
+// if the owner of the name looks like this program, it is asked again, until ctx ends.
+func askHolder(ctx context.Context, conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
+	to, err := wire.Padded(wire.HolderName(req.Key))
+	if err != nil {
+		return wire.Reply{}, err
+	}
 	for until := time.Now().Add(busyPatience); ; {
-		reply, err := Exchange(conn, to, req, peers, patience)
+		reply, err := exchange(conn, to, req, ours(), patience)
 		if err == nil && reply.Code == wire.Mismatch {
 			return reply, errors.New(reply.Error)
 		}
@@ -169,14 +188,50 @@ func AskHolder(ctx context.Context, conn *wire.Conn, to wire.Addr, req wire.Requ
 			return reply, syscall.ECONNREFUSED
 		case findErr != nil:
 			return reply, errors.Join(err, findErr)
-		case !peers.Has(owner.UID) || !sameCommand(owner.Command) || time.Now().After(until):
+		case !ours().Has(owner.UID) || !sameCommand(owner.Command) || time.Now().After(until):
 			return reply, fmt.Errorf("%s: %w", owner, err)
 		}
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, AskAgain) {
 			return reply, ctx.Err()
-		case <-time.After(AskAgain):
 		}
+	}
+}
+
+// End ends the holder of key and whoever stands in for it. The error says who does not end.
+func End(conn *wire.Conn, key wire.Key) error {
+	const patience = 5 * time.Second // a holder gives its lease back before it confirms
+	end := wire.Request{Key: key, Cmd: wire.End}
+	_, err := askHolder(context.Background(), conn, wire.Request{Key: key, Cmd: wire.Query}, HolderPatience)
+	if err == nil {
+		var to wire.Addr
+		if to, err = wire.Padded(wire.HolderName(key)); err == nil {
+			_, err = exchange(conn, to, end, ours(), patience)
+		}
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("the process that has the name of %s does not answer, end it yourself: %w", key, err)
+	}
+	others, standInErr := standIns(key)
+	for _, to := range others {
+		_, endErr := exchange(conn, to, end, ours(), patience)
+		standInErr = errors.Join(standInErr, endErr)
+	}
+	if standInErr != nil {
+		standInErr = fmt.Errorf("a process that stands in for the holder of %s does not end: %w", key, standInErr)
+	}
+	return errors.Join(err, standInErr)
+}
+
+// pause waits, and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 
