@@ -78,6 +78,7 @@ func (h *host) collect() error {
 	return errors.Join(append(errs, err)...)
 }
 
+// collectFamily is collect for one family. served are the addresses that have a holder.
 func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	// The original marks nothing, but rules of ours may lead to its tables, too: for what is bound.
 	rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol || uplink.IsHost(*r) })
@@ -88,97 +89,117 @@ func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	if err != nil {
 		return err
 	}
-	live := make(map[uint32]bool)        // tables that an address in service has, or is about to
-	sourced := make(map[netip.Addr]bool) // addresses with a rule to a table
-	for _, r := range rules {
-		if uplink.IsHost(r) && !uplink.LeavesTable(r) {
-			sourced[r.Src.Addr()] = true
-			live[r.Table] = live[r.Table] || served[r.Src.Addr()]
-		}
-	}
-	for _, r := range routes {
-		if served[r.Src] {
-			live[r.Table] = true
-		}
-	}
-	for _, s := range h.sessions {
-		if s.family() == family && s.lease.table != 0 {
-			live[s.lease.table] = true
-		}
-	}
 	addresses, err := h.kernel.Addresses(family)
 	if err != nil {
 		return err
 	}
-	there := make(map[netip.Addr]bool, len(addresses))
-	for _, a := range addresses {
-		there[a.Addr] = true
+	in := h.use(family, served, rules, routes)
+	if !h.ending {
+		in.keep(rules, addresses)
 	}
-	keep := uplink.KeptBlocks(rules, there)
-	if h.ending {
-		clear(keep)
-	}
-	for r := range keep {
+	for r := range in.kept {
 		h.blocked[r.Src.Addr()] = true
-	}
-	waiting := make(map[netip.Addr]bool) // back, and without a lease: main has to do
-	for _, s := range h.sessions {
-		if s.lease.state == asking && !sourced[s.addr] {
-			waiting[s.addr] = true
-		}
-	}
-	orphan := uplink.Orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !live[r.Table] }))
-	stale := func(r route.Rule) bool {
-		switch {
-		case r.Protocol != route.Protocol:
-			return false
-		case uplink.LeavesTable(r):
-			return uplink.IsHost(r) && (!served[r.Src.Addr()] || waiting[r.Src.Addr()]) && !keep[r] || orphan(r)
-		}
-		return !live[r.Table]
 	}
 	var errs []error
 	for _, r := range rules {
-		if uplink.IsHost(r) && !uplink.LeavesTable(r) && stale(r) {
-			errs = append(errs, h.returnDead(family, r, routes))
+		if uplink.IsHost(r) && !uplink.LeavesTable(r) && in.stale(r) {
+			errs = append(errs, h.returnDead(family, r, routes, addresses))
 		}
 	}
-	_, deleted, err := h.kernel.SyncRules(family, stale, nil)
+	_, deleted, err := h.kernel.SyncRules(family, in.stale, nil)
 	errs = append(errs, err)
 	for _, r := range deleted {
-		h.log.Info("rule of nobody removed", "rule", r.String(), "table", r.Table)
+		h.log.Info("stale rule removed", "rule", r.String(), "table", r.Table)
 	}
-	tables := make(map[uint32]bool)
+	return errors.Join(append(errs, h.flushStale(family, routes, in.tables))...)
+}
+
+// flushStale empties the tables that nobody uses.
+func (h *host) flushStale(family int, routes []route.Route, used map[uint32]bool) error {
+	var errs []error
+	flushed := make(map[uint32]bool)
 	for _, r := range routes {
-		if isLeased(r.Table) && !live[r.Table] {
-			h.log.Info("route of nobody removed", "route", r.String(), "table", r.Table)
-			tables[r.Table] = true
+		if !isLeased(r.Table) || used[r.Table] {
+			continue
 		}
-	}
-	for table := range tables {
-		errs = append(errs, h.kernel.FlushTable(family, table))
+		h.log.Info("stale route removed", "route", r.String(), "table", r.Table)
+		if !flushed[r.Table] {
+			flushed[r.Table] = true
+			errs = append(errs, h.kernel.FlushTable(family, r.Table))
+		}
 	}
 	return errors.Join(errs...)
 }
 
+// inUse is what is in use of a family's rules and routes.
+type inUse struct {
+	served  map[netip.Addr]bool // addresses that have a holder
+	tables  map[uint32]bool     // that an address in service has, or is about to
+	waiting map[netip.Addr]bool // addresses that are back, and without a lease: main has to do
+	kept    map[route.Rule]bool // rules of addresses that went, which still block
+	orphan  func(route.Rule) bool
+}
+
+// use finds out what is in use of the rules and routes of a family.
+func (h *host) use(family int, served map[netip.Addr]bool, rules []route.Rule, routes []route.Route) inUse {
+	in := inUse{served: served, tables: make(map[uint32]bool), waiting: make(map[netip.Addr]bool)}
+	sourced := make(map[netip.Addr]bool) // addresses with a rule to a table
+	for _, r := range rules {
+		if uplink.IsHost(r) && !uplink.LeavesTable(r) {
+			sourced[r.Src.Addr()] = true
+			in.tables[r.Table] = in.tables[r.Table] || served[r.Src.Addr()]
+		}
+	}
+	for _, r := range routes {
+		in.tables[r.Table] = in.tables[r.Table] || served[r.Src]
+	}
+	for _, s := range h.sessions {
+		if s.family() == family && s.lease.table != 0 {
+			in.tables[s.lease.table] = true
+		}
+		if s.lease.state == asking && !sourced[s.addr] {
+			in.waiting[s.addr] = true
+		}
+	}
+	in.orphan = uplink.Orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !in.tables[r.Table] }))
+	return in
+}
+
+// keep finds the rules that still block addresses which went.
+func (in *inUse) keep(rules []route.Rule, addresses []route.Address) {
+	there := make(map[netip.Addr]bool, len(addresses))
+	for _, a := range addresses {
+		there[a.Addr] = true
+	}
+	in.kept = uplink.KeptBlocks(rules, there)
+}
+
+// stale reports whether a rule is ours, and nobody uses it.
+func (in *inUse) stale(r route.Rule) bool {
+	switch {
+	case r.Protocol != route.Protocol:
+		return false
+	case !uplink.LeavesTable(r):
+		return !in.tables[r.Table]
+	case uplink.IsHost(r):
+		return (!in.served[r.Src.Addr()] || in.waiting[r.Src.Addr()]) && !in.kept[r]
+	}
+	return in.orphan(r)
+}
+
 // returnDead gives main what a client that is dead had moved into its table, if its address is
 // still there, and its lease to the server. source is the rule from its address.
-func (h *host) returnDead(family int, source route.Rule, routes []route.Route) error {
+func (h *host) returnDead(family int, source route.Rule, routes []route.Route, addresses []route.Address) error {
 	addr := source.Src.Addr()
 	if err := h.removeServers(addr); err != nil {
 		return err
 	}
-	index := 0 // of its link, as far as anything tells
+	index, network := 0, source.Src // of its link, as far as anything tells
 	for _, r := range routes {
 		if r.Table == source.Table && r.Index != 0 {
 			index = r.Index
 		}
 	}
-	addresses, err := h.kernel.Addresses(family)
-	if err != nil {
-		return err
-	}
-	network := source.Src
 	for _, a := range addresses {
 		if a.Addr == addr && (index == 0 || index == a.Index) {
 			index, network = a.Index, a.Network()
@@ -190,8 +211,7 @@ func (h *host) returnDead(family int, source route.Rule, routes []route.Route) e
 	}
 	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
 	h.log.Info("client is dead; its lease is given back", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
-	err = h.env.ReturnRoutes(u, source.Table)
-	return errors.Join(err, h.giveBack(u.Key))
+	return errors.Join(h.env.ReturnRoutes(u, source.Table), h.giveBack(u.Key))
 }
 
 // giveBack gives a lease back that no session has, without waiting for the answer: if it is

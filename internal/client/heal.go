@@ -31,31 +31,11 @@ func (h *host) heal() {
 }
 
 func (h *host) healFamily(family int) error {
-	rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol })
+	lost, whose, err := h.lostRules(family)
 	if err != nil {
 		return err
 	}
-	if h.serveNews(family, rules) {
-		if rules, err = h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol }); err != nil {
-			return err
-		}
-	}
-	have := make(map[route.Rule]bool, len(rules))
-	for _, r := range rules {
-		have[r] = true
-	}
-	sessions := make(map[uint32]*session)
-	var lost []route.Rule
-	whose := make(map[route.Rule]*session)
-	for _, s := range h.inOrder(family) {
-		sessions[s.lease.table] = s
-		for _, r := range s.inst.Rules.Want(s.lease.table) {
-			if !have[r] {
-				lost, whose[r] = append(lost, r), s
-			}
-		}
-	}
-	behind, err := h.disordered(family, sessions)
+	behind, err := h.disordered(family)
 	if err != nil || len(lost) == 0 && len(behind) == 0 {
 		return err
 	}
@@ -63,23 +43,10 @@ func (h *host) healFamily(family int) error {
 		h.healAt = wire.Now() + healEvery
 		return nil
 	}
-	if len(lost) > 0 {
-		h.blames.Do(func() {
-			h.log.Warn("another program deletes our rules; they are put back, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
-				"rule", lost[0].String())
-		})
-		// Those that keep an address to its uplink first, for all addresses.
-		slices.SortStableFunc(lost, func(a, b route.Rule) int { return cmp.Compare(a.Priority, b.Priority) })
-		none := func(route.Rule) bool { return false } // is to be deleted
-		added, _, err := h.kernel.SyncRules(family, none, lost)
-		for _, r := range added {
-			h.log.Info("rule added", whose[r].inst.Rules.Attrs(r)...)
-		}
-		if err != nil {
-			return err
-		}
+	if err := h.restoreRules(family, lost, whose); err != nil {
+		return err
 	}
-	if behind, err = h.disordered(family, sessions); err != nil {
+	if behind, err = h.disordered(family); err != nil {
 		return err
 	}
 	for _, s := range behind {
@@ -88,4 +55,47 @@ func (h *host) healFamily(family int) error {
 		}
 	}
 	return nil
+}
+
+// lostRules are rules of sessions that are not there, and whose they are.
+func (h *host) lostRules(family int) (lost []route.Rule, whose map[route.Rule]*session, err error) {
+	ours := func(r *route.Rule) bool { return r.Protocol == route.Protocol }
+	rules, err := h.kernel.RulesWhere(family, ours)
+	if err == nil && h.serveNews(family, rules) {
+		rules, err = h.kernel.RulesWhere(family, ours)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	have := make(map[route.Rule]bool, len(rules))
+	for _, r := range rules {
+		have[r] = true
+	}
+	whose = make(map[route.Rule]*session)
+	for _, s := range h.inOrder(family) {
+		for _, r := range s.inst.Rules.Want(s.lease.table) {
+			if !have[r] {
+				lost, whose[r] = append(lost, r), s
+			}
+		}
+	}
+	return lost, whose, nil
+}
+
+func (h *host) restoreRules(family int, lost []route.Rule, whose map[route.Rule]*session) error {
+	if len(lost) == 0 {
+		return nil
+	}
+	h.blames.Do(func() {
+		h.log.Warn("another program deletes our rules; they are put back, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
+			"rule", lost[0].String())
+	})
+	// Those that keep an address to its uplink first, for all addresses.
+	slices.SortStableFunc(lost, func(a, b route.Rule) int { return cmp.Compare(a.Priority, b.Priority) })
+	none := func(route.Rule) bool { return false } // is to be deleted
+	added, _, err := h.kernel.SyncRules(family, none, lost)
+	for _, r := range added {
+		h.log.Info("rule added", whose[r].inst.Rules.Attrs(r)...)
+	}
+	return err
 }

@@ -228,6 +228,11 @@ func (m *machine) tick(now time.Duration, full bool) []action {
 	if m.due == 0 || now < m.due {
 		return nil
 	}
+	return m.expire(now, full)
+}
+
+// expire does what the timer was set for.
+func (m *machine) expire(now time.Duration, full bool) []action {
 	switch m.state {
 	case asking, fallenBack:
 		if m.sends >= peer.Tries && !m.patient() {

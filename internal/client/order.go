@@ -59,9 +59,14 @@ func (h *host) unboundOrder() (map[lane][]uint32, error) {
 }
 
 // disordered are the sessions whose unbound rules have to go behind all others, one after
-// the other, so that all stand in the order that they had. sessions are those by table that
-// can be moved.
-func (h *host) disordered(family int, sessions map[uint32]*session) ([]*session, error) {
+// the other, so that all stand in the order that they had.
+func (h *host) disordered(family int) ([]*session, error) {
+	sessions := make(map[uint32]*session) // that can be moved, by table
+	for _, s := range h.sessions {
+		if s.family() == family && s.serves() {
+			sessions[s.lease.table] = s
+		}
+	}
 	now, err := h.unboundOrder()
 	if err != nil {
 		return nil, err

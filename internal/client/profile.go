@@ -67,42 +67,31 @@ func (c *WatchConfig) set(key string, value []byte) error {
 
 func parseProfile(name string, text []byte) (uplink.Profile, error) {
 	p := uplink.DefaultProfile()
+	type field struct {
+		into any
+		want string
+	}
+	fields := map[string]field{
+		"ifname":          {&p.Ifname, "a pattern"},
+		"tag":             {&p.Tag, "a string"},
+		"table":           {&p.Want, "the number of a table"},
+		"no_network_rule": {&p.NoNetwork, "true or false"},
+		"forward":         {&p.Forward, "true or false"},
+		"routes":          {&p.Settings.Routes, "none, move or copy"},
+		"on_loss":         {&p.Settings.OnLoss, "fallback or block"},
+		"specific_first":  {&p.Settings.SpecificFirst, "true or false"},
+		"nameservers":     {&p.Settings.Nameservers, "a list of addresses"},
+		"dnsmasq_servers": {&p.Settings.ServersFile, "a path"},
+	}
 	err := jsonc.Each(text, func(key string, value []byte) error {
 		full := name + "." + key
-		switch key {
-		case "ifname":
-			return jsonc.Decode(full, value, &p.Ifname, "a pattern")
-		case "families":
+		switch f, ok := fields[key]; {
+		case ok:
+			return jsonc.Decode(full, value, f.into, f.want)
+		case key == "families":
 			return parseFamilies(full, value, &p.Families)
-		case "tag":
-			return jsonc.Decode(full, value, &p.Tag, "a string")
-		case "table":
-			return jsonc.Decode(full, value, &p.Want, "the number of a table")
-		case "priority":
-			var n []uint32
-			const want = "three numbers"
-			if err := jsonc.Decode(full, value, &n, want); err != nil {
-				return err
-			}
-			if len(n) != 3 {
-				return fmt.Errorf("%s: want %s, have %d", full, want, len(n))
-			}
-			p.Priorities = uplink.Priorities{Source: n[0], Network: n[1], Unbound: n[2]}
-			return nil
-		case "no_network_rule":
-			return jsonc.Decode(full, value, &p.NoNetwork, "true or false")
-		case "forward":
-			return jsonc.Decode(full, value, &p.Forward, "true or false")
-		case "routes":
-			return jsonc.Decode(full, value, &p.Settings.Routes, "none, move or copy")
-		case "on_loss":
-			return jsonc.Decode(full, value, &p.Settings.OnLoss, "fallback or block")
-		case "specific_first":
-			return jsonc.Decode(full, value, &p.Settings.SpecificFirst, "true or false")
-		case "nameservers":
-			return jsonc.Decode(full, value, &p.Settings.Nameservers, "a list of addresses")
-		case "dnsmasq_servers":
-			return jsonc.Decode(full, value, &p.Settings.ServersFile, "a path")
+		case key == "priority":
+			return parsePriorities(full, value, &p.Priorities)
 		}
 		return fmt.Errorf("%s: unknown key", full)
 	})
@@ -113,6 +102,19 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 		return p, fmt.Errorf("%s: %w", name, err)
 	}
 	return p, nil
+}
+
+func parsePriorities(key string, value []byte, into *uplink.Priorities) error {
+	var n []uint32
+	const want = "three numbers"
+	if err := jsonc.Decode(key, value, &n, want); err != nil {
+		return err
+	}
+	if len(n) != 3 {
+		return fmt.Errorf("%s: want %s, have %d", key, want, len(n))
+	}
+	*into = uplink.Priorities{Source: n[0], Network: n[1], Unbound: n[2]}
+	return nil
 }
 
 func parseFamilies(key string, value []byte, into *[]wire.Family) error {

@@ -171,57 +171,76 @@ func (l *loop) look(s *session) {
 	}
 	link, found, err := l.link(s)
 	if err != nil {
-		s.warn("read the link", err)
-		s.inst.RefreshAt = wire.Now() + lookAgain
+		s.lookAgain("read the link", err)
 		return
 	}
-	switch {
-	case !found && s.inst.Index != 0:
-		s.inst.Present = false
-		l.feed(s, event{kind: linkGone, why: "the link is gone"})
+	if !found {
+		if s.inst.Index != 0 { // else it may come yet
+			s.inst.Present = false
+			l.feed(s, event{kind: linkGone, why: "the link is gone"})
+		}
 		return
-	case !found:
-		return // it may come yet
 	}
 	s.inst.Index = link.Index
-	s.inst.Present = s.inst.Present || s.left == s.inst.Index
+	s.inst.Present = s.inst.Present || s.left == link.Index
 	s.left = 0
-	addresses, err := l.kernel.AddressesOn(s.family(), s.inst.Index)
+	addresses, err := l.kernel.AddressesOn(s.family(), link.Index)
 	if err != nil {
-		s.warn("read the addresses", err)
-		s.inst.RefreshAt = wire.Now() + lookAgain
+		s.lookAgain("read the addresses", err)
 		return
 	}
-	at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.lease.uplink.Addr() })
-	s.inst.Usable = at >= 0 && !addresses[at].Tentative()
-	switch {
-	case at >= 0 && addresses[at].DADFailed():
-		s.inst.Present = false // as long as it is like this; put on the link again, it is another
-		l.feed(s, event{kind: end, why: "another host has the address (duplicate address detection failed)"})
-		return
-	case at >= 0:
-		s.inst.Present = true
-		if created := addresses[at].Created; created != s.created {
-			s.created = created
-			l.scope.settled(s)
-		}
-		l.feed(s, event{kind: addressSeen})
-		if s.lease.state == held && !s.inst.Installed {
-			s.warn("place rules and routes", s.inst.Place(s.lease.table))
-			l.scope.settled(s)
-		} else {
-			s.follow()
-		}
-	case s.inst.Present:
-		s.inst.Present = false
-		l.feed(s, event{kind: addressGone, why: "the address is gone"})
-		return
-	case s.lease.blocking:
-		s.inst.YieldAddress()
+	goesOn := false
+	if at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.addr }); at >= 0 {
+		goesOn = l.see(s, addresses[at])
+	} else {
+		goesOn = l.miss(s)
 	}
-	if link.Name != s.lease.uplink.Key.Ifname {
+	if goesOn && link.Name != s.lease.uplink.Key.Ifname {
 		l.rename(s, link.Name)
 	}
+}
+
+func (s *session) lookAgain(what string, err error) {
+	s.warn(what, err)
+	s.inst.RefreshAt = wire.Now() + lookAgain
+}
+
+// see takes note that the address is on its link, and reports whether it is served on.
+func (l *loop) see(s *session, a route.Address) bool {
+	s.inst.Usable = !a.Tentative()
+	if a.DADFailed() {
+		s.inst.Present = false // if the address is added again, that is a new one
+		l.feed(s, event{kind: end, why: "another host has the address (duplicate address detection failed)"})
+		return false
+	}
+	s.inst.Present = true
+	changed := a.Created != s.created
+	s.created = a.Created
+	l.feed(s, event{kind: addressSeen})
+	if s.lease.state == held && !s.inst.Installed {
+		s.warn("place rules and routes", s.inst.Place(s.lease.table))
+		changed = true
+	} else {
+		s.follow()
+	}
+	if changed {
+		l.scope.settled(s)
+	}
+	return true
+}
+
+// miss takes note that the address is not on its link, and reports whether the link goes on to matter.
+func (l *loop) miss(s *session) bool {
+	s.inst.Usable = false
+	if s.inst.Present {
+		s.inst.Present = false
+		l.feed(s, event{kind: addressGone, why: "the address is gone"})
+		return false
+	}
+	if s.lease.blocking {
+		s.inst.YieldAddress()
+	}
+	return true
 }
 
 func (l *loop) link(s *session) (route.Link, bool, error) {

@@ -76,7 +76,7 @@ func Each(text []byte, set func(key string, value []byte) error) error {
 }
 
 // Decode reads the value of a key. The error names the key and says what it wants.
-func Decode[T any](key string, value []byte, into *T, want string) error {
+func Decode(key string, value []byte, into any, want string) error {
 	// null would leave the default in place without a word.
 	if strings.TrimSpace(string(value)) == "null" || json.Unmarshal(value, into) != nil {
 		return fmt.Errorf("%s: want %s, have %s", key, want, strings.TrimSpace(string(value)))
