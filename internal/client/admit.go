@@ -226,7 +226,7 @@ func (h *host) startSession(u uplink.Uplink, a route.Address) (ours bool) {
 
 // ownerOf describes the process that holds a key, as far as it can be found.
 func ownerOf(key wire.Key) string {
-	addr, err := wire.Padded(wire.HolderName(key))
+	addr, err := wire.Padded(key.String())
 	if err != nil {
 		return err.Error()
 	}

@@ -42,18 +42,18 @@ func ownMemory() (memory, error) {
 	return memory{dir}, err
 }
 
-func (m memory) path(key wire.Key) string { return m.Path(wire.HolderName(key)) }
+func (m memory) path(key wire.Key) string { return m.Path(key.String()) }
 
 // write keeps what was told about key.
-func (m memory) write(key wire.Key, t told) error { return m.Write(wire.HolderName(key), t) }
+func (m memory) write(key wire.Key, t told) error { return m.Write(key.String(), t) }
 
 // read returns what was told about key; fs.ErrNotExist says that there is nothing.
 func (m memory) read(key wire.Key) (t told, err error) {
-	err = m.Read(wire.HolderName(key), &t)
+	err = m.Read(key.String(), &t)
 	return t, err
 }
 
-func (m memory) remove(key wire.Key) error { return m.Remove(wire.HolderName(key)) }
+func (m memory) remove(key wire.Key) error { return m.Remove(key.String()) }
 
 // stale are the names of files that belong to no key that is held, by this process or by
 // another one.

@@ -68,7 +68,7 @@ const (
 
 // Open binds a name for key.
 func Open(key wire.Key, as string) (*wire.Conn, error) {
-	name := wire.HolderName(key)
+	name := key.String()
 	if as != AsHolder {
 		// Nobody can take it first, nor is it the name of an equal pid in another container.
 		name += fmt.Sprintf("%s%d-%x", as, os.Getpid(), rand.Uint64())
@@ -97,7 +97,7 @@ func standIns(key wire.Key) ([]wire.Addr, error) {
 	names, err := wire.PaddedNames(ours().Has)
 	var addrs []wire.Addr
 	for _, name := range names {
-		if loc := standInSuffix.FindStringIndex(name); loc == nil || name[:loc[0]] != wire.HolderName(key) {
+		if loc := standInSuffix.FindStringIndex(name); loc == nil || name[:loc[0]] != key.String() {
 			continue
 		}
 		addr, err := wire.Padded(name)
@@ -170,7 +170,7 @@ func AskStandIns(conn *wire.Conn, req wire.Request, patience time.Duration) (wir
 // askHolder is exchange with the holder of req.Key. A holder of ours answers at once unless the host is overloaded:
 // if the owner of the name looks like this program, it is asked again, until ctx ends.
 func askHolder(ctx context.Context, conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
-	to, err := wire.Padded(wire.HolderName(req.Key))
+	to, err := wire.Padded(req.Key.String())
 	if err != nil {
 		return wire.Reply{}, err
 	}
@@ -204,7 +204,7 @@ func End(conn *wire.Conn, key wire.Key) error {
 	_, err := askHolder(context.Background(), conn, wire.Request{Key: key, Cmd: wire.Query}, HolderPatience)
 	if err == nil {
 		var to wire.Addr
-		if to, err = wire.Padded(wire.HolderName(key)); err == nil {
+		if to, err = wire.Padded(key.String()); err == nil {
 			_, err = exchange(conn, to, end, ours(), patience)
 		}
 	}
@@ -253,8 +253,8 @@ func OtherHolder(key wire.Key) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	suffix := strings.TrimPrefix(wire.HolderName(key), key.Ifname)
+	suffix := strings.TrimPrefix(key.String(), key.Ifname)
 	return slices.ContainsFunc(names, func(name string) bool {
-		return name != wire.HolderName(key) && strings.HasSuffix(name, suffix)
+		return name != key.String() && strings.HasSuffix(name, suffix)
 	}), nil
 }

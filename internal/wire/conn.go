@@ -46,9 +46,6 @@ func Padded(text string) (Addr, error) {
 	return a, err
 }
 
-// HolderName is the text of the name, padded, at which the holder of a key answers.
-func HolderName(k Key) string { return k.String() }
-
 // Bound tells whether there is anybody at this address: a peer that never bound its
 // socket cannot be answered.
 func (a Addr) Bound() bool { return a.len > pathOffset }

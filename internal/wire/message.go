@@ -58,7 +58,7 @@ func (f Family) String() string {
 type Command int
 
 // The commands. The server serves Acquire, Release and Mark; the holder of a lease, at the
-// name HolderName gives, serves Query, Replace and End.
+// name of its key, serves Query, Replace and End.
 const (
 	Acquire  Command = 0 // ask for a lease, or renew it
 	Release  Command = 1
@@ -95,6 +95,7 @@ type Key struct {
 	Address string
 }
 
+// String is IFNAME-ADDRESS-FAMILY. The holder of a key answers at the padded name of this text.
 func (k Key) String() string { return k.Ifname + "-" + k.Address + "-" + strconv.Itoa(int(k.Family)) }
 
 // Canonical returns the key with its address in the one form in which addresses are
