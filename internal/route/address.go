@@ -39,12 +39,6 @@ func (a Address) Tentative() bool {
 // DADFailed reports whether another host has the address.
 func (a Address) DADFailed() bool { return a.Flags&unix.IFA_F_DADFAILED != 0 }
 
-// Deprecated reports whether the address serves what has it and is not for what is new.
-func (a Address) Deprecated() bool { return a.Flags&unix.IFA_F_DEPRECATED != 0 }
-
-// Temporary reports whether it is a temporary address, RFC 8981. In IPv4 the bit means secondary.
-func (a Address) Temporary() bool { return a.Flags&unix.IFA_F_TEMPORARY != 0 && a.Addr.Is6() }
-
 // Addresses returns the addresses of family, AF_INET or AF_INET6, or of both with AF_UNSPEC.
 func (c *Conn) Addresses(family int) ([]Address, error) { return c.AddressesOn(family, 0) }
 

@@ -9,10 +9,9 @@ import (
 
 // Link is a kernel interface.
 type Link struct {
-	Index   int
-	Name    string // the name, also of a link that was found by an alternative one
-	Up      bool   // the administrator wants it up
-	Running bool   // it is up and has a carrier
+	Index int
+	Name  string // the name, also of a link that was found by an alternative one
+	Up    bool   // the administrator wants it up
 }
 
 // RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are half of a link's message.
@@ -89,9 +88,8 @@ func parseLink(b []byte) (l Link, family int, err error) {
 	}
 	flags := native.Uint32(b[8:])
 	l = Link{
-		Index:   int(int32(native.Uint32(b[4:]))),
-		Up:      flags&unix.IFF_UP != 0,
-		Running: flags&unix.IFF_UP != 0 && flags&unix.IFF_RUNNING != 0,
+		Index: int(int32(native.Uint32(b[4:]))),
+		Up:    flags&unix.IFF_UP != 0,
 	}
 	err = eachAttribute(b[unix.SizeofIfInfomsg:], func(typ uint16, value []byte) {
 		if typ == unix.IFLA_IFNAME {

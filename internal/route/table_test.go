@@ -227,9 +227,11 @@ func carrierLost(t testing.TB, n *nettest.Namespace, c *Conn, index int, peer *n
 	defer w.Close()
 	peer.IP(t, "link set eth0 down")
 	for {
-		if l, _, err := c.LinkByIndex(index); err != nil {
+		l, _, err := c.LinkByIndex(index)
+		if err != nil {
 			t.Fatal(err)
-		} else if !l.Running {
+		}
+		if strings.Contains(n.IP(t, "link show "+l.Name), "NO-CARRIER") {
 			return
 		}
 		if _, err := w.Next(); err != nil {
