@@ -32,7 +32,7 @@ func TestTwinByTheBook(t *testing.T) {
 	}
 	t.Logf("%d hosts, %d answers, %d wrong in %d hosts", sum.hosts, sum.answers, sum.wrong, sum.bad)
 	for _, k := range sum.sorted() {
-		t.Errorf("%d answers, %d hosts: %s (seed %d)\n%s\n%s\n%s", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.sample(k.signature), k.first.host.text(), k.first.rules)
+		t.Errorf("%d answers, %d hosts: %s (seed %d)\n%s\n%s\n%s", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.sample(k.signature, 4), k.first.host.text(), k.first.rules)
 	}
 }
 

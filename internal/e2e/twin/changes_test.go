@@ -37,9 +37,10 @@ func (g *generator) life(phases []string) {
 	}
 }
 
-// drawPhases draws one or two phases.
+// drawPhases draws one or two phases: of hosts whose seeds follow each other one in three has each.
 func (g *generator) drawPhases() []string {
-	first, second := g.IntN(len(allPhases)), g.IntN(len(allPhases))
+	n := int(g.h.seed % uint64(len(allPhases)*len(allPhases)))
+	first, second := n%len(allPhases), n/len(allPhases)
 	var drawn []string
 	for i, phase := range allPhases {
 		if i == first || i == second {

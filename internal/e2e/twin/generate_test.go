@@ -41,7 +41,7 @@ func (n network) is4() bool { return n.addr.Addr().Is4() }
 
 // generate returns the host of a seed, with changes for some phases of its life; if there are none,
 // the seed draws one or two. A plain-looking host has two or three uplinks with one network each,
-// distinct metrics, and static routes, and no life.
+// distinct metrics, and static routes, and just starts if no phases are given.
 func generate(seed uint64, rich bool, phases []string, k kernel) *host {
 	g := &generator{
 		Rand:   rand.New(rand.NewPCG(seed, 0x7a)),
@@ -55,6 +55,9 @@ func generate(seed uint64, rich bool, phases []string, k kernel) *host {
 		g.rich(phases)
 	} else {
 		g.plain()
+		if len(phases) > 0 {
+			g.life(phases)
+		}
 	}
 	return g.h
 }

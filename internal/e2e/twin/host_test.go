@@ -74,6 +74,14 @@ func (h *host) clone() *host {
 	return &c
 }
 
+// buildCommands are all that make the host.
+func (h *host) buildCommands() (all []string) {
+	for _, s := range h.build {
+		all = append(all, s.commands...)
+	}
+	return all
+}
+
 // changesIn are the changes of a phase.
 func (h *host) changesIn(phase string) []step {
 	return slices.DeleteFunc(slices.Clone(h.changes), func(s step) bool { return s.phase != phase })
@@ -83,10 +91,8 @@ func (h *host) changesIn(phase string) []step {
 func (h *host) text() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "    "+format+"\n", args...) }
-	for _, s := range h.build {
-		for _, c := range s.commands {
-			line("%s", c)
-		}
+	for _, c := range h.buildCommands() {
+		line("%s", c)
 	}
 	line("echo '%s' >watch.json; table-allocator-client watch --clean -c watch.json &", h.watch.config())
 	for _, phase := range h.phases {

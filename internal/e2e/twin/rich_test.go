@@ -19,7 +19,7 @@ func (g *generator) rich(phases []string) {
 	}{
 		{45, g.lan}, {35, g.bridge}, {30, g.vpn}, {15, g.service}, {70, g.statics}, {50, g.statics}, {20, g.errorRoute},
 		{15, g.errorDefault}, {15, g.multipath}, {20, g.group}, {12, g.othersRule}, {10, g.localRoute}, {15, g.sourceSpecific},
-		{10, g.tos}, {10, g.secondDefault}, {10, g.sameNetwork}, {25, g.optionalLink},
+		{10, g.tos}, {10, g.secondDefault}, {10, g.sameNetwork}, {25, g.optionalLink}, {15, g.unnumbered},
 	} {
 		if g.chance(piece.chance) {
 			piece.add()
@@ -93,7 +93,11 @@ func (g *generator) firstAddress(l *link, i int) {
 		g.add("router of "+l.name, "route add %s dev %s", n.gateway, l.name)
 		return
 	}
-	g.give(l, n, pick(g, "", "", "", "", "metric 100", "noprefixroute"))
+	more := pick(g, "", "", "", "", "metric 100", "noprefixroute")
+	g.give(l, n, more)
+	if more == "noprefixroute" && g.chance(60) { // as NetworkManager does
+		g.add("network of "+l.name, "route add %s dev %s proto static metric 100 src %s", n.addr.Masked(), l.name, n.addr.Addr())
+	}
 	if g.chance(15) {
 		g.add("setting of "+l.name, "sysctl -qw net.ipv4.conf.%s.promote_secondaries=1", l.name)
 	}
@@ -274,6 +278,16 @@ func (g *generator) vpn() {
 	case 2:
 		g.metric++
 		g.add("default over "+l.name, "route add 0.0.0.0/0 dev %s metric %d", l.name, pick(g, 50, g.metric))
+	}
+}
+
+// unnumbered adds a link without an address, and what lies behind it.
+func (g *generator) unnumbered() {
+	l := g.newLink(fmt.Sprintf("ptp%d", g.next))
+	g.add("site behind "+l.name, "route add %s dev %s", pick(g, "10.77.0.0/16", "100.80.0.0/12", "192.168.128.0/17"), l.name)
+	if g.chance(30) {
+		g.metric++
+		g.add("default over "+l.name, "route add 0.0.0.0/0 dev %s metric %d", l.name, g.metric)
 	}
 }
 

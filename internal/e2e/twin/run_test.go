@@ -36,6 +36,9 @@ func life(h *host, t *twins, patience []time.Duration) (f finding, err error) {
 		return f, err
 	}
 	l := &living{w, t, &f}
+	if err := l.spoilByFlag(); err != nil {
+		return f, err
+	}
 	for _, phase := range h.phases {
 		if ok, err := l.phase(phase); !ok || err != nil {
 			return f, err
@@ -49,6 +52,23 @@ type living struct {
 	w *world
 	t *twins
 	f *finding
+}
+
+// spoilByFlag breaks what the flag names, for who wants to see the test fail.
+func (l *living) spoilByFlag() error {
+	i := slices.IndexFunc(breakages, func(b breakage) bool { return b.name == *breakIt })
+	if i < 0 || !l.w.host.second.addr.IsValid() {
+		return nil
+	}
+	if _, err := l.look(atStart); err != nil {
+		return err
+	}
+	s, err := l.w.second()
+	if err != nil {
+		return err
+	}
+	l.w.watch.kill()
+	return l.w.spoil(breakages[i], s)
 }
 
 // phase lets the host live through a phase and reports whether all is right at its end.
@@ -234,11 +254,11 @@ func (t *tally) add(f finding) {
 	}
 }
 
-// sample are some of the wrong answers of a kind.
-func (f finding) sample(signature string) string {
+// sample are the first wrong answers of a kind.
+func (f finding) sample(signature string, most int) string {
 	var texts []string
 	for _, w := range f.wrong {
-		if w.signature == signature && len(texts) < 4 {
+		if w.signature == signature && len(texts) < most {
 			texts = append(texts, "    "+w.text)
 		}
 	}

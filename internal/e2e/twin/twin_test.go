@@ -21,10 +21,13 @@
 // The last one is the host of a seed. "-shrink 10" makes the hosts of the ten most frequent kinds of
 // wrong answers as small as they get, and prints them as commands to type. "-more" adds the rules
 // and routes of the real host and the log of its watch. "-phases all" goes through a whole life.
+// With -break "a default is left out", or another name of notice_test.go, the test has to fail.
 package twin
 
 import (
+	"cmp"
 	"flag"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +42,7 @@ var (
 	phases  = flag.String("phases", "", `phases to go through, with commas, or "all" ("": by the seed)`)
 	workers = flag.Int("workers", 4, "how many hosts at once")
 	smaller = flag.Int("shrink", 3, "how many kinds of wrong answers to shrink")
+	breakIt = flag.String("break", "", "what to break on hosts with a second uplink: a name of notice_test.go")
 	verbose = flag.Bool("more", false, "show rules, routes and log of each wrong host")
 )
 
@@ -50,18 +54,31 @@ var longPatience = []time.Duration{100 * time.Millisecond, 300 * time.Millisecon
 // shortPatience is for hosts that are expected to be wrong.
 var shortPatience = []time.Duration{120 * time.Millisecond, 350 * time.Millisecond}
 
-// TestTwin makes up hosts and asks each, in several phases of its life, where packets go.
+// TestTwin makes up hosts and asks each, in one or two phases of its life, where packets go.
 func TestTwin(t *testing.T) {
-	base := firstSeed()
-	n := *hosts
-	if n == 0 {
-		n = 40
+	twin(t, cmp.Or(*hosts, 40), phasesToGo())
+}
+
+// TestTwinSoak has many more hosts, which go through all phases.
+func TestTwinSoak(t *testing.T) {
+	n := 5
+	if os.Getenv("SOAK") == "full" {
+		n = 10000
 	}
+	phases := phasesToGo()
+	if phases == nil && *looks == "rich" {
+		phases = allPhases
+	}
+	twin(t, cmp.Or(*hosts, n), phases)
+}
+
+func twin(t *testing.T, n int, phases []string) {
+	base := firstSeed()
 	t.Logf("seed %d", base)
 	var all []*host
 	k := probe(t)
 	for i := range n {
-		all = append(all, generate(base+uint64(i), *looks == "rich", phasesToGo(), k))
+		all = append(all, generate(base+uint64(i), *looks == "rich", phases, k))
 	}
 	begin := time.Now()
 	patience := longPatience
@@ -101,7 +118,7 @@ func phasesToGo() []string {
 func report(t *testing.T, sum *tally) {
 	kinds := sum.sorted()
 	for _, k := range kinds {
-		t.Errorf("%4d answers, %3d hosts: %s (seed %d, %s)", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.phase)
+		t.Errorf("%4d answers, %3d hosts: %s (seed %d, %s)\n%s", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.phase, k.first.sample(k.signature, 1))
 	}
 	stock := &twins{}
 	defer stock.close()
@@ -110,7 +127,7 @@ func report(t *testing.T, sum *tally) {
 			break
 		}
 		f := shrink(k.first, k.signature, stock)
-		t.Logf("%s\nseed %d, phase %s\n%s%s", k.signature, f.host.seed, f.phase, f.host.text(), f.sample(k.signature))
+		t.Logf("%s\nseed %d, phase %s\n%s%s", k.signature, f.host.seed, f.phase, f.host.text(), f.sample(k.signature, 4))
 		if *verbose {
 			t.Logf("rules and routes:\n%s\nlog:\n%s", f.rules, f.log)
 		}

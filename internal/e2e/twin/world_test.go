@@ -172,12 +172,7 @@ func newWorld(h *host) (w *world, err error) {
 	if w.server, err = w.startServer(); err != nil {
 		return w, err
 	}
-	for _, s := range h.build {
-		if err := w.apply(s); err != nil {
-			return w, err
-		}
-	}
-	return w, nil
+	return w, w.apply(step{commands: h.buildCommands()})
 }
 
 func (w *world) close() {
