@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -35,11 +36,18 @@ const remark = "! "
 // foreground starts the process in the background, waits for its answer and prints it.
 func foreground() error {
 	report := reportTo(os.Stdout)
-	answers, err := startBackground()
+	answers, err := startHolder(os.Args[1:])
 	if err != nil {
 		report(0, err.Error())
 		return nil
 	}
+	report(answer(answers))
+	return nil
+}
+
+// answer waits for the table, or why there is none.
+func answer(answers *os.File) (table uint32, why string) {
+	defer answers.Close()
 	lines := bufio.NewScanner(answers)
 	for lines.Scan() {
 		if text, ok := strings.CutPrefix(lines.Text(), remark); ok {
@@ -51,32 +59,44 @@ func foreground() error {
 		if err != nil {
 			break
 		}
-		report(uint32(table), why)
-		return nil
+		return uint32(table), why
 	}
-	report(0, "the process in the background ended without an answer")
-	return nil
+	if errors.Is(lines.Err(), os.ErrDeadlineExceeded) {
+		return 0, "the process in the background has not answered yet"
+	}
+	return 0, "the process in the background ended without an answer"
 }
 
-// startBackground runs this command line again in a session of its own. The new process inherits no
-// descriptor of the caller, since the caller may wait until its pipe is closed, or hold a lock by one.
-func startBackground() (answers *os.File, err error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find own program: %w", err)
-	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer null.Close()
+// startHolder starts the process that holds the lease of a command line.
+func startHolder(args []string) (answers *os.File, err error) {
 	answers, pipe, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("make a pipe: %w", err)
 	}
 	defer pipe.Close()
-	if err := closeOnExec(); err != nil {
+	_, err = start(args, "", []string{pipeVariable + "=" + strconv.Itoa(pipeFD)}, pipe.Fd())
+	if err != nil {
+		answers.Close()
 		return nil, err
+	}
+	return answers, nil
+}
+
+// start runs this program with other arguments in a session of its own. The new process inherits no
+// descriptor of the caller but those in more, which become its descriptors from 3 on, since the caller
+// may wait until its pipe is closed, or hold a lock by one. dir is the working directory, "" the caller's.
+func start(args []string, dir string, env []string, more ...uintptr) (pid int, err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return 0, fmt.Errorf("find own program: %w", err)
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	if err := closeOnExec(); err != nil {
+		return 0, err
 	}
 	// A signal that is ignored stays ignored across exec; one that is caught gets its default action.
 	if ignored := ignoredSignals(); len(ignored) > 0 {
@@ -89,21 +109,22 @@ func startBackground() (answers *os.File, err error) {
 	defer runtime.UnlockOSThread()
 	var none, before unix.Sigset_t
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &before); err != nil {
-		return nil, fmt.Errorf("clear the signal mask: %w", err)
+		return 0, fmt.Errorf("clear the signal mask: %w", err)
 	}
 	// Not os.StartProcess: that starts one more process first, to see whether pidfds work.
 	// A host may have many clients, and GOMAXPROCS=1 saves a fifth of their memory. It comes last,
 	// so that a value which the caller has set counts.
-	_, err = syscall.ForkExec(exe, os.Args, &syscall.ProcAttr{
-		Env:   append(os.Environ(), "GOMAXPROCS=1", pipeVariable+"="+strconv.Itoa(pipeFD)),
-		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), pipe.Fd()},
+	pid, err = syscall.ForkExec(exe, append([]string{os.Args[0]}, args...), &syscall.ProcAttr{
+		Dir:   dir,
+		Env:   slices.Concat(os.Environ(), []string{"GOMAXPROCS=1"}, env),
+		Files: append([]uintptr{null.Fd(), null.Fd(), null.Fd()}, more...),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	err = errors.Join(err, unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil))
 	if err != nil {
-		return nil, fmt.Errorf("start the process in the background: %w", err)
+		return 0, fmt.Errorf("start the process in the background: %w", err)
 	}
-	return answers, nil
+	return pid, nil
 }
 
 // ignoredSignals returns the signals that are ignored now and that signal.Notify can catch. The two

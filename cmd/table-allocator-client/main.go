@@ -38,6 +38,7 @@ var commands = []command{
 	{"bind", "bind a user, a port or a cgroup to a link", bindUsage, 2, 1, bindTraffic},
 	{"unbind", "undo bind", bindUsage, 2, 1, unbindTraffic},
 	{"bound", "show which processes, users and ports are bound to which link", boundUsage, 2, 1, bound},
+	{"hook", "serve the addresses that dhclient, ifup or NetworkManager tell", hookUsage, 2, 1, hookEvent},
 }
 
 // original is the command line without a command word, as of the C original.

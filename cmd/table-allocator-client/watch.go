@@ -74,39 +74,59 @@ func (h *hostFlags) load() (client.WatchConfig, error) {
 	return h.base, nil
 }
 
-func watch(f *flags) action {
-	h := newHostFlags(f)
-	clean := f.Bool("clean", false, "")
-	family := f.family()
-	f.settings(&h.profile.Settings, &h.profile.Tag)
+type watchFlags struct {
+	*hostFlags
+	clean  bool
+	family func() (wire.Family, error)
+}
+
+func newWatchFlags(f *flags) *watchFlags {
+	w := &watchFlags{hostFlags: newHostFlags(f), family: f.family()}
+	f.BoolVar(&w.clean, "clean", false, "")
+	f.settings(&w.profile.Settings, &w.profile.Tag)
 	f.logging()
 	f.log.Command = "table-allocator-watch"
+	return w
+}
+
+// complete checks what was given together.
+func (w *watchFlags) complete(args []string) error {
+	only, err := w.family()
+	if only != wire.Unspec {
+		w.profile.Families = []wire.Family{only}
+	}
+	if err := errors.Join(err, noArguments(args)); err != nil {
+		return wrongUsage(err)
+	}
+	if err := w.hostFlags.complete(); err != nil {
+		return err
+	}
+	_, err = w.load()
+	return err
+}
+
+func watch(f *flags) action {
+	w := newWatchFlags(f)
 	return func(args []string) error {
-		only, err := family()
-		if only != wire.Unspec {
-			h.profile.Families = []wire.Family{only}
-		}
-		if err := errors.Join(err, noArguments(args)); err != nil {
-			return wrongUsage(err)
-		}
-		if err := h.complete(); err != nil {
-			return err
-		}
-		if _, err := h.load(); err != nil {
-			return err
-		}
-		log, err := cli.NewLogger(f.log)
-		if err != nil {
+		if err := w.complete(args); err != nil {
 			return err
 		}
 		ctx, stop := cli.UntilSignal()
 		defer stop()
-		if err := client.Watch(ctx, h.load, hangups(ctx), *clean, log); err != nil {
-			log.Error("cannot watch", "err", err)
-			return exitError{cli.ExitError}
-		}
-		return nil
+		return w.serve(ctx)
 	}
+}
+
+func (w *watchFlags) serve(ctx context.Context) error {
+	log, err := cli.NewLogger(w.log)
+	if err != nil {
+		return err
+	}
+	if err := client.Watch(ctx, w.load, hangups(ctx), w.clean, log); err != nil {
+		log.Error("cannot watch", "err", err)
+		return exitError{cli.ExitError}
+	}
+	return nil
 }
 
 // hangups returns a channel with a value for each SIGHUP; several SIGHUPs at once are one value.

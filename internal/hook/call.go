@@ -122,17 +122,19 @@ type Release struct {
 	Options []string
 }
 
-func (r Release) String() string { return "release " + strings.Join(r.args(), " ") }
+func (r Release) String() string {
+	return "release " + strings.Join(append(r.args(), r.Options...), " ")
+}
 
 func (r Release) args() []string {
-	return append([]string{familyFlag(r.Addr), "-r", "-a", r.Addr.String(), "-i", r.Ifname}, r.Options...)
+	return []string{familyFlag(r.Addr), "-r", "-a", r.Addr.String(), "-i", r.Ifname}
 }
 
 // Lose is Release for an address that somebody is about to take from the link. It has to go before
 // its rules do, or packets from it would leave by another uplink in between.
 type Lose struct{ Release }
 
-func (l Lose) String() string { return "lose " + strings.Join(l.args(), " ") }
+func (l Lose) String() string { return "lose " + strings.TrimPrefix(l.Release.String(), "release ") }
 
 // Delegate remembers the prefix that is delegated through a link. It concerns all addresses of the
 // link, and each is told by a call of its own.

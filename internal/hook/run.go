@@ -21,8 +21,9 @@ import (
 type Client struct {
 	// Hold starts the process that holds a lease and waits, for as long as it may, until the rules
 	// stand.
-	Hold    func(args []string, patience time.Duration) error
-	Release func(args []string) error
+	Hold func(args []string, patience time.Duration) error
+	// Release gives a lease back, also if it does not understand the options of the administrator.
+	Release func(args, options []string) error
 	// Behind starts the program with arguments in the background.
 	Behind func(args []string) (pid int, err error)
 	// CheckWatch reports what is wrong with the arguments of a watch; Watch is one for a while.
@@ -63,10 +64,11 @@ func (r *Runner) left(most time.Duration) time.Duration {
 }
 
 func (r *Runner) hold(l Lease) error {
-	if err := r.Hold(l.Args(), r.left(patience)); err != nil {
-		return fmt.Errorf("hold %s on %s: %w", l.Addr, l.Ifname, err)
+	err := r.Hold(l.Args(), r.left(patience))
+	if err != nil {
+		err = fmt.Errorf("hold %s on %s: %w", l.Addr, l.Ifname, err)
 	}
-	return r.memory(l.Ifname).addAddress(l.Addr)
+	return errors.Join(err, r.memory(l.Ifname).addAddress(l.Addr)) // the holder may have its table later
 }
 
 func (h Hold) run(r *Runner) error {
@@ -121,7 +123,7 @@ func (h HoldDynamic) run(r *Runner) error {
 		if err := r.memory(h.Ifname).Write(awaitedName, h.Lease); err != nil {
 			return fmt.Errorf("wait for an address on %s: %w", h.Ifname, err)
 		}
-		_, err := r.Behind([]string{"hook", AwaitProgram, h.Ifname})
+		_, err := r.Behind([]string{"hook", "-i", h.Ifname, AwaitProgram})
 		return err
 	}
 	return r.holdAll(h.Lease, dynamic)
@@ -139,7 +141,7 @@ func (r *Runner) holdAll(l Lease, addrs []netip.Addr) error {
 
 func (c Release) run(r *Runner) error {
 	done := make(chan error, 1)
-	go func() { done <- r.Release(c.args()) }()
+	go func() { done <- r.Release(c.args(), c.Options) }()
 	select {
 	case err := <-done:
 		if err != nil {
