@@ -65,7 +65,7 @@ iface wan2 inet6 dhcp
 		"server=192.168.1.1@"+given[1])
 
 	// What another ifup, or an address that comes later, adds is served by the same watch.
-	watches := func() string { return h.sh("cat /run/table-allocator/watch.*.pid") }
+	watches := func() string { return h.sh("cat /run/table-allocator/links/*/*/watch") }
 	before := watches()
 	h.sh("ifup --force wan1 >&2")
 	if got := watches(); got != before {
@@ -96,9 +96,15 @@ iface wan2 inet6 dhcp
 	h.waitClean()
 	h.waitRules6()
 	h.waitServers()
-	if left := h.sh("ls /run/table-allocator | grep watch || true"); left != "" {
+	if left := h.sh("ls -R /run/table-allocator | grep watch || true"); left != "" {
 		t.Errorf("left: %s", left)
 	}
+}
+
+// killWatch is kill -9 for the watch that ifup started for a link.
+func (h *home) killWatch(ifname string) {
+	h.t.Helper()
+	h.sh(`kill -9 $(sed 's/.*"pid":\([0-9]*\).*/\1/' /run/table-allocator/links/*/"$1"/watch)`, ifname)
 }
 
 // A watch that was killed leaves what it had to the next ifup, or else to ifdown.
@@ -111,7 +117,7 @@ func TestIfupdown6Killed(t *testing.T) {
 	h.waitServed(0, addr, h.routesOf(0)...)
 	table := h.tableOf(addr)
 	stop := h.flows(map[string]int{addr: 0})
-	h.sh("kill -9 $(cat /run/table-allocator/watch.wan0.pid)")
+	h.killWatch("wan0")
 	h.waitNoClient()
 	h.sh("ifup --force wan0 >&2")
 	h.waitHealthy()
@@ -119,7 +125,7 @@ func TestIfupdown6Killed(t *testing.T) {
 	if got := h.tableOf(addr); got != table {
 		t.Errorf("table: got %q, want %s", got, table)
 	}
-	h.sh("kill -9 $(cat /run/table-allocator/watch.wan0.pid)")
+	h.killWatch("wan0")
 	h.sh("ifdown wan0 >&2")
 	h.waitNoClient()
 	h.waitRules6() // its lease ends by itself
