@@ -38,7 +38,7 @@ func TestUdevRemove(t *testing.T) {
 			s.udev()
 			servers := make(map[int]*process)
 			for _, n := range []int{0, 1} {
-				servers[n] = s.dnsmasqAt(n, "--dhcp-option=option:T1,600", "--dhcp-option=option:T2,800")
+				servers[n] = s.dnsmasqAt(n, noRenewals...)
 				s.dhclient(s.isps[n].ifname)
 				s.waitUplink(n, given[n])
 			}

@@ -154,6 +154,9 @@ func (s *site) dnsmasqAt(n int, more ...string) *process {
 	return p
 }
 
+// noRenewals are options of dnsmasqAt: leases are not renewed while a test runs.
+var noRenewals = []string{"--dhcp-option=option:T1,600", "--dhcp-option=option:T2,800"}
+
 // dhcpdAt starts isc-dhcpd at provider n, with what its configuration says of the subnet.
 func (s *site) dhcpdAt(n int, subnet string) *process {
 	s.t.Helper()

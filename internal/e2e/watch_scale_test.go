@@ -80,7 +80,7 @@ func TestWatchSoakScale(t *testing.T) {
 					t.Errorf("%s on %s misses %s", r.Address, r.Ifname, r.Missing)
 				}
 			}
-			h.healMany(len(up))
+			h.healMany(p, len(up))
 		}
 		// In turns: addresses go, links go down, links vanish.
 		begin = time.Now()
@@ -112,7 +112,7 @@ func TestWatchSoakScale(t *testing.T) {
 
 // healMany deletes all rules of ours, and then the first unbound ones: all are back, in the
 // order in which they were.
-func (h *host) healMany(addresses int) {
+func (h *host) healMany(p *process, addresses int) {
 	h.t.Helper()
 	want := [][]string{unbound(h.rules()), unbound(h.rules6())}
 	for _, c := range []struct{ name, command string }{
@@ -120,8 +120,10 @@ func (h *host) healMany(addresses int) {
 		{"the first unbound rule", "rule del pref 91000 protocol 116"},
 	} {
 		begin := time.Now()
+		h.freeze(p.cmd.Process.Pid) // or a rule that it moves meanwhile makes the flush fail
 		h.ns.IP(h.t, "-4 "+c.command)
 		h.ns.IP(h.t, "-6 "+c.command)
+		_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGCONT) // what follows says if it has ended
 		eventually(h.t, c.name+" are back", func() error {
 			if n := h.unboundRules(); n != addresses {
 				return fmt.Errorf("%d of %d", n, addresses)
