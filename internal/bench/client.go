@@ -21,7 +21,7 @@ import (
 
 // What the project wants of the client.
 const (
-	wantTable   = 2.0    // of a start that does nothing, twice, and the server's answer
+	wantTable   = 2.0    // of two starts that do nothing; the server's answer included
 	wantGone    = 0.002  // seconds
 	wantGone99  = 0.010  // seconds
 	wantAlone   = 4.0    // MiB
@@ -87,7 +87,7 @@ func (h *host) begin(o options, dir string) (err error) {
 	return err
 }
 
-// ip runs lines of `ip -batch`.
+// ip runs lines with `ip -batch`.
 func ip(lines string, args ...any) error {
 	cmd := exec.Command("ip", "-batch", "-")
 	cmd.Stdin = strings.NewReader(fmt.Sprintf(lines, args...) + "\n")
@@ -102,7 +102,7 @@ func (s sizes) address(n int) (addr, ifname string) {
 	return fmt.Sprintf("10.%d.%d.2", 1+n/250, n%250), fmt.Sprint("wan", n%s.links)
 }
 
-// call starts a program and returns after how long it wrote its first line, and that.
+// call runs a program, and returns its first line and how long that took.
 func call(path string, args ...string) (took time.Duration, line string, err error) {
 	cmd := exec.Command(path, args...)
 	out, err := cmd.StdoutPipe()
@@ -124,12 +124,12 @@ func call(path string, args ...string) (took time.Duration, line string, err err
 	return took, strings.TrimSpace(string(buf[:n])), nil
 }
 
-// come puts an address on its link.
+// come adds an address to its link.
 func (h *host) come(addr, ifname string) error {
 	return h.do(func() error { return ip("address add %s/24 dev %s", addr, ifname) })
 }
 
-// lease has the client get a table for an address.
+// lease runs the client for an address, and notes the table.
 func (h *host) lease(addr, ifname string) (took time.Duration, err error) {
 	var line string
 	err = h.do(func() (err error) {
@@ -150,8 +150,8 @@ func (h *host) lease(addr, ifname string) (took time.Duration, err error) {
 	return took, nil
 }
 
-// leave ends the clients of addresses. The original's end with their addresses alone, since
-// its -r releases nothing; of ours that would make more work for those that stay.
+// leave ends the clients of addresses. The original's -r releases nothing, so its addresses are
+// deleted. Ours keep their addresses: deleting them would wake the clients that stay.
 func (h *host) leave(o options, first, last int) error {
 	err := h.do(func() error {
 		for n := first; n < last; n++ {
@@ -176,7 +176,7 @@ func (h *host) leave(o options, first, last int) error {
 	return err
 }
 
-// clients waits until there are so many in the background.
+// clients waits until there are want client processes, and returns their pids.
 func (h *host) clients(want int) (pids []int, err error) {
 	for until := time.Now().Add(silence); ; time.Sleep(10 * time.Millisecond) {
 		pids, err = processes(h.client)
@@ -189,7 +189,7 @@ func (h *host) clients(want int) (pids []int, err error) {
 	}
 }
 
-// mean returns a figure of the clients of each host, of whom there are so many.
+// mean returns the mean of a figure over the clients of each host.
 func mean(hosts []*host, clients int, of func(pid int) (float64, error)) (means [2][]float64, err error) {
 	for i, h := range hosts {
 		pids, err := h.clients(clients)
@@ -209,7 +209,7 @@ func mean(hosts []*host, clients int, of func(pid int) (float64, error)) (means 
 	return means, nil
 }
 
-// measureTable starts clients that do nothing and clients that get a table, in turns.
+// measureTable starts clients that do nothing and clients that lease a table, in turns.
 func measureTable(o options, hosts []*host, r *report) error {
 	var nothing []float64
 	var table [2][]float64
@@ -228,7 +228,7 @@ func measureTable(o options, hosts []*host, r *report) error {
 			return err
 		}
 		for next := range hosts {
-			i := (n + next) % len(hosts) // a client has things to do yet when the next one starts
+			i := (n + next) % len(hosts) // a client is still busy when the next one starts, so the first one changes
 			took, err := hosts[i].lease(o.address(n))
 			if err != nil {
 				return err
@@ -237,13 +237,13 @@ func measureTable(o options, hosts []*host, r *report) error {
 		}
 	}
 	r.add(seconds, median(nothing), "client: a start that does nothing (--version), to its line")
-	r.add(seconds, median(table[0]), "client: from its start to the table on stdout, rules in place").beside(table[1])
-	// One process starts the other, and that one asks the server; which takes microseconds.
+	r.add(seconds, median(table[0]), "client: from its start to the table on stdout, rules in place").against(table[1])
+	// One process starts the other, and that one asks the server, which takes microseconds.
 	r.add(ratio, median(table[0])/(2*median(nothing)), "client: the same, of two starts that do nothing").atMost(wantTable)
 	return nil
 }
 
-// measureMemory looks at clients that have nothing to do until they renew.
+// measureMemory measures clients at rest: they have nothing to do until they renew.
 func measureMemory(o options, hosts []*host, r *report) error {
 	time.Sleep(o.settle)
 	before, err := mean(hosts, o.addresses, wakeups)
@@ -258,7 +258,7 @@ func measureMemory(o options, hosts []*host, r *report) error {
 	for i := range hosts {
 		woke[i][0] = (woke[i][0] - before[i][0]) / o.idle.Minutes()
 	}
-	r.add(perMinute, woke[0][0], "client: wake-ups without an event").beside(woke[1]).atMost(0)
+	r.add(perMinute, woke[0][0], "client: wake-ups without an event").against(woke[1]).atMost(0)
 
 	present := o.addresses
 	for _, left := range []int{o.together, 1} {
@@ -274,17 +274,17 @@ func measureMemory(o options, hosts []*host, r *report) error {
 			return err
 		}
 		if left == 1 {
-			r.add(octets, pss[0][0], "client: memory (PSS) of one alone, at rest").beside(pss[1]).atMost(wantAlone * (1 << 20))
+			r.add(octets, pss[0][0], "client: memory (PSS) of one alone, at rest").against(pss[1]).atMost(wantAlone * (1 << 20))
 		} else {
-			r.add(octets, pss[0][0], "client: memory (PSS) of each of %d, at rest", left).beside(pss[1]).atMost(wantEach * (1 << 20))
+			r.add(octets, pss[0][0], "client: memory (PSS) of each of %d, at rest", left).against(pss[1]).atMost(wantEach * (1 << 20))
 		}
 	}
 	return nil
 }
 
-// measureGone deletes addresses one by one, and takes the time between the kernel's word
-// that one is gone and its word that the last rule of its is. The original's are gone by now
-// but for one, and only what it left behind is counted.
+// measureGone deletes addresses one by one, and takes the time between the kernel's events for the
+// address and for the last of its rules. Of the original one client is left by now; only the rules
+// that stay are counted.
 func measureGone(o options, hosts []*host, r *report) error {
 	const rules = 3 // of each address
 	us := hosts[0]
@@ -330,13 +330,13 @@ func measureGone(o options, hosts []*host, r *report) error {
 		}
 		left[i] = []float64{float64(strings.Count(out, "\n") - 3)} // the kernel has three
 	}
-	r.add(count, left[0][0], "client: rules that are left of %d addresses which are gone", o.addresses).beside(left[1])
+	r.add(count, left[0][0], "client: rules that are left of %d addresses which are gone", o.addresses).against(left[1])
 	return nil
 }
 
-// watchGone sends the seconds from each address that goes to the last of its rules. It has
-// a thread for itself, which goes first where that is permitted: the time at which it reads
-// is the time that counts.
+// watchGone sends the seconds between the end of each address and that of the last of its rules. It
+// takes the time when it reads an event, so it has a thread of its own, with real-time priority where
+// that is permitted.
 func watchGone(rules int, ready chan<- struct{}, gone chan<- float64) error {
 	runtime.LockOSThread() // for good: the thread ends with the goroutine
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
@@ -374,7 +374,7 @@ func watchGone(rules int, ready chan<- struct{}, gone chan<- float64) error {
 	}
 }
 
-// measureWatch has many addresses appear together.
+// measureWatch adds many addresses at once to links that a watch serves.
 func measureWatch(o options, r *report) error {
 	cmd := exec.Command(ours.client, "watch", "--ifname", "wan*", "-d", "client-0", "--routes", "copy")
 	var log bytes.Buffer
@@ -384,7 +384,7 @@ func measureWatch(o options, r *report) error {
 	}
 	defer func() {
 		_ = cmd.Process.Signal(syscall.SIGKILL) // it may have ended
-		_ = cmd.Wait()                          // killed is what it says
+		_ = cmd.Wait()                          // the error is that it was killed
 	}()
 	w, err := route.Watch(route.Rules4)
 	if err != nil {
@@ -396,7 +396,7 @@ func measureWatch(o options, r *report) error {
 		addr, ifname := o.address(n)
 		fmt.Fprintf(&lines, "address add %s/24 dev %s\n", addr, ifname)
 	}
-	time.Sleep(time.Second / 2) // it has begun; what it finds then would count no less
+	time.Sleep(time.Second / 2) // the watch has started by then; an address that it finds at its start counts as well
 	begin := time.Now()
 	if err := ip("%s", lines.String()); err != nil {
 		return err

@@ -4,12 +4,11 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// echoCommand is the first argument of the process that serves echo.
+// echoCommand is the first argument of the process that is the echo server.
 const echoCommand = "echo"
 
-// echo returns each datagram to whom it came from, and does nothing else. It does that with
-// the server's own sockets, batches and all: simpler ones are slower, and would make the
-// server look better.
+// echo sends each datagram back to its sender and does nothing else. It uses the server's own
+// sockets and batches: simpler sockets are slower, and would make the server look better.
 func echo(name string) error {
 	addr, err := wire.Exact(name)
 	if err != nil {

@@ -15,16 +15,16 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// target is who is asked.
+// target is a server that the load asks.
 type target struct {
 	name   string        // text of its abstract name
-	padded bool          // as C programs write it; exact otherwise
-	echo   bool          // it returns what it gets
-	rest   time.Duration // from an answer for a key to its renewal, at least
+	padded bool          // the name is as C programs write it; else exact
+	echo   bool          // it is the echo server
+	rest   time.Duration // a key is renewed at least this long after its last answer
 }
 
-// sockaddr is an abstract name in the form of the target's. The original answers nobody
-// whose name has another.
+// sockaddr is an abstract name in the form of the target's. The original does not answer a name
+// in the other form.
 func (t target) sockaddr(name string) (addr [unix.SizeofSockaddrUnix]byte, size uintptr) {
 	*(*uint16)(unsafe.Pointer(&addr[0])) = unix.AF_UNIX
 	size = uintptr(3 + copy(addr[3:], name))
@@ -54,7 +54,8 @@ func (t target) dial(name string) (fd int, err error) {
 	return fd, nil
 }
 
-// try has it release what nobody holds, which changes nothing and is answered like any other.
+// try asks the target to release a lease that nobody holds, which changes nothing, and waits for
+// the answer.
 func (t target) try() error {
 	fd, err := t.dial(t.name + "-tried")
 	if err != nil {
@@ -72,16 +73,16 @@ func (t target) try() error {
 	return err
 }
 
-// tablesMax bounds the table numbers of which holders are known.
+// tablesMax bounds the tables whose holders the load knows.
 const tablesMax = 1 << 20
 
-// silence is how long an answer may take before it counts as lost.
+// silence is how long an answer may take before the request counts as lost.
 const silence = 15 * time.Second
 
-// fleet is what asks: a socket for each client, all of them in one thread, because what is
-// to be seen is the server and not how Go wakes goroutines. It is the same for every target,
-// building a datagram for each request and decoding and checking each reply, so that what
-// differs between two targets is theirs.
+// fleet is the clients: a socket for each of them, and one thread for all, because the server is to
+// be measured and not how Go wakes goroutines. It does the same work for every target, builds a
+// datagram for each request, and decodes and checks each reply, so that a difference between two
+// targets is a difference of the targets.
 type fleet struct {
 	target target
 	keys   []wire.Key
@@ -89,20 +90,20 @@ type fleet struct {
 	holder []uint32 // the key of each table, from 1
 	peers  []*peer
 	epoll  int
-	end    int // behind the last key that was asked for
+	end    int // the key after the last one that once asked for
 	faults faults
 
 	renewed int         // the last key that renew asked for
-	touched []time.Time // when each key was asked for by renew, or answered
+	touched []time.Time // when renew asked for each key, or the answer came
 }
 
-// faults counts what must not be.
+// faults counts what a server must not do.
 type faults struct {
 	mu         sync.Mutex
 	Violations int      `json:"violations"` // two keys with one table, a renewal that changed it, a reply to somebody else
 	Lost       int      `json:"lost"`       // requests without an answer
 	Refused    int      `json:"refused"`
-	First      []string `json:"first,omitempty"` // of each kind, what it was
+	First      []string `json:"first,omitempty"` // the first fault of each kind, in words
 }
 
 func (f *faults) add(count *int, format string, args ...any) {
@@ -124,7 +125,7 @@ func (f *faults) merge(other *faults) {
 
 func (f *faults) sum() int { return f.Violations + f.Lost + f.Refused }
 
-// String is what there is to say about some, and the first of each kind.
+// String is the counts, and the first fault of each kind.
 func (f *faults) String() string {
 	text := fmt.Sprintf("%d violations, %d requests without an answer, %d refused", f.Violations, f.Lost, f.Refused)
 	return strings.Join(append([]string{text}, f.First...), "\n")
@@ -134,13 +135,13 @@ func (f *faults) String() string {
 type peer struct {
 	fd      int
 	index   int32
-	asks    bool // and has no answer yet
+	asks    bool // it has asked, and has no answer yet
 	key     int
 	since   time.Time
 	expires int64 // of the last request to an echo server
 }
 
-// keysFor are n keys, as of so many addresses on a few links.
+// keysFor returns n keys: addresses on eight links.
 func keysFor(n int) []wire.Key {
 	keys := make([]wire.Key, n)
 	for i := range keys {
@@ -168,10 +169,10 @@ func newFleet(t target, clients, keys int) (*fleet, error) {
 	return f, f.resize(clients)
 }
 
-// sockets counts them all, for their names.
+// sockets counts all sockets ever made, for their names.
 var sockets int
 
-// resize makes it another number of clients, who hold the same leases.
+// resize changes the number of clients. The keys keep their leases.
 func (f *fleet) resize(clients int) error {
 	for _, p := range f.peers {
 		unix.Close(p.fd)
@@ -202,7 +203,7 @@ func (f *fleet) close() {
 type run struct {
 	requests int
 	took     time.Duration
-	each     []uint32 // nanoseconds, in order of size
+	each     []uint32 // nanoseconds of each request, sorted
 }
 
 func (r run) rate() float64 { return float64(r.requests) / r.took.Seconds() }
@@ -214,8 +215,8 @@ func (r run) quantile(q float64) time.Duration {
 	return time.Duration(r.each[min(int(q*float64(len(r.each))), len(r.each)-1)])
 }
 
-// once asks once for each key from first up to last, for as long as given at most. f.end is
-// behind the last one then.
+// once asks once for each key from first up to and without last, but no longer than most.
+// Afterwards f.end is the key after the last one that it asked for.
 func (f *fleet) once(cmd wire.Command, first, last int, most time.Duration) run {
 	f.end = first
 	return f.drive(cmd, most, func() (key int, ok bool) {
@@ -227,8 +228,8 @@ func (f *fleet) once(cmd wire.Command, first, last int, most time.Duration) run 
 	})
 }
 
-// renew goes round the first keys, from where it stopped the last time, for as long as given
-// at most: until one comes that has to rest.
+// renew goes round the first keys, from where the last call stopped, but no longer than most, and
+// only until it comes to a key that has to rest.
 func (f *fleet) renew(keys int, most time.Duration) run {
 	next := func() int { return (f.renewed + 1) % keys }
 	time.Sleep(time.Until(f.touched[next()].Add(f.target.rest)))
@@ -266,16 +267,16 @@ type drive struct {
 	cmd        wire.Command
 	next       func() (key int, ok bool)
 	start, end time.Time
-	ready      []*peer // want to ask, in order
+	ready      []*peer // the clients that want to ask, in order
 	blocked    *peer   // the first of them, if the server's queue is full
-	asking     int     // have no answer yet
+	asking     int     // how many clients have no answer yet
 	took       []uint32
 	out        []byte
 	in         [1024]byte
 	events     [256]unix.EpollEvent
 }
 
-// want gives a client something to ask, if it is not too late.
+// want gives a client a key to ask for, unless the measurement is over.
 func (d *drive) want(p *peer, now time.Time) {
 	if now.After(d.end) {
 		return
@@ -286,7 +287,7 @@ func (d *drive) want(p *peer, now time.Time) {
 	}
 }
 
-// send asks as much as the server's queue has room for.
+// send sends requests until the server's queue is full.
 func (d *drive) send() {
 	for len(d.ready) > 0 {
 		p := d.ready[0]
@@ -307,8 +308,7 @@ func (d *drive) send() {
 	}
 }
 
-// block notes which client waits for room in the server's queue, as a process does whose
-// send blocks.
+// block notes which client waits for room in the server's queue, as a process whose send blocks.
 func (d *drive) block(p *peer) {
 	if p == d.blocked {
 		return
@@ -324,7 +324,7 @@ func (d *drive) block(p *peer) {
 	d.blocked = p
 }
 
-// must is for system calls on descriptors of ours that fail only by a bug.
+// must is for system calls on our own descriptors, which fail only by a bug.
 func must(err error) {
 	if err != nil {
 		panic(err)
@@ -371,13 +371,13 @@ func (d *drive) receive() {
 	}
 }
 
-// build is the datagram that asks.
+// build appends the datagram of a request.
 func (f *fleet) build(b []byte, p *peer, cmd wire.Command) []byte {
 	if !f.target.echo {
 		return wire.Request{Key: f.keys[p.key], Cmd: cmd}.Append(b)
 	}
-	// Instead of the request the reply that is wanted back: either run builds one datagram and
-	// decodes one like it.
+	// The echo server gets the reply that it is to send back. So the load builds one datagram and
+	// decodes one reply for either target.
 	p.expires++
 	return wire.Reply{Table: uint32(p.key + 1), Expires: p.expires}.Append(b)
 }

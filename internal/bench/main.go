@@ -1,10 +1,3 @@
-// Command bench measures the server and the client, and checks what they answer while it
-// does. Without -server it starts both, and what they are compared with, in network
-// namespaces of their own: see make bench. With it, it loads a server that runs here, any
-// that speaks the protocol, the C original included.
-//
-// It says how fast something is, and what the project wants it to be, and judges nothing:
-// the exit code is 1 only if an answer was wrong or lost.
 package main
 
 import (
@@ -23,22 +16,22 @@ import (
 const usage = `Usage: go run ./internal/bench [options]
 
 Measures table-allocator-server and table-allocator-client of bin/ in network
-namespaces of their own, or with -server one that runs here, and checks every
-answer. Ratios are of measurements that take turns in one run.
+namespaces of their own, or with -server a server that runs here, and checks
+every answer. Ratios compare measurements that take turns in one run.
 
   -json          print JSON
-  -runs N        take the median of N runs (5)
-  -slice D       how long one measurement lasts (100ms); each run has 3 of a kind
+  -runs N        print the median of N runs (5)
+  -slice D       how long one measurement lasts (100ms); each run has three of a kind
   -only PART     server or client
   -clients N,N   how many ask at once (1,16,256)
-  -short         small and quick: does it work, not how fast is it
-  -dir DIR       where the database is (below .cache); not on a tmpfs
-  -original DIR  measure the C original too, whose two commands are in DIR
+  -short         small and quick: shows that it works, not how fast it is
+  -dir DIR       where the databases are (below .cache); not on a tmpfs
+  -original DIR  measure the two commands of the C original in DIR, too
   -profile FILE  write CPU profiles of the server to FILE.1, FILE.16 and FILE.256
 
-  -server NAME   ask this server of the abstract namespace and give all back
-  -exact         ... with NAME as Python, Go and socat write it; C programs pad it
-  -leases N      ... for so many leases at most (40); it must have as many
+  -server NAME   measure the server at this abstract name, and release all leases
+  -exact         ... NAME is as Python, Go and socat write it; C programs pad it
+  -leases N      ... ask for N leases at most (40); its pool must have as many
 `
 
 // options are what the command line says.
@@ -59,17 +52,17 @@ type options struct {
 	leases int
 }
 
-// sizes is how much is measured, and for how long nothing is done.
+// sizes is how much is measured, and how long bench waits before it measures at rest.
 type sizes struct {
 	few, many int // held leases
 	callers   int // of a boot storm
 	links     int
-	addresses int           // with a client each
-	together  int           // clients whose memory is divided
-	watched   int           // addresses
-	settle    time.Duration // after a start Go's runtime gives memory back
-	idle      time.Duration // in which wake-ups are counted
-	atRest    time.Duration // after the last that was to do: then they have let go of memory
+	addresses int           // each with a client
+	together  int           // clients that share memory when it is measured
+	watched   int           // addresses that one watch serves
+	settle    time.Duration // after a start, until Go's runtime has returned memory
+	idle      time.Duration // during which wake-ups are counted
+	atRest    time.Duration // after the last event, until the clients have returned memory
 }
 
 var (
@@ -110,7 +103,7 @@ func main() {
 		o.sizes = small
 	}
 	for text := range strings.SplitSeq(*clients, ",") {
-		n, _ := strconv.Atoi(text) // 0 is refused below
+		n, _ := strconv.Atoi(text) // what is no number is 0, and refused below
 		o.clients = append(o.clients, n)
 	}
 	switch {
@@ -132,7 +125,7 @@ func fail(err error) {
 	os.Exit(0)
 }
 
-// own measures our commands, and the original's beside them.
+// own measures our commands, and those of the original if it is given.
 func own(session *nettest.Session, o options) error {
 	if err := os.MkdirAll(o.dir, 0o755); err != nil {
 		return err
@@ -141,7 +134,7 @@ func own(session *nettest.Session, o options) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir) // nothing in it is missed
+	defer os.RemoveAll(dir) // an error leaves files in .cache
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}

@@ -20,13 +20,13 @@ import (
 	"github.com/table-allocator/table-allocator/internal/server"
 )
 
-// process is one that was started to be measured.
+// process is a server that bench started.
 type process struct {
 	cmd *exec.Cmd
-	log string // path of what it says
+	log string // the path of its log
 }
 
-// spawn starts a server and waits until it answers.
+// spawn starts a server, and waits until it answers.
 func spawn(t target, log string, args ...string) (*process, error) {
 	f, err := os.Create(log)
 	if err != nil {
@@ -44,13 +44,13 @@ func spawn(t target, log string, args ...string) (*process, error) {
 			return p, nil
 		}
 		if time.Now().After(until) {
-			text, _ := os.ReadFile(log) // what there is
+			text, _ := os.ReadFile(log) // without one the error stands alone
 			return nil, errors.Join(fmt.Errorf("%s does not serve: %w\n%s", args[0], err, text), p.kill())
 		}
 	}
 }
 
-// stop ends it as a service manager does. The original lets the signal end it.
+// stop ends the server as a service manager does. The original does not catch the signal.
 func (p *process) stop() error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
@@ -65,7 +65,7 @@ func (p *process) stop() error {
 
 func (p *process) kill() error {
 	err := p.cmd.Process.Kill()
-	_ = p.cmd.Wait() // killed is what it says
+	_ = p.cmd.Wait() // the error is that it was killed
 	return err
 }
 
@@ -81,7 +81,7 @@ func serveProfiled(config, profile string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() // an unfinished profile is noticed
+	defer f.Close() // pprof refuses a profile that is not whole
 	if err := pprof.StartCPUProfile(f); err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func memory(pid int) (float64, error) {
 	return float64(kib) * 1024, err
 }
 
-// processor is the time that a process has had of one.
+// processor is the processor time that the threads of a process have used.
 func processor(pid int) (used time.Duration, err error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	for _, path := range tasks {
@@ -112,7 +112,7 @@ func processor(pid int) (used time.Duration, err error) {
 	return used, err
 }
 
-// wakeups is how often the threads of a process went to sleep.
+// wakeups is how often the threads of a process gave up their processor to wait.
 func wakeups(pid int) (n float64, err error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	for _, path := range tasks {
@@ -143,7 +143,7 @@ func field(path, name string) (int, error) {
 	}
 }
 
-// processes are the pids that run a program.
+// processes are the pids of the processes that run a program.
 func processes(path string) (pids []int, err error) {
 	path, err = filepath.EvalSymlinks(path)
 	if err != nil {

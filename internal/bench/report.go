@@ -11,20 +11,20 @@ import (
 	"time"
 )
 
-// report is what was measured, in order.
+// report is the figures, in the order in which they are printed.
 type report struct {
 	Lines    []*line `json:"lines"`
 	Faults   faults  `json:"faults"`
 	Original *faults `json:"original_faults,omitempty"`
 }
 
-// line is one figure. Without a target it is there to compare with.
+// line is one figure. A line without a target is there to compare others with.
 type line struct {
 	What     string   `json:"what"`
 	Value    float64  `json:"value"`
 	Unit     string   `json:"unit"`
 	Original *float64 `json:"original,omitempty"`    // the original's figure
-	Of       *float64 `json:"of_original,omitempty"` // what the value is of that
+	Of       *float64 `json:"of_original,omitempty"` // Value divided by Original
 	Target   *float64 `json:"target,omitempty"`
 	Least    bool     `json:"at_least,omitempty"` // the target is a lower bound; else an upper one
 }
@@ -37,7 +37,7 @@ func newReport(o options) *report {
 	return r
 }
 
-// faults are those of ours or, 1, of the original.
+// faults returns the faults of our commands, 0, or of the original, 1.
 func (r *report) faults(of int) *faults {
 	if of == 0 {
 		return &r.Faults
@@ -51,9 +51,8 @@ func (r *report) add(unit string, value float64, what string, args ...any) *line
 	return l
 }
 
-// beside puts the original's figure, the median of what was measured, beside ours. Without
-// any there is none.
-func (l *line) beside(original []float64) *line {
+// against adds the original's figure: the median of its measurements, if there are any.
+func (l *line) against(original []float64) *line {
 	if len(original) > 0 {
 		value := median(original)
 		if l.Original = &value; value > 0 {
@@ -68,7 +67,7 @@ func (l *line) atLeast(target float64) { l.Target, l.Least = &target, true }
 
 func (l *line) atMost(target float64) { l.Target = &target }
 
-// met tells whether a line reaches its target.
+// met reports whether the value reaches the target.
 func (l *line) met() bool {
 	return l.Target == nil || l.Least && l.Value >= *l.Target || !l.Least && l.Value <= *l.Target
 }
@@ -96,7 +95,7 @@ func format(v float64, unit string) string {
 	return fmt.Sprintf("%.0f%s", v, unit)
 }
 
-// times has two digits at least.
+// times formats a ratio with at least two digits.
 func times(v float64) string {
 	if v >= 100 {
 		return fmt.Sprintf("%.0fx", v)
@@ -104,7 +103,7 @@ func times(v float64) string {
 	return fmt.Sprintf("%.2gx", v)
 }
 
-// roundTo leaves three digits of a time.
+// roundTo returns the unit to which a time is rounded so that three digits are left.
 func roundTo(v float64) time.Duration {
 	if v <= 0 {
 		return 1
@@ -112,7 +111,7 @@ func roundTo(v float64) time.Duration {
 	return time.Duration(math.Pow(10, math.Floor(math.Log10(v*1e9))-2))
 }
 
-// print writes the report, and returns an error if an answer of ours was wrong or lost.
+// print writes the report. It returns an error if one of our commands answered wrongly or not at all.
 func (r *report) print(o options) error {
 	if o.json {
 		e := json.NewEncoder(os.Stdout)
@@ -168,7 +167,7 @@ func (r *report) printText() {
 	}
 }
 
-// median is of values in any order.
+// median returns the middle value; the values may have any order.
 func median(v []float64) float64 { return quantile(v, 0.5) }
 
 func quantile(v []float64, q float64) float64 {

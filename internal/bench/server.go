@@ -63,10 +63,10 @@ func measureServer(o options, dir string, r *report) error {
 
 const echoName = "table-allocator-bench-echo"
 
-// sample is what one kind of measurement gave, slice by slice.
+// sample is the results of one kind of measurement, one for each slice.
 type sample struct{ rates, middle, tail, cost []float64 }
 
-// measure adds what a server did, and what processor time it took for each request.
+// measure adds the result of a run, and the processor time of the server for each request.
 func (s *sample) measure(server *process, measured func() run) error {
 	before, err := processor(server.cmd.Process.Pid)
 	if err != nil {
@@ -85,8 +85,8 @@ func (s *sample) add(r run) {
 	s.tail = append(s.tail, r.quantile(0.99).Seconds())
 }
 
-// over is the median of what s is of other, slice by slice: what takes turns is disturbed
-// alike by the rest of the machine.
+// over is the median of the ratios of s and other, slice by slice: measurements that take turns are
+// disturbed alike by the rest of the machine.
 func over(s, other []float64) float64 {
 	ratios := make([]float64, min(len(s), len(other)))
 	for i := range ratios {
@@ -95,15 +95,15 @@ func over(s, other []float64) float64 {
 	return median(ratios)
 }
 
-// holder is a server and the clients that hold so many leases of it all the time.
+// holder is a server, and clients that hold a number of its leases all the time.
 type holder struct {
 	software
-	dir    string
-	server *process
-	fleet  *fleet
-	held   int
-	fresh  sample
-	renew  sample
+	dir     string
+	server  *process
+	fleet   *fleet
+	held    int
+	acquire sample
+	renew   sample
 }
 
 func hold(s software, dir string, clients, held int) (*holder, error) {
@@ -123,14 +123,14 @@ func (h *holder) renewals(slice time.Duration) error {
 	return h.renew.measure(h.server, func() run { return h.fleet.renew(h.held, slice) })
 }
 
-// newLeases gives them back.
+// newLeases measures new leases, and releases them.
 func (h *holder) newLeases(slice time.Duration) error {
-	err := h.fresh.measure(h.server, func() run { return h.fleet.once(wire.Acquire, h.held, len(h.fleet.keys), slice) })
+	err := h.acquire.measure(h.server, func() run { return h.fleet.once(wire.Acquire, h.held, len(h.fleet.keys), slice) })
 	h.fleet.once(wire.Release, h.held, h.fleet.end, time.Minute)
 	return err
 }
 
-// end adds what was wrong to f.
+// end stops the server, compares its database, and adds all faults to f.
 func (h *holder) end(f *faults) error {
 	h.fleet.close()
 	err := errors.Join(h.server.stop(), compare(h.fleet, filepath.Join(h.dir, "leases.db")))
@@ -138,14 +138,14 @@ func (h *holder) end(f *faults) error {
 	return err
 }
 
-// measureRates lets echo, new leases and renewals take turns, and those of the original.
+// measureRates measures echo, new leases and renewals, and those of the original, in turns.
 func measureRates(o options, dir string, echoServer *process, original *holder, clients int, r *report) error {
-	var echo, fresh, renew sample
+	var echo, acquire, renew sample
 	if original != nil {
 		if err := original.fleet.resize(clients); err != nil {
 			return err
 		}
-		original.fresh, original.renew = sample{}, sample{}
+		original.acquire, original.renew = sample{}, sample{}
 	}
 	for n := range o.runs {
 		profile := ""
@@ -169,7 +169,7 @@ func measureRates(o options, dir string, echoServer *process, original *holder, 
 		for range turns {
 			err := errors.Join(
 				echo.measure(echoServer, func() run { return other.renew(o.few, o.slice) }),
-				fresh.measure(server, func() run { return f.once(wire.Acquire, next, ours.tables, o.slice) }),
+				acquire.measure(server, func() run { return f.once(wire.Acquire, next, ours.tables, o.slice) }),
 				renew.measure(server, func() run { return f.renew(f.end, o.slice) }),
 			)
 			if original != nil {
@@ -190,16 +190,16 @@ func measureRates(o options, dir string, echoServer *process, original *holder, 
 		}
 	}
 	if original == nil {
-		original = &holder{} // without figures
+		original = &holder{} // it has no figures
 	}
 	who := fmt.Sprintf("%d clients", clients)
 	if clients == 1 {
 		who = "1 client"
 	}
 	r.add(perSecond, median(echo.rates), "%s: echo", who)
-	r.add(perSecond, median(fresh.rates), "%s: new leases, committed before the reply", who).beside(original.fresh.rates)
-	r.add(perSecond, median(renew.rates), "%s: renewals", who).beside(original.renew.rates)
-	ofNew := r.add(ratio, over(fresh.rates, echo.rates), "%s: new leases, of echo", who)
+	r.add(perSecond, median(acquire.rates), "%s: new leases, committed before the reply", who).against(original.acquire.rates)
+	r.add(perSecond, median(renew.rates), "%s: renewals", who).against(original.renew.rates)
+	ofNew := r.add(ratio, over(acquire.rates, echo.rates), "%s: new leases, of echo", who)
 	ofRenewals := r.add(ratio, over(renew.rates, echo.rates), "%s: renewals, of echo", who)
 	if clients == 1 {
 		ofRenewals.atLeast(wantRenewals1)
@@ -208,21 +208,21 @@ func measureRates(o options, dir string, echoServer *process, original *holder, 
 		ofRenewals.atLeast(wantRenewals)
 	}
 	r.add(seconds, median(echo.middle), "%s: half of echo's answers within", who)
-	r.add(seconds, median(renew.middle), "%s: half of renewals within", who).beside(original.renew.middle)
-	r.add(seconds, median(fresh.middle), "%s: half of new leases within", who).beside(original.fresh.middle)
+	r.add(seconds, median(renew.middle), "%s: half of renewals within", who).against(original.renew.middle)
+	r.add(seconds, median(acquire.middle), "%s: half of new leases within", who).against(original.acquire.middle)
 	r.add(seconds, median(echo.tail), "%s: 99 of 100 of echo's answers within", who)
-	r.add(seconds, median(renew.tail), "%s: 99 of 100 renewals within", who).beside(original.renew.tail)
-	r.add(seconds, median(fresh.tail), "%s: 99 of 100 new leases within", who).beside(original.fresh.tail)
+	r.add(seconds, median(renew.tail), "%s: 99 of 100 renewals within", who).against(original.renew.tail)
+	r.add(seconds, median(acquire.tail), "%s: 99 of 100 new leases within", who).against(original.acquire.tail)
 	r.add(seconds, median(echo.cost), "%s: processor time of echo for each answer", who)
-	r.add(seconds, median(renew.cost), "%s: processor time of the server for each renewal", who).beside(original.renew.cost)
-	r.add(seconds, median(fresh.cost), "%s: processor time of the server for each new lease", who).beside(original.fresh.cost)
+	r.add(seconds, median(renew.cost), "%s: processor time of the server for each renewal", who).against(original.renew.cost)
+	r.add(seconds, median(acquire.cost), "%s: processor time of the server for each new lease", who).against(original.acquire.cost)
 	if clients == 256 {
 		r.add(ratio, over(renew.tail, echo.tail), "%s: 99 of 100 renewals, of echo's", who).atMost(wantTail)
 	}
 	return nil
 }
 
-// measureStorm lets all callers of a boot ask at once.
+// measureStorm measures how long callers wait that all ask at once, as at a boot.
 func measureStorm(o options, dir string, r *report) error {
 	queue, err := os.ReadFile("/proc/sys/net/unix/max_dgram_qlen")
 	if err != nil {
@@ -243,30 +243,30 @@ func measureStorm(o options, dir string, r *report) error {
 		}
 	}
 	r.add(count, float64(number(queue)), "boot storm: datagrams that the server's queue holds")
-	r.add(seconds, median(half[0]), "boot storm: half of %d callers have a table after", o.callers).beside(half[1])
-	r.add(seconds, median(last[0]), "boot storm: the last of %d callers has a table after", o.callers).beside(last[1]).atMost(wantStorm)
+	r.add(seconds, median(half[0]), "boot storm: half of %d callers have a table after", o.callers).against(half[1])
+	r.add(seconds, median(last[0]), "boot storm: the last of %d callers has a table after", o.callers).against(last[1]).atMost(wantStorm)
 	if o.original == "" {
 		return nil
 	}
-	r.add(count, median(served[0]), "boot storm: callers that have a table within %v", impatience).beside(served[1])
+	r.add(count, median(served[0]), "boot storm: callers that have a table within %v", impatience).against(served[1])
 	took, err := storm(theirs(o.original), filepath.Join(dir, "storm"), o.callers, late, r.Original)
 	if err != nil {
 		return err
 	}
-	r.add(count, median(served[0]), "boot storm: the same, each asking as its own client does").beside([]float64{answered(took)})
+	r.add(count, median(served[0]), "boot storm: the same, each asking as its own client does").against([]float64{answered(took)})
 	return nil
 }
 
-// soon is how long our client waits that found the queue full, having tried so often before.
+// soon is how long our client waits when it has found the queue full, after so many tries.
 func soon(tries int) time.Duration {
 	window := time.Millisecond << min(tries, 5)
 	return window/2 + rand.N(window)
 }
 
-// late is how long the original's client waits.
+// late is how long the original's client waits in the same case.
 func late(int) time.Duration { return 2 * time.Second }
 
-// answered counts the callers that did not wait in vain.
+// answered counts the callers that got an answer.
 func answered(took []float64) (n float64) {
 	for _, t := range took {
 		if t < impatience.Seconds() {
@@ -277,12 +277,12 @@ func answered(took []float64) (n float64) {
 }
 
 func number(text []byte) (n int) {
-	fmt.Sscan(string(text), &n) // 0 shows as such
+	fmt.Sscan(string(text), &n) // what is no number is printed as 0
 	return n
 }
 
-// storm returns after how many seconds each caller of a new server has a table: impatience
-// for those who found its queue full as long as that, and gave up.
+// storm returns after how many seconds each caller of a new server has a table. A caller that finds
+// the queue full for impatience gives up, and counts as that long.
 func storm(s software, dir string, callers int, pause func(tries int) time.Duration, f *faults) (took []float64, err error) {
 	server, err := s.start(dir, "")
 	if err != nil {
@@ -373,7 +373,7 @@ func measureMany(o options, dir string, r *report) error {
 		sides = append(sides, h)
 	}
 	small, large := sides[0], sides[1]
-	for range 2 * o.runs * turns { // the two are closer than pairs of turns are to each other
+	for range 2 * o.runs * turns { // more turns: the two rates differ less than two turns of one server do
 		slices.Reverse(sides)
 		for _, h := range sides {
 			if err := h.renewals(o.slice); err != nil {
@@ -387,7 +387,7 @@ func measureMany(o options, dir string, r *report) error {
 		}
 	}
 	r.add(ratio, over(large.renew.rates, small.renew.rates), "%d held leases: renewals, of the rate with %d", o.many, o.few).atLeast(wantFlat)
-	r.add(ratio, over(large.fresh.rates, small.fresh.rates), "%d held leases: new leases, of the rate with %d", o.many, o.few).atLeast(wantFlat)
+	r.add(ratio, over(large.acquire.rates, small.acquire.rates), "%d held leases: new leases, of the rate with %d", o.many, o.few).atLeast(wantFlat)
 	bytesUsed, err := memory(large.server.cmd.Process.Pid)
 	if err != nil {
 		return err
@@ -408,7 +408,7 @@ func measureMany(o options, dir string, r *report) error {
 	return errors.Join(small.end(&r.Faults), large.end(&r.Faults))
 }
 
-// compare holds what the clients were told against what the database says.
+// compare compares the tables that the clients were told with those in the database.
 func compare(f *fleet, database string) error {
 	db, err := sql.Open("sqlite", "file:"+database+"?mode=ro")
 	if err != nil {
@@ -444,7 +444,7 @@ func compare(f *fleet, database string) error {
 	return nil
 }
 
-// foreign measures a server that runs here and gives everything back.
+// foreign measures a server that runs here, and releases all leases.
 func foreign(o options) error {
 	r := newReport(o)
 	f, err := newFleet(target{name: o.server, padded: !o.exact}, 1, o.leases)
@@ -455,17 +455,17 @@ func foreign(o options) error {
 		if err := f.resize(clients); err != nil {
 			return err
 		}
-		var fresh, renew sample
+		var acquire, renew sample
 		for range o.runs {
-			fresh.add(f.once(wire.Acquire, 0, o.leases, time.Minute))
+			acquire.add(f.once(wire.Acquire, 0, o.leases, time.Minute))
 			renew.add(f.renew(f.end, o.slice*turns))
 			f.once(wire.Release, 0, f.end, time.Minute)
 		}
-		r.add(perSecond, median(fresh.rates), "%d clients: new leases", clients)
+		r.add(perSecond, median(acquire.rates), "%d clients: new leases", clients)
 		r.add(perSecond, median(renew.rates), "%d clients: renewals", clients)
-		r.add(seconds, median(fresh.middle), "%d clients: half of new leases within", clients)
+		r.add(seconds, median(acquire.middle), "%d clients: half of new leases within", clients)
 		r.add(seconds, median(renew.middle), "%d clients: half of renewals within", clients)
-		r.add(seconds, median(fresh.tail), "%d clients: 99 of 100 new leases within", clients)
+		r.add(seconds, median(acquire.tail), "%d clients: 99 of 100 new leases within", clients)
 		r.add(seconds, median(renew.tail), "%d clients: 99 of 100 renewals within", clients)
 	}
 	f.close()

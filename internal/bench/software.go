@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// software is a server and a client that are measured.
+// software is a server and a client to measure.
 type software struct {
-	server, client string // paths
-	tables         int    // of the server's pool
-	log            string // where the server writes that; to its standard error if empty
-	padded         bool   // it has the names of sockets as C programs write them
-	rest           time.Duration
-	args           []string // more of the client's
-	releases       bool     // the client does, with -r
+	server, client string        // paths
+	tables         int           // of the server's pool
+	log            string        // of the server; "" is its standard error
+	padded         bool          // its sockets have names as C programs write them
+	rest           time.Duration // see target
+	args           []string      // more arguments of the client
+	releases       bool          // the client with -r releases the lease
 }
 
 // ours has a pool of more tables than any measurement needs.
@@ -33,16 +33,15 @@ func theirs(dir string) software {
 		server: filepath.Join(dir, "table_allocator_server"),
 		client: filepath.Join(dir, "table_allocator_client"),
 		tables: 8192,
-		log:    "/dev/null", // a few lines for each request, which nothing turns off
+		log:    "/dev/null", // it logs a few lines for each request, and nothing turns that off
 		padded: true,
-		// Seconds are all that it stores, so a renewal within the second of the one before
-		// changes no row, and writes nothing.
+		// It stores seconds: a renewal within the second of the one before changes no row.
 		rest: 1100 * time.Millisecond,
-		args: []string{"-l", "/dev/null"}, // it has no standard error in the background
+		args: []string{"-l", "/dev/null"}, // in the background it has no standard error
 	}
 }
 
-// programs are ours and, if it is to be measured, the original.
+// programs are our commands, and those of the original if it is given.
 func (o options) programs() []software {
 	if o.original == "" {
 		return []software{ours}
@@ -50,11 +49,11 @@ func (o options) programs() []software {
 	return []software{ours, theirs(o.original)}
 }
 
-// maxConfig is how much of its configuration the original reads.
+// maxConfig is how many bytes of its configuration the original reads.
 const maxConfig = 1023
 
-// start starts the server with a database in dir, which may be one from before. Its name is
-// that of dir. With a profile it is ours with a profiler.
+// start starts the server with a database in dir, which may exist already. The name of the server
+// is that of dir. With a profile it starts our server with a profiler, in this program.
 func (s software) start(dir, profile string) (*process, error) {
 	config := filepath.Join(dir, "server.json")
 	text := fmt.Sprintf(`{"socket_path": %q, "db_path": %q, "table_offset": 10000, "num_tables": %d, "table_timeout": 3600, `+
@@ -73,7 +72,7 @@ func (s software) start(dir, profile string) (*process, error) {
 	return spawn(s.target(dir), filepath.Join(dir, "log"), args...)
 }
 
-// target is its server with a database in dir.
+// target is the server that start started with a database in dir.
 func (s software) target(dir string) target {
 	return target{name: filepath.Base(dir), padded: s.padded, rest: s.rest}
 }

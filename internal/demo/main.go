@@ -1,6 +1,6 @@
-// Command demo shows the pair at work: it makes a host with two uplinks out of network
-// namespaces, starts the server and clients there, and sends packets. Nothing of it
-// outlives it, and nothing of this machine's network is touched. See make demo.
+// Command demo shows the server and the client at work: it makes a host with two uplinks out of
+// network namespaces, starts the server and clients there, and sends packets. The namespaces end with
+// the demo, and the network of this machine is not touched. See make demo.
 package main
 
 import (

@@ -25,8 +25,8 @@ const (
 	echoPort = 7
 	probes   = 3
 	patience = 10 * time.Second
-	// state is covered by a tmpfs that ends with the namespace, whatever ends that. Every
-	// system has this directory, and nothing here needs it.
+	// state is the server's directory: a tmpfs is mounted over it, which ends with the mount namespace.
+	// Every system has /dev/shm, and nothing in the demo needs what is in there.
 	state = "/dev/shm"
 )
 
@@ -36,7 +36,7 @@ var uplinks = []struct{ ifname, addr, network, gateway, tag string }{
 	{"wan1", "203.0.113.2", "203.0.113.0/24", "203.0.113.1", "mobile"},
 }
 
-// session is the terminal session that the demo plays.
+// session is the terminal session that the demo shows.
 type session struct {
 	*nettest.Session
 	host *nettest.Namespace
@@ -54,7 +54,7 @@ func show(program *nettest.Session) error {
 	return nil
 }
 
-// build makes the throw-away machines: the host, two gateways, and what is behind them.
+// build makes the machines of the demo: the host, two gateways, and the internet behind them.
 func (s *session) build() {
 	commands, err := filepath.Abs("bin")
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *session) build() {
 	}
 }
 
-// echo answers each packet with the address that it came from.
+// echo answers each packet with the packet's source address.
 func echo() error {
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(internet), Port: echoPort})
 	if err != nil {
@@ -125,7 +125,7 @@ func (s *session) play() {
 
 func say(format string, args ...any) { fmt.Printf("\n# "+format+"\n", args...) }
 
-// sh runs a command in the host, showing it and its output as a terminal would.
+// sh runs a command on the host, and prints it and its output as a terminal shows them.
 func (s *session) sh(command string) string {
 	fmt.Println("$ " + command)
 	out := s.quiet(command)
@@ -166,14 +166,14 @@ func (s *session) serve() {
 	if err != nil || !strings.Contains(string(buf[:n]), "msg=serving") {
 		s.Fatalf("the server does not serve: %s", buf[:n])
 	}
-	go func() { // it logs on
+	go func() { // read on, or the pipe fills and the server waits
 		for err == nil {
 			_, err = log.Read(buf)
 		}
 	}()
 }
 
-// leases shows the database with sqlite3, or as sqlite3 would where there is none.
+// leases prints the database with sqlite3, or, without that program, as sqlite3 does.
 func (s *session) leases() {
 	const statement = "select * from leases"
 	database := filepath.Join(state, "leases.db")
@@ -223,7 +223,7 @@ func printTable(database, statement string) error {
 	}
 }
 
-// probe sends packets from a source address and counts where they left.
+// probe sends packets from a source address, and prints how many left by which uplink.
 func (s *session) probe(source string) {
 	before := s.received()
 	var seen string
@@ -241,7 +241,7 @@ func (s *session) probe(source string) {
 	}
 }
 
-// ask sends the packets one by one and returns the address that the far end saw.
+// ask sends the packets one by one, and returns the source address that the internet saw.
 func ask(source string) (seen string, err error) {
 	conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(source)}, &net.UDPAddr{IP: net.ParseIP(internet), Port: echoPort})
 	if err != nil {
@@ -274,8 +274,8 @@ func (s *session) received() []int {
 	return counts
 }
 
-// forwarded reads Ip: ForwDatagrams of /proc/net/snmp. Each probe is forwarded twice, as
-// question and as answer.
+// forwarded returns how many packets were forwarded for the host: half of ForwDatagrams in
+// /proc/net/snmp, since a gateway forwards each packet and its answer.
 func forwarded() int {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/net/snmp", os.Getpid(), unix.Gettid()))
 	if err != nil {
@@ -293,7 +293,7 @@ func forwarded() int {
 		}
 		for i, name := range names {
 			if name == "ForwDatagrams" && i < len(fields) {
-				n, _ := strconv.Atoi(fields[i]) // 0 shows as no packets
+				n, _ := strconv.Atoi(fields[i]) // what is no number is printed as no packets
 				return n / 2
 			}
 		}
@@ -301,7 +301,7 @@ func forwarded() int {
 	return 0
 }
 
-// waitGone waits until no rule leads to a table any more.
+// waitGone waits until no rule refers to a table.
 func (s *session) waitGone(table string) {
 	for until := time.Now().Add(patience); ; runtime.Gosched() {
 		if !strings.Contains(s.quiet("ip rule"), "lookup "+table) {

@@ -92,8 +92,8 @@ func standIn(t *testing.T, script string) (dir string) {
 	return dir
 }
 
-// beside is what the bench prints of our commands and the original's.
-type beside struct {
+// compared is what the bench prints of our commands and the original's.
+type compared struct {
 	Lines []struct {
 		What     string
 		Value    float64
@@ -108,7 +108,7 @@ type faults struct{ Violations, Lost, Refused int }
 
 func (f faults) sum() int { return f.Violations + f.Lost + f.Refused }
 
-func benchBeside(t *testing.T, original string, args ...string) (b beside) {
+func benchOriginal(t *testing.T, original string, args ...string) (b compared) {
 	t.Helper()
 	path, err := bench()
 	if err != nil {
@@ -132,11 +132,11 @@ func benchBeside(t *testing.T, original string, args ...string) (b beside) {
 	return b
 }
 
-// TestBenchOriginal: the original's figures stand beside ours.
+// TestBenchOriginal: the original's figures stand next to ours.
 func TestBenchOriginal(t *testing.T) {
 	t.Parallel()
 	original := standIn(t, "cat")
-	report := benchBeside(t, original)
+	report := benchOriginal(t, original)
 	if report.Faults.sum()+report.Original.sum() > 0 {
 		t.Errorf("faults: ours %+v, the original's %+v", report.Faults, report.Original)
 	}
@@ -207,7 +207,7 @@ func TestBenchOriginal(t *testing.T) {
 // TestBenchOriginalFaults: what the original does wrong is counted, and is no fault of ours.
 func TestBenchOriginalFaults(t *testing.T) {
 	t.Parallel()
-	report := benchBeside(t, standIn(t, `sed 's/"num_tables": [0-9]*/"num_tables": 50/'`), "-only", "server")
+	report := benchOriginal(t, standIn(t, `sed 's/"num_tables": [0-9]*/"num_tables": 50/'`), "-only", "server")
 	if f := report.Original; report.Faults.sum() > 0 || f.Refused == 0 || f.Violations+f.Lost > 0 {
 		t.Errorf("faults: ours %+v, the original's %+v; want refusals of the original's alone", report.Faults, f)
 	}

@@ -23,9 +23,9 @@ var cgroups = sync.OnceValues(func() (string, error) {
 	return dir, mountNew(dir, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 })
 
-// Cgroup makes a cgroup of the cgroup2 hierarchy for a test that runs in a sandbox, and
-// returns its directory. What is in it when the test ends is killed, and it is removed
-// with the cgroups below it.
+// Cgroup makes a cgroup for a test that runs in a sandbox, and returns its directory in a cgroup2
+// file system. At the end of the test the processes in it are killed, and it is removed with the
+// cgroups below it.
 func Cgroup(t TB) string {
 	t.Helper()
 	if !InSandbox() {
@@ -47,7 +47,7 @@ func Cgroup(t TB) string {
 	return dir
 }
 
-// removeCgroup kills what runs in a cgroup or below it, and removes it.
+// removeCgroup kills the processes in a cgroup and below it, and removes it.
 func removeCgroup(dir string) error {
 	var dirs []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -72,8 +72,8 @@ func killCgroup(dir string) error {
 			return err
 		}
 		for _, p := range pids {
-			if pid, err := strconv.Atoi(p); err == nil && pid > 0 { // 0: of another pid namespace
-				_ = unix.Kill(pid, unix.SIGKILL) // it may be gone already
+			if pid, err := strconv.Atoi(p); err == nil && pid > 0 { // 0 is a process of another pid namespace
+				_ = unix.Kill(pid, unix.SIGKILL) // the process may have ended
 			}
 		}
 	}

@@ -29,10 +29,10 @@ type Internet struct {
 	host      *Namespace
 }
 
-// NewInternet connects a host to an internet by some providers. The host gets links that are up,
-// and no address: a test, or a DHCP server at a provider, gives it some. Between a provider and
-// the internet there is IPv4, and IPv6 if a router has an address of that family. The internet
-// forwards, too, so that a host reaches a provider by the uplink of another one.
+// NewInternet connects a host to an internet through providers. The host gets links that are up and
+// have no addresses: the test adds those, or a DHCP server at a provider does. A provider and the
+// internet have IPv4 between them, and IPv6 if Routers has an IPv6 address. The internet forwards
+// packets, so a host can reach a provider by the uplink of another provider.
 func NewInternet(t TB, host *Namespace, providers ...*Provider) *Internet {
 	t.Helper()
 	i := &Internet{Namespace: New(t, "internet"), Providers: providers, host: host}
@@ -89,8 +89,7 @@ func (i *Internet) connect(t TB, n int) {
 	p.Batch(t, routes...)
 }
 
-// Plug makes the link between the host and provider n: at first, and after either end of it was
-// deleted.
+// Plug makes the link between the host and provider n. A test calls it after it deleted that link.
 func (i *Internet) Plug(t TB, n int) {
 	t.Helper()
 	p := i.Providers[n]

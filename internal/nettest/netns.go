@@ -1,6 +1,12 @@
-// Package nettest hides how a test gets a network, or a whole machine, of its own: private network
-// namespaces joined by veth links, and sandboxes with a root, processes and packages that the host
-// never sees. The kernel, `ip` and every daemon in there are real. The host's network is not touched.
+// Package nettest hides how a test gets a network, or a whole machine, of its own.
+//
+//	Main         a sandbox for all tests of a package: a root, processes and Debian packages of its own
+//	New, Veth    network namespaces, and links between them
+//	NewInternet  a host behind providers, and the internet behind those
+//	Cgroup       a cgroup for one test
+//	Program      namespaces for a command that is no test: make demo, make bench
+//
+// The kernel, ip and every daemon in there are real. The host's network and files are not touched.
 package nettest
 
 import (
@@ -14,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TB is the part of testing.TB that namespaces need, so that a program that is no test can have
-// them too.
+// TB is the part of testing.TB that namespaces need. A Session is one, too, for programs that are no
+// tests.
 type TB interface {
 	Helper()
 	Fatalf(format string, args ...any)
@@ -24,15 +30,15 @@ type TB interface {
 	Name() string
 }
 
-// Namespace is a network namespace. It has no name in the file system: it ends with its last
-// process and the test. Its methods may be called from several goroutines.
+// Namespace is a network namespace. It has no name in the file system: the kernel removes it after
+// the test, when its last process ends. Its methods may be called from several goroutines.
 type Namespace struct {
 	name string
 	file *os.File
 }
 
-// New returns a fresh network namespace whose loopback is up. The name is for messages. The test
-// fails without the right to make one: tests run as root.
+// New returns a new network namespace whose loopback is up. The name is for messages. The test fails
+// if it has no right to make a namespace; root has.
 func New(t TB, name string) *Namespace {
 	t.Helper()
 	n, err := Open(name)
@@ -60,7 +66,7 @@ func Open(name string) (*Namespace, error) {
 // Close lets go of a namespace of Open.
 func (n *Namespace) Close() error { return n.file.Close() }
 
-// unshare puts the thread into a new network namespace and returns a handle on that.
+// unshare moves the thread into a new network namespace, and returns a file that stands for that.
 func unshare() (*os.File, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, err
@@ -70,7 +76,7 @@ func unshare() (*os.File, error) {
 		return nil, err
 	}
 	if err := loopbackUp(); err != nil {
-		_ = file.Close() // the error is the one to tell
+		_ = file.Close() // err says what went wrong
 		return nil, fmt.Errorf("set lo up: %w", err)
 	}
 	return file, nil
@@ -90,10 +96,10 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 }
 
-// onThread runs f on a thread of its own, in the namespace of file if there is one, and waits.
-// A test that f ends, by t.Fatal say, ends for the caller too. The thread then goes back to where
-// it was; one that cannot, or that f itself has moved in a user namespace without rights on the
-// first, is never used again.
+// onThread runs f on a thread of its own, in the namespace of file unless that is nil, and waits. If
+// f ends the test, by t.Fatal say, onThread ends the calling goroutine. Afterwards the thread returns
+// to its first namespace. If it cannot, because f entered a user namespace without rights on that
+// one, the thread ends.
 func onThread(file *os.File, f func()) error {
 	var err error
 	var returned bool
@@ -127,9 +133,9 @@ func onThread(file *os.File, f func()) error {
 	return err
 }
 
-// Do runs f inside the namespace, on a goroutine whose thread is locked: sockets that f makes
-// belong to the namespace for good, goroutines that it starts do not run inside. f may call
-// t.Fatal. Do panics if the namespace's test is over.
+// Do runs f inside the namespace, on a goroutine whose thread is locked. Sockets that f makes stay in
+// the namespace; goroutines that f starts do not run in it. f may call t.Fatal. Do panics after the
+// end of the namespace's test.
 func (n *Namespace) Do(f func()) {
 	if err := onThread(n.file, f); err != nil {
 		panic(fmt.Sprintf("enter network namespace %q: %v", n.name, err))
@@ -200,8 +206,8 @@ func (n *Namespace) Sysctl(t TB, name, value string) {
 	}
 }
 
-// Path returns a file that stands for the namespace, for setns, nsenter or `ip link ... netns`, as
-// long as the test runs.
+// Path returns a file that stands for the namespace, for setns, nsenter or `ip link ... netns`. It
+// exists until the test ends.
 func (n *Namespace) Path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
 }

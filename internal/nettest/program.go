@@ -14,8 +14,8 @@ import (
 // inside marks the process that Program runs in namespaces of its own.
 const inside = "NETTEST_PROGRAM_INSIDE"
 
-// exitForbidden is how that process says that it has no rights in them. AppArmor lets
-// users make namespaces, and forbids what they are for.
+// exitForbidden is the exit code of that process if it has no rights in its namespaces. AppArmor lets
+// users make namespaces, and denies them all capabilities in there.
 const exitForbidden = 3
 
 // Session is the TB of a program that is no test. It ends at the first error.
@@ -24,7 +24,7 @@ type Session struct {
 	cleanups []func()
 }
 
-// failure is how Fatalf leaves what it interrupts; Program catches it.
+// failure is the panic of Fatalf, which Program recovers from.
 type failure struct{ error }
 
 // The methods of a TB.
@@ -34,10 +34,10 @@ func (s *Session) Logf(string, ...any)       {}
 func (s *Session) Cleanup(f func())          { s.cleanups = append(s.cleanups, f) }
 func (s *Session) Fatalf(f string, a ...any) { panic(failure{fmt.Errorf(f, a...)}) }
 
-// Program is the whole of a command that is started as "make name". It runs the command
-// again as the first process of network, mount and pid namespaces of its own, with play in
-// there, so that all that play starts ends with it, and returns the exit code. Nothing of
-// the host's network is touched. Root needs no user namespace; everybody else gets one.
+// Program is the main function of a command that is called as "make name". It runs the command again
+// as the first process of network, mount and pid namespaces, calls play in there, and returns the exit
+// code. The kernel kills all that play started when play returns. Users other than root get a user
+// namespace, too.
 func Program(name string, play func(*Session) error) int {
 	if os.Getenv(inside) == "" {
 		code, err := enter(name)
@@ -82,7 +82,7 @@ func enter(name string) (code int, err error) {
 		if exit.ExitCode() == exitForbidden {
 			fmt.Fprintln(os.Stderr, advice(name))
 		}
-		return exit.ExitCode(), nil // it has said why
+		return exit.ExitCode(), nil // the process has printed the reason
 	}
 	if err != nil {
 		return 1, err
@@ -90,10 +90,10 @@ func enter(name string) (code int, err error) {
 	return 0, nil
 }
 
-// advice names the setting that keeps users from making namespaces.
+// advice names the kernel setting that forbids users to make namespaces.
 func advice(name string) string {
 	if os.Geteuid() == 0 {
-		return "root may not either: is this a container? Run make " + name + " outside of it"
+		return "root may not make namespaces here: if this is a container, run make " + name + " outside of it"
 	}
 	for _, setting := range []struct{ name, forbids string }{
 		{"kernel/unprivileged_userns_clone", "0"},

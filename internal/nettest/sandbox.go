@@ -25,8 +25,8 @@ const marker = "/.nettest-sandbox"
 // stageEnv hands a stage, as JSON, to the process that is to carry it out.
 const stageEnv = "NETTEST_STAGE"
 
-// A stage is the work of a process that this binary starts from itself as
-// process 1 of a new pid namespace.
+// A stage is the work of a process 1: this program starts itself again in a
+// new pid namespace to carry it out.
 type stage struct {
 	Name  string // "sandbox" or "layer"
 	Dir   string // a directory to mount things on, or the layer to build
@@ -42,36 +42,35 @@ type bind struct {
 	Writable bool
 }
 
-// Main runs the tests of a package in a sandbox and exits with their status.
+// Main runs the tests of a package in a sandbox, and exits with their status.
 // It is the only statement of a TestMain:
 //
 //	func TestMain(m *testing.M) { nettest.Main(m, "dnsmasq-base", "isc-dhcp-client") }
 //
-// The sandbox is one for all tests of the package: private mount, pid,
-// network, UTS and IPC namespaces with an overlay of the host's root, so that
-// a test may write to /etc, start daemons and add links and nothing of it is
-// left when the test binary ends, however it ends. Only the module's
-// directory, the Go build cache and the files that "go test" asks for are
-// shared with the host. /tmp and /run are empty at first; the network has
-// nothing but its loopback; /sys/fs/cgroup has a hierarchy of cgroups that
-// begins with the sandbox's own, if the host has cgroup2. /etc/iproute2 is
-// missing, so that ip prints protocols and tables as numbers, but for those
-// that it knows itself.
+// All tests of the package share one sandbox: mount, pid, network, UTS and IPC
+// namespaces, and an overlay of the host's root. A test may write to /etc,
+// start daemons and add links. Nothing of that is left when the test binary
+// ends, however it ends. The sandbox shares with the host only the module's
+// directory, the Go build cache and the files that "go test" asks for. /tmp
+// and /run are empty at first. The network has a loopback and nothing else. If
+// the host has cgroup2, /sys/fs/cgroup shows the sandbox's own cgroup as the
+// root. /etc/iproute2 is missing, so ip prints the same on every machine:
+// numbers, and the names that it knows without a file.
 //
-// packages are the Debian packages that the tests run, out of the list in
-// Packages. If there are any, the sandbox has all of that list installed
-// (see BuildLayer); the host never has.
+// packages names the Debian packages that the tests run, of those in Packages.
+// If it names any, the sandbox has all of Packages installed (see BuildLayer).
+// The host gets none of them.
 //
-// Sandboxes need root. For anybody else the tests are skipped with a message,
-// or fail where the environment says CI=true. "go test" does not cache their
-// result, because it cannot know what else they depended on.
+// A sandbox needs root. Without root the tests are skipped with a message, and
+// with CI=true in the environment they fail. "go test" does not cache their
+// result, because it does not know what else they depend on.
 func Main(m *testing.M, packages ...string) {
 	if InSandbox() {
 		os.Exit(m.Run())
 	}
 	if os.Geteuid() != 0 {
 		const why = "needs root, for namespaces of its own"
-		if ci, _ := strconv.ParseBool(os.Getenv("CI")); !ci { // anything else is no CI
+		if ci, _ := strconv.ParseBool(os.Getenv("CI")); !ci { // what is no bool is false
 			fmt.Printf("--- SKIP: every test of %s: %s\n", filepath.Base(os.Args[0]), why)
 			os.Exit(0)
 		}
@@ -111,7 +110,7 @@ func runInSandbox(packages []string) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		defer layer.Close() // until then nobody removes it
+		defer layer.Close() // which lets others remove it
 		s.Layer = layer.Name()
 	}
 	if s.Binds, err = sharedPaths(os.Args[1:]); err != nil {
@@ -134,8 +133,8 @@ func runInSandbox(packages []string) (int, error) {
 	return s.run(args, unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC)
 }
 
-// run carries out s as process 1 of new namespaces and returns its exit status.
-// Nothing of it outlives the caller.
+// run carries out s as process 1 of new namespaces, and returns its exit
+// status. The process ends with the caller at the latest.
 func (s stage) run(args []string, cloneflags uintptr) (int, error) {
 	text, err := json.Marshal(s)
 	if err != nil {
@@ -147,8 +146,8 @@ func (s stage) run(args []string, cloneflags uintptr) (int, error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: cloneflags, Pdeathsig: unix.SIGKILL}
 
-	// The kernel sends Pdeathsig when the creating thread ends, so it must not
-	// end early. The same holds upwards: a killed "go test" ends us.
+	// The kernel sends Pdeathsig when the thread that started the process ends, so that thread must
+	// stay. This process ends in the same way when "go test" is killed.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
@@ -165,8 +164,8 @@ func (s stage) run(args []string, cloneflags uintptr) (int, error) {
 	return exitCode(unix.WaitStatus(cmd.ProcessState.Sys().(syscall.WaitStatus))), nil
 }
 
-// A process that was started for a stage carries that out and exits, before
-// any code of the test or command that it was started from.
+// A process 1 carries out its stage and exits before any code of the test or
+// command runs.
 func init() {
 	text := os.Getenv(stageEnv)
 	if text == "" || os.Getpid() != 1 {
@@ -198,9 +197,9 @@ func init() {
 	exit(code)
 }
 
-// sandbox builds the root of a sandbox, moves there and runs the tests as a
-// child, so that process 1 can reap what daemons leave behind without taking
-// the exit status of anything that the tests wait for.
+// sandbox builds the root of a sandbox, enters it and runs the tests as a
+// child. Process 1 reaps the orphans of daemons; if it ran the tests itself, it
+// would take the exit status of processes that the tests wait for.
 func (s stage) sandbox() (int, error) {
 	cwd, err := os.Getwd()
 	if err != nil {
@@ -222,7 +221,7 @@ func (s stage) sandbox() (int, error) {
 	if err := r.mount(); err != nil {
 		return 0, err
 	}
-	// The kernel's settings are the host's, those of the network are ours.
+	// The kernel's settings belong to the host; those of the network belong to the namespace.
 	if err := mountBind(r.path("/proc/sys/net"), r.path("/proc/sys/net"), true); err != nil {
 		return 0, err
 	}
@@ -242,7 +241,7 @@ func (s stage) sandbox() (int, error) {
 		"/etc/hosts":       "127.0.0.1 localhost sandbox\n::1 localhost\n",
 		"/etc/resolv.conf": "nameserver 127.0.0.1\n",
 	} {
-		// May be a link into /run, which is empty.
+		// The file may be a link into /run, which is empty.
 		if err := os.Remove(r.path(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return 0, err
 		}
@@ -250,7 +249,7 @@ func (s stage) sandbox() (int, error) {
 			return 0, err
 		}
 	}
-	// ip prints the names that these files give to numbers: without the files, the same on every machine.
+	// These files give names to protocols and tables, which ip prints instead of numbers.
 	if err := os.RemoveAll(r.path("/etc/iproute2")); err != nil {
 		return 0, err
 	}
@@ -269,9 +268,9 @@ func (s stage) sandbox() (int, error) {
 	return runAndReap(exe, os.Args, sandboxEnv())
 }
 
-// sandboxEnv returns the environment for the tests: the host's, less what
-// points at places that the sandbox does not have. Programs with the race
-// detector do not wait for a second before they exit.
+// sandboxEnv returns the environment of the tests: the host's without the
+// variables that name places outside the sandbox. GORACE keeps programs with
+// the race detector from waiting a second before they exit.
 func sandboxEnv() []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
@@ -289,9 +288,10 @@ func sandboxEnv() []string {
 	return append(env, "PATH="+path)
 }
 
-// sharedPaths returns what a sandbox shares with the host: the module, the
-// test binary, what the go command needs to build, and the files which the
-// arguments of the test binary name. Parents come before what is in them.
+// sharedPaths returns the paths that a sandbox shares with the host: the
+// module, the test binary, what the go command needs to build, and the files
+// that the arguments of the test binary name. A directory comes before the
+// files in it.
 func sharedPaths(args []string) ([]bind, error) {
 	module, err := moduleDir()
 	if err != nil {
@@ -303,10 +303,10 @@ func sharedPaths(args []string) ([]bind, error) {
 	}
 	binds := []bind{{module, true}, {filepath.Dir(exe), true}}
 	if slices.Contains(private, strings.TrimPrefix(filepath.Dir(exe), "/")) {
-		// From a place such as /tmp that is to be the sandbox's own: a systemd that boots in there empties it.
+		// In a directory such as /tmp, which the sandbox has for itself: a systemd that boots in there empties it.
 		binds[1] = bind{exe, false}
 	}
-	// Optional: a compiled test can run where there is no Go.
+	// Without Go on the machine a compiled test runs all the same.
 	if out, err := exec.Command("go", "env", "GOROOT", "GOMODCACHE", "GOCACHE").Output(); err == nil {
 		for i, path := range strings.Split(strings.TrimSpace(string(out)), "\n") {
 			binds = append(binds, bind{path, i == 2}) // writable: GOCACHE
@@ -320,7 +320,7 @@ func sharedPaths(args []string) ([]bind, error) {
 		switch name {
 		case "-test.coverprofile", "-test.cpuprofile", "-test.memprofile",
 			"-test.blockprofile", "-test.mutexprofile", "-test.trace":
-			// A bind needs a file to start from.
+			// Only a file that exists can be bound.
 			f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
 			if err != nil {
 				return nil, err
@@ -390,8 +390,8 @@ func exitCode(status unix.WaitStatus) int {
 	return status.ExitStatus()
 }
 
-// forwardSignals passes what asks this process to end, and SIGQUIT, with which
-// "go test" asks for goroutine traces at a timeout, on to process pid.
+// forwardSignals sends on to process pid the signals that ask this process to
+// end, and SIGQUIT, with which "go test" asks for goroutine traces at a timeout.
 func forwardSignals(pid int) (stop func()) {
 	c := make(chan os.Signal, 8)
 	signal.Notify(c, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
@@ -399,7 +399,7 @@ func forwardSignals(pid int) (stop func()) {
 	go func() {
 		defer close(done)
 		for sig := range c {
-			_ = unix.Kill(pid, sig.(unix.Signal)) // it may have ended meanwhile
+			_ = unix.Kill(pid, sig.(unix.Signal)) // the process may have ended
 		}
 	}()
 	return func() {
@@ -414,6 +414,6 @@ func fatal(err error) {
 	exit(1)
 }
 
-// exit ends a process that ran no tests. Unlike os.Exit it does not wait a
-// second for reports of the race detector.
+// exit ends a process that ran no tests. os.Exit would wait a second for reports
+// of the race detector.
 func exit(code int) { syscall.Exit(code) }

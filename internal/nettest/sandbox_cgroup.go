@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroupPrefix begins the names of the sandboxes' cgroups; the rest is the pid of who made it.
+// cgroupPrefix begins the names of the sandboxes' cgroups. The pid of the process that made it follows.
 const cgroupPrefix = "nettest-"
 
-// makeCgroup makes a cgroup for a sandbox inside the one of this process, and returns its place in the
-// cgroup2 file system; "" where the host has none that can be written.
+// makeCgroup makes a cgroup for a sandbox below the cgroup of this process, and returns its directory;
+// "" if the host has no cgroup2 file system that can be written.
 func makeCgroup() (string, error) {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -52,7 +52,7 @@ func makeCgroup() (string, error) {
 	return "", nil
 }
 
-// sweepCgroups removes what sandboxes left that were killed with their makers.
+// sweepCgroups removes the cgroups of sandboxes that were killed together with their makers.
 func sweepCgroups(parent string) {
 	left, _ := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*")) // the pattern is a good one
 	for _, dir := range left {
@@ -60,16 +60,17 @@ func sweepCgroups(parent string) {
 		if err != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 			continue
 		}
-		// Its maker may also be in a pid namespace that we cannot see.
+		// The maker may live in a pid namespace that this process cannot see.
 		events, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
 		if err == nil && strings.Contains(string(events), "populated 0") {
-			_ = removeCgroup(dir) // the next one tries again
+			_ = removeCgroup(dir) // the next sandbox tries again
 		}
 	}
 }
 
-// enterCgroup moves the process into the cgroup and makes that the root of all that it and its children
-// see of cgroups; it mounts them on mount. The calling thread must be the one that starts the children.
+// enterCgroup moves the process into a cgroup, makes that the root of the cgroups that the process and
+// its children see, and mounts them on mount. The calling thread must be the one that starts the
+// children.
 func enterCgroup(dir, mount string) error {
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
 		return fmt.Errorf("enter cgroup: %w", err)

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Packages lists the Debian packages that sandboxes have installed.
+// Packages lists the Debian packages that a sandbox has installed.
 var Packages = []string{
 	"curl",
 	"dbus",
@@ -38,22 +38,22 @@ var Packages = []string{
 	"udev",
 }
 
-// systemDirs are the directories in "/" that packages are installed to.
+// systemDirs are the directories in "/" that packages write to.
 var systemDirs = []string{"bin", "etc", "lib", "lib32", "lib64", "libx32", "sbin", "usr", "var"}
 
-// layerRecipe is part of a layer's key: raise it when layers are built in
-// another way.
+// layerRecipe is part of a layer's key. Raise it with each change of how layers
+// are built.
 const layerRecipe = 1
 
-// BuildLayer installs Packages into an overlay over the host's root and keeps
-// what the installation wrote, the layer, in .cache of the module, or in
-// XDG_CACHE_HOME where that is set. A layer is built once for a list of
-// packages and a state of the host's own packages; then BuildLayer returns at
-// once. The host itself is not changed, and none of its services is started,
-// stopped or told anything. It needs root, apt-get and the network.
+// BuildLayer installs Packages into an overlay over the host's root. It keeps
+// the files that the installation wrote, the layer, in .cache of the module, or
+// in XDG_CACHE_HOME if that is set. It builds a layer only if the list or the
+// host's own packages have changed since the last one. It changes nothing on
+// the host, and starts and stops none of the host's services. It needs root,
+// apt-get and the network.
 //
-// Main calls it when it must; as a command of its own, go run
-// ./internal/nettest/layer, it runs outside of any test's time limit.
+// Main builds the layer if it is missing. The command
+// go run ./internal/nettest/layer does so without the time limit of a test.
 func BuildLayer() error {
 	cache, err := cacheDir()
 	if err != nil {
@@ -78,8 +78,9 @@ func cacheDir() (string, error) {
 	return filepath.Join(module, ".cache", "nettest"), nil
 }
 
-// openLayer returns the open directory of the layer for this host, which it
-// builds if need be. The layer stays until the directory is closed.
+// openLayer returns the open directory of the layer for this host. It builds the
+// layer if that is missing. Nobody removes the layer until the directory is
+// closed.
 func openLayer(cache string) (*os.File, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("installing the packages for the tests into an overlay needs root")
@@ -124,7 +125,7 @@ func openLayer(cache string) (*os.File, error) {
 	return layer, nil
 }
 
-// layerKey names what a layer depends on.
+// layerKey returns a hash of all that a layer depends on.
 func layerKey() (string, error) {
 	h := sha256.New()
 	fmt.Fprintln(h, layerRecipe, Packages)
@@ -148,14 +149,14 @@ func buildLayer(cache, path string) error {
 	if err := removeOldLayers(cache); err != nil {
 		return err
 	}
-	// What an interrupted build left was removed as well. Only a rename makes
-	// a layer of it.
+	// removeOldLayers has removed what an interrupted build left. A directory becomes a layer by the
+	// rename below, when it is complete.
 	s := stage{Name: "layer", Dir: filepath.Join(cache, "new")}
 	if err := os.Mkdir(s.Dir, 0o755); err != nil {
 		return err
 	}
 	defer os.RemoveAll(s.Dir)
-	// The network namespace stays the host's, for apt-get.
+	// The network namespace is the host's: apt-get needs the network.
 	code, err := s.run(nil, unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC)
 	if err != nil {
 		return err
@@ -172,7 +173,7 @@ func buildLayer(cache, path string) error {
 	return os.Rename(upper, path)
 }
 
-// removeOldLayers removes everything from the cache that no sandbox uses.
+// removeOldLayers removes the layers that no sandbox uses from the cache.
 func removeOldLayers(cache string) error {
 	old, err := filepath.Glob(filepath.Join(cache, "layer-*"))
 	if err != nil {
@@ -213,7 +214,7 @@ func (s stage) layer() error {
 	if err := r.mount(); err != nil {
 		return err
 	}
-	// The new /run lacks what /etc/resolv.conf may be a link to.
+	// /etc/resolv.conf may be a link to a file in /run, and the new /run is empty.
 	if real, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil && strings.HasPrefix(real, "/run/") {
 		if err := os.MkdirAll(filepath.Dir(r.path(real)), 0o755); err != nil {
 			return err
@@ -225,11 +226,11 @@ func (s stage) layer() error {
 	if err := r.pivot(); err != nil {
 		return err
 	}
-	// Packages that start services ask this program first: 101 is no.
+	// Packages ask this program before they start a service; 101 means no.
 	if err := os.WriteFile("/usr/sbin/policy-rc.d", []byte("#!/bin/sh\nexit 101\n"), 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod("/usr/sbin/policy-rc.d", 0o755); err != nil { // if it was there
+	if err := os.Chmod("/usr/sbin/policy-rc.d", 0o755); err != nil { // the file may have existed with another mode
 		return err
 	}
 	env := append(sandboxEnv(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8")

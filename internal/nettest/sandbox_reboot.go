@@ -10,16 +10,16 @@ import (
 // RebootCommand returns a command that runs name as if the machine had been
 // booted anew: /proc/sys/kernel/random/boot_id reads bootID, and the clocks
 // that count from boot, CLOCK_MONOTONIC and CLOCK_BOOTTIME, are off by offset,
-// rounded down to seconds. A negative offset is an uptime that shrank; it must
-// not be more than the machine's own. The realtime clock and everything else,
-// network namespace included, stay the caller's.
+// rounded down to seconds. A negative offset makes the uptime shorter; it must
+// not exceed the uptime of the machine. The real-time clock, the network
+// namespace and everything else are the caller's.
 //
-// The process started is name itself, with its signals and exit status. It
-// needs root, Linux 5.6 and the programs of util-linux.
+// The process that the command starts is name itself: signals and exit status
+// are name's. It needs root, Linux 5.6 and the programs of util-linux.
 func RebootCommand(ctx context.Context, offset time.Duration, bootID string, name string, args ...string) *exec.Cmd {
-	// A new time namespace is for the children of unshare; nsenter enters it
-	// without a fork, which would hide the command from signals. The file over
-	// boot_id outlives the tmpfs that it came from.
+	// Only the children of unshare are in the new time namespace. nsenter enters it without a fork; a
+	// fork would hide the command from signals. The file that is mounted over boot_id stays when the
+	// tmpfs is unmounted.
 	const script = `
 		set -e
 		mount -t tmpfs boot_id /mnt

@@ -12,28 +12,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A root is a root directory that looks like the host's and takes writes
-// without passing them on.
+// A root is a root directory that looks like the host's. What is written to it
+// does not reach the host.
 //
-// One overlay over "/" would be simpler, but overlayfs refuses two layers of
-// which one is inside the other, and the layer with the packages usually lies
-// below "/". So each directory in "/" has an overlay of its own, in a tmpfs.
+// One overlay over "/" would be simpler. But overlayfs refuses a layer that lies
+// inside another one, and the layer with the packages usually lies below "/". So
+// each directory in "/" has an overlay of its own, in a tmpfs.
 type root struct {
 	dir         string   // where it is mounted until pivot
 	layer       string   // directory with a layer between the host and upper, or ""
-	upper, work string   // what is written, and overlayfs's own directory, on one file system
-	only        []string // if set, all but these directories are read-only
+	upper, work string   // for what is written, and for overlayfs itself; on one file system
+	only        []string // unless nil, all other directories are read-only
 }
 
-// private lists what in "/" is not the host's: it is mounted afresh or empty.
+// private lists the directories in "/" that are not the host's, but new or empty.
 var private = []string{"boot", "dev", "lost+found", "media", "mnt", "proc", "run", "sys", "tmp"}
 
-// path returns where the path p of the new root is before pivot.
+// path returns where p, a path in the new root, is before pivot.
 func (r root) path(p string) string { return filepath.Join(r.dir, p) }
 
-// mount builds the root. /sys and the kernel's settings, /proc/sys, are
-// read-only, because they are the host's. ("ip netns exec" mounts a /sys of
-// its own, with write access.)
+// mount builds the root. /sys and the kernel's settings, /proc/sys, belong to
+// the host, so they are read-only. ("ip netns exec" mounts a /sys of its own,
+// which can be written.)
 func (r root) mount() error {
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return err
@@ -123,13 +123,13 @@ func (r root) mountDir(name string) error {
 	case layered:
 		return fmt.Errorf("overlay on /%s: %w", name, err)
 	}
-	// Some file systems, such as vfat, cannot be below an overlay. No package
-	// is there, so read-only will do.
+	// Some file systems, such as vfat, cannot be below an overlay. No package is installed there, so
+	// the directory is read-only.
 	return mountBind(host, dst, false)
 }
 
-// mountDev makes a /dev with what programs expect, and nothing of the host's
-// hardware, so that a udevd can run on it.
+// mountDev makes a /dev with the devices that programs expect, and none of the
+// host's hardware, so that a test can run udevd.
 func (r root) mountDev() error {
 	if err := mountNew(r.path("dev"), "tmpfs", unix.MS_NOSUID, "mode=0755"); err != nil {
 		return err
@@ -179,7 +179,7 @@ func (r root) share(b bind) error {
 	if err != nil {
 		return err
 	}
-	// It is missing there if it is in /tmp or on a file system of its own.
+	// A path in /tmp, or on a file system of its own, is missing in the root.
 	if info.IsDir() {
 		err = os.MkdirAll(dst, 0o755)
 	} else if err = os.MkdirAll(filepath.Dir(dst), 0o755); err == nil {
@@ -194,13 +194,12 @@ func (r root) share(b bind) error {
 	return mountBind(b.Path, dst, b.Writable)
 }
 
-// pivot makes r the root directory of the process and lets go of the host's.
+// pivot makes r the root directory of the process, and unmounts the host's.
 func (r root) pivot() error {
 	if err := os.Chdir(r.dir); err != nil {
 		return err
 	}
-	// With twice the same directory the old root ends up on top of the new
-	// one: pivot_root(2).
+	// With the same directory twice, the old root is mounted on top of the new one: pivot_root(2).
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return fmt.Errorf("pivot_root to %s: %w", r.dir, err)
 	}
@@ -210,7 +209,7 @@ func (r root) pivot() error {
 	return os.Chdir("/")
 }
 
-// mountNew mounts a new file system on dir, which it makes if need be.
+// mountNew mounts a new file system on dir, which it makes if it is missing.
 func mountNew(dir, fstype string, flags uintptr, data string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -221,7 +220,7 @@ func mountNew(dir, fstype string, flags uintptr, data string) error {
 	return nil
 }
 
-// mountBind mounts src on dst, without what is mounted below src.
+// mountBind mounts src on dst, without the mounts below src.
 func mountBind(src, dst string, writable bool) error {
 	if err := unix.Mount(src, dst, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s on %s: %w", src, dst, err)
@@ -254,7 +253,7 @@ func copyDir(src, dst string) error {
 	return nil
 }
 
-// escape protects what has a meaning in the options of overlayfs.
+// escape quotes the characters that mean something in the options of overlayfs.
 func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, ":", `\:`, ",", `\,`).Replace(path)
 }
