@@ -40,14 +40,9 @@ func fullPipe(t *testing.T) (from, to *os.File) {
 	return from, to
 }
 
-// fullSyslog is a /dev, but for its null, with a syslog that does not read, and has no room left.
-func fullSyslog(t *testing.T, network string) (dir string) {
+// fullSocket makes a socket at a path that nobody reads from, and that has no room left.
+func fullSocket(t *testing.T, network, path string) {
 	t.Helper()
-	dir = t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "null"), nil, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "log")
 	kind := unix.SOCK_DGRAM
 	if network == "unix" {
 		kind = unix.SOCK_STREAM
@@ -80,6 +75,16 @@ func fullSyslog(t *testing.T, network string) (dir string) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	}
+}
+
+// fullSyslog is a /dev, but for its null, with a syslog that does not read, and has no room left.
+func fullSyslog(t *testing.T, network string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "null"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	fullSocket(t, network, filepath.Join(dir, "log"))
 	return dir
 }
 
@@ -228,6 +233,22 @@ func TestLogReadLate(t *testing.T) {
 		t.Errorf("last line %q", last)
 	}
 	if code := server.wait(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestManagerNobodyReads: a service manager that does not read holds nothing up either.
+func TestManagerNobodyReads(t *testing.T) {
+	h := newHost(t)
+	path := filepath.Join(h.dir, "notify")
+	fullSocket(t, "unixgram", path)
+	cmd := exec.Command(bin(t, serverBin), "--debug", "-c", h.config())
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=200000")
+	server := h.start(cmd)
+	server.waitLog("msg=serving")
+	wantTable(t, h.exactPeer("peer").ask(acquire(1)), 10000)
+	server.waitLog("cannot tell the service manager")
+	if code := server.stop(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 }

@@ -3,6 +3,8 @@
 package systemd
 
 import (
+	"io"
+	"net"
 	"os"
 	"time"
 
@@ -19,8 +21,21 @@ func NotifyReady() error    { return notify(daemon.SdNotifyReady) }
 func NotifyStopping() error { return notify(daemon.SdNotifyStopping) }
 func NotifyAlive() error    { return notify(daemon.SdNotifyWatchdog) }
 
+// notify does not wait for ever for a service manager that does not read, as the library does.
 func notify(state string) error {
-	_, err := daemon.SdNotify(false, state)
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	conn, err := net.Dial("unixgram", path)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	_, err = io.WriteString(conn, state)
 	return err
 }
 
