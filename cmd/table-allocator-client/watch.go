@@ -76,6 +76,7 @@ func (h *hostFlags) load() (client.WatchConfig, error) {
 
 type watchFlags struct {
 	*hostFlags
+	config client.WatchConfig // once it is complete
 	clean  bool
 	family func() (wire.Family, error)
 }
@@ -101,7 +102,7 @@ func (w *watchFlags) complete(args []string) error {
 	if err := w.hostFlags.complete(); err != nil {
 		return err
 	}
-	_, err = w.load()
+	w.config, err = w.load()
 	return err
 }
 
@@ -122,18 +123,19 @@ func (w *watchFlags) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := client.Watch(ctx, w.load, hangups(ctx), w.clean, log); err != nil {
+	if err := client.Watch(ctx, w.config, w.reloads(ctx), w.clean, log); err != nil {
 		log.Error("cannot watch", "err", err)
 		return exitError{cli.ExitError}
 	}
 	return nil
 }
 
-// hangups returns a channel with a value for each SIGHUP; several SIGHUPs at once are one value.
-func hangups(ctx context.Context) <-chan struct{} {
+// reloads returns a channel with the configuration for each SIGHUP, or for several at once. The
+// goroutine that reads the file may wait for it, the watch does not.
+func (w *watchFlags) reloads(ctx context.Context) <-chan client.Reload {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
-	reload := make(chan struct{})
+	reloads := make(chan client.Reload)
 	go func() {
 		for {
 			select {
@@ -141,12 +143,13 @@ func hangups(ctx context.Context) <-chan struct{} {
 			case <-ctx.Done():
 				return
 			}
+			cfg, err := w.load()
 			select {
-			case reload <- struct{}{}:
+			case reloads <- client.Reload{Config: cfg, Err: err}:
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
-	return reload
+	return reloads
 }

@@ -41,8 +41,8 @@ type loop struct {
 	absent   string // why the server cannot be reached, as long as it is so
 	scope    scope
 	ending   bool // takes everything back
-	reloads  <-chan struct{}
-	reload   func() // for each value of reloads
+	reloads  <-chan Reload
+	reload   func(Reload) // for each value of reloads
 }
 
 func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*loop, error) {
@@ -132,8 +132,8 @@ func (l *loop) run(ctx context.Context) error {
 				return nil
 			}
 			l.end("stopped")
-		case <-l.reloads:
-			l.reload()
+		case r := <-l.reloads:
+			l.reload(r)
 		case <-timer.C:
 			if l.rests.due(wire.Now()) {
 				continue

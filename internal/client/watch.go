@@ -28,7 +28,6 @@ const DefaultReconcile = time.Minute
 type host struct {
 	*loop
 	config      WatchConfig
-	load        func() (WatchConfig, error)
 	clean       bool                       // takes everything back at the end
 	reconcileAt time.Duration              // when everything is compared next
 	admitAt     time.Duration              // when new addresses are looked for; 0: none are known of
@@ -45,16 +44,16 @@ type host struct {
 	memory      memory
 }
 
+// Reload is a configuration that was read again. With Err the one before stays in force.
+type Reload struct {
+	Config WatchConfig
+	Err    error
+}
+
 // Watch keeps lease, rules, routes and resolver lines for every address of the host that
 // the configuration selects, until ctx ends; then it leaves them in place, so that the
-// next watch finds the host as this one left it. With clean it takes them back. load is
-// called at the start and for each value of reload; a configuration that cannot be read
-// later leaves the one before in force.
-func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan struct{}, clean bool, log *slog.Logger) error {
-	cfg, err := load()
-	if err != nil {
-		return err
-	}
+// next watch finds the host as this one left it. With clean it takes them back.
+func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bool, log *slog.Logger) error {
 	l, err := newLoop(cfg.Server, cfg.ServerUIDs, func(uint32, string) {}, log)
 	if err != nil {
 		return err
@@ -64,7 +63,6 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 	h := &host{
 		loop:    l,
 		config:  cfg,
-		load:    load,
 		clean:   clean,
 		foreign: make(map[wire.Key]bool),
 		ended:   make(map[wire.Key]bool),
@@ -73,7 +71,7 @@ func Watch(ctx context.Context, load func() (WatchConfig, error), reload <-chan 
 		heals:   rate.NewLimiter(rate.Every(healEvery), healBurst),
 		blames:  rate.Sometimes{First: 1, Interval: blameEvery},
 	}
-	l.scope, l.env.Glance, l.reloads, l.reload = h, install.NewGlance(l.kernel), reload, h.reloadConfig
+	l.scope, l.env.Glance, l.reloads, l.reload = h, install.NewGlance(l.kernel), reloads, h.reloadConfig
 	if err := l.kernel.KeepRules(); err != nil {
 		return err
 	}
@@ -147,10 +145,10 @@ func (h *host) reconcile() {
 }
 
 // reloadConfig takes over another configuration; leases stay.
-func (h *host) reloadConfig() {
-	cfg, err := h.load()
-	if err != nil {
-		h.log.Error("cannot read the configuration; the one before stays in force", "err", err)
+func (h *host) reloadConfig(r Reload) {
+	cfg := r.Config
+	if r.Err != nil {
+		h.log.Error("cannot read the configuration; the one before stays in force", "err", r.Err)
 		return
 	}
 	if server, err := peer.NewServer(cfg.Server, cfg.ServerUIDs); err == nil { // load has checked it

@@ -154,3 +154,32 @@ func TestCgroupsLockedByStrangers(t *testing.T) {
 	}
 	c.must("unbind", "--cgroup", "--ifname", "wan1")
 }
+
+// TestWatchConfigFIFO: a configuration that nobody writes delays nothing but itself.
+func TestWatchConfigFIFO(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "192.0.2.2/24")
+	h.serve()
+	const text = `{"links":[{"ifname":"wan0"}]}`
+	file := h.watchFile(text)
+	watch := h.watch("-c", file, "--clean")
+	h.served("192.0.2.2")
+	if err := errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600), watch.cmd.Process.Signal(unix.SIGHUP)); err != nil {
+		t.Fatal(err)
+	}
+	h.ns.IP(t, "address add 198.51.100.2/24 dev wan0")
+	h.served("198.51.100.2")
+	if err := os.WriteFile(file, []byte(text), 0); err != nil { // waits for the reader
+		t.Fatal(err)
+	}
+	watch.waitLog("configuration read again")
+	if err := watch.cmd.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	h.ns.IP(t, "address add 203.0.113.2/24 dev wan0")
+	h.served("203.0.113.2")
+	if code := watch.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	h.wantRules()
+}
