@@ -69,7 +69,9 @@ func newLogger(q *queue, options *slog.HandlerOptions, prefix func(slog.Level) s
 		return line.Bytes()
 	}
 	q.mu.Unlock()
-	logged = q
+	if q != Stderr {
+		queues = append(queues, q)
+	}
 	return to(q)
 }
 

@@ -138,15 +138,15 @@ var (
 	Stderr = newQueue(func(text []byte) (int, error) { return os.Stderr.Write(text) })
 )
 
-// logged is the queue of the process's logger.
-var logged = Stderr
+// queues are those that Flush waits for.
+var queues = []*queue{Stdout, Stderr}
 
 // Flush waits until what was logged, and written to Stdout and Stderr, is out, and 200 ms at the
 // most: perhaps nobody reads it.
 func Flush() {
 	ctx, cancel := context.WithTimeout(context.Background(), endMost)
 	defer cancel()
-	for _, q := range []*queue{Stdout, Stderr, logged} {
+	for _, q := range queues {
 		q.flush(ctx)
 	}
 }

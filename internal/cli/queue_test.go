@@ -180,7 +180,7 @@ func TestQueueFails(t *testing.T) {
 
 // TestFlush: the end waits for a reader who reads, and 200 ms for one who does not.
 func TestFlush(t *testing.T) {
-	defer func(old *queue) { logged = old }(logged)
+	defer func(old []*queue) { queues = old }(queues)
 	for _, tt := range []struct {
 		name       string
 		slow, want time.Duration
@@ -193,6 +193,7 @@ func TestFlush(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				queues = []*queue{Stderr}
 				var mu sync.Mutex
 				lines := 0
 				log := newLogger(newQueue(func(text []byte) (int, error) {
