@@ -93,9 +93,6 @@ func (h *host) restoreRules(family int, lost []route.Rule, whose map[route.Rule]
 	// Those that keep an address to its uplink first, for all addresses.
 	slices.SortStableFunc(lost, func(a, b route.Rule) int { return cmp.Compare(a.Priority, b.Priority) })
 	none := func(route.Rule) bool { return false } // is to be deleted
-	added, _, err := h.kernel.SyncRules(family, none, lost)
-	for _, r := range added {
-		h.log.Info("rule added", whose[r].inst.Rules.Attrs(r)...)
-	}
+	_, err := h.env.SyncRules(family, none, lost, func(r route.Rule) []any { return whose[r].inst.Rules.Attrs(r) })
 	return err
 }

@@ -95,13 +95,7 @@ func (l *loop) syncLookups(s *session) error {
 		}
 		return uplink.IsLookup(r) && sessions[r.Table] != nil
 	}
-	added, deleted, err := l.kernel.SyncRules(s.family(), ours, want)
-	for _, r := range added {
-		l.log.Info("rule added", whose(r).inst.Rules.Attrs(r)...)
-	}
-	for _, r := range deleted {
-		l.log.Info("rule removed", whose(r).inst.Rules.Attrs(r)...)
-	}
+	_, err := l.env.SyncRules(s.family(), ours, want, func(r route.Rule) []any { return whose(r).inst.Rules.Attrs(r) })
 	for _, other := range sessions {
 		if err == nil {
 			other.inst.Rules.NoteExtra(other.inst.Rules.Want(other.lease.table))

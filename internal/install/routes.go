@@ -155,14 +155,19 @@ func (p *placer) settle(u uplink.Uplink, v uplink.View) error {
 }
 
 func (p *placer) delete(u uplink.Uplink, routes []route.Route) error {
+	return p.changeMain(u, routes, p.env.Kernel.DeleteRoute, "route taken out of main")
+}
+
+// changeMain adds routes to main, or deletes them, and logs each.
+func (p *placer) changeMain(u uplink.Uplink, routes []route.Route, change func(route.Route) error, done string) error {
 	var errs []error
 	for _, r := range routes {
 		p.env.Glance.Invalidate()
-		if err := p.env.Kernel.DeleteRoute(r); err != nil {
+		if err := change(r); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		p.env.Log.Info("route taken out of main", attrs(u, r)...)
+		p.env.Log.Info(done, attrs(u, r)...)
 	}
 	return errors.Join(errs...)
 }
@@ -203,16 +208,7 @@ func asBefore(r route.Route, v uplink.View) route.Route {
 
 // fallBack gives main what it needs while there is no lease.
 func (p *placer) fallBack(u uplink.Uplink, v uplink.View) error {
-	var errs []error
-	for _, r := range uplink.Stopgap(u, v) {
-		p.env.Glance.Invalidate()
-		if err := p.env.Kernel.AddRoute(r); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		p.env.Log.Info("no lease: route added to main", attrs(u, r)...)
-	}
-	return errors.Join(errs...)
+	return p.changeMain(u, uplink.Stopgap(u, v), p.env.Kernel.AddRoute, "no lease: route added to main")
 }
 
 // putBack gives main back what it lost, before the rules go: nobody is cut off because a
@@ -221,18 +217,10 @@ func (p *placer) putBack(u uplink.Uplink, v uplink.View) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table == 0 {
 		return nil
 	}
-	var errs []error
-	for _, r := range p.taken {
-		p.env.Glance.Invalidate()
-		if err := p.env.Kernel.AddRoute(r); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		p.env.Log.Info("route put back into main", attrs(u, r)...)
-	}
+	err := p.changeMain(u, p.taken, p.env.Kernel.AddRoute, "route put back into main")
 	v.Main = append(v.Main, p.taken...)
 	p.taken = nil
-	return errors.Join(append(errs, p.fallBack(u, v))...)
+	return errors.Join(err, p.fallBack(u, v))
 }
 
 // drop forgets a table that is being emptied.

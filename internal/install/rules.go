@@ -26,6 +26,9 @@ type Rules struct {
 // adopt finds what earlier holders of the address left behind: marked rules of a client
 // that died, and the original's.
 func (r *Rules) adopt() error {
+	if r.adopted {
+		return nil
+	}
 	r.adopted = true
 	host := r.Uplink.Host()
 	rules, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool { return rule.Src == host })
@@ -52,10 +55,8 @@ func (r *Rules) place(table uint32) error {
 	if !r.Uplink.IsAddress() {
 		return nil
 	}
-	if !r.adopted {
-		if err := r.adopt(); err != nil {
-			return err
-		}
+	if err := r.adopt(); err != nil {
+		return err
 	}
 	if !r.Uplink.Settings.PlacesRoutes() {
 		if err := r.env.Kernel.FlushTable(r.Uplink.Family(), table); err != nil {
@@ -115,13 +116,7 @@ func (r *Rules) sync(table uint32, want []route.Rule) error {
 	if table == 0 {
 		r.extra = nil // another holder of the address may want just the same
 	}
-	added, deleted, err := r.env.Kernel.SyncRules(r.Uplink.Family(), r.Owns, want)
-	for _, rule := range added {
-		r.env.Log.Info("rule added", r.Attrs(rule)...)
-	}
-	for _, rule := range deleted {
-		r.env.Log.Info("rule removed", r.Attrs(rule)...)
-	}
+	deleted, err := r.env.SyncRules(r.Uplink.Family(), r.Owns, want, r.Attrs)
 	if err == nil && slices.ContainsFunc(deleted, func(rule route.Rule) bool { return rule.Src.IsValid() && !uplink.IsHost(rule) }) {
 		err = r.sweep()
 	}
@@ -143,10 +138,7 @@ func (r *Rules) sweep() error {
 	if err != nil {
 		return err
 	}
-	_, deleted, err := r.env.Kernel.SyncRules(r.Uplink.Family(), uplink.Orphans(marked), nil)
-	for _, rule := range deleted {
-		r.env.Log.Info("rule removed", r.Attrs(rule)...)
-	}
+	_, err = r.env.SyncRules(r.Uplink.Family(), uplink.Orphans(marked), nil, r.Attrs)
 	return err
 }
 
@@ -182,11 +174,25 @@ func (r *Rules) Unshare(table uint32) error {
 	return r.sync(table, r.Want(table))
 }
 
+// SyncRules is Kernel.SyncRules, and logs what changes with what attrs says of a rule.
+func (e *Env) SyncRules(family int, owned func(route.Rule) bool, want []route.Rule, attrs func(route.Rule) []any) (deleted []route.Rule, err error) {
+	added, deleted, err := e.Kernel.SyncRules(family, owned, want)
+	for _, r := range added {
+		e.Log.Info("rule added", attrs(r)...)
+	}
+	for _, r := range deleted {
+		e.Log.Info("rule removed", attrs(r)...)
+	}
+	return deleted, err
+}
+
+// Attrs is what a log line says of a rule.
 func (r *Rules) Attrs(rule route.Rule) []any {
 	return []any{"rule", rule.String(), "ifname", r.Uplink.Key.Ifname, "addr", r.Uplink.Key.Address,
 		"family", r.Uplink.Key.Family.String(), "table", rule.Table, "priority", rule.Priority}
 }
 
+// Owns reports whether a rule that is there belongs to the uplink.
 func (r *Rules) Owns(rule route.Rule) bool {
 	if rule.Protocol == route.Protocol && uplink.LeavesTable(rule) {
 		return rule.Src == r.Uplink.Host() && (!r.shared || slices.Contains(r.extra, rule))
