@@ -217,31 +217,39 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 			continue
 		}
 		asked++
-		reply, err := peer.Ask(ctx, conn, wire.Request{Key: u.Key, Cmd: wire.Query, Marking: b.Marking}, servePatience)
-		switch {
-		case errors.Is(err, syscall.ECONNREFUSED): // nobody serves it
-			continue
-		case err == nil && reply.Marking == b.Marking:
-			if reply.Missing != "" {
-				b.Unanswered = append(b.Unanswered, fmt.Sprintf("%s: %s", u, reply.Missing))
-			}
-			continue
-		case err == nil && reply.Code == wire.Denied:
-			return peer.ErrNotAsked
-		case err == nil && reply.Code != "", !leased: // it ends, or there is nothing to serve yet
-			continue
+		serves, err := b.askHolder(ctx, conn, u, leased)
+		if err == nil && !serves {
+			_, _, err = kernel.SyncRules(u.Family(), noRule, missing)
 		}
-		// A version that knows no bindings, the original, or somebody who took the name.
-		why := "its client knows no bindings, so its lookups are not kept"
 		if err != nil {
-			why = err.Error()
-		}
-		b.Unanswered = append(b.Unanswered, fmt.Sprintf("%s: %s", u, why))
-		if _, _, err := kernel.SyncRules(u.Family(), noRule, missing); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// askHolder asks the holder of an address to serve what is bound. It reports false if the holder cannot, and
+// the address has a lease.
+func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, u uplink.Uplink, leased bool) (serves bool, err error) {
+	reply, err := peer.Ask(ctx, conn, wire.Request{Key: u.Key, Cmd: wire.Query, Marking: b.Marking}, servePatience)
+	// Else a version that knows no bindings, the original, or somebody who took the name.
+	why := "its client knows no bindings, so its lookups are not kept"
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED): // there is no holder
+		return true, nil
+	case err == nil && reply.Marking == b.Marking:
+		if why = reply.Missing; why == "" {
+			return true, nil
+		}
+	case err == nil && reply.Code == wire.Denied:
+		return false, peer.ErrNotAsked
+	case err == nil && reply.Code != "", !leased: // the holder ends, or there is nothing to serve yet
+		return true, nil
+	case err != nil:
+		why = err.Error()
+	}
+	b.Unanswered = append(b.Unanswered, fmt.Sprintf("%s: %s", u, why))
+	return reply.Marking == b.Marking, nil
 }
 
 // lookups returns a function for the lookups that are not there now and that an address
