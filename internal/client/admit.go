@@ -207,7 +207,7 @@ func (h *host) startSession(u uplink.Uplink, a route.Address) (ours bool) {
 	case h.foreign[u.Key]:
 		return false
 	default:
-		log.Info("another process holds this address, and goes on to serve it", "holder", ownerOf(u.Key))
+		log.Info("another client serves this address", "holder", ownerOf(u.Key))
 		return false
 	}
 	u, saved := h.loadSettings(u, a, log)

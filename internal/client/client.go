@@ -69,17 +69,17 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 			return conn, err
 		case ctx.Err() != nil, errors.Is(other.err, syscall.ECONNREFUSED): // it went in between
 		case other.err != nil:
-			log.Warn("another process has the name of this key and does not answer; working from a name of my own",
+			log.Warn("a process that does not answer has the holder's name of this address; serving the address from another name",
 				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", other.err)
 			return peer.Open(key, peer.AsStandIn)
 		case other.reply.Table != 0:
 			report(other.reply.Table, "")
 			return nil, nil
 		case other.reply.Code.Final():
-			report(0, "the holder of the key refuses: "+other.reply.Error)
+			report(0, "another client serves the address, and refuses: "+other.reply.Error)
 			return nil, nil
 		case time.Now().After(until):
-			report(0, fmt.Sprintf("pid %d holds the key and has no table yet: %s", other.reply.PID, other.reply.Error))
+			report(0, fmt.Sprintf("another client (pid %d) serves the address, and has no table yet: %s", other.reply.PID, other.reply.Error))
 			return nil, nil
 		}
 		select {

@@ -42,7 +42,7 @@ func (h *host) keptBlock(s *session) []route.Rule {
 
 func (h *host) collectStale() {
 	if err := h.collect(); err != nil {
-		h.log.Error("cannot remove what others of us left behind", "err", err)
+		h.log.Error("cannot remove stale rules and routes", "err", err)
 	}
 }
 
@@ -210,7 +210,7 @@ func (h *host) returnDead(family int, source route.Rule, routes []route.Route, a
 		return err
 	}
 	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
-	h.log.Info("client is dead; its lease is given back", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
+	h.log.Info("a client died; its lease is released", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
 	return errors.Join(h.env.ReturnRoutes(u, source.Table), h.giveBack(u.Key))
 }
 

@@ -25,7 +25,7 @@ func (h *host) heal() {
 	h.healAt = 0
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		if err := h.healFamily(family); err != nil {
-			h.log.Error("cannot put the rules back", "err", err)
+			h.log.Error("cannot restore the rules", "err", err)
 		}
 	}
 }
@@ -87,7 +87,7 @@ func (h *host) restoreRules(family int, lost []route.Rule, whose map[route.Rule]
 		return nil
 	}
 	h.blames.Do(func() {
-		h.log.Warn("another program deletes our rules; they are put back, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
+		h.log.Warn("another program deletes our rules; they are restored, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
 			"rule", lost[0].String())
 	})
 	// Those that keep an address to its uplink first, for all addresses.

@@ -33,7 +33,7 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	if m == (wire.Marking{}) || m == s.inst.Rules.Marking || !s.lease.uplink.IsAddress() {
 		return
 	}
-	s.warn("hear of rules", l.watcher.Join(route.Rules4|route.Rules6))
+	s.warn("subscribe to events of rules", l.watcher.Join(route.Rules4|route.Rules6))
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
 	for _, other := range l.sessions { // theirs, too
 		if other.lease.uplink.IsAddress() && other.lease.uplink.Key.Ifname == s.lease.uplink.Key.Ifname {
@@ -143,7 +143,7 @@ func (l *loop) restoreLookups(s *session) {
 		return
 	}
 	if !s.repairs.Allow() {
-		s.warn("keep the rules", errors.New("they are deleted again and again; what is missing is put back once a second"))
+		s.warn("keep the rules", errors.New("another program deletes them again and again; they are restored once a second"))
 		s.lookIn(repairEvery)
 		return
 	}

@@ -210,9 +210,9 @@ func (l *loop) feed(s *session, ev event) {
 	actions := s.lease.step(wire.Now(), ev)
 	switch {
 	case s.lease.away && !away:
-		s.log.Warn("the server is away; keeping the rules", "table", s.lease.table)
+		s.log.Warn("the server does not answer; the rules stay", "table", s.lease.table)
 	case away && !s.lease.away:
-		s.log.Info("the server is back", "table", s.lease.table)
+		s.log.Info("the server answers again", "table", s.lease.table)
 	}
 	switch ev.kind {
 	case unreachable:
@@ -283,7 +283,7 @@ func (l *loop) drop(s *session) {
 	for _, to := range s.enders {
 		l.reply(s, to, wire.Reply{PID: os.Getpid()})
 	}
-	s.warn("let go of the socket", l.conns.Remove(s.conn))
+	s.warn("stop reading the socket", l.conns.Remove(s.conn))
 	s.conn.Close()
 	if at := slices.Index(l.sessions, s); at >= 0 {
 		l.sessions = slices.Delete(l.sessions, at, at+1)

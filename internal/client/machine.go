@@ -287,7 +287,7 @@ func (m *machine) answer(now time.Duration, r wire.Reply) []action {
 	switch m.state {
 	case asking, fallenBack, held:
 		if r.Table >= unix.RT_TABLE_DEFAULT && r.Table <= unix.RT_TABLE_LOCAL {
-			r = wire.Reply{Error: fmt.Sprintf("table %d is the kernel's, and no lease", r.Table)}
+			r = wire.Reply{Error: fmt.Sprintf("the server leased table %d, which is reserved", r.Table)}
 		}
 		if r.Table == 0 {
 			return m.refused(now, r)

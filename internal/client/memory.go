@@ -98,7 +98,7 @@ func (h *host) saveSettings(s *session) {
 	if err == nil {
 		s.saved = now
 	}
-	s.warn("keep what a hook told for the next watch", err)
+	s.warn("save what a hook said for the next watch", err)
 }
 
 // loadSettings is an uplink with what a hook told the last watch about its address, and that.
@@ -121,7 +121,7 @@ func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) 
 	if err != nil || t.Link != a.Index || t.Created != a.Created {
 		err = errors.Join(err, h.memory.remove(u.Key), h.env.RemoveServers(uplink.Uplink{Key: u.Key, Settings: settings}))
 		if err != nil {
-			log.Warn("cannot take over what a hook told the last watch", "err", err)
+			log.Warn("cannot load what a hook said to the last watch", "err", err)
 		}
 		return u, told{}
 	}
@@ -130,14 +130,14 @@ func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) 
 	} else {
 		u.Settings = settings.Under(u.Settings)
 	}
-	log.Info("told by a hook before", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))
+	log.Info("settings of a hook loaded", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))
 	return u, t
 }
 
 // dropSettings drops what was told about a key that has no session any more.
 func (h *host) dropSettings(s *session) {
 	if s.hooked {
-		s.warn("drop what a hook told", h.memory.remove(s.lease.uplink.Key))
+		s.warn("drop the settings of a hook", h.memory.remove(s.lease.uplink.Key))
 	}
 }
 

@@ -23,7 +23,7 @@ func Release(cfg Config, log *slog.Logger) error {
 	}
 	defer conn.Close()
 	if err := peer.End(conn, cfg.Uplink.Key); err != nil {
-		log.Warn("a holder of the address may go on", "err", err)
+		log.Warn("another client of this address may still run", "err", err)
 	}
 	return errors.Join(removeLeftovers(cfg.Uplink, log), server.Release(conn, cfg.Uplink.Key))
 }

@@ -20,7 +20,7 @@ func (l *loop) receive(p packet) {
 	switch {
 	case p.isReply:
 		if !l.server.Has(p.cred.UID) {
-			l.noise(p, "reply of somebody who is not trusted ignored (see --server-user)")
+			l.noise(p, "reply ignored, since its sender is not trusted (see --server-user)")
 			return
 		}
 		if !l.server.Is(p.from) {
@@ -31,7 +31,7 @@ func (l *loop) receive(p packet) {
 	case p.err != nil:
 		l.noise(p, "malformed datagram ignored")
 	case !l.peers.Has(p.cred.UID):
-		l.noise(p, "request of somebody else refused")
+		l.noise(p, "request refused, since its sender is neither root nor this user")
 		// What a stranger does not read is charged to this socket, and would leave no room for
 		// the requests to the server.
 		if p.to.conn.Backlog() > strangersShare {
@@ -61,7 +61,7 @@ func (l *loop) serve(p packet) {
 		l.reply(s, p.from, wire.Refuse(wire.Mismatch, "this is the holder of "+s.lease.uplink.Key.String()))
 	case p.request.Cmd == wire.End:
 		s.enders = append(s.enders, p.from) // answered when everything is taken back
-		l.feed(s, event{kind: end, why: fmt.Sprintf("ended by pid %d", p.cred.PID)})
+		l.feed(s, event{kind: end, why: fmt.Sprintf("ended by a command (pid %d)", p.cred.PID)})
 	case s.lease.state == releasing:
 		l.reply(s, p.from, wire.Refuse(wire.Ending, "the holder is taking everything back"))
 	case p.request.Cmd == wire.Replace:
@@ -114,7 +114,7 @@ func (l *loop) replace(p packet) {
 // update makes a session serve u, which differs from its uplink in tag and settings.
 func (l *loop) update(s *session, u uplink.Uplink) {
 	if !reflect.DeepEqual(s.lease.uplink, u) {
-		s.log.Info("told anew", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))
+		s.log.Info("new settings", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))
 		actions := s.lease.step(wire.Now(), event{kind: replaced, newer: u})
 		s.inst.Update(u, s.leased(), s.inMain())
 		for _, a := range actions {

@@ -99,7 +99,7 @@ func (s *session) clear(table uint32, keep []route.Rule) {
 // place installs what a lease means, and tells the machine if it asks.
 func (l *loop) place(s *session, table uint32) bool {
 	if s.lease.uplink.Settings.PlacesRoutes() {
-		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
+		s.warn("subscribe to events of routes", l.watcher.Join(route.Routes4|route.Routes6))
 	}
 	if s.inst.Index == 0 {
 		l.look(s)
@@ -140,7 +140,7 @@ func (s *session) hear(n news) {
 	case !here.lost[table] && !elsewhere.lost[table]:
 		return
 	case !s.repairs.Allow():
-		s.warn("keep the routes", errors.New("they are deleted again and again; what is missing is put back once a second"))
+		s.warn("keep the routes", errors.New("another program deletes them again and again; they are restored once a second"))
 		s.lookIn(repairEvery)
 		return
 	}
@@ -255,7 +255,7 @@ func (l *loop) link(s *session) (route.Link, bool, error) {
 func (l *loop) rename(s *session, name string) {
 	u, ok := l.scope.renamed(s, name)
 	if !ok {
-		l.feed(s, event{kind: end, why: "the link is now called " + name + ", which the configuration does not select"})
+		l.feed(s, event{kind: end, why: "the link was renamed to " + name + ", which the configuration does not select"})
 		return
 	}
 	for _, other := range l.sessions {
@@ -263,7 +263,7 @@ func (l *loop) rename(s *session, name string) {
 			continue
 		}
 		if other.lease.state == held {
-			l.feed(s, event{kind: end, why: "the link is now called " + name})
+			l.feed(s, event{kind: end, why: "the link was renamed to " + name})
 		}
 		return // else it is under way
 	}

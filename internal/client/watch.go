@@ -79,7 +79,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 		return err
 	}
 	if h.memory, err = ownMemory(); err != nil {
-		log.Warn("cannot keep what hooks tell for the next watch", "err", err)
+		log.Warn("cannot save what hooks say for the next watch", "err", err)
 	}
 	if h.order, err = h.unboundOrder(); err != nil {
 		return err
@@ -169,7 +169,7 @@ func (h *host) reloadConfig(r Reload) {
 		newer, ok := cfg.Reselect(u, u.Key.Ifname)
 		switch {
 		case !ok:
-			h.feed(s, event{kind: end, why: "the configuration does not select it any more"})
+			h.feed(s, event{kind: end, why: "the configuration no longer selects it"})
 		case !reflect.DeepEqual(old, newer): // else what a hook said stays as it is
 			newer.Settings = s.settingsUnder(newer.Settings)
 			h.update(s, newer)

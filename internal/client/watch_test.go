@@ -60,7 +60,7 @@ func TestLoadWatchConfig(t *testing.T) {
 		{`{"links":[]}`, "links: none"},
 		{`{"links":[7]}`, "not a JSON object"},
 		{`{"links":[{},{"x":1}]}`, "links[1].x: unknown key"},
-		{`{"links":[{"tag":"a","tag":"b"}]}`, "tag: stands there twice"},
+		{`{"links":[{"tag":"a","tag":"b"}]}`, "tag: given twice"},
 		{`{"links":[{"ifname":""}]}`, "links[0]: ifname is not a pattern"},
 		{`{"links":[{"ifname":"[a"}]}`, "links[0]: ifname is not a pattern"},
 		{`{"links":[{"families":["inet7"]}]}`, `links[0].families: want a list of "inet" and "inet6", have "inet7"`},

@@ -459,7 +459,7 @@ func TestBindErrors(t *testing.T) {
 		p.ns.Do(func() { b, err = bind.Bind(context.Background(), cfg) })
 		return err
 	}
-	if err := tryBind(nil); !errors.Is(err, peers.ErrNoServer) || !strings.Contains(err.Error(), "bind to wan1: no server: nobody serves ") {
+	if err := tryBind(nil); !errors.Is(err, peers.ErrNoServer) || !strings.Contains(err.Error(), "bind to wan1: no server answers: nobody has the name ") {
 		t.Errorf("without a server: %v", err)
 	}
 	if rules := p.boundRules(); len(rules) != 0 {

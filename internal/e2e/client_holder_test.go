@@ -231,7 +231,7 @@ func TestClientRelease(t *testing.T) {
 	h.onlyClient()
 	// Without a server the rules go all the same.
 	server.kill()
-	if r := h.client("-r", "-4", "-a", "10.77.0.3", "-i", "wan0"); r.stdout != "0\n" || !strings.Contains(r.stderr, "nobody serves") {
+	if r := h.client("-r", "-4", "-a", "10.77.0.3", "-i", "wan0"); r.stdout != "0\n" || !strings.Contains(r.stderr, "nobody has the name") {
 		t.Errorf("without a server: got %+v", r)
 	}
 	h.wantRules()

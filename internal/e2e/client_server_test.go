@@ -33,7 +33,7 @@ func TestClientNoTable(t *testing.T) {
 
 	begun := time.Now()
 	servers := []string{"nobody", "silent", "garbage", "squatted"}
-	want := []string{`nobody serves "@nobody"`, "no answer", "no answer", owner(stranger) + ", who is not trusted"}
+	want := []string{`nobody has the name "@nobody"`, "no answer", "no answer", owner(stranger) + ", who is not trusted"}
 	var cmds []*exec.Cmd
 	for i, name := range servers {
 		cmds = append(cmds, h.command("-4", "-a", fmt.Sprintf("10.77.0.%d", i+2), "-i", "wan0", "-d", name,
@@ -54,7 +54,7 @@ func TestClientNoTable(t *testing.T) {
 		t.Errorf("the silent server got %d requests and %d releases, want 5 and 10", acquires, releases)
 	}
 	h.waitClientLog(4, `msg="no table"`)
-	h.waitClientLog(1, "reply of somebody who is not trusted ignored")
+	h.waitClientLog(1, "reply ignored, since its sender is not trusted")
 	if r := h.run(bin(t, clientBin), "-r", "-4", "-a", "10.77.0.2", "-i", "wan0", "-d", "squatted"); r.stdout != "0\n" || !strings.Contains(r.stderr, owner(stranger)) {
 		t.Errorf("release: got %+v", r)
 	}
@@ -205,9 +205,9 @@ func TestClientRenews(t *testing.T) {
 	})
 	m := h.monitor()
 	server.kill()
-	h.waitClientLog(2, "the server is away")
+	h.waitClientLog(2, "the server does not answer")
 	server = h.serve("table_timeout:2")
-	h.waitClientLog(2, "the server is back")
+	h.waitClientLog(2, "the server answers again")
 	server.waitLog(renewed)
 	h.wantRules(rules...)
 	h.wantLeases("10000|inet|wan1|10.78.0.2||0", "10001|inet|wan0|10.77.0.2|cable|0")

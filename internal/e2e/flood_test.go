@@ -49,7 +49,7 @@ func TestClientFlooded(t *testing.T) {
 		}
 		return nil
 	})
-	if log := h.clientLog(); strings.Contains(log, "the server is away") {
+	if log := h.clientLog(); strings.Contains(log, "the server does not answer") {
 		t.Errorf("the holder could not send:\n%s", log)
 	}
 }

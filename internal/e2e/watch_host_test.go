@@ -437,7 +437,7 @@ func TestWatchAttacked(t *testing.T) {
 	table := h.served("10.77.0.2")
 	h.waitRoutes(table, "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2")
 	attack := h.start(h.sh("while :; do ip rule flush protocol 116; ip route flush table " + table + "; done 2>/dev/null"))
-	p.waitLog("they are deleted again and again")
+	p.waitLog("another program deletes them again and again")
 	attack.kill()
 	additions := strings.Count(p.log.String(), "rule added")
 	if additions > 100 {
@@ -608,7 +608,7 @@ func TestWatchBesideClients(t *testing.T) {
 	file := h.watchFile(`{"links":[{"tag":"watch","dnsmasq_servers":"` + servers + `"}],"reconcile_seconds":1}`)
 	p := h.watch("-c", file)
 	table := h.served("10.78.0.2")
-	p.waitLog("another process holds this address")
+	p.waitLog("another client serves this address")
 	h.wantLeases(fmt.Sprintf("%d|inet|wan0|10.77.0.2|client|0", before), table+"|inet|wan1|10.78.0.2|watch|0")
 
 	// A hook's call gets the table at once, and what it says is taken over.
@@ -687,7 +687,7 @@ func TestWatchTwice(t *testing.T) {
 	h.ns.IP(t, "address del 10.77.0.3/24 dev wan0")
 	h.waitNotServed("10.77.0.3")
 	second.again()
-	if n := strings.Count(second.log.String(), "another process holds this address"); n > 2 {
+	if n := strings.Count(second.log.String(), "another client serves this address"); n > 2 {
 		t.Errorf("said %d times", n)
 	}
 	for _, line := range stop() {

@@ -72,7 +72,7 @@ func (i *Installation) Place(table uint32) error {
 		return err
 	}
 	if ready {
-		i.warn("take routes out of main", i.routes.settle(i.Uplink, v))
+		i.warn("delete routes from main", i.routes.settle(i.Uplink, v))
 	}
 	if i.filled || !i.Uplink.Settings.PlacesRoutes() {
 		i.resolve()
@@ -162,14 +162,14 @@ func (i *Installation) warnOfRoutes(err error) {
 // MakeDo gives main the routes while there is no lease.
 func (i *Installation) MakeDo() {
 	i.Follow(0, true)
-	i.warn("let packets leave from the address", i.Rules.clear())
+	i.warn("unblock the address", i.Rules.clear())
 	i.resolve()
 }
 
 // YieldAddress removes the rule that blocks the address if another link has the address now.
 func (i *Installation) YieldAddress() {
 	if i.Elsewhere() {
-		i.warn("let packets leave from the address", i.Rules.clear())
+		i.warn("unblock the address", i.Rules.clear())
 	}
 }
 
@@ -185,7 +185,7 @@ func (i *Installation) Elsewhere() bool {
 func (i *Installation) Clear(keep ...route.Rule) error {
 	if i.Present {
 		if v, ready := i.view(); ready {
-			i.warn("put routes back into main", i.routes.putBack(i.Uplink, v))
+			i.warn("restore routes in main", i.routes.putBack(i.Uplink, v))
 		}
 	}
 	i.routes.drop()
@@ -212,7 +212,7 @@ func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
 	i.routes.taken = uplink.WithoutGiven(i.routes.taken, old, v)
 	i.routes.kept = uplink.WithoutGiven(i.routes.kept, old, v)
 	if inMain {
-		i.warn("take routes out of main", i.routes.withdraw(i.Uplink, v))
+		i.warn("delete routes from main", i.routes.withdraw(i.Uplink, v))
 		i.MakeDo()
 	}
 }
@@ -220,7 +220,7 @@ func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
 // changeMode gives main what was moved, and leaves the rest to what follows.
 func (i *Installation) changeMode(old uplink.Uplink) {
 	if v, ready := i.viewOf(old); ready {
-		i.warn("put routes back into main", i.routes.putBack(old, v))
+		i.warn("restore routes in main", i.routes.putBack(old, v))
 	}
 	i.routes.drop()
 }
@@ -235,7 +235,7 @@ func (i *Installation) resolve() {
 }
 
 // Unresolve takes the resolver lines of the address out.
-func (i *Installation) Unresolve() { i.warn("take the resolver lines out", i.setLines(nil)) }
+func (i *Installation) Unresolve() { i.warn("remove the resolver lines", i.setLines(nil)) }
 
 func (i *Installation) setLines(servers []netip.Addr) error {
 	file := i.ServersFile

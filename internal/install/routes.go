@@ -155,7 +155,7 @@ func (p *placer) settle(u uplink.Uplink, v uplink.View) error {
 }
 
 func (p *placer) delete(u uplink.Uplink, routes []route.Route) error {
-	return p.changeMain(u, routes, p.env.Kernel.DeleteRoute, "route taken out of main")
+	return p.changeMain(u, routes, p.env.Kernel.DeleteRoute, "route deleted from main")
 }
 
 // changeMain adds routes to main, or deletes them, and logs each.
@@ -217,7 +217,7 @@ func (p *placer) putBack(u uplink.Uplink, v uplink.View) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table == 0 {
 		return nil
 	}
-	err := p.changeMain(u, p.taken, p.env.Kernel.AddRoute, "route put back into main")
+	err := p.changeMain(u, p.taken, p.env.Kernel.AddRoute, "route restored in main")
 	v.Main = append(v.Main, p.taken...)
 	p.taken = nil
 	return errors.Join(err, p.fallBack(u, v))

@@ -64,7 +64,7 @@ func Each(text []byte, set func(key string, value []byte) error) error {
 	for _, member := range object.Members {
 		key := member.Name.Value.(hujson.Literal).String()
 		if seen[key] {
-			return fmt.Errorf("%s: stands there twice", key)
+			return fmt.Errorf("%s: given twice", key)
 		}
 		seen[key] = true
 		member.Value.Standardize()

@@ -22,8 +22,8 @@ const (
 	busyPause    = 5 * time.Millisecond   // before the next where it does not read them
 )
 
-// ErrNoServer says that nobody serves the name of the server.
-var ErrNoServer = errors.New("no server")
+// ErrNoServer says that nobody has the name of the server, or reads what is sent to it.
+var ErrNoServer = errors.New("no server answers")
 
 // ErrNoMarks says that the server is the original, or a version that knows no marks.
 var ErrNoMarks = errors.New("the server knows no marks: it is an older version, or the original")
@@ -50,7 +50,6 @@ func (s Server) Is(from wire.Addr) bool { return slices.Contains(s.addrs, from) 
 
 // Send sends to the first form of the name that somebody is bound to.
 func (s Server) Send(conn *wire.Conn, data []byte) error {
-	var err error
 	for _, addr := range s.addrs {
 		errs := conn.Send(wire.Message{Data: data, To: addr})
 		if errs == nil {
@@ -59,11 +58,12 @@ func (s Server) Send(conn *wire.Conn, data []byte) error {
 		if !errors.Is(errs[0], syscall.ECONNREFUSED) {
 			return errs[0]
 		}
-		if err == nil {
-			err = fmt.Errorf("nobody serves %s", addr)
-		}
 	}
-	return err
+	return s.absent()
+}
+
+func (s Server) absent() error {
+	return fmt.Errorf("%w: nobody has the name %s (systemctl start table-allocator-server)", ErrNoServer, s.addrs[0])
 }
 
 // Stranger says why nobody who is believed answers, if a stranger has the name.
@@ -91,7 +91,7 @@ func (s Server) ask(conn *wire.Conn, req wire.Request, patience time.Duration) (
 			return reply, err
 		}
 	}
-	return wire.Reply{}, fmt.Errorf("%w: nobody serves %s", ErrNoServer, s.addrs[0])
+	return wire.Reply{}, s.absent()
 }
 
 // Mark asks for the mark of an interface; with known the server gives none anew.
@@ -111,12 +111,12 @@ func (s Server) Mark(ctx context.Context, conn *wire.Conn, ifname string, known 
 		case unread && time.Since(began) < busyPatience:
 			until = time.Now().Add(markPatience)
 		case unread:
-			return wire.Marking{}, fmt.Errorf("%w: who serves %s does not read requests", ErrNoServer, s.addrs[0])
+			return wire.Marking{}, fmt.Errorf("%w: whoever has the name %s does not read requests", ErrNoServer, s.addrs[0])
 		case time.Now().After(until):
 			return wire.Marking{}, cmp.Or(s.Stranger(), ErrNoMarks) // the original is silent
 		}
 		if (unread || errors.Is(err, syscall.EAGAIN)) && !pause(ctx, busyPause) {
-			return wire.Marking{}, fmt.Errorf("%w: who serves %s does not answer in time", ErrNoServer, s.addrs[0])
+			return wire.Marking{}, fmt.Errorf("%w: whoever has the name %s does not answer in time", ErrNoServer, s.addrs[0])
 		}
 	}
 }

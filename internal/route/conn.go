@@ -29,10 +29,10 @@ const (
 // Conn asks and changes the network namespace in which it was dialled. Its methods are for one
 // goroutine at a time. Reading needs no capability, changing needs CAP_NET_ADMIN.
 type Conn struct {
-	reading  map[int]*nl.SocketHandle
-	changing map[int]*nl.SocketHandle // its errors say why; the library cannot read that of a dump
-	guard    *nl.NetlinkSocket        // joins a group while its objects are read, see undisturbed
-	snapshot *snapshot                // nil: rules are read each time
+	reading     map[int]*nl.SocketHandle
+	changing    map[int]*nl.SocketHandle // its errors say why; the library cannot read that of a dump
+	disturbance *nl.NetlinkSocket        // joins a group while its objects are read, see undisturbed
+	snapshot    *snapshot                // nil: rules are read each time
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
@@ -47,7 +47,7 @@ func Dial() (*Conn, error) {
 			return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 		}
 	}
-	reading, changing, guard := sockets[0], sockets[1], sockets[2]
+	reading, changing, disturbance := sockets[0], sockets[1], sockets[2]
 	// The kernel answers at once. A limit keeps a caller alive should an answer ever be missing.
 	limit := unix.NsecToTimeval(timeout.Nanoseconds())
 	for _, s := range []*nl.NetlinkSocket{reading, changing} {
@@ -59,9 +59,9 @@ func Dial() (*Conn, error) {
 	_ = unix.SetsockoptInt(reading.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	_ = changing.SetExtAck(true) // Linux 4.12; without it errors are shorter
 	return &Conn{
-		reading:  map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: reading}},
-		changing: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: changing}},
-		guard:    guard,
+		reading:     map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: reading}},
+		changing:    map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: changing}},
+		disturbance: disturbance,
 	}, nil
 }
 
@@ -69,7 +69,7 @@ func Dial() (*Conn, error) {
 func (c *Conn) Close() {
 	c.reading[unix.NETLINK_ROUTE].Close()
 	c.changing[unix.NETLINK_ROUTE].Close()
-	c.guard.Close()
+	c.disturbance.Close()
 	if c.snapshot != nil {
 		c.snapshot.heard.Close()
 	}
@@ -111,12 +111,12 @@ func (c *Conn) dump(typ, answer uint16, body []byte) (msgs [][]byte, err error) 
 // changed meanwhile, and reports whether there was such a quiet moment. It is for objects whose
 // dumps may miss some then, and do not say so.
 func (c *Conn) undisturbed(group int, read func() error) (quiet bool, err error) {
-	if err := unix.SetsockoptInt(c.guard.GetFd(), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
+	if err := unix.SetsockoptInt(c.disturbance.GetFd(), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
 		return false, fmt.Errorf("join netlink group %d: %w", group, err)
 	}
 	defer func() {
 		// Cannot fail for a group that was joined.
-		_ = unix.SetsockoptInt(c.guard.GetFd(), unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, group)
+		_ = unix.SetsockoptInt(c.disturbance.GetFd(), unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, group)
 	}()
 	c.disturbed() // what an earlier call has left
 	for range quietTries {
@@ -130,12 +130,12 @@ func (c *Conn) undisturbed(group int, read func() error) (quiet bool, err error)
 	return false, nil
 }
 
-// disturbed reports whether the guard heard of changes, and forgets them.
+// disturbed reports whether the disturbance socket heard of changes, and forgets them.
 func (c *Conn) disturbed() bool {
 	var heard bool
 	var buf [1]byte // a message cut short is as good
 	for {
-		switch _, _, err := unix.Recvfrom(c.guard.GetFd(), buf[:], unix.MSG_DONTWAIT); err {
+		switch _, _, err := unix.Recvfrom(c.disturbance.GetFd(), buf[:], unix.MSG_DONTWAIT); err {
 		case nil, unix.ENOBUFS:
 			heard = true
 		case unix.EINTR:

@@ -500,7 +500,7 @@ func (s *seenKeys) mark(i int) {
 func (s seenKeys) check(required int, names ...string) error {
 	for i, name := range names {
 		if s.twice&(1<<i) != 0 {
-			return fmt.Errorf("%s: stands there twice", name)
+			return fmt.Errorf("%s: given twice", name)
 		}
 		if i < required && s.once&(1<<i) == 0 {
 			return fmt.Errorf("%s: missing", name)
