@@ -22,10 +22,10 @@ import (
 type Row struct {
 	Ifname    string        `json:"ifname"`
 	OnLoss    uplink.OnLoss `json:"on_loss"`
-	Tables    []uint32      `json:"tables"` // that it is sent to, of both families; none: blocked, or free to leave anywhere
+	Tables    []uint32      `json:"tables"` // of both families, which it is sent to; none: it is blocked, or may leave by any interface
 	Cgroup    string        `json:"cgroup,omitempty"`
 	Processes []Process     `json:"processes,omitempty"`
-	Traffic   string        `json:"traffic,omitempty"` // as ip rule has it, where it is no cgroup's
+	Traffic   string        `json:"traffic,omitempty"` // of no cgroup, as ip rule writes it
 	Missing   string        `json:"missing,omitempty"` // empty: all is as it should be
 }
 
@@ -35,7 +35,7 @@ type Process struct {
 	Name string `json:"name"`
 }
 
-// Rows joins what cgroups say to what rules say.
+// Rows lists what is bound, by cgroups and by rules.
 func Rows(server string, uids []uint32) ([]Row, error) {
 	cgroups, err := cgroup.Open()
 	if err != nil {
@@ -46,7 +46,7 @@ func Rows(server string, uids []uint32) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ifnames []string // whose links may be gone
+	var ifnames []string // of processes; the links may be gone
 	for _, p := range processes {
 		if p.Ifname != "" && !slices.Contains(ifnames, p.Ifname) {
 			ifnames = append(ifnames, p.Ifname)
@@ -91,7 +91,7 @@ func Rows(server string, uids []uint32) ([]Row, error) {
 	return rows, nil
 }
 
-// take fills in what the rules say.
+// take fills in what the rules of b say.
 func (r *Row) take(b Bound) {
 	if r.Ifname == "" {
 		r.Ifname = b.Ifname
@@ -112,18 +112,18 @@ func (r *Row) take(b Bound) {
 	}
 }
 
-// Bound is one kind of traffic that is bound, as the kernel's rules have it.
+// Bound is one kind of traffic that rules bind.
 type Bound struct {
 	Traffic  route.Traffic
 	OnLoss   uplink.OnLoss
-	Ifname   string                   // empty: of no interface that is there, as far as anybody knows
+	Ifname   string                   // empty: the interface is not known
 	Priority uint32                   // of the lookups; the guard is one behind
-	Guarded  []wire.Family            // in which there is the guard
-	Tables   map[wire.Family][]uint32 // that lookups lead to, in order
+	Guarded  []wire.Family            // that have the guard
+	Tables   map[wire.Family][]uint32 // of the lookups, in order
 }
 
-// List lists what is bound on this host. Interfaces are known by the marks that the
-// server gave to those of the host and to more, else by the addresses of their tables.
+// List lists what rules bind on this host. It finds the interfaces by the marks that the server gave to those of the
+// host and to more, else by the addresses of their tables.
 func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 	kernel, err := route.Dial()
 	if err != nil {
@@ -235,7 +235,7 @@ func Remove(cfg Config) error {
 	return nil
 }
 
-// Unbind removes what List has listed: guards first, since holders put lookups back.
+// Unbind deletes the rules of what List has listed: guards first, since holders restore lookups while there are guards.
 func Unbind(bound []Bound) error {
 	kernel, err := route.Dial()
 	if err != nil {

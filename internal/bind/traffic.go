@@ -22,8 +22,8 @@ import (
 // Config says what is to be bound to which interface.
 type Config struct {
 	Ifname     string
-	OnLoss     uplink.OnLoss   // Block: it never leaves by another uplink; Fallback: only without a route
-	Traffic    []route.Traffic // none: whatever carries the interface's mark
+	OnLoss     uplink.OnLoss   // Block: traffic never leaves by another uplink; Fallback: it does if there is no route
+	Traffic    []route.Traffic // none: what has the interface's mark
 	Wait       time.Duration   // for the server and for a lease
 	Server     string
 	ServerUIDs []uint32
@@ -35,28 +35,27 @@ type Binding struct {
 	OnLoss      uplink.OnLoss
 	Marking     wire.Marking
 	Traffic     []route.Traffic
-	Tables      map[wire.Family][]uint32 // that serve all of it, in order
+	Tables      map[wire.Family][]uint32 // that all of the traffic is sent to, in order
 	Overlapping []route.Rule             // rules of other programs that look at the mask's bits
-	Unanswered  []string                 // what addresses' holders did not do, and why
+	Unanswered  []string                 // addresses whose holders do not serve it, and why
 }
 
-// Mark is what sockets have to carry within Marking.Mask to be bound.
+// Mark is the mark, within Marking.Mask, of sockets that are bound.
 func (b Binding) Mark() uint32 { return uplink.MarkFor(b.Marking, b.OnLoss) }
 
-// ErrNoLease says that no lease serves the interface now. What is bound stays bound: with Block it reaches
-// nothing until one does.
+// ErrNoLease says that no address of the interface has a lease now. What is bound stays bound: with Block it is blocked
+// until there is a lease.
 var ErrNoLease = errors.New("no address of it has a lease")
 
 const (
-	again         = 250 * time.Millisecond // to look for a lease when no event told of one
-	patience      = 2 * time.Second        // how long all holders together may be silent
-	servePatience = time.Second            // and one, who may have a thousand rules to add
-	swarm         = 20 * time.Millisecond  // how long events that belong together may take
+	again         = 250 * time.Millisecond // between looks for a lease without an event
+	patience      = 2 * time.Second        // for all holders together
+	servePatience = time.Second            // for one holder, which may have a thousand rules to add
+	swarm         = 20 * time.Millisecond  // in which events that belong together come
 )
 
-// Bind binds traffic to an interface: guards first, in both families, then the lookups, which
-// the holders of its leases place. It is safe to repeat. With ErrNoLease the Binding is whole
-// but for its tables.
+// Bind binds traffic to an interface. It adds guards in both families, then the holders of the interface's leases add
+// lookups. It is safe to repeat. After ErrNoLease the Binding lacks only its tables.
 func Bind(ctx context.Context, cfg Config) (Binding, error) {
 	b, err := once(ctx, cfg)
 	if err != nil && cfg.Wait > 0 && (errors.Is(err, ErrNoLease) || errors.Is(err, peer.ErrNoServer)) {
@@ -68,7 +67,7 @@ func Bind(ctx context.Context, cfg Config) (Binding, error) {
 	return b, nil
 }
 
-// await tries again after each event that may bring a lease, and now and then.
+// await tries again after each event that may come with a lease, and every 250 ms.
 func await(ctx context.Context, cfg Config) (Binding, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Wait)
 	defer cancel()
@@ -105,7 +104,7 @@ func await(ctx context.Context, cfg Config) (Binding, error) {
 		case <-events:
 		case <-time.After(again):
 		}
-		select { // events come in swarms, also from what a try changes
+		select { // several events come together, also of what a try changes
 		case <-ctx.Done():
 			return b, err
 		case <-time.After(swarm):
@@ -131,7 +130,7 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 		return b, err
 	}
 	b = Binding{Ifname: cfg.Ifname, OnLoss: cfg.OnLoss, Traffic: cfg.Traffic, Tables: make(map[wire.Family][]uint32)}
-	if found { // by another name of it, perhaps
+	if found { // cfg may have an alternative name
 		b.Ifname = link.Name
 	}
 	conn, err := peer.Open(wire.Key{Ifname: b.Ifname, Address: "bind"}, peer.AsAsker)
@@ -169,7 +168,7 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 	return b, nil
 }
 
-// placeGuards places the guards. IPv6 that the kernel does not have needs none.
+// placeGuards adds the guards. A kernel without IPv6 needs none for it.
 func (b Binding) placeGuards(kernel *route.Conn) error {
 	var guards []route.Rule
 	for _, t := range b.Traffic {
@@ -189,8 +188,8 @@ func (b Binding) placeGuards(kernel *route.Conn) error {
 
 func noRule(route.Rule) bool { return false }
 
-// askHolders lets the holders of the link's addresses serve what is bound, where they do not
-// yet, and does it for those that cannot.
+// askHolders has the holders of the link's addresses add lookups that are missing, and adds those of holders that
+// cannot.
 func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire.Conn, link route.Link) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -252,8 +251,8 @@ func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, u uplink.Uplin
 	return reply.Marking == b.Marking, nil
 }
 
-// lookups returns a function for the lookups that are not there now and that an address
-// should have for the table which the rule from it names, if there is such a rule.
+// lookups returns a function that says which lookups are missing for an address, and whether the address has a rule to
+// a table, which those have to lead to.
 func (b *Binding) lookups(kernel *route.Conn) (func(uplink.Uplink) (missing []route.Rule, leased bool), error) {
 	have := make(map[wire.Family]map[route.Rule]bool)
 	tables := make(map[netip.Prefix]uint32)

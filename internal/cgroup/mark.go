@@ -24,7 +24,7 @@ func (m Mark) String() string { return fmt.Sprintf("%#x/%#x", m.Value, m.Mask) }
 // programs of the cgroup that it was made in would fill in.
 func (m Mark) out() uint32 { return m.Mask & -m.Mask }
 
-// fallback tells whether what has the mark may use other uplinks.
+// fallback reports whether what has the mark may use other uplinks.
 func (m Mark) fallback() bool { return m.Value&m.out() != 0 }
 
 func (m Mark) check() error {

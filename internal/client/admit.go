@@ -18,18 +18,19 @@ import (
 )
 
 const (
-	// A burst of addresses is one look at the host, and so is what comes right after it.
+	// Wait this long after an event, so that a burst of addresses costs one read of the host.
 	admitIn = 20 * time.Millisecond
-	// So many addresses at once may have been too many for the kernel's queue of events.
+	// With so many new addresses the kernel's queue of events may have been full, so everything is compared again
+	// afterBurst later.
 	burst      = 100
 	afterBurst = 5 * time.Second
-	// How long an address waits that the server, or the kernel, refuses for good.
+	// How long an address waits after the server, or the kernel, refused it for good.
 	refusedFor = 10 * time.Minute
-	// A holder of somebody else's that took its rules away is about to end.
+	// When another client deletes its rules it is about to end: look for its address this much later.
 	afterForeign = 2 * time.Second
 )
 
-// note notes what is to be done about events that no session has heard of. Many more may come before that.
+// note decides what the host has to do about events, and when. It does nothing yet, since more events may follow.
 func (h *host) note(n news) {
 	if n.overrun {
 		h.reconcileAt, h.blind = 0, true
@@ -37,11 +38,11 @@ func (h *host) note(n news) {
 	for addr := range n.went {
 		h.clearRefusal(addr)
 	}
-	if n.linksChanged || h.admitAt == 0 && h.unknown(n.came) { // by its name a link may be another profile's now
+	if n.linksChanged || h.admitAt == 0 && h.unknown(n.came) { // another profile may select a link by its new name
 		h.admitSoon()
 	}
 	for at := range n.came {
-		if h.blocked[at.addr] { // if nobody serves it, it may send now
+		if h.blocked[at.addr] { // if no client serves the address, it may send now
 			delete(h.blocked, at.addr)
 			h.reconcileAt = min(h.reconcileAt, wire.Now()+fallBackIn)
 		}
@@ -66,8 +67,8 @@ func (h *host) unknown(came map[onLink]bool) bool {
 	return false
 }
 
-// noteLost has the rules of tables restored that others deleted. If the tables are nobody's, a holder of somebody
-// else's may be about to end.
+// noteLost has deleted rules restored, if they lead to tables of sessions. Rules of other tables may be those of
+// another client that is about to end.
 func (h *host) noteLost(tables map[uint32]bool) {
 	if len(tables) == 0 {
 		return
@@ -82,8 +83,8 @@ func (h *host) noteLost(tables map[uint32]bool) {
 	}
 }
 
-// retryOne asks again for one address of each family that the server refused: it may have been
-// started with another configuration.
+// retryOne lets one refused address of each family be asked for again: the server may have been started anew, with
+// another configuration.
 func (h *host) retryOne() {
 	h.retried = make(map[wire.Key]bool)
 	for _, family := range []wire.Family{wire.Inet, wire.Inet6} {
@@ -97,7 +98,7 @@ func (h *host) retryOne() {
 	}
 }
 
-// retryRefused asks for all of a family once the server grants one that it had refused.
+// retryRefused lets all refused addresses of a family be asked for again, once the server grants a table to one.
 func (h *host) retryRefused(s *session) {
 	if !s.again || s.lease.state != held {
 		return
@@ -107,7 +108,7 @@ func (h *host) retryRefused(s *session) {
 	h.admitSoon()
 }
 
-// clearRefusal lets an address that went be served when it comes again.
+// clearRefusal lets an address that was deleted be served when it is added again.
 func (h *host) clearRefusal(addr netip.Addr) {
 	if len(h.ended)+len(h.refused) == 0 {
 		return
@@ -123,24 +124,24 @@ func (h *host) admitSoon() {
 	}
 }
 
-// dropped looks after an address whose session is over: it may have come back meanwhile.
+// dropped removes what the host keeps of a session, and looks for its address, which may have been added again.
 func (h *host) dropped(s *session) {
 	h.removeOrder(s)
 	h.dropSettings(s)
 	switch {
 	case len(s.enders) > 0:
 		h.ended[s.lease.uplink.Key] = true
-	case s.inst.Present: // there was no table for it, nor will there be one soon
+	case s.inst.Present: // the server has no table for it, and will not have one soon
 		h.refused[s.lease.uplink.Key] = wire.Now() + refusedFor
 	}
 	h.admitSoon()
 }
 
-// changedSessions are the sessions that a look may find changed. Events tell of what changes, so
-// that a glance at the whole is enough unless some were lost.
+// changedSessions are the sessions whose address, link or routes differ from what is noted of them, by one read of
+// the host; if events were lost, all.
 func (h *host) changedSessions() []*session {
 	names, addresses, err := h.kernel.HostAddresses()
-	routes := make(map[int]map[uint32]int) // how many of ours each table has
+	routes := make(map[int]map[uint32]int) // how many routes of ours each table has
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		have, familyErr := h.kernel.OurRoutes(family)
 		err = errors.Join(err, familyErr)
@@ -195,7 +196,7 @@ func (h *host) admit() {
 	}
 }
 
-// startSession starts a session, unless another process holds the key: that one answers for it.
+// startSession starts a session, and reports false if another client has the address.
 func (h *host) startSession(u uplink.Uplink, a route.Address) (ours bool) {
 	log := h.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
 	conn, err := peer.Open(u.Key, peer.AsHolder)
@@ -213,10 +214,10 @@ func (h *host) startSession(u uplink.Uplink, a route.Address) (ours bool) {
 	u, saved := h.loadSettings(u, a, log)
 	s := h.add(newMachine(u, false, true), conn)
 	s.inst.Index, s.inst.Present, s.inst.Usable, s.created = a.Index, true, !a.Tentative(), a.Created
-	s.again, s.hooked, s.saved = h.retried[u.Key], saved != told{}, saved
+	s.again, s.hooked, s.saved = h.retried[u.Key], saved != remembered{}, saved
 	if file := u.Settings.ServersFile; file != "" {
 		if _, err := os.Stat(file); err == nil {
-			s.inst.ServersFile = file // with lines of the last holder, perhaps
+			s.inst.ServersFile = file // which may have lines of the last holder
 		}
 	}
 	h.feed(s, event{kind: start})
@@ -224,7 +225,7 @@ func (h *host) startSession(u uplink.Uplink, a route.Address) (ours bool) {
 	return true
 }
 
-// ownerOf describes the process that holds a key, as far as it can be found.
+// ownerOf describes the process that holds a key, or says why it is not known.
 func ownerOf(key wire.Key) string {
 	addr, err := wire.Padded(key.String())
 	if err != nil {

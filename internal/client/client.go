@@ -1,7 +1,6 @@
-// Package client turns a lease into kernel state and takes it back: one pure state
-// machine for each address, and the loop that drives a set of them with datagrams,
-// kernel events and timers. It hides how a lease is asked for, kept and given back,
-// which rules belong to it, and how the processes that hold leases find each other.
+// Package client leads an address from a lease to kernel state and back: one pure state machine for each address, and
+// one loop that drives a set of them with datagrams, kernel events and timers. It hides how a lease is acquired, renewed
+// and released, and how a watch keeps a whole host.
 package client
 
 import (
@@ -21,15 +20,15 @@ import (
 type Config struct {
 	Uplink     uplink.Uplink
 	Server     string   // text of the server's abstract name
-	ServerUIDs []uint32 // believed beside root and the own uid
+	ServerUIDs []uint32 // trusted, and root and the own uid are, too
 }
 
-// Report hears once which table is in force: 0 is none, and why says the reason.
+// Report is called once, with the table that is in force, or with 0 and why there is none.
 type Report func(table uint32, why string)
 
-// Run gets a lease for the uplink, reports the table once its rules stand, and keeps
-// both until the address or its link goes or ctx ends; then it takes them back. If
-// another process of ours holds the key, it reports that one's table and returns.
+// Run acquires a lease for the uplink and installs it, reports the table, and keeps both until the address or its link
+// is deleted or ctx ends; then it takes both back. If another client serves the address, Run reports the table of that
+// one and returns.
 func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error {
 	conn, err := becomeHolder(ctx, cfg, report, log)
 	if conn == nil {
@@ -48,9 +47,9 @@ func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error
 	return l.run(ctx)
 }
 
-// becomeHolder binds the holder's name of the key. If a holder of ours lives, it is
-// asked instead, the answer reported, and no connection comes back; beside a holder that
-// cannot be asked the caller works from a name of its own.
+// becomeHolder returns a socket at the holder's name of the key. If another client has the name, becomeHolder asks it,
+// reports the answer, and returns no socket. If a process has the name that does not answer, the socket has a name of
+// its own.
 func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logger) (*wire.Conn, error) {
 	key := cfg.Uplink.Key
 	req, patience, err := introduction(cfg.Uplink)
@@ -67,7 +66,7 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		switch {
 		case conn != nil || err != nil:
 			return conn, err
-		case ctx.Err() != nil, errors.Is(other.err, syscall.ECONNREFUSED): // it went in between
+		case ctx.Err() != nil, errors.Is(other.err, syscall.ECONNREFUSED): // the other one has just ended
 		case other.err != nil:
 			log.Warn("a process that does not answer has the holder's name of this address; serving the address from another name",
 				"ifname", key.Ifname, "addr", key.Address, "family", key.Family.String(), "err", other.err)
@@ -86,13 +85,13 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 		case <-ctx.Done():
 			report(0, "stopped")
 			return nil, nil
-		case <-time.After(peer.AskAgain): // it waits for the server, or is about to go
+		case <-time.After(peer.AskAgain): // the other one waits for the server, or is about to end
 		}
 	}
 }
 
-// introduction is what a call asks a holder of its key, which takes over the settings that it brings, and how long
-// the holder has for a table.
+// introduction is the request of this call to another client of the address, which takes over tag and settings, and
+// how long that one has to get a table.
 func introduction(u uplink.Uplink) (wire.Request, time.Duration, error) {
 	req := wire.Request{Key: u.Key, Tag: u.Tag, Cmd: wire.Replace}
 	if !u.Settings.PlacesRoutes() {
@@ -103,13 +102,13 @@ func introduction(u uplink.Uplink) (wire.Request, time.Duration, error) {
 	return req, fallBackIn, err
 }
 
-// occupant is whoever has the holder's name: one of ours that answered, or somebody who did not.
+// occupant is the process that has the holder's name: another client, and its answer, or why it did not answer.
 type occupant struct {
 	reply wire.Reply
-	err   error // ECONNREFUSED: it is not there any more
+	err   error // ECONNREFUSED: it has ended
 }
 
-// meetHolder takes the holder's name of the key, or asks whoever has it.
+// meetHolder takes the holder's name of the key, or asks the process that has it.
 func meetHolder(ctx context.Context, asker *wire.Conn, req wire.Request) (*wire.Conn, occupant, error) {
 	conn, err := peer.Open(req.Key, peer.AsHolder)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -119,7 +118,7 @@ func meetHolder(ctx context.Context, asker *wire.Conn, req wire.Request) (*wire.
 	if err != nil {
 		return nil, occupant{}, err
 	}
-	// While the name was somebody else's, one of ours may have begun to stand in.
+	// Another client may serve the address from a name of its own, since before the holder's name was free.
 	reply, err := peer.AskStandIns(asker, req, peer.HolderPatience)
 	if err != nil {
 		return conn, occupant{}, nil

@@ -14,10 +14,10 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// isLeased tells whether a rule's table can be of a lease, and not main's or none at all.
+// isLeased reports whether a table can be that of a lease.
 func isLeased(table uint32) bool { return table != 0 && table != unix.RT_TABLE_MAIN }
 
-// tables are those whose rules have to be there.
+// tables are the tables whose rules have to be there.
 func (h *host) tables() map[uint32]bool {
 	tables := make(map[uint32]bool, len(h.sessions))
 	for _, s := range h.sessions {
@@ -28,7 +28,7 @@ func (h *host) tables() map[uint32]bool {
 	return tables
 }
 
-// keptBlock goes on blocking an address that went while what is bound could still be sent from it.
+// keptBlock are the rules that go on blocking the address of a session, if the address was deleted.
 func (h *host) keptBlock(s *session) []route.Rule {
 	if s.inst.Present {
 		return nil
@@ -46,8 +46,8 @@ func (h *host) collectStale() {
 	}
 }
 
-// collect removes rules and routes of ours that nobody stands for: of clients that died
-// and of addresses that went while nobody looked.
+// collect removes rules and routes of ours that no client keeps any more: clients died, or addresses were deleted
+// while no client ran.
 func (h *host) collect() error {
 	names, err := peer.HolderNames()
 	if err != nil {
@@ -55,7 +55,7 @@ func (h *host) collect() error {
 	}
 	served := make(map[netip.Addr]bool, len(names))
 	for _, name := range names {
-		// IFNAME-ADDR-FAMILY, and more for a client whose name somebody had taken.
+		// IFNAME-ADDR-FAMILY, and a suffix if the client stands in for a holder.
 		words := strings.Split(name, "-")
 		for _, word := range words[1:] {
 			if addr, err := netip.ParseAddr(word); err == nil {
@@ -80,7 +80,7 @@ func (h *host) collect() error {
 
 // collectFamily is collect for one family. served are the addresses that have a holder.
 func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
-	// The original marks nothing, but rules of ours may lead to its tables, too: for what is bound.
+	// Rules of ours may lead to tables of the original's clients, whose own rules have no protocol: lookups.
 	rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol || uplink.IsHost(*r) })
 	if err != nil {
 		return err
@@ -114,7 +114,7 @@ func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	return errors.Join(append(errs, h.flushStale(family, routes, in.tables))...)
 }
 
-// flushStale empties the tables that nobody uses.
+// flushStale empties the tables that no client uses.
 func (h *host) flushStale(family int, routes []route.Route, used map[uint32]bool) error {
 	var errs []error
 	flushed := make(map[uint32]bool)
@@ -131,16 +131,16 @@ func (h *host) flushStale(family int, routes []route.Route, used map[uint32]bool
 	return errors.Join(errs...)
 }
 
-// inUse is what is in use of a family's rules and routes.
+// inUse says which rules and routes of a family a client uses.
 type inUse struct {
 	served  map[netip.Addr]bool // addresses that have a holder
-	tables  map[uint32]bool     // that an address in service has, or is about to
-	waiting map[netip.Addr]bool // addresses that are back, and without a lease: main has to do
-	kept    map[route.Rule]bool // rules of addresses that went, which still block
+	tables  map[uint32]bool     // of addresses that have a holder
+	waiting map[netip.Addr]bool // addresses that were added again and have no lease, so that main has to do
+	kept    map[route.Rule]bool // rules that still block addresses which were deleted
 	orphan  func(route.Rule) bool
 }
 
-// use finds out what is in use of the rules and routes of a family.
+// use finds out which rules and routes of a family a client uses.
 func (h *host) use(family int, served map[netip.Addr]bool, rules []route.Rule, routes []route.Route) inUse {
 	in := inUse{served: served, tables: make(map[uint32]bool), waiting: make(map[netip.Addr]bool)}
 	sourced := make(map[netip.Addr]bool) // addresses with a rule to a table
@@ -165,7 +165,7 @@ func (h *host) use(family int, served map[netip.Addr]bool, rules []route.Rule, r
 	return in
 }
 
-// keep finds the rules that still block addresses which went.
+// keep finds the rules that still block addresses which were deleted.
 func (in *inUse) keep(rules []route.Rule, addresses []route.Address) {
 	there := make(map[netip.Addr]bool, len(addresses))
 	for _, a := range addresses {
@@ -174,7 +174,7 @@ func (in *inUse) keep(rules []route.Rule, addresses []route.Address) {
 	in.kept = uplink.KeptBlocks(rules, there)
 }
 
-// stale reports whether a rule is ours, and nobody uses it.
+// stale reports whether a rule is ours, and no client uses it.
 func (in *inUse) stale(r route.Rule) bool {
 	switch {
 	case r.Protocol != route.Protocol:
@@ -187,14 +187,14 @@ func (in *inUse) stale(r route.Rule) bool {
 	return in.orphan(r)
 }
 
-// returnDead gives main what a client that is dead had moved into its table, if its address is
-// still there, and its lease to the server. source is the rule from its address.
+// returnDead undoes what a client did that died: routes go back to main if its address is still there, and its lease
+// to the server. source is the rule from the address.
 func (h *host) returnDead(family int, source route.Rule, routes []route.Route, addresses []route.Address) error {
 	addr := source.Src.Addr()
 	if err := h.removeServers(addr); err != nil {
 		return err
 	}
-	index, network := 0, source.Src // of its link, as far as anything tells
+	index, network := 0, source.Src // of its link, if that can be found
 	for _, r := range routes {
 		if r.Table == source.Table && r.Index != 0 {
 			index = r.Index
@@ -214,8 +214,8 @@ func (h *host) returnDead(family int, source route.Rule, routes []route.Route, a
 	return errors.Join(h.env.ReturnRoutes(u, source.Table), h.giveBack(u.Key))
 }
 
-// giveBack gives a lease back that no session has, without waiting for the answer: if it is
-// lost, the lease ends by itself.
+// giveBack releases a lease that no session has. It does not wait for the answer: if the request is lost, the lease
+// expires.
 func (h *host) giveBack(key wire.Key) error {
 	conn, err := peer.Open(key, peer.AsAsker)
 	if err != nil {

@@ -24,7 +24,7 @@ type packet struct {
 	err     error
 }
 
-// changed looks again at what the events concern; they are hints, not news.
+// changed looks at what events concern. Events are hints: what is true now has to be read.
 func (l *loop) changed(events []route.Event) {
 	n := digest(events)
 	if n.overrun || n.main || len(n.addresses)+len(n.links) > 0 {
@@ -42,19 +42,19 @@ func (l *loop) changed(events []route.Event) {
 	l.scope.note(n)
 }
 
-// news is what a batch of events is about, so that a thousand sessions do not each go
-// through a thousand events.
+// news is what a batch of events is about, for all who need it: a thousand sessions must not each go through a
+// thousand events.
 type news struct {
 	overrun      bool
-	main         bool                 // its routes changed
-	linksChanged bool                 // links came, or changed
-	addresses    map[netip.Addr]bool  // of all events about addresses
-	came         map[onLink]bool      // addresses that came, or changed
+	main         bool                 // routes of main changed
+	linksChanged bool                 // links were added, or changed
+	addresses    map[netip.Addr]bool  // that were added, changed or deleted
+	came         map[onLink]bool      // addresses that were added, or changed
 	went         map[netip.Addr][]int // the links that addresses were deleted from
-	links        map[int]bool         // of all events about links
-	names        map[string]bool      // likewise
+	links        map[int]bool         // that were added, changed or deleted
+	names        map[string]bool      // of those links
 	routes       map[linkOf]routeNews
-	rules        map[ruleAt]bool // rules of ours, and whether any was deleted there
+	rules        map[ruleAt]bool // where rules of ours were added or deleted; true: deleted
 	lostRules    map[uint32]bool // tables of rules of ours that were deleted
 }
 
@@ -64,16 +64,16 @@ type onLink struct {
 	index int
 }
 
-// linkOf is a link as one family has it; the link 0 is that of routes with several or none.
+// linkOf is a link as one family has it. The ifindex 0 stands for routes with several links or none.
 type linkOf struct{ family, index int }
 
 // routeNews is what happened to routes of a link.
 type routeNews struct {
-	main bool            // others changed those of main
+	main bool            // another program changed those of main
 	lost map[uint32]bool // other tables that routes were deleted from
 }
 
-// ruleAt is where rules are.
+// ruleAt is a priority of rules.
 type ruleAt struct {
 	family   int
 	priority uint32
@@ -143,7 +143,8 @@ func (n *news) addRule(e route.Event) {
 	}
 }
 
-// concerns goes by address, so that a thousand others on the link cost nothing.
+// concerns reports whether a session's address or link changed. It goes by the address, so that events of a thousand
+// others on the link cost nothing.
 func (n news) concerns(s *session) bool {
 	return n.addresses[s.addr] || n.links[s.inst.Index] || s.inst.Index == 0 && n.names[s.lease.uplink.Key.Ifname]
 }
@@ -156,7 +157,7 @@ func (n news) boundTo(s *session) bool {
 	return m != (wire.Marking{}) && (n.overrun || strict || loose)
 }
 
-// lostLookups reports whether lookups were deleted that may have been a session's.
+// lostLookups reports whether lookups were deleted, perhaps of a session.
 func (n news) lostLookups(s *session) bool {
 	m, family := s.inst.Rules.Marking, s.family()
 	return m != (wire.Marking{}) && (n.rules[ruleAt{family, m.Block}] || n.rules[ruleAt{family, m.Fallback}])

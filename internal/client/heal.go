@@ -12,15 +12,15 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Rules that others delete come back at once, but for those that are deleted for ever.
+// Rules that another program deletes are restored at once, and at this rate if it goes on.
 const (
 	healEvery  = 5 * time.Second
 	healBurst  = 20
 	blameEvery = time.Hour
 )
 
-// heal puts back what others deleted. It is quick, but no fight: who deletes again and
-// again gets a pause and a line in the log.
+// heal restores rules that another program deleted. If that program goes on, rules are restored every healEvery, and
+// a line in the log says so.
 func (h *host) heal() {
 	h.healAt = 0
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -57,7 +57,7 @@ func (h *host) healFamily(family int) error {
 	return nil
 }
 
-// lostRules are rules of sessions that are not there, and whose they are.
+// lostRules are the rules of sessions that the kernel does not have, and whose they are.
 func (h *host) lostRules(family int) (lost []route.Rule, whose map[route.Rule]*session, err error) {
 	ours := func(r *route.Rule) bool { return r.Protocol == route.Protocol }
 	rules, err := h.kernel.RulesWhere(family, ours)
@@ -90,9 +90,9 @@ func (h *host) restoreRules(family int, lost []route.Rule, whose map[route.Rule]
 		h.log.Warn("another program deletes our rules; they are restored, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
 			"rule", lost[0].String())
 	})
-	// Those that keep an address to its uplink first, for all addresses.
+	// By priority, so that all addresses have their source rules first: those keep an address to its uplink.
 	slices.SortStableFunc(lost, func(a, b route.Rule) int { return cmp.Compare(a.Priority, b.Priority) })
-	none := func(route.Rule) bool { return false } // is to be deleted
+	none := func(route.Rule) bool { return false } // nothing is deleted
 	_, err := h.env.SyncRules(family, none, lost, func(r route.Rule) []any { return whose[r].inst.Rules.Attrs(r) })
 	return err
 }

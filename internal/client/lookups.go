@@ -11,9 +11,9 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// gone is the rule to leave behind for an address that went. With IPv4 nothing can be sent from it
-// any more. With IPv6 sockets that are bound to it go on, and would leave by another uplink. It is not
-// for what passes through: whoever has the address now may be behind this host.
+// gone is the rule that stays behind when an address was deleted. From an IPv4 address nothing can be sent any more.
+// IPv6 sockets that are bound to the address go on, and would leave by another uplink. The rule is for what this host
+// sends, since a host behind this one may have the address now.
 func (s *session) gone() []route.Rule {
 	if s.family() != unix.AF_INET6 || !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
 		return nil
@@ -35,19 +35,19 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	}
 	s.warn("subscribe to events of rules", l.watcher.Join(route.Rules4|route.Rules6))
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
-	for _, other := range l.sessions { // theirs, too
+	for _, other := range l.sessions { // all addresses of the interface share it
 		if other.lease.uplink.IsAddress() && other.lease.uplink.Key.Ifname == s.lease.uplink.Key.Ifname {
 			other.inst.Rules.Marking = m
 		}
 	}
-	l.serveBound(s) // with other priorities than before nothing was bound any more
+	l.serveBound(s) // a server that gives other priorities than before has nothing bound there
 }
 
-// serveWhatIsBound is the name of the failures of serveBound.
+// serveWhatIsBound is what serveBound warns that it cannot do.
 const serveWhatIsBound = "serve what is bound to the interface"
 
-// serveBound makes the lookups for what is bound to the interface of a session those that
-// have to be there now, for all sessions of its family that have the interface.
+// serveBound reads what is bound to the interface of a session, and makes the lookups of all sessions of the
+// interface and family follow.
 func (l *loop) serveBound(s *session) {
 	if s.inst.Rules.Marking == (wire.Marking{}) {
 		return
@@ -69,7 +69,7 @@ func (l *loop) syncLookups(s *session) error {
 		}
 		other.inst.Rules.Guards = s.inst.Rules.Guards
 		if !other.serves() {
-			continue // they come with its other rules
+			continue // Place adds its lookups with its other rules
 		}
 		sessions[other.lease.table] = other
 		block := other.lease.uplink.Block()
@@ -104,8 +104,7 @@ func (l *loop) syncLookups(s *session) error {
 	return err
 }
 
-// serveNews serves what is bound by rules now and was not when it was looked at last, and
-// reports whether there is any.
+// serveNews serves what is bound by rules and was not when guards were read last, and reports whether anything is.
 func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 	var guards []route.Rule
 	for _, r := range rules {
@@ -122,7 +121,7 @@ func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 	return some
 }
 
-// serveNewlyBound follows what is bound, and what is not any more.
+// serveNewlyBound serves interfaces where events say that traffic was bound or set free.
 func (l *loop) serveNewlyBound(n news) {
 	done := make(map[ruleAt]bool)
 	for _, s := range l.sessions {
@@ -134,7 +133,7 @@ func (l *loop) serveNewlyBound(n news) {
 	}
 }
 
-// restoreLookups restores lookups that others deleted.
+// restoreLookups restores lookups that another program deleted.
 func (l *loop) restoreLookups(s *session) {
 	rules, err := l.kernel.RulesWhere(s.family(), func(r *route.Rule) bool { return r.Table == s.lease.table })
 	if err != nil || !s.serves() ||

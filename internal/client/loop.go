@@ -19,14 +19,14 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// loop drives a set of machines: it alone touches sockets, kernel, clock and log for
-// them. One goroutine runs it; others only read and hand in what they read.
+// loop drives a set of machines: it alone touches sockets, kernel, clock and log for them. One goroutine runs it. Two
+// more read, one kernel events and one datagrams, and hand over what they read.
 type loop struct {
 	server   peer.Server
-	peers    peer.Trust // who may ask a holder: root and the own uid
+	peers    peer.Trust // who may ask a holder
 	report   Report
 	log      *slog.Logger
-	clamour  *rate.Limiter // of log lines that anybody can cause
+	clamour  *rate.Limiter // of log lines that any user can cause
 	env      *install.Env
 	kernel   *route.Conn // of env
 	watcher  *route.Watcher
@@ -38,9 +38,9 @@ type loop struct {
 	failures chan error
 	readers  sync.WaitGroup
 	stopped  chan struct{}
-	absent   string // why the server cannot be reached, as long as it is so
+	absent   string // why the server cannot be reached; empty: it can
 	scope    scope
-	ending   bool // takes everything back
+	ending   bool // everything is being taken back
 	reloads  <-chan Reload
 	reload   func(Reload) // for each value of reloads
 }
@@ -50,7 +50,7 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 	if err != nil {
 		return nil, err
 	}
-	// Listen before looking, so that nothing is missed in between.
+	// Subscribe before reading, so that no event is missed in between.
 	watcher, err := route.Watch(route.Links | route.Addresses4 | route.Addresses6)
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 	return s
 }
 
-// run drives the set until nothing is left of it, and nothing may come.
+// run drives the set until it is empty, and no address may come.
 func (l *loop) run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -162,11 +162,10 @@ func (l *loop) end(why string) {
 	}
 }
 
-// all is the set as it is now: steps change it.
+// all is a copy of the set, which steps change.
 func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) }
 
-// wait is how long nothing is due. A deadline that has passed gives a moment all the
-// same, as a floor under whatever the machines do.
+// wait is how long nothing is due, and 1 ms at least: a machine whose deadline has passed must not keep the loop busy.
 func (l *loop) wait(now time.Duration) time.Duration {
 	next := earliest(now+time.Hour, l.rests.at, l.env.RetryAt, l.scope.next())
 	for _, s := range l.sessions {
@@ -236,7 +235,7 @@ func (s *session) logRefusal(r wire.Reply) {
 		return
 	}
 	level := slog.LevelWarn
-	if s.again { // it has been said
+	if s.again { // it was logged before
 		level = slog.LevelDebug
 	}
 	s.log.Log(context.Background(), level, "refused by the server", "code", string(r.Code), "err", r.Error)
@@ -274,7 +273,7 @@ func (l *loop) answerCaller(s *session, table uint32, why string) {
 	}
 	l.report(table, why)
 	if table == 0 {
-		s.log.Error("no table", "err", why) // behind the answer, which says it too
+		s.log.Error("no table", "err", why) // after the answer, which the caller waits for
 	}
 }
 
@@ -297,8 +296,8 @@ func (l *loop) drop(s *session) {
 	l.scope.dropped(s)
 }
 
-// deliver sends to the server. Its queue holds ten datagrams by default, which a boot
-// fills at once: that is no failure, and goes away within milliseconds.
+// deliver sends to the server. The queue of the server's socket holds ten datagrams by default. A boot fills it at
+// once, and the server empties it within milliseconds, so a full queue is no failure: the request is sent again.
 func (l *loop) deliver(s *session, m wire.Message) {
 	s.retryAt = 0
 	err := l.server.Send(s.conn, m.Data)

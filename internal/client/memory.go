@@ -17,12 +17,11 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// told is what a hook told a watch about an address: gateways, resolvers, a prefix. The kernel shows
-// what became of that, and not what of it a hook had said, so a watch that was killed would lose it.
-// Each key has a file.
-type told struct {
-	// Link and Created tell the address from one that came later: its link and when it was
-	// put there, in hundredths of seconds since the boot.
+// remembered is what a hook said to a watch about an address: gateways, resolvers, a prefix. A watch that was killed
+// could not read it from the kernel, which shows what was made of it. Each key has a file.
+type remembered struct {
+	// Link and Created are the address's ifindex and when it was added, in hundredths of seconds since the boot. An
+	// address that was added later is another one.
 	Link     int    `json:"link"`
 	Created  uint32 `json:"created"`
 	Tag      string `json:"tag"`
@@ -30,13 +29,13 @@ type told struct {
 	Profile  string `json:"profile"`  // the settings of the profile at that time
 }
 
-const staleTemp = time.Minute // a file that is being written is younger
+const staleTemp = time.Minute // a temporary file that is still being written is younger
 
-// memory is the directory of a network namespace; "" is none.
+// memory is the directory of what is remembered in a network namespace; "" is none.
 type memory struct{ remember.Dir }
 
-// ownMemory is that of the namespace that this process is in. Its inode number may be
-// another's later, while no other has an address on the same link since the same moment.
+// ownMemory is the memory of this process's network namespace. The inode number that names it may be another
+// namespace's later, but no address there has the same Link and Created.
 func ownMemory() (memory, error) {
 	dir, err := remember.Own("told")
 	return memory{dir}, err
@@ -44,19 +43,18 @@ func ownMemory() (memory, error) {
 
 func (m memory) path(key wire.Key) string { return m.Path(key.String()) }
 
-// write keeps what was told about key.
-func (m memory) write(key wire.Key, t told) error { return m.Write(key.String(), t) }
+// write saves what is remembered of key.
+func (m memory) write(key wire.Key, t remembered) error { return m.Write(key.String(), t) }
 
-// read returns what was told about key; fs.ErrNotExist says that there is nothing.
-func (m memory) read(key wire.Key) (t told, err error) {
+// read loads what is remembered of key; fs.ErrNotExist says that there is nothing.
+func (m memory) read(key wire.Key) (t remembered, err error) {
 	err = m.Read(key.String(), &t)
 	return t, err
 }
 
 func (m memory) remove(key wire.Key) error { return m.Remove(key.String()) }
 
-// stale are the names of files that belong to no key that is held, by this process or by
-// another one.
+// stale are the names of files whose keys no process holds.
 func (m memory) stale(held []string, now time.Time) ([]string, error) {
 	entries, err := os.ReadDir(string(m.Dir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,7 +74,7 @@ func (m memory) stale(held []string, now time.Time) ([]string, error) {
 	return names, err
 }
 
-// saveSettings writes down what a hook told about the address of a session, for the next watch.
+// saveSettings saves what a hook said about the address of a session, for the next watch.
 func (h *host) saveSettings(s *session) {
 	if !s.hooked || s.lease.state == releasing || s.lease.state == done {
 		return
@@ -88,7 +86,7 @@ func (h *host) saveSettings(s *session) {
 	}
 	settings, err := u.Settings.Encode()
 	under, underErr := profile.Settings.Encode()
-	now := told{Link: s.inst.Index, Created: s.created, Tag: u.Tag, Settings: string(settings), Profile: string(under)}
+	now := remembered{Link: s.inst.Index, Created: s.created, Tag: u.Tag, Settings: string(settings), Profile: string(under)}
 	if now == s.saved {
 		return
 	}
@@ -101,11 +99,11 @@ func (h *host) saveSettings(s *session) {
 	s.warn("save what a hook said for the next watch", err)
 }
 
-// loadSettings is an uplink with what a hook told the last watch about its address, and that.
-func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) (uplink.Uplink, told) {
+// loadSettings returns an uplink with what a hook said to the last watch about its address, and what that was.
+func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) (uplink.Uplink, remembered) {
 	t, err := h.memory.read(u.Key)
 	if errors.Is(err, fs.ErrNotExist) {
-		return u, told{}
+		return u, remembered{}
 	}
 	var settings uplink.Settings
 	if err == nil {
@@ -123,7 +121,7 @@ func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) 
 		if err != nil {
 			log.Warn("cannot load what a hook said to the last watch", "err", err)
 		}
-		return u, told{}
+		return u, remembered{}
 	}
 	if string(profile) == t.Profile {
 		u.Tag, u.Settings = t.Tag, settings
@@ -134,14 +132,14 @@ func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) 
 	return u, t
 }
 
-// dropSettings drops what was told about a key that has no session any more.
+// dropSettings deletes what is remembered of a session that is over.
 func (h *host) dropSettings(s *session) {
 	if s.hooked {
 		s.warn("drop the settings of a hook", h.memory.remove(s.lease.uplink.Key))
 	}
 }
 
-// dropStale drops what was told about addresses that went while nobody looked.
+// dropStale deletes what is remembered of addresses that were deleted while no watch ran.
 func (h *host) dropStale(held []string) error {
 	memory := h.memory
 	names, err := memory.stale(held, time.Now())
@@ -151,7 +149,7 @@ func (h *host) dropStale(held []string) error {
 	return err
 }
 
-// removeServers takes out the resolver lines of an address that went while nobody looked.
+// removeServers removes the resolver lines of an address that was deleted while no watch ran.
 func (h *host) removeServers(addr netip.Addr) error {
 	var errs []error
 	for _, p := range h.config.Profiles {

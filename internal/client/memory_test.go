@@ -23,7 +23,7 @@ func TestMemory(t *testing.T) {
 	if _, err := m.read(key); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("nothing was told: %v", err)
 	}
-	want := told{Link: 7, Created: 1234, Tag: "dhclient", Settings: `{"routes":"copy"}`, Profile: "{}"}
+	want := remembered{Link: 7, Created: 1234, Tag: "dhclient", Settings: `{"routes":"copy"}`, Profile: "{}"}
 	put := func(text string, mode fs.FileMode) {
 		t.Helper()
 		if err := errors.Join(os.RemoveAll(m.path(key)), os.WriteFile(m.path(key), []byte(text), mode), os.Chmod(m.path(key), mode)); err != nil {

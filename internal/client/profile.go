@@ -49,7 +49,7 @@ func (c *WatchConfig) set(key string, value []byte) error {
 		}
 		return nil
 	case "exclude":
-		c.Exclude = nil // not into the array of base, which the next reading begins with
+		c.Exclude = nil // not into the array of base, which the next reload begins with
 		return jsonc.Decode(key, value, &c.Exclude, "a list of patterns")
 	case "reconcile_seconds":
 		var seconds uint32

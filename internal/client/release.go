@@ -10,8 +10,8 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// Release ends the holder of the key, removes the rules that it or a holder that was
-// killed left behind, and releases the lease.
+// Release ends the client of the address, removes the rules and routes that a client which was killed left behind, and
+// releases the lease.
 func Release(cfg Config, log *slog.Logger) error {
 	server, err := peer.NewServer(cfg.Server, cfg.ServerUIDs)
 	if err != nil {

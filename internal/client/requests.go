@@ -9,7 +9,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// strangersShare is the part of the send buffer up to which those who may not ask get an answer.
+// strangersShare is the part of the send buffer that may hold answers to users who may not ask.
 const strangersShare = 0.5
 
 // receive takes a datagram that arrived at a session.
@@ -24,7 +24,7 @@ func (l *loop) receive(p packet) {
 			return
 		}
 		if !l.server.Is(p.from) {
-			return // a holder's, later than it was waited for
+			return // of a holder, which answers too late
 		}
 		l.learn(p.to, p.reply.Marking)
 		l.feed(p.to, event{kind: replied, reply: p.reply})
@@ -32,8 +32,7 @@ func (l *loop) receive(p packet) {
 		l.noise(p, "malformed datagram ignored")
 	case !l.peers.Has(p.cred.UID):
 		l.noise(p, "request refused, since its sender is neither root nor this user")
-		// What a stranger does not read is charged to this socket, and would leave no room for
-		// the requests to the server.
+		// Answers that a stranger does not read fill this socket's send buffer, which requests to the server need.
 		if p.to.conn.Backlog() > strangersShare {
 			return
 		}
@@ -53,14 +52,14 @@ func (l *loop) noise(p packet, msg string) {
 	}
 }
 
-// serve answers a holder's requests.
+// serve answers a request to a holder.
 func (l *loop) serve(p packet) {
 	s := p.to
 	switch {
 	case p.request.Key != s.lease.uplink.Key:
 		l.reply(s, p.from, wire.Refuse(wire.Mismatch, "this is the holder of "+s.lease.uplink.Key.String()))
 	case p.request.Cmd == wire.End:
-		s.enders = append(s.enders, p.from) // answered when everything is taken back
+		s.enders = append(s.enders, p.from) // drop answers, when everything is taken back
 		l.feed(s, event{kind: end, why: fmt.Sprintf("ended by a command (pid %d)", p.cred.PID)})
 	case s.lease.state == releasing:
 		l.reply(s, p.from, wire.Refuse(wire.Ending, "the holder is taking everything back"))
@@ -83,7 +82,7 @@ func (l *loop) serve(p packet) {
 	}
 }
 
-// answer is what a holder says of its lease.
+// answer is what a holder says about its lease.
 func (s *session) answer() wire.Reply {
 	r := wire.Reply{PID: os.Getpid(), Mode: string(s.lease.uplink.Settings.Routes)}
 	if s.lease.state == held {
@@ -94,7 +93,7 @@ func (s *session) answer() wire.Reply {
 	return r
 }
 
-// replace answers a newer call like a query, and then takes over what it brings.
+// replace answers a newer call as it answers a query, and then takes over the tag and settings of the call.
 func (l *loop) replace(p packet) {
 	s := p.to
 	u, err := s.lease.uplink.Updated(p.request)
@@ -104,14 +103,14 @@ func (l *loop) replace(p packet) {
 	}
 	l.reply(s, p.from, s.answer())
 	if s.lease.watched && u.Tag == "" {
-		u.Tag = s.lease.uplink.Tag // that of its profile
+		u.Tag = s.lease.uplink.Tag // the tag of its profile stays
 	}
 	s.hooked = s.hooked || p.request.Settings != ""
 	l.update(s, u)
 	l.feed(s, event{kind: called})
 }
 
-// update makes a session serve u, which differs from its uplink in tag and settings.
+// update makes u the uplink of a session, which differs from the one before in tag and settings.
 func (l *loop) update(s *session, u uplink.Uplink) {
 	if !reflect.DeepEqual(s.lease.uplink, u) {
 		s.log.Info("new settings", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))

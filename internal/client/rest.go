@@ -10,22 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A holder does nothing for half an hour at a time, and a host may have many of them. So,
-// a moment after something was done, it lets go of the memory that took: what the heap has
-// too much, and the pages of the program itself, which the page cache keeps.
+// A client does nothing for half an hour at a time, and a host may have many clients. So, two seconds after it did
+// something, a client returns the memory which that took: unused heap, and the pages of the program itself, which the
+// page cache keeps.
 const (
 	restIn    = 2 * time.Second
 	restEvery = 10 * time.Second // at most, while there is always something to do
 
-	// A holder needs a MiB, and a fifth of that is what Go notes for a collection and keeps. So
-	// there is none before memory is this much, and so much more than after the last one; or
-	// that is so long ago that what was needed then may be garbage now.
+	// A client needs 1 MiB, and a collection makes Go keep a fifth of that for its own notes. So a client collects
+	// only if it has collectFrom, and either collectAfter more than after the last collection or none for
+	// collectAgain.
 	collectFrom  = 3 << 19
 	collectAfter = 1 << 19
 	collectAgain = time.Minute
 )
 
-// rests is when a loop lets go of memory.
+// rests is when a loop returns memory.
 type rests struct {
 	at, last  time.Duration
 	collected time.Duration // the last time
@@ -42,7 +42,7 @@ func (r *rests) stir(now time.Duration) {
 	}
 }
 
-// due reports whether the time has come, and rests then.
+// due reports whether the time has come, and returns memory then.
 func (r *rests) due(now time.Duration) bool {
 	if r.at == 0 || now < r.at {
 		return false

@@ -9,23 +9,24 @@ import (
 
 // scope is what a loop serves: a lone address, or the host.
 type scope interface {
-	// awaits reports whether addresses may come that have no session yet.
+	// awaits reports whether there may be sessions for other addresses.
 	awaits() bool
-	// leaves reports whether the loop ends at once and leaves what is installed, for a failure or a signal.
+	// leaves reports whether the loop ends at once, and leaves rules and routes in place. It ends for a failure, or
+	// for a signal, which is nil.
 	leaves(failure error) bool
-	// next is when something is due that is no session's; 0: nothing is.
+	// next is when runDue has something to do; 0: never.
 	next() time.Duration
-	// runDue does what is due.
+	// runDue does what is due for no single session.
 	runDue(now time.Duration)
-	// note hears of events when all sessions have.
+	// note hears of events, after all sessions.
 	note(news)
-	// settled hears that rules of a session stand, or that it has other settings or another address.
+	// settled hears that a session has rules, settings or an address that it did not have before.
 	settled(*session)
 	// dropped hears that a session is over.
 	dropped(*session)
-	// keptBlock are the rules that go on blocking the address of a session that ends.
+	// keptBlock are the rules that go on blocking the address of a session that clears the others.
 	keptBlock(*session) []route.Rule
-	// renamed is the uplink for the address of a session whose link has another name, if that is to be served.
+	// renamed is the uplink for the address of a session under another name of its link, if it is to be served.
 	renamed(s *session, ifname string) (uplink.Uplink, bool)
 }
 
@@ -46,7 +47,7 @@ func (lone) renamed(s *session, ifname string) (uplink.Uplink, bool) {
 	return u, true
 }
 
-// note restores lookups that others delete.
+// note restores lookups that another program deleted.
 func (l lone) note(n news) {
 	for _, s := range l.all() {
 		if !n.boundTo(s) && n.lostLookups(s) {

@@ -16,16 +16,16 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// lookAgain is when a look that failed is tried again.
+// lookAgain is the pause after a look that failed.
 const lookAgain = time.Second
 
-// Routes that others delete come back at once, but for those that are deleted for ever.
+// Routes that another program deletes are restored at once, and at this rate if it goes on.
 const (
 	repairEvery = time.Second
 	repairBurst = 10
 )
 
-// session is a machine with what it needs of the world.
+// session is one address that is served: its machine, what is installed for it, and its socket.
 type session struct {
 	lease     *machine
 	inst      *install.Installation
@@ -34,17 +34,17 @@ type session struct {
 	warned    map[string]string
 	log       *slog.Logger
 	created   uint32
-	left      int // the link that the address was deleted from since we looked; 0: none
+	left      int // the link that the address was deleted from since the last look; 0: none
 	retry     wire.Message
-	retryAt   time.Duration // 0: nothing waits for room in the server's queue
+	retryAt   time.Duration // when retry is sent again, for want of room in the server's queue; 0: nothing waits
 	retries   int
-	enders    []wire.Addr   // who waits to hear that everything is taken back
-	repairs   *rate.Limiter // of routes that others delete
-	ordered   uint32        // the table whose unbound rule has a place in the watch's order; 0: none has
+	enders    []wire.Addr   // who is told when everything is taken back
+	repairs   *rate.Limiter // of routes that another program deletes
+	ordered   uint32        // the table whose unbound rule has a place in the host's order; 0: none has
 	orderedIn lane
-	hooked    bool // a call brought settings of its own
-	saved     told // of these, as the next watch finds them
-	again     bool // the server refused the address before
+	hooked    bool       // a call brought settings of its own
+	saved     remembered // of these settings, for the next watch
+	again     bool       // the server refused the address before, which was logged
 }
 
 // leased is the table of the lease, if there is one; else 0.
@@ -55,15 +55,15 @@ func (s *session) leased() uint32 {
 	return 0
 }
 
-// inMain reports whether main has the routes, for want of a lease.
+// inMain reports whether main has the routes, since there is no lease.
 func (s *session) inMain() bool { return s.lease.state == fallenBack }
 
 func (s *session) family() int { return s.lease.uplink.Family() }
 
-// serves reports whether lease, rules and routes stand.
+// serves reports whether a lease, its rules and its routes are in place.
 func (s *session) serves() bool { return s.lease.state == held && s.inst.Installed }
 
-// follow carries over what changed in main.
+// follow makes the table follow main.
 func (s *session) follow() { s.inst.Follow(s.leased(), s.inMain()) }
 
 // settingsUnder are the settings of a profile, with what a hook said of the network.
@@ -74,7 +74,7 @@ func (s *session) settingsUnder(profile uplink.Settings) uplink.Settings {
 	return s.lease.uplink.Settings.Under(profile)
 }
 
-// warn logs a failure that does not end anything, once for as long as it stays the same.
+// warn logs a failure that ends nothing, once until it changes; a nil error ends the failure.
 func (s *session) warn(what string, err error) {
 	if err == nil {
 		delete(s.warned, what)
@@ -89,14 +89,14 @@ func (s *session) warn(what string, err error) {
 	}
 }
 
-// clear takes everything back that is installed for table, but for rules to keep.
+// clear removes what is installed for table, but for rules to keep.
 func (s *session) clear(table uint32, keep []route.Rule) {
 	if err := s.inst.Clear(keep...); err != nil {
 		s.log.Error("cannot remove the rules", "table", table, "err", err)
 	}
 }
 
-// place installs what a lease means, and tells the machine if it asks.
+// place installs what a lease of table means. It reports whether the machine waited for that, and has heard of it.
 func (l *loop) place(s *session, table uint32) bool {
 	if s.lease.uplink.Settings.PlacesRoutes() {
 		s.warn("subscribe to events of routes", l.watcher.Join(route.Routes4|route.Routes6))
@@ -105,7 +105,7 @@ func (l *loop) place(s *session, table uint32) bool {
 		l.look(s)
 	}
 	err := s.inst.Place(table)
-	if s.lease.state != placing { // other settings for a lease that stands
+	if s.lease.state != placing { // it has the lease already, and got other settings
 		s.warn("place the rules", err)
 		return false
 	}
@@ -116,8 +116,7 @@ func (l *loop) place(s *session, table uint32) bool {
 	return true
 }
 
-// lookAtTwins looks again at those that have the address under another name of the link
-// than s has.
+// lookAtTwins looks at the other sessions of the same address and link, which was renamed: each has one of the names.
 func (l *loop) lookAtTwins(s *session) {
 	for i := 0; i < len(l.sessions); i++ {
 		other := l.sessions[i]
@@ -127,8 +126,8 @@ func (l *loop) lookAtTwins(s *session) {
 	}
 }
 
-// hear follows what changed in main, and restores what others deleted from the table. Those
-// who do so again and again have to wait, and so does the address.
+// hear makes the table follow main, and restores routes that another program deleted from the table, at the rate of
+// repairs.
 func (s *session) hear(n news) {
 	if !s.lease.uplink.Settings.PlacesRoutes() {
 		return
@@ -147,15 +146,15 @@ func (s *session) hear(n news) {
 	s.follow()
 }
 
-// lookIn makes the next look come in time at the latest.
+// lookIn has the session looked at after a pause, or before.
 func (s *session) lookIn(in time.Duration) {
 	if at := wire.Now() + in; s.inst.RefreshAt == 0 || at < s.inst.RefreshAt {
 		s.inst.RefreshAt = at
 	}
 }
 
-// noteLeaving finds out that the address was there, though no look has found it. links are those that it was
-// deleted from.
+// noteLeaving notes that the address was on its link and was deleted, even if no look has found it there. links are
+// those that it was deleted from.
 func (s *session) noteLeaving(links []int) {
 	for _, index := range links {
 		if index == s.inst.Index || s.inst.Index == 0 {
@@ -164,7 +163,7 @@ func (s *session) noteLeaving(links []int) {
 	}
 }
 
-// look compares the link and its addresses with what the machine believes.
+// look reads the link and its addresses, and tells the machine what changed.
 func (l *loop) look(s *session) {
 	if !s.lease.uplink.IsAddress() || s.lease.state == releasing || s.lease.state == done {
 		return
@@ -175,7 +174,7 @@ func (l *loop) look(s *session) {
 		return
 	}
 	if !found {
-		if s.inst.Index != 0 { // else it may come yet
+		if s.inst.Index != 0 { // else the link may come yet
 			s.inst.Present = false
 			l.feed(s, event{kind: linkGone, why: "the link is gone"})
 		}
@@ -205,7 +204,7 @@ func (s *session) lookAgain(what string, err error) {
 	s.inst.RefreshAt = wire.Now() + lookAgain
 }
 
-// see takes note that the address is on its link, and reports whether it is served on.
+// see notes that the address is on its link. It reports whether the session goes on.
 func (l *loop) see(s *session, a route.Address) bool {
 	s.inst.Usable = !a.Tentative()
 	if a.DADFailed() {
@@ -229,7 +228,7 @@ func (l *loop) see(s *session, a route.Address) bool {
 	return true
 }
 
-// miss takes note that the address is not on its link, and reports whether the link goes on to matter.
+// miss notes that the address is not on its link. It reports whether the session goes on.
 func (l *loop) miss(s *session) bool {
 	s.inst.Usable = false
 	if s.inst.Present {
@@ -250,8 +249,8 @@ func (l *loop) link(s *session) (route.Link, bool, error) {
 	return l.kernel.LinkByName(s.lease.uplink.Key.Ifname)
 }
 
-// rename puts a machine for the new name beside the one for the old: the name is part of
-// the key, and the old lease ends only once the new one stands.
+// rename starts a second session, for the new name of the link: the name is part of the key. The first one ends once
+// the second one has its lease.
 func (l *loop) rename(s *session, name string) {
 	u, ok := l.scope.renamed(s, name)
 	if !ok {
@@ -265,7 +264,7 @@ func (l *loop) rename(s *session, name string) {
 		if other.lease.state == held {
 			l.feed(s, event{kind: end, why: "the link was renamed to " + name})
 		}
-		return // else it is under way
+		return // else the second session waits for its lease
 	}
 	conn, err := peer.Open(u.Key, peer.AsHolder)
 	if err != nil {

@@ -19,9 +19,9 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-const gcPercent = 30 // a thousand addresses are 4 MiB, and this is how much more the heap may be
+const gcPercent = 30 // how much the heap may grow: a thousand addresses take 4 MiB
 
-// DefaultReconcile is how often everything is compared, whatever the kernel reported.
+// DefaultReconcile is how often everything is compared, even without events.
 const DefaultReconcile = time.Minute
 
 // host serves every address of the host that its configuration selects.
@@ -32,12 +32,12 @@ type host struct {
 	reconcileAt time.Duration              // when everything is compared next
 	admitAt     time.Duration              // when new addresses are looked for; 0: none are known of
 	healAt      time.Duration              // when rules that were deleted are restored; 0: none are known of
-	blind       bool                       // events were lost: each session has to be looked at
-	foreign     map[wire.Key]bool          // addresses that other processes hold
-	ended       map[wire.Key]bool          // addresses that were given back on request: not served until they come anew
-	blocked     map[netip.Addr]bool        // addresses that went and must not send
-	refused     map[wire.Key]time.Duration // until when the server is not asked for an address again
-	retried     map[wire.Key]bool          // of those, which are asked for all the same
+	blind       bool                       // events were lost, so that each session has to be looked at
+	foreign     map[wire.Key]bool          // addresses that other clients serve
+	ended       map[wire.Key]bool          // addresses that a command released: not served until they are added again
+	blocked     map[netip.Addr]bool        // addresses that were deleted and must not send
+	refused     map[wire.Key]time.Duration // until when the server is not asked for an address
+	retried     map[wire.Key]bool          // refused addresses that are asked for all the same
 	order       map[lane][]uint32          // tables in the order of their unbound rules
 	heals       *rate.Limiter
 	blames      rate.Sometimes
@@ -88,7 +88,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	h.reconcile()
 	err = l.run(ctx)
 	if h.ending && err == nil {
-		h.collectStale() // only now are addresses that were about to be given back nobody's
+		h.collectStale() // only now no session has the addresses any more
 	}
 	return err
 }
@@ -130,8 +130,7 @@ func (h *host) settled(s *session) {
 	h.saveSettings(s)
 }
 
-// reconcile compares the addresses of the host with the sessions, and the kernel with
-// both.
+// reconcile compares the addresses of the host with the sessions, and rules and routes with both.
 func (h *host) reconcile() {
 	h.reconcileAt = wire.Now() + cmp.Or(h.config.ReconcileEvery, DefaultReconcile)
 	for _, s := range h.changedSessions() {
@@ -144,7 +143,7 @@ func (h *host) reconcile() {
 	h.collectStale()
 }
 
-// reloadConfig takes over another configuration; leases stay.
+// reloadConfig takes over another configuration. Leases stay.
 func (h *host) reloadConfig(r Reload) {
 	cfg := r.Config
 	if r.Err != nil {
@@ -170,7 +169,7 @@ func (h *host) reloadConfig(r Reload) {
 		switch {
 		case !ok:
 			h.feed(s, event{kind: end, why: "the configuration no longer selects it"})
-		case !reflect.DeepEqual(old, newer): // else what a hook said stays as it is
+		case !reflect.DeepEqual(old, newer): // else settings of a hook stay as they are
 			newer.Settings = s.settingsUnder(newer.Settings)
 			h.update(s, newer)
 		}

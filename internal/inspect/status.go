@@ -31,8 +31,7 @@ type Row struct {
 	Missing   string `json:"missing,omitempty"` // empty: all is as it should be
 }
 
-// patience is how long all holders together may be silent: those that answer do not
-// count, be they a thousand.
+// patience is for all holders together that do not answer. Those that answer, perhaps a thousand, take no time of it.
 const patience = 5 * time.Second
 
 // Status asks the holder of each address that cfg selects.

@@ -40,7 +40,7 @@ func NewGlance(kernel *route.Conn) *Glance { return &Glance{kernel: kernel} }
 
 const glanceLasts = 100 * time.Millisecond
 
-// at returns what a link has; the caller may change that.
+// at returns what a link has, as a copy.
 func (g *Glance) at(family, index int) (onLinkOf, error) {
 	if now := wire.Now(); now-g.since > glanceLasts {
 		g.since, g.links = now, make(map[linkOf]onLinkOf)

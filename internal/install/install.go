@@ -1,5 +1,5 @@
-// Package install makes the kernel, and the resolver's file, what a lease means for one uplink, and takes that back. It
-// hides in which order rules and routes come and go, whose those are that it finds, and what main gets back.
+// Package install makes rules, routes and resolver lines those that a lease of one uplink means, and removes them. It
+// hides in which order they are added and deleted, whose the rules are that it finds, and what main gets back.
 package install
 
 import (
@@ -18,9 +18,9 @@ import (
 // Env is what the installations of one process share.
 type Env struct {
 	Kernel *route.Conn
-	Glance *Glance // of a watch; nil: each look reads the kernel
+	Glance *Glance // of a watch; nil: the kernel is read each time
 	Log    *slog.Logger
-	// OtherHolder reports whether another process holds the address of a key, too.
+	// OtherHolder reports whether another client serves the address of a key on another link.
 	OtherHolder func(wire.Key) (bool, error)
 	// RetryAt is when Retry is due; 0: nothing waits for it.
 	RetryAt time.Duration
@@ -33,9 +33,9 @@ type Installation struct {
 	Uplink      uplink.Uplink
 	Rules       Rules
 	Index       int           // of the link; 0: not seen yet
-	Present     bool          // the address is on the link, as far as we know
-	Usable      bool          // and no duplicate check of it is under way
-	Installed   bool          // kernel and resolver have what a lease means
+	Present     bool          // the address is on the link, as of the last look
+	Usable      bool          // it is known to be no duplicate
+	Installed   bool          // rules and routes of a lease are in place
 	RefreshAt   time.Duration // when routes that expire are followed again; 0: none does
 	ServersFile string        // the file that has resolver lines of the address; empty: none
 
@@ -43,19 +43,18 @@ type Installation struct {
 	log    *slog.Logger
 	warn   func(what string, err error)
 	routes placer
-	filled bool // the table has had its routes since it is installed
+	filled bool // the table has had its routes since then
 }
 
-// New returns what is installed for u, which is nothing yet. log is for what changes. warn hears of each try of
-// something that may fail without harm, with nil if it did not.
+// New returns an Installation with nothing installed. It logs changes to log. It calls warn after each step that may
+// fail without harm, with the error or nil.
 func (e *Env) New(u uplink.Uplink, log *slog.Logger, warn func(what string, err error)) *Installation {
 	return &Installation{Uplink: u, Rules: Rules{Uplink: u, env: e}, env: e, log: log, warn: warn, routes: placer{env: e}}
 }
 
-// Place makes kernel and resolver what a lease of table means. Routes come first and
-// main loses its own last, so that at no moment a flow has none. What a route lacks does
-// not keep the rules away: it is placed when that comes. An IPv6 address may turn out to
-// be a duplicate, so nothing is installed before it is usable.
+// Place installs what a lease of table means. The routes of the table are added first, and those of main are deleted
+// last, so that no flow is without a route. A route that cannot be added yet is added later, and the rules do not
+// wait for it. Nothing is installed for an IPv6 address that may turn out to be a duplicate.
 func (i *Installation) Place(table uint32) error {
 	if i.Uplink.Addr().Is6() && !i.Usable {
 		return nil
@@ -72,7 +71,7 @@ func (i *Installation) Place(table uint32) error {
 		return err
 	}
 	if ready {
-		i.warn("delete routes from main", i.routes.settle(i.Uplink, v))
+		i.warn("delete routes from main", i.routes.cleanMain(i.Uplink, v))
 	}
 	if i.filled || !i.Uplink.Settings.PlacesRoutes() {
 		i.resolve()
@@ -80,9 +79,8 @@ func (i *Installation) Place(table uint32) error {
 	return nil
 }
 
-// blockUntilFilled is the uplink as its rules have to be now. Until its table is filled for the
-// first time nothing leaves from the address: in a table that is still empty the first
-// packets would find no route, and leave by another uplink.
+// blockUntilFilled is the uplink as its rules have to be now. Until its table is filled for the first time, the
+// address is blocked: its first packets would find no route in the table, and leave by another uplink.
 func (i *Installation) blockUntilFilled() uplink.Uplink {
 	u := i.Uplink
 	if u.Settings.PlacesRoutes() && !i.filled && u.CanBlock() {
@@ -91,7 +89,7 @@ func (i *Installation) blockUntilFilled() uplink.Uplink {
 	return u
 }
 
-// unblock lifts that once the table is filled.
+// unblock ends that when the table is filled.
 func (i *Installation) unblock(table uint32) {
 	if i.filled {
 		return
@@ -102,8 +100,8 @@ func (i *Installation) unblock(table uint32) {
 	i.resolve()
 }
 
-// refreshes is when lifetimes in main are worth another look: an advertisement extends
-// them without a word. A third of what is left is time for several tries.
+// refreshes is when lifetimes in main have to be read again, since an advertisement extends them without an event. A
+// third of what is left is time for several tries.
 func (i *Installation) refreshes(now time.Duration) time.Duration {
 	if i.routes.expires == 0 || !i.Installed {
 		return 0
@@ -112,7 +110,7 @@ func (i *Installation) refreshes(now time.Duration) time.Duration {
 	return now + max(time.Duration(i.routes.expires)*time.Second/3, soonest)
 }
 
-// view is what a plan of routes needs, if there is anything to plan now.
+// view is what a plan of routes needs. It reports false if there is nothing to plan now.
 func (i *Installation) view() (uplink.View, bool) { return i.viewOf(i.Uplink) }
 
 func (i *Installation) viewOf(u uplink.Uplink) (uplink.View, bool) {
@@ -129,8 +127,8 @@ func (i *Installation) viewOf(u uplink.Uplink) (uplink.View, bool) {
 	return v, ready && err == nil
 }
 
-// Follow carries over what changed in main, or fills a table that the kernel emptied. table is that of the lease;
-// without one, which is 0, inMain reports whether main has the routes.
+// Follow copies to the table what changed in main, or fills a table that the kernel emptied. table is that of the
+// lease, or 0 if there is none; then inMain says whether main has the routes.
 func (i *Installation) Follow(table uint32, inMain bool) {
 	i.RefreshAt = 0
 	v, ready := i.view()
@@ -139,7 +137,7 @@ func (i *Installation) Follow(table uint32, inMain bool) {
 	}
 	switch {
 	case table != 0 && i.Installed:
-		i.warnOfRoutes(errors.Join(i.routes.place(i.Uplink, v, table), i.routes.settle(i.Uplink, v)))
+		i.warnOfRoutes(errors.Join(i.routes.place(i.Uplink, v, table), i.routes.cleanMain(i.Uplink, v)))
 		i.RefreshAt = i.refreshes(wire.Now())
 		i.unblock(table)
 	case inMain:
@@ -147,11 +145,11 @@ func (i *Installation) Follow(table uint32, inMain bool) {
 	}
 }
 
-// warnOfRoutes logs that routes could not be placed, unless there is nothing to place them
-// for by now: the kernel refuses those of an address that has just gone.
+// warnOfRoutes warns that routes could not be placed, unless the address or the link is gone, which is why the kernel
+// refuses them.
 func (i *Installation) warnOfRoutes(err error) {
 	if err != nil {
-		i.env.Glance.Invalidate() // it may be older than that
+		i.env.Glance.Invalidate() // it may be from before that
 		if _, ready := i.view(); !ready {
 			err = nil
 		}
@@ -159,7 +157,7 @@ func (i *Installation) warnOfRoutes(err error) {
 	i.warn("place the routes", err)
 }
 
-// MakeDo gives main the routes while there is no lease.
+// MakeDo gives main the routes until there is a lease.
 func (i *Installation) MakeDo() {
 	i.Follow(0, true)
 	i.warn("unblock the address", i.Rules.clear())
@@ -180,8 +178,7 @@ func (i *Installation) Elsewhere() bool {
 	return slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == i.Uplink.Addr() && a.Index != i.Index })
 }
 
-// Clear takes everything back, but for a rule to keep. While the address stands, main gets
-// its routes back first.
+// Clear removes everything, but for rules to keep. While the address is on its link, main gets its routes back first.
 func (i *Installation) Clear(keep ...route.Rule) error {
 	if i.Present {
 		if v, ready := i.view(); ready {
@@ -217,7 +214,7 @@ func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
 	}
 }
 
-// changeMode gives main what was moved, and leaves the rest to what follows.
+// changeMode gives main back what was moved. Place then does what the new mode wants.
 func (i *Installation) changeMode(old uplink.Uplink) {
 	if v, ready := i.viewOf(old); ready {
 		i.warn("restore routes in main", i.routes.putBack(old, v))
@@ -225,7 +222,7 @@ func (i *Installation) changeMode(old uplink.Uplink) {
 	i.routes.drop()
 }
 
-// resolve writes the resolver lines of the address, and takes away what it wrote before.
+// resolve makes the resolver lines of the address those that it has to have now.
 func (i *Installation) resolve() {
 	servers := i.Uplink.Nameservers()
 	if i.ServersFile == "" && len(servers) > 0 {
@@ -234,7 +231,7 @@ func (i *Installation) resolve() {
 	i.warn("write the resolver lines", i.setLines(servers))
 }
 
-// Unresolve takes the resolver lines of the address out.
+// Unresolve removes the resolver lines of the address.
 func (i *Installation) Unresolve() { i.warn("remove the resolver lines", i.setLines(nil)) }
 
 func (i *Installation) setLines(servers []netip.Addr) error {
@@ -248,7 +245,7 @@ func (i *Installation) setLines(servers []netip.Addr) error {
 	return i.env.setLines(lines{file, i.Uplink.Addr(), servers, i.Uplink.Settings.PIDFile, i.log})
 }
 
-// Missing says what a lease of table means for the kernel and is not there; "" if nothing.
+// Missing names rules and routes of a lease of table that the kernel does not have; "" if it has all.
 func (i *Installation) Missing(table uint32) string {
 	if !i.Uplink.IsAddress() {
 		return ""

@@ -9,8 +9,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// RemoveLeftovers removes what a holder of the address that was killed left behind. What it had moved out of main
-// goes back there.
+// RemoveLeftovers removes what a client of the address left that was killed. Main gets back what that client had moved.
 func (e *Env) RemoveLeftovers(u uplink.Uplink) error {
 	r := Rules{Uplink: u, env: e}
 	if err := r.adopt(); err != nil {
@@ -25,13 +24,13 @@ func (e *Env) RemoveLeftovers(u uplink.Uplink) error {
 	return errors.Join(e.ReturnRoutes(u, tables...), r.clear(), e.RemoveServers(u))
 }
 
-// ReturnRoutes gives main what a holder of the address that was killed had moved into tables.
+// ReturnRoutes gives main back what a client of the address that was killed had moved into tables.
 func (e *Env) ReturnRoutes(u uplink.Uplink, tables ...uint32) error {
 	link, found, err := e.Kernel.LinkByName(u.Key.Ifname)
 	if err != nil || !found {
 		return err
 	}
-	u.Settings.Routes = uplink.MoveRoutes // as far as anybody knows
+	u.Settings.Routes = uplink.MoveRoutes // it may have moved them
 	p := placer{env: e}
 	v, ready, err := p.look(u, link)
 	if err != nil || !ready {
@@ -51,7 +50,7 @@ func (e *Env) ReturnRoutes(u uplink.Uplink, tables ...uint32) error {
 	return err
 }
 
-// RemoveServers takes out the resolver lines of an address, if there is a file of them.
+// RemoveServers removes the resolver lines of an address, if their file is there.
 func (e *Env) RemoveServers(u uplink.Uplink) error {
 	file := u.Settings.ServersFile
 	if _, err := os.Stat(file); file == "" || err != nil {

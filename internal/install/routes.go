@@ -27,8 +27,7 @@ type placer struct {
 	remarked map[string]bool
 }
 
-// look reads what a plan is made from. There is none while the address is not on the
-// link, or the link is not up: routes wait for both.
+// look reads what a plan is made from. It reports false while the address is not on the link, or the link is not up.
 func (p *placer) look(u uplink.Uplink, link route.Link) (v uplink.View, ok bool, err error) {
 	v.Index = link.Index
 	if !link.Up {
@@ -89,7 +88,7 @@ func (p *placer) borrow(u uplink.Uplink, v uplink.View) ([]route.Route, error) {
 	return borrowed, nil
 }
 
-// place fills table; main keeps what it has until settle, so that nothing is without a
+// place fills table; main keeps what it has until cleanMain, so that nothing is without a
 // route before the rules stand.
 func (p *placer) place(u uplink.Uplink, v uplink.View, table uint32) error {
 	if p.table != table {
@@ -140,9 +139,8 @@ func (p *placer) place(u uplink.Uplink, v uplink.View, table uint32) error {
 	return err
 }
 
-// settle takes out of main what stands in the table now: routes that are moved, and ours
-// that stood in until there was a lease.
-func (p *placer) settle(u uplink.Uplink, v uplink.View) error {
+// cleanMain deletes from main what the table has now: routes that are moved, and those of fallBack.
+func (p *placer) cleanMain(u uplink.Uplink, v uplink.View) error {
 	have, err := p.env.Kernel.Routes(u.Family(), p.table)
 	if err != nil {
 		return err
@@ -195,8 +193,8 @@ func (p *placer) adopt(u uplink.Uplink, v uplink.View, table uint32) error {
 	return nil
 }
 
-// asBefore is a route of our table as main may have had it. Who put it there is not
-// known any more, but for the network of the link, which is the kernel's.
+// asBefore is a route of the table as main may have had it. The network of the link was the kernel's; of others the
+// protocol is not known any more.
 func asBefore(r route.Route, v uplink.View) route.Route {
 	r = r.In(unix.RT_TABLE_MAIN, r.Src)
 	r.Protocol = unix.RTPROT_BOOT
@@ -223,19 +221,19 @@ func (p *placer) putBack(u uplink.Uplink, v uplink.View) error {
 	return errors.Join(err, p.fallBack(u, v))
 }
 
-// drop forgets a table that is being emptied.
+// drop clears what is known of a table that is being emptied.
 func (p *placer) drop() {
 	*p = placer{env: p.env, remarked: p.remarked}
 }
 
-// withdraw takes the routes of fallBack out of main, also those of a process before this.
+// withdraw deletes the routes of fallBack from main, also those of an earlier process.
 func (p *placer) withdraw(u uplink.Uplink, v uplink.View) error {
 	return p.delete(u, slices.DeleteFunc(slices.Clone(v.Main), func(r route.Route) bool {
 		return !ours(r) || r.Src != u.Addr()
 	}))
 }
 
-// remark logs something once.
+// remark logs a text once.
 func (p *placer) remark(u uplink.Uplink, what, text string) {
 	if p.remarked[text] {
 		return

@@ -12,19 +12,18 @@ import (
 // Rules are the rules of one uplink in the kernel.
 type Rules struct {
 	Uplink  uplink.Uplink
-	Marking wire.Marking // of the interface; zero: none that we know of
-	Guards  []route.Rule // of what is bound to the interface, as of the last look
+	Marking wire.Marking // of the interface; zero: not known
+	Guards  []route.Rule // of what is bound to the interface, as read last
 
 	env       *Env
 	adopted   bool
-	tables    map[uint32]bool // whose marked rules are this uplink's; false: only those from its address
-	originals map[uint32]bool // whose unmarked three are
-	shared    bool            // another link has the address, too
-	extra     []route.Rule    // rules that leave the table, of the last sync
+	tables    map[uint32]bool // whose rules of ours are this uplink's; false: only those from its address
+	originals map[uint32]bool // whose three rules of the original are this uplink's
+	shared    bool            // another client serves the address on another link
+	extra     []route.Rule    // rules of the last sync that lead elsewhere than to the table
 }
 
-// adopt finds what earlier holders of the address left behind: marked rules of a client
-// that died, and the original's.
+// adopt finds rules that earlier clients of the address left: clients of ours that died, and the original.
 func (r *Rules) adopt() error {
 	if r.adopted {
 		return nil
@@ -42,15 +41,15 @@ func (r *Rules) adopt() error {
 	if r.shared, err = r.env.OtherHolder(r.Uplink.Key); err != nil {
 		return err
 	}
-	if r.shared { // those rules are in use
+	if r.shared { // the other client uses those rules
 		clear(r.tables)
 		clear(r.originals)
 	}
 	return nil
 }
 
-// place makes the rules those of table, and removes what was adopted or placed before. If
-// nobody of us places routes, it empties the table of those that somebody left there.
+// place makes the rules those of table, and deletes what was adopted or placed before. If the caller places routes
+// itself, routes of ours in the table are left from an earlier client, and are deleted.
 func (r *Rules) place(table uint32) error {
 	if !r.Uplink.IsAddress() {
 		return nil
@@ -74,8 +73,7 @@ func (r *Rules) place(table uint32) error {
 	return nil
 }
 
-// clear removes all rules and routes of the uplink, but for a rule to keep that stops the
-// address.
+// clear deletes all rules and routes of the uplink, but for rules to keep that block the address.
 func (r *Rules) clear(keep ...route.Rule) error {
 	if !r.Uplink.IsAddress() || !r.adopted {
 		return nil
@@ -85,13 +83,13 @@ func (r *Rules) clear(keep ...route.Rule) error {
 	if err != nil {
 		return err
 	}
-	if len(leaving)+len(keep) > 0 { // whose they are, no table tells
+	if len(leaving)+len(keep) > 0 { // they may be another client's, which no table shows
 		if r.shared, err = r.env.OtherHolder(r.Uplink.Key); err != nil {
 			return err
 		}
 	}
 	if r.shared {
-		keep = nil // the other holder knows what may leave
+		keep = nil // the other client decides what may leave
 	}
 	if err := r.sync(0, keep); err != nil {
 		return err
@@ -104,17 +102,17 @@ func (r *Rules) clear(keep ...route.Rule) error {
 			return err
 		}
 	}
-	clear(r.tables) // they may be others' soon
+	clear(r.tables) // they may be leased to others soon
 	return nil
 }
 
-// sync makes the rules of the uplink those of the lease of table; 0 is none.
+// sync makes the rules of the uplink want, which are those for a lease of table; 0 is no lease.
 func (r *Rules) sync(table uint32, want []route.Rule) error {
 	if err := r.yield(table); err != nil {
 		return err
 	}
 	if table == 0 {
-		r.extra = nil // another holder of the address may want just the same
+		r.extra = nil // another client of the address may want the same rules
 	}
 	deleted, err := r.env.SyncRules(r.Uplink.Family(), r.Owns, want, r.Attrs)
 	if err == nil && slices.ContainsFunc(deleted, func(rule route.Rule) bool { return rule.Src.IsValid() && !uplink.IsHost(rule) }) {
@@ -127,12 +125,12 @@ func (r *Rules) sync(table uint32, want []route.Rule) error {
 	return nil
 }
 
-// NoteExtra remembers which rules to elsewhere than the table are there for this uplink.
+// NoteExtra notes which of the uplink's rules lead elsewhere than to the table.
 func (r *Rules) NoteExtra(want []route.Rule) {
 	r.extra = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !uplink.LeavesTable(rule) })
 }
 
-// sweep removes what stands beside the rules of prefixes that nobody has any more.
+// sweep deletes rules of prefixes that lead elsewhere than to a table, once no uplink has the prefix.
 func (r *Rules) sweep() error {
 	marked, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool { return rule.Protocol == route.Protocol })
 	if err != nil {
@@ -142,9 +140,8 @@ func (r *Rules) sweep() error {
 	return err
 }
 
-// yield finds the tables, but for the leased one, that another address has rules for by
-// now: it got the lease while this process was stopped, say, and one of its rules is just
-// like one of ours.
+// yield finds the tables, but for the leased one, that another address has rules for: that address may have got the
+// lease while this process was stopped, and may have the same rules.
 func (r *Rules) yield(leased uint32) error {
 	if len(r.tables) == 0 || len(r.tables) == 1 && r.tables[leased] {
 		return nil
@@ -160,8 +157,8 @@ func (r *Rules) yield(leased uint32) error {
 	return err
 }
 
-// Unshare removes what another holder of the address left, which is gone: as long as it was there,
-// neither knew of a rule beside those to a table whether the other one needs it.
+// Unshare deletes what another client of the address left, once that is gone. As long as it was there, neither knew
+// whether the other one needs a rule that leads elsewhere than to a table.
 func (r *Rules) Unshare(table uint32) error {
 	if !r.shared {
 		return nil
@@ -174,7 +171,7 @@ func (r *Rules) Unshare(table uint32) error {
 	return r.sync(table, r.Want(table))
 }
 
-// SyncRules is Kernel.SyncRules, and logs what changes with what attrs says of a rule.
+// SyncRules is Kernel.SyncRules, and logs each change, with the attributes that attrs gives for a rule.
 func (e *Env) SyncRules(family int, owned func(route.Rule) bool, want []route.Rule, attrs func(route.Rule) []any) (deleted []route.Rule, err error) {
 	added, deleted, err := e.Kernel.SyncRules(family, owned, want)
 	for _, r := range added {
@@ -192,7 +189,7 @@ func (r *Rules) Attrs(rule route.Rule) []any {
 		"family", r.Uplink.Key.Family.String(), "table", rule.Table, "priority", rule.Priority}
 }
 
-// Owns reports whether a rule that is there belongs to the uplink.
+// Owns reports whether a rule of the kernel belongs to the uplink.
 func (r *Rules) Owns(rule route.Rule) bool {
 	if rule.Protocol == route.Protocol && uplink.LeavesTable(rule) {
 		return rule.Src == r.Uplink.Host() && (!r.shared || slices.Contains(r.extra, rule))
@@ -204,7 +201,7 @@ func (r *Rules) Owns(rule route.Rule) bool {
 	return r.originals[rule.Table] && r.Uplink.Original(rule, rule.Table)
 }
 
-// ReadGuards finds what is bound to the interface now.
+// ReadGuards reads the guards of what is bound to the interface.
 func (r *Rules) ReadGuards() error {
 	if r.Marking == (wire.Marking{}) {
 		return nil
@@ -216,8 +213,7 @@ func (r *Rules) ReadGuards() error {
 	return err
 }
 
-// Want are all rules that a lease of table means: those of the uplink, and the lookups for
-// what is bound to its interface.
+// Want are all rules for a lease of table: those of the uplink, and the lookups for what is bound to its interface.
 func (r *Rules) Want(table uint32) []route.Rule { return r.wantWith(r.Guards, table) }
 
 func (r *Rules) wantWith(guards []route.Rule, table uint32) []route.Rule {

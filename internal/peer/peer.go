@@ -1,6 +1,5 @@
-// Package peer asks the server and the holders of leases, and finds out who they are. It hides the names that
-// processes of ours bind, whom to believe, how long to wait, and what stands in for a holder whose name
-// somebody else has.
+// Package peer asks the server and the holders of leases. It hides the names of sockets, which users are trusted, how
+// long to wait, and that a client stands in for the holder where another process has taken the holder's name.
 package peer
 
 import (
@@ -18,8 +17,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// How often, and how fast, the server is asked for a lease and told of its end, as callers know it from the
-// original.
+// How often, and how fast, a client asks for a lease and releases it. Callers know these times from the original.
 const (
 	Tries        = 5
 	TryEvery     = 2 * time.Second
@@ -28,12 +26,12 @@ const (
 )
 
 const (
-	// HolderPatience is how long a holder of ours may take to answer. Whoever is silent for longer is a client of
-	// the original, or somebody who took the name.
+	// HolderPatience is how long a holder may take to answer. A client of the original is silent, and so may be
+	// another process that has taken the name.
 	HolderPatience = 200 * time.Millisecond
-	busyPatience   = Tries * TryEvery // for one of ours all the same
+	busyPatience   = Tries * TryEvery // for a process that looks like a client of ours
 
-	// AskAgain is the pause before somebody who has no answer yet is asked again.
+	// AskAgain is the pause before a holder is asked again.
 	AskAgain = 50 * time.Millisecond
 )
 
@@ -42,27 +40,26 @@ var ErrNotAsked = errors.New("the holders of leases answer root and their own us
 
 var errSilent = errors.New("no answer")
 
-// Trust is whom to believe: abstract names can be taken by any user.
+// Trust is the users whose answers count, since any user can take an abstract name.
 type Trust struct{ uids []uint32 }
 
-// ours is whom holders and askers believe each other.
+// ours is the trust between holders and those who ask them.
 func ours() Trust { return NewTrust(nil) }
 
-// NewTrust believes root, the own user, and more.
+// NewTrust trusts root, the own user, and more.
 func NewTrust(more []uint32) Trust {
 	return Trust{append([]uint32{0, uint32(os.Geteuid())}, more...)}
 }
 
-// Has reports whether a user is believed.
+// Has reports whether a user is trusted.
 func (t Trust) Has(uid uint32) bool {
 	return uid != wire.OverflowID() && slices.Contains(t.uids, uid)
 }
 
-// What a process is to a key, as its name tells. All names are padded, since the original
-// answers no other.
+// What a process is to a key: the suffix of its name. All names are padded, since the original answers no others.
 const (
 	AsHolder  = ""  // the name that everybody knows
-	AsStandIn = "+" // the holder, while somebody else has that name
+	AsStandIn = "+" // the holder, while another process has that name
 	AsAsker   = "-" // not the holder
 )
 
@@ -70,7 +67,7 @@ const (
 func Open(key wire.Key, as string) (*wire.Conn, error) {
 	name := key.String()
 	if as != AsHolder {
-		// Nobody can take it first, nor is it the name of an equal pid in another container.
+		// No other process can take this name first, and no equal pid in another container has it.
 		name += fmt.Sprintf("%s%d-%x", as, os.Getpid(), rand.Uint64())
 	}
 	addr, err := wire.Padded(name)
@@ -82,8 +79,7 @@ func Open(key wire.Key, as string) (*wire.Conn, error) {
 
 var standInSuffix = regexp.MustCompile(`\+[0-9]+-[0-9a-f]+$`)
 
-// HolderNames are the names of the holders of our kind that live, those that stand in by
-// the name they stand in for.
+// HolderNames are the holders' names that clients of ours have now, or stand in for.
 func HolderNames() ([]string, error) {
 	names, err := wire.PaddedNames(ours().Has)
 	for i := range names {
@@ -92,7 +88,7 @@ func HolderNames() ([]string, error) {
 	return names, err
 }
 
-// standIns are the addresses of those who stand in for the holder of key.
+// standIns are the addresses of the clients that stand in for the holder of key.
 func standIns(key wire.Key) ([]wire.Addr, error) {
 	names, err := wire.PaddedNames(ours().Has)
 	var addrs []wire.Addr
@@ -109,7 +105,7 @@ func standIns(key wire.Key) ([]wire.Addr, error) {
 	return addrs, err
 }
 
-// exchange sends req to a peer and waits for the reply of somebody trusted.
+// exchange sends req to an address and waits for a reply from there, of a trusted user.
 func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, patience time.Duration) (wire.Reply, error) {
 	deadline := time.Now().Add(patience)
 	if errs := conn.Send(wire.Message{Data: req.Append(nil), To: to}); errs != nil {
@@ -127,7 +123,7 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 			return wire.Reply{}, err
 		}
 		for _, d := range datagrams {
-			// An older exchange's answer, or a stranger's, is not what is waited for.
+			// It may be the late answer of an earlier exchange.
 			if d.From != to || !trusted.Has(d.Cred.UID) {
 				continue
 			}
@@ -138,14 +134,14 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 	}
 }
 
-// Ask asks the holder of req.Key. If that does not answer, it asks whoever stands in for the holder. The error is
-// ECONNREFUSED if there is none of them, else it names the owner of the holder's name. patience is for one answer.
+// Ask asks the holder of req.Key or, if that does not answer, a client that stands in for it. The error is ECONNREFUSED
+// if there is neither; else it names the owner of the holder's name. patience is for one answer.
 func Ask(ctx context.Context, conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
 	if err := ctx.Err(); err != nil {
 		return wire.Reply{}, err
 	}
 	reply, err := askHolder(ctx, conn, req, patience)
-	if err != nil { // somebody else may have the holder's name
+	if err != nil { // another process may have the holder's name
 		if standIn, standInErr := AskStandIns(conn, req, patience); standInErr == nil {
 			return standIn, nil
 		}
@@ -153,7 +149,7 @@ func Ask(ctx context.Context, conn *wire.Conn, req wire.Request, patience time.D
 	return reply, err
 }
 
-// AskStandIns asks those who stand in for the holder of req.Key, until one answers. It fails if there is none.
+// AskStandIns asks the clients that stand in for the holder of req.Key, until one answers. It fails if none does.
 func AskStandIns(conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
 	addrs, err := standIns(req.Key)
 	if err != nil {
@@ -167,8 +163,8 @@ func AskStandIns(conn *wire.Conn, req wire.Request, patience time.Duration) (wir
 	return wire.Reply{}, errSilent
 }
 
-// askHolder is exchange with the holder of req.Key. A holder of ours answers at once unless the host is overloaded:
-// if the owner of the name looks like this program, it is asked again, until ctx ends.
+// askHolder asks the holder of req.Key. A holder answers at once unless the host is overloaded: if the owner of the name
+// looks like this program, it is asked again, until ctx ends.
 func askHolder(ctx context.Context, conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
 	to, err := wire.Padded(req.Key.String())
 	if err != nil {
@@ -197,7 +193,7 @@ func askHolder(ctx context.Context, conn *wire.Conn, req wire.Request, patience 
 	}
 }
 
-// End ends the holder of key and whoever stands in for it. The error says who does not end.
+// End ends the holder of key, and clients that stand in for it. The error names those that do not end.
 func End(conn *wire.Conn, key wire.Key) error {
 	const patience = 5 * time.Second // a holder gives its lease back before it confirms
 	end := wire.Request{Key: key, Cmd: wire.End}
@@ -225,7 +221,7 @@ func End(conn *wire.Conn, key wire.Key) error {
 	return errors.Join(err, standInErr)
 }
 
-// pause waits, and reports whether ctx goes on.
+// pause waits, and reports false if ctx ends before.
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -246,8 +242,8 @@ func sameCommand(comm string) bool {
 	return same.Replace(comm) == same.Replace(string(own))
 }
 
-// OtherHolder reports whether a process holds the address of key on another link, so that
-// rules from that address may be its own.
+// OtherHolder reports whether a client serves the address of key on another link, so that rules from that address may
+// be those of that client.
 func OtherHolder(key wire.Key) (bool, error) {
 	names, err := HolderNames()
 	if err != nil {

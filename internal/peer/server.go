@@ -22,19 +22,19 @@ const (
 	busyPause    = 5 * time.Millisecond   // before the next where it does not read them
 )
 
-// ErrNoServer says that nobody has the name of the server, or reads what is sent to it.
+// ErrNoServer says that no process has the name of the server, or that the process does not read.
 var ErrNoServer = errors.New("no server answers")
 
 // ErrNoMarks says that the server is the original, or a version that knows no marks.
 var ErrNoMarks = errors.New("the server knows no marks: it is an older version, or the original")
 
-// Server is where requests to the server go, and whose answers are believed.
+// Server is the name of the server, and the users whose answers count.
 type Server struct {
 	Trust
 	addrs []wire.Addr
 }
 
-// NewServer is the server of a name. Answers of root, the own user and uids are believed.
+// NewServer is the server of a name. Answers of root, the own user and uids count.
 func NewServer(name string, uids []uint32) (Server, error) {
 	// Both forms of the name: the original holds only the padded one, another program perhaps only the exact one.
 	padded, err := wire.Padded(name)
@@ -45,10 +45,10 @@ func NewServer(name string, uids []uint32) (Server, error) {
 	return Server{NewTrust(uids), []wire.Addr{padded, exact}}, err
 }
 
-// Is reports whether a datagram from an address is from the name of the server.
+// Is reports whether an address is that of the server.
 func (s Server) Is(from wire.Addr) bool { return slices.Contains(s.addrs, from) }
 
-// Send sends to the first form of the name that somebody is bound to.
+// Send sends to the first form of the name that a process has.
 func (s Server) Send(conn *wire.Conn, data []byte) error {
 	for _, addr := range s.addrs {
 		errs := conn.Send(wire.Message{Data: data, To: addr})
@@ -66,12 +66,12 @@ func (s Server) absent() error {
 	return fmt.Errorf("%w: nobody has the name %s (systemctl start table-allocator-server)", ErrNoServer, s.addrs[0])
 }
 
-// Stranger says why nobody who is believed answers, if a stranger has the name.
+// Stranger says who has the name of the server, if that is no trusted user.
 func (s Server) Stranger() error {
 	for _, addr := range s.addrs {
 		owner, err := wire.FindOwner(addr)
 		switch {
-		case err != nil: // nobody there, so requests went to the other form
+		case err != nil: // no process has this form, so requests went to the other one
 		case s.Has(owner.UID):
 			return nil
 		case owner.UID == wire.OverflowID():
@@ -83,7 +83,7 @@ func (s Server) Stranger() error {
 	return nil
 }
 
-// ask is exchange with the first form of the name that somebody is bound to.
+// ask is exchange with the first form of the name that a process has.
 func (s Server) ask(conn *wire.Conn, req wire.Request, patience time.Duration) (wire.Reply, error) {
 	for _, to := range s.addrs {
 		reply, err := exchange(conn, to, req, s.Trust, patience)
@@ -94,7 +94,7 @@ func (s Server) ask(conn *wire.Conn, req wire.Request, patience time.Duration) (
 	return wire.Reply{}, s.absent()
 }
 
-// Mark asks for the mark of an interface; with known the server gives none anew.
+// Mark asks for the mark of an interface. With known the server only says which mark it gave before.
 func (s Server) Mark(ctx context.Context, conn *wire.Conn, ifname string, known bool) (wire.Marking, error) {
 	req := wire.Request{Key: wire.Key{Ifname: ifname}, Cmd: wire.Mark, Known: known}
 	began := time.Now()
@@ -149,8 +149,7 @@ func (s Server) MarkedInterfaces(ctx context.Context, ifnames []string) (map[uin
 	return marked, nil
 }
 
-// knownMark asks on a socket of its own: a server that was slow answers each try, and no answer tells
-// which interface it is about.
+// knownMark asks from a socket of its own: a slow server answers each try, and no answer names its interface.
 func (s Server) knownMark(ctx context.Context, ifname string) (wire.Marking, error) {
 	conn, err := Open(wire.Key{Ifname: "marks", Address: fmt.Sprint(os.Getpid())}, AsAsker)
 	if err != nil {
@@ -160,7 +159,7 @@ func (s Server) knownMark(ctx context.Context, ifname string) (wire.Marking, err
 	return s.Mark(ctx, conn, ifname, true)
 }
 
-// Release gives the lease of key back. With ErrNoServer the lease ends by itself.
+// Release releases the lease of key. After ErrNoServer the lease expires.
 func (s Server) Release(conn *wire.Conn, key wire.Key) error {
 	req := wire.Request{Key: key, Cmd: wire.Release}
 	for until := time.Now().Add(ReleaseTries * ReleaseEvery); ; {

@@ -42,7 +42,7 @@ type Place struct {
 // PlaceOf is the place of a route in its table.
 func PlaceOf(r route.Route) Place { return Place{r.Dst, r.TOS, r.Metric} }
 
-// SameWay tells whether two routes lead to the same destination by the same gateway.
+// SameWay reports whether two routes lead to the same destination by the same gateway.
 func SameWay(a, b route.Route) bool { return a.Dst == b.Dst && a.Gateway == b.Gateway }
 
 // MakePlan decides about the routes of u in a lease of table. taken is what main lost to
@@ -112,7 +112,7 @@ func Places(routes []route.Route) map[Place]bool {
 // Routes are all routes of the link in main.
 func (v View) Routes() []route.Route { return slices.Concat(v.Main, v.Shared) }
 
-// Belongs tells whether a route of the link in main is one of the address: by its
+// Belongs reports whether a route of the link in main is one of the address: by its
 // preferred source, or by whose network its gateway or destination is in. What no
 // address of the link claims is everybody's.
 func (v View) Belongs(r route.Route, addr netip.Addr) bool {
@@ -134,7 +134,7 @@ func (v View) Belongs(r route.Route, addr netip.Addr) bool {
 		return r.Src == addr || r.Dst.Bits() == 0 && v.Network.Contains(toward)
 	}
 	if toward.Is6() && toward.IsLinkLocalUnicast() {
-		return true // as routers advertise themselves: it tells the link and no network
+		return true // a link-local gateway, as in router advertisements, belongs to the link and to no network
 	}
 	if v.Network.Contains(toward) || toward.Is6() && v.Network.IsSingleIP() {
 		return true // a lease of DHCPv6 uses the routes that the link has

@@ -29,15 +29,15 @@ const (
 	Block    OnLoss = "block"    // not leave at all
 )
 
-// StaticRoute is a route that the network told: to a prefix, by a gateway or, with the
-// zero Addr, on the link itself.
+// StaticRoute is a route that the network announced: to a prefix, by a gateway or, with the zero Addr, on the link
+// itself.
 type StaticRoute struct {
 	Dst netip.Prefix `json:"dst"`
 	Via netip.Addr   `json:"via,omitzero"`
 }
 
-// Settings are what a call wants for the routes and resolvers of an address. A newer call
-// brings the holder a new set, which replaces the old one whole.
+// Settings say what becomes of the routes and resolvers of an address. Those of a newer call replace all of the old
+// ones.
 type Settings struct {
 	Routes        RoutesMode    `json:"routes"`
 	Gateways      []netip.Addr  `json:"gateways,omitempty"` // in order, with rising metric
@@ -60,7 +60,7 @@ const DefaultServersFile = "/run/table-allocator/dnsmasq.servers"
 // Encode is the form in which a Replace carries the settings.
 func (s Settings) Encode() ([]byte, error) { return json.Marshal(s) }
 
-// DecodeSettings reads them strictly: what a holder does not know it must not drop.
+// DecodeSettings reads settings strictly: a holder must not ignore what it does not know.
 func DecodeSettings(data []byte) (Settings, error) {
 	var s Settings
 	d := json.NewDecoder(strings.NewReader(string(data)))
@@ -188,7 +188,7 @@ func ParseClasslessRoutes(text string) ([]StaticRoute, error) {
 	return routes, unread
 }
 
-// Under is a profile's settings with what s says of the network.
+// Under is the settings of a profile with what s says of the network.
 func (s Settings) Under(profile Settings) Settings {
 	if profile.PlacesRoutes() {
 		profile.Gateways, profile.Metric, profile.Static = s.Gateways, s.Metric, s.Static

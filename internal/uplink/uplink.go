@@ -1,6 +1,6 @@
 // Package uplink says what an address of this host means for the kernel: which rules and routes a lease of
-// a table stands for, which rules are left of an earlier lease, what is bound to the address's interface, and
-// which addresses are served at all. It is pure: it reads and changes nothing.
+// a table needs, which rules an earlier client left, which rules serve what is bound to its interface, and which
+// addresses are served at all. It is pure: it neither reads nor changes anything.
 package uplink
 
 import (
@@ -15,10 +15,10 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Priorities are those of the three rules.
+// Priorities are the priorities of the three rules.
 type Priorities struct{ Source, Network, Unbound uint32 }
 
-// OriginalPriorities are the ones that the original has built in, and the default.
+// OriginalPriorities are those of the original, and the default.
 var OriginalPriorities = Priorities{Source: 10000, Network: 20000, Unbound: 91000}
 
 // Uplink is an address and what its caller wants for it.
@@ -43,8 +43,8 @@ func (u Uplink) Addr() netip.Addr {
 	return addr
 }
 
-// Nameservers are those to ask from the address. A link-local one is reached through the
-// link of the address, which DHCPv6 does not say and a resolver has to know.
+// Nameservers are the name servers to ask from the address. A link-local one gets the link of the address as its zone,
+// which DHCPv6 does not give and a resolver needs.
 func (u Uplink) Nameservers() []netip.Addr {
 	servers := slices.Clone(u.Settings.Nameservers)
 	for i, server := range servers {
@@ -58,7 +58,7 @@ func (u Uplink) Nameservers() []netip.Addr {
 // Host is the source of the source rule.
 func (u Uplink) Host() netip.Prefix { return netip.PrefixFrom(u.Addr(), u.Addr().BitLen()) }
 
-// Rules are what a lease of table means for the kernel.
+// Rules are the rules for a lease of table.
 func (u Uplink) Rules(table uint32) []route.Rule {
 	if !u.IsAddress() {
 		return nil
@@ -82,8 +82,8 @@ func (u Uplink) Rules(table uint32) []route.Rule {
 	}
 	rules = append(rules, source)
 	if u.Settings.OnLoss == Block {
-		// Behind the source rule, not in the table: there it would stop the unbound rules
-		// of other uplinks, too.
+		// A rule behind the source rule, and no route in the table: that would stop lookups by the unbound rule, too,
+		// before they come to other uplinks.
 		rules = append(rules, u.Block())
 	}
 	if u.Forward && !u.Network.IsSingleIP() {
@@ -92,7 +92,7 @@ func (u Uplink) Rules(table uint32) []route.Rule {
 		rules = append(rules, forward)
 	}
 	if u.Settings.Prefix.IsValid() {
-		// Links behind this host have parts of the prefix: what main knows of them comes first.
+		// Links behind this host have parts of the prefix, so the routes to those in main come first.
 		delegated := rule(u.Priorities.Source)
 		delegated.Src = u.Settings.Prefix.Masked()
 		specific := delegated
@@ -125,8 +125,8 @@ func (u Uplink) BlockOnLoss() []route.Rule {
 	return []route.Rule{u.Block()}
 }
 
-// Original reports whether r is one of the three rules that the original program has for
-// this very address in one table. It marks nothing, and never removes them.
+// Original reports whether r is one of the three rules that the original adds for this address and table. The original
+// sets no protocol, and never deletes its rules.
 func (u Uplink) Original(r route.Rule, table uint32) bool {
 	if r.Protocol != unix.RTPROT_UNSPEC || r.Table != table {
 		return false
@@ -148,8 +148,8 @@ func (u Uplink) Original(r route.Rule, table uint32) bool {
 	return r == plain
 }
 
-// Leftovers are the tables that rules from this address look up: rules of a client of
-// ours that died, or of the original.
+// Leftovers are the tables that rules from this address lead to: rules of ours, of a client that died, and rules of the
+// original.
 func (u Uplink) Leftovers(rules []route.Rule) (ours, originals map[uint32]bool) {
 	ours, originals = make(map[uint32]bool), make(map[uint32]bool)
 	for _, r := range rules {
@@ -165,13 +165,12 @@ func (u Uplink) Leftovers(rules []route.Rule) (ours, originals map[uint32]bool) 
 	return ours, originals
 }
 
-// LeavesTable reports whether a rule of ours from an address, or a prefix, leads elsewhere than to
-// its table.
+// LeavesTable reports whether a rule of ours from an address, or a prefix, leads elsewhere than to its table.
 func LeavesTable(r route.Rule) bool { return r.Action != route.Lookup || r.Table == unix.RT_TABLE_MAIN }
 
-// Orphans returns whether a rule of a prefix that leaves the table belongs to nobody: several addresses may have
-// the prefix, and no table tells whose such a rule is. marked are all of ours, or those that
-// are to stay.
+// Orphans returns a function that reports whether a rule of ours from a prefix leads elsewhere than to a table, and no
+// rule leads from the prefix to a table any more: several addresses may have one prefix. marked are all rules of ours,
+// or those that are to stay.
 func Orphans(marked []route.Rule) func(route.Rule) bool {
 	had := make(map[netip.Prefix]bool)
 	for _, r := range marked {
@@ -184,8 +183,8 @@ func Orphans(marked []route.Rule) func(route.Rule) bool {
 	}
 }
 
-// Updated is the uplink with what a Replace brings: the newest tag, and settings if there
-// are any, since a call that only asks for the table has none.
+// Updated is the uplink with the tag of a Replace, and with its settings if it has any: a call that only asks for the
+// table has none.
 func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 	u.Tag = r.Tag
 	if r.Settings == "" {
