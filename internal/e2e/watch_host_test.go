@@ -435,6 +435,7 @@ func TestWatchAttacked(t *testing.T) {
 	h.serve()
 	p := h.watch()
 	table := h.served("10.77.0.2")
+	rules := clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")) // read before they are deleted
 	h.waitRoutes(table, "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2")
 	attack := h.start(h.sh("while :; do ip rule flush protocol 116; ip route flush table " + table + "; done 2>/dev/null"))
 	p.waitLog("another program deletes them again and again")
@@ -446,7 +447,7 @@ func TestWatchAttacked(t *testing.T) {
 	if n := strings.Count(p.log.String(), "level=WARN"); n > 2 {
 		t.Errorf("%d warnings, want one of rules and one of routes", n)
 	}
-	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2"))...)
+	h.waitRules(rules...)
 	h.waitRoutes(table, "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2")
 }
 
