@@ -81,7 +81,7 @@ func (q *queue) take() []byte {
 		return q.spare
 	}
 	q.writing = false
-	if cap(q.waiting)+cap(q.spare) > batchMost {
+	if max(cap(q.waiting), cap(q.spare)) > batchMost {
 		q.waiting, q.spare = nil, nil
 	}
 	if q.empty != nil {
