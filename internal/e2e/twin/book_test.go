@@ -49,6 +49,9 @@ func byTheBook(h *host, stock *twins) (f finding, err error) {
 			return f, err
 		}
 	}
+	if err := w.settle(10 * quiet); err != nil { // carriers come later than links, and addresses with them
+		return f, err
+	}
 	b := &book{w: w}
 	if b.plain, err = w.plain.picture(); err != nil {
 		return f, err
@@ -158,7 +161,7 @@ func (b *book) rules(s served) {
 				if slices.Contains(b.shared(s), longer) {
 					continue
 				}
-				rule(9997-longer.Bits(), "from %s to %s lookup main", s.addr, longer)
+				rule(9997-longer.Bits(), "from %s to %s lookup main suppress_prefixlength %d", s.addr, longer, longer.Bits()-1)
 			}
 		}
 		rule(9998, "from %s lookup main suppress_prefixlength %d", s.addr, halfBits(s.addr))
@@ -193,7 +196,7 @@ func (b *book) shared(s served) (all []netip.Prefix) {
 		_, own := r.alive(func(index int) bool { return index == s.index })
 		if own && slices.ContainsFunc(b.plain.main(), func(other route) bool {
 			_, elsewhere := other.alive(func(index int) bool { return index != s.index })
-			return other.dst == r.dst && (elsewhere || other.isError())
+			return other.dst == r.dst && other.tos == r.tos && (elsewhere || other.isError())
 		}) {
 			all = append(all, r.dst)
 		}

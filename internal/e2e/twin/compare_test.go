@@ -110,16 +110,17 @@ func ask(n *namespace, q question, main []route) (answer, error) {
 
 // comparison asks the real host and compares with what is right.
 type comparison struct {
-	w      *world
-	twins  *twins
-	plain  picture
-	main   []route // of plain
-	tables []route // of the real host
-	served []served
-	routes map[netip.Addr][]route // of the twin of an address
-	twin   map[netip.Addr]*namespace
-	early  map[uint32]bool // tables of rules of others before ours
-	result result
+	w       *world
+	twins   *twins
+	plain   picture
+	main    []route // of plain
+	tables  []route // of the real host
+	served  []served
+	routes  map[netip.Addr][]route // of the twin of an address
+	twin    map[netip.Addr]*namespace
+	uplinks map[int]bool
+	early   map[uint32]bool // tables of rules of others before ours
+	result  result
 }
 
 // compare asks all questions.
@@ -138,9 +139,9 @@ func (w *world) compare(t *twins) (result, error) {
 		return c.result, err
 	}
 	c.main, c.served = c.plain.main(), servedBy(rules, c.plain)
-	is := uplinks(c.plain, c.served)
+	c.uplinks = uplinks(c.plain, c.served)
 	for _, s := range c.served {
-		c.routes[s.addr] = routesFor(c.plain, s, is, w.host.watch.SpecificFirst)
+		c.routes[s.addr] = routesFor(c.plain, s, c.uplinks, w.host.watch.SpecificFirst)
 		if c.twin[s.addr], err = t.of(c.plain, s, c.routes[s.addr]); err != nil {
 			return c.result, err
 		}
@@ -151,8 +152,8 @@ func (w *world) compare(t *twins) (result, error) {
 		}
 	}
 	c.notServed()
-	for _, refused := range w.differ {
-		c.result.add("a command fails", "%s: fails on one host and not on the other", refused)
+	for _, command := range w.refused {
+		c.result.add("a command is refused", "%s: refused, and not without the product", command)
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		if err := c.family(family); err != nil {
@@ -331,6 +332,21 @@ func (c *comparison) byNetworkRule(q question, plain answer) (more []answer, err
 		q.iif, q.src = 0, s.addr
 		twin, err := c.twinOf(s, q)
 		if err != nil {
+			return nil, err
+		}
+		if twin.typ != unix.RTN_UNSPEC {
+			more = append(more, twin)
+		}
+		if !c.w.host.watch.SpecificFirst {
+			continue
+		}
+		// Routes of other links may come first by rules, and need not be in the table.
+		bare := routesFor(c.plain, s, c.uplinks, false)
+		n, err := c.twins.of(c.plain, s, bare)
+		if err != nil {
+			return nil, err
+		}
+		if twin, err = ask(n, q, bare); err != nil {
 			return nil, err
 		}
 		if twin.typ != unix.RTN_UNSPEC {

@@ -115,10 +115,10 @@ func routesFor(plain picture, s served, is map[int]bool, specificFirst bool) []r
 	own = ofProvider(own, plain, s)
 	had := make(map[place]bool)
 	for _, r := range own {
-		had[place{dst: r.dst, from: r.from}] = true
+		had[place{dst: r.dst, from: r.from, tos: r.tos}] = true
 	}
 	for _, r := range others {
-		if !had[place{dst: r.dst, from: r.from}] { // of equal length the link's own counts
+		if !had[place{dst: r.dst, from: r.from, tos: r.tos}] { // of equal length the link's own counts
 			own = append(own, r)
 		}
 	}
@@ -153,13 +153,13 @@ func ofProvider(routes []route, plain picture, s served) []route {
 	for _, r := range routes {
 		for _, l := range r.legs {
 			if own(r, l) {
-				has[place{dst: r.dst, from: r.from}] = true
+				has[place{dst: r.dst, from: r.from, tos: r.tos}] = true
 			}
 		}
 	}
 	var kept []route
 	for _, r := range routes {
-		if !has[place{dst: r.dst, from: r.from}] {
+		if !has[place{dst: r.dst, from: r.from, tos: r.tos}] {
 			kept = append(kept, r)
 			continue
 		}

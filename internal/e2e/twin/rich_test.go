@@ -46,7 +46,9 @@ func (g *generator) settings() {
 func (g *generator) uplink(i int) {
 	l := g.newLink(fmt.Sprintf("wan%d", i))
 	l.uplink = true
-	g.firstAddress(l, i)
+	for len(l.nets) == 0 { // one that is taken is not given
+		g.firstAddress(l, i)
+	}
 	for range pick(g, 0, 0, 0, 0, 0, 1, 1, 2) {
 		g.secondAddress(l, i)
 	}

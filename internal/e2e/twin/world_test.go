@@ -144,7 +144,7 @@ type world struct {
 	server      *process
 	watch       *process
 	log         *logBuffer // of all watches
-	differ      []string   // commands that failed in one of them only
+	refused     []string   // commands that only the real host refused
 	patience    []time.Duration
 }
 
@@ -192,37 +192,49 @@ func (w *world) close() {
 	_ = os.RemoveAll(w.dir) // what is left goes with the sandbox
 }
 
-// apply carries a step out on both. What move has taken out of main cannot be deleted there: such
-// a command is left out on the plain host, too.
+// apply carries a step out on both: what the plain host refuses nobody asks of the real one, and
+// what that refuses alone is wrong.
 func (w *world) apply(s step) error {
 	if len(s.commands) == 0 {
 		return nil
 	}
+	if w.host.watch.Routes == "move" {
+		return w.applyMoved(s)
+	}
+	failed, err := w.plain.run(s.commands)
+	if err != nil {
+		return err
+	}
+	accepted := without(s.commands, failed)
+	failed, err = w.real.run(accepted)
+	for _, i := range failed {
+		w.refused = append(w.refused, accepted[i])
+	}
+	return err
+}
+
+// applyMoved carries a step out where main has other defaults than on the plain host: one that was
+// taken out cannot be deleted, and one can come into its place. The plain host follows the real
+// one: what was not deleted there is not deleted here.
+func (w *world) applyMoved(s step) error {
 	failed, err := w.real.run(s.commands)
 	if err != nil {
 		return err
 	}
-	commands := s.commands
-	if w.host.watch.Routes == "move" {
-		commands = nil
-		for i, c := range s.commands {
-			if !slices.Contains(failed, i) || !strings.HasPrefix(c, "ip route del") {
-				commands = append(commands, c)
-			}
+	_, err = w.plain.run(without(s.commands, slices.DeleteFunc(failed, func(i int) bool {
+		return !strings.HasPrefix(s.commands[i], "ip route del")
+	})))
+	return err
+}
+
+// without are the commands but those at some places.
+func without(commands []string, places []int) (rest []string) {
+	for i, c := range commands {
+		if !slices.Contains(places, i) {
+			rest = append(rest, c)
 		}
 	}
-	failedPlain, err := w.plain.run(commands)
-	if err != nil {
-		return err
-	}
-	if w.host.watch.Routes != "move" && !slices.Equal(failed, failedPlain) {
-		for i, c := range s.commands {
-			if slices.Contains(failed, i) != slices.Contains(failedPlain, i) {
-				w.differ = append(w.differ, c)
-			}
-		}
-	}
-	return nil
+	return rest
 }
 
 func (w *world) startServer() (*process, error) {
