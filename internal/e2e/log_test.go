@@ -158,7 +158,9 @@ func TestLogNobodyReads(t *testing.T) {
 				}
 				return nil
 			})
-			client := h.start(command(clientBin, append(flags, "-f", "--debug", "-4", "-i", "wan0", "-a", "192.0.2.2")...))
+			front := command(clientBin, append(flags, "-f", "--debug", "-4", "-i", "wan0", "-a", "192.0.2.2")...)
+			front.Stdout = to // nobody reads the table either
+			client := h.start(front)
 			watch := h.start(command(clientBin, append([]string{"watch", "--debug", "--clean", "--ifname", "wan1"}, flags...)...))
 			for _, addr := range []string{"192.0.2.2", "192.0.2.3", "198.51.100.2"} {
 				h.served(addr)
