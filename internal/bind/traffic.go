@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -58,7 +59,7 @@ const (
 // lookups. It is safe to repeat. After ErrNoLease the Binding lacks only its tables.
 func Bind(ctx context.Context, cfg Config) (Binding, error) {
 	b, err := once(ctx, cfg)
-	if err != nil && cfg.Wait > 0 && (errors.Is(err, ErrNoLease) || errors.Is(err, peer.ErrNoServer)) {
+	if cfg.Wait > 0 && mayCome(err) {
 		b, err = await(ctx, cfg)
 	}
 	if err != nil {
@@ -75,45 +76,34 @@ func await(ctx context.Context, cfg Config) (Binding, error) {
 	if err != nil {
 		return Binding{}, err
 	}
-	events := make(chan struct{}, 1)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			if _, err := w.Next(); err != nil {
-				return
-			}
-			select {
-			case events <- struct{}{}:
-			default: // one is enough
-			}
-		}
-	}()
-	defer func() {
-		_ = w.Close() // it was only read
-		<-ended
-	}()
+	defer w.Close()
 	for {
 		b, err := once(ctx, cfg)
-		if err == nil || !errors.Is(err, ErrNoLease) && !errors.Is(err, peer.ErrNoServer) {
+		if !mayCome(err) || ctx.Err() != nil {
 			return b, err
 		}
-		select {
-		case <-ctx.Done():
+		if err := awaitEvents(w); err != nil {
 			return b, err
-		case <-events:
-		case <-time.After(again):
-		}
-		select { // several events come together, also of what a try changes
-		case <-ctx.Done():
-			return b, err
-		case <-time.After(swarm):
-		}
-		select {
-		case <-events:
-		default:
 		}
 	}
+}
+
+// mayCome reports whether what Bind lacks may come.
+func mayCome(err error) bool { return errors.Is(err, ErrNoLease) || errors.Is(err, peer.ErrNoServer) }
+
+// awaitEvents waits for an event, for 250 ms at most, and then for others, since several come together, also of what
+// a try changes.
+func awaitEvents(w *route.Watcher) error {
+	err := w.SetDeadline(time.Now().Add(again))
+	for heard := false; err == nil; heard = true {
+		if _, err = w.Next(); err == nil && !heard {
+			err = w.SetDeadline(time.Now().Add(swarm))
+		}
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
 }
 
 func once(ctx context.Context, cfg Config) (b Binding, err error) {

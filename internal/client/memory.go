@@ -21,7 +21,7 @@ import (
 // could not read it from the kernel, which shows what was made of it. Each key has a file.
 type remembered struct {
 	// Link and Created are the address's ifindex and when it was added, in hundredths of seconds since the boot. An
-	// address that was added later is another one.
+	// address that was added later is another one, and so is one of another network namespace with the same number.
 	Link     int    `json:"link"`
 	Created  uint32 `json:"created"`
 	Tag      string `json:"tag"`
@@ -31,32 +31,9 @@ type remembered struct {
 
 const staleTemp = time.Minute // a temporary file that is still being written is younger
 
-// memory is the directory of what is remembered in a network namespace; "" is none.
-type memory struct{ remember.Dir }
-
-// ownMemory is the memory of this process's network namespace. The inode number that names it may be another
-// namespace's later, but no address there has the same Link and Created.
-func ownMemory() (memory, error) {
-	dir, err := remember.Own("told")
-	return memory{dir}, err
-}
-
-func (m memory) path(key wire.Key) string { return m.Path(key.String()) }
-
-// write saves what is remembered of key.
-func (m memory) write(key wire.Key, t remembered) error { return m.Write(key.String(), t) }
-
-// read loads what is remembered of key; fs.ErrNotExist says that there is nothing.
-func (m memory) read(key wire.Key) (t remembered, err error) {
-	err = m.Read(key.String(), &t)
-	return t, err
-}
-
-func (m memory) remove(key wire.Key) error { return m.Remove(key.String()) }
-
-// stale are the names of files whose keys no process holds.
-func (m memory) stale(held []string, now time.Time) ([]string, error) {
-	entries, err := os.ReadDir(string(m.Dir))
+// staleNames are the names of files whose keys no process holds. held are those that a process holds.
+func staleNames(dir remember.Dir, held []string, now time.Time) ([]string, error) {
+	entries, err := os.ReadDir(string(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -91,7 +68,7 @@ func (h *host) saveSettings(s *session) {
 		return
 	}
 	if err = errors.Join(err, underErr); err == nil {
-		err = h.memory.write(u.Key, now)
+		err = h.memory.Write(u.Key.String(), now)
 	}
 	if err == nil {
 		s.saved = now
@@ -101,7 +78,8 @@ func (h *host) saveSettings(s *session) {
 
 // loadSettings returns an uplink with what a hook said to the last watch about its address, and what that was.
 func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) (uplink.Uplink, remembered) {
-	t, err := h.memory.read(u.Key)
+	var t remembered
+	err := h.memory.Read(u.Key.String(), &t)
 	if errors.Is(err, fs.ErrNotExist) {
 		return u, remembered{}
 	}
@@ -117,7 +95,7 @@ func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) 
 		profile, err = u.Settings.Encode()
 	}
 	if err != nil || t.Link != a.Index || t.Created != a.Created {
-		err = errors.Join(err, h.memory.remove(u.Key), h.env.RemoveServers(uplink.Uplink{Key: u.Key, Settings: settings}))
+		err = errors.Join(err, h.memory.Remove(u.Key.String()), h.env.RemoveServers(uplink.Uplink{Key: u.Key, Settings: settings}))
 		if err != nil {
 			log.Warn("cannot load what a hook said to the last watch", "err", err)
 		}
@@ -135,16 +113,15 @@ func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) 
 // dropSettings deletes what is remembered of a session that is over.
 func (h *host) dropSettings(s *session) {
 	if s.hooked {
-		s.warn("drop the settings of a hook", h.memory.remove(s.lease.uplink.Key))
+		s.warn("drop the settings of a hook", h.memory.Remove(s.lease.uplink.Key.String()))
 	}
 }
 
 // dropStale deletes what is remembered of addresses that were deleted while no watch ran.
 func (h *host) dropStale(held []string) error {
-	memory := h.memory
-	names, err := memory.stale(held, time.Now())
+	names, err := staleNames(h.memory, held, time.Now())
 	for _, name := range names {
-		err = errors.Join(err, memory.Remove(name))
+		err = errors.Join(err, h.memory.Remove(name))
 	}
 	return err
 }

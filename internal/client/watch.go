@@ -14,6 +14,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -41,7 +42,7 @@ type host struct {
 	order       map[lane][]uint32          // tables in the order of their unbound rules
 	heals       *rate.Limiter
 	blames      rate.Sometimes
-	memory      memory
+	memory      remember.Dir // of this network namespace, see remembered; "": none
 }
 
 // Reload is a configuration that was read again. With Err the one before stays in force.
@@ -78,7 +79,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	if err := l.watcher.Join(route.Routes4 | route.Routes6 | route.Rules4 | route.Rules6); err != nil {
 		return err
 	}
-	if h.memory, err = ownMemory(); err != nil {
+	if h.memory, err = remember.Own("told"); err != nil {
 		log.Warn("cannot save what hooks say for the next watch", "err", err)
 	}
 	if h.order, err = h.unboundOrder(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -124,7 +125,8 @@ func (w *Watcher) Join(groups Groups) error {
 }
 
 // Next waits for events and returns all that are there, in order. If some were lost it returns
-// one Overrun and nothing else. After Close the error is os.ErrClosed.
+// one Overrun and nothing else. After Close the error is os.ErrClosed, and os.ErrDeadlineExceeded when the
+// deadline has come.
 func (w *Watcher) Next() ([]Event, error) {
 	var events []Event
 	var overrun bool
@@ -155,13 +157,18 @@ func (w *Watcher) Next() ([]Event, error) {
 	switch {
 	case failed != nil:
 		return nil, fmt.Errorf("receive rtnetlink notifications: %w", failed)
-	case err != nil: // the file is closed: it has no deadline
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, err
+	case err != nil:
 		return nil, os.ErrClosed
 	case overrun:
 		return []Event{{Kind: Overrun}}, nil
 	}
 	return events, nil
 }
+
+// SetDeadline is when Next stops waiting.
+func (w *Watcher) SetDeadline(at time.Time) error { return w.file.SetReadDeadline(at) }
 
 // Close ends the subscription, and a Next that waits.
 func (w *Watcher) Close() error { return w.file.Close() }
