@@ -43,13 +43,14 @@ func hookEvent(f *flags) action {
 		env["CLIENT_OPTIONS"] = strings.Join(append([]string{env["CLIENT_OPTIONS"]}, f.given()...), " ")
 		log := logOf(strings.Fields(env["CLIENT_OPTIONS"]))
 		r := hook.Runner{
-			Warn: func(text string) { // of what a script says on standard error nobody may know
+			Warn: func(text string) { // a script's standard error may lead nowhere
 				warn(text)
 				log().Warn(text)
+				cli.Flush() // a release may have another logger
 			},
 			Client: hook.Client{
 				Hold:       holdBehind,
-				Release:    func(args, options []string) error { return releaseNow(args, options, log()) },
+				Release:    releaser(),
 				Behind:     func(args []string) (pid int, err error) { return start(args, "/", nil) },
 				CheckWatch: checkWatch,
 				Watch:      watchFor,
@@ -69,7 +70,7 @@ func hookEvent(f *flags) action {
 	}
 }
 
-// given are the options that every command has, as they were given, for other calls of this program.
+// given returns the options that every command has and that were given to the hook, for the client.
 func (f *flags) given() (args []string) {
 	if f.Changed("destination") {
 		args = append(args, "-d", f.server)
@@ -83,7 +84,8 @@ func (f *flags) given() (args []string) {
 	return args
 }
 
-// logOf returns the one logger of a hook, where the options of the administrator want it, or syslog.
+// logOf returns a logger for warnings, opened by the first one: where the options of the administrator
+// want it, or else syslog.
 func logOf(options []string) func() *slog.Logger {
 	return sync.OnceValue(func() *slog.Logger {
 		f := newFlags("")
@@ -131,19 +133,28 @@ func parseHold(args []string) (*holdFlags, error) {
 	return h, err
 }
 
-// releaseNow is -r, also if the options of the administrator are wrong.
-func releaseNow(args, options []string, log *slog.Logger) error {
-	h, err := parseHold(slices.Concat(args, options))
-	if err != nil {
-		h, err = parseHold(args)
+// releaser returns a function that does what --release does, also if the administrator's options are wrong.
+func releaser() func(args, options []string) error {
+	var open sync.Once
+	var log *slog.Logger
+	var logErr error
+	return func(args, options []string) error {
+		h, err := parseHold(slices.Concat(args, options))
+		if err != nil {
+			h, err = parseHold(args)
+		}
+		if err != nil {
+			return err
+		}
+		open.Do(func() { log, logErr = cli.NewLogger(h.log) })
+		if logErr != nil {
+			return logErr
+		}
+		if err := client.Release(h.config, log); !errors.Is(err, peer.ErrNoServer) {
+			return err
+		}
+		return nil // the lease ends by itself
 	}
-	if err != nil {
-		return err
-	}
-	if err := client.Release(h.config, log); !errors.Is(err, peer.ErrNoServer) {
-		return err
-	}
-	return nil // the lease ends by itself
 }
 
 func parseWatch(args []string) (*watchFlags, error) {

@@ -8,17 +8,17 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// Call is one thing that there is to do.
+// Call is one thing to do at an event.
 type Call interface {
-	String() string // for tests and messages: what, and the arguments of the client if it takes any
+	String() string // for tests and messages: the call, and the arguments of the client if it has any
 	run(*Runner) error
 }
 
-// Lease is what the client is told about an address and what the network says of it.
+// Lease holds the options with which the client leases a table for an address.
 type Lease struct {
-	Addr        netip.Addr           `json:"-"` // the zero Addr: each call finds out
+	Addr        netip.Addr           `json:"-"` // the zero Addr in a call for several addresses
 	Ifname      string               `json:"ifname"`
-	Bits        int                  `json:"-"` // of the netmask; 0: what the address has on the link
+	Bits        int                  `json:"-"` // length of the netmask; 0: the length that the address has on the link
 	Tag         string               `json:"tag"`
 	Routes      uplink.RoutesMode    `json:"routes"`
 	Gateways    []netip.Addr         `json:"gateways,omitempty"`
@@ -30,7 +30,7 @@ type Lease struct {
 	Options     []string             `json:"options,omitempty"` // of the administrator
 }
 
-// Args are the arguments with which the client holds the lease.
+// Args returns the arguments of the client that holds the lease.
 func (l Lease) Args() []string {
 	var args []string
 	if l.Addr.IsValid() {
@@ -63,7 +63,7 @@ func (l Lease) Args() []string {
 	for _, server := range l.Nameservers {
 		args = append(args, "--nameserver", server.String())
 	}
-	return append(args, l.Options...) // the administrator's come last: they win
+	return append(args, l.Options...) // the administrator's options come last, so that they count
 }
 
 func familyFlag(a netip.Addr) string {
@@ -75,11 +75,11 @@ func familyFlag(a netip.Addr) string {
 
 func (l Lease) String() string { return strings.Join(l.Args(), " ") }
 
-// Hold leases a table for an address, or tells its holder what has changed.
+// Hold leases a table for an address. If the address has a holder, the holder takes over the new options.
 type Hold struct {
 	Lease
-	Delegated bool   // with the prefix that was delegated through the link
-	GatewayOf string // with the gateways that another stanza of this name has; "": none
+	Delegated bool   // add the prefix that was delegated through the link
+	GatewayOf string // add the gateways of other stanzas of this name in interfaces(5); "": do not
 }
 
 func (h Hold) String() string {
@@ -94,17 +94,17 @@ func (h Hold) String() string {
 	return text
 }
 
-// HoldPresent holds all IPv4 addresses that the link has.
+// HoldPresent is Hold for each IPv4 address of the link.
 type HoldPresent struct{ Lease }
 
 func (h HoldPresent) String() string { return "hold present " + h.Lease.String() }
 
-// HoldDynamic holds all IPv6 addresses that routers and DHCPv6 gave the link, but not those that
-// are for a few hours only, with the prefix that was delegated through it.
+// HoldDynamic is Hold, with the delegated prefix, for each IPv6 address that routers and DHCPv6 gave the
+// link, temporary ones excepted.
 type HoldDynamic struct {
 	Lease
-	// Wait: if there is none yet, hold what comes within the minute, behind the caller's back.
-	// Routers may answer later than a server of DHCPv6.
+	// Wait: if the link has no such address yet, a process in the background waits a minute for the
+	// first one, since a router may answer later than a server of DHCPv6.
 	Wait bool
 }
 
@@ -115,7 +115,8 @@ func (h HoldDynamic) String() string {
 	return "hold dynamic " + h.Lease.String()
 }
 
-// Release gives back what a Hold got, also for a holder that was killed.
+// Release ends the holder of an address, deletes rules and routes and releases the lease, also if the
+// holder was killed.
 type Release struct {
 	Ifname  string
 	Addr    netip.Addr
@@ -130,14 +131,14 @@ func (r Release) args() []string {
 	return []string{familyFlag(r.Addr), "-r", "-a", r.Addr.String(), "-i", r.Ifname}
 }
 
-// Lose is Release for an address that somebody is about to take from the link. It has to go before
-// its rules do, or packets from it would leave by another uplink in between.
+// Lose is Release for an address that a program is about to delete from the link. The address is deleted
+// before its rules are, so that no packet from it leaves by another uplink in between.
 type Lose struct{ Release }
 
 func (l Lose) String() string { return "lose " + strings.TrimPrefix(l.Release.String(), "release ") }
 
-// Delegate remembers the prefix that is delegated through a link. It concerns all addresses of the
-// link, and each is told by a call of its own.
+// Delegate remembers the prefix that is delegated through a link. Every address of the link uses it, and
+// dhclient reports each address in an event of its own.
 type Delegate struct {
 	Ifname string
 	Prefix netip.Prefix
@@ -145,12 +146,12 @@ type Delegate struct {
 
 func (d Delegate) String() string { return "delegate " + d.Prefix.String() + " on " + d.Ifname }
 
-// Undelegate drops that prefix.
+// Undelegate drops the delegated prefix.
 type Undelegate struct{ Ifname string }
 
 func (u Undelegate) String() string { return "undelegate on " + u.Ifname }
 
-// StartWatch starts a watch for a link. One that is there already goes on.
+// StartWatch starts a watch for a link, unless the link has one that runs.
 type StartWatch struct {
 	Ifname string
 	Args   []string
@@ -158,7 +159,7 @@ type StartWatch struct {
 
 func (s StartWatch) String() string { return "start " + strings.Join(s.Args, " ") }
 
-// EndWatch ends it.
+// EndWatch ends the watch for a link.
 type EndWatch struct {
 	Ifname string
 	Args   []string
@@ -166,12 +167,12 @@ type EndWatch struct {
 
 func (e EndWatch) String() string { return "end " + strings.Join(e.Args, " ") }
 
-// EndDhclient ends those dhclients of a link that wrote their pid where Debian has it.
+// EndDhclient ends the dhclients of a link, found by the pid files that Debian names.
 type EndDhclient struct{ Ifname string }
 
 func (e EndDhclient) String() string { return "end dhclient of " + e.Ifname }
 
-// ReleaseAll releases all addresses that were held on a link.
+// ReleaseAll is Release for each address that a hook held on a link, and drops the delegated prefix.
 type ReleaseAll struct {
 	Ifname  string
 	Options []string

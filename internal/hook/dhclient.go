@@ -7,15 +7,14 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// dhclient reads the variables of dhclient-script(8). The table and its rules are asked for before
-// dhclient-script sets the address, so they stand when the first packet leaves; the holder waits
-// for the address, and for the default route that dhclient-script then adds.
+// dhclient reads the variables of dhclient-script(8). The hook runs before dhclient-script adds the
+// address, so that the rules stand when the first packet leaves. The holder waits for the address, and
+// for the default route that dhclient-script adds then.
 //
-// Reasons without a case concern no address (PREINIT, MEDIUM, NBI ...). FAIL neither: dhclient has
-// no lease and names none. An address that an earlier dhclient left on the link has a lifetime, and
-// what it holds here goes when that ends. PREINIT6 takes addresses from the link that were there
-// before, and their holders see them go; DEPREF6 changes nothing, for an address serves until
-// EXPIRE6.
+// Reasons without a case concern no address (PREINIT, MEDIUM, NBI ...). FAIL names none either: if an
+// earlier dhclient left an address on the link, the holder ends when the address's lifetime does.
+// PREINIT6 deletes old addresses of the link, and their holders notice. DEPREF6 changes nothing, since
+// an address is served until EXPIRE6.
 func (e *event) dhclient() {
 	if !e.link(e.get("interface")) {
 		return
@@ -33,7 +32,7 @@ func (e *event) dhclient() {
 		} else if e.get("old_ip6_prefix") != "" {
 			e.call(Undelegate{Ifname: e.ifname})
 			again := HoldDynamic{Lease: e.lease("dhclient")}
-			if reason == "EXPIRE6" { // else the name servers are taken back, too
+			if reason == "EXPIRE6" { // RELEASE6 and STOP6 end the use of the name servers, too
 				e.nameservers(&again.Lease, false, e.words("old_dhcp6_name_servers"))
 			}
 			e.call(again)
@@ -41,7 +40,7 @@ func (e *event) dhclient() {
 	}
 }
 
-// lose ends what an address holds that dhclient-script is about to take from the link.
+// lose is for an address that dhclient-script is about to delete.
 func (e *event) lose(name string) {
 	if text := e.get(name); text != "" {
 		if addr, ok := e.parseOwn(variable{name, text}); ok {
@@ -72,8 +71,8 @@ func (e *event) bound4() {
 	e.call(Hold{Lease: l})
 }
 
-// classless reads option 121, or 249 from Microsoft's servers. With it the router option is ignored
-// (RFC 3442), unless no default is left of an option that is damaged.
+// classless reads option 121, or 249 of Microsoft's servers. RFC 3442: with it, the router option is
+// ignored. If the option is damaged and has no default that can be used, the routers count.
 func (e *event) classless(l *Lease, own netip.Prefix) {
 	name := "new_rfc3442_classless_static_routes"
 	text := e.get(name)
@@ -97,9 +96,9 @@ func (e *event) classless(l *Lease, own netip.Prefix) {
 	}
 }
 
-// bound6 is a call for one address or one prefix: old and new ones stand side by side. Routes are
-// those of router advertisements, which the holder finds in main. A lifetime of 0 says that the
-// server takes something back; EXPIRE6 follows.
+// bound6 is for one address or one prefix; old and new ones may be in use at the same time. The holder
+// finds the routes of router advertisements in main. With a lifetime of 0 the server ends a lease, and
+// EXPIRE6 follows.
 func (e *event) bound6() {
 	if e.get("new_max_life") == "0" {
 		return
@@ -114,7 +113,7 @@ func (e *event) bound6() {
 		}
 		return
 	}
-	// A prefix, or with dhclient -S name servers alone.
+	// This is a prefix, or, with dhclient -S, name servers alone.
 	if prefix, ok := e.delegated("new_ip6_prefix"); ok {
 		e.call(Delegate{Ifname: e.ifname, Prefix: prefix})
 	}

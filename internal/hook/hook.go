@@ -1,8 +1,8 @@
-// Package hook turns what dhclient, ifupdown, NetworkManager and udev say in the environment of
-// their scripts into calls of the client, and makes these. What an event means is a pure function
-// of the environment, Calls; what a call takes, from the kernel or from an earlier hook, a Runner
-// finds out. It hides the four vocabularies, and that values from a network are believed one by
-// one: what cannot be right is left out, and the address has its table all the same.
+// Package hook reads the environment in which dhclient, ifupdown, NetworkManager and udev run their
+// scripts, and calls the client for the addresses in it. Calls is a pure function from the environment
+// to the calls; a Runner makes the calls, and reads what they need from the kernel and from the files of
+// earlier hooks. The package hides the variables of the four programs. It checks each value from a
+// network by itself: a value that cannot be right is left out, and the address gets its table.
 package hook
 
 import (
@@ -18,13 +18,13 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Programs are those that Calls knows.
+// Programs are the programs that Calls knows.
 var Programs = []string{"dhclient", "ifupdown", "networkmanager", "udev"}
 
-// What is told above these limits is left out.
+// Values beyond these limits are left out.
 const (
 	maxValue     = 16 << 10 // bytes of a variable
-	maxAddresses = 64       // of a link, each of which has a process
+	maxAddresses = 64       // of a link; each has a process
 	maxGateways  = 16
 	maxServers   = 16
 	maxRoutes    = 256
@@ -35,8 +35,8 @@ const (
 // Environment are the variables that a program has set.
 type Environment map[string]string
 
-// ParseEnvironment reads what os.Environ returns. Of a name that is there twice the first counts,
-// as for getenv.
+// ParseEnvironment parses the result of os.Environ. If a name is there twice the first one counts, as
+// for getenv(3).
 func ParseEnvironment(environ []string) Environment {
 	env := make(Environment, len(environ))
 	for _, entry := range environ {
@@ -48,9 +48,9 @@ func ParseEnvironment(environ []string) Environment {
 	return env
 }
 
-// Calls returns what there is to do at an event of a program, in order, and warnings, each of which
-// names a value that is left out, and why. args are those of the program's script. The settings of
-// the administrator are variables, too: ROUTES, DNSMASQ_SERVERS, LEAVE_ALONE, CLIENT_OPTIONS.
+// Calls returns the calls for an event of a program, in order, and a warning for each value that is left
+// out. args are the arguments of the program's script. The administrator's settings are variables, too:
+// ROUTES, DNSMASQ_SERVERS, LEAVE_ALONE, CLIENT_OPTIONS.
 func Calls(program string, args []string, env Environment) ([]Call, []string, error) {
 	e := event{env: env, settings: settingsOf(env)}
 	switch program {
@@ -72,10 +72,10 @@ func Calls(program string, args []string, env Environment) ([]Call, []string, er
 	return e.calls, e.warnings, nil
 }
 
-// settings are those of the administrator.
+// settings are the administrator's.
 type settings struct {
 	routes      uplink.RoutesMode
-	serversFile string // "": nobody wants name servers
+	serversFile string // "": name servers are ignored
 	leaveAlone  []string
 	options     []string
 }
@@ -93,7 +93,7 @@ func settingsOf(env Environment) settings {
 	return s
 }
 
-// event is what a program says, as far as it is read.
+// event is one run of a program's script: its environment, and the calls so far.
 type event struct {
 	env      Environment
 	settings settings
@@ -104,7 +104,7 @@ type event struct {
 
 func (e *event) call(c Call) { e.calls = append(e.calls, c) }
 
-// leaveOut warns once that a value which was told in the variable name cannot be right.
+// leaveOut adds a warning, once, that the value of a variable is not used.
 func (e *event) leaveOut(name, value, why string) {
 	if len(value) > shown {
 		value = value[:shown] + "..."
@@ -118,7 +118,7 @@ func (e *event) leaveOut(name, value, why string) {
 	}
 }
 
-// get is the value of a variable; "" if it is not set or too long to be right.
+// get returns the value of a variable; "" if it is not set or too long.
 func (e *event) get(name string) string {
 	value := e.env[name]
 	if len(value) > maxValue {
@@ -128,7 +128,7 @@ func (e *event) get(name string) string {
 	return value
 }
 
-// link sets the link that the event is about. It reports whether the client is to care for it.
+// link sets the link of the event, and reports whether the client serves it.
 func (e *event) link(name string) bool {
 	e.ifname = name
 	if name == "" || name == "lo" {
@@ -147,7 +147,7 @@ func (e *event) link(name string) bool {
 	return true
 }
 
-// isLinkName reports whether the kernel lets a link have the name, and a key may hold it.
+// isLinkName reports whether a link, and the key of a lease, can have the name.
 func isLinkName(name string) bool {
 	if name == "" || len(name) > wire.MaxIfname || name == "." || name == ".." || !utf8.ValidString(name) {
 		return false
@@ -157,8 +157,8 @@ func isLinkName(name string) bool {
 	})
 }
 
-// matches is a pattern of the shell's case, which spells a negation with an exclamation mark. What
-// is no pattern stands for itself.
+// matches reports whether a name matches a pattern as in a case of the shell, which writes [!...] for
+// [^...]. A malformed pattern matches itself.
 func matches(pattern, name string) bool {
 	ok, err := path.Match(strings.ReplaceAll(pattern, "[!", "[^"), name)
 	return ok || err != nil && pattern == name
@@ -168,7 +168,7 @@ func (e *event) release(addr netip.Addr) Release {
 	return Release{Ifname: e.ifname, Addr: addr, Options: e.settings.options}
 }
 
-// lease is what any call says about an address of the link.
+// lease returns the options that every call has.
 func (e *event) lease(tag string) Lease {
 	return Lease{Ifname: e.ifname, Tag: tag, Routes: e.settings.routes, Options: e.settings.options}
 }

@@ -9,20 +9,19 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// ifupdown reads the variables of interfaces(5). ifup runs its scripts when a link is up: a static
-// address is there by then, and so are the routes of "up ip route add" lines, which the holder finds
-// in main. IPv6 addresses that routers give come later, go, and are followed by others: a watch for
-// the link serves them. ifdown runs them when the addresses are gone. All that they held goes with
-// them, but for what a holder that was killed has left.
+// ifupdown reads the variables of interfaces(5). ifup runs its scripts when the link is up, has its
+// static addresses, and main has the routes of "up ip route add" lines. IPv6 addresses from routers come
+// later, go, and others follow: a watch for the link serves them. ifdown runs its scripts when the
+// addresses are gone and their holders end; the hook is for leftovers of holders that were killed.
 //
-// What the method dhcp brings is left to the hook of dhclient. ifupdown2 says several families, or
-// none; ifupdown-ng the method none, and several addresses.
+// The hook of dhclient serves the method dhcp. ifupdown2 sets ADDRFAM to several families or to none;
+// ifupdown-ng sets METHOD to none and IF_ADDRESSES.
 func (e *event) ifupdown() {
 	stanza := e.get("IFACE")
 	families := strings.FieldsFunc(e.get("ADDRFAM"), func(r rune) bool { return r == ',' || r == ' ' })
 	method, mode := e.get("METHOD"), e.get("MODE")
 	has := func(family string) bool { return len(families) == 0 || slices.Contains(families, family) }
-	if method == "NetworkManager" { // its dispatcher script for ifupdown
+	if method == "NetworkManager" { // a dispatcher script of NetworkManager runs the scripts of ifupdown
 		if mode == "start" && has("inet") {
 			action := e.get("NM_DISPATCHER_ACTION")
 			if action == "" {
@@ -61,7 +60,7 @@ func (e *event) ifupdown() {
 	}
 }
 
-// stanza holds the addresses that it names.
+// stanza holds the addresses of a stanza.
 func (e *event) stanza(label string, families []string, method string, has func(string) bool) {
 	for i, v := range e.words("IF_ADDRESS", "IF_ADDRESSES") {
 		addr, ok := e.parseOwn(v)
@@ -75,7 +74,7 @@ func (e *event) stanza(label string, families []string, method string, has func(
 		h := Hold{Lease: e.lease("ifupdown")}
 		l := &h.Lease
 		l.Addr = addr
-		own := netip.PrefixFrom(addr, addr.BitLen()) // a far end is reached whatever the netmask says
+		own := netip.PrefixFrom(addr, addr.BitLen()) // a gateway may be outside of the network
 		if far := e.get("IF_POINTOPOINT"); far != "" {
 			e.farEnd(l, own, variable{"IF_POINTOPOINT", far})
 		}
@@ -83,7 +82,7 @@ func (e *event) stanza(label string, families []string, method string, has func(
 		l.Gateways = e.gateways(own, gateways)
 		l.Metric = e.metric("IF_METRIC", maxGateways)
 		e.nameservers(l, addr.Is4(), e.words("IF_DNS_NAMESERVERS", "IF_DNS_NAMESERVER"))
-		// Of several stanzas one has the gateway, and its holder takes that out of main.
+		// Only one of several stanzas has the gateway, and the holder of its address moves it out of main.
 		if len(gateways) == 0 && len(families) == 1 && method != "" && method != "none" && l.Routes != uplink.NoRoutes {
 			h.GatewayOf = label
 		}
@@ -100,15 +99,14 @@ func (e *event) farEnd(l *Lease, own netip.Prefix, v variable) {
 	}
 }
 
-// watch are the arguments that make the client a watch for the IPv6 addresses of the link, whatever
-// brings them. It takes back what it has at the end.
+// watch returns the arguments of a watch for all IPv6 addresses of the link.
 func (e *event) watch() []string {
 	args := []string{"watch", "-6", "--ifname", escape(e.ifname), "--exclude=", "--routes", string(e.settings.routes),
 		"-t", "ifupdown", "--clean", "--syslog"}
 	return append(args, e.settings.options...)
 }
 
-// escape is the pattern that only the name matches, as an element of a list.
+// escape returns the pattern, as an element of a list, that only the name matches.
 func escape(name string) string {
 	pattern := strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(name)
 	if strings.ContainsAny(pattern, `,"`) {

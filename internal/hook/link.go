@@ -13,7 +13,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
-// addresses are those of a family on a link that are wanted.
+// addresses returns the wanted addresses of a link.
 func addresses(ifname string, family int, wanted func(route.Address) bool) (list []route.Address, err error) {
 	err = onLink(ifname, func(kernel *route.Conn, index int) error {
 		all, err := kernel.AddressesOn(family, index)
@@ -27,7 +27,7 @@ func addresses(ifname string, family int, wanted func(route.Address) bool) (list
 	return list, err
 }
 
-// onLink calls f with the link of that name, if there is one.
+// onLink calls f with the ifindex of a link, if the link exists.
 func onLink(ifname string, f func(kernel *route.Conn, index int) error) error {
 	kernel, err := route.Dial()
 	if err != nil {
@@ -41,8 +41,7 @@ func onLink(ifname string, f func(kernel *route.Conn, index int) error) error {
 	return f(kernel, link.Index)
 }
 
-// dynamic are the IPv6 addresses that routers and DHCPv6 gave a link, but not those that are for a
-// few hours only.
+// dynamic returns the IPv6 addresses that routers and DHCPv6 gave a link, without temporary ones.
 func dynamic(ifname string) (list []netip.Addr, err error) {
 	const others = unix.IFA_F_PERMANENT | unix.IFA_F_TEMPORARY | unix.IFA_F_DADFAILED
 	found, err := addresses(ifname, unix.AF_INET6, func(a route.Address) bool {
@@ -54,7 +53,7 @@ func dynamic(ifname string) (list []netip.Addr, err error) {
 	return list, err
 }
 
-// removeAddress takes an address from a link.
+// removeAddress deletes an address from a link.
 func removeAddress(ifname string, addr netip.Addr) error {
 	family := unix.AF_INET
 	if addr.Is6() {
@@ -74,11 +73,11 @@ func removeAddress(ifname string, addr netip.Addr) error {
 // AwaitProgram is the name under which a hook starts Await in the background.
 const AwaitProgram = "await"
 
-// awaitFor is how long routers may take.
+// awaitFor is how long a router may take to answer.
 const awaitFor = time.Minute
 
-// Await holds the IPv6 addresses that routers and DHCPv6 give a link within a minute, with what the
-// newest event has told for them. One process for a link is enough: a second one returns at once.
+// Await waits a minute for the first IPv6 address that a router or DHCPv6 gives a link, and holds it with
+// the options of the newest event. One process for a link is enough: a second one returns at once.
 func (r *Runner) Await(ifname string) error {
 	if !isLinkName(ifname) {
 		return fmt.Errorf("%q: no link can have this name", ifname)
@@ -102,7 +101,7 @@ func (r *Runner) Await(ifname string) error {
 		if len(found) > 0 {
 			var l Lease
 			if err := m.Read(awaitedName, &l); err != nil {
-				return missing(err) // none: what was to be told was taken back
+				return missing(err) // none: the prefix was dropped meanwhile
 			}
 			r.until = time.Now().Add(awaitFor)
 			return errors.Join(r.holdAll(l, found), m.Remove(awaitedName))
@@ -115,7 +114,7 @@ func (r *Runner) Await(ifname string) error {
 	}
 }
 
-// lock keeps other processes from waiting for the same link. It returns nothing if one does.
+// lock returns nil if another process waits for an address of the link.
 func (m memory) lock() (*os.File, error) {
 	if err := m.Make(); err != nil {
 		return nil, err
@@ -134,7 +133,7 @@ func (m memory) lock() (*os.File, error) {
 	return f, nil
 }
 
-// missing is nil for fs.ErrNotExist.
+// missing returns nil for fs.ErrNotExist.
 func missing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

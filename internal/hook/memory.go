@@ -16,29 +16,29 @@ import (
 	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
-// memory is what is remembered about one link: a file for each thing.
+// memory is the directory of one link, with a file for each thing to remember.
 type memory struct {
 	remember.Dir
 	ifname string
 }
 
-// The names of the files, and with what those of addresses begin that were held.
+// The names of the files. The name of an address's file begins with addressName.
 const (
-	prefixName  = "prefix"  // the netip.Prefix that was delegated
-	awaitedName = "awaited" // the Lease for addresses that are to come
-	watchName   = "watch"   // the watchRecord of the one for this link
+	prefixName  = "prefix"  // holds the delegated netip.Prefix
+	awaitedName = "awaited" // holds the Lease for the address that Await waits for
+	watchName   = "watch"   // holds a watchRecord
 	addressName = "address-"
 )
 
-// prefix is the one that was delegated, or the zero Prefix.
+// prefix returns the delegated prefix, or the zero Prefix.
 func (m memory) prefix() (p netip.Prefix) {
-	if m.Read(prefixName, &p) != nil { // what cannot be read is told again with the next lease
+	if m.Read(prefixName, &p) != nil { // the next renewal writes it again
 		return netip.Prefix{}
 	}
 	return p
 }
 
-// addAddress remembers that an address was held, for when its link is gone.
+// addAddress remembers an address that is held, so that ReleaseAll finds it when the link is gone.
 func (m memory) addAddress(addr netip.Addr) error {
 	name := addressName + addr.String()
 	if m.Dir == "" {
@@ -55,7 +55,7 @@ func (m memory) addAddress(addr netip.Addr) error {
 
 func (m memory) removeAddress(addr netip.Addr) error { return m.Remove(addressName + addr.String()) }
 
-// addresses are those that were held and not released.
+// addresses returns the addresses that were held and not released.
 func (m memory) addresses() ([]netip.Addr, error) {
 	entries, err := m.entries()
 	var addrs []netip.Addr
@@ -75,8 +75,8 @@ func (m memory) entries() ([]fs.DirEntry, error) {
 	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), addressName) }), err
 }
 
-// forgetOldest makes room for one address more. Routers may tell new prefixes for years, and the
-// holders of old ones have ended when these went.
+// forgetOldest makes room for one address more. A router may announce new prefixes for years, and the
+// holders of old addresses have ended by themselves.
 func (m memory) forgetOldest() error {
 	entries, err := m.entries()
 	if err != nil || len(entries) < maxAddresses {
@@ -104,7 +104,7 @@ func (m memory) watchRead() (w watchRecord, err error) {
 	return w, err
 }
 
-// watch is the process that watches the link, to be closed by the caller, if it runs.
+// watch returns the watch for the link, which the caller closes, if the process runs.
 func (m memory) watch() (process, bool) {
 	w, err := m.watchRead()
 	if err != nil {
@@ -130,7 +130,7 @@ func (m memory) setWatch(pid int) error {
 	return m.Write(watchName, watchRecord{pid, p.started})
 }
 
-// takeOver reads, once, what hooks of the version before kept about the link.
+// takeOver moves what hooks of the version before wrote about the link into files of this version.
 func (m memory) takeOver() error {
 	if m.Dir == "" {
 		return nil
@@ -150,7 +150,7 @@ func (m memory) takeOver() error {
 			}
 			p, err := openProcess(pid)
 			if err != nil {
-				// It was killed, and what it had is to be taken back.
+				// The watch was killed: EndWatch cleans up behind it.
 				return m.Write(watchName, watchRecord{PID: pid})
 			}
 			defer p.close()

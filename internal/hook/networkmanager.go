@@ -9,13 +9,12 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// behindMain is the metric of gateways that NetworkManager tells: the holder sees in main what a
-// renewal changes there, of which nobody is told, and main's metrics are lower.
+// behindMain is the metric of the gateways in the environment. NetworkManager runs no script when a
+// renewal changes a gateway in main; the holder follows main, whose metrics are lower and so count first.
 const behindMain = 30000
 
-// networkManager reads the variables of NetworkManager-dispatcher(8), which the scripts of ifupdown
-// have, too, if one of its scripts runs them. Routes are copied: NetworkManager keeps main as it
-// wants it.
+// networkManager reads the variables of NetworkManager-dispatcher(8). The scripts of ifupdown see them,
+// too, if a dispatcher script runs them. Routes are copied, since NetworkManager restores those in main.
 func (e *event) networkManager(ifname, action string) {
 	e.settings.routes = uplink.CopyRoutes
 	prefix := "IP4_"
@@ -29,14 +28,14 @@ func (e *event) networkManager(ifname, action string) {
 		if name := e.get("VPN_IP_IFACE"); name != "" {
 			ifname = name
 		}
-	default: // among them down: the holders see their addresses go
+	default: // with down the addresses go, and their holders notice
 		return
 	}
 	if !e.link(ifname) {
 		return
 	}
 	if action == "reapply" {
-		// The event tells of the addresses and routes before it. The kernel has the new ones.
+		// The environment of this event has the old addresses and routes. The kernel has the new ones.
 		l := e.nmLease(netip.PrefixFrom(netip.IPv4Unspecified(), 0), prefix)
 		e.call(HoldPresent{Lease: l})
 		return
@@ -59,12 +58,12 @@ func (e *event) networkManager(ifname, action string) {
 	}
 }
 
-// nmLease is what all addresses of the link have; own is one of them.
+// nmLease returns the options for an address of the link, own.
 func (e *event) nmLease(own netip.Prefix, prefix string) Lease {
 	l := e.lease("NetworkManager")
 	l.Metric = behindMain
 	gateways := e.words(prefix + "GATEWAY")
-	// With never-default main has no gateway, and the address may have one all the same.
+	// With never-default main gets no gateway, but the table of the address may have one.
 	if gateway := e.get("IP4_GATEWAY"); prefix == "IP4_" && e.get("DHCP4_RFC3442_CLASSLESS_STATIC_ROUTES") == "" &&
 		(gateway == "" || gateway == "0.0.0.0") {
 		gateways = e.words("DHCP4_ROUTERS")
@@ -74,7 +73,7 @@ func (e *event) nmLease(own netip.Prefix, prefix string) Lease {
 	return l
 }
 
-// nmRoute reads "NETWORK/LENGTH GATEWAY METRIC", where 0.0.0.0 is no gateway.
+// nmRoute parses "NETWORK/LENGTH GATEWAY METRIC"; the gateway 0.0.0.0 means none.
 func (e *event) nmRoute(l *Lease, own netip.Prefix, v variable) {
 	fields := append(strings.Fields(v.value), "", "")
 	dst, err := netip.ParsePrefix(fields[0])
@@ -89,7 +88,7 @@ func (e *event) nmRoute(l *Lease, own netip.Prefix, v variable) {
 	e.static(l, own, v.name, []uplink.StaticRoute{r})
 }
 
-// numbered are the values of name_0 and so on, of which the variable count tells the number.
+// numbered returns the values of name_0, name_1 and so on, as many as the variable count says.
 func (e *event) numbered(name, count string, most int) (values []variable) {
 	text := e.get(count)
 	if text == "" {

@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is one that somebody else started. Its pid may be another's by the time it is used: with a
-// descriptor, from Linux 5.3 on, that does no harm.
+// process is a process that is not a child. Its pid may belong to another process by the time it is used;
+// with a descriptor (Linux 5.3) a signal never reaches that one.
 type process struct {
 	pid     int
 	fd      int    // -1: none
-	started uint64 // in ticks since the boot, which tells it from others of its pid
+	started uint64 // in ticks since the boot: another process with this pid has another value
 }
 
 func openProcess(pid int) (process, error) {
@@ -65,7 +65,7 @@ func (p process) comm() string {
 	return strings.TrimSuffix(string(text), "\n")
 }
 
-// args are its arguments, its name first.
+// args returns its arguments, its name first.
 func (p process) args() []string {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid)) // none: it has ended
 	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
@@ -78,13 +78,13 @@ func (p process) signal(sig unix.Signal) error {
 	return unix.Kill(p.pid, sig)
 }
 
-// gone waits until it has ended, and reports whether it has.
+// gone waits until the process has ended, and reports whether it has.
 func (p process) gone(limit time.Duration) bool {
 	until := time.Now().Add(limit)
 	for {
 		left := max(0, time.Until(until))
 		if p.fd < 0 {
-			time.Sleep(min(left, 10*time.Millisecond)) // there is nothing to wait for
+			time.Sleep(min(left, 10*time.Millisecond)) // without a descriptor there is nothing to wait for
 			if now, err := started(p.pid); err != nil || now != p.started {
 				return true
 			}
@@ -101,7 +101,7 @@ func (p process) gone(limit time.Duration) bool {
 	}
 }
 
-// end ends it, at last by force. It reports whether the process has cleaned up.
+// end sends SIGTERM, and SIGKILL after the limit. It reports whether SIGTERM was enough.
 func (p process) end(limit time.Duration) bool {
 	if p.signal(unix.SIGTERM) == nil && p.gone(limit) {
 		return true
@@ -111,7 +111,7 @@ func (p process) end(limit time.Duration) bool {
 	return false
 }
 
-// endDhclient ends the dhclients of a link, DHCP's and DHCPv6's.
+// endDhclient ends the dhclients of a link, for DHCP and DHCPv6.
 func endDhclient(ifname string) error {
 	var errs []error
 	for _, name := range []string{"dhclient." + ifname, "dhclient-" + ifname, "dhclient6." + ifname} {
@@ -121,13 +121,13 @@ func endDhclient(ifname string) error {
 		}
 		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 		if err != nil {
-			continue // nor here
+			continue // it holds no pid
 		}
 		p, err := openProcess(pid)
 		if err != nil {
 			continue // it has ended
 		}
-		if p.comm() == "dhclient" && slices.Contains(p.args(), ifname) { // else the number is somebody else's by now
+		if p.comm() == "dhclient" && slices.Contains(p.args(), ifname) { // else another process has the pid
 			errs = append(errs, p.signal(unix.SIGTERM))
 		}
 		p.close()

@@ -17,16 +17,15 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
-// Client is the program itself, as far as calls need it.
+// Client has the parts of the program that calls need.
 type Client struct {
-	// Hold starts the process that holds a lease and waits, for as long as it may, until the rules
-	// stand.
+	// Hold starts the process that holds a lease, and waits until the rules stand or patience is over.
 	Hold func(args []string, patience time.Duration) error
-	// Release gives a lease back, also if it does not understand the options of the administrator.
+	// Release is the client's --release. Wrong options of the administrator are ignored.
 	Release func(args, options []string) error
-	// Behind starts the program with arguments in the background.
+	// Behind starts the program in the background.
 	Behind func(args []string) (pid int, err error)
-	// CheckWatch reports what is wrong with the arguments of a watch; Watch is one for a while.
+	// CheckWatch reports what is wrong with the arguments of a watch. Watch runs one until ctx ends.
 	CheckWatch func(args []string) error
 	Watch      func(ctx context.Context, args []string) error
 }
@@ -35,18 +34,18 @@ type Client struct {
 type Runner struct {
 	Client
 	Warn  func(text string)
-	until time.Time // whoever runs the script waits no longer
+	until time.Time // when the caller waits no longer
 }
 
-// The limits of time. A call that is not done by then goes on for as long as the process does.
+// The limits of time. A call that is not done by then is not waited for.
 const (
 	patience        = 8 * time.Second // for all calls
-	releasePatience = 4 * time.Second // a lease of a new address is asked for even if an old one hangs
+	releasePatience = 4 * time.Second // then the next call begins
 	askPatience     = 2 * time.Second // for another program
-	cleanUp         = time.Second     // of a watch that takes back what a killed one left
+	cleanUp         = time.Second     // for a watch that cleans up behind one that was killed
 )
 
-// Run makes the calls in order, whatever comes of each.
+// Run makes the calls in order. After an error it goes on with the next call.
 func (r *Runner) Run(calls []Call) error {
 	r.until = time.Now().Add(patience)
 	var errs []error
@@ -58,7 +57,7 @@ func (r *Runner) Run(calls []Call) error {
 	return errors.Join(errs...)
 }
 
-// left is how long the caller waits yet, at most.
+// left is the time until the caller waits no longer, but most at most.
 func (r *Runner) left(most time.Duration) time.Duration {
 	return max(0, min(most, time.Until(r.until)))
 }
@@ -85,13 +84,13 @@ func (h Hold) run(r *Runner) error {
 	return r.hold(h.Lease)
 }
 
-// gatewaysOf asks ifupdown, which knows all stanzas of a link.
+// gatewaysOf asks ifquery(8) for the gateways of all stanzas of a link.
 func (r *Runner) gatewaysOf(h Hold) ([]netip.Addr, []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.left(askPatience))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "ifquery", h.GatewayOf)
-	cmd.WaitDelay = time.Millisecond // what it started may have the pipe
-	out, _ := cmd.Output()           // without it, or without an answer, there is no gateway
+	cmd.WaitDelay = time.Millisecond // a child of ifquery may keep the pipe open
+	out, _ := cmd.Output()           // without an answer there is no gateway
 	e := event{ifname: h.Ifname, env: Environment{}}
 	var told []variable
 	for line := range bytes.Lines(out[:min(len(out), maxValue)]) {
@@ -166,7 +165,7 @@ func (u Undelegate) run(r *Runner) error {
 
 func (s StartWatch) run(r *Runner) error {
 	if err := r.CheckWatch(s.Args); err != nil {
-		return err // in the background nobody would read it
+		return err // nobody reads errors of the process in the background
 	}
 	m := r.memory(s.Ifname)
 	if w, ok := m.watch(); ok {
@@ -191,7 +190,7 @@ func (e EndWatch) run(r *Runner) error {
 		ok = w.end(r.left(releasePatience))
 	}
 	err := m.Remove(watchName)
-	if !ok { // it was killed: another one takes back what it has left, first of all
+	if !ok { // the watch was killed: another one deletes its rules and routes as it starts
 		ctx, cancel := context.WithTimeout(context.Background(), r.left(cleanUp))
 		defer cancel()
 		err = errors.Join(err, r.Watch(ctx, e.Args))
@@ -210,8 +209,7 @@ func (c ReleaseAll) run(r *Runner) error {
 	return errors.Join(err, m.Remove(prefixName), m.Remove(awaitedName))
 }
 
-// memory is what is remembered about a link in this network namespace. Without it, which is worth a
-// warning, each call stands for itself.
+// memory returns the memory of a link in this network namespace.
 func (r *Runner) memory(ifname string) memory {
 	dir, err := remember.Own("links", ifname)
 	if err != nil {

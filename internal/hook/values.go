@@ -11,10 +11,10 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// variable is a value with the name of the variable that told it.
+// variable is a value, or a word of one, with the name of its variable.
 type variable struct{ name, value string }
 
-// words are the values of variables that hold lists.
+// words returns the words of variables that hold lists.
 func (e *event) words(names ...string) (all []variable) {
 	for _, name := range names {
 		for _, word := range strings.Fields(e.get(name)) {
@@ -24,10 +24,10 @@ func (e *event) words(names ...string) (all []variable) {
 	return all
 }
 
-// none reports whether an address is one that servers and NetworkManager write for "none".
+// none reports whether an address is 0.0.0.0 or ::, which servers and NetworkManager write for "none".
 func none(a netip.Addr) bool { return a.IsUnspecified() && a.Zone() == "" }
 
-// parse reads an address of either family.
+// parse parses an address of either family.
 func (e *event) parse(v variable) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(v.value)
 	if err != nil || a.Is4In6() {
@@ -37,8 +37,7 @@ func (e *event) parse(v variable) (netip.Addr, bool) {
 	return a, true
 }
 
-// parseOwn reads an address that this host has or is to have on a link, with or without its prefix
-// length.
+// parseOwn parses an address of this host, with or without its prefix length.
 func (e *event) parseOwn(v variable) (netip.Addr, bool) {
 	text, _, _ := strings.Cut(v.value, "/")
 	a, ok := e.parse(variable{v.name, text})
@@ -52,7 +51,7 @@ func (e *event) parseOwn(v variable) (netip.Addr, bool) {
 	return a, true
 }
 
-// isUnicast reports whether one host, and not this one by definition, may have the address.
+// isUnicast reports whether another host can have the address.
 func isUnicast(a netip.Addr) bool {
 	if a.Is4() && (a.As4()[0] == 0 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})) {
 		return false
@@ -60,7 +59,7 @@ func isUnicast(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback()
 }
 
-// isRouter reports whether a host whose address is own may send packets to a router at a.
+// isRouter reports whether a router of a host with the address own can have the address a.
 func isRouter(a netip.Addr, own netip.Prefix) bool {
 	if !isUnicast(a) || a == own.Addr() {
 		return false
@@ -76,15 +75,15 @@ func isRouter(a netip.Addr, own netip.Prefix) bool {
 	return a != own.Masked().Addr() && a != netip.AddrFrom4(last)
 }
 
-// gateways are the routers of the family of own among all. Addresses of the other family are
-// another event's.
+// gateways returns the routers among all that have the family of own. Those of the other family belong
+// to another event.
 func (e *event) gateways(own netip.Prefix, all []variable) (list []netip.Addr) {
 	for _, v := range all {
 		a, ok := e.parse(v)
 		if !ok || a.Is4() != own.Addr().Is4() || none(a) {
 			continue
 		}
-		a = a.WithZone("") // it is on the link of the address
+		a = a.WithZone("") // the router is on the link of the address
 		switch {
 		case !isRouter(a, own):
 			e.leaveOut(v.name, v.value, "no router has this address")
@@ -97,7 +96,7 @@ func (e *event) gateways(own netip.Prefix, all []variable) (list []netip.Addr) {
 	return list
 }
 
-// nameservers puts those of the family of the lease's address among all into it.
+// nameservers adds the name servers among all that have the family to a lease.
 func (e *event) nameservers(l *Lease, family4 bool, all []variable) {
 	if e.settings.serversFile == "" {
 		return
@@ -107,7 +106,7 @@ func (e *event) nameservers(l *Lease, family4 bool, all []variable) {
 		if !ok || a.Is4() != family4 || none(a) {
 			continue
 		}
-		// The client knows the link of a link-local one.
+		// The client adds the zone of a link-local address itself.
 		if a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == l.Ifname {
 			a = a.WithZone("")
 		}
@@ -123,7 +122,7 @@ func (e *event) nameservers(l *Lease, family4 bool, all []variable) {
 	}
 }
 
-// metric is that of the first of count gateways; 0 if none is told.
+// metric returns the metric of the first of count gateways; 0 if the variable is not set.
 func (e *event) metric(name string, count int) uint32 {
 	text := e.get(name)
 	if text == "" {
@@ -137,7 +136,7 @@ func (e *event) metric(name string, count int) uint32 {
 	return uint32(n)
 }
 
-// static appends routes to a lease whose address is own.
+// static adds routes to a lease of the address own.
 func (e *event) static(l *Lease, own netip.Prefix, name string, routes []uplink.StaticRoute) {
 	for _, r := range routes {
 		text := r.Dst.String()
@@ -157,15 +156,15 @@ func (e *event) static(l *Lease, own netip.Prefix, name string, routes []uplink.
 	}
 }
 
-// placed drops what is about routes if somebody else places them: who does knows them.
+// placed drops the routes from a lease if another program places them.
 func (l *Lease) placed() {
 	if l.Routes == uplink.NoRoutes {
 		l.Gateways, l.Metric, l.Static = nil, 0, nil
 	}
 }
 
-// netmask is the prefix length that a mask of IPv4 stands for; 32 if it says nothing. Nobody's
-// uplink is a network larger than the largest that was ever given out, a /8.
+// netmask returns the prefix length of an IPv4 mask; 32 if the variable is not set or cannot be right. No
+// uplink is larger than a /8, the largest network that was ever assigned.
 func (e *event) netmask(name string) int {
 	const host, largest = 32, 8
 	text := e.get(name)
@@ -183,11 +182,11 @@ func (e *event) netmask(name string) int {
 	return host
 }
 
-// largest6 is the shortest prefix of IPv6 that anybody has behind one uplink: a provider gets a whole
-// /32.
+// largest6 is the shortest IPv6 prefix that can be behind one uplink: a whole provider has a /32.
 const largest6 = 32
 
-// prefixLength is that of an IPv6 address; 128 if it says nothing.
+// prefixLength returns the prefix length of an IPv6 address; 128 if the variable is not set or cannot be
+// right.
 func (e *event) prefixLength(name string) int {
 	const host = 128
 	text := e.get(name)
@@ -201,7 +200,7 @@ func (e *event) prefixLength(name string) int {
 	return host
 }
 
-// delegated is a prefix that DHCPv6 delegates.
+// delegated returns a prefix that DHCPv6 delegates, and whether the variable holds one.
 func (e *event) delegated(name string) (netip.Prefix, bool) {
 	text := e.get(name)
 	if text == "" {
