@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// A crossing is a host with two uplinks to one internet, both with IPv4 and IPv6, whose table main
-// prefers the first one. It has a hierarchy of cgroups of its own.
+// A crossing is a host with two uplinks, both with IPv4 and IPv6. Table main prefers the first uplink.
+// The host has a hierarchy of cgroups of its own.
 //
 //	wan0  10.1.0.2 fd01::2  via 10.1.0.1 fd01::1
 //	wan1  10.2.0.2 fd02::2  via 10.2.0.1 fd02::1
@@ -23,7 +23,7 @@ import (
 type crossing struct {
 	*uplinks
 	cgroup string // the root of its cgroups, as the test sees it
-	inner  string // of process that holds its namespaces
+	inner  string // the pid of the process that holds its mount and cgroup namespaces
 }
 
 const (
@@ -31,7 +31,7 @@ const (
 	far6 = "[" + internet6 + "]:7"
 )
 
-// newCrossing makes one with a server, and a watch that fills the tables of all four addresses.
+// newCrossing makes a crossing with a server, and a watch that fills the tables of all four addresses.
 func newCrossing(t *testing.T, watch ...string) *crossing {
 	t.Helper()
 	c := newCrossingAlone(t)
@@ -43,7 +43,7 @@ func newCrossing(t *testing.T, watch ...string) *crossing {
 	return c
 }
 
-// newCrossingAlone makes one where nothing of ours runs.
+// newCrossingAlone makes a crossing without a server and a watch.
 func newCrossingAlone(t *testing.T) *crossing {
 	t.Helper()
 	h := newHost(t)
@@ -66,7 +66,7 @@ func (c *crossing) enclose() {
 	}
 	c.t.Cleanup(func() {
 		eventually(c.t, "the cgroups of the test are removed", func() error {
-			_ = os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0) // none may be left
+			_ = os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0) // removeTree fails as long as a process is left
 			return errors.Join(removeTree(c.cgroup))
 		})
 	})
@@ -89,20 +89,20 @@ func removeTree(dir string) (err error) {
 	return errors.Join(err, os.Remove(dir))
 }
 
-// here is a command of the host, in cgroup /user.
+// here is a command on the host, in cgroup /user.
 func (c *crossing) here(name string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"--target=" + c.inner, "--mount", "--cgroup", "sh", "-c",
 		`echo 0 >/sys/fs/cgroup/user/cgroup.procs && exec "$@"`, "sh", name}, args...)...)
 }
 
-// do runs our client to its end.
+// do runs the client in cgroup /user to its end.
 func (c *crossing) do(args ...string) result {
 	c.t.Helper()
 	cmd := c.here(bin(c.t, clientBin), args...)
 	return c.run(cmd.Args[0], cmd.Args[1:]...)
 }
 
-// must is do for what has to succeed, and returns what it wrote.
+// must is do for a client that has to succeed, and returns its stdout.
 func (c *crossing) must(args ...string) string {
 	c.t.Helper()
 	r := c.do(args...)
@@ -112,7 +112,7 @@ func (c *crossing) must(args ...string) string {
 	return r.stdout
 }
 
-// waitTables waits until what is sent from either address of uplink n gets there.
+// waitTables waits until the tables of both addresses of uplink n have a default route.
 func (c *crossing) waitTables(n int) {
 	c.t.Helper()
 	inet, inet6 := at(n)
@@ -120,7 +120,7 @@ func (c *crossing) waitTables(n int) {
 		table := c.served(addr)
 		eventually(c.t, "table "+table+" is filled", func() error {
 			for _, family := range []string{"-4", "-6"} {
-				out, _ := c.ns.Output("ip", family, "route", "show", "default", "table", table) // no table, no routes
+				out, _ := c.ns.Output("ip", family, "route", "show", "default", "table", table) // a table without routes is an error
 				if strings.Contains(out, fmt.Sprintf("dev wan%d", n)) {
 					return nil
 				}
@@ -130,7 +130,7 @@ func (c *crossing) waitTables(n int) {
 	}
 }
 
-// A prober is a program that makes sockets as it is told.
+// probing is a prober that runs: a program whose sockets the test commands.
 type probing struct {
 	t   *testing.T
 	p   *process
@@ -138,7 +138,7 @@ type probing struct {
 	out *bufio.Reader
 }
 
-// prober starts one behind the words of a command: none, or run and its options.
+// prober starts a prober. before is a command in front of it, such as run with its options.
 func (c *crossing) prober(before ...string) *probing {
 	c.t.Helper()
 	self, err := os.Executable()
@@ -160,19 +160,19 @@ func (c *crossing) prober(before ...string) *probing {
 	cmd.Stdout = w
 	p := &probing{t: c.t, p: c.start(cmd), in: in, out: bufio.NewReader(r)}
 	c.t.Cleanup(func() {
-		in.Close() // ends it, where a shell is between us, too
+		in.Close() // the prober ends at the end of its input, also below a shell
 		r.Close()
 	})
 	return p
 }
 
-// bound is a prober that runs bound to a link.
+// bound starts a prober that is bound to a link.
 func (c *crossing) bound(ifname string, options ...string) *probing {
 	c.t.Helper()
 	return c.prober(append(append([]string{bin(c.t, clientBin), "run", "--ifname", ifname}, options...), "--")...)
 }
 
-// do returns the answer to a command.
+// do sends a command and returns the answer.
 func (p *probing) do(format string, args ...any) string {
 	p.t.Helper()
 	line := fmt.Sprintf(format, args...)
@@ -188,8 +188,8 @@ func (p *probing) do(format string, args ...any) string {
 	return strings.TrimSpace(answer)
 }
 
-// want fails the test unless the answer to the last of some commands, one in a line, is this one; the
-// others have to succeed.
+// want sends commands, one in each line. It fails the test unless the last answer is want and all
+// others are "ok".
 func (p *probing) want(want, commands string, args ...any) {
 	p.t.Helper()
 	lines := strings.Split(fmt.Sprintf(commands, args...), "\n")

@@ -17,20 +17,20 @@ import (
 // clients are the processes of table-allocator-client on a machine.
 type clients struct{ *machine }
 
-// command is the client, to be started.
+// command is a command line of the client.
 func (h clients) command(args ...string) *exec.Cmd {
 	h.t.Helper()
 	return exec.Command(bin(h.t, clientBin), args...)
 }
 
-// shell runs a script; $CLIENT is the client with a log and debugging.
+// shell runs a script. $CLIENT is the client with a log and --debug, $DIR the directory of the host.
 func (h clients) shell(script string) result {
 	h.t.Helper()
 	client := fmt.Sprintf("%s -l %s --debug", bin(h.t, clientBin), filepath.Join(h.dir, "client.log"))
 	return h.run("sh", "-c", "CLIENT='"+client+"'\nDIR='"+h.dir+"'\n"+script)
 }
 
-// front starts the client with -f and returns it with the table that it prints.
+// front starts the client in the foreground, and returns it and the table that it prints.
 func (h clients) front(args ...string) (*process, string) {
 	h.t.Helper()
 	r, w, err := os.Pipe()
@@ -53,7 +53,7 @@ func (h clients) front(args ...string) (*process, string) {
 	return p, strings.TrimSuffix(line, "\n")
 }
 
-// waitClients waits until n client processes are there, and returns their pids.
+// waitClients waits until n client processes run, and returns their pids.
 func (h clients) waitClients(n int) (pids []int) {
 	h.t.Helper()
 	eventually(h.t, fmt.Sprintf("clients are %d", n), func() error {
@@ -65,7 +65,7 @@ func (h clients) waitClients(n int) (pids []int) {
 	return pids
 }
 
-// onlyClient is the pid of the one client process that is there.
+// onlyClient waits until one client process runs, and returns its pid.
 func (h clients) onlyClient() int {
 	h.t.Helper()
 	return h.waitClients(1)[0]
@@ -81,7 +81,7 @@ func (h clients) signalClients(sig syscall.Signal) {
 	}
 }
 
-// waitNoClient waits until no client is left.
+// waitNoClient waits until no client process runs.
 func (h clients) waitNoClient() {
 	h.t.Helper()
 	h.waitClients(0)
@@ -98,13 +98,13 @@ func (h clients) waitClientLog(n int, text string) {
 	})
 }
 
-// client runs the client as hooks do.
+// client runs the client as hooks do, with a log of all clients of the host.
 func (h clients) client(args ...string) result {
 	h.t.Helper()
 	return h.run(bin(h.t, clientBin), append([]string{"-l", filepath.Join(h.dir, "client.log"), "--debug"}, args...)...)
 }
 
-// lease runs the client for an IPv4 address and returns the table that it printed.
+// lease runs the client for an IPv4 address, and returns the table that it prints.
 func (h clients) lease(addr, ifname string, more ...string) uint32 {
 	h.t.Helper()
 	r := h.client(append([]string{"-4", "-a", addr, "-i", ifname}, more...)...)
@@ -124,7 +124,7 @@ func (h clients) lease6(address, ifname string, more ...string) string {
 	return strings.TrimSpace(r.stdout)
 }
 
-// clientLog is what all clients of the host logged.
+// clientLog is the log of all clients of the host.
 func (h clients) clientLog() string {
 	text, err := os.ReadFile(filepath.Join(h.dir, "client.log"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -133,7 +133,7 @@ func (h clients) clientLog() string {
 	return string(text)
 }
 
-// watch starts a watch of the host and waits until it follows the kernel.
+// watch starts a watch, and waits until it follows the kernel.
 func (h clients) watch(args ...string) *process {
 	h.t.Helper()
 	p := h.start(h.command(append([]string{"watch", "--debug"}, args...)...))
@@ -151,8 +151,8 @@ func (h clients) watchFile(text string) string {
 	return path
 }
 
-// watchPlain starts a watch that logs what it does by default: the static command in a run
-// at full size, whose figures count.
+// watchPlain starts a watch without --debug. In a run at full size it is the static command, because
+// then its time and memory are measured.
 func (h clients) watchPlain(args ...string) *process {
 	h.t.Helper()
 	path := bin(h.t, clientBin)
@@ -164,7 +164,7 @@ func (h clients) watchPlain(args ...string) *process {
 	return p
 }
 
-// row is what status tells programs of an address.
+// row is an address in the JSON of status.
 type row struct {
 	Ifname    string `json:"ifname"`
 	Address   string `json:"address"`
@@ -177,7 +177,7 @@ type row struct {
 	Missing   string `json:"missing"`
 }
 
-// statusRows asks for the status and checks its exit code.
+// statusRows runs status, and checks its exit code.
 func (h clients) statusRows(args ...string) (rows []row) {
 	h.t.Helper()
 	r := h.run(bin(h.t, clientBin), append([]string{"status", "--json"}, args...)...)

@@ -21,17 +21,17 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// dhcpLease is a lease of a DHCP server of the test's making.
+// dhcpLease is a lease of a dhcpServer.
 type dhcpLease struct {
 	addr, mask, router string
-	seconds, renew     uint32 // how long it lasts, and when to renew
+	seconds, renew     uint32 // how long it lasts, and after how long the client renews it
 }
 
-// dhcpServer is a DHCP server that does what no real one can be made to do.
+// dhcpServer is a DHCP server of the test's own, for answers that no real one gives.
 type dhcpServer struct {
 	mu    sync.Mutex
 	lease dhcpLease
-	deny  bool // say no
+	deny  bool // refuse requests
 	heard []string
 }
 
@@ -92,7 +92,7 @@ func (d *dhcpServer) answer(request []byte, server netip.Addr) ([]byte, net.Addr
 	return append(reply, 255), to
 }
 
-// dhcp starts one at a provider.
+// dhcp starts a dhcpServer at provider n.
 func (s *site) dhcp(n int, lease dhcpLease) *dhcpServer {
 	s.t.Helper()
 	d := &dhcpServer{lease: lease}
@@ -121,7 +121,7 @@ func (s *site) dhcp(n int, lease dhcpLease) *dhcpServer {
 					continue
 				}
 				if reply, to := d.answer(buf[:size], gateway); reply != nil {
-					_, _ = conn.WriteTo(reply, to) // a client that hears nothing asks again
+					_, _ = conn.WriteTo(reply, to) // a client without an answer asks again
 				}
 			}
 		})
@@ -133,14 +133,14 @@ func (s *site) dhcp(n int, lease dhcpLease) *dhcpServer {
 	return d
 }
 
-// inNamespace starts a program in another namespace than the host's.
+// inNamespace starts a program in a namespace other than the host's.
 func (s *site) inNamespace(ns *nettest.Namespace, name string, args ...string) *process {
 	s.t.Helper()
 	return (&machine{t: s.t, ns: ns}).start(exec.Command(name, args...))
 }
 
-// dnsmasqAt starts the DHCP server and resolver of provider n. It asks for a renewal each
-// two seconds, and resolves every name below .test to the provider's address.
+// dnsmasqAt starts dnsmasq at provider n, as DHCP server and resolver. Clients renew their leases every
+// two seconds. Every name below .test resolves to the address of the provider at the internet.
 func (s *site) dnsmasqAt(n int, more ...string) *process {
 	s.t.Helper()
 	p := s.inNamespace(s.isps[n].ns, "dnsmasq", append([]string{
@@ -157,7 +157,7 @@ func (s *site) dnsmasqAt(n int, more ...string) *process {
 // noRenewals are options of dnsmasqAt: leases are not renewed while a test runs.
 var noRenewals = []string{"--dhcp-option=option:T1,600", "--dhcp-option=option:T2,800"}
 
-// dhcpdAt starts isc-dhcpd at provider n, with what its configuration says of the subnet.
+// dhcpdAt starts isc-dhcpd at provider n; subnet is more of the configuration of the subnet.
 func (s *site) dhcpdAt(n int, subnet string) *process {
 	s.t.Helper()
 	base := filepath.Join(s.dir, fmt.Sprintf("dhcpd%d", n))
@@ -172,8 +172,8 @@ func (s *site) dhcpdAt(n int, subnet string) *process {
 	return p
 }
 
-// prepareDhclient makes dhclient impatient, and writes down for what reasons it calls its
-// script, behind all that the script does.
+// prepareDhclient gives dhclient short time limits, and records the reasons for which it calls its
+// script, after all hooks of the script.
 func (s *site) prepareDhclient() {
 	s.t.Helper()
 	s.sh(`echo 'timeout 3; retry 1; reboot 1; initial-interval 1; backoff-cutoff 1; select-timeout 0;' >>/etc/dhcp/dhclient.conf`)
@@ -181,20 +181,20 @@ func (s *site) prepareDhclient() {
 		`echo "$interface $reason $old_ip_address$old_ip6_address$old_ip6_prefix$cur_ip6_address $new_ip_address$new_ip6_address$new_ip6_prefix" >>/run/reasons`+"\n")
 }
 
-// dhclient runs dhclient for a link as ifup does, until it has gone to the background.
+// dhclient runs dhclient for a link as ifup does, until the background process runs.
 func (s *site) dhclient(ifname string, more ...string) {
 	s.t.Helper()
 	s.sh(`if=$1; shift; dhclient -4 -v -pf "/run/dhclient.$if.pid" -lf "/var/lib/dhcp/dhclient.$if.leases" "$@" "$if" >&2`,
 		append([]string{ifname}, more...)...)
 }
 
-// killDhclient is kill -9.
+// killDhclient kills the dhclient of a link with SIGKILL.
 func (s *site) killDhclient(ifname string) {
 	s.t.Helper()
 	s.sh(`kill -9 $(cat "/run/dhclient.$1.pid")`, ifname)
 }
 
-// quietDhclient does that by pid file, and waits until no call of the script is under way.
+// quietDhclient kills dhclients by their pid files, and waits until no script of theirs runs.
 func (s *site) quietDhclient(pidFiles ...string) {
 	s.t.Helper()
 	for _, file := range pidFiles {
@@ -210,7 +210,7 @@ func (s *site) quietDhclient(pidFiles ...string) {
 	})
 }
 
-// reasons are the calls of dhclient-script for a link, with old and new address.
+// reasons are the calls of dhclient-script for a link: reason, old and new address.
 func (s *site) reasons(ifname string) (reasons []string) {
 	s.t.Helper()
 	for line := range strings.Lines(s.read("/run/reasons")) {
@@ -221,8 +221,8 @@ func (s *site) reasons(ifname string) (reasons []string) {
 	return reasons
 }
 
-// waitReason waits until dhclient has called its script once more for a reason, counted
-// from the first `after` calls.
+// waitReason waits until dhclient has called its script for a reason, not counting the first `after`
+// calls.
 func (s *site) waitReason(ifname, reason string, after int) {
 	s.t.Helper()
 	eventually(s.t, "dhclient says "+reason, func() error {
@@ -236,8 +236,8 @@ func (s *site) waitReason(ifname, reason string, after int) {
 	})
 }
 
-// dhclient6 runs dhclient for IPv6 as ifup does, until it has gone to the background. It
-// does not wait for the link-local address that it binds to.
+// dhclient6 runs dhclient for IPv6 as ifup does, until the background process runs. dhclient binds to
+// the link-local address and does not wait for it, so dhclient6 does.
 func (h *home) dhclient6(ifname string, more ...string) {
 	h.t.Helper()
 	eventually(h.t, ifname+" has a link-local address", func() error {
@@ -251,16 +251,16 @@ func (h *home) dhclient6(ifname string, more ...string) {
 		append([]string{ifname}, more...)...)
 }
 
-// dnsmasq6At starts a dnsmasq at provider n that gives out addresses of both families and
-// advertises itself as the router.
+// dnsmasq6At starts dnsmasq at provider n, which gives out addresses of both families and advertises
+// the provider as the router.
 func (h *home) dnsmasq6At(n int, more ...string) *process {
 	h.t.Helper()
 	return h.dnsmasqAt(n, append([]string{"--enable-ra", "--ra-param=lan,4,30",
 		"--dhcp-range=" + given6(n, 0) + "," + given6(n, 0) + ",64,1h"}, more...)...)
 }
 
-// dhcpd6At starts isc-dhcpd for IPv6 at provider n. It remembers what it has leased before,
-// and who it is.
+// dhcpd6At starts isc-dhcpd for IPv6 at provider n. A second one has the leases and the identity of
+// the first.
 func (h *home) dhcpd6At(n int, config string) *process {
 	h.t.Helper()
 	base := h.dhcpd6Files(n)
@@ -273,15 +273,15 @@ func (h *home) dhcpd6At(n int, config string) *process {
 
 func (h *home) dhcpd6Files(n int) string { return filepath.Join(h.dir, fmt.Sprintf("dhcpd6-%d", n)) }
 
-// reserved is a configuration of isc-dhcpd that gives a link of the host just this address, and
-// asks for a renewal after two seconds.
+// reserved is a configuration of isc-dhcpd: the host's link to provider n gets this address, and the
+// client renews it after two seconds.
 func (h *home) reserved(n int, addr string, more string) string {
 	h.t.Helper()
 	return `default-lease-time 600; preferred-lifetime 400; option dhcp-renewal-time 2; ` + more +
 		` subnet6 ` + prefix6(n, 0) + ` { } host customer { hardware ethernet ` + h.mac(n) + `; fixed-address6 ` + addr + `; }`
 }
 
-// advertise starts radvd at provider n; options are what it says of the link.
+// advertise starts radvd at provider n; options are options of its link.
 func (h *home) advertise(n int, options string) *daemonRA {
 	h.t.Helper()
 	return h.advertiseOn(n, "lan", options)
@@ -296,15 +296,15 @@ func (h *home) advertiseOn(n int, ifname, options string) *daemonRA {
 	return d
 }
 
-// daemonRA is a radvd.
+// daemonRA is a radvd that runs.
 type daemonRA struct {
 	*process
 	h            *home
 	path, ifname string
 }
 
-// configure writes the configuration. Advertisements come each second: AdvIntervalOpt lets
-// radvd allow that.
+// configure writes the configuration. radvd sends an advertisement every second; it accepts so short an
+// interval only with AdvIntervalOpt.
 func (d *daemonRA) configure(options string) {
 	d.h.t.Helper()
 	text := "interface " + d.ifname + " { AdvSendAdvert on; AdvIntervalOpt on; MinRtrAdvInterval 0.5; MaxRtrAdvInterval 1; " + options + " };\n"
@@ -313,7 +313,7 @@ func (d *daemonRA) configure(options string) {
 	}
 }
 
-// change makes a radvd that runs say something else from now on.
+// change gives radvd other options.
 func (d *daemonRA) change(options string) {
 	d.h.t.Helper()
 	d.configure(options)
@@ -322,7 +322,7 @@ func (d *daemonRA) change(options string) {
 	}
 }
 
-// end is SIGTERM, upon which radvd says goodbye.
+// end sends SIGTERM, and radvd advertises that it is no router any more.
 func (d *daemonRA) end() {
 	d.h.t.Helper()
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -331,13 +331,12 @@ func (d *daemonRA) end() {
 	d.wait()
 }
 
-// prefixOption is the option of radvd for a network.
+// prefixOption is a radvd option that advertises a network.
 func prefixOption(network string, valid, preferred int, more ...string) string {
 	return fmt.Sprintf("prefix %s { AdvValidLifetime %d; AdvPreferredLifetime %d; %s };", network, valid, preferred, strings.Join(more, " "))
 }
 
-// networkManager starts NetworkManager with its dispatcher and a bus, and profiles, each
-// "NAME:SECTION LINES".
+// networkManager starts NetworkManager with its dispatcher and a bus.
 func (s *site) networkManager() {
 	s.t.Helper()
 	s.write("/etc/NetworkManager/NetworkManager.conf", `[main]

@@ -13,15 +13,15 @@ import (
 	"testing"
 )
 
-// home is a site without any hook of ours, whose addresses a watch serves in both
-// families. Nobody but the real programs of a test puts addresses on its links.
+// home is a site with IPv6 whose addresses a watch serves, without hooks. Only the real programs of a
+// test add addresses to its links.
 type home struct {
 	*site
-	server *process // of tables
+	server *process
 	watch  *process
 }
 
-// newHome makes a home with the first of the providers.
+// newHome makes a home behind the first of the providers, with a server.
 func newHome(t *testing.T, uplinks int) *home {
 	t.Helper()
 	h := newHomeAround(t, uplinks)
@@ -37,8 +37,8 @@ func newHome(t *testing.T, uplinks int) *home {
 	return h
 }
 
-// newHookedHome makes a home with the commands and hooks as "make install" leaves them, and
-// no watch.
+// newHookedHome makes a home with the commands and hooks as "make install" installs them, and without
+// a watch.
 func newHookedHome(t *testing.T, uplinks int, settings ...string) *home {
 	t.Helper()
 	image, err := installed()
@@ -52,7 +52,7 @@ func newHookedHome(t *testing.T, uplinks int, settings ...string) *home {
 	return h
 }
 
-// newHomeAround makes what is around a home.
+// newHomeAround makes a home that has no files of its own yet.
 func newHomeAround(t *testing.T, uplinks int) *home {
 	t.Helper()
 	h := &home{site: &site{uplinks: newHost(t).behind(some(uplinks, true)...)}}
@@ -65,31 +65,32 @@ func newHomeAround(t *testing.T, uplinks int) *home {
 	return h
 }
 
-// watched starts a watch; it goes on until the test ends.
+// watched starts a watch.
 func (h *home) watched(options ...string) {
 	h.t.Helper()
 	h.watch = h.start(exec.Command(bin(h.t, clientBin), append([]string{"watch", "--debug"}, options...)...))
 	h.watch.waitLog("msg=watching")
 }
 
-// block6 is what a provider has of IPv6; it drops packets from elsewhere, and counts them.
+// block6 is the IPv6 network of a provider; it drops and counts packets with another source.
 func block6(n int) netip.Prefix {
 	return netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d000::/36", n+1))
 }
 
-// prefix6 is one of the networks that it gives out.
+// prefix6 is the i-th network that provider n gives out.
 func prefix6(n, i int) string { return fmt.Sprintf("2001:db8:%d00%d::/64", n+1, i) }
 
-// router6At is the address of its router in one of them.
+// router6At is the address of the router of provider n in that network.
 func router6At(n, i int) string { return strings.TrimSuffix(prefix6(n, i), "/64") + "1" }
 
 const (
-	special6 = "2001:db8:aaaa::1" // is there, too
+	special6 = "2001:db8:aaaa::1" // another address of the internet
 	// router6 is the address that every provider's router has on its customers' link.
 	router6 = "fe80::1"
 )
 
-// waitServed waits until an address has its table, with the routes of want as in waitFilled, and packets from it pass its own provider.
+// waitServed waits until the table of an address has the routes of want, as waitFilled does, and until
+// packets from the address pass provider n.
 func (h *home) waitServed(n int, addr string, want ...string) {
 	h.t.Helper()
 	h.waitFilled(addr, want...)
@@ -97,14 +98,14 @@ func (h *home) waitServed(n int, addr string, want ...string) {
 	h.wantOwnOnly()
 }
 
-// waitNothing waits until an address has no lease, no table and no routes. It may be awaited still.
+// waitNothing waits until an address has no lease, source rule and routes. A client may still block the
+// address, and wait for it to come back.
 func (h *home) waitNothing(addr string) {
 	h.t.Helper()
 	eventually(h.t, "nothing is left of "+addr, func() error { return h.left(addr) })
 }
 
-// waitExactly waits until leases, rules and routes are those of these addresses and of no
-// others: nothing leaks.
+// waitExactly waits until leases, rules and routes are those of these addresses, and of no others.
 func (h *home) waitExactly(addrs ...string) {
 	h.t.Helper()
 	eventually(h.t, fmt.Sprintf("there is what %q need and no more", addrs), func() error {
@@ -141,7 +142,7 @@ func (h *home) waitExactly(addrs ...string) {
 	})
 }
 
-// waitHealthy waits until status finds nothing that is missing for any address.
+// waitHealthy waits until status reports that no address misses anything.
 func (h *home) waitHealthy() {
 	h.t.Helper()
 	eventually(h.t, "status is content", func() error {
@@ -152,7 +153,7 @@ func (h *home) waitHealthy() {
 	})
 }
 
-// routesOf are the routes of an address at provider n that routers advertise.
+// routesOf are the routes that an address at provider n has by router advertisements.
 func (h *home) routesOf(n int) []string {
 	dev := " dev " + h.isps[n].ifname
 	return []string{prefix6(n, 0) + dev, "default via " + router6 + dev}

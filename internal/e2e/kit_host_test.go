@@ -11,8 +11,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// host is a machine, to the network, with our commands in it: what a test needs of it is in
-// the parts, one file each.
+// host is a machine on which our commands run. Its parts have the methods for a test, one file each.
 type host struct {
 	t        *testing.T
 	*machine                    // programs that run on it
@@ -24,7 +23,7 @@ type host struct {
 	finish   func()             // ends the clients, once
 }
 
-// newHost makes a host without links, and lets the test run beside others.
+// newHost makes a host without links. The test runs in parallel with others.
 func newHost(t *testing.T) *host {
 	t.Helper()
 	t.Parallel()
@@ -42,12 +41,12 @@ func hostIn(t *testing.T, ns *nettest.Namespace) *host {
 		database: database{t, filepath.Join(m.dir, "leases.db")}}
 }
 
-// link adds a link that is up, with addresses in "192.0.2.5/24" form.
+// link makes a link that is up, with addresses such as "192.0.2.5/24".
 func (h *host) link(name string, addrs ...string) {
 	h.t.Helper()
 	if h.isp == nil {
 		h.isp = nettest.New(h.t, "isp")
-		h.t.Cleanup(h.finish) // before the links go with the far end
+		h.t.Cleanup(h.finish) // before the far end is closed, which deletes the links
 	}
 	nettest.Veth(h.t, h.ns, name, h.isp, name)
 	for _, a := range addrs {
@@ -55,7 +54,7 @@ func (h *host) link(name string, addrs ...string) {
 	}
 }
 
-// waitClean waits until nothing of the clients is left: processes, rules, leases.
+// waitClean waits until no client process, rule or lease is left.
 func (h *host) waitClean() {
 	h.t.Helper()
 	eventually(h.t, "nothing is left of the clients", func() error {
@@ -93,10 +92,10 @@ func (h *host) left(addr string) error {
 	return nil
 }
 
-// endClients ends what a test leaves running, and shows the log of a failed one.
+// endClients kills the clients that a test leaves running, and logs what they logged if it failed.
 func (h *host) endClients() {
 	for _, pid := range h.pids(clientBin) {
-		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended already
+		_ = syscall.Kill(pid, syscall.SIGKILL) // the process may have ended
 	}
 	if h.t.Failed() {
 		h.t.Logf("clients logged:\n%s", h.clientLog())

@@ -23,8 +23,8 @@ func clientRules(addr, network string, table uint32) []string {
 	}
 }
 
-// The kernel's own rules are left out, and what differs from run to run of routes: lifetimes,
-// whether a link is down, and what each IPv6 route has. Every line has single spaces.
+// rules and routes return lines of ip with single spaces. They leave out the kernel's own rules, and of
+// routes what differs between runs, such as lifetimes, and what every IPv6 route has.
 
 func (h routing) rules() []string  { h.t.Helper(); return h.ruleLines("-4") }
 func (h routing) rules6() []string { h.t.Helper(); return h.ruleLines("-6") }
@@ -59,7 +59,7 @@ func (h routing) routeLines(family, table string) []string {
 	})
 }
 
-// lines are the lines of a text that have words, with single spaces between those.
+// lines are the lines of a text without empty ones, with single spaces.
 func lines(text string) (all []string) {
 	for line := range strings.Lines(text) {
 		if line = strings.Join(strings.Fields(line), " "); line != "" {
@@ -77,7 +77,7 @@ func (h routing) wantRules(want ...string) {
 	}
 }
 
-// waitRules, waitRules6, waitRoutes and waitRoutes6 wait until rules, or routes of a table, are
+// waitRules, waitRules6, waitRoutes and waitRoutes6 wait until the rules, or the routes of a table, are
 // want, in any order.
 func (h routing) waitRules(want ...string) {
 	h.t.Helper()
@@ -110,10 +110,10 @@ func (h routing) tableOf(addr string) string {
 	return ""
 }
 
-// tableNumber is tableOf as a number; 0 if there is none.
+// tableNumber is tableOf as a number; 0 if there is no source rule.
 func (h routing) tableNumber(addr string) (table uint32) {
 	h.t.Helper()
-	_, _ = fmt.Sscan(h.tableOf(addr), &table) // 0 is none
+	_, _ = fmt.Sscan(h.tableOf(addr), &table) // without a table it stays 0
 	return table
 }
 
@@ -129,7 +129,7 @@ func (h routing) served(addr string) (table string) {
 	return table
 }
 
-// rulesFrom are the rules with a source.
+// rulesFrom are the rules of both families with this source.
 func (h routing) rulesFrom(addr string) []string {
 	h.t.Helper()
 	return slices.DeleteFunc(h.allRules(), func(rule string) bool { return !strings.Contains(rule, " from "+addr+" ") })
@@ -141,8 +141,8 @@ func (h routing) waitNotServed(addr string) {
 	eventually(h.t, addr+" is not served", func() error { return unorderedError(h.rulesFrom(addr), nil) })
 }
 
-// waitFilled waits until the table of an address holds what want names: "DST" or "DST via GW" as
-// ip writes it, with whatever follows. Nothing else may be in it.
+// waitFilled waits until the table of an address has one route for each of want, and no others. want
+// has the words with which a line of ip begins: "DST" or "DST via GW".
 func (h routing) waitFilled(addr string, want ...string) {
 	h.t.Helper()
 	eventually(h.t, "the table of "+addr+" is filled", func() error { return h.filled(addr, want) })
@@ -160,8 +160,7 @@ func (h routing) filled(addr string, want []string) error {
 	return matchRoutes(h.routes(table), want)
 }
 
-// waitMain waits until the IPv4 routes of a link in main are those that want names, as in
-// waitFilled.
+// waitMain waits until the IPv4 routes of a link in main are those of want, as in waitFilled.
 func (h routing) waitMain(ifname string, want ...string) {
 	h.t.Helper()
 	eventually(h.t, "main holds the routes of "+ifname, func() error {
@@ -171,7 +170,7 @@ func (h routing) waitMain(ifname string, want ...string) {
 	})
 }
 
-// mainHolds waits until main has routes that begin with these words, among others.
+// mainHolds waits until main has routes of want, as in waitFilled, and perhaps others.
 func (h routing) mainHolds(want ...string) {
 	h.t.Helper()
 	eventually(h.t, "main has its routes", func() error {
@@ -185,7 +184,7 @@ func (h routing) mainHolds(want ...string) {
 	})
 }
 
-// matchRoutes compares routes with the words that each of them begins with.
+// matchRoutes compares lines with the words with which each of them begins.
 func matchRoutes(got, want []string) error {
 	left := slices.Clone(got)
 	for _, w := range want {
@@ -211,7 +210,7 @@ func unbound(rules []string) (tables []string) {
 	return tables
 }
 
-// unboundRules counts the unbound rules of both families: one for each address that is served.
+// unboundRules counts the unbound rules of both families. Each address that is served has one.
 func (h routing) unboundRules() int {
 	h.t.Helper()
 	n := 0
@@ -221,7 +220,7 @@ func (h routing) unboundRules() int {
 	return n
 }
 
-// addRules adds rules as no `ip` can: without a protocol, say.
+// addRules adds rules by netlink, for rules that ip cannot add: without a protocol, say.
 func (h routing) addRules(rules ...route.Rule) {
 	h.t.Helper()
 	h.ns.Do(func() {

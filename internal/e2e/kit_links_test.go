@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// many makes links whose far ends are in the same namespace, and are called far0, far1 ...
+// many makes links wan0, wan1 ... whose far ends far0, far1 ... are in the same namespace.
 func (h *machine) many(links int) {
 	h.t.Helper()
 	var lines []string
@@ -20,7 +20,7 @@ func (h *machine) many(links int) {
 	h.ns.Batch(h.t, lines...)
 }
 
-// rename gives a link another name, which not all kernels do while it is up.
+// rename gives a link another name. Older kernels refuse that while the link is up.
 func (h *machine) rename(from, to string) {
 	h.t.Helper()
 	h.ns.IP(h.t, "link set "+from+" down")
@@ -28,7 +28,7 @@ func (h *machine) rename(from, to string) {
 	h.ns.IP(h.t, "link set "+to+" up")
 }
 
-// address is one as ip -j shows it.
+// address is an address in the JSON of ip.
 type address struct {
 	Local                            string
 	Prefixlen                        int
@@ -37,7 +37,7 @@ type address struct {
 	Dadfailed                        bool
 }
 
-// addresses are those of a link, but the link-local ones.
+// addresses are the global addresses of a link.
 func (h *machine) addresses(ifname string) (found []address) {
 	h.t.Helper()
 	var links []struct {
@@ -57,8 +57,8 @@ func (h *machine) addresses(ifname string) (found []address) {
 	return found
 }
 
-// waitAddress waits until a link has a usable address in a network that is like what is
-// asked for, and returns it.
+// waitAddress waits until a link has a usable address in a network for which like returns true, and
+// returns it.
 func (h *machine) waitAddress(ifname, network string, like func(address) bool) (found string) {
 	h.t.Helper()
 	prefix := netip.MustParsePrefix(network)
@@ -81,8 +81,8 @@ func slaac(a address) bool { return !a.Temporary && a.Prefixlen == 64 }
 
 func ofDHCP(a address) bool { return a.Prefixlen == 128 }
 
-// waitQuiet waits until the kernel makes nothing of the advertisements on a link: it is
-// another's task.
+// waitQuiet waits until the kernel ignores router advertisements on a link, because another program
+// handles them.
 func (h *machine) waitQuiet(ifname string) {
 	h.t.Helper()
 	eventually(h.t, "the kernel leaves advertisements on "+ifname+" alone", func() error {
@@ -107,7 +107,7 @@ func (h *home) mac(n int) string {
 	return f[at+1]
 }
 
-// numbered is the n-th address of a link, with its length: in turns of IPv4 and IPv6.
+// numbered is the n-th address of a link, with its length: IPv4 for even n, IPv6 for odd n.
 func numbered(link, n int) string {
 	if n%2 == 0 {
 		return fmt.Sprintf("10.%d.%d.2/24", link+1, n)

@@ -51,8 +51,8 @@ func (m *monitor) changes() []string {
 	return slices.DeleteFunc(lines(m.p.log.String()), func(line string) bool { return strings.Contains(line, "32765:") })
 }
 
-// wantNeverWithout fails the test unless one rule that matches was always there, from before on
-// and while each of the changes was made.
+// wantNeverWithout fails the test unless a rule that matches was there all the time: among the rules
+// before, and after each change.
 func (m *monitor) wantNeverWithout(what string, before []string, match func(rule string) bool) {
 	m.h.t.Helper()
 	n := 0

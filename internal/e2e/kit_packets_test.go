@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A packet is what a host sends to the internet, to learn from which address that sees it come.
-// The zero value is a UDP packet of IPv4 with the source that the kernel chooses.
+// A packet is a question that the host sends to the internet, which answers with the source address of
+// the packet. The zero value is a UDP packet of IPv4 with the source that the kernel chooses.
 type packet struct {
-	family int    // 4 or 6; 0: that of to or source
+	family int    // 4 or 6; 0: the family of to or source
 	to     string // an address that answers; "": the internet
 	port   int    // 0: echoPort
 	tcp    bool
@@ -31,7 +31,7 @@ type packet struct {
 // answers is how long a packet may take to the internet and back before it counts as lost.
 const answers = 500 * time.Millisecond
 
-// seen sends a packet and returns the address that it was seen to come from.
+// seen sends a packet, and returns the source address that the receiver saw.
 func (u *uplinks) seen(p packet) (seen string, err error) {
 	u.t.Helper()
 	if p.uid == 0 {
@@ -48,7 +48,7 @@ func (u *uplinks) seen(p packet) (seen string, err error) {
 	return seen, err
 }
 
-// remote is where it goes.
+// remote is the address to which the packet goes.
 func (p packet) remote() (domain int, to unix.Sockaddr) {
 	target := p.to
 	if target == "" {
@@ -103,7 +103,7 @@ func (p packet) send() (seen string, err error) {
 	return "", err
 }
 
-// prepare makes a socket what the packet asks for.
+// prepare sets the options and the source of a socket.
 func (p packet) prepare(fd int) error {
 	if p.mark != 0 {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(p.mark)); err != nil {
@@ -134,19 +134,18 @@ func (p packet) prepare(fd int) error {
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit))
 }
 
-// arrives sends a packet, and fails if no answer comes in time or it was seen to come from
-// another address than from.
+// arrives sends a packet. It returns an error if no answer comes in time, or if the receiver saw another
+// source than from.
 func (u *uplinks) arrives(p packet, from string) error {
 	u.t.Helper()
 	seen, err := u.seen(p)
 	if err == nil && seen != from {
-		err = fmt.Errorf("it was seen to come from %s, want %s", seen, from)
+		err = fmt.Errorf("the receiver saw source %s, want %s", seen, from)
 	}
 	return err
 }
 
-// publicly is the address that the internet sees packets from addr come from, if they pass
-// provider n.
+// publicly is the source that the internet sees of packets from addr that pass provider n.
 func (u *uplinks) publicly(n int, addr string) string {
 	if u.isps[n].nat && !strings.Contains(addr, ":") {
 		return seenAs(n).String()
@@ -154,15 +153,15 @@ func (u *uplinks) publicly(n int, addr string) string {
 	return addr
 }
 
-// pass sends a packet from an address of the host to the internet, and fails if no answer
-// comes in time or it did not pass provider n.
+// pass sends a packet from an address of the host to the internet. It returns an error if no answer
+// comes in time, or if the packet did not pass provider n.
 func (u *uplinks) pass(n int, addr string, wait time.Duration) error {
 	u.t.Helper()
 	return u.arrives(packet{source: addr, wait: wait}, u.publicly(n, addr))
 }
 
-// waitUplink waits until packets from addr, and those of sockets bound to its link, reach the
-// internet through provider n, and fails the test when one got to another provider.
+// waitUplink waits until packets from addr, and from sockets bound to its link, reach the internet
+// through provider n. It fails the test if one of them reached another provider.
 func (u *uplinks) waitUplink(n int, addr string) {
 	u.t.Helper()
 	ifname := u.isps[n].ifname
@@ -174,35 +173,35 @@ func (u *uplinks) waitUplink(n int, addr string) {
 	u.wantOwnOnly()
 }
 
-// waitSilent waits until packets from addr reach nobody.
+// waitSilent waits until packets from addr do not reach the internet.
 func (u *uplinks) waitSilent(addr string) {
 	u.t.Helper()
 	eventually(u.t, "packets from "+addr+" reach nobody", func() error {
 		if seen, err := u.seen(packet{source: addr}); err == nil {
-			return fmt.Errorf("the internet saw them come from %s", seen)
+			return fmt.Errorf("the internet saw source %s", seen)
 		}
 		return nil
 	})
 }
 
-// traffic sends packets from each address all the time, until the test ends or stop is
-// called. One may be lost while something changes; that one leaves by the uplink of
-// another fails the test. uplinks has provider numbers by address.
+// traffic sends packets from each address all the time, until the test ends or stop is called. uplinks
+// has the number of the provider for each address. A packet may be lost while something changes. A
+// packet that leaves by another uplink fails the test.
 func (u *uplinks) traffic(uplinks map[string]int) (stop func()) {
 	u.t.Helper()
 	return u.always(uplinks, func(addr string, n int) (time.Duration, error) {
 		seen, err := u.seen(packet{source: addr})
 		if err != nil {
-			return time.Millisecond, nil // the address may be gone for a moment
+			return time.Millisecond, nil // the address may be missing for a moment
 		}
 		if want := u.publicly(n, addr); seen != want {
-			return 0, fmt.Errorf("it was seen to come from %s, want %s", seen, want)
+			return 0, fmt.Errorf("the receiver saw source %s, want %s", seen, want)
 		}
 		return 0, nil
 	})
 }
 
-// flows is traffic of which no packet may be lost.
+// flows is traffic that fails the test if a packet is lost.
 func (u *uplinks) flows(uplinks map[string]int) (stop func()) {
 	u.t.Helper()
 	return u.always(uplinks, func(addr string, n int) (time.Duration, error) {
@@ -210,8 +209,8 @@ func (u *uplinks) flows(uplinks map[string]int) (stop func()) {
 	})
 }
 
-// always calls send for each address again and again, with a pause of the length that send
-// returns, until the test ends or stop is called. An error fails the test.
+// always calls send for each address again and again, until the test ends or stop is called. It pauses
+// for as long as send returns. An error of send fails the test.
 func (u *uplinks) always(uplinks map[string]int, send func(addr string, n int) (time.Duration, error)) (stop func()) {
 	u.t.Helper()
 	done := make(chan struct{})
@@ -241,7 +240,7 @@ func (u *uplinks) always(uplinks map[string]int, send func(addr string, n int) (
 	return stop
 }
 
-// wantOwnOnly fails the test if a provider got packets with a source that is not its own.
+// wantOwnOnly fails the test if a provider received packets with a source that it has not given out.
 func (u *uplinks) wantOwnOnly() {
 	u.t.Helper()
 	for n, got := range u.counts() {
@@ -251,10 +250,10 @@ func (u *uplinks) wantOwnOnly() {
 	}
 }
 
-// counts are packets that a provider got, without acknowledgements that carry nothing else.
+// counts are packets that a provider received, without TCP acknowledgements that carry no data.
 type counts struct{ Inet, Inet6, Foreign int }
 
-// counts are those of each provider.
+// counts are the counts of each provider.
 func (u *uplinks) counts() []counts {
 	u.t.Helper()
 	all := make([]counts, len(u.isps))
@@ -280,7 +279,7 @@ func (u *uplinks) counts() []counts {
 	return all
 }
 
-// only fails the test unless what f sends leaves by uplink n alone, and with its addresses.
+// only calls f. It fails the test unless packets leave by uplink n, with its addresses, and by no other.
 func (u *uplinks) only(n int, f func()) {
 	u.t.Helper()
 	before := u.counts()
@@ -288,7 +287,7 @@ func (u *uplinks) only(n int, f func()) {
 	after := u.counts()
 	for other := range u.isps {
 		if other != n && after[other] != before[other] || after[other].Foreign != before[other].Foreign {
-			u.t.Errorf("packets of what is bound to %s went astray: before %+v, after %+v", u.isps[n].ifname, before, after)
+			u.t.Errorf("packets left by another uplink than %s, or with a foreign source: before %+v, after %+v", u.isps[n].ifname, before, after)
 			break
 		}
 	}
@@ -297,7 +296,7 @@ func (u *uplinks) only(n int, f func()) {
 	}
 }
 
-// nothing fails the test if anything leaves by any uplink while f runs.
+// nothing calls f. It fails the test if a packet leaves by any uplink.
 func (u *uplinks) nothing(f func()) {
 	u.t.Helper()
 	before := u.counts()

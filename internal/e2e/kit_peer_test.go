@@ -15,11 +15,11 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// others are programs of the test's own that speak the protocol, on both sides.
+// others are programs of the test that speak the protocol, in place of the server or of a client.
 type others struct{ *machine }
 
-// askAt sends a datagram to the padded name and returns the answer, "" if none comes in
-// time or nobody is there.
+// askAt sends a datagram to a padded name and returns the answer; "" if no answer comes in time, or if
+// no socket has the name.
 func (p *peer) askAt(name, datagram string, wait time.Duration) string {
 	p.t.Helper()
 	if errs := p.conn.Send(wire.Message{Data: []byte(datagram), To: padded(p.t, name)}); errs != nil {
@@ -35,7 +35,7 @@ func (p *peer) askAt(name, datagram string, wait time.Duration) string {
 	return answer
 }
 
-// peer is a program of our own making that talks to the server.
+// peer is a client of the test's own.
 type peer struct {
 	t    *testing.T
 	conn *wire.Conn
@@ -59,8 +59,8 @@ func (p *peer) receive(wait time.Duration) (string, error) {
 	return string(datagrams[0].Data), nil
 }
 
-// peer binds a socket in the host; name is the text of a padded name, as a C program
-// binds it, or with exact of the name as Python does.
+// peer binds a socket on the host. Its name is padded, as a C program writes it, or exact, as Python
+// writes it.
 func (h others) peer(name string, exact bool) *peer {
 	h.t.Helper()
 	addr := must(h.t)(wire.Padded(name))
@@ -97,8 +97,8 @@ func exact(t *testing.T, name string) wire.Addr {
 	return must(t)(wire.Exact(name))
 }
 
-// owner is how messages call user uid of a socket that this program has made. The pid may
-// be of a child that has it for a moment, too.
+// owner is how messages name the owner of a socket that this program has made for a user. The pid in
+// front of it may be that of a child, which has the socket for a moment, too.
 func owner(uid int) string {
 	comm, err := os.ReadFile("/proc/self/comm")
 	if err != nil {
@@ -107,8 +107,7 @@ func owner(uid int) string {
 	return fmt.Sprintf(" (%s) of uid %d", strings.TrimSpace(string(comm)), uid)
 }
 
-// bound is a socket of user uid at a name of the host. The user's program does nothing
-// with it until the test does.
+// bound binds a socket of user uid to a name on the host. Nothing reads it until the test does.
 func (h others) bound(uid int, addr wire.Addr) *wire.Conn {
 	h.t.Helper()
 	var conn *wire.Conn
@@ -121,10 +120,10 @@ func (h others) bound(uid int, addr wire.Addr) *wire.Conn {
 	return conn
 }
 
-// fake is a server of the test's own, of some user and at some form of the name.
+// fake is a server of the test's own.
 type fake struct {
 	mu       sync.Mutex
-	requests []string // as they came
+	requests []string // in the order of their arrival
 	from     []wire.Addr
 }
 
@@ -144,8 +143,7 @@ func (f *fake) count(cmd wire.Command) (n int) {
 	return n
 }
 
-// fakeServer answers each request with what answer makes of it, and not at all where
-// that is "".
+// fakeServer starts a server of a user at a name. answer makes the answer to each request; "" is none.
 func (h others) fakeServer(uid int, at wire.Addr, answer func(wire.Request) string) *fake {
 	h.t.Helper()
 	f := &fake{}
@@ -186,7 +184,7 @@ func (h others) fakeServer(uid int, at wire.Addr, answer func(wire.Request) stri
 	return f
 }
 
-// alwaysGrant answers like a server that leases one table to everybody.
+// alwaysGrant answers as a server that leases the same table to every client.
 func alwaysGrant(table uint32, seconds int64) func(wire.Request) string {
 	return func(r wire.Request) string {
 		if r.Cmd == wire.Release {

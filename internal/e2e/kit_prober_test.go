@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// probeVariable makes this program one that talks to the internet as it is told to.
+// probeVariable in the environment makes the test binary a prober.
 const probeVariable = "E2E_PROBE"
 
-// A prober carries out one command in each line of its input, about a socket with a name, and answers
-// with a line: what it got, "ok", or the error.
+// A prober carries out commands about sockets, which have names. Each line of its input is a command,
+// and it answers each with a line: what it received, "ok", or the error.
 //
 //	new NAME KIND          tcp4 tcp6 udp4 udp6 ping4 ping6 raw4 raw6 mptcp4 mptcp6
 //	bind NAME ADDR:PORT    device NAME LINK    setmark NAME MARK
@@ -32,8 +32,8 @@ const probeVariable = "E2E_PROBE"
 type prober struct{ sockets map[string]int }
 
 const (
-	probePatience = 10 * time.Second       // for an answer that has to come
-	probeSilence  = 500 * time.Millisecond // for one that has not
+	probePatience = 10 * time.Second       // of ask
+	probeSilence  = 500 * time.Millisecond // of try
 )
 
 func runProber(in io.Reader) {
@@ -163,7 +163,7 @@ func (p *prober) ask(fd int, to string, patience time.Duration) (string, error) 
 	}
 	if echo != 0 {
 		message = []byte{echo, 0, 0, 0, pingID >> 8, pingID & 0xff, 0, 1}
-		binary.BigEndian.PutUint16(message[2:], ^(uint16(echo)<<8 + pingID + 1)) // of IPv6 the kernel makes its own
+		binary.BigEndian.PutUint16(message[2:], ^(uint16(echo)<<8 + pingID + 1)) // the kernel computes that of IPv6
 	}
 	buf := make([]byte, 1500)
 	n := 0
@@ -205,7 +205,7 @@ func (p *prober) ask(fd int, to string, patience time.Duration) (string, error) 
 	return "", errors.New("timeout")
 }
 
-// serve answers one datagram as a careful server does, with the address that it came to as the source.
+// serve answers one datagram, from the address to which the datagram was sent.
 func (p *prober) serve(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1); err != nil {
 		return err
@@ -267,7 +267,7 @@ func port(fd int) (string, error) {
 	return "", err
 }
 
-// isProbe runs the prober, if this program is to be it.
+// isProbe reports whether this process is to be a prober, and if so runs it to its end.
 func isProbe() bool {
 	if os.Getenv(probeVariable) == "" {
 		return false

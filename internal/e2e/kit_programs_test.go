@@ -26,7 +26,7 @@ type machine struct {
 	dir string // for what the programs of the test write
 }
 
-// process is a command of ours that runs until the test ends it.
+// process is a program that start started. It is killed at the end of the test.
 type process struct {
 	t    *testing.T
 	cmd  *exec.Cmd
@@ -34,20 +34,20 @@ type process struct {
 	done chan struct{} // closed when it has ended
 }
 
-// kill is kill -9.
+// kill kills the process with SIGKILL.
 func (p *process) kill() {
-	_ = p.cmd.Process.Kill() // it may have ended already
+	_ = p.cmd.Process.Kill() // the process may have ended
 	<-p.done
 }
 
-// stop is SIGTERM; it returns the exit code.
+// stop ends the process with SIGTERM, and returns the exit code.
 func (p *process) stop() int {
 	p.t.Helper()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // as above
 	return p.wait()
 }
 
-// wait waits for the end and returns the exit code.
+// wait waits until the process has ended, and returns the exit code.
 func (p *process) wait() int {
 	p.t.Helper()
 	select {
@@ -58,7 +58,7 @@ func (p *process) wait() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// waitLog waits until it has written text.
+// waitLog waits until the process has written text.
 func (p *process) waitLog(text string) {
 	p.t.Helper()
 	eventually(p.t, "the log says "+text, func() error {
@@ -74,7 +74,7 @@ func (p *process) waitLog(text string) {
 	})
 }
 
-// logBuffer is a buffer that can be read while it is written.
+// logBuffer is a buffer that one goroutine writes while another reads it.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -92,13 +92,13 @@ func (b *logBuffer) String() string {
 	return b.buf.String()
 }
 
-// result is what a command that ended left.
+// result is the output and exit code of a program that has ended.
 type result struct {
 	stdout, stderr string
 	code           int
 }
 
-// start runs cmd in the host and keeps what it writes.
+// start starts cmd on the machine, and keeps what it writes.
 func (h *machine) start(cmd *exec.Cmd) *process {
 	h.t.Helper()
 	p := &process{t: h.t, cmd: cmd, log: &logBuffer{}, done: make(chan struct{})}
@@ -112,7 +112,7 @@ func (h *machine) start(cmd *exec.Cmd) *process {
 		h.t.Fatalf("start %s: %v", cmd, err)
 	}
 	go func() {
-		_ = cmd.Wait() // its end is what counts; the state says how
+		_ = cmd.Wait() // ProcessState says how it ended
 		close(p.done)
 	}()
 	h.t.Cleanup(func() {
@@ -127,8 +127,8 @@ func (h *machine) start(cmd *exec.Cmd) *process {
 	return p
 }
 
-// run runs a command in the host to its end. What it leaves in the background has to
-// let go of the output, or run does not return.
+// run runs a program on the machine to its end. A process that the program leaves in the background
+// must close stdout and stderr, or run does not return.
 func (h *machine) run(name string, args ...string) result {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -147,7 +147,7 @@ func (h *machine) run(name string, args ...string) result {
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// together runs many commands at once to their ends.
+// together runs commands at the same time, to their ends.
 func (h *machine) together(cmds []*exec.Cmd) []result {
 	h.t.Helper()
 	outs := make([]struct{ stdout, stderr bytes.Buffer }, len(cmds))
@@ -159,7 +159,7 @@ func (h *machine) together(cmds []*exec.Cmd) []result {
 		cmd.Stdout, cmd.Stderr = &outs[i].stdout, &outs[i].stderr
 		all.Go(func() {
 			if errs[i] = h.ns.Start(cmd); errs[i] == nil {
-				stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // it may have ended
+				stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // the process may have ended
 				errs[i] = cmd.Wait()
 				stop()
 			}
@@ -177,10 +177,10 @@ func (h *machine) together(cmds []*exec.Cmd) []result {
 	return results
 }
 
-// sh is a shell's command, to be started.
+// sh is a command line that runs a script.
 func (h *machine) sh(script string) *exec.Cmd { return exec.Command("sh", "-c", script) }
 
-// pids are the processes of a command of ours in this host.
+// pids are the processes of one of our commands on the machine.
 func (h *machine) pids(name string) []int {
 	h.t.Helper()
 	return slices.DeleteFunc(sharing(h.t, h.ns.Path(), "net"), func(pid int) bool {
@@ -189,7 +189,7 @@ func (h *machine) pids(name string) []int {
 	})
 }
 
-// sharing are the processes whose namespace of a kind is the one that a file stands for.
+// sharing are the processes in a namespace: path stands for it, and kind is its name in /proc/PID/ns.
 func sharing(t *testing.T, path, kind string) (pids []int) {
 	t.Helper()
 	own, err := os.Stat(path)
@@ -212,7 +212,7 @@ func sharing(t *testing.T, path, kind string) (pids []int) {
 	return pids
 }
 
-// freeze stops a process, and waits until its last thread stands still.
+// freeze stops a process, and waits until all its threads have stopped.
 func (h *machine) freeze(pid int) {
 	h.t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
@@ -259,7 +259,7 @@ func fdCount(t *testing.T, pid int) int {
 	return len(entries)
 }
 
-// pssOf is the proportional set size of a process in KiB.
+// pssOf is the proportional set size of a process, in KiB.
 func pssOf(t *testing.T, pid int) (kib int) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))

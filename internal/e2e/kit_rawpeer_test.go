@@ -16,8 +16,8 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// sockaddr is the address of a unix socket, byte for byte: a sockaddr_un that is written
-// here a second time, so that a mistake in package wire does not hide itself.
+// sockaddr is a struct sockaddr_un, byte for byte. It does without package wire, so that the tests find
+// mistakes of that package.
 type sockaddr []byte
 
 func paddedName(text string) sockaddr {
@@ -31,15 +31,15 @@ func exactName(text string) sockaddr { return paddedName(text)[:3+len(text)] }
 
 func pathName(path string) sockaddr { return append(append(sockaddr{unix.AF_UNIX, 0}, path...), 0) }
 
-// rawPeer is a peer as a C program is one: plain system calls that wait.
+// rawPeer is a client of the test's own, with the system calls of a C program.
 type rawPeer struct {
 	t  *testing.T
 	fd int
-	to sockaddr // where it asks
+	to sockaddr // of the server
 }
 
-// rawPeer makes a peer in the host that asks at the padded name. It is bound to addr, or
-// to nothing with nil.
+// rawPeer makes a client on the host that asks the server at its padded name. It binds to addr, unless
+// that is nil.
 func (h others) rawPeer(addr sockaddr) *rawPeer {
 	h.t.Helper()
 	p := &rawPeer{t: h.t, to: paddedName("tas_socket")}
@@ -73,7 +73,7 @@ func bindRaw(fd int, addr sockaddr) error {
 	return nil
 }
 
-// cPeer is a peer with the name that the original's client binds.
+// cPeer makes a client with a padded name, as the original's client has.
 func (h others) cPeer(name string) *rawPeer {
 	h.t.Helper()
 	return h.rawPeer(paddedName(name))
@@ -117,7 +117,7 @@ func (p *rawPeer) trySend(datagram string) error {
 	}
 }
 
-// receive returns the next datagram and who it is from.
+// receive returns the next datagram and its sender.
 func (p *rawPeer) receive() (string, sockaddr) {
 	p.t.Helper()
 	buf, from := make([]byte, 4096), make(sockaddr, 110)
@@ -135,7 +135,7 @@ func (p *rawPeer) receive() (string, sockaddr) {
 	}
 }
 
-// answered tells whether a datagram is waiting, or comes within a while.
+// answered reports whether a datagram comes within a time.
 func (p *rawPeer) answered(wait time.Duration) bool {
 	p.t.Helper()
 	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
@@ -172,7 +172,7 @@ func (p *rawPeer) ask(datagram string) string {
 	return answer
 }
 
-// askAs is ask by another user.
+// askAs is ask as another user.
 func (p *rawPeer) askAs(uid, gid int, datagram string) string {
 	p.t.Helper()
 	if err := asUser(uid, gid, func() error { return p.trySend(datagram) }); err != nil {
@@ -182,13 +182,13 @@ func (p *rawPeer) askAs(uid, gid int, datagram string) string {
 	return answer
 }
 
-// asUser runs f on a thread with another real uid and gid, which are what the kernel
-// gives as credentials. The thread ends with f.
+// asUser runs f on a thread with another real uid and gid, which the kernel passes as credentials. The
+// thread ends with f.
 func asUser(uid, gid int, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked
-		// The raw calls: those of the library change all threads.
+		// The raw calls change this thread; those of the library change all threads.
 		for _, call := range [][4]uintptr{
 			{unix.SYS_SETGROUPS, 0, 0, 0},
 			{unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)},
@@ -209,7 +209,7 @@ func request(family int, ifname, addr string, cmd int) string {
 	return fmt.Sprintf(`{"address":%q,"ifname":%q,"addr_family":%d,"cmd":%d,"version":1}`, addr, ifname, family, cmd)
 }
 
-// acquire and release are about the n-th of many IPv4 addresses.
+// acquire and release are requests for the n-th of many IPv4 addresses.
 func acquire(n int) string { return request(2, "eth0", fmt.Sprintf("10.9.0.%d", n), 0) }
 
 func release(n int) string { return request(2, "eth0", fmt.Sprintf("10.9.0.%d", n), 1) }
@@ -261,7 +261,7 @@ func wantRefusal(t *testing.T, reply string, code wire.Code, text string) {
 	}
 }
 
-// exactPeer talks to the server as Python does.
+// exactPeer makes a client with an exact name, as Python has.
 func (h others) exactPeer(name string) *rawPeer {
 	h.t.Helper()
 	p := h.rawPeer(exactName(name))

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// config writes a configuration file: the original's keys for this host, and those in
-// more, one `"key":value` each, instead or besides.
+// config writes a configuration file with the keys that the original has. Each of more is a member
+// `"key":value`, which it adds or replaces.
 func (h *host) config(more ...string) string {
 	h.t.Helper()
 	keys := map[string]string{
@@ -43,7 +43,7 @@ func (h *host) config(more ...string) string {
 	return path
 }
 
-// serve starts the server and waits until it serves.
+// serve starts the server with a configuration, and waits until it serves.
 func (h *host) serve(config ...string) *process {
 	h.t.Helper()
 	p := h.start(exec.Command(bin(h.t, serverBin), "--debug", "-c", h.config(config...)))
@@ -51,7 +51,7 @@ func (h *host) serve(config ...string) *process {
 	return p
 }
 
-// restart starts the server again with the configuration that the host has.
+// restart starts the server with the configuration of the last serve, and waits until it serves.
 func (h *host) restart() *process {
 	h.t.Helper()
 	p := h.launch()
@@ -59,20 +59,20 @@ func (h *host) restart() *process {
 	return p
 }
 
-// launch is restart without waiting.
+// launch is restart that does not wait.
 func (h *host) launch() *process {
 	h.t.Helper()
 	return h.start(h.serverCommand())
 }
 
-// serverCommand is the server with the configuration that the host has.
+// serverCommand is a command line of the server with the configuration of the last serve.
 func (h *host) serverCommand(more ...string) *exec.Cmd {
 	h.t.Helper()
 	return exec.Command(bin(h.t, serverBin), append(more, "-c", filepath.Join(h.dir, "server.json"))...)
 }
 
-// refuse runs the server to its end, which must be exit code 1 with every one of texts
-// on stderr.
+// refuse runs the server to its end, and fails the test unless its exit code is 1 and stderr has all of
+// texts.
 func (h *host) refuse(cmd *exec.Cmd, texts ...string) {
 	h.t.Helper()
 	p := h.start(cmd)
@@ -86,20 +86,20 @@ func (h *host) refuse(cmd *exec.Cmd, texts ...string) {
 	}
 }
 
-// database is a file of the server's, which sqlite3 reads.
+// database is a database of the server, which the test reads with sqlite3.
 type database struct {
 	t  *testing.T
 	db string
 }
 
-// leases is what sqlite3 says of the leases: table|family|ifname|address|tag|owner.
+// leases are the leases, one line each: table|family|ifname|address|tag|owner.
 func (d database) leases() []string {
 	d.t.Helper()
 	out := d.sqlite(`select "table", family, ifname, address, tag, owner from leases`)
 	return strings.Fields(strings.ReplaceAll(strings.TrimSpace(out), " ", "_"))
 }
 
-// sqlite asks the database with sqlite3, as people do.
+// sqlite runs a statement with sqlite3, and returns its output.
 func (d database) sqlite(statement string) string {
 	d.t.Helper()
 	out, err := exec.Command("sqlite3", "-cmd", ".timeout 5000", d.db, statement).CombinedOutput()
@@ -109,7 +109,7 @@ func (d database) sqlite(statement string) string {
 	return string(out)
 }
 
-// wantLeases fails the test unless sqlite3 shows exactly these.
+// wantLeases fails the test unless the leases are these.
 func (d database) wantLeases(want ...string) {
 	d.t.Helper()
 	if diff := unordered(d.leases(), want); diff != "" {
@@ -117,7 +117,7 @@ func (d database) wantLeases(want ...string) {
 	}
 }
 
-// waitLeases waits until sqlite3 shows exactly these.
+// waitLeases waits until the leases are these.
 func (d database) waitLeases(want ...string) {
 	d.t.Helper()
 	eventually(d.t, "the leases are there", func() error {

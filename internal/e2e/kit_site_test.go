@@ -22,15 +22,15 @@ var providers = []provider{
 	{ifname: "wan2", network: "10.64.2.0/24", gateway: "10.64.2.1", customers: "10.64.2.0/24", nat: true},
 }
 
-// site is a host with uplinks, an /etc, /run and /var/lib of its own, and the commands and
-// hooks as "make install" leaves them.
+// site is a host behind providers with an /etc, /run and /var/lib of its own. The commands and hooks are
+// there as "make install" installs them.
 type site struct {
 	*uplinks
 	mounts string // its mount namespace
 }
 
-// newSite makes a site with all providers and IPv4; the links are up and have no address.
-// settings are lines for /etc/default/table-allocator.
+// newSite makes a site behind all providers, with IPv4. Its links are up and have no addresses. settings
+// are lines of /etc/default/table-allocator.
 func newSite(t *testing.T, settings ...string) *site {
 	t.Helper()
 	image, err := installed()
@@ -38,13 +38,13 @@ func newSite(t *testing.T, settings ...string) *site {
 		t.Fatal(err)
 	}
 	s := &site{uplinks: newHost(t).behind(some(len(providers), false)...)}
-	sysctl(t, s.ns, "net/ipv6/conf/all/disable_ipv6", "1") // no packets that nobody asked for
+	sysctl(t, s.ns, "net/ipv6/conf/all/disable_ipv6", "1") // IPv6 sends packets by itself
 	s.enclose(image)
 	s.configure(settings...)
 	return s
 }
 
-// some are the first of the providers, with IPv6 if that is wanted.
+// some are the first n providers, with IPv6 if inet6 is set.
 func some(n int, inet6 bool) []provider {
 	isps := slices.Clone(providers[:n])
 	for i := range isps {
@@ -56,12 +56,12 @@ func some(n int, inet6 bool) []provider {
 	return isps
 }
 
-// configure writes the settings of the hooks.
+// configure writes /etc/default/table-allocator.
 func (s *site) configure(settings ...string) {
 	s.t.Helper()
 	settings = append([]string{
 		"CLIENT_OPTIONS='--debug --log-path " + filepath.Join(s.dir, "client.log") + "'",
-		"export GORACE=atexit_sleep_ms=0", // programs that dhclient starts do not have our environment
+		"export GORACE=atexit_sleep_ms=0", // dhclient clears the environment of its script
 	}, settings...)
 	s.write("/etc/default/table-allocator", strings.Join(settings, "\n")+"\n")
 }
@@ -75,8 +75,8 @@ func sysctl(t *testing.T, ns *nettest.Namespace, name, value string) {
 	})
 }
 
-// installed installs the commands and hooks, once for all tests: what belongs into /usr/local
-// for the whole sandbox, and /etc, which concerns other tests, below a directory.
+// installed runs "make install" once for all tests. The files of /usr/local are installed in the sandbox.
+// Those of /etc would change other tests, so they are in a directory, image.
 var installed = sync.OnceValues(func() (image string, err error) {
 	dir, err := binDir()
 	if err != nil {
@@ -92,7 +92,7 @@ var installed = sync.OnceValues(func() (image string, err error) {
 	return image, nil
 })
 
-// enclose gives the site its own directories. /etc starts as a copy, the others are empty.
+// enclose gives the site its own directories. /etc is a copy with the files of image, the others are empty.
 func (s *site) enclose(image string) {
 	s.t.Helper()
 	const script = `set -e
@@ -111,28 +111,28 @@ func (s *site) enclose(image string) {
 	p := s.start(cmd)
 	p.waitLog("ready")
 	s.mounts = fmt.Sprintf("/proc/%d/ns/mnt", cmd.Process.Pid)
-	s.t.Cleanup(s.end) // before that of the process: what runs there goes first
+	s.t.Cleanup(s.end) // runs before the end of the process, which holds the mounts
 }
 
-// end kills what the test has left running, and says what the counters say.
+// end kills what the test left running on the site, and logs the state of the network if it failed.
 func (s *site) end() {
 	if s.t.Failed() {
 		for _, args := range []string{"address", "rule", "route show table all", "-s link"} {
-			out, _ := s.ns.Output("ip", strings.Fields(args)...) // for people
+			out, _ := s.ns.Output("ip", strings.Fields(args)...) // an error is in out
 			s.t.Logf("ip %s:\n%s", args, out)
 		}
 	}
 	for _, pid := range sharing(s.t, s.mounts, "mnt") {
-		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended already
+		_ = syscall.Kill(pid, syscall.SIGKILL) // the process may have ended
 	}
 }
 
-// inside is a command in the site; start and run take it.
+// inside is a command line that runs on the site.
 func (s *site) inside(name string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"--mount=" + s.mounts, name}, args...)...)
 }
 
-// sh runs a script in the site and returns what it wrote to stdout; it has to succeed.
+// sh runs a script that has to succeed on the site, and returns its stdout.
 func (s *site) sh(script string, args ...string) string {
 	s.t.Helper()
 	r := s.try(script, args...)
@@ -149,13 +149,13 @@ func (s *site) try(script string, args ...string) result {
 	return s.run(cmd.Args[0], cmd.Args[1:]...)
 }
 
-// daemon starts a program in the site.
+// daemon starts a program on the site.
 func (s *site) daemon(name string, args ...string) *process {
 	s.t.Helper()
 	return s.start(s.inside(name, args...))
 }
 
-// write writes a file of the site, with the directories that it needs.
+// write writes a file of the site, and makes its directory.
 func (s *site) write(path, text string) {
 	s.t.Helper()
 	s.sh(`mkdir -p "${1%/*}" && printf %s "$2" >"$1"`, path, text)
@@ -167,7 +167,7 @@ func (s *site) read(path string) string {
 	return s.sh(`[ ! -e "$1" ] || cat "$1"`, path)
 }
 
-// waitAwaited waits until nothing is left of an address that went, but that it is awaited.
+// waitAwaited waits until the only rule of an address is the one that blocks it.
 func (s *site) waitAwaited(addr string) {
 	s.t.Helper()
 	eventually(s.t, addr+" is awaited", func() error {
@@ -175,10 +175,11 @@ func (s *site) waitAwaited(addr string) {
 	})
 }
 
-// awaited is the rule that keeps packets from leaving elsewhere when an address comes back.
+// awaited is the rule that blocks an address while a client waits for it to come back: no packet from
+// it leaves by another uplink.
 func awaited(addr string) string { return "10001: from " + addr + " unreachable proto 116" }
 
-// waitGone waits until nothing is left of an address: lease, holder, rules, table.
+// waitGone waits until an address has no lease, rules, routes and resolver lines.
 func (s *site) waitGone(addr string) {
 	s.t.Helper()
 	eventually(s.t, "nothing is left of "+addr, func() error {

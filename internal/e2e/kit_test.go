@@ -14,12 +14,12 @@
 //		h.waitClean()                      // no client, rule or lease is left
 //	}
 //
-// A method that begins with "want" fails the test at once, one that begins with "wait" does so when
-// patience is over. Nothing sleeps for a time in which something should have happened: eventually
-// asks again until it has. What a test starts is killed at its end, and what that wrote is shown if
-// the test failed.
+// A method whose name begins with "want" fails the test at once, one that begins with "wait" does so
+// after patience. No test sleeps until something should have happened: eventually checks again until it
+// has. Processes that a test starts are killed at its end. If it failed, the test logs what they wrote.
 //
-// Where to look, and where a new method belongs; what one file of tests uses alone stays there:
+// These files have the kit, and a new method belongs into one of them, unless one file of tests uses it
+// alone:
 //
 //	kit_host      host: a machine with links; what is left at the end
 //	kit_programs  machine, process: start a program, run one to its end, find and freeze processes
@@ -45,8 +45,8 @@
 //	newSite(t)                               IPv4, three providers with DHCP; hooks are installed
 //	newHome(t, n), newHookedHome(t, n)       both families, without and with the hooks
 //
-// and u.only(1, f) fails the test unless what f sends leaves by uplink 1 alone, u.waitUplink(1, addr)
-// waits until packets from addr do, u.flows loses no packet while something changes.
+// and u.only(1, f) fails the test unless the packets that f sends leave by uplink 1, u.waitUplink(1, addr)
+// waits until packets from addr do, u.flows fails the test if a packet is lost while something changes.
 package e2e
 
 import (
@@ -71,8 +71,8 @@ func TestMain(m *testing.M) {
 const (
 	serverBin = "table-allocator-server"
 	clientBin = "table-allocator-client"
-	// patience is how long an event may take before a test says that it does not come. It
-	// is no measure of anything: the machine may be busy.
+	// patience is how long an event may take before the test fails. It is long, because the machine may
+	// be busy.
 	patience = 30 * time.Second
 )
 
@@ -122,8 +122,8 @@ func unordered(got, want []string) string {
 	return diff
 }
 
-// eventually waits until check returns nil. It asks again after an eighth of the time that has passed,
-// so that a long wait does not take the processor from what it waits for.
+// eventually waits until check returns nil. The pause between two checks is an eighth of the time that
+// has passed, so that a long wait does not take the processor from the programs that it waits for.
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
 	begin := time.Now()

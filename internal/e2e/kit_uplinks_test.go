@@ -13,34 +13,34 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// A provider is at the far end of an uplink. It forwards packets of its customers to the
-// internet, drops those with a source that it has not given out, and counts both.
+// A provider is the far end of an uplink. It forwards packets of its customers to the internet, drops
+// packets with a source that it has not given out, and counts both.
 type provider struct {
 	ifname     string   // of the host's link to it
-	network    string   // IPv4 on that link
-	gateway    string   // its router there
-	customers  string   // the addresses that it gives out
-	customers6 string   // the same of IPv6
-	routers6   []string // its routers' IPv6 addresses, with the length of their networks
-	nat        bool     // the internet sees seenAs, and not its IPv4 customers
+	network    string   // the IPv4 network of that link
+	gateway    string   // the IPv4 address of its router on that link
+	customers  string   // the IPv4 addresses that it gives out
+	customers6 string   // the IPv6 addresses that it gives out
+	routers6   []string // the IPv6 addresses of its routers, with the length of their networks
+	nat        bool     // the internet sees seenAs instead of the IPv4 addresses of customers
 	ns         *nettest.Namespace
 }
 
 const (
-	internet  = nettest.Far4 // behind all of them
+	internet  = nettest.Far4 // behind all providers
 	internet6 = nettest.Far6
 	echoPort  = 7
 )
 
-// uplinks is a host behind providers, with an internet behind those that answers each packet
-// with the address that it saw the packet come from.
+// uplinks is a host behind providers. The internet behind the providers answers each packet with the
+// source address of the packet.
 type uplinks struct {
 	*host
 	isps     []provider
 	internet *nettest.Internet
 }
 
-// behind puts a host behind providers. Its links are up and have no address.
+// behind puts a host behind providers. Its links to them are up and have no addresses.
 func (h *host) behind(isps ...provider) *uplinks {
 	h.t.Helper()
 	t, u := h.t, &uplinks{host: h, isps: isps}
@@ -56,7 +56,7 @@ func (h *host) behind(isps ...provider) *uplinks {
 		}
 	}
 	u.internet = nettest.NewInternet(t, u.ns, routers...)
-	t.Cleanup(h.finish) // before the links go with the far ends
+	t.Cleanup(h.finish) // before the far ends are closed, which deletes the links
 	u.internet.Do(func() {
 		serveWho(t, net.JoinHostPort(internet, "7"))
 		if len(isps[0].routers6) > 0 {
@@ -76,8 +76,8 @@ func (u *uplinks) connect(n int) {
 	u.internet.Plug(u.t, n)
 }
 
-// filter makes a provider drop and count. Not counted is what a host sends on its own account:
-// DHCP, which has no source yet, the search for neighbours, and acknowledgements.
+// filter makes provider n drop and count packets. It does not count what a kernel or DHCP client sends
+// by itself: DHCP without a source address, neighbour discovery, and TCP acknowledgements.
 func (u *uplinks) filter(n int) {
 	u.t.Helper()
 	isp := u.isps[n]
@@ -120,7 +120,7 @@ func (u *uplinks) filter(n int) {
 	isp.ns.Run(u.t, "nft", "-f", path)
 }
 
-// routed is a provider whose customers the internet sees.
+// routed is provider n without NAT: the internet sees the addresses of its customers.
 func routed(n int) provider {
 	network, network6 := fmt.Sprintf("10.%d.0.", n+1), fmt.Sprintf("fd0%d::", n+1)
 	return provider{
@@ -129,7 +129,7 @@ func routed(n int) provider {
 	}
 }
 
-// address gives the host its addresses and routes of uplink n.
+// address adds the addresses and default routes of uplink n to the host.
 func (u *uplinks) address(n int) {
 	u.t.Helper()
 	ifname := fmt.Sprintf("wan%d", n)
@@ -149,11 +149,11 @@ func at(n int) (inet, inet6 string) {
 	return fmt.Sprintf("10.%d.0.2", n+1), fmt.Sprintf("fd0%d::2", n+1)
 }
 
-// seenAs is the address that the internet sees what comes through a provider with NAT from.
+// seenAs is the source that the internet sees of packets through provider n with NAT.
 func seenAs(n int) netip.Addr { return nettest.Transit(n) }
 
-// serveWho answers each datagram and each piece of a stream with the address that it came from,
-// at an address of the namespace of the calling thread.
+// serveWho answers each datagram and each piece of a stream with its source address. It listens at addr
+// in the namespace of the calling thread.
 func serveWho(t *testing.T, addr string) {
 	t.Helper()
 	datagrams, err := net.ListenPacket("udp", addr)
@@ -181,7 +181,7 @@ func serveWho(t *testing.T, addr string) {
 				return
 			}
 			if err == nil {
-				_, _ = datagrams.WriteTo(who(from), from) // who asked sees that
+				_, _ = datagrams.WriteTo(who(from), from) // a client without an answer reports that
 			}
 		}
 	})

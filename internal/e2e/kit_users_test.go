@@ -13,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Users and groups of the sandbox. The groups are nobody's primary ones.
+// Users and groups of the sandbox. No user has one of the groups as its primary group.
 const (
 	uidAnna, uidBert, uidCarl = 21001, 21002, 21003 // bert is in group leasers
 	uidNobodyKnows            = 21999
 	gidLeasers, gidStaff      = 22001, 22002
 )
 
-// addUsers adds them to the /etc of the sandbox.
+// addUsers adds the users and groups to /etc of the sandbox.
 var addUsers = sync.OnceValue(func() error {
 	for path, lines := range map[string]string{
 		"/etc/passwd": "anna:x:21001:21001::/:/bin/sh\nbert:x:21002:21002::/:/bin/sh\ncarl:x:21003:21003::/:/bin/sh\n",
@@ -40,7 +40,7 @@ var addUsers = sync.OnceValue(func() error {
 	return nil
 })
 
-// publicBin is the path of one of our commands where any user may run it.
+// publicBin is the path of a copy of one of our commands that any user may run.
 func publicBin(t *testing.T, name string) string {
 	t.Helper()
 	dir, err := publicDir()
@@ -71,7 +71,7 @@ var publicDir = sync.OnceValues(func() (string, error) {
 	return dir, os.Chmod(dir, 0o755)
 })
 
-// serverAs is the command line of the server for another user.
+// serverAs is a command line of the server as another user.
 func (h *host) serverAs(uid uint32, args ...string) *exec.Cmd {
 	h.t.Helper()
 	cmd := exec.Command(publicBin(h.t, serverBin), args...)
@@ -91,19 +91,18 @@ const (
 	withoutNetwork = "--bounding-set -net_admin --inh-caps -net_admin"
 )
 
-// stranger is the uid of somebody who is not trusted.
+// stranger is the uid of a user who is not trusted.
 const stranger = 4711
 
-// as runs f inside the host on a thread of its own that belongs to user uid, and
-// returns when f has called ready or returned. Sockets that f makes or writes to are
-// that user's to the kernel.
+// as runs f on the machine, on a thread that belongs to user uid, and returns when f has called ready or
+// returned. To the kernel, sockets that f makes or writes to belong to that user.
 func (h *machine) as(uid int, f func(ready func())) {
 	h.t.Helper()
 	begun, ended := make(chan struct{}), make(chan struct{})
 	var err error
 	go func() {
 		defer close(ended)
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		var ns *os.File
 		if ns, err = os.Open(h.ns.Path()); err != nil {
 			return
@@ -113,7 +112,7 @@ func (h *machine) as(uid int, f func(ready func())) {
 		if err != nil {
 			return
 		}
-		// The raw call: of this thread, where the library's would be of all.
+		// The raw call changes this thread; that of the library changes all threads.
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
 			err = errno
 			return
