@@ -1,27 +1,9 @@
 package e2e
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 )
-
-// profile writes a connection profile of a link; ipv4 are the lines of its section.
-func (s *site) profile(ifname, ipv4 string) {
-	s.t.Helper()
-	path := "/etc/NetworkManager/system-connections/" + ifname + ".nmconnection"
-	s.write(path, fmt.Sprintf(`[connection]
-id=%[1]s
-type=ethernet
-interface-name=%[1]s
-autoconnect=false
-[ipv4]
-%s
-[ipv6]
-method=disabled
-`, ifname, ipv4))
-	s.sh(`chmod 600 "$1"`, path)
-}
 
 // NetworkManager brings three uplinks up, by DHCP and static, one of which it keeps out of
 // main; it keeps main as it wants it.
@@ -32,9 +14,9 @@ func TestNetworkManager(t *testing.T) {
 		s.dnsmasqAt(n)
 	}
 	s.isps[1].ns.IP(t, "address add 192.168.1.254/24 dev lan")
-	s.profile("wan0", "method=auto\n")
-	s.profile("wan1", "method=manual\naddress1=192.168.1.150/24,192.168.1.1\naddress2=192.168.1.151/24\ndns=192.168.1.1;192.168.1.2;\nroute1=10.99.0.0/16,192.168.1.254,77\n")
-	s.profile("wan2", "method=auto\nnever-default=true\n")
+	s.profile("wan0", "method=auto", "method=disabled")
+	s.profile("wan1", "method=manual\naddress1=192.168.1.150/24,192.168.1.1\naddress2=192.168.1.151/24\ndns=192.168.1.1;192.168.1.2;\nroute1=10.99.0.0/16,192.168.1.254,77", "method=disabled")
+	s.profile("wan2", "method=auto\nnever-default=true", "method=disabled")
 	s.networkManager()
 	for _, isp := range s.isps {
 		s.sh("nmcli --wait 20 connection up " + isp.ifname)
@@ -82,7 +64,7 @@ func TestNetworkManager(t *testing.T) {
 // Without the server of tables NetworkManager's own routes serve, and nothing waits.
 func TestNetworkManagerNoServer(t *testing.T) {
 	s := newSite(t)
-	s.profile("wan0", "method=manual\naddress1=192.168.1.20/24,192.168.1.1\n")
+	s.profile("wan0", "method=manual\naddress1=192.168.1.20/24,192.168.1.1", "method=disabled")
 	s.networkManager()
 	s.sh("nmcli --wait 20 connection up wan0")
 	s.waitUplink(0, "192.168.1.20")

@@ -3,7 +3,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"syscall"
 	"testing"
 )
@@ -99,21 +98,11 @@ func TestDnsmasq(t *testing.T) {
 	s.serve()
 	// The user keeps resolv.conf, as one can with a hook of one's own.
 	s.write("/etc/dhcp/dhclient-enter-hooks.d/keep", "make_resolv_conf() { :; }\n")
-	s.write("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
-	s.sh("mkdir -p /run/dnsmasq")
-	s.daemon("dnsmasq", "--keep-in-foreground", "--conf-file=/usr/local/share/doc/table-allocator/examples/dnsmasq.conf",
-		"--pid-file=/run/dnsmasq/dnsmasq.pid", "--listen-address=127.0.0.1", "--bind-interfaces", "--cache-size=0",
-		"--log-queries", "--log-facility=-").waitLog("started, version")
-	asked := 0
-	answer := func() string {
-		asked++ // a name that is asked anew while its answer is awaited waits along
-		out := s.try("getent ahostsv4 name$1.test | sed -n '1s/ .*//p'", fmt.Sprint(asked)).stdout
-		return strings.TrimSpace(out)
-	}
+	lookup := s.resolver()
 	resolves := func(n ...int) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("names resolve through %d", n), func() error {
-			got := answer()
+			_, got := lookup()
 			for _, n := range n {
 				if got == seenAs(n).String() {
 					return nil
@@ -131,7 +120,7 @@ func TestDnsmasq(t *testing.T) {
 	for n := range s.isps {
 		s.dnsmasqAt(n)
 	}
-	if got := answer(); got != "" {
+	if _, got := lookup(); got != "" {
 		t.Errorf("answer without an uplink: %q", got)
 	}
 	up(0)

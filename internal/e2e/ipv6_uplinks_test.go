@@ -60,27 +60,22 @@ func TestIPv6Dnsmasq(t *testing.T) {
 		h.ns.IP(t, fmt.Sprintf("address add %s dev %s nodad", strings.Replace(prefix6(n, 0), "::", "::20", 1), h.isps[n].ifname))
 	}
 	h.ns.IP(t, "address add 192.0.2.1/32 dev lo") // or getent would not ask for addresses of IPv4
-	h.write("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
-	h.sh("mkdir -p /run/dnsmasq")
-	h.daemon("dnsmasq", "--keep-in-foreground", "--conf-file=/usr/local/share/doc/table-allocator/examples/dnsmasq.conf",
-		"--pid-file=/run/dnsmasq/dnsmasq.pid", "--listen-address=127.0.0.1", "--bind-interfaces", "--cache-size=0",
-		"--log-queries", "--log-facility=-").waitLog("started, version")
-	names := 0
+	lookup := h.resolver()
 	for _, n := range []int{0, 1, 0} {
 		isp, addr := h.isps[n], strings.TrimSuffix(prefix6(n, 0), "/64")+"20"
 		client := "table-allocator-client -6 -a " + addr + " -i " + isp.ifname
 		h.sh(client + " --routes move --gateway " + router6 + "%" + isp.ifname + " --nameserver " + router6)
 		h.waitServed(n, addr, h.routesOf(n)...)
 		h.waitServers("server=" + router6 + "%" + isp.ifname + "@" + addr)
+		var name string
 		eventually(t, "names resolve through "+isp.ifname, func() error {
-			names++ // a name that is asked anew while its answer is awaited waits along
-			out := strings.TrimSpace(h.try("getent ahostsv4 name$1.test | sed -n '1s/ .*//p'", fmt.Sprint(names)).stdout)
-			if out != seenAs(n).String() {
-				return fmt.Errorf("answer %q", out)
+			var got string
+			if name, got = lookup(); got != seenAs(n).String() {
+				return fmt.Errorf("answer %q", got)
 			}
 			return nil
 		})
-		asked[n].waitLog(fmt.Sprintf("name%d.test from %s", names, addr))
+		asked[n].waitLog(name + " from " + addr)
 		h.sh(client + " -r")
 		h.waitServers()
 	}

@@ -367,3 +367,39 @@ level=INFO
 		return nil
 	})
 }
+
+// profile writes a connection profile of NetworkManager for a link; ipv4 and ipv6 are lines of these
+// sections.
+func (s *site) profile(ifname, ipv4, ipv6 string) {
+	s.t.Helper()
+	path := "/etc/NetworkManager/system-connections/" + ifname + ".nmconnection"
+	s.write(path, fmt.Sprintf(`[connection]
+id=%[1]s
+type=ethernet
+interface-name=%[1]s
+autoconnect=false
+[ipv4]
+%[2]s
+[ipv6]
+%[3]s
+`, ifname, ipv4, ipv6))
+	s.sh(`chmod 600 "$1"`, path)
+}
+
+// resolver starts dnsmasq as the resolver of the site, with our example of a configuration. lookup
+// resolves a name that was not asked for before, and returns the name and its address: the answer of
+// the provider that dnsmasq asked, see dnsmasqAt.
+func (s *site) resolver() (lookup func() (name, addr string)) {
+	s.t.Helper()
+	s.write("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+	s.sh("mkdir -p /run/dnsmasq")
+	s.daemon("dnsmasq", "--keep-in-foreground", "--conf-file=/usr/local/share/doc/table-allocator/examples/dnsmasq.conf",
+		"--pid-file=/run/dnsmasq/dnsmasq.pid", "--listen-address=127.0.0.1", "--bind-interfaces", "--cache-size=0",
+		"--log-queries", "--log-facility=-").waitLog("started, version")
+	asked := 0
+	return func() (name, addr string) {
+		asked++ // while dnsmasq waits for an answer, it does not ask for the same name again
+		name = fmt.Sprintf("name%d.test", asked)
+		return name, strings.TrimSpace(s.try(`getent ahostsv4 "$1" | sed -n '1s/ .*//p'`, name).stdout)
+	}
+}

@@ -2,27 +2,14 @@ package e2e
 
 import (
 	"errors"
-	"fmt"
 	"testing"
 )
 
-// connection writes a connection profile of a link and brings it up.
+// connection writes a connection profile of a link, and brings the connection up.
 func (h *home) connection(ifname, ipv4, ipv6 string) {
 	h.t.Helper()
-	path := "/etc/NetworkManager/system-connections/" + ifname + ".nmconnection"
-	h.write(path, fmt.Sprintf(`[connection]
-id=%[1]s
-type=ethernet
-interface-name=%[1]s
-autoconnect=false
-[ipv4]
-%[2]s
-[ipv6]
-addr-gen-mode=eui64
-ip6-privacy=0
-%[3]s
-`, ifname, ipv4, ipv6))
-	h.sh(`chmod 600 "$1" && nmcli connection reload && nmcli --wait 20 connection up "$2"`, path, ifname)
+	h.profile(ifname, ipv4, "addr-gen-mode=eui64\nip6-privacy=0\n"+ipv6)
+	h.sh(`nmcli connection reload && nmcli --wait 20 connection up "$1"`, ifname)
 }
 
 // NetworkManager configures three links: static, by DHCP with SLAAC, and by DHCP with
