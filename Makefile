@@ -33,13 +33,13 @@ help: ## print this
 demo: build ## show it at work in network namespaces; touches nothing of this host
 	@go run ./internal/demo
 
-# -v, for the log, is what tells of skipped tests; the screen gets the rest. Tests mostly wait:
-# four at once take not much longer than two.
+# -v, for the log, is what tells of skipped tests; the screen gets the rest. Tests mostly wait, so
+# six at once need no more than two processors.
 test: needs-test layer cross build race ## run all tests, as root: at most 15 minutes on two cores
 	@for c in $(COMMANDS); do version=$$(bin/$$c --version); echo "bin/$$c: $$version"; done
 	@mkdir -p .cache
 	n=$$(nproc); timeout --foreground --kill-after=10s 15m \
-		go test -race -count=1 -parallel $$((n > 4 ? n : 4)) -timeout 14m -v ./... 2>&1 \
+		go test -race -count=1 -parallel $$((n > 6 ? n : 6)) -timeout 14m -v ./... 2>&1 \
 		| tee .cache/test.log | sed -u -E '/^(=== |PASS$$| *--- PASS)/d'
 	@if grep -E '^ *--- SKIP' .cache/test.log; then \
 		echo "the tests above were skipped"; \

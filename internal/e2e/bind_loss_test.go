@@ -446,13 +446,13 @@ func TestBindMany(t *testing.T) {
 	}
 	rules := c.allRules()
 	const runs = 1000
-	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do "$0" run --ifname wan$((i %% 2)) true || exit; i=$((i+1)); done`, runs/2)
+	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do "$0" run --ifname wan$((i %% 2)) true || exit; i=$((i+1)); echo $i; done`, runs/2)
 	var both []*process
 	for range 2 { // at the same time
 		both = append(both, c.start(c.here("sh", "-c", script, client)))
 	}
 	for _, p := range both {
-		if code := p.wait(); code != 0 {
+		if code := p.waitWriting(); code != 0 {
 			t.Fatalf("exit code %d: %s", code, p.log)
 		}
 	}

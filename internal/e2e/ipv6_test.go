@@ -49,8 +49,9 @@ func TestIPv6(t *testing.T) {
 func TestIPv6Tentative(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0")
-	// Without a carrier the kernel does not even begin to look for duplicates.
+	// On a link that never had a carrier the kernel does not even begin to look for duplicates.
 	h.isp.IP(t, "link set wan0 down")
+	h.ns.Batch(t, "link set wan0 down", "link set wan0 up")
 	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0")
 	h.serve()
 	if got := h.lease6("2001:db8::2", "wan0", "--routes", "copy"); got != "10000" {

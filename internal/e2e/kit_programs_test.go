@@ -58,6 +58,20 @@ func (p *process) wait() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
+// waitWriting is wait for a process that takes long, and writes as long as it makes progress.
+func (p *process) waitWriting() int {
+	p.t.Helper()
+	for written := -1; len(p.log.String()) > written; {
+		written = len(p.log.String())
+		select {
+		case <-p.done:
+			return p.cmd.ProcessState.ExitCode()
+		case <-time.After(patience):
+		}
+	}
+	return p.wait()
+}
+
 // waitLog waits until the process has written text.
 func (p *process) waitLog(text string) {
 	p.t.Helper()
@@ -153,7 +167,7 @@ func (h *machine) together(cmds []*exec.Cmd) []result {
 	outs := make([]struct{ stdout, stderr bytes.Buffer }, len(cmds))
 	errs := make([]error, len(cmds))
 	var all sync.WaitGroup
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(2+len(cmds)/20)*patience)
 	defer cancel()
 	for i, cmd := range cmds {
 		cmd.Stdout, cmd.Stderr = &outs[i].stdout, &outs[i].stderr

@@ -73,7 +73,7 @@ const (
 	clientBin = "table-allocator-client"
 	// patience is how long an event may take before the test fails. It is long, because the machine may
 	// be busy.
-	patience = 30 * time.Second
+	patience = time.Minute
 )
 
 // bin is the path of one of our commands, built with the race detector.

@@ -31,7 +31,7 @@ type crowd struct {
 
 // crowdPatience is patience with a server that is dead most of the time, and has a queue of ten
 // for so many.
-const crowdPatience = 20 * patience
+const crowdPatience = 10 * patience
 
 // book changes the books; it fails the test if f finds a fault.
 func (c *crowd) book(f func() error) {
