@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -156,7 +157,7 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 			continue
 		}
 		for _, a := range addresses {
-			if table := sources[a.Addr.String()]; table != 0 && slices.Contains(b.Tables[familyOf(a)], table) {
+			if table := sources[a.Addr]; table != 0 && slices.Contains(b.Tables[familyOf(a)], table) {
 				b.Ifname = links[a.Index]
 			}
 		}
@@ -174,9 +175,8 @@ func familyOf(a route.Address) wire.Family {
 	return wire.Inet6
 }
 
-// boundIn reads the guards and lookups of both families, and which table the rules from an
-// address lead to.
-func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err error) {
+// boundIn reads the guards and lookups of both families, and which tables the rules from addresses lead to.
+func boundIn(kernel *route.Conn) (all []Bound, sources map[netip.Addr]uint32, err error) {
 	type id struct {
 		traffic  route.Traffic
 		priority uint32
@@ -190,7 +190,7 @@ func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err er
 		}
 		return &all[at[key]]
 	}
-	sources = make(map[string]uint32)
+	sources = make(map[netip.Addr]uint32)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := kernel.Rules(family)
 		if err != nil {
@@ -207,8 +207,8 @@ func boundIn(kernel *route.Conn) (all []Bound, sources map[string]uint32, err er
 			case uplink.IsLookup(r):
 				b := find(r.Traffic, r.Priority)
 				b.Tables[wire.Family(family)] = append(b.Tables[wire.Family(family)], r.Table)
-			case uplink.IsHost(r) && !uplink.LeavesTable(r):
-				sources[r.Src.Addr().String()] = r.Table
+			case uplink.IsHost(r) && !uplink.LeavesTable(r) && r.Flags == 0:
+				sources[r.Src.Addr()] = r.Table
 			}
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 	"syscall"
@@ -244,35 +243,22 @@ func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, u uplink.Uplin
 // lookups returns a function that says which lookups are missing for an address, and whether the address has a rule to
 // a table, which those have to lead to.
 func (b *Binding) lookups(kernel *route.Conn) (func(uplink.Uplink) (missing []route.Rule, leased bool), error) {
-	have := make(map[wire.Family]map[route.Rule]bool)
-	tables := make(map[netip.Prefix]uint32)
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := kernel.Rules(family)
-		if err != nil {
-			return nil, err
-		}
-		lookups := make(map[route.Rule]bool)
-		for _, r := range rules {
-			switch {
-			case uplink.IsLookup(r):
-				lookups[r] = true
-			case uplink.IsHost(r) && !uplink.LeavesTable(r) && r.Flags == 0 && r.MinLength == 0:
-				tables[r.Src] = r.Table
-			}
-		}
-		have[wire.Family(family)] = lookups
+	all, sources, err := boundIn(kernel)
+	if err != nil {
+		return nil, err
 	}
 	return func(u uplink.Uplink) (missing []route.Rule, leased bool) {
-		table, leased := tables[u.Host()]
-		if !leased {
-			return nil, false
-		}
+		table, leased := sources[u.Addr()]
 		for _, t := range b.Traffic {
-			if r := uplink.LookupOf(uplink.GuardOf(b.Marking, t, b.OnLoss), table); !have[u.Key.Family][r] {
-				missing = append(missing, r)
+			lookup := uplink.LookupOf(uplink.GuardOf(b.Marking, t, b.OnLoss), table)
+			there := func(o Bound) bool {
+				return o.Traffic == t && o.Priority == lookup.Priority && slices.Contains(o.Tables[u.Key.Family], table)
+			}
+			if leased && !slices.ContainsFunc(all, there) {
+				missing = append(missing, lookup)
 			}
 		}
-		return missing, true
+		return missing, leased
 	}, nil
 }
 
