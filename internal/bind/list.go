@@ -140,8 +140,8 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 		return nil, err
 	}
 	ifnames := slices.Clone(more)
-	for _, name := range links {
-		ifnames = append(ifnames, name)
+	for _, link := range links {
+		ifnames = append(ifnames, link.Name)
 	}
 	asked, err := peer.NewServer(server, uids)
 	if err != nil {
@@ -158,7 +158,7 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 		}
 		for _, a := range addresses {
 			if table := sources[a.Addr]; table != 0 && slices.Contains(b.Tables[familyOf(a)], table) {
-				b.Ifname = links[a.Index]
+				b.Ifname = links[a.Index].Name
 			}
 		}
 	}

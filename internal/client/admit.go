@@ -38,7 +38,7 @@ func (h *host) note(n news) {
 	for addr := range n.went {
 		h.clearRefusal(addr)
 	}
-	if n.linksChanged || h.admitAt == 0 && h.unknown(n.came) { // another profile may select a link by its new name
+	if n.linksChanged || n.newDefault || h.admitAt == 0 && h.unknown(n.came) { // another profile may select a link by its new name
 		h.admitSoon()
 	}
 	for at := range n.came {
@@ -47,7 +47,7 @@ func (h *host) note(n news) {
 			h.reconcileAt = min(h.reconcileAt, wire.Now()+fallBackIn)
 		}
 	}
-	h.noteLost(n.lostRules)
+	h.noteRules(n.tables)
 }
 
 // unknown reports whether any address has no session.
@@ -67,17 +67,22 @@ func (h *host) unknown(came map[onLink]bool) bool {
 	return false
 }
 
-// noteLost has deleted rules restored, if they lead to tables of sessions. Rules of other tables may be those of
-// another client that is about to end.
-func (h *host) noteLost(tables map[uint32]bool) {
+// noteRules has deleted rules restored, if they lead to tables of sessions. Rules of other tables are those of another
+// client: its link is an uplink, or no longer, and if its address is the host's to serve, it may be about to end.
+func (h *host) noteRules(tables map[uint32]bool) {
 	if len(tables) == 0 {
 		return
 	}
 	leased := h.tables()
-	for table := range tables {
-		if (leased[table] || !isLeased(table)) && h.healAt == 0 {
+	for table, lost := range tables {
+		if isLeased(table) && !leased[table] {
+			h.admitSoon()
+		}
+		switch {
+		case !lost:
+		case (leased[table] || !isLeased(table)) && h.healAt == 0:
 			h.healAt = wire.Now()
-		} else if len(h.foreign) > 0 {
+		case len(h.foreign) > 0:
 			h.reconcileAt = min(h.reconcileAt, wire.Now()+afterForeign)
 		}
 	}
@@ -143,12 +148,9 @@ func (h *host) changedSessions() []*session {
 	names, addresses, err := h.kernel.HostAddresses()
 	routes := make(map[int]map[uint32]int) // how many routes of ours each table has
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		have, familyErr := h.kernel.OurRoutes(family)
-		err = errors.Join(err, familyErr)
-		routes[family] = make(map[uint32]int)
-		for _, r := range have {
-			routes[family][r.Table]++
-		}
+		count := make(map[uint32]int)
+		err = errors.Join(err, h.kernel.EachOfOurs(family, unix.RT_TABLE_UNSPEC, func(r route.Route) { count[r.Table]++ }))
+		routes[family] = count
 	}
 	if err != nil || h.blind {
 		return h.all()
@@ -159,18 +161,23 @@ func (h *host) changedSessions() []*session {
 	}
 	return slices.DeleteFunc(h.all(), func(s *session) bool {
 		a, ok := there[onLink{s.addr, s.inst.Index}]
-		return ok && a.Created == s.created && names[s.inst.Index] == s.lease.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
-			(s.lease.state != held || s.inst.Installed && routes[s.family()][s.lease.table] == s.inst.Routes())
+		return ok && a.Created == s.created && names[s.inst.Index].Name == s.lease.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
+			(s.lease.state != held || s.inst.Installed && !s.inst.Stale() && routes[s.family()][s.lease.table] == s.inst.Routes())
 	})
 }
 
 // admit starts a session for each address that has none.
 func (h *host) admit() {
 	h.admitAt = 0
-	links, addresses, err := h.kernel.HostAddresses()
+	links, addresses, err := h.uplinks()
 	if err != nil {
 		h.log.Error("cannot read the addresses of the host", "err", err)
 		return
+	}
+	if leased, err := h.leasedLinks(addresses); err != nil {
+		h.log.Error("cannot read which links have rules", "err", err)
+	} else {
+		h.leased = leased
 	}
 	sessions := make(map[wire.Key]bool, len(h.sessions))
 	for _, s := range h.sessions {
@@ -181,9 +188,11 @@ func (h *host) admit() {
 	foreign, ended := make(map[wire.Key]bool), make(map[wire.Key]bool)
 	before := len(h.sessions)
 	for _, a := range addresses {
-		u, ok := h.config.Uplink(a, links[a.Index])
+		link := links[a.Index]
+		u, ok := h.config.Uplink(a, link.Name)
 		switch key := u.Key; {
-		case !ok || sessions[key] || h.refused[key] != 0:
+		case !ok || sessions[key] || h.refused[key] != 0 || !h.config.Wants(link):
+			h.noteExcluded(link)
 		case h.ended[key]:
 			ended[key] = true
 		case !h.startSession(u, a):
@@ -194,6 +203,98 @@ func (h *host) admit() {
 	if len(h.sessions)-before >= burst {
 		h.reconcileAt = min(h.reconcileAt, now+afterBurst)
 	}
+	h.followStale()
+}
+
+// uplinks are the links and addresses of the host. Those of links that main has a default route over come first, in
+// case that there are not tables enough.
+func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
+	links, addresses, err := h.kernel.HostAddresses()
+	if err != nil {
+		return nil, nil, err
+	}
+	defaults, err := h.env.Picture.Defaults()
+	if err != nil {
+		return nil, nil, err
+	}
+	slices.SortStableFunc(addresses, func(a, b route.Address) int {
+		switch {
+		case defaults[a.Index] == defaults[b.Index]:
+			return 0
+		case defaults[a.Index]:
+			return -1
+		}
+		return 1
+	})
+	return uplink.Links(links, defaults), addresses, nil
+}
+
+// noteExcluded says once of a link that looks like an uplink that the configuration leaves it alone.
+func (h *host) noteExcluded(link uplink.Link) {
+	if !link.Default || !h.config.Excludes(link.Name) || h.excluded[link.Name] || link.Name == uplink.Loopback {
+		return
+	}
+	h.excluded[link.Name] = true
+	h.log.Warn("the configuration excludes a link that main has a default route over: its addresses are not served", "ifname", link.Name)
+}
+
+// exhausted ends the session of an address on a link without any route of main, so that one on a link that has routes
+// gets its table: the server has none left.
+func (h *host) exhausted(needy *session) {
+	if !h.routed(needy) {
+		return
+	}
+	for _, s := range h.sessions {
+		if s.lease.state == held && s.family() == needy.family() && s.lease.uplink.Want == 0 && !s.hooked && !h.routed(s) {
+			h.feed(s, event{kind: end, why: "the server has no table left for a link that main has routes over, and main has none over this link"})
+			return
+		}
+	}
+}
+
+// routed reports whether main has routes over the link of an address.
+func (h *host) routed(s *session) bool {
+	routed, err := h.env.Picture.HasRoutes(s.family(), s.inst.Index)
+	s.warn("read the routes", err)
+	return routed
+}
+
+// followStale carries over what changed with the links that are uplinks: tables have routes over the other ones.
+func (h *host) followStale() {
+	h.env.Picture.Invalidate()
+	for _, s := range h.sessions {
+		if s.lease.state == held && s.inst.Installed && s.lease.uplink.Settings.PlacesRoutes() && s.inst.Stale() {
+			s.follow()
+		}
+	}
+}
+
+// servesLink reports whether a link has an address in service, of this process or of another one.
+func (h *host) servesLink(index int) bool {
+	return h.leased[index] || slices.ContainsFunc(h.sessions, func(s *session) bool { return s.inst.Index == index })
+}
+
+// leasedLinks are the links that have an address with a rule of ours to a table, whatever process added it.
+func (h *host) leasedLinks(addresses []route.Address) (map[int]bool, error) {
+	sources := make(map[netip.Addr]bool)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool {
+			return r.Protocol == route.Protocol && uplink.IsHost(*r) && !uplink.LeavesTable(*r)
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			sources[r.Src.Addr()] = true
+		}
+	}
+	leased := make(map[int]bool)
+	for _, a := range addresses {
+		if sources[a.Addr] {
+			leased[a.Index] = true
+		}
+	}
+	return leased, nil
 }
 
 // startSession starts a session, and reports false if another client has the address.

@@ -68,7 +68,7 @@ func (h *host) collect() error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		errs = append(errs, h.collectFamily(family, served))
 	}
-	order, err := h.unboundOrder()
+	order, err := h.unboundOrder(uplink.Loopback)
 	for of := range h.order {
 		h.order[of] = slices.DeleteFunc(h.order[of], func(table uint32) bool {
 			return err == nil && !slices.Contains(order[of], table) &&
@@ -85,7 +85,7 @@ func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	if err != nil {
 		return err
 	}
-	routes, err := h.kernel.OurRoutes(family)
+	routes, err := h.ourRoutes(family)
 	if err != nil {
 		return err
 	}
@@ -114,6 +114,24 @@ func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	return errors.Join(append(errs, h.flushStale(family, routes, in.tables))...)
 }
 
+// ourRoutes returns one route of ours for each table, source and link: there may be very many of them.
+func (h *host) ourRoutes(family int) ([]route.Route, error) {
+	type kind struct {
+		table uint32
+		src   netip.Addr
+		index int
+	}
+	seen := make(map[kind]bool)
+	var routes []route.Route
+	err := h.kernel.EachOfOurs(family, unix.RT_TABLE_UNSPEC, func(r route.Route) {
+		if of := (kind{r.Table, r.Src, r.Index}); !seen[of] {
+			seen[of] = true
+			routes = append(routes, r)
+		}
+	})
+	return routes, err
+}
+
 // flushStale empties the tables that no client uses.
 func (h *host) flushStale(family int, routes []route.Route, used map[uint32]bool) error {
 	var errs []error
@@ -122,9 +140,9 @@ func (h *host) flushStale(family int, routes []route.Route, used map[uint32]bool
 		if !isLeased(r.Table) || used[r.Table] {
 			continue
 		}
-		h.log.Info("stale route removed", "route", r.String(), "table", r.Table)
 		if !flushed[r.Table] {
 			flushed[r.Table] = true
+			h.log.Info("stale routes removed", "table", r.Table, "route", r.String())
 			errs = append(errs, h.kernel.FlushTable(family, r.Table))
 		}
 	}
@@ -196,7 +214,7 @@ func (h *host) returnDead(family int, source route.Rule, routes []route.Route, a
 	}
 	index, network := 0, source.Src // of its link, if that can be found
 	for _, r := range routes {
-		if r.Table == source.Table && r.Index != 0 {
+		if r.Table == source.Table && r.Src == addr && r.Index != 0 {
 			index = r.Index
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -27,26 +28,54 @@ type packet struct {
 // changed looks at what events concern. Events are hints: what is true now has to be read.
 func (l *loop) changed(events []route.Event) {
 	n := digest(events)
-	if n.overrun || n.main || len(n.addresses)+len(n.links) > 0 {
-		l.env.Glance.Invalidate()
+	if n.overrun || len(n.main) > 0 || len(n.addresses)+len(n.links) > 0 {
+		l.env.Picture.Invalidate()
+	}
+	if n.overrun || n.nexthops || len(n.addresses)+len(n.links) > 0 {
+		l.env.Picture.Lost()
 	}
 	l.serveNewlyBound(n)
+	large := l.followLarge(events)
 	for _, s := range l.all() {
 		if n.overrun || n.concerns(s) {
 			s.noteLeaving(n.went[s.addr])
 			l.look(s)
-		} else if n.routes != nil {
+		} else if (len(n.main) > 0 || n.routes != nil) && !large[s.family()] {
 			s.hear(n)
 		}
 	}
 	l.scope.note(n)
 }
 
+// followLarge carries over what events say of a main with very many routes, and returns the families that have one.
+func (l *loop) followLarge(events []route.Event) map[int]bool {
+	large := make(map[int]bool)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		changes, isLarge := l.env.Picture.Hear(family, events)
+		if !isLarge {
+			continue
+		}
+		large[family] = true
+		for _, s := range l.sessions {
+			if s.family() != family || s.lease.state != held || !s.lease.uplink.Settings.PlacesRoutes() {
+				continue
+			}
+			s.inst.FollowChanges(s.lease.table, changes, events)
+			if l.env.Picture.Uncertain(family) {
+				s.lookIn(repairEvery)
+			}
+		}
+	}
+	return large
+}
+
 // news is what a batch of events is about, for all who need it: a thousand sessions must not each go through a
 // thousand events.
 type news struct {
 	overrun      bool
-	main         bool                 // routes of main changed
+	main         map[int]mainNews     // by family
+	newDefault   bool                 // main has a new default route, or a half of one: its link is an uplink, whatever else it is
+	nexthops     bool                 // nexthop objects changed
 	linksChanged bool                 // links were added, or changed
 	addresses    map[netip.Addr]bool  // that were added, changed or deleted
 	came         map[onLink]bool      // addresses that were added, or changed
@@ -55,7 +84,7 @@ type news struct {
 	names        map[string]bool      // of those links
 	routes       map[linkOf]routeNews
 	rules        map[ruleAt]bool // where rules of ours were added or deleted; true: deleted
-	lostRules    map[uint32]bool // tables of rules of ours that were deleted
+	tables       map[uint32]bool // tables of rules of ours that were added or deleted; true: deleted
 }
 
 // onLink is an address on a link.
@@ -66,6 +95,12 @@ type onLink struct {
 
 // linkOf is a link as one family has it. The ifindex 0 stands for routes with several links or none.
 type linkOf struct{ family, index int }
+
+// mainNews is what happened to the routes of main.
+type mainNews struct {
+	others bool // another program changed one
+	silent bool // some may have gone without an event: in place of a new one, or with a nexthop object
+}
 
 // routeNews is what happened to routes of a link.
 type routeNews struct {
@@ -92,6 +127,11 @@ func digest(events []route.Event) news {
 			n.linksChanged = n.linksChanged || e.Kind == route.LinkChanged
 		case route.RouteChanged:
 			n.addRoute(e)
+		case route.NexthopChanged:
+			n.nexthops = true
+			for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+				n.addMain(family, mainNews{silent: true})
+			}
 		case route.RuleChanged:
 			n.addRule(e)
 		}
@@ -118,8 +158,10 @@ func (n *news) addRoute(e route.Event) {
 	at := linkOf{e.Family, e.Index}
 	of := n.routes[at]
 	if e.Table == unix.RT_TABLE_MAIN {
-		n.main = true
-		of.main = of.main || e.Protocol != route.Protocol
+		others := e.Protocol != route.Protocol
+		n.newDefault = n.newDefault || others && !e.Deleted && e.Route.Dst.Bits() <= uplink.Halves(e.Family)
+		n.addMain(e.Family, mainNews{others: others, silent: others && e.Replaced})
+		of.main = of.main || others
 	} else if e.Deleted {
 		if of.lost == nil {
 			of.lost = make(map[uint32]bool)
@@ -129,18 +171,24 @@ func (n *news) addRoute(e route.Event) {
 	n.routes[at] = of
 }
 
+func (n *news) addMain(family int, m mainNews) {
+	if n.main == nil {
+		n.main = make(map[int]mainNews)
+	}
+	have := n.main[family]
+	n.main[family] = mainNews{have.others || m.others, have.silent || m.silent}
+}
+
 func (n *news) addRule(e route.Event) {
 	if e.Protocol != route.Protocol {
 		return
 	}
 	if n.rules == nil {
-		n.rules, n.lostRules = make(map[ruleAt]bool), make(map[uint32]bool)
+		n.rules, n.tables = make(map[ruleAt]bool), make(map[uint32]bool)
 	}
 	at := ruleAt{e.Family, e.Priority}
 	n.rules[at] = n.rules[at] || e.Deleted
-	if e.Deleted {
-		n.lostRules[e.Table] = true
-	}
+	n.tables[e.Table] = n.tables[e.Table] || e.Deleted
 }
 
 // concerns reports whether a session's address or link changed. It goes by the address, so that events of a thousand

@@ -224,6 +224,9 @@ func (l *loop) feed(s *session, ev event) {
 		if before != releasing {
 			s.logRefusal(ev.reply)
 		}
+		if ev.reply.Code == wire.Exhausted {
+			l.scope.exhausted(s)
+		}
 	}
 	for _, a := range actions {
 		l.do(s, a)

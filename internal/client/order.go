@@ -39,19 +39,20 @@ func (h *host) inOrder(family int) []*session {
 	return sessions
 }
 
-// unboundOrder is the order of the unbound rules: it chooses the uplink for traffic that
-// is bound to nothing.
-func (h *host) unboundOrder() (map[lane][]uint32, error) {
+// unboundOrder is the order of the unbound rules, which chooses the uplink for traffic that is bound to nothing:
+// of those for what this host sends, or of those for all packets, which stand one priority behind them.
+func (h *host) unboundOrder(iif string) (map[lane][]uint32, error) {
 	order := make(map[lane][]uint32)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool {
-			return r.Protocol == route.Protocol && r.Iif == uplink.Loopback && !uplink.LeavesTable(*r)
-		})
+		rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Iif == iif && uplink.IsUnbound(*r) })
 		if err != nil {
 			return nil, err
 		}
 		for _, r := range rules {
 			of := lane{family, r.Priority}
+			if iif == "" {
+				of.priority--
+			}
 			order[of] = append(order[of], r.Table)
 		}
 	}
@@ -67,7 +68,11 @@ func (h *host) disordered(family int) ([]*session, error) {
 			sessions[s.lease.table] = s
 		}
 	}
-	now, err := h.unboundOrder()
+	now, err := h.unboundOrder(uplink.Loopback)
+	if err != nil {
+		return nil, err
+	}
+	forwarded, err := h.unboundOrder("")
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +81,12 @@ func (h *host) disordered(family int) ([]*session, error) {
 		if of.family != family {
 			continue
 		}
-		for _, table := range misplaced(order, now[of], func(table uint32) bool { return sessions[table] != nil }) {
+		movable := func(table uint32) bool { return sessions[table] != nil }
+		tables := misplaced(order, now[of], movable)
+		if more := misplaced(order, forwarded[of], movable); len(more) > len(tables) {
+			tables = more // both are the end of the order
+		}
+		for _, table := range tables {
 			behind = append(behind, sessions[table])
 		}
 	}
@@ -101,15 +111,14 @@ func misplaced(order, now []uint32, movable func(uint32) bool) []uint32 {
 	return order[at:]
 }
 
-// moveBehind adds the unbound rule of a session again.
+// moveBehind adds the unbound rules of a session again.
 func (h *host) moveBehind(s *session) error {
-	rules := s.inst.Rules.Uplink.Rules(s.lease.table)
-	unbound := rules[len(rules)-1]
-	same := func(r route.Rule) bool { return r == unbound }
+	unbound := s.inst.Rules.Uplink.Unbound(s.lease.table)
+	same := func(r route.Rule) bool { return slices.Contains(unbound, r) }
 	if _, _, err := h.kernel.SyncRules(s.family(), same, nil); err != nil {
 		return err
 	}
-	_, _, err := h.kernel.SyncRules(s.family(), same, []route.Rule{unbound})
+	_, _, err := h.kernel.SyncRules(s.family(), same, unbound)
 	return err
 }
 

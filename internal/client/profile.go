@@ -17,7 +17,14 @@ type WatchConfig struct {
 	ServerUIDs []uint32
 
 	ReconcileEvery time.Duration // 0: DefaultReconcile
+	// MaxRoutes is how many routes of routing daemons are carried over into each table, as read at the start; 0:
+	// DefaultMaxRoutes.
+	MaxRoutes int
 }
+
+// DefaultMaxRoutes is a fifth of the Internet's IPv4 routes. The table of an address that has its default routes
+// needs no more.
+const DefaultMaxRoutes = 200_000
 
 // LoadWatchConfig reads a file: "links", a list of profiles, "exclude", "reconcile_seconds"
 // and "socket_path", in the manner of the server's. base is what the file does not say.
@@ -59,10 +66,18 @@ func (c *WatchConfig) set(key string, value []byte) error {
 		}
 		c.ReconcileEvery = time.Duration(seconds) * time.Second
 		return err
+	case "max_routes":
+		var n uint32
+		err := jsonc.Decode(key, value, &n, "a number of routes, at least 1")
+		if err == nil && (n == 0 || n > 1<<30) {
+			err = fmt.Errorf("%s: want 1 to %d", key, 1<<30)
+		}
+		c.MaxRoutes = int(n)
+		return err
 	case "socket_path":
 		return jsonc.Decode(key, value, &c.Server, "a string")
 	}
-	return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds and socket_path)", key)
+	return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds, max_routes and socket_path)", key)
 }
 
 func parseProfile(name string, text []byte) (uplink.Profile, error) {

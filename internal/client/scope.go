@@ -22,6 +22,8 @@ type scope interface {
 	note(news)
 	// settled hears that a session has rules, settings or an address that it did not have before.
 	settled(*session)
+	// exhausted hears that the server has no table left for a session.
+	exhausted(*session)
 	// dropped hears that a session is over.
 	dropped(*session)
 	// keptBlock are the rules that go on blocking the address of a session that clears the others.
@@ -38,6 +40,7 @@ func (lone) leaves(error) bool               { return false }
 func (lone) next() time.Duration             { return 0 }
 func (lone) runDue(time.Duration)            {}
 func (lone) settled(*session)                {}
+func (lone) exhausted(*session)              {}
 func (lone) dropped(*session)                {}
 func (lone) keptBlock(*session) []route.Rule { return nil }
 

@@ -34,7 +34,8 @@ type session struct {
 	warned    map[string]string
 	log       *slog.Logger
 	created   uint32
-	left      int // the link that the address was deleted from since the last look; 0: none
+	onLink    netip.Prefix // the network that the address has on its link; zero: not seen there yet
+	left      int          // the link that the address was deleted from since the last look; 0: none
 	retry     wire.Message
 	retryAt   time.Duration // when retry is sent again, for want of room in the server's queue; 0: nothing waits
 	retries   int
@@ -99,7 +100,7 @@ func (s *session) clear(table uint32, keep []route.Rule) {
 // place installs what a lease of table means. It reports whether the machine waited for that, and has heard of it.
 func (l *loop) place(s *session, table uint32) bool {
 	if s.lease.uplink.Settings.PlacesRoutes() {
-		s.warn("subscribe to events of routes", l.watcher.Join(route.Routes4|route.Routes6))
+		s.warn("subscribe to events of routes", l.watcher.Join(route.Routes4|route.Routes6|route.Nexthops))
 	}
 	if s.inst.Index == 0 {
 		l.look(s)
@@ -133,17 +134,18 @@ func (s *session) hear(n news) {
 		return
 	}
 	here, elsewhere := n.routes[linkOf{s.family(), s.inst.Index}], n.routes[linkOf{s.family(), 0}]
-	table := s.leased()
+	main, table := n.main[s.family()], s.leased()
+	concerns := here.main || elsewhere.main || main.silent || main.others && (s.lease.watched || s.lease.uplink.Settings.SpecificFirst)
 	switch {
-	case here.main, elsewhere.main:
+	case concerns && s.inst.Stale():
+		s.follow()
 	case !here.lost[table] && !elsewhere.lost[table]:
-		return
 	case !s.repairs.Allow():
 		s.warn("keep the routes", errors.New("another program deletes them again and again; they are restored once a second"))
 		s.lookIn(repairEvery)
-		return
+	default:
+		s.follow()
 	}
-	s.follow()
 }
 
 // lookIn has the session looked at after a pause, or before.
@@ -189,7 +191,7 @@ func (l *loop) look(s *session) {
 		return
 	}
 	goesOn := false
-	if at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.addr }); at >= 0 {
+	if at := s.find(addresses); at >= 0 {
 		goesOn = l.see(s, addresses[at])
 	} else {
 		goesOn = l.miss(s)
@@ -204,6 +206,16 @@ func (s *session) lookAgain(what string, err error) {
 	s.inst.RefreshAt = wire.Now() + lookAgain
 }
 
+// find returns where addresses of the link have the one of the uplink, or -1. With two lengths at once, as while it
+// is changed, the one that the uplink has counts.
+func (s *session) find(addresses []route.Address) int {
+	same := func(a route.Address) bool { return a.Addr == s.addr && a.Network() == s.lease.uplink.Network }
+	if at := slices.IndexFunc(addresses, same); at >= 0 {
+		return at
+	}
+	return slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == s.addr })
+}
+
 // see notes that the address is on its link. It reports whether the session goes on.
 func (l *loop) see(s *session, a route.Address) bool {
 	s.inst.Usable = !a.Tentative()
@@ -216,6 +228,7 @@ func (l *loop) see(s *session, a route.Address) bool {
 	changed := a.Created != s.created
 	s.created = a.Created
 	l.feed(s, event{kind: addressSeen})
+	l.noteNetwork(s, a)
 	if s.lease.state == held && !s.inst.Installed {
 		s.warn("place rules and routes", s.inst.Place(s.lease.table))
 		changed = true
@@ -228,13 +241,31 @@ func (l *loop) see(s *session, a route.Address) bool {
 	return true
 }
 
+// noteNetwork takes over the network that an address has on its link, if it changes there. What a caller said of it
+// at the beginning stands until then.
+func (l *loop) noteNetwork(s *session, a route.Address) {
+	before := s.onLink
+	s.onLink = a.Network()
+	u := s.lease.uplink
+	if s.onLink == u.Network || before == s.onLink || !before.IsValid() && !s.lease.watched {
+		return
+	}
+	u.Network = s.onLink
+	l.update(s, u)
+}
+
 // miss notes that the address is not on its link. It reports whether the session goes on.
 func (l *loop) miss(s *session) bool {
 	s.inst.Usable = false
-	if s.inst.Present {
+	switch {
+	case s.inst.Present:
 		s.inst.Present = false
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})
 		return false
+	case !s.onLink.IsValid():
+		// It may come as a local route, too.
+		s.warn("hear of routes", l.watcher.Join(route.Routes4|route.Routes6))
+		s.inst.OnLink = s.lease.uplink.Network.IsValid() // the caller knew it before the kernel
 	}
 	if s.lease.blocking {
 		s.inst.YieldAddress()

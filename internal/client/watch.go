@@ -35,9 +35,11 @@ type host struct {
 	healAt      time.Duration              // when rules that were deleted are restored; 0: none are known of
 	blind       bool                       // events were lost, so that each session has to be looked at
 	foreign     map[wire.Key]bool          // addresses that other clients serve
+	leased      map[int]bool               // links that had an address with a rule of ours to a table, when admit looked
 	ended       map[wire.Key]bool          // addresses that a command released: not served until they are added again
 	blocked     map[netip.Addr]bool        // addresses that were deleted and must not send
 	refused     map[wire.Key]time.Duration // until when the server is not asked for an address
+	excluded    map[string]bool            // links of which it was said that the configuration leaves them alone
 	retried     map[wire.Key]bool          // refused addresses that are asked for all the same
 	order       map[lane][]uint32          // tables in the order of their unbound rules
 	heals       *rate.Limiter
@@ -62,27 +64,28 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	defer l.close()
 	debug.SetGCPercent(gcPercent)
 	h := &host{
-		loop:    l,
-		config:  cfg,
-		clean:   clean,
-		foreign: make(map[wire.Key]bool),
-		ended:   make(map[wire.Key]bool),
-		blocked: make(map[netip.Addr]bool),
-		refused: make(map[wire.Key]time.Duration),
-		heals:   rate.NewLimiter(rate.Every(healEvery), healBurst),
-		blames:  rate.Sometimes{First: 1, Interval: blameEvery},
+		loop:     l,
+		config:   cfg,
+		clean:    clean,
+		foreign:  make(map[wire.Key]bool),
+		ended:    make(map[wire.Key]bool),
+		blocked:  make(map[netip.Addr]bool),
+		refused:  make(map[wire.Key]time.Duration),
+		excluded: make(map[string]bool),
+		heals:    rate.NewLimiter(rate.Every(healEvery), healBurst),
+		blames:   rate.Sometimes{First: 1, Interval: blameEvery},
 	}
-	l.scope, l.env.Glance, l.reloads, l.reload = h, install.NewGlance(l.kernel), reloads, h.reloadConfig
+	l.scope, l.env.Picture, l.reloads, l.reload = h, install.NewPicture(l.kernel, h.servesLink, cmp.Or(cfg.MaxRoutes, DefaultMaxRoutes)), reloads, h.reloadConfig
 	if err := l.kernel.KeepRules(); err != nil {
 		return err
 	}
-	if err := l.watcher.Join(route.Routes4 | route.Routes6 | route.Rules4 | route.Rules6); err != nil {
+	if err := l.watcher.Join(route.Routes4 | route.Routes6 | route.Nexthops | route.Rules4 | route.Rules6); err != nil {
 		return err
 	}
 	if h.memory, err = remember.Own("told"); err != nil {
 		log.Warn("cannot save what hooks say for the next watch", "err", err)
 	}
-	if h.order, err = h.unboundOrder(); err != nil {
+	if h.order, err = h.unboundOrder(uplink.Loopback); err != nil {
 		return err
 	}
 	log.Info("watching", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))

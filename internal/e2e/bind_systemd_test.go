@@ -22,7 +22,7 @@ func TestBindSystemd(t *testing.T) {
 		}
 		return r.stdout
 	}
-	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+	h.waitRules(copyRules("10.77.0.2", "10.77.0.0/24", 10000)...)
 	client := filepath.Join("/mnt/usr/sbin", clientBin)
 	const out = "/tmp/marks" // the machine's own
 

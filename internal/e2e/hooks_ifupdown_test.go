@@ -55,7 +55,7 @@ iface wan2:1 inet static
 	s.waitServers("server=192.168.1.1@192.168.1.20", "server=192.168.1.2@192.168.1.20")
 
 	s.sh("ifup wan2:1")
-	s.waitFilled("10.64.2.21", "default via 10.64.2.1", "10.64.2.0/24")
+	s.waitFilled("10.64.2.21", "default via 10.64.2.1", "default dev wan2", "10.64.2.0/24")
 	s.waitUplink(2, "10.64.2.21")
 
 	stop := s.traffic(map[string]int{"192.168.1.150": 1, "192.168.1.151": 1, "10.64.2.20": 2})

@@ -60,7 +60,7 @@ func (h *home) waitDelegated(inside []*home) {
 }
 
 var rulesOfDelegated = []string{
-	"9999: from 2001:db8:1800::/56 lookup main suppress_prefixlength 0 proto 116",
+	"9999: from 2001:db8:1800::/56 lookup main suppress_prefixlength 6 proto 116",
 	"10000: from 2001:db8:1800::/56 lookup TABLE proto 116",
 }
 

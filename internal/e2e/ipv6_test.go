@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-var rules6Of2 = []string{
-	"10000: from 2001:db8::2 lookup 10000 proto 116",
-	"20000: from all to 2001:db8::/64 lookup 10000 proto 116",
-	"91000: from all iif lo lookup 10000 proto 116",
-}
+// copyRules6Of2 and moveRules6Of2 are the rules of 2001:db8::2 with table 10000.
+var (
+	copyRules6Of2 = copyRules("2001:db8::2", "2001:db8::/64", 10000)
+	moveRules6Of2 = moveRules("2001:db8::2", "2001:db8::/64", 10000)
+)
 
 func TestIPv6(t *testing.T) {
 	h := newHost(t)
@@ -22,7 +22,7 @@ func TestIPv6(t *testing.T) {
 	if got := h.lease6("2001:db8:0::02", "wan0", "--routes", "move", "--gateway", "fe80::1", "--prefix", "2001:db8:1::/56"); got != "10000" {
 		t.Fatalf("table: got %s", got)
 	}
-	rules := append(rules6Of2, "9999: from 2001:db8:1::/56 lookup main suppress_prefixlength 0 proto 116", "10000: from 2001:db8:1::/56 lookup 10000 proto 116")
+	rules := append(moveRules6Of2, "9999: from 2001:db8:1::/56 lookup main suppress_prefixlength 6 proto 116", "10000: from 2001:db8:1::/56 lookup 10000 proto 116")
 	h.waitRules6(rules...)
 	want := []string{
 		"2001:db8::/64 dev wan0 proto 116 src 2001:db8::2 metric 256",
@@ -64,7 +64,7 @@ func TestIPv6Tentative(t *testing.T) {
 		t.Errorf("rules of a tentative address: %q", rules)
 	}
 	h.isp.IP(t, "link set wan0 up")
-	h.waitRules6(rules6Of2...)
+	h.waitRules6(copyRules6Of2...)
 	h.waitRoutes6("10000", "2001:db8::/64 dev wan0 proto 116 src 2001:db8::2 metric 256")
 }
 
@@ -94,7 +94,7 @@ func TestIPv6DHCP(t *testing.T) {
 	h.ns.IP(t, "route add default via fe80::2 dev wan0 proto ra metric 1025 expires 60")
 	h.serve()
 	h.lease6("2001:db8::2", "wan0", "--routes", "move")
-	h.waitRules6(rules6Of2[0], rules6Of2[2])
+	h.waitRules6(moveRules6Of2[0], moveRules6Of2[2], moveRules6Of2[4]) // it has no network
 	want := []string{
 		"2001:db8::/64 dev wan0 proto 116 src 2001:db8::2 metric 256",
 		"default via fe80::1 dev wan0 proto 116 src 2001:db8::2 metric 1024 pref high",

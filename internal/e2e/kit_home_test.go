@@ -126,7 +126,8 @@ func (h *home) waitExactly(addrs ...string) {
 		}
 		for _, rule := range h.allRules() {
 			_, rest, _ := strings.Cut(rule, " lookup ")
-			if !strings.HasSuffix(rule, " proto 116") || !tables[strings.Fields(rest)[0]] {
+			known := tables[strings.Fields(rest)[0]] || h.isMainFirst(rule, addrs)
+			if !strings.HasSuffix(rule, " proto 116") || !known {
 				return fmt.Errorf("a rule of nobody: %s", rule)
 			}
 		}
@@ -140,6 +141,21 @@ func (h *home) waitExactly(addrs ...string) {
 		}
 		return nil
 	})
+}
+
+// isMainFirst reports whether a rule lets main answer for a network that one of the addresses has
+// on its link.
+func (h *home) isMainFirst(rule string, addrs []string) bool {
+	h.t.Helper()
+	for _, isp := range h.isps {
+		for _, a := range h.addresses(isp.ifname) {
+			network := netip.PrefixFrom(netip.MustParseAddr(a.Local), a.Prefixlen).Masked().String()
+			if slices.Contains(addrs, a.Local) && rule == mainFirst(network) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // waitHealthy waits until status reports that no address misses anything.

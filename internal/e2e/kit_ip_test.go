@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,13 +15,35 @@ import (
 // routing is the rules and routes of a machine, as ip shows them.
 type routing struct{ *machine }
 
-// clientRules are the rules that a client with default options installs.
+// clientRules are the rules of an address whose client places no routes.
 func clientRules(addr, network string, table uint32) []string {
 	return []string{
 		fmt.Sprintf("10000: from %s lookup %d proto 116", addr, table),
 		fmt.Sprintf("20000: from all to %s lookup %d proto 116", network, table),
 		fmt.Sprintf("91000: from all iif lo lookup %d proto 116", table),
 	}
+}
+
+// copyRules are those of one that copies routes: main answers for the network first.
+func copyRules(addr, network string, table uint32) []string {
+	return append(clientRules(addr, network, table), mainFirst(network))
+}
+
+// moveRules are those of one that moves routes: the table serves what is forwarded, too.
+func moveRules(addr, network string, table uint32) []string {
+	return append(copyRules(addr, network, table), fmt.Sprintf("91001: from all lookup %d proto 116", table))
+}
+
+// mainFirst is the rule that lets main answer for a network, at its length and longer. Addresses of
+// one network share it.
+func mainFirst(network string) string {
+	length := netip.MustParsePrefix(network).Bits()
+	return fmt.Sprintf("19999: from all to %s lookup main suppress_prefixlength %d proto 116", network, length-1)
+}
+
+// ofAll are the rules of several addresses.
+func ofAll(rules ...[]string) []string {
+	return slices.Compact(slices.Sorted(slices.Values(slices.Concat(rules...))))
 }
 
 // rules and routes return lines of ip with single spaces. They leave out the kernel's own rules, and of
@@ -141,8 +164,9 @@ func (h routing) waitNotServed(addr string) {
 	eventually(h.t, addr+" is not served", func() error { return unorderedError(h.rulesFrom(addr), nil) })
 }
 
-// waitFilled waits until the table of an address has one route for each of want, and no others. want
-// has the words with which a line of ip begins: "DST" or "DST via GW".
+// waitFilled waits until the table of an address holds what want names: "DST" or "DST via GW" as
+// ip writes it, with whatever follows. Besides it has to hold what main has on the link, networks of
+// other addresses say, if its routes are ours, and nothing else.
 func (h routing) waitFilled(addr string, want ...string) {
 	h.t.Helper()
 	eventually(h.t, "the table of "+addr+" is filled", func() error { return h.filled(addr, want) })
@@ -154,18 +178,42 @@ func (h routing) filled(addr string, want []string) error {
 	if table == "" {
 		return fmt.Errorf("it has no table; rules: %q", h.allRules())
 	}
+	routes := h.routes
 	if strings.Contains(addr, ":") {
-		return matchRoutes(h.routes6(table), want)
+		routes = h.routes6
 	}
-	return matchRoutes(h.routes(table), want)
+	have := routes(table)
+	return matchRoutes(have, withOnLink(want, addr, have, routes("main")))
 }
 
-// waitMain waits until the IPv4 routes of a link in main are those of want, as in waitFilled.
+// withOnLink adds to the wanted routes of a table what main has on the link of its address.
+func withOnLink(want []string, addr string, table, main []string) []string {
+	own := slices.IndexFunc(table, func(r string) bool {
+		return strings.Contains(r+" ", " proto 116 ") && strings.Contains(r+" ", " src "+addr+" ")
+	})
+	if own < 0 {
+		return want
+	}
+	words := strings.Fields(table[own])
+	dev := "dev " + words[slices.Index(words, "dev")+1]
+	want = slices.Clone(want)
+	for _, r := range main {
+		dst, rest, _ := strings.Cut(r, " ")
+		named := func(w string) bool { return strings.HasPrefix(w+" ", dst+" ") }
+		if strings.HasPrefix(rest+" ", dev+" ") && dst != "default" && dst != addr && !slices.ContainsFunc(want, named) {
+			want = append(want, dst+" "+dev)
+		}
+	}
+	return want
+}
+
+// waitMain waits until the IPv4 routes of a link in main are those that want names. Without want it
+// waits until the link has no default there: move takes no more than that.
 func (h routing) waitMain(ifname string, want ...string) {
 	h.t.Helper()
 	eventually(h.t, "main holds the routes of "+ifname, func() error {
 		return matchRoutes(slices.DeleteFunc(h.routes("main"), func(r string) bool {
-			return !strings.Contains(r+" ", " dev "+ifname+" ")
+			return !strings.Contains(r+" ", " dev "+ifname+" ") || len(want) == 0 && !strings.HasPrefix(r, "default ")
 		}), want)
 	})
 }

@@ -133,7 +133,10 @@ func TestSoakPair(t *testing.T) {
 	address := func(n int) string { return fmt.Sprintf("10.%d.0.2", n) }
 	lease := func(n int) {
 		t.Helper()
-		routes := []string{"none", "copy"}[n%2]
+		routes, rules := "none", clientRules
+		if n%2 == 1 {
+			routes, rules = "copy", copyRules
+		}
 		var table uint32
 		// A client that places routes makes no caller wait for a server that was away.
 		eventually(t, "there is a table for "+address(n), func() error {
@@ -142,7 +145,7 @@ func TestSoakPair(t *testing.T) {
 			}
 			return nil
 		})
-		held[address(n)] = clientRules(address(n), fmt.Sprintf("10.%d.0.0/24", n), table)
+		held[address(n)] = rules(address(n), fmt.Sprintf("10.%d.0.0/24", n), table)
 	}
 	wait := func() {
 		t.Helper()

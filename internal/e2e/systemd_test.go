@@ -73,7 +73,7 @@ func TestSystemd(t *testing.T) {
 		t.Helper()
 		return inside("systemctl", "show", "--property=MainPID", "--value", unit).stdout
 	}
-	rules := clientRules("10.77.0.2", "10.77.0.0/24", 10000)
+	rules := copyRules("10.77.0.2", "10.77.0.0/24", 10000)
 	h.waitRules(rules...)
 	systemctl("is-active", "table-allocator-server.socket", "table-allocator-server", "table-allocator-watch")
 
@@ -103,7 +103,7 @@ func TestSystemd(t *testing.T) {
 	// A server that was stopped is started by whoever asks.
 	systemctl("stop", "table-allocator-server.service")
 	h.ns.IP(t, "address add 10.77.1.2/24 dev wan0")
-	h.waitRules(append(clientRules("10.77.1.2", "10.77.1.0/24", 10001), rules...)...)
+	h.waitRules(append(copyRules("10.77.1.2", "10.77.1.0/24", 10001), rules...)...)
 	systemctl("is-active", "table-allocator-server")
 
 	systemctl("reload", "table-allocator-watch")

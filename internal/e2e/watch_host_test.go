@@ -60,7 +60,9 @@ func TestWatchLinks(t *testing.T) {
 	h.link("wan2")
 	h.ns.IP(t, "address add 10.80.0.2/24 dev wan2")
 	table := h.served("10.80.0.2")
-	h.waitRoutes(table, "10.80.0.0/24 dev wan2 proto 116 scope link src 10.80.0.2")
+	// With main's routes over links that are no uplinks: to what is behind them it leads, too.
+	h.waitRoutes(table, "10.80.0.0/24 dev wan2 proto 116 scope link src 10.80.0.2",
+		"10.78.0.0/24 dev wan1 proto 116 src 10.78.0.2", "10.79.0.0/24 dev lan0 proto 116 src 10.79.0.2")
 	for _, addr := range []string{"10.78.0.2", "10.79.0.2", "2001:db8::3"} {
 		h.notServed(addr)
 	}
@@ -72,9 +74,9 @@ func TestWatchLinks(t *testing.T) {
 		}
 		return nil
 	})
-	h.waitRules(append(append(clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")),
-		clientRules("10.77.0.3", "10.77.0.0/24", h.tableNumber("10.77.0.3"))...),
-		clientRules("10.80.0.2", "10.80.0.0/24", h.tableNumber("10.80.0.2"))...)...)
+	h.waitRules(ofAll(copyRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")),
+		copyRules("10.77.0.3", "10.77.0.0/24", h.tableNumber("10.77.0.3")),
+		copyRules("10.80.0.2", "10.80.0.0/24", h.tableNumber("10.80.0.2")))...)
 	h.rename("wan3", "lan3")
 	h.waitNotServed("10.80.0.2")
 	h.rename("lan3", "wan4")
@@ -90,8 +92,8 @@ func TestWatchLinks(t *testing.T) {
 		if n := strings.Count(strings.Join(h.leases(), "\n"), "|wan0|10.77.0.3|"); n != 1 {
 			return fmt.Errorf("%d leases", n)
 		}
-		return unorderedError(h.rules(), append(clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")),
-			clientRules("10.77.0.3", "10.77.0.0/24", h.tableNumber("10.77.0.3"))...))
+		return unorderedError(h.rules(), ofAll(copyRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")),
+			copyRules("10.77.0.3", "10.77.0.0/24", h.tableNumber("10.77.0.3"))))
 	})
 	h.ns.IP(t, "link del wan0")
 	h.waitRules()
@@ -216,11 +218,12 @@ func TestWatchConfig(t *testing.T) {
 	p := h.watch("-c", file)
 	table := h.served("10.77.0.2")
 	copied := []string{"10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2"}
-	h.waitRoutes(table, copied...)
+	alone := append(copied, "10.78.0.0/24 dev lte0 proto 116 src 10.78.0.2") // lte0 is no uplink
+	h.waitRoutes(table, alone...)
 	h.wantLeases(table + "|inet|wan0|10.77.0.2|cable|0")
 	rule := func(format string) string { return fmt.Sprintf(format, table) }
-	base := []string{rule("10000: from 10.77.0.2 lookup %s proto 116"), rule("20000: from all to 10.77.0.0/24 lookup %s proto 116"), rule("91000: from all iif lo lookup %s proto 116")}
-	h.waitRules(base...)
+	number := h.tableNumber("10.77.0.2")
+	h.waitRules(copyRules("10.77.0.2", "10.77.0.0/24", number)...)
 	stop := h.hear("4")
 
 	// The same again changes nothing.
@@ -233,12 +236,13 @@ func TestWatchConfig(t *testing.T) {
 		"priority":[10100,20100,91100],"families":["inet"]},{"ifname":"lte0"}]}`)
 	p.again()
 	lte := h.served("10.78.0.2")
+	h.waitRoutes(table, copied...)
 	eventually(t, "the new priorities are in force", func() error {
-		return unorderedError(h.rules(), append(clientRules("10.78.0.2", "10.78.0.0/24", h.tableNumber("10.78.0.2")),
-			rule("10098: from 10.77.0.2 lookup %s suppress_prefixlength 0 proto 116"),
-			"10099: from 10.77.0.2 lookup main suppress_prefixlength 0 proto 116",
+		return unorderedError(h.rules(), append(copyRules("10.78.0.2", "10.78.0.0/24", h.tableNumber("10.78.0.2")),
+			"10098: from 10.77.0.2 lookup main suppress_prefixlength 7 proto 116",
 			rule("10100: from 10.77.0.2 lookup %s proto 116"),
 			"10101: from 10.77.0.2 unreachable proto 116",
+			"20099: from all to 10.77.0.0/24 lookup main suppress_prefixlength 23 proto 116",
 			rule("20100: from all to 10.77.0.0/24 lookup %s proto 116"),
 			rule("91100: from all iif lo lookup %s proto 116")))
 	})
@@ -264,22 +268,22 @@ func TestWatchConfig(t *testing.T) {
 	h.waitLeases(table+"|inet|wan0|10.77.0.2|fibre|0", lte+"|inet|lte0|10.78.0.2||0")
 
 	// Moved, and copied again: main has what it had. lte0 is selected no longer.
-	h.watchFile(strings.Replace(plain, "copy", "move", 1))
-	p.again()
-	h.waitRules(base...)
-	h.waitRoutes("main", "10.78.0.0/24 dev lte0 proto kernel scope link src 10.78.0.2")
-	h.waitRoutes(table, copied...)
-	h.watchFile(plain)
-	p.again()
 	inMain := []string{"10.78.0.0/24 dev lte0 proto kernel scope link src 10.78.0.2",
 		"10.77.0.0/24 dev wan0 proto kernel scope link src 10.77.0.2", "default via 10.77.0.1 dev wan0"}
+	h.watchFile(strings.Replace(plain, "copy", "move", 1))
+	p.again()
+	h.waitRules(moveRules("10.77.0.2", "10.77.0.0/24", number)...)
+	h.waitRoutes("main", inMain[:2]...)
+	h.waitRoutes(table, alone...)
+	h.watchFile(plain)
+	p.again()
 	h.waitRoutes("main", inMain...)
-	h.waitRoutes(table, copied...)
+	h.waitRoutes(table, alone...)
 	h.watchFile(strings.Replace(plain, "copy", "none", 1))
 	p.again()
 	h.waitRoutes(table)
 	h.waitRoutes("main", inMain...)
-	h.waitRules(base...)
+	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", number)...)
 	h.wantLeases(table + "|inet|wan0|10.77.0.2|cable|0")
 	if strings.Contains(p.log.String(), `msg=finished ifname=wan0`) {
 		t.Error("the lease was dropped on the way")
@@ -300,7 +304,7 @@ func TestWatchCollects(t *testing.T) {
 	h.lease("10.78.0.2", "lan0", "--routes", "move")
 	h.link("lan1", "10.79.0.2/24", "10.79.1.3/24") // with the last address all routes would go
 	h.lease("10.79.0.2", "lan1", "--routes", "copy")
-	h.waitRoutes("10002", "10.79.0.0/24 dev lan1 proto 116 scope link src 10.79.0.2")
+	h.waitRoutes("10002", "10.79.0.0/24 dev lan1 proto 116 scope link src 10.79.0.2", "10.79.1.0/24 dev lan1 proto 116 scope link src 10.79.0.2")
 	for _, pid := range h.pids(clientBin) {
 		if !slices.Contains(alive, pid) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -328,7 +332,7 @@ func TestWatchCollects(t *testing.T) {
 	table := h.served("10.77.0.2")
 	theirs := []string{"10000: from 10.99.0.3 lookup 777 proto 200", "10000: from 10.99.0.4 lookup 778 proto unspec",
 		"90000: from all iif gone0 [detached] lookup 778 proto 200"}
-	want := append(append(clientRules("10.78.0.3", "10.78.0.0/24", living), clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2"))...), theirs...)
+	want := append(append(copyRules("10.78.0.3", "10.78.0.0/24", living), copyRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2"))...), theirs...)
 	h.waitRules(want...)
 	h.waitRules6()
 	h.waitRoutes("777", "10.98.0.0/16 via 10.77.0.9 dev wan0 proto 200")
@@ -344,7 +348,7 @@ func TestWatchCollects(t *testing.T) {
 	})
 	// One that is killed while the watch runs is found within a period.
 	_ = syscall.Kill(alive[0], syscall.SIGKILL)
-	h.waitRules(append(clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")), theirs...)...)
+	h.waitRules(append(copyRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")), theirs...)...)
 	h.waitLeases(table + "|inet|wan0|10.77.0.2||0")
 	// What nobody told it of comes back, too: it was stopped while events were lost, say.
 	h.freeze(p.cmd.Process.Pid)
@@ -352,7 +356,7 @@ func TestWatchCollects(t *testing.T) {
 	h.ns.IP(t, "rule del pref 10000 from 10.77.0.2")
 	_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGCONT)
 	h.served("10.77.0.2")
-	h.waitRoutes(table, "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2")
+	h.waitRoutes(table, "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "10.79.1.0/24 dev lan1 proto 116 src 10.79.1.3")
 }
 
 func TestWatchHeals(t *testing.T) {
@@ -395,12 +399,14 @@ func TestWatchHeals(t *testing.T) {
 	healed("an unbound rule")
 	h.ns.IP(t, "-6 rule del iif lo lookup "+unbound(want6)[1])
 	healed("an unbound rule of IPv6")
-	// As wg-quick does it: the first that matches.
+	// As wg-quick does it: the first that matches. Of what it looks for, suppress_prefixlength 0, we have nothing.
 	for range 3 {
-		h.ns.IP(t, "rule del table main suppress_prefixlength 0")
-		h.ns.IP(t, "-6 rule del table main suppress_prefixlength 0")
+		h.ns.IP(t, "rule del table main suppress_prefixlength 7")
+		h.ns.IP(t, "-6 rule del table main suppress_prefixlength 6")
 	}
-	healed("what wg-quick deletes")
+	h.ns.IP(t, "rule add table main suppress_prefixlength 0 pref 32000")
+	h.ns.IP(t, "rule del table main suppress_prefixlength 0")
+	healed("the first that matches")
 	h.ns.IP(t, "rule flush")
 	h.ns.IP(t, "rule add pref 32766 lookup main")
 	h.ns.IP(t, "rule add pref 32767 lookup default")
@@ -435,7 +441,7 @@ func TestWatchAttacked(t *testing.T) {
 	h.serve()
 	p := h.watch()
 	table := h.served("10.77.0.2")
-	rules := clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")) // read before they are deleted
+	rules := copyRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")) // read before they are deleted
 	h.waitRoutes(table, "10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2")
 	attack := h.start(h.sh("while :; do ip rule flush protocol 116; ip route flush table " + table + "; done 2>/dev/null"))
 	p.waitLog("another program deletes them again and again")
@@ -651,7 +657,7 @@ func TestWatchBesideClients(t *testing.T) {
 	if r := h.client("-r", "-4", "-a", "10.78.0.2", "-i", "wan1"); r.code != 0 {
 		t.Fatalf("release: %s", r.stderr)
 	}
-	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", before)...)
+	h.waitRules(copyRules("10.77.0.2", "10.77.0.0/24", before)...)
 	h.ns.IP(t, "address add 10.79.0.2/24 dev wan1")
 	h.served("10.79.0.2")
 	h.notServed("10.78.0.2")

@@ -54,7 +54,7 @@ func TestWatchRemembers(t *testing.T) {
 	routes := []string{"10.77.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2",
 		"default via 10.77.0.1 dev wan0 proto 116 src 10.77.0.2 metric 7",
 		"10.99.0.0/16 via 10.77.0.9 dev wan0 proto 116 src 10.77.0.2 metric 7"}
-	rules := append(clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")), awaited("10.77.0.2"))
+	rules := append(copyRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")), awaited("10.77.0.2"))
 	leases := []string{table + "|inet|wan0|10.77.0.2|hook|0", table6 + "|inet6|wan0|2001:db8::2|hook|0"}
 	told := func() {
 		t.Helper()
@@ -115,9 +115,8 @@ func TestWatchRemembers(t *testing.T) {
 	p.kill()
 	profile(`,"specific_first":true`)
 	p = h.watch("-c", file)
-	rules = append(clientRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")),
-		"9998: from 10.77.0.2 lookup "+table+" suppress_prefixlength 0 proto 116",
-		"9999: from 10.77.0.2 lookup main suppress_prefixlength 0 proto 116")
+	rules = append(copyRules("10.77.0.2", "10.77.0.0/24", h.tableNumber("10.77.0.2")),
+		"9998: from 10.77.0.2 lookup main suppress_prefixlength 7 proto 116")
 	leases = []string{table + "|inet|wan0|10.77.0.2|cable|0", table6 + "|inet6|wan0|2001:db8::2|cable|0"}
 	told()
 	// Damaged, or of an address that came later, it is dropped; the address is served all the same.

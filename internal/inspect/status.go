@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -41,32 +42,22 @@ func Status(ctx context.Context, cfg uplink.Selection) ([]Row, error) {
 		return nil, err
 	}
 	defer kernel.Close()
-	names, addresses, err := kernel.HostAddresses()
+	candidates, rows, err := selected(kernel, cfg)
 	if err != nil {
 		return nil, err
 	}
-	uplinks := []uplink.Uplink{}
-	for _, a := range addresses {
-		if u, ok := cfg.Uplink(a, names[a.Index]); ok {
-			uplinks = append(uplinks, u)
-		}
-	}
-	slices.SortFunc(uplinks, func(a, b uplink.Uplink) int {
-		return cmp.Or(cmp.Compare(a.Key.Ifname, b.Key.Ifname), a.Addr().Compare(b.Addr()))
-	})
-	rows := []Row{}
 	patience := patience
 	var conn *wire.Conn
-	for _, u := range uplinks {
+	for _, c := range candidates {
 		if conn == nil {
-			if conn, err = peer.Open(u.Key, peer.AsAsker); err != nil {
+			if conn, err = peer.Open(c.Key, peer.AsAsker); err != nil {
 				return nil, err
 			}
 			defer conn.Close()
 		}
 		began := time.Now()
 		asking, cancel := context.WithTimeout(ctx, patience)
-		row, err := rowOf(asking, kernel, conn, u)
+		row, err := rowOf(asking, kernel, conn, c.Uplink)
 		cancel()
 		if err != nil {
 			return nil, err
@@ -74,9 +65,48 @@ func Status(ctx context.Context, cfg uplink.Selection) ([]Row, error) {
 		if row.PID == 0 {
 			patience -= time.Since(began)
 		}
-		rows = append(rows, row)
+		if row.PID != 0 || c.wanted {
+			rows = append(rows, row)
+		}
 	}
+	slices.SortStableFunc(rows, func(a, b Row) int { return cmp.Compare(a.Ifname, b.Ifname) })
 	return rows, nil
+}
+
+// candidate is an address that the configuration selects by the name of its link.
+type candidate struct {
+	uplink.Uplink
+	wanted bool // its link is one that a watch serves
+}
+
+// selected returns the addresses to ask for, and the rows of links that look like uplinks and are excluded.
+func selected(kernel *route.Conn, cfg uplink.Selection) (candidates []candidate, excluded []Row, err error) {
+	byIndex, addresses, err := kernel.HostAddresses()
+	if err != nil {
+		return nil, nil, err
+	}
+	defaults := make(map[int]bool)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		routes, err := kernel.Routes(family, unix.RT_TABLE_MAIN)
+		if err != nil {
+			return nil, nil, err
+		}
+		maps.Copy(defaults, uplink.Defaults(routes))
+	}
+	links := uplink.Links(byIndex, defaults)
+	slices.SortFunc(addresses, func(a, b route.Address) int { return a.Addr.Compare(b.Addr) })
+	excluded = []Row{}
+	for _, a := range addresses {
+		link := links[a.Index]
+		u, ok := cfg.Uplink(a, link.Name)
+		if ok {
+			candidates = append(candidates, candidate{u, cfg.Wants(link)})
+		} else if link.Default && cfg.Excludes(link.Name) && link.Name != uplink.Loopback && a.Addr.IsGlobalUnicast() {
+			excluded = append(excluded, Row{Ifname: link.Name, Address: a.Addr.String(), Family: wire.Family(a.Family()).String(),
+				Missing: "service: the configuration excludes this link, and main has a default route over it"})
+		}
+	}
+	return candidates, excluded, nil
 }
 
 func rowOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u uplink.Uplink) (Row, error) {

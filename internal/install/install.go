@@ -17,15 +17,16 @@ import (
 
 // Env is what the installations of one process share.
 type Env struct {
-	Kernel *route.Conn
-	Glance *Glance // of a watch; nil: the kernel is read each time
-	Log    *slog.Logger
+	Kernel  *route.Conn
+	Picture *Picture // of a watch; nil: the kernel is read each time
+	Log     *slog.Logger
 	// OtherHolder reports whether another client serves the address of a key on another link.
 	OtherHolder func(wire.Key) (bool, error)
 	// RetryAt is when Retry is due; 0: nothing waits for it.
 	RetryAt time.Duration
 	waiting []lines // that could not be written, since another process of ours writes to the file
 	tries   int     // since something waits
+	order   order
 }
 
 // Installation is what is installed for one uplink: its rules, routes and resolver lines.
@@ -35,6 +36,7 @@ type Installation struct {
 	Index       int           // of the link; 0: not seen yet
 	Present     bool          // the address is on the link, as of the last look
 	Usable      bool          // it is known to be no duplicate
+	OnLink      bool          // the caller gave the network before the address was on the link
 	Installed   bool          // rules and routes of a lease are in place
 	RefreshAt   time.Duration // when routes that expire are followed again; 0: none does
 	ServersFile string        // the file that has resolver lines of the address; empty: none
@@ -67,6 +69,7 @@ func (i *Installation) Place(table uint32) error {
 		i.filled = true
 	}
 	i.Rules.Uplink = i.blockUntilFilled()
+	i.Rules.Uplink.Ties = v.Ties
 	if err := i.Rules.place(table); err != nil {
 		return err
 	}
@@ -89,20 +92,27 @@ func (i *Installation) blockUntilFilled() uplink.Uplink {
 	return u
 }
 
-// unblock ends that when the table is filled.
-func (i *Installation) unblock(table uint32) {
-	if i.filled {
+// updateRules ends that when the table is filled, and follows the ties of main.
+func (i *Installation) updateRules(table uint32, m uplink.Main) {
+	if i.filled && slices.Equal(i.Rules.Uplink.Ties, m.Ties) {
 		return
 	}
+	first := !i.filled
 	i.filled = true
 	i.Rules.Uplink = i.Uplink
+	i.Rules.Uplink.Ties = m.Ties
 	i.warn("place the rules", i.Rules.sync(table, i.Rules.Want(table)))
-	i.resolve()
+	if first {
+		i.resolve()
+	}
 }
 
 // refreshes is when lifetimes in main have to be read again, since an advertisement extends them without an event. A
 // third of what is left is time for several tries.
 func (i *Installation) refreshes(now time.Duration) time.Duration {
+	if i.env.Picture.Uncertain(i.Uplink.Family()) {
+		return now + rereadEvery
+	}
 	if i.routes.expires == 0 || !i.Installed {
 		return 0
 	}
@@ -111,20 +121,35 @@ func (i *Installation) refreshes(now time.Duration) time.Duration {
 }
 
 // view is what a plan of routes needs. It reports false if there is nothing to plan now.
-func (i *Installation) view() (uplink.View, bool) { return i.viewOf(i.Uplink) }
+func (i *Installation) view() (uplink.Main, bool) {
+	m, _, ready := i.viewOf(i.Uplink)
+	return m, ready
+}
 
-func (i *Installation) viewOf(u uplink.Uplink) (uplink.View, bool) {
+// viewOf also reports whether the link is up, with the address or without it.
+func (i *Installation) viewOf(u uplink.Uplink) (m uplink.Main, up, ready bool) {
 	if !u.Settings.PlacesRoutes() || !u.IsAddress() || i.Index == 0 {
-		return uplink.View{}, false
+		return m, false, false
 	}
 	link, found, err := i.env.Kernel.LinkByIndex(i.Index)
 	if err != nil || !found {
 		i.warn("read the link", err)
-		return uplink.View{}, false
+		return m, false, false
 	}
-	v, ready, err := i.routes.look(u, link)
+	m, up, ready, err = i.routes.look(u, link)
+	m.OnLink = i.OnLink
 	i.warn("read the routes", err)
-	return v, ready && err == nil
+	return m, up && err == nil, ready && err == nil
+}
+
+// Stale reports whether main has changed since the routes were planned.
+func (i *Installation) Stale() bool {
+	if i.env.Picture == nil || i.Index == 0 {
+		return true
+	}
+	m, err := i.env.Picture.main(i.Uplink.Family())
+	i.warn("read the routes", err)
+	return err != nil || m.version(i.Uplink, i.Index) != i.routes.seen
 }
 
 // Follow copies to the table what changed in main, or fills a table that the kernel emptied. table is that of the
@@ -139,17 +164,38 @@ func (i *Installation) Follow(table uint32, inMain bool) {
 	case table != 0 && i.Installed:
 		i.warnOfRoutes(errors.Join(i.routes.place(i.Uplink, v, table), i.routes.cleanMain(i.Uplink, v)))
 		i.RefreshAt = i.refreshes(wire.Now())
-		i.unblock(table)
+		i.updateRules(table, v)
 	case inMain:
 		i.warn("place the routes in main", i.routes.fallBack(i.Uplink, v))
 	}
+}
+
+// FollowChanges carries over what changed in a large main, and restores routes of the table that, as events say,
+// others deleted. table is that of the lease.
+func (i *Installation) FollowChanges(table uint32, changes []Change, events []route.Event) {
+	if !i.Installed || !i.filled {
+		return
+	}
+	m, ready := i.view()
+	if !ready {
+		return
+	}
+	if i.Stale() { // main was read again meanwhile
+		i.Follow(table, false)
+		return
+	}
+	err := errors.Join(i.routes.follow(i.Uplink, m, table, changes), i.routes.restoreLost(i.Uplink, m, table, events))
+	if len(changes) > 0 {
+		err = errors.Join(err, i.routes.cleanMain(i.Uplink, m))
+	}
+	i.warnOfRoutes(err)
 }
 
 // warnOfRoutes warns that routes could not be placed, unless the address or the link is gone, which is why the kernel
 // refuses them.
 func (i *Installation) warnOfRoutes(err error) {
 	if err != nil {
-		i.env.Glance.Invalidate() // it may be from before that
+		i.env.Picture.Invalidate() // it may be from before that
 		if _, ready := i.view(); !ready {
 			err = nil
 		}
@@ -178,14 +224,16 @@ func (i *Installation) Elsewhere() bool {
 	return slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == i.Uplink.Addr() && a.Index != i.Index })
 }
 
-// Clear removes everything, but for rules to keep. While the address is on its link, main gets its routes back first.
+// Clear removes everything, but for rules to keep. While the link is up, main gets its routes back first.
 func (i *Installation) Clear(keep ...route.Rule) error {
-	if i.Present {
-		if v, ready := i.view(); ready {
-			i.warn("restore routes in main", i.routes.putBack(i.Uplink, v))
+	if m, up, ready := i.viewOf(i.Uplink); up {
+		err := i.routes.putBack(i.Uplink, m)
+		if !ready { // of an address that went the kernel refuses some, as it deletes them
+			err = nil
 		}
+		i.warn("restore routes in main", err)
 	}
-	i.routes.drop()
+	i.dropRoutes(i.Uplink)
 	i.Installed, i.filled = false, false
 	err := i.Rules.clear(keep...)
 	i.Unresolve()
@@ -206,8 +254,8 @@ func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
 	if !ready {
 		return
 	}
-	i.routes.taken = uplink.WithoutGiven(i.routes.taken, old, v)
-	i.routes.kept = uplink.WithoutGiven(i.routes.kept, old, v)
+	i.routes.taken = old.WithoutGiven(v, i.routes.taken)
+	i.routes.lost = old.WithoutGiven(v, i.routes.lost)
 	if inMain {
 		i.warn("delete routes from main", i.routes.withdraw(i.Uplink, v))
 		i.MakeDo()
@@ -216,10 +264,14 @@ func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
 
 // changeMode gives main back what was moved. Place then does what the new mode wants.
 func (i *Installation) changeMode(old uplink.Uplink) {
-	if v, ready := i.viewOf(old); ready {
-		i.warn("restore routes in main", i.routes.putBack(old, v))
+	if m, up, _ := i.viewOf(old); up {
+		i.warn("restore routes in main", i.routes.putBack(old, m))
 	}
-	i.routes.drop()
+	i.dropRoutes(old)
+}
+
+func (i *Installation) dropRoutes(u uplink.Uplink) {
+	i.warn("forget what was moved", i.routes.drop(u, i.Index))
 }
 
 // resolve makes the resolver lines of the address those that it has to have now.
@@ -263,18 +315,36 @@ func (i *Installation) Missing(table uint32) string {
 			lost = append(lost, "rule "+want.String())
 		}
 	}
-	if v, ready := i.view(); ready {
-		have, err := i.env.Kernel.Routes(i.Uplink.Family(), table)
+	if m, ready := i.view(); ready {
+		routes, err := i.missingRoutes(m, table)
 		if err != nil {
 			return err.Error()
 		}
-		for _, want := range uplink.MakePlan(i.Uplink, v, table, i.routes.taken, i.routes.kept).Table {
-			if !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && uplink.SameWay(h, want) }) {
-				lost = append(lost, "route "+want.String())
-			}
-		}
+		lost = append(lost, routes...)
 	}
 	return strings.Join(lost, ", ")
+}
+
+// missingRoutes says which routes the table has to have and has not, and which of another program it has.
+func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string, err error) {
+	have, err := i.env.Kernel.Routes(i.Uplink.Family(), table)
+	if err != nil {
+		return nil, err
+	}
+	there := make(map[uplink.Way]bool, len(have))
+	for _, r := range have {
+		if !ours(r) {
+			lost = append(lost, "only ours (another program's is "+r.String()+")")
+			continue
+		}
+		there[uplink.WayOf(r)] = true
+	}
+	for _, want := range i.Uplink.Plan(m, table) {
+		if !there[uplink.WayOf(want)] {
+			lost = append(lost, "route "+want.String())
+		}
+	}
+	return lost, nil
 }
 
 // Routes is how many routes the table had after the last sync.

@@ -3,9 +3,7 @@ package install
 import (
 	"errors"
 	"os"
-	"slices"
 
-	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
@@ -32,20 +30,14 @@ func (e *Env) ReturnRoutes(u uplink.Uplink, tables ...uint32) error {
 	}
 	u.Settings.Routes = uplink.MoveRoutes // it may have moved them
 	p := placer{env: e}
-	v, ready, err := p.look(u, link)
-	if err != nil || !ready {
+	m, up, _, err := p.look(u, link)
+	if err != nil || !up {
 		return err
 	}
 	for _, table := range tables {
-		if err := p.adopt(u, v, table); err != nil {
-			return err
-		}
-		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool {
-			return slices.ContainsFunc(v.Main, func(m route.Route) bool { return uplink.SameWay(m, r) })
-		})
+		err = errors.Join(err, p.adopt(u, &m, table))
 		p.table = table
-		err = errors.Join(err, p.putBack(u, v))
-		p.drop()
+		err = errors.Join(err, p.putBack(u, m), p.drop(u, link.Index))
 	}
 	return err
 }

@@ -3,7 +3,6 @@ package install
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -12,144 +11,161 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// placer is the routes of one uplink in the kernel: in its table, and what of them has to
-// be in main.
+// placer is the routes of one uplink in the kernel: in its table, and what of them main lost to the table.
 type placer struct {
 	env *Env
 
-	table    uint32        // 0: no lease
-	taken    []route.Route // what main lost to the table
-	last     []route.Route // what main had of this uplink, when the link was up last
-	kept     []route.Route // of that, what went with the link
-	placed   int           // routes in the table after the last sync
-	wasDown  bool          // the link was seen down since
-	expires  int           // seconds until the first route of the table ends; 0: none does
-	remarked map[string]bool
+	table   uint32        // 0: no lease
+	taken   []route.Route // what main lost to the table, as it was there
+	last    []route.Route // what main had over the link, when the link was up last
+	lost    []route.Route // of that, what went with the link
+	placed  int           // routes in the table after the last sync
+	wasDown bool          // the link was seen down since
+	expires int           // seconds until the first route of the table ends; 0: none does
+	looked  version       // of main, at the last look
+	seen    version       // of main, when the table was filled last
 }
 
-// look reads what a plan is made from. It reports false while the address is not on the link, or the link is not up.
-func (p *placer) look(u uplink.Uplink, link route.Link) (v uplink.View, ok bool, err error) {
-	v.Index = link.Index
+// maxLost bounds what is remembered of a link that may go down. Whoever has more routes has a daemon for them.
+const maxLost = 1000
+
+// look reads what a plan is made from, and reports whether the link is up and has the address: routes wait for both.
+func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, ready bool, err error) {
 	if !link.Up {
 		p.wasDown = true
-		return v, false, nil
+		return m, false, false, nil
 	}
-	on, err := p.on(u.Family(), link.Index)
+	var addresses []route.Address
+	if p.env.Picture != nil {
+		addresses, m, p.looked, err = p.env.Picture.on(u, link.Index)
+	} else {
+		addresses, m, err = readLink(p.env.Kernel, u, link.Index)
+	}
 	if err != nil {
-		return v, false, err
+		return m, false, false, err
 	}
-	for _, a := range on.addresses {
-		if a.Addr == u.Addr() {
-			v.Network, ok = a.Network(), true
-		} else {
-			v.Others = append(v.Others, a.Network())
+	for _, a := range addresses {
+		ready = ready || a.Addr == u.Addr()
+		m.Addresses = append(m.Addresses, uplink.Address{Addr: a.Addr, Network: a.Network().Masked()})
+	}
+	m.Taken, m.Lost = p.taken, p.lost
+	if u.Settings.Routes == uplink.MoveRoutes {
+		p.env.order.note(m.Routes)
+		if len(addresses) > 1 {
+			others, err := p.takenByOthers(u, link.Index)
+			if err != nil {
+				return m, true, false, err
+			}
+			m.Taken = slices.Concat(p.taken, others)
 		}
 	}
-	if !ok {
-		return v, false, nil
-	}
-	v.Main = slices.DeleteFunc(on.main, func(r route.Route) bool {
-		if r.Family != unix.AF_INET6 || !r.Multipath || r.NexthopID != 0 {
-			return false
-		}
-		v.Shared = append(v.Shared, r.Legs(link.Index)...)
-		return true
-	})
-	if u.Settings.Routes == uplink.MoveRoutes && len(v.Others) > 0 {
-		v.Borrowed, err = p.borrow(u, v)
-	}
-	return v, err == nil, err
+	return m, true, ready, nil
 }
 
-func (p *placer) on(family, index int) (onLinkOf, error) {
-	if p.env.Glance != nil {
-		return p.env.Glance.at(family, index)
-	}
-	return readLink(p.env.Kernel, family, index)
-}
-
-// borrow looks for gateways in the tables of the link's other addresses: with move, the
-// first holder takes the routes out of main that the others need, too.
-func (p *placer) borrow(u uplink.Uplink, v uplink.View) ([]route.Route, error) {
-	routes, err := p.env.Kernel.RoutesOn(u.Family(), unix.RT_TABLE_UNSPEC, v.Index)
+// takenByOthers returns what the holders of the link's other addresses moved out of main, which this address needs, too.
+func (p *placer) takenByOthers(u uplink.Uplink, index int) ([]route.Route, error) {
+	files, err := movedOn(u.Family(), index)
 	if err != nil {
 		return nil, err
 	}
-	other := func(a netip.Addr) bool {
-		return slices.ContainsFunc(v.Others, func(n netip.Prefix) bool { return n.Addr() == a })
-	}
-	var borrowed []route.Route
-	for _, r := range routes {
-		if ours(r) && r.Table != unix.RT_TABLE_MAIN && r.Gateway.IsValid() && other(r.Src) {
-			r.Src, r.Protocol, r.Table = netip.Addr{}, unix.RTPROT_BOOT, unix.RT_TABLE_MAIN
-			borrowed = append(borrowed, r)
-		}
-	}
-	return borrowed, nil
+	return files.readOthers(u)
 }
 
 // place fills table; main keeps what it has until cleanMain, so that nothing is without a
 // route before the rules stand.
-func (p *placer) place(u uplink.Uplink, v uplink.View, table uint32) error {
+func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
+	p.seen = p.looked
 	if p.table != table {
-		if err := p.adopt(u, v, table); err != nil {
+		if err := p.adopt(u, &m, table); err != nil {
 			return err
 		}
 		p.table = table
+	}
+	if image := p.env.Picture.largeMain(u.Family()); image != nil {
+		return errors.Join(p.standing(u, m), p.syncLarge(u, m, table, image))
 	}
 	have, err := p.env.Kernel.Routes(u.Family(), table)
 	if err != nil {
 		return err
 	}
-	if p.wasDown || p.placed > 0 && !slices.ContainsFunc(have, ours) {
-		// The kernel empties all tables when a link goes down, and main gets back its
-		// network only.
-		p.kept = append(p.kept, p.last...)
-		// What was advertised comes with an advertisement, or was over.
-		p.kept = slices.DeleteFunc(p.kept, func(r route.Route) bool { return r.Expires > 0 })
-	}
-	p.wasDown = false
-	plan := uplink.MakePlan(u, v, table, p.taken, p.kept)
-	p.taken = plan.Taken
-	p.last = nil
-	for _, r := range v.Routes() {
-		if r.Protocol != route.Protocol && v.Belongs(r, u.Addr()) && uplink.Unmovable(r) == "" {
-			p.last = append(p.last, r)
-		}
-	}
-	current := uplink.Places(p.last)
-	p.kept = slices.DeleteFunc(p.kept, func(r route.Route) bool { return current[uplink.PlaceOf(r)] })
-	for _, text := range plan.Left {
-		p.remark(u, "route left alone", text)
-	}
+	p.noteLoss(u, &m, have)
+	err = p.standing(u, m)
+	plan := u.Plan(m, table)
 	p.expires = 0
-	for _, r := range plan.Table {
+	for _, r := range plan {
 		if r.Expires > 0 && (p.expires == 0 || r.Expires < p.expires) {
 			p.expires = r.Expires
 		}
 	}
-	added, deleted, err := p.env.Kernel.SyncRoutes(u.Family(), table, plan.Table)
+	added, deleted, syncErr := p.env.Kernel.SyncRoutes(u.Family(), table, plan)
 	for _, r := range added {
 		p.env.Log.Info("route added", attrs(u, r)...)
 	}
 	for _, r := range deleted {
 		p.env.Log.Info("route removed", attrs(u, r)...)
 	}
-	p.placed = len(plan.Table)
-	return err
+	p.placed = len(plan)
+	return errors.Join(err, syncErr)
+}
+
+// noteLoss finds out what went with the link. The kernel empties all tables when a link goes down, and main gets back
+// its network only. The table keeps the rest until main has routes to the same destinations again.
+func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, have []route.Route) {
+	if p.wasDown || p.placed > 0 && !slices.ContainsFunc(have, ours) {
+		// What was advertised comes with an advertisement, or was over.
+		p.lost = append(p.lost, slices.DeleteFunc(p.last, func(r route.Route) bool { return r.Expires > 0 })...)
+	}
+	p.wasDown = false
+	p.last = slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) })
+	if len(p.last) > maxLost {
+		p.last = nil
+	}
+	p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool {
+		return slices.ContainsFunc(p.last, func(l route.Route) bool { return l.Dst == r.Dst && l.From == r.From && l.TOS == r.TOS })
+	})
+	m.Lost = p.lost
+}
+
+// standing drops what was taken and has been replaced in main since.
+func (p *placer) standing(u uplink.Uplink, m uplink.Main) error {
+	m.Taken = p.taken
+	standing := m.Standing()
+	if len(standing) == len(p.taken) {
+		return nil
+	}
+	p.taken = standing
+	return p.writeTaken(u, m.Index)
+}
+
+func (p *placer) writeTaken(u uplink.Uplink, index int) error {
+	files, err := movedOn(u.Family(), index)
+	if err != nil {
+		return err
+	}
+	return files.write(u, p.taken)
 }
 
 // cleanMain deletes from main what the table has now: routes that are moved, and those of fallBack.
-func (p *placer) cleanMain(u uplink.Uplink, v uplink.View) error {
+func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
+	if m.DeadEnd && len(p.taken) > 0 {
+		return errors.Join(p.putBack(u, m), p.writeTaken(u, m.Index))
+	}
+	takes := u.Takes(m)
+	if len(takes) == 0 {
+		return p.withdraw(u, m)
+	}
 	have, err := p.env.Kernel.Routes(u.Family(), p.table)
 	if err != nil {
 		return err
 	}
-	leave := slices.DeleteFunc(uplink.MakePlan(u, v, p.table, p.taken, p.kept).Leave, func(r route.Route) bool {
+	takes = slices.DeleteFunc(takes, func(r route.Route) bool {
 		// What was not carried over stays where it is of use.
 		return !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && uplink.SameWay(h, r) })
 	})
-	return errors.Join(p.delete(u, leave), p.withdraw(u, v))
+	p.taken = append(p.taken, takes...)
+	// First the file: whoever is killed in between leaves a file of routes that main still has.
+	err = p.writeTaken(u, m.Index)
+	return errors.Join(err, p.delete(u, takes), p.withdraw(u, m))
 }
 
 func (p *placer) delete(u uplink.Uplink, routes []route.Route) error {
@@ -160,7 +176,7 @@ func (p *placer) delete(u uplink.Uplink, routes []route.Route) error {
 func (p *placer) changeMain(u uplink.Uplink, routes []route.Route, change func(route.Route) error, done string) error {
 	var errs []error
 	for _, r := range routes {
-		p.env.Glance.Invalidate()
+		p.env.Picture.Invalidate()
 		if err := change(r); err != nil {
 			errs = append(errs, err)
 			continue
@@ -170,79 +186,124 @@ func (p *placer) changeMain(u uplink.Uplink, routes []route.Route, change func(r
 	return errors.Join(errs...)
 }
 
-// adopt takes over what a holder that was killed left in the table: with move, main does
-// not have it any more.
-func (p *placer) adopt(u uplink.Uplink, v uplink.View, table uint32) error {
+// adopt takes over what a holder before this one took out of main, perhaps one that was killed.
+func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table != 0 {
 		return nil
 	}
-	have, err := p.env.Kernel.Routes(u.Family(), table)
+	files, err := movedOn(u.Family(), m.Index)
 	if err != nil {
 		return err
 	}
-	told := u.GivenRoutes(v, table)
-	for _, r := range have {
-		if !ours(r) || r.Index != v.Index || r.Src != u.Addr() {
-			continue
-		}
-		if r.Gateway.IsValid() && slices.ContainsFunc(told, func(t route.Route) bool { return uplink.SameWay(t, r) }) {
-			continue
-		}
-		p.taken = append(p.taken, asBefore(r, v))
+	taken, known, err := files.read(u)
+	if err != nil {
+		p.env.Log.Warn("cannot read what was moved before; looking for it in the table", "table", table, "err", err)
 	}
-	return nil
+	if !known {
+		rules, err := p.env.Kernel.RulesWhere(u.Family(), func(r *route.Rule) bool { return r.Protocol == route.Protocol })
+		if err != nil {
+			return err
+		}
+		if !uplink.MainKnowsNetwork(rules, table) {
+			if taken, err = p.adoptOlder(u, *m, table); err != nil {
+				return err
+			}
+		}
+	}
+	p.taken = slices.DeleteFunc(taken, func(r route.Route) bool { return slices.ContainsFunc(m.Routes, r.Equal) })
+	p.env.order.note(p.taken)
+	m.Taken = append(slices.Clone(m.Taken), p.taken...)
+	return p.writeTaken(u, m.Index)
+}
+
+// adoptOlder finds what a holder of a version before took out of main, which left no file and had no rule to main
+// before that to the network: routes of the table that nobody gave. It also took networks and static routes. These
+// main gets back.
+func (p *placer) adoptOlder(u uplink.Uplink, m uplink.Main, table uint32) (taken []route.Route, err error) {
+	have, err := p.env.Kernel.Routes(u.Family(), table)
+	if err != nil {
+		return nil, err
+	}
+	given := u.Given(m, table)
+	var inMain, others []route.Route
+	for _, r := range m.Routes {
+		inMain = append(inMain, r.Legs(m.Index)...)
+	}
+	for _, r := range have {
+		same := func(o route.Route) bool { return uplink.SameWay(o, r) }
+		if !ours(r) || r.Index != m.Index || r.Src != u.Addr() || slices.ContainsFunc(inMain, same) ||
+			r.Gateway.IsValid() && slices.ContainsFunc(given, same) {
+			continue
+		}
+		r = asBefore(u, r)
+		if r.Dst.Bits() == 0 {
+			taken = append(taken, r)
+			continue
+		}
+		others = append(others, r)
+	}
+	return taken, p.restore(u, others)
 }
 
 // asBefore is a route of the table as main may have had it. The network of the link was the kernel's; of others the
 // protocol is not known any more.
-func asBefore(r route.Route, v uplink.View) route.Route {
+func asBefore(u uplink.Uplink, r route.Route) route.Route {
 	r = r.In(unix.RT_TABLE_MAIN, r.Src)
 	r.Protocol = unix.RTPROT_BOOT
-	if r.Dst == v.Network.Masked() && !r.Gateway.IsValid() {
+	if r.Dst == u.Network.Masked() && !r.Gateway.IsValid() {
 		r.Protocol = unix.RTPROT_KERNEL
 	}
 	return r
 }
 
 // fallBack gives main what it needs while there is no lease.
-func (p *placer) fallBack(u uplink.Uplink, v uplink.View) error {
-	return p.changeMain(u, uplink.Stopgap(u, v), p.env.Kernel.AddRoute, "no lease: route added to main")
+func (p *placer) fallBack(u uplink.Uplink, m uplink.Main) error {
+	return p.changeMain(u, u.Stopgap(m), p.env.Kernel.AddRoute, "no lease: route added to main")
 }
 
 // putBack gives main back what it lost, before the rules go: nobody is cut off because a
 // lease ends.
-func (p *placer) putBack(u uplink.Uplink, v uplink.View) error {
+func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table == 0 {
 		return nil
 	}
-	err := p.changeMain(u, p.taken, p.env.Kernel.AddRoute, "route restored in main")
-	v.Main = append(v.Main, p.taken...)
+	m.Taken = p.taken
+	err := p.restore(u, m.Standing())
+	m.Routes = slices.Concat(m.Routes, p.taken)
 	p.taken = nil
-	return errors.Join(err, p.fallBack(u, v))
+	return errors.Join(err, p.fallBack(u, m))
+}
+
+// restore gives main routes back, where they stood.
+func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
+	return p.changeMain(u, routes, func(r route.Route) error {
+		now, err := p.env.Kernel.Routes(u.Family(), unix.RT_TABLE_MAIN)
+		if err != nil {
+			return err
+		}
+		return p.env.Kernel.RestoreRoute(r, p.env.order.inFront(r, now))
+	}, "route restored in main")
 }
 
 // drop clears what is known of a table that is being emptied.
-func (p *placer) drop() {
-	*p = placer{env: p.env, remarked: p.remarked}
+func (p *placer) drop(u uplink.Uplink, index int) error {
+	hadTable := p.table != 0
+	*p = placer{env: p.env}
+	if u.Settings.Routes != uplink.MoveRoutes || !hadTable {
+		return nil
+	}
+	files, err := movedOn(u.Family(), index)
+	if err != nil {
+		return err
+	}
+	return files.remove(u)
 }
 
 // withdraw deletes the routes of fallBack from main, also those of an earlier process.
-func (p *placer) withdraw(u uplink.Uplink, v uplink.View) error {
-	return p.delete(u, slices.DeleteFunc(slices.Clone(v.Main), func(r route.Route) bool {
+func (p *placer) withdraw(u uplink.Uplink, m uplink.Main) error {
+	return p.delete(u, slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool {
 		return !ours(r) || r.Src != u.Addr()
 	}))
-}
-
-// remark logs a text once.
-func (p *placer) remark(u uplink.Uplink, what, text string) {
-	if p.remarked[text] {
-		return
-	}
-	if p.remarked == nil {
-		p.remarked = make(map[string]bool)
-	}
-	p.remarked[text] = true
-	p.env.Log.Warn(what, "ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String(), "err", text)
 }
 
 func ours(r route.Route) bool { return r.Protocol == route.Protocol }

@@ -38,6 +38,7 @@ func (r *Rules) adopt() error {
 	if len(rules) == 0 {
 		return nil
 	}
+	r.NoteExtra(r.withRoutes()) // a holder before may have placed routes
 	if r.shared, err = r.env.OtherHolder(r.Uplink.Key); err != nil {
 		return err
 	}
@@ -111,12 +112,14 @@ func (r *Rules) sync(table uint32, want []route.Rule) error {
 	if err := r.yield(table); err != nil {
 		return err
 	}
+	dropped := slices.DeleteFunc(slices.Clone(r.extra), func(rule route.Rule) bool { return !uplink.IsShared(rule) || slices.Contains(want, rule) })
 	if table == 0 {
 		r.extra = nil // another client of the address may want the same rules
 	}
 	deleted, err := r.env.SyncRules(r.Uplink.Family(), r.Owns, want, r.Attrs)
-	if err == nil && slices.ContainsFunc(deleted, func(rule route.Rule) bool { return rule.Src.IsValid() && !uplink.IsHost(rule) }) {
-		err = r.sweep()
+	if err == nil && (len(dropped) > 0 ||
+		slices.ContainsFunc(deleted, func(rule route.Rule) bool { return !uplink.IsHost(rule) && (rule.Src.IsValid() || rule.Dst.IsValid()) })) {
+		err = r.sweep(table, dropped)
 	}
 	if err != nil {
 		return fmt.Errorf("rules of %s: %w", r.Uplink, err)
@@ -130,13 +133,25 @@ func (r *Rules) NoteExtra(want []route.Rule) {
 	r.extra = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !uplink.LeavesTable(rule) })
 }
 
-// sweep deletes rules of prefixes that lead elsewhere than to a table, once no uplink has the prefix.
-func (r *Rules) sweep() error {
+// withRoutes are the rules that the uplink has if routes are placed for it.
+func (r *Rules) withRoutes() []route.Rule {
+	u := r.Uplink
+	u.Settings.Routes, u.NoNetwork = uplink.CopyRoutes, false
+	return u.Rules(0)
+}
+
+// sweep deletes rules of prefixes and networks that lead elsewhere than to a table, once no uplink has the prefix or
+// network, and those of dropped that only table has a rule for.
+func (r *Rules) sweep(table uint32, dropped []route.Rule) error {
 	marked, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool { return rule.Protocol == route.Protocol })
 	if err != nil {
 		return err
 	}
-	_, err = r.env.SyncRules(r.Uplink.Family(), uplink.Orphans(marked), nil, r.Attrs)
+	orphan := uplink.Orphans(marked)
+	others := uplink.Orphans(slices.DeleteFunc(slices.Clone(marked), func(rule route.Rule) bool { return rule.Table == table }))
+	_, err = r.env.SyncRules(r.Uplink.Family(), func(rule route.Rule) bool {
+		return orphan(rule) || slices.Contains(dropped, rule) && others(rule)
+	}, nil, r.Attrs)
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,14 @@ func (a Address) Network() netip.Prefix {
 		return netip.PrefixFrom(a.Peer, a.Bits)
 	}
 	return netip.PrefixFrom(a.Addr, a.Bits)
+}
+
+// Family returns AF_INET or AF_INET6.
+func (a Address) Family() int {
+	if a.Addr.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
 }
 
 // Tentative reports whether the address is not usable yet: it is not known whether another host has
@@ -58,7 +67,8 @@ func (c *Conn) AddressOn(ifname string, addr netip.Addr) (Address, bool, error) 
 }
 
 // AddressesOn is Addresses for the link of one ifindex, at the cost of that link alone. There are
-// none on a link that does not exist.
+// none on a link that does not exist. Routes of type local that somebody added for single addresses
+// of a link count as addresses: the host answers for them, too.
 func (c *Conn) AddressesOn(family, index int) ([]Address, error) {
 	header := []byte{byte(family), 0, 0, 0}
 	header = native.AppendUint32(header, uint32(index))
@@ -82,21 +92,45 @@ func (c *Conn) AddressesOn(family, index int) ([]Address, error) {
 		}
 		addrs = append(addrs, a)
 	}
+	for _, f := range []int{unix.AF_INET, unix.AF_INET6} {
+		if family != unix.AF_UNSPEC && family != f {
+			continue
+		}
+		local, err := c.routes(f, filter{table: unix.RT_TABLE_LOCAL, index: index, typ: unix.RTN_LOCAL})
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range local {
+			if a, ok := r.localAddress(); ok && !slices.ContainsFunc(addrs, func(h Address) bool { return h.Addr == a.Addr && h.Index == a.Index }) {
+				addrs = append(addrs, a)
+			}
+		}
+	}
 	return addrs, nil
 }
 
-// HostAddresses returns all addresses of this host, and the names of its links by their ifindex.
-func (c *Conn) HostAddresses() (names map[int]string, addresses []Address, err error) {
-	links, err := c.Links()
+// localAddress returns the address that r gives to a link, if it does: the kernel adds such a route for
+// each address itself, and for those of lo.
+func (r Route) localAddress() (Address, bool) {
+	const loopbackIndex = 1
+	if r.Type != unix.RTN_LOCAL || r.Table != unix.RT_TABLE_LOCAL || !r.Dst.IsSingleIP() || r.Protocol == unix.RTPROT_KERNEL || r.Index <= loopbackIndex {
+		return Address{}, false
+	}
+	return Address{Index: r.Index, Addr: r.Dst.Addr(), Bits: r.Dst.Bits()}, true
+}
+
+// HostAddresses returns all addresses of this host, and its links by their ifindex.
+func (c *Conn) HostAddresses() (links map[int]Link, addresses []Address, err error) {
+	all, err := c.Links()
 	if err != nil {
 		return nil, nil, err
 	}
-	names = make(map[int]string, len(links))
-	for _, link := range links {
-		names[link.Index] = link.Name
+	links = make(map[int]Link, len(all))
+	for _, link := range all {
+		links[link.Index] = link
 	}
 	addresses, err = c.Addresses(unix.AF_UNSPEC)
-	return names, addresses, err
+	return links, addresses, err
 }
 
 // DeleteAddress takes an address from its link. It is no error if that has happened already.

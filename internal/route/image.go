@@ -2,8 +2,7 @@ package route
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"time"
@@ -11,6 +10,9 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
+
+// Sum returns a hash of what makes r the same route as another one, see Equal.
+func (r Route) Sum(seed maphash.Seed) uint64 { return maphash.Comparable(seed, r.key()) }
 
 // Image is the routes of one family in a table, as the kernel has them: read once and kept up to
 // date by the events of a Watcher, which has to hear of them before the Image is read. It takes
@@ -22,7 +24,8 @@ type Image struct {
 	family  int
 	table   uint32
 	most    int // routes of routing daemons
-	routes  map[netip.Prefix]string
+	seed    maphash.Seed
+	routes  map[uint64]string // by the hash of the destination: half of the memory
 	count   int
 	daemons int
 	left    int
@@ -33,42 +36,25 @@ type Image struct {
 // ReadImage reads the routes of family in table. Of those that routing daemons made it keeps no
 // more than most, so that a table of the whole Internet does not take all memory; 0 is no limit.
 func (c *Conn) ReadImage(family int, table uint32, most int) (*Image, error) {
-	i := &Image{family: family, table: table, most: most}
+	i := &Image{family: family, table: table, most: most, seed: maphash.MakeSeed()}
 	return i, i.Read(c)
 }
 
 // Read reads the routes again.
 func (i *Image) Read(c *Conn) error {
 	began := time.Now()
-	i.routes, i.count, i.daemons, i.left, i.since = make(map[netip.Prefix]string), 0, 0, 0, began
-	request := make([]byte, unix.SizeofRtMsg)
-	request[0] = byte(i.family)
-	request = appendUint32(request, unix.RTA_TABLE, i.table)
+	i.routes, i.count, i.daemons, i.left, i.since = make(map[uint64]string), 0, 0, 0, began
 	var routes []Route // that cannot be told without the nexthop objects
-	var malformed error
-	err := c.each(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, request, func(body []byte) {
-		r, cloned, err := parseRoute(body)
-		if err != nil {
-			malformed = err
+	err := c.eachRoute(i.family, filter{table: i.table}, func(r Route) {
+		if r.NexthopID != 0 && r.Index == 0 && !r.Multipath {
+			routes = append(routes, r)
 			return
 		}
-		switch {
-		case cloned || r.Family != i.family || r.Table != i.table || r.Expires < 0:
-		case r.NexthopID != 0 && r.Index == 0 && !r.Multipath:
-			routes = append(routes, r)
-		default:
-			i.put(r)
-		}
+		i.put(r)
 	})
 	i.took = time.Since(began)
-	switch {
-	case errors.Is(err, nl.ErrDumpInterrupted): // the events of these changes are still to come
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAFNOSUPPORT): // no such table or family
-	case err != nil:
-		return fmt.Errorf("list routes of table %d: %w", i.table, err)
-	}
-	if malformed != nil {
-		return fmt.Errorf("list routes of table %d: %w", i.table, malformed)
+	if err != nil {
+		return err
 	}
 	err = c.resolve(routes)
 	for _, r := range routes {
@@ -100,15 +86,62 @@ func (i *Image) Took() time.Duration { return i.took }
 
 // To returns the routes to one destination, in the kernel's order.
 func (i *Image) To(dst netip.Prefix) []Route {
+	routes := i.unpack(i.routes[i.hash(dst)])
+	return slices.DeleteFunc(routes, func(r Route) bool { return r.Dst != dst })
+}
+
+// All calls f for the routes to each destination, in no order.
+func (i *Image) All(f func(dst netip.Prefix, routes []Route)) {
+	for _, text := range i.routes {
+		routes := i.unpack(text)
+		for len(routes) > 0 {
+			dst := routes[0].Dst
+			var to, rest []Route
+			for _, r := range routes {
+				if r.Dst == dst {
+					to = append(to, r)
+				} else { // of the same hash
+					rest = append(rest, r)
+				}
+			}
+			f(dst, to)
+			routes = rest
+		}
+	}
+}
+
+func (i *Image) hash(dst netip.Prefix) uint64 { return maphash.Comparable(i.seed, dst) }
+
+// The attribute with the table comes first, and is the same for all: it is left out.
+const (
+	tableFrom = unix.SizeofRtMsg
+	tableTo   = tableFrom + unix.SizeofRtAttr + 4
+)
+
+// pack appends a route to others.
+func (i *Image) pack(text string, r Route) string {
+	if r.Expires > 0 {
+		r.Expires += i.now()
+	}
+	body := r.encodeWhole()
+	packed := make([]byte, 0, len(text)+2+len(body)-(tableTo-tableFrom))
+	packed = append(packed, text...)
+	packed = native.AppendUint16(packed, uint16(len(body)-(tableTo-tableFrom)))
+	packed = append(packed, body[:tableFrom]...)
+	return string(append(packed, body[tableTo:]...))
+}
+
+func (i *Image) unpack(text string) []Route {
 	var routes []Route
 	now := i.now()
-	for text := i.routes[dst]; text != ""; {
+	for text != "" {
 		n := int(native.Uint16([]byte(text[:2])))
 		r, _, err := parseRoute([]byte(text[2 : 2+n]))
 		text = text[2+n:]
-		if err != nil { // not of what encodeWhole wrote
+		if err != nil { // not of what pack wrote
 			continue
 		}
+		r.Table = i.table
 		if r.Expires > 0 {
 			if r.Expires -= now; r.Expires <= 0 {
 				continue
@@ -117,13 +150,6 @@ func (i *Image) To(dst netip.Prefix) []Route {
 		routes = append(routes, r)
 	}
 	return routes
-}
-
-// All calls f for the routes to each destination, in no order.
-func (i *Image) All(f func(dst netip.Prefix, routes []Route)) {
-	for dst := range i.routes {
-		f(dst, i.To(dst))
-	}
 }
 
 // ofDaemon reports whether a route is one of those of which there may be very many: to a gateway, and
@@ -149,14 +175,7 @@ func (i *Image) put(r Route) {
 		i.daemons++
 	}
 	i.count++
-	if r.Expires > 0 {
-		r.Expires += i.now()
-	}
-	body := r.encodeWhole()
-	text := make([]byte, 0, 2+len(body))
-	text = native.AppendUint16(text, uint16(len(body)))
-	text = append(text, body...)
-	i.routes[r.Dst] += string(text)
+	i.routes[i.hash(r.Dst)] = i.pack(i.routes[i.hash(r.Dst)], r)
 }
 
 // encodeWhole is encode with the links and gateways of a nexthop object.
@@ -171,13 +190,22 @@ func (r Route) encodeWhole() []byte {
 
 // set makes routes those to a destination.
 func (i *Image) set(dst netip.Prefix, routes []Route) {
-	for _, r := range i.To(dst) {
+	hash := i.hash(dst)
+	var rest string
+	for _, r := range i.unpack(i.routes[hash]) {
+		if r.Dst != dst {
+			rest = i.pack(rest, r)
+			continue
+		}
 		i.count--
 		if ofDaemon(r) {
 			i.daemons--
 		}
 	}
-	delete(i.routes, dst)
+	delete(i.routes, hash)
+	if rest != "" {
+		i.routes[hash] = rest
+	}
 	for _, r := range routes {
 		i.put(r)
 	}

@@ -9,9 +9,11 @@ import (
 
 // Link is a kernel interface.
 type Link struct {
-	Index int
-	Name  string // the name, also of a link that was found by an alternative one
-	Up    bool   // the administrator wants it up
+	Index  int
+	Name   string // the name, also of a link that was found by an alternative one
+	Up     bool   // the administrator wants it up
+	Kind   string // of a virtual link: bridge, veth, dummy, wireguard ...; "" of hardware
+	Master int    // ifindex of the bridge or bond that it is a port of, or 0
 }
 
 // RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are half of a link's message.
@@ -86,15 +88,29 @@ func parseLink(b []byte) (l Link, family int, err error) {
 	if len(b) < unix.SizeofIfInfomsg {
 		return Link{}, 0, errMalformed
 	}
+	var malformed bool
 	flags := native.Uint32(b[8:])
 	l = Link{
 		Index: int(int32(native.Uint32(b[4:]))),
 		Up:    flags&unix.IFF_UP != 0,
 	}
 	err = eachAttribute(b[unix.SizeofIfInfomsg:], func(typ uint16, value []byte) {
-		if typ == unix.IFLA_IFNAME {
+		switch typ {
+		case unix.IFLA_IFNAME:
 			l.Name = unix.ByteSliceToString(value)
+		case unix.IFLA_MASTER:
+			l.Master = int(int32(uint32Of(value)))
+		case unix.IFLA_LINKINFO:
+			bad := eachAttribute(value, func(typ uint16, value []byte) {
+				if typ == unix.IFLA_INFO_KIND {
+					l.Kind = unix.ByteSliceToString(value)
+				}
+			})
+			malformed = malformed || bad != nil
 		}
 	})
+	if malformed {
+		err = errMalformed
+	}
 	return l, int(b[0]), err
 }

@@ -2,6 +2,7 @@ package route
 
 import (
 	"cmp"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -186,6 +187,21 @@ func (r Route) check() error {
 		return errors.New("its lifetime is over")
 	}
 	return nil
+}
+
+// MarshalText returns r as a text that UnmarshalText reads, with all that the kernel told.
+func (r Route) MarshalText() ([]byte, error) {
+	return base64.StdEncoding.AppendEncode(nil, r.normal().encodeWhole()), nil
+}
+
+// UnmarshalText sets r to what MarshalText made a text of.
+func (r *Route) UnmarshalText(text []byte) error {
+	body, err := base64.StdEncoding.AppendDecode(nil, text)
+	if err != nil {
+		return err
+	}
+	*r, _, err = parseRoute(body)
+	return err
 }
 
 // String returns the route as `ip route show table all` prints it, with numbers for links and
@@ -490,28 +506,62 @@ func (r Route) Legs(index int) []Route {
 			if n < unix.SizeofRtNexthop || n > len(value) {
 				return
 			}
-			if leg.Index = int(int32(native.Uint32(value[4:]))); leg.Index == index {
-				leg.Gateway = netip.Addr{}
-				leg.Onlink = value[2]&unix.RTNH_F_ONLINK != 0
-				_ = eachAttribute(value[unix.SizeofRtNexthop:n], func(typ uint16, value []byte) {
-					switch typ {
-					case unix.RTA_GATEWAY:
-						leg.Gateway, _ = netip.AddrFromSlice(value)
-					case unix.RTA_VIA:
-						leg.Gateway, _ = netip.AddrFromSlice(value[min(2, len(value)):])
-					case unix.RTA_ENCAP:
-						leg.Encap = true
-					}
-				})
-				legs = append(legs, leg)
+			if int(int32(native.Uint32(value[4:]))) == index {
+				legs = append(legs, leg.hop(value[:n]))
 			}
 			value = value[min(align(n), len(value)):]
 		}
 	})
 	for i := range legs {
-		legs[i].rest = string(rest)
+		legs[i].rest = string(rest) + legs[i].rest
 	}
 	return legs
+}
+
+// Links returns the ifindexes of the links that r leads to, each once.
+func (r Route) Links() []int {
+	if !r.Multipath {
+		if r.Index == 0 {
+			return nil
+		}
+		return []int{r.Index}
+	}
+	var links []int
+	_ = eachAttribute([]byte(r.rest), func(typ uint16, value []byte) { // as in Legs
+		for typ == unix.RTA_MULTIPATH && len(value) >= unix.SizeofRtNexthop {
+			n := int(native.Uint16(value))
+			if n < unix.SizeofRtNexthop || n > len(value) {
+				return
+			}
+			if index := int(int32(native.Uint32(value[4:]))); !slices.Contains(links, index) {
+				links = append(links, index)
+			}
+			value = value[min(align(n), len(value)):]
+		}
+	})
+	return links
+}
+
+// hop returns r with one next hop, a struct rtnexthop and its attributes, and of the other attributes
+// only those of the next hop.
+func (r Route) hop(b []byte) Route {
+	r.Index = int(int32(native.Uint32(b[4:])))
+	r.Gateway = netip.Addr{}
+	r.Onlink = b[2]&unix.RTNH_F_ONLINK != 0
+	var rest []byte
+	_ = eachAttributeAsIs(b[unix.SizeofRtNexthop:], func(typ uint16, value []byte) { // as before
+		switch typ & attributeType {
+		case unix.RTA_GATEWAY:
+			r.Gateway, _ = netip.AddrFromSlice(value)
+		case unix.RTA_VIA:
+			r.Gateway, _ = netip.AddrFromSlice(value[min(2, len(value)):])
+		case unix.RTA_ENCAP, unix.RTA_ENCAP_TYPE:
+			r.Encap = true
+			rest = appendAttribute(rest, typ, value)
+		}
+	})
+	r.rest = string(rest)
+	return r
 }
 
 // clearNexthopState clears what RTA_MULTIPATH tells of the state of its links. The kernel refuses

@@ -3,8 +3,10 @@ package route
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,9 +30,17 @@ func (c *Conn) RoutesOn(family int, table uint32, index int) ([]Route, error) {
 	return c.routes(family, filter{table: table, index: index})
 }
 
-// OurRoutes is Routes for all tables and those of our Protocol, at the cost of these alone.
-func (c *Conn) OurRoutes(family int) ([]Route, error) {
-	return c.routes(family, filter{protocol: Protocol})
+// ErrorRoutes is Routes for those that answer with an error or drop packets, at the cost of these alone.
+func (c *Conn) ErrorRoutes(family int, table uint32) ([]Route, error) {
+	var routes []Route
+	for _, typ := range []uint8{unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT} {
+		of, err := c.routes(family, filter{table: table, typ: typ})
+		if err != nil {
+			return nil, err
+		}
+		routes = append(routes, of...)
+	}
+	return routes, nil
 }
 
 // filter selects routes of a dump; what is 0 selects all.
@@ -38,11 +48,25 @@ type filter struct {
 	table    uint32
 	index    int // routes beside others of several links count
 	protocol uint8
+	typ      uint8
+}
+
+// request is the body of a request for such routes.
+func (f filter) request(family int) []byte {
+	b := make([]byte, unix.SizeofRtMsg)
+	b[0], b[5], b[7] = byte(family), f.protocol, f.typ
+	if f.table != 0 {
+		b = appendUint32(b, unix.RTA_TABLE, f.table)
+	}
+	if f.index != 0 {
+		b = appendUint32(b, unix.RTA_OIF, uint32(f.index))
+	}
+	return b
 }
 
 func (f filter) has(r Route) bool {
 	return (f.table == 0 || r.Table == f.table) && (f.index == 0 || r.Index == f.index || r.Multipath) &&
-		(f.protocol == 0 || r.Protocol == f.protocol)
+		(f.protocol == 0 || r.Protocol == f.protocol) && (f.typ == 0 || r.Type == f.typ)
 }
 
 func (c *Conn) routes(family int, f filter) ([]Route, error) {
@@ -94,15 +118,7 @@ func (c *Conn) dumpRoutesOf(family int, f filter) ([]Route, error) {
 }
 
 func (c *Conn) dumpRoutesOnce(family int, f filter) ([]Route, error) {
-	request := make([]byte, unix.SizeofRtMsg)
-	request[0], request[5] = byte(family), f.protocol
-	if f.table != 0 {
-		request = appendUint32(request, unix.RTA_TABLE, f.table)
-	}
-	if f.index != 0 {
-		request = appendUint32(request, unix.RTA_OIF, uint32(f.index))
-	}
-	msgs, err := c.dump(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, request)
+	msgs, err := c.dump(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, f.request(family))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) || f.index != 0 && errors.Is(err, unix.ENODEV) {
 		return nil, nil // no such table, family or link
 	}
@@ -147,13 +163,101 @@ func (c *Conn) AddRoute(r Route) error {
 		if err != nil {
 			return fmt.Errorf("add route %q: %w", r, err)
 		}
-		there := slices.DeleteFunc(slices.Clone(have), func(h Route) bool { return h.place() != r.place() })
+		to := slices.DeleteFunc(have, func(h Route) bool { return h.Dst != r.Dst })
 		// What changed is looked at once more: the kernel may have meant something else.
-		if changed, err := c.put(have, there, r); err != nil || !changed {
+		if changed, err := c.put(to, r); err != nil || !changed {
 			return err
 		}
 	}
 	return fmt.Errorf("add route %q: %w", r, errUnsettled)
+}
+
+// Replace makes wanted of what the caller put into a table for one destination before, had, without reading the
+// table: for tables with very many routes. All of them are ours, and no two of a list share a place.
+func (c *Conn) Replace(had, wanted []Route) error {
+	var errs []error
+	for _, r := range wanted {
+		if slices.ContainsFunc(had, r.Equal) {
+			continue
+		}
+		flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
+		if slices.ContainsFunc(had, func(h Route) bool { return h.normal().place() == r.normal().place() }) {
+			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		}
+		err := c.change(unix.RTM_NEWROUTE, flags, r.normal().encode())
+		if errors.Is(err, unix.EEXIST) { // it is there already, or another program's is
+			err = c.AddRoute(r)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("add route %q: %w", r, err))
+		}
+	}
+	for _, h := range had {
+		if slices.ContainsFunc(wanted, func(r Route) bool { return h.normal().place() == r.normal().place() }) {
+			continue // replaced, or the same
+		}
+		err := c.change(unix.RTM_DELROUTE, 0, h.normal().encode())
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("delete route %q: %w", h, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// RoutesAtMost is Routes of a table if it has no more than most, and reports whether it has not.
+func (c *Conn) RoutesAtMost(family int, table uint32, most int) (routes []Route, all bool, err error) {
+	err = c.eachRoute(family, filter{table: table}, func(r Route) {
+		if len(routes) <= most {
+			routes = append(routes, r)
+		}
+	})
+	if err != nil || len(routes) > most {
+		return nil, false, err
+	}
+	return routes, true, c.resolve(routes)
+}
+
+// EachOfOurs calls f for each route of ours in a table, or in every table with 0, one after the other as the
+// kernel tells them: for tables with very many routes.
+func (c *Conn) EachOfOurs(family int, table uint32, f func(Route)) error {
+	return c.eachRoute(family, filter{table: table, protocol: Protocol}, f)
+}
+
+// eachRoute calls f for each route of a dump. What changes meanwhile may be missing: the events of it come later.
+func (c *Conn) eachRoute(family int, selected filter, f func(Route)) error {
+	var malformed error
+	err := c.each(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, selected.request(family), func(body []byte) {
+		r, cloned, err := parseRoute(body)
+		if err != nil {
+			malformed = err
+		} else if !cloned && r.Family == family && selected.has(r) && r.Expires >= 0 {
+			f(r)
+		}
+	})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, nl.ErrDumpInterrupted) {
+		err = nil // no such table or family
+	}
+	if err = errors.Join(err, malformed); err != nil {
+		return fmt.Errorf("list routes of table %d: %w", selected.table, err)
+	}
+	return nil
+}
+
+// RestoreRoute adds r beside the routes in its place, in front of them or behind them. That it is there
+// already is no error. In IPv6, where these share the traffic, it joins them.
+func (c *Conn) RestoreRoute(r Route, inFront bool) error {
+	r = r.normal()
+	if err := r.check(); err != nil {
+		return fmt.Errorf("add route %q: %w", r, err)
+	}
+	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_APPEND)
+	if inFront && r.Family == unix.AF_INET {
+		flags = unix.NLM_F_CREATE
+	}
+	if err := c.change(unix.RTM_NEWROUTE, flags, r.encode()); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add route %q: %w", r, err)
+	}
+	return nil
 }
 
 // DeleteRoute deletes r, whatever is left of its lifetime, and nothing that resembles it. That
@@ -222,14 +326,15 @@ func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, delete
 		if round == 0 {
 			first = have
 		}
-		places := make(map[place][]Route, len(have))
+		// Only routes to the same destination are in each other's way.
+		to := make(map[netip.Prefix][]Route, len(have))
 		for _, r := range have {
-			places[r.place()] = append(places[r.place()], r)
+			to[r.Dst] = append(to[r.Dst], r)
 		}
 		refused := slices.Clone(invalid)
 		settled := true
 		for _, r := range puts {
-			changed, err := c.put(have, places[r.place()], r)
+			changed, err := c.put(to[r.Dst], r)
 			settled = settled && !changed
 			if err != nil {
 				refused = append(refused, err)
@@ -239,15 +344,16 @@ func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, delete
 			continue // what is stale is looked up anew: some of it was replaced
 		}
 		// What was dumped last still holds, as nothing was added.
-		now := slices.Clone(have)
-		stale := slices.DeleteFunc(slices.Clone(have), func(r Route) bool { return r.Protocol != Protocol || wanted[r.key()] })
-		for _, r := range stale {
-			if err := c.remove(now, r); err != nil {
+		for _, r := range have {
+			if r.Protocol != Protocol || wanted[r.key()] {
+				continue
+			}
+			if err := c.remove(to[r.Dst], r); err != nil {
 				refused = append(refused, err)
 				continue
 			}
 			settled = false
-			now = slices.DeleteFunc(now, r.Equal)
+			to[r.Dst] = slices.DeleteFunc(to[r.Dst], r.Equal)
 		}
 		// Only a look tells that all is as it was meant: other programs change routes, too.
 		if settled {
@@ -282,9 +388,10 @@ func oursBeyond(a, b []Route) (beyond []Route) {
 	return beyond
 }
 
-// put adds r to its table, which has the routes have, those of there in r's place. It reports
+// put adds r to its table, which has the routes to for its destination. It reports
 // whether it changed anything, or found that another program has.
-func (c *Conn) put(have, there []Route, r Route) (changed bool, err error) {
+func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
+	there := slices.DeleteFunc(slices.Clone(to), func(h Route) bool { return h.place() != r.place() })
 	present := slices.IndexFunc(there, r.Equal)
 	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
 	switch {
@@ -297,7 +404,7 @@ func (c *Conn) put(have, there []Route, r Route) (changed bool, err error) {
 			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 		case h.Expires == 0:
 			// Another route may be the one that is replaced. What shares its place serves meanwhile.
-			if err := c.remove(have, h); err != nil {
+			if err := c.remove(to, h); err != nil {
 				return false, err
 			}
 			flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
@@ -316,7 +423,7 @@ func (c *Conn) put(have, there []Route, r Route) (changed bool, err error) {
 		if i := slices.IndexFunc(there, func(h Route) bool { return h.Multipath && h.Family == unix.AF_INET6 }); i >= 0 {
 			// One of the gateways may be another's, who appended it: the kernel shows the first one's
 			// protocol for all, and a replacement takes all.
-			if err := c.remove(have, there[i]); err != nil {
+			if err := c.remove(to, there[i]); err != nil {
 				return false, err
 			}
 			if len(there) == 1 {

@@ -223,6 +223,9 @@ func parseEvent(typ, flags uint16, body []byte) (Event, bool, error) {
 		return Event{Kind: RuleChanged, Family: int(body[0]), Priority: r.Priority, Table: r.Table, Protocol: r.Protocol, Deleted: typ == unix.RTM_DELRULE}, true, nil
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, cloned, err := parseRoute(body)
+		if a, ok := r.localAddress(); ok && err == nil {
+			return Event{Kind: AddressChanged, Family: r.Family, Index: a.Index, Addr: a.Addr, Deleted: typ == unix.RTM_DELROUTE}, true, nil
+		}
 		return Event{
 			Kind: RouteChanged, Family: r.Family, Table: r.Table, Index: r.Index, Protocol: r.Protocol,
 			Deleted: typ == unix.RTM_DELROUTE, Route: &r, Replaced: typ == unix.RTM_NEWROUTE && flags&unix.NLM_F_REPLACE != 0,

@@ -23,9 +23,9 @@ type marking struct{ mask, block, fallback uint32 }
 var defaultMarking = marking{mask: 0xff000000, block: 9000, fallback: 15000}
 
 const (
-	// The rules of leases begin two before 10000. IPv6 looks a route up again with a source,
+	// The rules of leases begin seven before 10000. IPv6 looks a route up again with a source,
 	// and meets those: a guard has to stand before them.
-	leaseRules = 9998
+	leaseRules = 9993
 	mainRule   = 32766
 )
 

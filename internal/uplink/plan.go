@@ -1,7 +1,6 @@
 package uplink
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -10,168 +9,149 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
-// View is what the kernel says about the link of an uplink.
-type View struct {
-	Index   int
-	Network netip.Prefix   // the address with the length that it has on the link
-	Others  []netip.Prefix // the other addresses of the link, of the same family
-	Main    []route.Route  // routes of the link in main
-	// Shared are IPv6 routes of the link in main that share their place with those of another:
-	// two uplinks whose defaults have one metric. Main keeps them.
-	Shared []route.Route
-	// Borrowed are what the holders of the other addresses moved out of main before we came, as
-	// it was there.
-	Borrowed []route.Route
+// Main is what a plan of routes is made from: what the table main of one family says about the
+// link of an uplink, and about the links that are no uplinks.
+type Main struct {
+	Index     int           // of the link
+	Addresses []Address     // of the link
+	Routes    []route.Route // of main, with a next hop over the link, in main's order
+	// Taken are routes that move took out of main, for this address or for another one of the link,
+	// as they were there. Lost are those that went when the link was down.
+	Taken, Lost []route.Route
+	// DeadEnd reports that main has a default route that leads nowhere.
+	DeadEnd bool
+	// Local are routes of main over links that are no uplinks: bridges of containers, networks
+	// behind this host, tunnels.
+	Local []route.Route
+	// Ties are the exceptions from "main first", if the uplink wants that.
+	Ties []Tie
+	// OnLink reports that the caller gave the network of the address before the address was on
+	// the link, so that the network is on the link whatever main says.
+	OnLink bool
 }
 
-// Plan is what is to become of routes.
-type Plan struct {
-	Table []route.Route // what the leased table has to hold, and nothing else of ours
-	Leave []route.Route // of main: to be deleted once their copy stands in the table
-	Taken []route.Route // what main has lost to the table, as it was there
-	Left  []string      // routes that are left alone, and why
+// Address is an address of a link, and the network that is on the link with it: of the far end of a
+// point-to-point link.
+type Address struct {
+	Addr    netip.Addr
+	Network netip.Prefix
 }
 
-// Place is where a table holds one route.
-type Place struct {
-	dst    netip.Prefix
-	tos    uint8
-	metric uint32
-}
-
-// PlaceOf is the place of a route in its table.
-func PlaceOf(r route.Route) Place { return Place{r.Dst, r.TOS, r.Metric} }
-
-// SameWay reports whether two routes lead to the same destination by the same gateway.
-func SameWay(a, b route.Route) bool { return a.Dst == b.Dst && a.Gateway == b.Gateway }
-
-// MakePlan decides about the routes of u in a lease of table. taken is what main lost to
-// the table so far; kept is what main had before the link went down.
-func MakePlan(u Uplink, v View, table uint32, taken, kept []route.Route) Plan {
-	var p Plan
+// Plan returns the routes that a lease of table has to hold for the uplink: those that main would
+// have on a host with this one uplink. That are main's routes over the link, with the address as
+// their source, then what the caller gave and main has not, then the routes over links that are no
+// uplinks. No two of them share destination, TOS and metric: see route.Spread.
+func (u Uplink) Plan(m Main, table uint32) []route.Route {
 	if !u.Settings.PlacesRoutes() {
-		return p
+		return nil
 	}
-	var followed []route.Route
-	for i, r := range v.Routes() {
-		if !v.Belongs(r, u.Addr()) {
-			continue
-		}
-		if why := Unmovable(r); why != "" {
-			p.Left = append(p.Left, fmt.Sprintf("%s: %s", r, why))
-			continue
-		}
-		followed = append(followed, r)
-		if u.Settings.Routes == MoveRoutes && movable(r) && i < len(v.Main) {
-			p.Leave = append(p.Leave, r)
+	var routes []route.Route
+	for _, group := range byDestination(m.all()) {
+		for _, r := range u.own(m, group) {
+			routes = append(routes, r.In(table, u.Addr()))
 		}
 	}
-	newest := Places(followed)
-	for _, r := range v.Borrowed {
-		if !newest[PlaceOf(r)] && !Places(taken)[PlaceOf(r)] && v.Belongs(r, u.Addr()) {
-			followed = append(followed, r)
+	for _, r := range u.Given(m, table) {
+		if !slices.ContainsFunc(routes, func(have route.Route) bool { return SameWay(have, r) }) {
+			routes = append(routes, r)
 		}
 	}
-	if u.Settings.Routes == MoveRoutes {
-		// What came to stand in main where a route of the table stood replaces that one.
-		for _, r := range taken {
-			if !newest[PlaceOf(r)] {
-				p.Taken = append(p.Taken, r)
-			}
-		}
-		followed = append(followed, p.Taken...)
-		p.Taken = append(p.Taken, p.Leave...)
-	} else {
-		for _, r := range kept {
-			if !newest[PlaceOf(r)] {
-				followed = append(followed, r)
-			}
-		}
-	}
-	for _, r := range followed {
-		p.Table = append(p.Table, r.In(table, u.Addr()))
-	}
-	for _, r := range u.GivenRoutes(v, table) {
-		if !slices.ContainsFunc(followed, func(f route.Route) bool { return SameWay(f, r) }) {
-			p.Table = append(p.Table, r)
-		}
-	}
-	p.Table = route.Spread(p.Table)
-	return p
+	return route.Spread(append(routes, u.local(m, routes, table)...))
 }
 
-// Places are the places of routes.
-func Places(routes []route.Route) map[Place]bool {
-	set := make(map[Place]bool, len(routes))
+// all returns the routes that main would have if nothing had been taken or lost. A newer route replaces the
+// taken one in its place, and any route to a destination what the link lost: whoever configures
+// the link is putting its routes back.
+func (m Main) all() []route.Route {
+	known := make(map[destination]bool, len(m.Routes))
+	for _, r := range m.Routes {
+		known[destinationOf(r)] = true
+	}
+	lost := slices.DeleteFunc(slices.Clone(m.Lost), func(r route.Route) bool { return known[destinationOf(r)] })
+	return slices.Concat(m.Standing(), m.Routes, lost)
+}
+
+// destination is what the kernel compares before metrics: routes that differ in it are no
+// alternatives to each other.
+type destination struct {
+	dst, from netip.Prefix
+	tos       uint8
+}
+
+func destinationOf(r route.Route) destination { return destination{r.Dst, r.From, r.TOS} }
+
+// byDestination returns routes in groups of one destination, each in the order of routes.
+func byDestination(routes []route.Route) [][]route.Route {
+	at := make(map[destination]int, len(routes))
+	var groups [][]route.Route
 	for _, r := range routes {
-		set[PlaceOf(r)] = true
+		i, known := at[destinationOf(r)]
+		if !known {
+			i = len(groups)
+			at[destinationOf(r)] = i
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], r)
 	}
-	return set
+	return groups
 }
 
-// Routes are all routes of the link in main.
-func (v View) Routes() []route.Route { return slices.Concat(v.Main, v.Shared) }
-
-// Belongs reports whether a route of the link in main is one of the address: by its
-// preferred source, or by whose network its gateway or destination is in. What no
-// address of the link claims is everybody's.
-func (v View) Belongs(r route.Route, addr netip.Addr) bool {
-	if r.Protocol == route.Protocol || r.Dst.Addr().IsMulticast() || r.Dst.Addr().Is6() && r.Dst.Addr().IsLinkLocalUnicast() {
-		return false
+// own returns the routes of main to one destination that belong into the table of the address,
+// each reduced to its next hops over the link. Where two providers share a link, a route whose
+// gateway is in the network of another address is left out if there is one of this address.
+func (u Uplink) own(m Main, group []route.Route) []route.Route {
+	var legs []route.Route
+	for _, r := range group {
+		if u.Carries(r) {
+			legs = append(legs, r.Legs(m.Index)...)
+		}
 	}
-	if r.Dst.IsSingleIP() && r.Dst.Addr() == addr {
-		return false // the address itself, which the local table has
+	network, others := u.network(m)
+	has := func(p netip.Prefix, r route.Route) bool { return r.Gateway.IsValid() && p.Contains(r.Gateway) }
+	mine := func(r route.Route) bool { return r.Src == u.Addr() || has(network, r) }
+	if !slices.ContainsFunc(legs, mine) {
+		return legs
 	}
-	if r.Family == unix.AF_INET6 && r.Protocol == unix.RTPROT_KERNEL && r.Dst.IsSingleIP() && r.Dst != v.Network {
-		return false // another address of the link, as DHCPv6 gives it, even after that is gone
-	}
-	toward := r.Dst.Addr()
-	if r.Gateway.IsValid() {
-		toward = r.Gateway
-	}
-	if r.Src.IsValid() {
-		// With DHCP main's default prefers one address of a network, and the router serves all.
-		return r.Src == addr || r.Dst.Bits() == 0 && v.Network.Contains(toward)
-	}
-	if toward.Is6() && toward.IsLinkLocalUnicast() {
-		return true // a link-local gateway, as in router advertisements, belongs to the link and to no network
-	}
-	if v.Network.Contains(toward) || toward.Is6() && v.Network.IsSingleIP() {
-		return true // a lease of DHCPv6 uses the routes that the link has
-	}
-	return !slices.ContainsFunc(v.Others, func(n netip.Prefix) bool { return n.Contains(toward) })
+	return slices.DeleteFunc(legs, func(r route.Route) bool {
+		return !mine(r) && slices.ContainsFunc(others, func(p netip.Prefix) bool { return has(p, r) })
+	})
 }
 
-// Unmovable says why a route cannot be carried over as it is.
-func Unmovable(r route.Route) string {
-	switch {
-	case r.Multipath:
-		return "it has several next hops, which may be of other links"
-	case r.Encap:
-		return "it encapsulates packets"
-	case r.Type != unix.RTN_UNICAST:
-		return "it leads nowhere"
+// Carries reports whether the table of the uplink follows a route of main. Routes that lead
+// nowhere belong to no link, and a route to the address itself is the local table's.
+func (u Uplink) Carries(r route.Route) bool {
+	return r.Protocol != route.Protocol && r.Type == unix.RTN_UNICAST && !r.Dst.Addr().IsMulticast() && r.Dst != u.Host()
+}
+
+// network returns the network of the address as it is on the link, the address itself where it is
+// not, and the networks of the link's other addresses. Link-local ones count as nobody's: a router
+// advertises itself with such an address to all.
+func (u Uplink) network(m Main) (network netip.Prefix, others []netip.Prefix) {
+	network = u.Host()
+	for _, a := range m.Addresses {
+		switch {
+		case a.Addr == u.Addr():
+			network = a.Network
+		case !a.Addr.IsLinkLocalUnicast() || a.Addr.Is4():
+			others = append(others, a.Network)
+		}
 	}
-	return ""
+	return network, others
 }
 
-// movable reports whether main may lose a route: those of router advertisements the kernel
-// would put back.
-func movable(r route.Route) bool {
-	return r.Family == unix.AF_INET || r.Protocol != unix.RTPROT_KERNEL && r.Protocol != unix.RTPROT_RA
-}
-
-// GivenRoutes are the routes that the caller gave, for a table: the network on the link first.
-func (u Uplink) GivenRoutes(v View, table uint32) []route.Route {
+// Given returns the routes that the caller gave, for a table: the network of the address first, if
+// it has to be on the link whatever main says.
+func (u Uplink) Given(m Main, table uint32) []route.Route {
+	network, _ := u.network(m)
 	to := func(dst netip.Prefix, via netip.Addr, metric uint32) route.Route {
-		r := route.NewRoute(table, dst, via, v.Index)
+		r := route.NewRoute(table, dst, via, m.Index)
 		r.Src, r.Metric = u.Addr(), metric
-		r.Onlink = via.IsValid() && !v.Network.Contains(via) && !via.IsLinkLocalUnicast()
+		r.Onlink = via.IsValid() && !network.Contains(via) && !via.IsLinkLocalUnicast()
 		return r
 	}
 	var routes []route.Route
-	if !v.Network.IsSingleIP() {
-		routes = append(routes, to(v.Network.Masked(), netip.Addr{}, 0))
+	if m.OnLink && u.Network.IsValid() && !u.Network.IsSingleIP() {
+		routes = append(routes, to(u.Network.Masked(), netip.Addr{}, 0))
 	}
 	for _, s := range u.Settings.Static {
 		routes = append(routes, to(s.Dst, s.Via, u.Settings.Metric))
@@ -186,32 +166,129 @@ func (u Uplink) GivenRoutes(v View, table uint32) []route.Route {
 	return routes
 }
 
-// Stopgap are the routes that main needs while there is no lease: those that the caller
+// Gives reports whether the caller gave a route to a destination.
+func (u Uplink) Gives(dst netip.Prefix) bool {
+	return slices.ContainsFunc(u.Settings.Static, func(s StaticRoute) bool { return s.Dst == dst }) || dst == u.Network.Masked()
+}
+
+// local returns main's routes over links that are no uplinks, as main has them, but for
+// destinations that the uplink's own routes have, and for defaults and the halves that VPNs make
+// of them.
+func (u Uplink) local(m Main, own []route.Route, table uint32) []route.Route {
+	taken := make(map[netip.Prefix]bool, len(own))
+	for _, r := range own {
+		taken[r.Dst] = true
+	}
+	var routes []route.Route
+	for _, r := range m.Local {
+		if u.Carries(r) && !taken[r.Dst] && r.Dst.Bits() > Halves(r.Family) && !r.Dst.Addr().IsLinkLocalUnicast() {
+			r = r.In(table, netip.Addr{})
+			r.Scope = unix.RT_SCOPE_UNIVERSE // no gateway of the uplink is looked for there
+			routes = append(routes, r)
+		}
+	}
+	return routes
+}
+
+// Halves returns the length up to which a prefix counts as a default route or a part of one. VPNs
+// divide the default route into halves or more, and nobody is allotted a network as large: IPv4
+// has none shorter than /8, IPv6 none shorter than fc00::/7.
+func Halves(family int) int {
+	if family == unix.AF_INET6 {
+		return 6
+	}
+	return 7
+}
+
+// Way is where a route leads: its destination, gateway and link.
+type Way struct {
+	destination
+	gateway netip.Addr
+	index   int
+}
+
+// WayOf returns the way of a route.
+func WayOf(r route.Route) Way { return Way{destinationOf(r), r.Gateway, r.Index} }
+
+// SameWay reports whether two routes lead to the same destination by the same gateway and link.
+func SameWay(a, b route.Route) bool { return WayOf(a) == WayOf(b) }
+
+// Standing returns the routes of Taken that main would have still, had they stayed there: no newer one
+// is in their place.
+func (m Main) Standing() []route.Route {
+	used := make(map[place]bool, len(m.Routes))
+	for _, r := range m.Routes {
+		used[placeOf(r)] = true
+	}
+	return slices.DeleteFunc(slices.Clone(m.Taken), func(r route.Route) bool { return used[placeOf(r)] })
+}
+
+// place is where IPv4 tables hold a route, and a newer one replaces it.
+type place struct {
+	destination
+	metric uint32
+}
+
+func placeOf(r route.Route) place { return place{destinationOf(r), r.Metric} }
+
+// Takes returns the routes of main that move takes: the defaults over this one link, which would serve
+// the traffic that is bound to nothing instead of the unbound rules. Beside a default that leads nowhere
+// they stay, since without them no unbound rule would be reached.
+func (u Uplink) Takes(m Main) []route.Route {
+	if u.Settings.Routes != MoveRoutes || m.DeadEnd {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !collides(r, m.Index) })
+}
+
+// Stopgap returns the routes that main needs while there is no lease: those that the caller
 // gave and main does not have, with the ifindex as metric, so that those of several links
 // stand beside each other.
-func Stopgap(u Uplink, v View) []route.Route {
+func (u Uplink) Stopgap(m Main) []route.Route {
 	if !u.Settings.PlacesRoutes() {
 		return nil
 	}
+	used := make(map[place]bool)
+	for _, r := range m.Routes {
+		used[placeOf(r)] = true
+	}
 	var routes []route.Route
-	used := Places(v.Routes())
-	for _, r := range u.GivenRoutes(v, unix.RT_TABLE_MAIN) {
-		if slices.ContainsFunc(v.Routes(), func(m route.Route) bool { return SameWay(m, r) }) {
+	for _, r := range u.Given(m, unix.RT_TABLE_MAIN) {
+		if slices.ContainsFunc(m.Routes, func(have route.Route) bool { return SameWay(have, r) }) {
 			continue
 		}
-		for r.Metric = uint32(v.Index); used[PlaceOf(r)]; r.Metric++ {
+		for r.Metric = uint32(m.Index); used[placeOf(r)]; r.Metric++ {
 		}
-		used[PlaceOf(r)] = true
+		used[placeOf(r)] = true
 		routes = append(routes, r)
 	}
 	return routes
 }
 
-// WithoutGiven drops from taken what an older set of settings had told, too: it was in main
-// because of that set, and goes with it.
-func WithoutGiven(taken []route.Route, old Uplink, v View) []route.Route {
-	told := old.GivenRoutes(v, unix.RT_TABLE_MAIN)
-	return slices.DeleteFunc(slices.Clone(taken), func(r route.Route) bool {
-		return r.Gateway.IsValid() && slices.ContainsFunc(told, func(t route.Route) bool { return SameWay(t, r) })
+// WithoutGiven drops from routes those by gateways that the uplink's caller gave: they were in main because
+// of that, and end with it.
+func (u Uplink) WithoutGiven(m Main, routes []route.Route) []route.Route {
+	given := u.Given(m, unix.RT_TABLE_MAIN)
+	return slices.DeleteFunc(slices.Clone(routes), func(r route.Route) bool {
+		return r.Gateway.IsValid() && slices.ContainsFunc(given, func(g route.Route) bool { return SameWay(g, r) })
 	})
+}
+
+// collides reports whether a route of main is a default over the one link. One of router advertisements
+// the kernel would put back, one of several links is not this uplink's alone, and one for some sources or a
+// TOS serves these only.
+func collides(r route.Route, index int) bool {
+	return r.Dst.Bits() == 0 && r.Type == unix.RTN_UNICAST && r.Index == index && !r.Multipath && !r.From.IsValid() && r.TOS == 0 &&
+		r.Protocol != route.Protocol &&
+		(r.Family == unix.AF_INET || r.Protocol != unix.RTPROT_KERNEL && r.Protocol != unix.RTPROT_RA)
+}
+
+// IsDeadEnd reports whether a route is a default that leads nowhere. The kernel takes it for the answer of a
+// lookup.
+func IsDeadEnd(r route.Route) bool {
+	switch r.Type {
+	case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT:
+		return r.Dst.Bits() == 0 && !r.From.IsValid()
+	}
+	return false
 }

@@ -11,176 +11,178 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-const planTable = 10000
+const (
+	planTable = 10000
+	planLink  = 7 // the ifindex of the uplink
+	otherLink = 8
+)
 
-// mainRoute is a route of link 7 in main, as something else than we made it.
-func mainRoute(dst, via, src string, metric uint32) route.Route {
-	r := route.NewRoute(unix.RT_TABLE_MAIN, prefix(dst), addr(via), 7)
-	r.Protocol, r.Src, r.Metric = unix.RTPROT_BOOT, addr(src), metric
-	return r
-}
-
-func addr(text string) netip.Addr {
-	if text == "" {
-		return netip.Addr{}
-	}
-	return netip.MustParseAddr(text)
-}
+var addr = netip.MustParseAddr
 
 func prefix(text string) netip.Prefix {
 	if text == "default" {
-		return defaultPrefix(true)
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	if text == "default6" {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	if a, err := netip.ParseAddr(text); err == nil {
+		return netip.PrefixFrom(a, a.BitLen())
 	}
 	return netip.MustParsePrefix(text)
 }
 
-func TestMakePlan(t *testing.T) {
-	network := mainRoute("192.0.2.0/24", "", "192.0.2.5", 0)
-	network.Protocol = unix.RTPROT_KERNEL
-	multipath := mainRoute("10.9.0.0/16", "", "", 0)
-	multipath.Multipath = true
-	encap := mainRoute("10.8.0.0/16", "192.0.2.1", "", 0)
-	encap.Encap = true
-	mine := mainRoute("default", "192.0.2.1", "192.0.2.5", 7)
-	mine.Protocol = route.Protocol
-	tests := []struct {
-		name     string
-		settings Settings
-		network  string // of the address; default 192.0.2.5/24
-		others   string // another network of the link
-		main     []route.Route
-		taken    []route.Route
-		kept     []route.Route
-		table    string // lines of the table
-		leave    string // lines of main
-		left     int
-	}{
-		{
-			name:     "none leaves all to the caller",
-			settings: Settings{Routes: NoRoutes},
-			main:     []route.Route{network},
-		},
-		{
-			name:     "the network is there without being told",
-			settings: Settings{Routes: CopyRoutes},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5",
-		},
-		{
-			name:     "move takes network and default out of main",
-			settings: Settings{Routes: MoveRoutes},
-			main:     []route.Route{network, mainRoute("default", "192.0.2.1", "", 100)},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 100",
-			leave:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 metric 100",
-		},
-		{
-			name:     "copy leaves them there",
-			settings: Settings{Routes: CopyRoutes},
-			main:     []route.Route{network, mainRoute("default", "192.0.2.1", "", 100)},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 100",
-		},
-		{
-			name:     "what was taken stays, though main has it no more",
-			settings: Settings{Routes: MoveRoutes},
-			taken:    []route.Route{network, mainRoute("default", "192.0.2.1", "", 0)},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5",
-		},
-		{
-			name:     "a changed gateway replaces the one before",
-			settings: Settings{Routes: MoveRoutes},
-			main:     []route.Route{mainRoute("default", "192.0.2.9", "", 0)},
-			taken:    []route.Route{network, mainRoute("default", "192.0.2.1", "", 0)},
-			table:    "default via 192.0.2.9 src 192.0.2.5; 192.0.2.0/24 scope link src 192.0.2.5",
-			leave:    "default via 192.0.2.9",
-		},
-		{
-			name:     "gateways with rising metric",
-			settings: Settings{Routes: CopyRoutes, Metric: 50, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 50; default via 192.0.2.2 src 192.0.2.5 metric 51",
-		},
-		{
-			name:     "a gateway that main has too is there once",
-			settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1")}},
-			main:     []route.Route{network, mainRoute("default", "192.0.2.1", "", 0)},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5",
-			leave:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1",
-		},
-		{
-			name:     "a gateway told beside another default",
-			settings: Settings{Routes: CopyRoutes, Gateways: []netip.Addr{addr("192.0.2.1")}},
-			main:     []route.Route{mainRoute("default", "192.0.2.9", "", 0)},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.9 src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 1",
-		},
-		{
-			name:     "a /32 lease: its gateway is off the link",
-			settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("198.51.100.1")}},
-			network:  "192.0.2.5/32",
-			table:    "default via 198.51.100.1 src 192.0.2.5 onlink",
-		},
-		{
-			name: "option 121",
-			settings: Settings{Routes: MoveRoutes, Static: []StaticRoute{
-				{prefix("10.99.0.0/16"), addr("192.0.2.254")}, {prefix("default"), addr("192.0.2.1")}, {prefix("10.1.0.0/16"), netip.Addr{}}}, Metric: 9},
-			table: "10.1.0.0/16 scope link src 192.0.2.5 metric 9; 192.0.2.0/24 scope link src 192.0.2.5; 10.99.0.0/16 via 192.0.2.254 src 192.0.2.5 metric 9; default via 192.0.2.1 src 192.0.2.5 metric 9",
-		},
-		{
-			name:     "a link without a gateway",
-			settings: Settings{Routes: MoveRoutes},
-			network:  "10.64.0.2/32",
-			main:     []route.Route{mainRoute("10.64.0.1/32", "", "10.64.0.2", 0), mainRoute("default", "", "", 0)},
-			table:    "10.64.0.1 scope link src 10.64.0.2; default scope link src 10.64.0.2",
-			leave:    "10.64.0.1 scope link src 10.64.0.2; default scope link",
-		},
-		{
-			name:     "routes of another address of the link are not ours",
-			settings: Settings{Routes: MoveRoutes},
-			others:   "198.51.100.5/24",
-			main: []route.Route{network, mainRoute("198.51.100.0/24", "", "198.51.100.5", 0),
-				mainRoute("default", "198.51.100.1", "", 0), mainRoute("10.0.0.0/8", "192.0.2.1", "", 0)},
-			table: "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1 src 192.0.2.5",
-			leave: "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1",
-		},
-		{
-			name:     "a route that prefers another address of the network serves this one, too",
-			settings: Settings{Routes: CopyRoutes},
-			others:   "192.0.2.9/24",
-			main: []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.9", 0), mainRoute("default", "192.0.2.1", "192.0.2.9", 100),
-				mainRoute("10.0.0.0/8", "198.51.100.1", "192.0.2.9", 0)},
-			table: "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 100",
-		},
-		{
-			name:     "multipath and encap are left alone; ours in main, too",
-			settings: Settings{Routes: MoveRoutes},
-			main:     []route.Route{network, multipath, encap, mine},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5",
-			leave:    "192.0.2.0/24 scope link src 192.0.2.5",
-			left:     2,
-		},
-		{
-			name:     "copy keeps what went with the link",
-			settings: Settings{Routes: CopyRoutes},
-			main:     []route.Route{network},
-			kept:     []route.Route{network, mainRoute("default", "192.0.2.1", "", 100)},
-			table:    "192.0.2.0/24 scope link src 192.0.2.5; default via 192.0.2.1 src 192.0.2.5 metric 100",
-		},
+// main is a route of main over the uplink's link, with words as `ip route` has them: "default via
+// 192.0.2.1 metric 100 src 192.0.2.5 dev 8 proto 2 type 7".
+func mainRoute(text string) route.Route {
+	words := strings.Fields(text)
+	value := make(map[string]string)
+	for i := 1; i+1 < len(words); i += 2 {
+		value[words[i]] = words[i+1]
 	}
-	for _, tt := range tests {
+	number := func(key string, or uint32) uint32 {
+		n := or
+		if text := value[key]; text != "" {
+			n = 0
+			for _, c := range text {
+				n = 10*n + uint32(c-'0')
+			}
+		}
+		return n
+	}
+	dst := prefix(words[0])
+	var via netip.Addr
+	if value["via"] != "" {
+		via = addr(value["via"])
+	}
+	r := route.NewRoute(unix.RT_TABLE_MAIN, dst, via, int(number("dev", planLink)))
+	r.Protocol = uint8(number("proto", unix.RTPROT_BOOT))
+	r.Type = uint8(number("type", unix.RTN_UNICAST))
+	r.Metric = number("metric", r.Metric)
+	if value["src"] != "" {
+		r.Src = addr(value["src"])
+	}
+	if value["from"] != "" {
+		r.From = prefix(value["from"])
+	}
+	if r.Type != unix.RTN_UNICAST {
+		r.Index, r.Scope = 0, unix.RT_SCOPE_UNIVERSE
+	}
+	return r
+}
+
+// mainOf is a Main of routes, one in each line; "local: " begins one over a link that is no uplink.
+func mainOf(addresses, routes string) Main {
+	m := Main{Index: planLink}
+	for text := range strings.FieldsSeq(addresses) {
+		m.Addresses = append(m.Addresses, Address{prefix(text).Addr(), prefix(text).Masked()})
+	}
+	for line := range strings.Lines(routes) {
+		line = strings.TrimSpace(line)
+		if local, ok := strings.CutPrefix(line, "local: "); ok {
+			m.Local = append(m.Local, mainRoute(local+" dev 8"))
+		} else if line != "" {
+			r := mainRoute(line)
+			m.DeadEnd = m.DeadEnd || IsDeadEnd(r)
+			m.Routes = append(m.Routes, r)
+		}
+	}
+	return m
+}
+
+func uplinkOf(m Main, settings Settings) Uplink {
+	u := cable()
+	u.Network, u.Settings = netip.PrefixFrom(m.Addresses[0].Addr, m.Addresses[0].Network.Bits()), settings
+	u.Key.Address = u.Network.Addr().String()
+	if u.Network.Addr().Is6() {
+		u.Key.Family = wire.Inet6
+	}
+	return u
+}
+
+// TestPlan: where the table of an address leads to, for what main has.
+func TestPlan(t *testing.T) {
+	const plain = `192.0.2.0/24 proto 2 src 192.0.2.5
+		default via 192.0.2.1 metric 100`
+	copied := Settings{Routes: CopyRoutes}
+	for _, tt := range []struct {
+		name      string
+		addresses string // the first one's table
+		main      string
+		settings  Settings
+		want      map[string]string // destination to gateway, or "link N" or "none"
+	}{
+		{"plain", "192.0.2.5/24", plain, copied,
+			map[string]string{"192.0.2.9": "link 7", "9.9.9.9": "192.0.2.1"}},
+		{"none: the caller fills the table", "192.0.2.5/24", plain, Settings{Routes: NoRoutes},
+			map[string]string{"192.0.2.9": "none", "9.9.9.9": "none"}},
+		{"an address without a gateway in its network", "203.0.113.9/28 198.51.100.2/24", `198.51.100.0/24 src 198.51.100.2
+			203.0.113.0/28 src 203.0.113.9
+			default via 198.51.100.1 metric 200`, copied,
+			map[string]string{"9.9.9.9": "198.51.100.1", "198.51.100.7": "link 7"}},
+		{"a host address of the other one's network", "198.51.100.50/32 198.51.100.2/24", `198.51.100.0/24 src 198.51.100.2
+			default via 198.51.100.1 src 198.51.100.2`, copied,
+			map[string]string{"9.9.9.9": "198.51.100.1", "198.51.100.7": "link 7"}},
+		{"another network of the link, and a router in it", "198.51.100.31/24 192.0.2.68/29", `198.51.100.0/24
+			192.0.2.64/29
+			default via 198.51.100.1
+			10.0.0.0/8 via 192.0.2.66`, copied,
+			map[string]string{"192.0.2.65": "link 7", "10.1.1.1": "192.0.2.66", "9.9.9.9": "198.51.100.1"}},
+		{"two providers on one link: the first", "192.0.2.5/24 198.51.100.5/24", `default via 192.0.2.1 metric 200
+			default via 198.51.100.1 metric 100`, copied, map[string]string{"9.9.9.9": "192.0.2.1"}},
+		{"two providers on one link: the second", "198.51.100.5/24 192.0.2.5/24", `default via 192.0.2.1 metric 100
+			default via 198.51.100.1 metric 200`, copied, map[string]string{"9.9.9.9": "198.51.100.1"}},
+		{"a spare gateway of the same network", "192.0.2.5/24", `default via 192.0.2.1 metric 200
+			default via 192.0.2.2 metric 100`, copied, map[string]string{"9.9.9.9": "192.0.2.2"}},
+		{"static routes, the longer first", "192.0.2.5/24", plain + `
+			10.0.0.0/8 via 192.0.2.7
+			10.3.0.0/16 via 192.0.2.8`, copied, map[string]string{"10.1.1.1": "192.0.2.7", "10.3.1.1": "192.0.2.8"}},
+		{"halves over the link", "192.0.2.5/24", plain + `
+			0.0.0.0/1 via 192.0.2.7
+			128.0.0.0/1 via 192.0.2.7`, copied, map[string]string{"9.9.9.9": "192.0.2.7"}},
+		{"what leads nowhere is no link's", "192.0.2.5/24", plain + `
+			default metric 4278198272 type 7
+			192.0.2.128/25 type 6`, copied, map[string]string{"192.0.2.200": "link 7", "9.9.9.9": "192.0.2.1"}},
+		{"a route by an IPv6 gateway", "192.0.2.5/32", "default via fe80::1", copied, map[string]string{"9.9.9.9": "fe80::1"}},
+		{"a network that main has not is not on the link", "192.0.2.5/24", "default via 192.0.2.1", copied,
+			map[string]string{"192.0.2.9": "192.0.2.1"}},
+		{"containers and a LAN", "192.0.2.5/24", plain + `
+			local: 172.17.0.0/16 src 172.17.0.1
+			local: 10.64.0.0/10 via 172.17.0.9
+			local: 192.0.2.0/24
+			local: 192.0.2.64/26`, copied,
+			map[string]string{"172.17.0.2": "link 8", "10.64.0.1": "172.17.0.9", "192.0.2.9": "link 7", "192.0.2.65": "link 8"}},
+		{"the halves of a VPN are no LAN", "192.0.2.5/24", plain + `
+			local: 0.0.0.0/1 via 10.8.0.1
+			local: 64.0.0.0/7
+			local: 10.0.0.0/8`, copied,
+			map[string]string{"9.9.9.9": "192.0.2.1", "64.1.1.1": "192.0.2.1", "10.1.1.1": "link 8"}},
+		{"gateways that the caller gave", "192.0.2.5/24", "192.0.2.0/24",
+			Settings{Routes: CopyRoutes, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}, Static: []StaticRoute{{prefix("10.0.0.0/8"), addr("192.0.2.9")}}},
+			map[string]string{"9.9.9.9": "192.0.2.1", "10.1.1.1": "192.0.2.9"}},
+		{"ours in main is nobody's", "192.0.2.5/24", plain + `
+			10.0.0.0/8 via 192.0.2.7 proto 116`, copied, map[string]string{"10.1.1.1": "192.0.2.1"}},
+		{"router advertisements", "2001:db8::5/64", `2001:db8::/64 proto 2
+			fe80::/64 proto 2
+			default6 via fe80::1 proto 9`, copied,
+			map[string]string{"2600::1": "fe80::1", "2001:db8::9": "link 7", "fe80::9": "link 7"}},
+		{"DHCPv6: the address itself", "2001:db8::5/128", `2001:db8::5 proto 2
+			default6 via fe80::1`, copied, map[string]string{"2001:db8::5": "fe80::1"}},
+		{"IPv6: nothing is shorter than fc00::/7 but halves", "2001:db8::5/64", `default6 via fe80::1
+			local: fc00::/7
+			local: 2000::/3`, copied, map[string]string{"2600::1": "fe80::1", "fd00::1": "link 8"}},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if tt.network == "" {
-				tt.network = "192.0.2.5/24"
+			m := mainOf(tt.addresses, tt.main)
+			u := uplinkOf(m, tt.settings)
+			routes := u.Plan(m, planTable)
+			for dst, want := range tt.want {
+				if got := wayTo(routes, addr(dst)); got != want {
+					t.Errorf("to %s: got %s, want %s; table\n%v", dst, got, want, routes)
+				}
 			}
-			v := View{Index: 7, Network: prefix(tt.network), Main: tt.main}
-			if tt.others != "" {
-				v.Others = []netip.Prefix{prefix(tt.others)}
-			}
-			u := Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: v.Network.Addr().String()}, Network: v.Network, Settings: tt.settings}
-			p := MakePlan(u, v, planTable, tt.taken, tt.kept)
-			wantRoutes(t, "table", p.Table, tt.table)
-			wantRoutes(t, "leaves main", p.Leave, tt.leave)
-			if len(p.Left) != tt.left {
-				t.Errorf("left alone: %q, want %d", p.Left, tt.left)
-			}
-			for _, r := range p.Table {
-				if r.Table != planTable || r.Protocol != route.Protocol || r.Src != v.Network.Addr() {
+			for _, r := range routes {
+				if r.Table != planTable || r.Protocol != route.Protocol || r.NexthopID != 0 || r.Index == planLink && r.Src != u.Addr() {
 					t.Errorf("in the table: %s", r)
 				}
 			}
@@ -188,68 +190,94 @@ func TestMakePlan(t *testing.T) {
 	}
 }
 
-// The kernel has a route to each /128 address of a link, for a while also when that is gone:
-// it is of no other address.
-func TestMakePlanHostRoutes(t *testing.T) {
-	kernel := func(dst string) route.Route {
-		r := mainRoute(dst, "", "", 256)
-		r.Protocol = unix.RTPROT_KERNEL
-		return r
+// wayTo is how the kernel would decide: the longest prefix, then the lowest metric, then the first.
+func wayTo(routes []route.Route, dst netip.Addr) string {
+	var best *route.Route
+	for i, r := range routes {
+		if r.Dst.Contains(dst) && (best == nil || r.Dst.Bits() > best.Dst.Bits() || r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric) {
+			best = &routes[i]
+		}
 	}
-	main := []route.Route{kernel("2001:db8::2/128"), kernel("2001:db8::3/128"), kernel("2001:db8::4/128"), kernel("2001:db8::/64"),
-		mainRoute("2001:db8::9/128", "", "", 1024)}
-	const rest = "2001:db8::/64 src 2001:db8::2 metric 256 pref medium; 2001:db8::9 src 2001:db8::2 metric 1024 pref medium"
-	for name, tt := range map[string]struct{ network, table string }{
-		"of DHCPv6": {"2001:db8::2/128", rest},
-		"a network": {"2001:db8::2/64", rest},
-		"far end":   {"2001:db8::3/128", rest + "; 2001:db8::3 src 2001:db8::2 metric 256 pref medium"},
-	} {
-		u := Uplink{Key: wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{Routes: CopyRoutes}}
-		v := View{Index: 7, Network: prefix(tt.network), Others: []netip.Prefix{prefix("2001:db8::4/128")}, Main: main}
-		wantRoutes(t, name, MakePlan(u, v, planTable, nil, nil).Table, tt.table)
+	switch {
+	case best == nil:
+		return "none"
+	case best.Gateway.IsValid():
+		return best.Gateway.String()
+	}
+	return "link " + string(rune('0'+best.Index))
+}
+
+// TestPlanOnLink: a caller that knew the network before the address was there is believed.
+func TestPlanOnLink(t *testing.T) {
+	m := mainOf("192.0.2.5/32", "default via 192.0.2.1")
+	m.OnLink = true
+	u := uplinkOf(m, Settings{Routes: CopyRoutes})
+	u.Network = prefix("192.0.2.5/24")
+	if got := wayTo(u.Plan(m, planTable), addr("192.0.2.9")); got != "link 7" {
+		t.Errorf("to a neighbour: %s", got)
 	}
 }
 
-// wantRoutes compares routes with a text of `ip route` without what they have in common.
-func wantRoutes(t *testing.T, what string, routes []route.Route, want string) {
-	t.Helper()
-	count := make(map[string]int)
-	if want != "" {
-		for line := range strings.SplitSeq(want, "; ") {
-			count[line]++
-		}
-	}
-	for _, r := range routes {
-		text := r.String()
-		for _, cut := range []string{" dev #7", " table 10000", " table main", " table 254", " proto 116", " proto boot", " proto kernel", " proto 2"} {
-			text = strings.ReplaceAll(text, cut, "")
-		}
-		count[strings.Join(strings.Fields(text), " ")]--
-	}
-	for line, n := range count {
-		if n != 0 {
-			t.Errorf("%s: %+d of %q", what, -n, line)
-		}
+// TestMove: defaults leave main, and what leaves main stays in the table until something newer comes.
+func TestMove(t *testing.T) {
+	moved := Settings{Routes: MoveRoutes}
+	for _, tt := range []struct {
+		name, main, taken, lost string
+		takes                   string // destinations and gateways
+		want                    string // way to 9.9.9.9 in the table
+	}{
+		{"defaults only", "192.0.2.0/24 proto 2\ndefault via 192.0.2.1\n10.0.0.0/8 via 192.0.2.7\n0.0.0.0/1 via 192.0.2.7", "", "", "192.0.2.1", "192.0.2.7"},
+		{"two defaults", "default via 192.0.2.1\ndefault via 192.0.2.2 metric 5", "", "", "192.0.2.1 192.0.2.2", "192.0.2.1"},
+		{"beside one that leads nowhere", "default via 192.0.2.1\ndefault metric 4278198272 type 7", "", "", "", "192.0.2.1"},
+		{"what was taken", "192.0.2.0/24", "default via 192.0.2.1", "", "", "192.0.2.1"},
+		{"a newer one in its place", "default via 192.0.2.9", "default via 192.0.2.1", "", "192.0.2.9", "192.0.2.9"},
+		{"a newer one beside it", "default via 192.0.2.9 metric 10", "default via 192.0.2.1", "", "192.0.2.9", "192.0.2.1"},
+		{"what went with the link", "192.0.2.0/24", "", "192.0.2.0/24\ndefault via 192.0.2.1", "", "192.0.2.1"},
+		{"and comes back otherwise", "default via 192.0.2.9 metric 20", "", "default via 192.0.2.1", "192.0.2.9", "192.0.2.9"},
+		{"for some sources only", "default6 from 2001:db8::/48 via fe80::1", "", "", "", "none"},
+		{"of a router advertisement", "default6 via fe80::1 proto 9", "", "", "", "none"},
+		{"of IPv6", "default6 via fe80::1 proto 16", "", "", "fe80::1", "none"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := mainOf("192.0.2.5/24", tt.main)
+			m.Taken, m.Lost = mainOf("", tt.taken).Routes, mainOf("", tt.lost).Routes
+			u := uplinkOf(m, moved)
+			var got []string
+			for _, r := range u.Takes(m) {
+				got = append(got, r.Gateway.String())
+			}
+			if strings.Join(got, " ") != tt.takes {
+				t.Errorf("takes %v, want %s", got, tt.takes)
+			}
+			if got := wayTo(u.Plan(m, planTable), addr("9.9.9.9")); got != tt.want {
+				t.Errorf("the table leads to %s, want %s", got, tt.want)
+			}
+			u.Settings.Routes = CopyRoutes
+			if got := u.Takes(m); got != nil {
+				t.Errorf("copy takes %v", got)
+			}
+		})
 	}
 }
 
 func TestStopgap(t *testing.T) {
-	u := Uplink{
-		Key:      wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"},
-		Settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}},
+	m := mainOf("192.0.2.5/24", "192.0.2.0/24")
+	u := uplinkOf(m, Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}})
+	got := u.Stopgap(m)
+	if len(got) != 2 || got[0].Gateway != addr("192.0.2.1") || got[0].Metric != planLink || got[1].Metric != planLink+1 {
+		t.Errorf("got %v", got)
 	}
-	v := View{Index: 7, Network: prefix("192.0.2.5/24"), Main: []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.5", 0)}}
-	wantRoutes(t, "main", Stopgap(u, v), "default via 192.0.2.1 src 192.0.2.5 metric 7; default via 192.0.2.2 src 192.0.2.5 metric 8")
-	v.Main = append(v.Main, mainRoute("default", "192.0.2.1", "", 0), mainRoute("default", "192.0.2.2", "", 100))
-	wantRoutes(t, "main that has them", Stopgap(u, v), "")
+	m = mainOf("192.0.2.5/24", "default via 192.0.2.1\ndefault via 192.0.2.2 metric 100")
+	if got := u.Stopgap(m); got != nil {
+		t.Errorf("main has them: got %v", got)
+	}
 }
 
-func TestForget(t *testing.T) {
-	old := Uplink{
-		Key:      wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"},
-		Settings: Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1")}},
+func TestWithoutGiven(t *testing.T) {
+	m := mainOf("192.0.2.5/24", "")
+	u := uplinkOf(m, Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1")}})
+	taken := []route.Route{mainRoute("default via 192.0.2.1"), mainRoute("default via 192.0.2.2 metric 5")}
+	if got := u.WithoutGiven(m, taken); len(got) != 1 || got[0].Gateway != addr("192.0.2.2") {
+		t.Errorf("got %v", got)
 	}
-	v := View{Index: 7, Network: prefix("192.0.2.5/24")}
-	taken := []route.Route{mainRoute("192.0.2.0/24", "", "192.0.2.5", 0), mainRoute("default", "192.0.2.1", "", 0), mainRoute("10.0.0.0/8", "192.0.2.1", "", 0)}
-	wantRoutes(t, "taken", WithoutGiven(taken, old, v), "192.0.2.0/24 scope link src 192.0.2.5; 10.0.0.0/8 via 192.0.2.1")
 }

@@ -30,10 +30,8 @@ type Selection struct {
 	Exclude  []string  // patterns of links to leave alone, before any profile
 }
 
-// DefaultExclude are links that lead to this host itself or to its containers, and
-// tunnels whose programs have rules of their own.
-var DefaultExclude = []string{"lo", "docker*", "br-*", "veth*", "virbr*", "vnet*", "lxc*", "lxdbr*", "cni*", "cali*",
-	"flannel*", "podman*", "tailscale*", "ifb*", "dummy*"}
+// DefaultExclude are patterns of links that are left alone whatever they are.
+var DefaultExclude = []string{"lo"}
 
 // DefaultProfile copies routes, which takes nothing from anybody.
 func DefaultProfile() Profile {
@@ -74,6 +72,9 @@ func (p Profile) Validate() error {
 	if p.Priorities.Source < 3 || p.Priorities.Network == 0 || p.Priorities.Unbound == 0 || p.Priorities.Source == 1<<32-1 {
 		return errors.New("priority: want numbers above 0, and above 2 for the source rule")
 	}
+	if p.Settings.SpecificFirst && p.Priorities.Source < leastMainFirst {
+		return fmt.Errorf("priority: want at least %d for the source rule, since specific_first has rules before it", leastMainFirst)
+	}
 	if p.Settings.ServersFile != "" && !filepath.IsAbs(p.Settings.ServersFile) {
 		return errors.New("dnsmasq_servers is no absolute path")
 	}
@@ -87,6 +88,23 @@ func (c Selection) Reselect(u Uplink, ifname string) (Uplink, bool) {
 	return told, ok
 }
 
+// Excludes reports whether the selection leaves a link alone by its name.
+func (c Selection) Excludes(ifname string) bool {
+	return slices.ContainsFunc(c.Exclude, func(pattern string) bool { return matches(pattern, ifname) })
+}
+
+// Wants reports whether addresses of a link are worth a first lease. The configuration may name the link. Else the
+// link has to be one that can lead to other networks, and in any case it is up.
+func (c Selection) Wants(l Link) bool {
+	named := slices.ContainsFunc(c.Profiles, func(p Profile) bool { return p.Ifname != "*" && matches(p.Ifname, l.Name) })
+	return l.Up && (named || l.Default || !l.internal())
+}
+
+func matches(pattern, ifname string) bool {
+	ok, err := path.Match(pattern, ifname)
+	return err == nil && ok // patterns are checked when they are read
+}
+
 // Uplink is what the selection wants for an address of a link, if it wants anything.
 func (c Selection) Uplink(a route.Address, ifname string) (Uplink, bool) {
 	family := wire.Inet6
@@ -96,15 +114,11 @@ func (c Selection) Uplink(a route.Address, ifname string) (Uplink, bool) {
 	if !a.Addr.IsGlobalUnicast() || a.DADFailed() || ifname == "" || len(ifname) > wire.MaxIfname {
 		return Uplink{}, false
 	}
-	matches := func(pattern string) bool {
-		ok, err := path.Match(pattern, ifname)
-		return err == nil && ok // patterns are checked when they are read
-	}
-	if slices.ContainsFunc(c.Exclude, matches) {
+	if c.Excludes(ifname) {
 		return Uplink{}, false
 	}
 	for _, p := range c.Profiles {
-		if !matches(p.Ifname) {
+		if !matches(p.Ifname, ifname) {
 			continue
 		}
 		if !slices.Contains(p.Families, family) {

@@ -28,10 +28,7 @@ func TestSelects(t *testing.T) {
 		{"lan0", "169.254.1.1", ""},
 		{"lan0", "224.0.0.1", ""},
 		{"lo", "192.0.2.5", ""},
-		{"veth12ab", "192.0.2.5", ""},
-		{"br-0123456789ab", "192.0.2.5", ""},
 		{"br0", "192.0.2.5", "br0-192.0.2.5-2 second []"},
-		{"docker0", "192.0.2.5", ""},
 		{"", "192.0.2.5", ""}, // its link went meanwhile
 	} {
 		got := ""
@@ -41,6 +38,37 @@ func TestSelects(t *testing.T) {
 		}
 		if got != tt.want {
 			t.Errorf("%s on %q: got %q, want %q", tt.addr, tt.ifname, got, tt.want)
+		}
+	}
+}
+
+func TestWants(t *testing.T) {
+	port := func(kind string) []route.Link { return []route.Link{{Name: "port", Kind: kind}} }
+	all := Selection{Profiles: []Profile{{Ifname: "vpn?"}, {Ifname: "*"}}}
+	for _, tt := range []struct {
+		name string
+		link Link
+		want bool
+	}{
+		{"hardware", Link{Link: route.Link{Name: "eth0", Up: true}}, true},
+		{"down", Link{Link: route.Link{Name: "eth0"}, Default: true}, false},
+		{"no carrier", Link{Link: route.Link{Name: "eth0", Up: true}}, true},
+		{"a modem", Link{Link: route.Link{Name: "ppp0", Up: true, Kind: "ppp"}}, true},
+		{"a bridge of hardware", Link{Link: route.Link{Name: "br0", Up: true, Kind: "bridge"}, Ports: port("")}, true},
+		{"a bridge of hardware with the name of docker's", Link{Link: route.Link{Name: "br-0123456789ab", Up: true, Kind: "bridge"}, Ports: port("")}, true},
+		{"a bridge of containers", Link{Link: route.Link{Name: "lan", Up: true, Kind: "bridge"}, Ports: port("veth")}, false},
+		{"with a default route", Link{Link: route.Link{Name: "lan", Up: true, Kind: "bridge"}, Ports: port("veth"), Default: true}, true},
+		{"docker's, without containers", Link{Link: route.Link{Name: "br-0123456789ab", Up: true, Kind: "bridge"}}, false},
+		{"not docker's", Link{Link: route.Link{Name: "br-ex", Up: true, Kind: "openvswitch"}}, true},
+		{"services", Link{Link: route.Link{Name: "kube-ipvs0", Up: true, Kind: "dummy"}}, false},
+		{"a cable to a container", Link{Link: route.Link{Name: "veth12ab", Up: true, Kind: "veth"}}, false},
+		{"a cable", Link{Link: route.Link{Name: "wan0", Up: true, Kind: "veth"}}, true},
+		{"a tunnel", Link{Link: route.Link{Name: "wg0", Up: true, Kind: "wireguard"}}, false},
+		{"a tunnel with a default route", Link{Link: route.Link{Name: "wg0", Up: true, Kind: "wireguard"}, Default: true}, true},
+		{"a tunnel that the configuration names", Link{Link: route.Link{Name: "vpn0", Up: true, Kind: "tun"}}, true},
+	} {
+		if got := all.Wants(tt.link); got != tt.want {
+			t.Errorf("%s: got %v", tt.name, got)
 		}
 	}
 }

@@ -31,6 +31,7 @@ type Uplink struct {
 	NoNetwork  bool // leave the network rule out
 	Forward    bool // rule for forwarded traffic that comes from the network, too
 	Settings   Settings
+	Ties       []Tie // with main first, as main has them now
 }
 
 // IsAddress reports whether the key names an address, which comes and goes with its link and
@@ -63,50 +64,124 @@ func (u Uplink) Rules(table uint32) []route.Rule {
 	if !u.IsAddress() {
 		return nil
 	}
-	rule := func(priority uint32) route.Rule {
-		return route.Rule{Priority: priority, Table: table, Protocol: route.Protocol}
+	rules := append(u.mainFirst(table), u.fromAddress(table)...)
+	rules = append(rules, u.fromPrefix(table)...)
+	rules = append(rules, u.toNetwork(table)...)
+	return append(rules, u.Unbound(table)...)
+}
+
+func lookup(priority, table uint32) route.Rule {
+	return route.Rule{Priority: priority, Table: table, Protocol: route.Protocol}
+}
+
+// mainFirst are the rules that let main's routes come before the table, but for defaults and halves, and before
+// them those for ties.
+func (u Uplink) mainFirst(table uint32) []route.Rule {
+	if !u.Settings.SpecificFirst {
+		return nil
 	}
-	source := rule(u.Priorities.Source)
-	source.Src = u.Host()
-	unbound := rule(u.Priorities.Unbound)
-	unbound.Iif = Loopback
+	from := func(priority uint32, to netip.Prefix, table uint32) route.Rule {
+		r := lookup(priority, table)
+		r.Src, r.Dst = u.Host(), to
+		return r
+	}
 	var rules []route.Rule
-	if u.Settings.SpecificFirst {
-		// What is more specific than a default, in the table or in main, comes first.
-		for i, t := range []uint32{table, unix.RT_TABLE_MAIN} {
-			specific := source
-			specific.Priority = u.Priorities.Source - 2 + uint32(i)
-			specific.Table, specific.MinLength = t, 1
-			rules = append(rules, specific)
+	for _, tie := range u.Ties {
+		r := from(u.Priorities.Source-3-tie.Level, tie.Prefix, table)
+		if tie.Main {
+			r.Table, r.MinLength = unix.RT_TABLE_MAIN, uint8(tie.Prefix.Bits())
 		}
+		rules = append(rules, r)
 	}
-	rules = append(rules, source)
+	r := from(u.Priorities.Source-2, netip.Prefix{}, unix.RT_TABLE_MAIN)
+	r.MinLength = minLength(u.Family())
+	return append(rules, r)
+}
+
+// minLength is for lookups of main in which defaults and halves do not count.
+func minLength(family int) uint8 { return uint8(Halves(family) + 1) }
+
+// fromAddress are the rules for what comes from the address, or with Forward from its network.
+func (u Uplink) fromAddress(table uint32) []route.Rule {
+	host := lookup(u.Priorities.Source, table)
+	host.Src = u.Host()
+	rules := []route.Rule{host}
 	if u.Settings.OnLoss == Block {
 		// A rule behind the source rule, and no route in the table: that would stop lookups by the unbound rule, too,
 		// before they come to other uplinks.
 		rules = append(rules, u.Block())
 	}
 	if u.Forward && !u.Network.IsSingleIP() {
-		forward := rule(u.Priorities.Source)
+		forward := lookup(u.Priorities.Source, table)
 		forward.Src = u.Network.Masked()
 		rules = append(rules, forward)
 	}
-	if u.Settings.Prefix.IsValid() {
-		// Links behind this host have parts of the prefix, so the routes to those in main come first.
-		delegated := rule(u.Priorities.Source)
-		delegated.Src = u.Settings.Prefix.Masked()
-		specific := delegated
-		specific.Priority--
-		specific.Table, specific.MinLength = unix.RT_TABLE_MAIN, 1
-		rules = append(rules, specific, delegated)
+	return rules
+}
+
+// fromPrefix are the rules for a prefix that the network delegates to this host. Links behind the host have
+// parts of the prefix: what main knows of them comes first.
+func (u Uplink) fromPrefix(table uint32) []route.Rule {
+	if !u.Settings.Prefix.IsValid() {
+		return nil
 	}
-	// DHCPv6 leases have no network of their own.
-	if !u.NoNetwork && !(u.Key.Family == wire.Inet6 && u.Network.IsSingleIP()) {
-		network := rule(u.Priorities.Network)
-		network.Dst = u.Network.Masked()
-		rules = append(rules, network)
+	rule := lookup(u.Priorities.Source, table)
+	rule.Src = u.Settings.Prefix.Masked()
+	specific := rule
+	specific.Priority--
+	specific.Table, specific.MinLength = unix.RT_TABLE_MAIN, minLength(u.Family())
+	return []route.Rule{specific, rule}
+}
+
+// toNetwork are the rules for what goes to the network of the address: what main knows at the length of the
+// network or longer goes as if this program was not there, the rest by the table. DHCPv6 leases have no
+// network of their own, and one that is shorter than any that is allotted would take other uplinks' traffic.
+func (u Uplink) toNetwork(table uint32) []route.Rule {
+	shortest := 8
+	if u.Key.Family == wire.Inet6 {
+		shortest = 32
 	}
-	return append(rules, unbound)
+	if u.NoNetwork || u.Network.Bits() < shortest || u.Key.Family == wire.Inet6 && u.Network.IsSingleIP() {
+		return nil
+	}
+	rule := lookup(u.Priorities.Network, table)
+	rule.Dst = u.Network.Masked()
+	if !u.Settings.PlacesRoutes() || rule.Priority == 0 {
+		return []route.Rule{rule}
+	}
+	known := lookup(u.Priorities.Network-1, unix.RT_TABLE_MAIN)
+	known.Dst, known.MinLength = rule.Dst, uint8(rule.Dst.Bits())
+	return []route.Rule{known, rule}
+}
+
+// MainKnowsNetwork reports whether rules of ours lead to a table as toNetwork has them, with main first.
+func MainKnowsNetwork(rules []route.Rule, table uint32) bool {
+	return slices.ContainsFunc(rules, func(r route.Rule) bool {
+		if r.Table != table || !r.Dst.IsValid() || r.Src.IsValid() {
+			return false
+		}
+		return slices.ContainsFunc(rules, func(known route.Rule) bool {
+			return known.Table == unix.RT_TABLE_MAIN && known.Dst == r.Dst && known.Priority+1 == r.Priority
+		})
+	})
+}
+
+// Unbound are the rules for what is bound to nothing, where main has no route. With move main has lost its
+// defaults, so that forwarded packets need a rule, too, and iif lo is for what this host sends.
+func (u Uplink) Unbound(table uint32) []route.Rule {
+	own := lookup(u.Priorities.Unbound, table)
+	own.Iif = Loopback
+	if u.Settings.Routes != MoveRoutes || u.Priorities.Unbound == math.MaxUint32 {
+		return []route.Rule{own}
+	}
+	return []route.Rule{own, lookup(u.Priorities.Unbound+1, table)}
+}
+
+// IsUnbound reports whether a rule has the form of those that Unbound returns, of whatever priority.
+func IsUnbound(r route.Rule) bool {
+	plain := lookup(r.Priority, r.Table)
+	plain.Iif = r.Iif
+	return r == plain && (r.Iif == Loopback || r.Iif == "") && r.Table != unix.RT_TABLE_MAIN
 }
 
 // CanBlock reports whether there is a priority for Block.
@@ -168,19 +243,29 @@ func (u Uplink) Leftovers(rules []route.Rule) (ours, originals map[uint32]bool) 
 // LeavesTable reports whether a rule of ours from an address, or a prefix, leads elsewhere than to its table.
 func LeavesTable(r route.Rule) bool { return r.Action != route.Lookup || r.Table == unix.RT_TABLE_MAIN }
 
-// Orphans returns a function that reports whether a rule of ours from a prefix leads elsewhere than to a table, and no
-// rule leads from the prefix to a table any more: several addresses may have one prefix. marked are all rules of ours,
-// or those that are to stay.
+// Orphans returns a function that reports whether a rule of ours for a prefix or network leads elsewhere than to a
+// table, and right behind it no rule leads from the prefix, or to the network, to a table any more: several addresses
+// may have one of these. marked are all rules of ours, or those that are to stay.
 func Orphans(marked []route.Rule) func(route.Rule) bool {
-	had := make(map[netip.Prefix]bool)
+	type pair struct {
+		src, dst netip.Prefix
+		priority uint32
+	}
+	had := make(map[pair]bool)
 	for _, r := range marked {
 		if !LeavesTable(r) {
-			had[r.Src] = true
+			had[pair{r.Src, r.Dst, r.Priority}] = true
 		}
 	}
 	return func(r route.Rule) bool {
-		return r.Protocol == route.Protocol && r.Src.IsValid() && !IsHost(r) && LeavesTable(r) && !had[r.Src]
+		return r.Protocol == route.Protocol && IsShared(r) && !had[pair{r.Src, r.Dst, r.Priority + 1}]
 	}
+}
+
+// IsShared reports whether a rule may be of several addresses at once: it leaves the table for a prefix
+// or for a network.
+func IsShared(r route.Rule) bool {
+	return LeavesTable(r) && !IsHost(r) && (r.Src.IsValid() || r.Dst.IsValid() && r.Traffic == (route.Traffic{}))
 }
 
 // Updated is the uplink with the tag of a Replace, and with its settings if it has any: a call that only asks for the

@@ -51,7 +51,7 @@ func (u Uplink) validateSettings() error {
 		return fmt.Errorf("prefix %s: not a prefix of family %s that holds several addresses", p, u.Key.Family)
 	}
 	switch {
-	case s.SpecificFirst && u.Priorities.Source < 3:
+	case s.SpecificFirst && u.Priorities.Source < leastMainFirst:
 		return errors.New("specific-first: no room for two rules before the priority of the source rule")
 	case s.Prefix.IsValid() && u.Priorities.Source < 2:
 		return errors.New("prefix: no room for a rule before the priority of the source rule")

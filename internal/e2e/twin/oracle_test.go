@@ -199,6 +199,9 @@ func (t *twins) begin() { t.used, t.same = 0, make(map[string]*namespace) }
 func (t *twins) of(plain picture, s served, routes []route) (*namespace, error) {
 	var text strings.Builder
 	fmt.Fprintln(&text, s.index, s.family())
+	if !slices.ContainsFunc(plain.addresses, func(a address) bool { return a.addr == s.addr && a.index == s.index }) {
+		fmt.Fprintln(&text, s.addr) // local by a route: no other twin has it
+	}
 	for _, r := range routes {
 		fmt.Fprintln(&text, r)
 	}

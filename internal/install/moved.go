@@ -1,0 +1,106 @@
+package install
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+
+	"github.com/table-allocator/table-allocator/internal/remember"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// moved is where the holders of a link's addresses write down what they took out of main. The copy in a table does
+// not tell all that main had, and a holder that was killed leaves its routes to the next one.
+type moved struct{ dir remember.Dir }
+
+// movedRoutes is what a file has. That there is one tells that a holder of this version was there.
+type movedRoutes struct {
+	Routes []route.Route `json:"routes"`
+}
+
+func movedOn(family, index int) (moved, error) {
+	dir, err := remember.Own("moved", strconv.Itoa(index)+"-"+strconv.Itoa(family))
+	return moved{dir}, err
+}
+
+// write keeps what was taken for an address.
+func (m moved) write(u uplink.Uplink, taken []route.Route) error {
+	return m.dir.Write(u.Key.String(), movedRoutes{taken})
+}
+
+// read returns what was taken for an address, and whether that is known.
+func (m moved) read(u uplink.Uplink) ([]route.Route, bool, error) { return m.readName(u.Key.String()) }
+
+func (m moved) readName(name string) ([]route.Route, bool, error) {
+	var have movedRoutes
+	err := m.dir.Read(name, &have)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	return have.Routes, err == nil, err
+}
+
+// readOthers returns what was taken for the other addresses of the link.
+func (m moved) readOthers(u uplink.Uplink) ([]route.Route, error) {
+	entries, err := os.ReadDir(string(m.dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var all []route.Route
+	for _, e := range entries {
+		if e.Name() == u.Key.String() || e.Name()[0] == '.' {
+			continue
+		}
+		routes, _, err := m.readName(e.Name())
+		if err != nil {
+			return all, err
+		}
+		all = append(all, routes...)
+	}
+	return all, nil
+}
+
+func (m moved) remove(u uplink.Uplink) error {
+	err := m.dir.Remove(u.Key.String())
+	_ = os.Remove(string(m.dir)) // stays while other addresses of the link have files
+	return err
+}
+
+// order remembers in which order main had the routes of one place. The kernel takes the first of them, and those
+// that were moved have to come back where they stood.
+type order struct{ places [][]route.Route }
+
+func samePlace(a, b route.Route) bool {
+	return a.Family == b.Family && a.Dst == b.Dst && a.From == b.From && a.TOS == b.TOS && a.Metric == b.Metric
+}
+
+// note takes over the order of routes of one table.
+func (o *order) note(routes []route.Route) {
+	for _, r := range routes {
+		if r.Dst.Bits() != 0 {
+			continue
+		}
+		at := slices.IndexFunc(o.places, func(p []route.Route) bool { return samePlace(p[0], r) })
+		switch {
+		case at < 0:
+			o.places = append(o.places, []route.Route{r})
+		case !slices.ContainsFunc(o.places[at], r.Equal):
+			o.places[at] = append(o.places[at], r)
+		}
+	}
+}
+
+// inFront reports whether r stood in front of a route that main has now.
+func (o *order) inFront(r route.Route, now []route.Route) bool {
+	for _, p := range o.places {
+		at := slices.IndexFunc(p, r.Equal)
+		if at < 0 {
+			continue
+		}
+		return slices.ContainsFunc(p[at+1:], func(later route.Route) bool { return slices.ContainsFunc(now, later.Equal) })
+	}
+	return false
+}

@@ -1,0 +1,73 @@
+package uplink
+
+import (
+	"regexp"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+)
+
+// Link is what tells whether a link is an uplink.
+type Link struct {
+	route.Link
+	Ports   []route.Link // of a bridge
+	Default bool         // main has a default route over it, or a half of one
+}
+
+// Links returns what tells of each link of a host, by ifindex. defaults are the links over which main has a default
+// route, or a half of one.
+func Links(links map[int]route.Link, defaults map[int]bool) map[int]Link {
+	all := make(map[int]Link, len(links))
+	for index, l := range links {
+		all[index] = Link{Link: l, Default: defaults[index]}
+	}
+	for _, l := range links {
+		if master, ok := all[l.Master]; ok && l.Master != 0 {
+			master.Ports = append(master.Ports, l)
+			all[l.Master] = master
+		}
+	}
+	return all
+}
+
+// Defaults returns the links over which routes of main are defaults or halves of them.
+func Defaults(main []route.Route) map[int]bool {
+	defaults := make(map[int]bool)
+	for _, r := range main {
+		if r.Dst.Bits() > Halves(r.Family) {
+			continue
+		}
+		for _, index := range r.Links() {
+			defaults[index] = true
+		}
+	}
+	return defaults
+}
+
+// internalName has the names that container engines and hypervisors give bridges and the host's ends of cables.
+var internalName = regexp.MustCompile(`^(lo|docker[0-9]+|br-[0-9a-f]{12}|docker_gwbridge|veth.*|virbr[0-9].*|vnet[0-9].*|lxc.*|lxdbr[0-9].*|cni.*|cali.*|flannel.*|podman[0-9].*|kube-ipvs[0-9]+|nodelocaldns|tailscale[0-9]+|ifb[0-9]+|dummy[0-9]+)$`)
+
+// internal reports whether a link leads to this host itself, to its containers and virtual machines, or into a
+// tunnel: addresses there are services or far ends, and no uplinks unless main has a default route over the link.
+func (l Link) internal() bool {
+	switch l.Kind {
+	case "dummy", "ifb", "nlmon", "netdevsim", "vcan",
+		"tun", "wireguard", "ipip", "sit", "gre", "gretap", "ip6tnl", "ip6gre", "ip6gretap", "erspan", "ip6erspan",
+		"vti", "vti6", "xfrm", "vxlan", "geneve", "bareudp", "amt":
+		return true
+	case "bridge":
+		if len(l.Ports) > 0 {
+			return l.hasOnlyContainers()
+		}
+	}
+	return internalName.MatchString(l.Name)
+}
+
+// hasOnlyContainers reports whether all ports of a bridge are cables to containers or virtual machines.
+func (l Link) hasOnlyContainers() bool {
+	for _, port := range l.Ports {
+		if port.Kind != "veth" && port.Kind != "tun" {
+			return false
+		}
+	}
+	return true
+}
