@@ -164,9 +164,9 @@ func (h routing) waitNotServed(addr string) {
 	eventually(h.t, addr+" is not served", func() error { return unorderedError(h.rulesFrom(addr), nil) })
 }
 
-// waitFilled waits until the table of an address holds what want names: "DST" or "DST via GW" as
-// ip writes it, with whatever follows. Besides it has to hold what main has on the link, networks of
-// other addresses say, if its routes are ours, and nothing else.
+// waitFilled waits until the table of an address has one route for each of want, and no others. want
+// has the words with which a line of ip begins: "DST" or "DST via GW". If the table is filled by the
+// client, it also has to have the networks that main has on the link.
 func (h routing) waitFilled(addr string, want ...string) {
 	h.t.Helper()
 	eventually(h.t, "the table of "+addr+" is filled", func() error { return h.filled(addr, want) })
@@ -207,8 +207,8 @@ func withOnLink(want []string, addr string, table, main []string) []string {
 	return want
 }
 
-// waitMain waits until the IPv4 routes of a link in main are those that want names. Without want it
-// waits until the link has no default there: move takes no more than that.
+// waitMain waits until the IPv4 routes of a link in main are those of want, as in waitFilled.
+// Without want it waits until the link has no default there: move takes no more than that.
 func (h routing) waitMain(ifname string, want ...string) {
 	h.t.Helper()
 	eventually(h.t, "main holds the routes of "+ifname, func() error {

@@ -121,7 +121,7 @@ func TestWatchDefaults(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)
-			for i, name := range []string{"veth1", "docker0", "br-1234", "vnet0"} {
+			for i, name := range []string{"veth1", "docker0", "br-0123456789ab", "vnet0"} {
 				h.link(name, fmt.Sprintf("10.1.%d.2/24", i))
 				c.never = append(c.never, fmt.Sprintf("10.1.%d.2", i))
 			}

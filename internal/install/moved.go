@@ -14,21 +14,29 @@ import (
 
 // moved is where the holders of a link's addresses write down what they took out of main. The copy in a table does
 // not tell all that main had, and a holder that was killed leaves its routes to the next one.
-type moved struct{ dir remember.Dir }
+type moved struct {
+	dir       remember.Dir
+	namespace uint64 // see remember.Namespace
+}
 
 // movedRoutes is what a file has. That there is one tells that a holder of this version was there.
 type movedRoutes struct {
-	Routes []route.Route `json:"routes"`
+	Namespace uint64        `json:"namespace"`
+	Routes    []route.Route `json:"routes"`
 }
 
 func movedOn(family, index int) (moved, error) {
 	dir, err := remember.Own("moved", strconv.Itoa(index)+"-"+strconv.Itoa(family))
-	return moved{dir}, err
+	if err != nil {
+		return moved{}, err
+	}
+	namespace, err := remember.Namespace()
+	return moved{dir, namespace}, err
 }
 
 // write keeps what was taken for an address.
 func (m moved) write(u uplink.Uplink, taken []route.Route) error {
-	return m.dir.Write(u.Key.String(), movedRoutes{taken})
+	return m.dir.Write(u.Key.String(), movedRoutes{m.namespace, taken})
 }
 
 // read returns what was taken for an address, and whether that is known.
@@ -37,7 +45,7 @@ func (m moved) read(u uplink.Uplink) ([]route.Route, bool, error) { return m.rea
 func (m moved) readName(name string) ([]route.Route, bool, error) {
 	var have movedRoutes
 	err := m.dir.Read(name, &have)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && have.Namespace != m.namespace { // that of a namespace that is gone
 		return nil, false, nil
 	}
 	return have.Routes, err == nil, err

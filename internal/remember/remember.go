@@ -45,6 +45,21 @@ func Own(name string, below ...string) (Dir, error) {
 	return Dir(filepath.Join(path...)), nil
 }
 
+// Namespace tells this process's network namespace from all others since the boot, also from those of the same inode
+// number. It is 0 before Linux 5.14.
+func Namespace() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		return 0, nil
+	}
+	return cookie, err
+}
+
 // Path is the file of a name, which holds no slash.
 func (d Dir) Path(name string) string { return filepath.Join(string(d), name) }
 
