@@ -104,6 +104,7 @@ type Conn struct {
 	out  *batch
 	addr Addr
 
+	waits            bool // Receive waits within the system call
 	reading, writing syscallState
 }
 
@@ -206,6 +207,29 @@ func (c *Conn) Close() error { return c.file.Close() }
 // takes the deadline off.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.file.SetReadDeadline(t) }
 
+// Wait makes Receive wait within the system call that receives, which spares three others for each
+// datagram, and a thread of its own does. Such a wait ends with a datagram only: see Wake.
+func (c *Conn) Wait() error {
+	err := c.raw.Control(func(fd uintptr) {
+		if err := unix.SetNonblock(int(fd), false); err == nil {
+			c.waits = true
+		}
+	})
+	if err == nil && !c.waits {
+		err = fmt.Errorf("socket %s: cannot wait", c.addr)
+	}
+	return err
+}
+
+// Wake ends a Receive that waits, with an empty datagram of this process. Where others are in the
+// queue none is needed.
+func (c *Conn) Wake() error {
+	if err := SendApart(Message{To: c.addr}); !errors.Is(err, unix.EAGAIN) {
+		return err
+	}
+	return nil
+}
+
 // NetnsCookie identifies the network namespace of the socket for the life of the
 // kernel (SO_NETNS_COOKIE, Linux 5.14), and is 0 where the kernel has none.
 func (c *Conn) NetnsCookie() uint64 {
@@ -278,7 +302,11 @@ func (c *Conn) read(fd uintptr) (done bool) {
 		c.in = largeBatch(c.size)
 	}
 	r := &c.reading
-	r.n, r.errno = c.in.receive(fd)
+	flags := unix.MSG_DONTWAIT
+	if c.waits && !r.atOnce {
+		flags = unix.MSG_WAITFORONE
+	}
+	r.n, r.errno = c.in.receive(fd, flags)
 	if r.errno == unix.EAGAIN && c.size > MaxRequest {
 		c.release()
 	}
@@ -288,7 +316,7 @@ func (c *Conn) read(fd uintptr) (done bool) {
 // write is one system call of Send. A peer that does not read must not hold up the others.
 func (c *Conn) write(fd uintptr) (done bool) {
 	w := &c.writing
-	w.n, w.errno = c.out.call(unix.SYS_SENDMMSG, fd, w.n)
+	w.n, w.errno = c.out.call(unix.SYS_SENDMMSG, fd, w.n, unix.MSG_DONTWAIT)
 	return true
 }
 
@@ -332,6 +360,22 @@ func (c *Conn) Send(messages ...Message) (errs []error) {
 		}
 	}
 	return errs
+}
+
+// SendApart sends a message from a socket without a name that nothing else is sent from, so that
+// unread messages of others do not count against it. It never waits. A peer that has connected its
+// socket to another one is EPERM.
+func SendApart(m Message) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	out := newBatch(1, 0)
+	if _, errno := out.call(unix.SYS_SENDMMSG, uintptr(fd), out.fill([]Message{m}), unix.MSG_DONTWAIT); errno != 0 {
+		return fmt.Errorf("send to %s: %w", m.To, errno)
+	}
+	return nil
 }
 
 // batchSize datagrams are read or written with one system call.
@@ -386,14 +430,14 @@ func newBatch(n, size int) *batch {
 }
 
 // receive reads what waits at a socket.
-func (b *batch) receive(fd uintptr) (int, syscall.Errno) {
+func (b *batch) receive(fd uintptr, flags int) (int, syscall.Errno) {
 	for i := range b.headers[:b.used] { // undo what the kernel wrote
 		h := &b.headers[i].hdr
 		h.Namelen = unix.SizeofSockaddrUnix
 		h.SetControllen(credSpace)
 		h.Flags = 0
 	}
-	n, errno := b.call(unix.SYS_RECVMMSG, fd, len(b.headers))
+	n, errno := b.call(unix.SYS_RECVMMSG, fd, len(b.headers), flags)
 	b.used = min(max(n, 0)+1, len(b.headers))
 	return n, errno
 }
@@ -409,10 +453,9 @@ func (b *batch) fill(messages []Message) int {
 	return n
 }
 
-func (b *batch) call(trap, fd uintptr, n int) (int, syscall.Errno) {
+func (b *batch) call(trap, fd uintptr, n, flags int) (int, syscall.Errno) {
 	for {
-		done, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n),
-			unix.MSG_DONTWAIT, 0, 0)
+		done, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n), uintptr(flags), 0, 0)
 		if errno != unix.EINTR {
 			return int(done), errno
 		}
