@@ -221,7 +221,7 @@ func TestServerMalformed(t *testing.T) {
 	} {
 		t.Run("response: "+tt.name, func(t *testing.T) {
 			p.send(tt.datagram)
-			wantRefusal(t, p.ask(`{}`), wire.Malformed, "address: missing")
+			wantRefusal(t, p.ask(`{}`), wire.Malformed, "version: missing")
 		})
 	}
 	p.nothing()

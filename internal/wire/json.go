@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -236,33 +237,104 @@ func (s *scanner) digits() bool {
 	return s.at > from
 }
 
-// stringValue is what a value of members says if it is a string: a part of the text, or a
-// copy where it has escapes.
-func stringValue(key, value string) (string, error) {
-	if value[0] != '"' {
-		return "", fmt.Errorf("%s: not a string", key)
-	}
-	for i := range len(value) {
-		if value[i] == '\\' {
-			var s string
-			if err := json.Unmarshal([]byte(value), &s); err != nil {
-				return "", fmt.Errorf("%s: %w", key, err)
+// key is one that a message may have: of a string, or of an integer from 0 to most.
+type key struct {
+	name     string
+	required bool
+	most     int64
+}
+
+const (
+	keysMost     = 14 // of a message, known ones
+	usualMembers = 10 // have room on the stack while a message is read
+)
+
+// message is a JSON object that is being read: the values of the keys that it may have, by number,
+// and the first thing that was wrong with them.
+type message struct {
+	keys   []key
+	values [keysMost]string // as they stand there; "" is none
+	err    error
+}
+
+// read finds the values. Two of one key are an error: programs do not agree on which counts.
+func (m *message) read(text string) {
+	all, err := members(text, make([]pair, 0, usualMembers))
+	m.err = err
+	for _, p := range all {
+		for i := range m.keys {
+			if m.keys[i].name != p.key {
+				continue
 			}
-			return s, nil
+			if m.values[i] != "" {
+				m.fail(i, "given twice")
+			}
+			m.values[i] = p.value
+			break
 		}
 	}
-	return value[1 : len(value)-1], nil
 }
 
-func intValue(key, value string, least, most int64) (int64, error) {
+func (m *message) fail(i int, format string, args ...any) {
+	if m.err == nil {
+		m.err = fmt.Errorf("%s: "+format, append([]any{m.keys[i].name}, args...)...)
+	}
+}
+
+// check returns what was wrong. Of the required keys those before number end have to be there.
+func (m *message) check(version int64, end int) error {
+	for i, k := range m.keys[:end] {
+		if k.required && m.values[i] == "" {
+			m.fail(i, "missing")
+		}
+	}
+	if m.err == nil && version != Version {
+		m.err = fmt.Errorf("version %d: this is version %d", version, Version)
+	}
+	return m.err
+}
+
+// text returns the string of a key, "" where there is none: a part of what was read, or a copy if
+// it has escapes.
+func (m *message) text(i int) string {
+	value := m.values[i]
+	switch {
+	case value == "":
+		return ""
+	case value[0] != '"':
+		m.fail(i, "not a string")
+		return ""
+	case strings.IndexByte(value, '\\') < 0:
+		return value[1 : len(value)-1]
+	}
+	var s string
+	if err := json.Unmarshal([]byte(value), &s); err != nil {
+		m.fail(i, "%w", err)
+	}
+	return s
+}
+
+// number returns the integer of a key, 0 where there is none.
+func (m *message) number(i int) int64 {
+	value := m.values[i]
+	if value == "" {
+		return 0
+	}
 	n, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		return -1, fmt.Errorf("%s: not an integer in range", key)
+		m.fail(i, "not an integer in range")
+	} else if n < 0 || n > m.keys[i].most {
+		m.fail(i, "%d is not within 0 to %d", n, m.keys[i].most)
 	}
-	if n < least || n > most {
-		return -1, fmt.Errorf("%s: %d is not within %d to %d", key, n, least, most)
-	}
-	return n, nil
+	return n
 }
 
-// wordValue reads an integer of 32 bits.
+// marking returns that of the four keys from number first on.
+func (m *message) marking(first int) Marking {
+	word := func(i int) uint32 { return uint32(m.number(first + i)) }
+	marking := Marking{Mark: word(0), Mask: word(1), Block: word(2), Fallback: word(3)}
+	if err := marking.check(); err != nil && m.err == nil {
+		m.err = err
+	}
+	return marking
+}

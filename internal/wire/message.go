@@ -225,29 +225,6 @@ func (m Marking) append(b []byte) []byte {
 	return b
 }
 
-// take reads a member of a message if it is one of a Marking's keys, of which the first is
-// number first of those that the message may have.
-func (m *Marking) take(p *pair, first int, seen *seenKeys) error {
-	var nth int
-	var into *uint32
-	switch p.key {
-	case "mark":
-		nth, into = 0, &m.Mark
-	case "mask":
-		nth, into = 1, &m.Mask
-	case "block":
-		nth, into = 2, &m.Block
-	case "fallback":
-		nth, into = 3, &m.Fallback
-	default: // a key that nobody knows
-		return nil
-	}
-	seen.mark(first + nth)
-	n, err := intValue(p.key, p.value, 0, tableMax)
-	*into = uint32(n)
-	return err
-}
-
 // check returns an error that says what is wrong with a Marking that a datagram brought.
 func (m Marking) check() error {
 	const last = 32765 // the rule of table main follows
@@ -281,96 +258,56 @@ func ParseRequestText(text string) (Request, error) {
 // cut off behind it.
 var responseLike = regexp.MustCompile(`"cmd"[ \t\r\n]*:[ \t\r\n]*2[ \t\r\n]*[,}]`)
 
-func parseRequest(text string) (Request, error) {
-	var (
-		r        Request
-		family   int64
-		cmd      int64 = -1
-		version  int64
-		want     int64
-		marks    int64
-		known    int64
-		marking  Marking
-		settings string
-		seen     seenKeys
-	)
-	all, err := members(text, make([]pair, 0, usualMembers))
-	for i := 0; i < len(all) && err == nil; i++ {
-		m := &all[i]
-		switch m.key {
-		case "address":
-			seen.mark(0)
-			r.Address, err = stringValue("address", m.value)
-		case "ifname":
-			seen.mark(1)
-			r.Ifname, err = stringValue("ifname", m.value)
-		case "tag":
-			seen.mark(5)
-			r.Tag, err = stringValue("tag", m.value)
-		case "addr_family":
-			seen.mark(2)
-			family, err = intValue("addr_family", m.value, 0, 255)
-		case "cmd":
-			seen.mark(3)
-			cmd, err = intValue("cmd", m.value, 0, 255)
-		case "version":
-			seen.mark(4)
-			version, err = intValue("version", m.value, 0, 1<<31)
-		case "settings":
-			seen.mark(6)
-			settings = m.value
-		case "want":
-			seen.mark(7)
-			want, err = intValue("want", m.value, 0, tableMax)
-		case "marks":
-			seen.mark(8)
-			marks, err = intValue("marks", m.value, 0, 1)
-		case "known":
-			seen.mark(9)
-			known, err = intValue("known", m.value, 0, 1)
-		default:
-			err = marking.take(m, 10, &seen)
+// requestKeys are those of a request, by number.
+var requestKeys = []key{
+	0:  {name: "version", required: true, most: 1 << 31},
+	1:  {name: "cmd", required: true, most: 255},
+	2:  {name: "ifname", required: true},
+	3:  {name: "address", required: true},
+	4:  {name: "addr_family", required: true, most: 255},
+	5:  {name: "tag"},
+	6:  {name: "want", most: tableMax},
+	7:  {name: "marks", most: 1},
+	8:  {name: "known", most: 1},
+	9:  {name: "settings"},
+	10: {name: "mark", most: tableMax},
+	11: {name: "mask", most: tableMax},
+	12: {name: "block", most: tableMax},
+	13: {name: "fallback", most: tableMax},
+}
+
+func parseRequest(text string) (r Request, err error) {
+	m := message{keys: requestKeys}
+	m.read(text)
+	version := m.number(0)
+	r.Cmd, r.Key = Command(m.number(1)), Key{Ifname: m.text(2)}
+	if r.Cmd == Mark {
+		r.Known = m.number(8) != 0
+		if err := m.check(version, 3); err != nil {
+			return r, err
 		}
-	}
-	r.Cmd, r.Family = Command(cmd), Family(family)
-	if err != nil {
-		return r, err
-	}
-	if r.Cmd == Mark { // it needs neither address nor addr_family
-		seen.once |= 1<<0 | 1<<2
-	}
-	if err := seen.check(5, "address", "ifname", "addr_family", "cmd", "version", "tag", "settings", "want",
-		"marks", "known", "mark", "mask", "block", "fallback"); err != nil {
-		return r, err
-	}
-	if version != Version {
-		return r, fmt.Errorf("version %d: this is version %d", version, Version)
-	}
-	switch r.Cmd {
-	case Mark:
-		r.Key, r.Tag, r.Known = Key{Ifname: r.Ifname}, "", known != 0
 		return r, checkText("ifname", r.Ifname, 1, MaxIfname)
-	case Acquire, Release, Query, Replace, End:
-	default:
-		return r, fmt.Errorf("cmd %d: unknown", cmd)
+	}
+	r.Address, r.Family, r.Tag = m.text(3), Family(m.number(4)), m.text(5)
+	switch r.Cmd {
+	case Acquire:
+		r.Want, r.Marks = uint32(m.number(6)), m.number(7) != 0
+	case Replace:
+		r.Settings = m.values[9]
+	case Query:
+		r.Marking = m.marking(10)
+	}
+	if err := m.check(version, len(m.keys)); err != nil {
+		return r, err
+	}
+	switch {
+	case r.Cmd != Acquire && r.Cmd != Release && r.Cmd != Query && r.Cmd != Replace && r.Cmd != End:
+		return r, fmt.Errorf("cmd %d: unknown", r.Cmd)
+	case r.Settings != "" && r.Settings[0] != '{':
+		return r, errors.New("settings: not an object")
 	}
 	if err := CheckTag(r.Tag); err != nil {
 		return r, err
-	}
-	if r.Cmd == Replace && settings != "" { // to other commands it is a key that nobody knows
-		if settings[0] != '{' {
-			return r, errors.New("settings: not an object")
-		}
-		r.Settings = settings
-	}
-	if r.Cmd == Acquire {
-		r.Want, r.Marks = uint32(want), marks != 0
-	}
-	if r.Cmd == Query {
-		r.Marking = marking
-		if err := marking.check(); err != nil {
-			return r, err
-		}
 	}
 	r.Key, err = r.Canonical()
 	return r, err
@@ -421,92 +358,40 @@ func (r Reply) Append(b []byte) []byte {
 	return append(b, '}')
 }
 
+// replyKeys are those of a reply, by number.
+var replyKeys = []key{
+	0:  {name: "version", required: true, most: 1 << 31},
+	1:  {name: "cmd", required: true, most: 255},
+	2:  {name: "table", required: true, most: tableMax},
+	3:  {name: "lease_expires", required: true, most: expiresMax},
+	4:  {name: "pid", most: 1<<31 - 1},
+	5:  {name: "error"},
+	6:  {name: "code"},
+	7:  {name: "mode"},
+	8:  {name: "missing"},
+	9:  {name: "mark", most: tableMax},
+	10: {name: "mask", most: tableMax},
+	11: {name: "block", most: tableMax},
+	12: {name: "fallback", most: tableMax},
+}
+
 // ParseReply reads one reply. Keys other than version, cmd, table and lease_expires may
 // be missing, and keys that nobody knows are ignored.
 func ParseReply(data []byte) (Reply, error) {
-	var (
-		r            Reply
-		version, cmd int64
-		table, pid   int64
-		seen         seenKeys
-	)
-	all, err := members(string(data), make([]pair, 0, usualMembers))
-	for i := 0; i < len(all) && err == nil; i++ {
-		m := &all[i]
-		switch m.key {
-		case "version":
-			seen.mark(0)
-			version, err = intValue("version", m.value, 0, 1<<31)
-		case "cmd":
-			seen.mark(1)
-			cmd, err = intValue("cmd", m.value, 0, 255)
-		case "table":
-			seen.mark(2)
-			table, err = intValue("table", m.value, 0, tableMax)
-		case "lease_expires":
-			seen.mark(3)
-			r.Expires, err = intValue("lease_expires", m.value, 0, expiresMax)
-		case "pid":
-			seen.mark(4)
-			pid, err = intValue("pid", m.value, 0, 1<<31-1)
-		case "error":
-			seen.mark(5)
-			r.Error, err = stringValue("error", m.value)
-		case "mode":
-			seen.mark(7)
-			r.Mode, err = stringValue("mode", m.value)
-		case "missing":
-			seen.mark(8)
-			r.Missing, err = stringValue("missing", m.value)
-		case "code":
-			seen.mark(6)
-			var code string
-			code, err = stringValue("code", m.value)
-			r.Code = Code(code)
-		default:
-			err = r.Marking.take(m, 9, &seen)
-		}
+	m := message{keys: replyKeys}
+	m.read(string(data))
+	version, cmd := m.number(0), Command(m.number(1))
+	r := Reply{
+		Table: uint32(m.number(2)), Expires: m.number(3), PID: int(m.number(4)),
+		Error: m.text(5), Code: Code(m.text(6)), Mode: m.text(7), Missing: m.text(8), Marking: m.marking(9),
 	}
-	if err != nil {
+	if err := m.check(version, len(m.keys)); err != nil {
 		return Reply{}, err
 	}
-	if err := seen.check(4, "version", "cmd", "table", "lease_expires", "pid", "error", "code", "mode", "missing",
-		"mark", "mask", "block", "fallback"); err != nil {
-		return Reply{}, err
-	}
-	if version != Version {
-		return Reply{}, fmt.Errorf("version %d: this is version %d", version, Version)
-	}
-	if Command(cmd) != Response {
+	if cmd != Response {
 		return Reply{}, fmt.Errorf("cmd %d: not a response", cmd)
 	}
-	r.Table, r.PID = uint32(table), int(pid)
-	return r, r.Marking.check()
-}
-
-// usualMembers have room on the stack while a message is read.
-const usualMembers = 10
-
-// seenKeys remembers which of the known keys a message had, and which it had twice.
-type seenKeys struct{ once, twice uint }
-
-func (s *seenKeys) mark(i int) {
-	s.twice |= s.once & (1 << i)
-	s.once |= 1 << i
-}
-
-// check wants the first required of names to be there, and none of them twice: programs
-// do not agree on which of two counts.
-func (s seenKeys) check(required int, names ...string) error {
-	for i, name := range names {
-		if s.twice&(1<<i) != 0 {
-			return fmt.Errorf("%s: given twice", name)
-		}
-		if i < required && s.once&(1<<i) == 0 {
-			return fmt.Errorf("%s: missing", name)
-		}
-	}
-	return nil
+	return r, nil
 }
 
 func appendString(b []byte, s string) []byte { return appendStringWithin(b, s, len(s)*6+2) }

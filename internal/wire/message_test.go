@@ -77,7 +77,7 @@ func TestParseRequest(t *testing.T) {
 		{"two objects", good + good, "not a JSON object"},
 		{"NUL behind", good + "\x00", "not a JSON object"},
 		{"invalid UTF-8", strings.Replace(good, "eth1", "eth\xff", 1), "not a JSON object"},
-		{"no keys", "{}", "address: missing"},
+		{"no keys", "{}", "version: missing"},
 		{"nested 32 deep", nested(31), ""},
 		{"nested deeper", nested(32), "nested deeper than 32"},
 		{"a key twice", strings.Replace(good, "{", `{"cmd":0,`, 1), "cmd: given twice"},
