@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"os/user"
@@ -17,7 +16,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Config is a validated configuration. Default and ParseConfig make one.
+// Config is a validated configuration. Default and LoadConfig make one.
 type Config struct {
 	SocketName  string // text of the abstract name, both forms of which the server holds
 	FirstTable  uint32
@@ -88,52 +87,35 @@ func LoadConfig(path string) (Config, error) {
 	return cfg, nil
 }
 
-// ParseConfig is LoadConfig for a reader.
-func ParseConfig(r io.Reader) (Config, error) {
-	cfg := Default()
-	if err := jsonc.Read(r, cfg.set); err != nil {
-		return Config{}, err
-	}
-	return cfg, cfg.validate()
-}
-
 func (c *Config) set(key string, value []byte) (err error) {
-	switch key {
-	case "socket_path":
-		err = jsonc.Decode(key, value, &c.SocketName, "a string")
-	case "table_offset":
-		err = jsonc.Decode(key, value, &c.FirstTable, "a table number")
-	case "num_tables":
-		err = jsonc.Decode(key, value, &c.Tables, "a number of tables")
-	case "table_timeout":
-		err = jsonc.Decode(key, value, &c.Timeout, "a number of seconds")
-	case "db_path":
-		err = jsonc.Decode(key, value, &c.Database, "a string")
-	case "do_syslog":
-		err = jsonc.Decode(key, value, &c.Syslog, "true or false")
-	case "log_path":
-		err = jsonc.Decode(key, value, &c.LogPath, "a string")
-	case "addr_families":
-		c.Families, err = decodeFamilies(value)
-	case "allowed_users":
-		c.AllowedUIDs, err = decodeIDs(key, value, lookupUser)
-	case "allowed_groups":
-		c.AllowedGIDs, err = decodeIDs(key, value, lookupGroup)
-	case "bind_mark_mask":
-		err = decodeMask(key, value, &c.Marking.mask)
-	case "bind_priority":
-		err = jsonc.Decode(key, value, &c.Marking.block, "a priority")
-	case "bind_fallback_priority":
-		err = jsonc.Decode(key, value, &c.Marking.fallback, "a priority")
-	default:
-		err = fmt.Errorf("%s: unknown key", key)
+	decode, ok := map[string]func(key string, value []byte) error{
+		"socket_path":            into(&c.SocketName, "a string"),
+		"table_offset":           into(&c.FirstTable, "a table number"),
+		"num_tables":             into(&c.Tables, "a number of tables"),
+		"table_timeout":          into(&c.Timeout, "a number of seconds"),
+		"db_path":                into(&c.Database, "a string"),
+		"do_syslog":              into(&c.Syslog, "true or false"),
+		"log_path":               into(&c.LogPath, "a string"),
+		"addr_families":          c.setFamilies,
+		"allowed_users":          ids(&c.AllowedUIDs, lookupUser),
+		"allowed_groups":         ids(&c.AllowedGIDs, lookupGroup),
+		"bind_mark_mask":         c.setMask,
+		"bind_priority":          into(&c.Marking.block, "a priority"),
+		"bind_fallback_priority": into(&c.Marking.fallback, "a priority"),
+	}[key]
+	if !ok {
+		return fmt.Errorf("%s: unknown key", key)
 	}
-	return err
+	return decode(key, value)
 }
 
-func decodeFamilies(value []byte) ([]wire.Family, error) {
-	const name = "addr_families"
-	var served []wire.Family
+// into decodes a value that needs no more than the right type.
+func into[T any](to *T, want string) func(key string, value []byte) error {
+	return func(key string, value []byte) error { return jsonc.Decode(key, value, to, want) }
+}
+
+func (c *Config) setFamilies(name string, value []byte) error {
+	c.Families = nil
 	err := jsonc.Each(value, func(key string, value []byte) error {
 		full := name + "." + key
 		i := slices.IndexFunc(families, func(f wire.Family) bool { return f.String() == key })
@@ -145,47 +127,49 @@ func decodeFamilies(value []byte) ([]wire.Family, error) {
 			return err
 		}
 		if on {
-			served = append(served, families[i])
+			c.Families = append(c.Families, families[i])
 		}
 		return nil
 	})
-	if err == nil && len(served) == 0 {
+	if err == nil && len(c.Families) == 0 {
 		err = fmt.Errorf("%s: none is true, so nothing would be served", name)
 	} else if err != nil && !strings.HasPrefix(err.Error(), name) {
 		err = fmt.Errorf("%s: %w", name, err)
 	}
-	return served, err
+	return err
 }
 
-// decodeIDs reads a list of names and numbers.
-func decodeIDs(key string, value []byte, lookup func(string) (string, error)) ([]uint32, error) {
-	var list []json.RawMessage
-	if err := jsonc.Decode(key, value, &list, "a list of names or numbers"); err != nil {
-		return nil, err
-	}
-	var ids []uint32
-	for _, entry := range list {
-		text := string(entry)
-		if entry[0] == '"' {
-			if err := jsonc.Decode(key, entry, &text, "a list of names or numbers"); err != nil {
-				return nil, err
+// ids decodes a list of names and numbers.
+func ids(to *[]uint32, lookup func(string) (string, error)) func(key string, value []byte) error {
+	const want = "a list of names or numbers"
+	return func(key string, value []byte) error {
+		var list []json.RawMessage
+		if err := jsonc.Decode(key, value, &list, want); err != nil {
+			return err
+		}
+		for _, entry := range list {
+			text := string(entry)
+			if entry[0] == '"' {
+				if err := jsonc.Decode(key, entry, &text, want); err != nil {
+					return err
+				}
 			}
-		}
-		id, err := strconv.ParseUint(text, 10, 32)
-		if err != nil && entry[0] == '"' {
-			if text, err = lookup(text); err == nil {
-				id, err = strconv.ParseUint(text, 10, 32)
+			id, err := strconv.ParseUint(text, 10, 32)
+			if err != nil && entry[0] == '"' {
+				if text, err = lookup(text); err == nil {
+					id, err = strconv.ParseUint(text, 10, 32)
+				}
 			}
+			switch {
+			case err != nil || id == noID:
+				return fmt.Errorf("%s: %s is neither a name on this host nor a number", key, entry)
+			case uint32(id) == wire.OverflowID():
+				return fmt.Errorf("%s: %s stands for everybody of another user namespace and is never permitted", key, entry)
+			}
+			*to = append(*to, uint32(id))
 		}
-		switch {
-		case err != nil || id == noID:
-			return nil, fmt.Errorf("%s: %s is neither a name on this host nor a number", key, entry)
-		case uint32(id) == wire.OverflowID():
-			return nil, fmt.Errorf("%s: %s stands for everybody of another user namespace and is never permitted", key, entry)
-		}
-		ids = append(ids, uint32(id))
+		return nil
 	}
-	return ids, nil
 }
 
 func lookupUser(name string) (string, error) {

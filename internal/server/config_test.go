@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"strings"
@@ -22,6 +23,15 @@ const original = `{
 	"do_syslog" : true,
 	"addr_families" : { "inet" : true, "inet6" : false, "unspec" : false }
 }`
+
+// parse is LoadConfig for a reader.
+func parse(r io.Reader) (Config, error) {
+	cfg := Default()
+	if err := jsonc.Read(r, cfg.set); err != nil {
+		return Config{}, err
+	}
+	return cfg, cfg.validate()
+}
 
 func TestParseConfig(t *testing.T) {
 	with := func(change func(*Config)) Config {
@@ -62,7 +72,7 @@ func TestParseConfig(t *testing.T) {
 		{"more than the original's 1,024 bytes", `{"num_tables":3` + strings.Repeat(" ", 100_000) + "}", with(func(c *Config) { c.Tables = 3 })},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ParseConfig(strings.NewReader(tt.text))
+			got, err := parse(strings.NewReader(tt.text))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +160,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"unknown group", `{"allowed_groups":["no such group"]}`, `allowed_groups: "no such group" is neither`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ParseConfig(strings.NewReader(tt.text))
+			got, err := parse(strings.NewReader(tt.text))
 			if tt.want == "" {
 				if err != nil {
 					t.Errorf("got %v, want no error", err)
@@ -179,7 +189,7 @@ func TestRelativeDatabase(t *testing.T) {
 		"/var/lib/x/y.db":  "/var/lib/x/y.db",
 		"../../x/leases.d": strings.Join(strings.Split(wd, "/")[:strings.Count(wd, "/")-1], "/") + "/x/leases.d",
 	} {
-		cfg, err := ParseConfig(strings.NewReader(fmt.Sprintf(`{"db_path":%q}`, text)))
+		cfg, err := parse(strings.NewReader(fmt.Sprintf(`{"db_path":%q}`, text)))
 		if err != nil || cfg.Database != want {
 			t.Errorf("db_path %q: got %q, %v, want %q", text, cfg.Database, err, want)
 		}
@@ -189,7 +199,7 @@ func TestRelativeDatabase(t *testing.T) {
 func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(original))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		cfg, err := ParseConfig(bytes.NewReader(text))
+		cfg, err := parse(bytes.NewReader(text))
 		if err != nil {
 			if err.Error() == "" || len(err.Error()) > len(text)*6+1000 {
 				t.Errorf("error of %d bytes", len(err.Error()))

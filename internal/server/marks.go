@@ -74,19 +74,19 @@ func (m marking) validate() error {
 	return nil
 }
 
-// decodeMask reads a number, or a string with one in hexadecimal: JSON has none.
-func decodeMask(key string, value []byte, into *uint32) error {
+// setMask decodes a number, or a string with one in hexadecimal: JSON has none.
+func (c *Config) setMask(key string, value []byte) error {
 	const want = `a number, or a string like "0xff000000"`
 	var text string
-	if json.Unmarshal(value, &text) == nil && text != "" { // null is a string to it
-		n, err := strconv.ParseUint(text, 0, 32)
-		if err != nil {
-			return fmt.Errorf("%s: want %s, have %s", key, want, value)
-		}
-		*into = uint32(n)
-		return nil
+	if json.Unmarshal(value, &text) != nil || text == "" { // null is a string to it
+		return jsonc.Decode(key, value, &c.Marking.mask, want)
 	}
-	return jsonc.Decode(key, value, into, want)
+	n, err := strconv.ParseUint(text, 0, 32)
+	if err != nil {
+		return fmt.Errorf("%s: want %s, have %s", key, want, value)
+	}
+	c.Marking.mask = uint32(n)
+	return nil
 }
 
 // takeMark answers a request for the mark of an interface, which has one then.
