@@ -23,8 +23,9 @@ func (l *loop) receive(p packet) {
 			l.noise(p, "reply ignored, since its sender is not trusted (see --server-user)")
 			return
 		}
-		if !l.server.Is(p.from) {
-			return // of a holder, which answers too late
+		// The server also answers from sockets without a name, while others leave its answers unread.
+		if p.from.Bound() && !l.server.Is(p.from) {
+			return // a holder's, later than it was waited for
 		}
 		l.learn(p.to, p.reply.Marking)
 		l.feed(p.to, event{kind: replied, reply: p.reply})
