@@ -18,7 +18,7 @@ import (
 
 const timeout = 3600
 
-var boot = Boot{ID: "5d6f2c9e-0000-4000-8000-000000000001", Netns: 7}
+var here = Epoch{Boot: "5d6f2c9e-0000-4000-8000-000000000001", Netns: 7}
 
 // host is an allocator under test with the clock it lives by.
 type host struct {
@@ -30,7 +30,7 @@ type host struct {
 }
 
 func config(t testing.TB, pools map[Family]Pool) Config {
-	return Config{Path: filepath.Join(t.TempDir(), "state", "leases.db"), Pools: pools, Timeout: timeout, Boot: boot}
+	return Config{Path: filepath.Join(t.TempDir(), "state", "leases.db"), Pools: pools, Timeout: timeout, Epoch: here}
 }
 
 func inet(first uint32, count uint64) map[Family]Pool {
@@ -87,14 +87,54 @@ func (h *host) crash() {
 // do decides and commits, and returns the results in short: "granted 10000".
 func (h *host) do(ops ...Op) []string {
 	h.t.Helper()
-	b := h.Decide(h.now, ops)
-	_ = h.Commit(b) // the results tell
-	return short(b)
+	results, _ := h.results(ops...) // which tell
+	return short(results)
 }
 
-func short(b *Batch) []string {
+// results decides and commits as the server does: what was pending is refused if that fails.
+func (h *host) results(ops ...Op) (all []Result, err error) {
+	h.t.Helper()
+	all = h.decide(ops...)
+	err = h.Commit(h.now)
+	for i := range all {
+		if err != nil && all[i].Pending {
+			all[i] = Result{Lease: Lease{Key: ops[i].Key}, Err: err}
+		}
+	}
+	return all, err
+}
+
+func (h *host) decide(ops ...Op) (all []Result) {
+	for i := range ops {
+		all = append(all, h.Decide(h.now, &ops[i]))
+	}
+	return all
+}
+
+// flush writes what Tick would write soon.
+func (h *host) flush() {
+	h.t.Helper()
+	if err := h.write(h.now, flushMost); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// undone decides, and fails to commit.
+func (h *host) undone(ops ...Op) []string {
+	h.t.Helper()
+	db := peer(h.t, h.cfg.Path)
+	mustExec(h.t, db, "BEGIN IMMEDIATE")
+	all := short(h.decide(ops...))
+	if err := h.Commit(h.now); !errors.Is(err, ErrStorage) {
+		h.t.Errorf("commit: got %v, want ErrStorage", err)
+	}
+	mustExec(h.t, db, "ROLLBACK")
+	return all
+}
+
+func short(results []Result) []string {
 	var all []string
-	for _, r := range b.Results() {
+	for _, r := range results {
 		s := [...]string{"refused", "granted", "renewed", "released", "not held"}[r.Outcome]
 		if r.Lease.Table != 0 {
 			s += fmt.Sprint(" ", r.Lease.Table)
@@ -107,6 +147,24 @@ func short(b *Batch) []string {
 		all = append(all, s)
 	}
 	return all
+}
+
+// wantPool fails unless so many tables of the pool of IPv4 are held and free, and so many leases
+// are of tables in no pool.
+func (h *host) wantPool(held, free, outside uint64) {
+	h.t.Helper()
+	var got [3]uint64
+	if p := h.pools[Inet]; p != nil {
+		got = [3]uint64{p.held, p.count - p.held}
+	}
+	for _, s := range h.due {
+		if s.Family == Inet && !h.pools[Inet].contains(s.Table) {
+			got[2]++
+		}
+	}
+	if want := [3]uint64{held, free, outside}; got != want {
+		h.t.Errorf("held, free, outside: got %d, want %d", got, want)
+	}
 }
 
 func (h *host) want(ops []Op, want ...string) {
@@ -276,23 +334,21 @@ func TestFortyOneForForty(t *testing.T) {
 	if want := "refused: no table is free"; got[40] != want {
 		t.Errorf("got %q, want %q", got[40], want)
 	}
-	if got, want := h.Stats()[Inet], (Stats{Held: 40}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
+	h.wantPool(40, 0, 0)
 }
 
 func TestResults(t *testing.T) {
 	h := start(t, config(t, inet(10000, 2)))
-	first := h.Decide(h.now, ops(Op{Key: key(1), Tag: "one", UID: 1000}))
+	first := h.decide(Op{Key: key(1), Tag: "one", UID: 1000})
 	want := Result{Outcome: Granted, Lease: Lease{key(1), 10000, "one", 1000, h.now + timeout}, Pending: true}
-	if got := first.Results()[0]; got != want {
+	if got := first[0]; got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if err := h.Commit(first); err != nil {
+	if err := h.Commit(h.now); err != nil {
 		t.Fatal(err)
 	}
 	h.now += 10
-	b := h.Decide(h.now, ops(
+	results := h.decide(
 		Op{Key: key(1), Tag: "two", UID: 0},
 		get(2),
 		get(2),
@@ -301,7 +357,7 @@ func TestResults(t *testing.T) {
 		Op{Release: true, Key: key(1), UID: 1000},
 		Op{Release: true, Key: key(1), UID: 1000},
 		give(9),
-	))
+	)
 	lease1, lease2 := Lease{key(1), 10000, "two", 1000, h.now + timeout}, Lease{key(2), 10001, "", 0, h.now + timeout}
 	for i, want := range []Result{
 		{Outcome: Renewed, Lease: lease1},
@@ -313,21 +369,9 @@ func TestResults(t *testing.T) {
 		{Outcome: NotHeld, Lease: Lease{Key: key(1)}, Pending: true},
 		{Outcome: NotHeld, Lease: Lease{Key: key(9)}},
 	} {
-		if got := b.Results()[i]; got != want {
+		if got := results[i]; got != want {
 			t.Errorf("%d: got %+v, want %+v", i, got, want)
 		}
-	}
-}
-
-func TestAbandonedBatchIsUndone(t *testing.T) {
-	h := start(t, config(t, inet(10000, 2)))
-	b := h.Decide(h.now, ops(get(1)))
-	h.want(ops(get(2)), "granted 10000")
-	if err := h.Commit(b); !errors.Is(err, ErrStorage) {
-		t.Errorf("got %v, want ErrStorage", err)
-	}
-	if got, want := short(b)[0], "refused: "+ErrStorage.Error(); got != want {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
@@ -385,9 +429,7 @@ func TestRenewalIsWrittenBehind(t *testing.T) {
 	db := peer(t, h.cfg.Path)
 	const stored = "SELECT LeaseExpires, Tag FROM RtTables"
 	h.now += 10
-	if err := h.Commit(h.Decide(h.now, ops(Op{Key: key(1), Tag: "new"}))); err != nil {
-		t.Fatal(err)
-	}
+	h.want(ops(Op{Key: key(1), Tag: "new"}), "renewed 10000")
 	wantRows(t, db, stored, "4600|")
 	if got, want := h.Next(), h.now+1; got != want {
 		t.Errorf("next %d, want %d", got, want)
@@ -397,8 +439,8 @@ func TestRenewalIsWrittenBehind(t *testing.T) {
 	}
 	wantRows(t, db, stored, "4610|new")
 	h.now += 10
-	h.do(get(1), get(2)) // with the next commit
-	wantRows(t, db, stored+" ORDER BY RtTable", "4620|", "4620|")
+	h.do(get(1), get(2)) // not with the next commit, which somebody waits for
+	wantRows(t, db, stored+" ORDER BY RtTable", "4610|new", "4620|")
 	h.now += 10
 	h.do(get(2))
 	h.stop() // with the end
@@ -432,7 +474,7 @@ func TestAvoid(t *testing.T) {
 
 	h.do(give(4))
 	h.stop()
-	h.cfg.Boot.ID = "another"
+	h.cfg.Epoch.Boot = "another"
 	h.open()
 	holders = nil
 	h.want(ops(get(4)), "granted 10000")
@@ -498,9 +540,7 @@ func TestHugePool(t *testing.T) {
 	h.cfg.Pools = inet(256, 1<<32-256)
 	h.open()
 	h.want(ops(get(1), get(2), get(3)), "renewed 4294967294", "granted 4294967295", "granted 256")
-	if got, want := h.Stats()[Inet], (Stats{Held: 3, Free: 1<<32 - 256 - 3}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
+	h.wantPool(3, 1<<32-256-3, 0)
 }
 
 func TestRestart(t *testing.T) {
@@ -532,21 +572,19 @@ func TestRestart(t *testing.T) {
 
 func TestAnotherBootOrNamespace(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		boot Boot
+		name  string
+		epoch Epoch
 	}{
-		{"boot", Boot{"another", boot.Netns}},
-		{"namespace", Boot{boot.ID, boot.Netns + 1}},
+		{"boot", Epoch{"another", here.Netns}},
+		{"namespace", Epoch{here.Boot, here.Netns + 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := start(t, config(t, inet(10000, 3)))
 			h.do(Op{Key: key(1), UID: 1000}, get(2), get(3))
 			h.stop()
-			h.cfg.Boot, h.now = c.boot, 50
+			h.cfg.Epoch, h.now = c.epoch, 50
 			h.open()
-			if got, want := h.Stats()[Inet], (Stats{Free: 3}); got != want {
-				t.Errorf("got %+v, want %+v", got, want)
-			}
+			h.wantPool(0, 3, 0)
 			wantRows(t, peer(t, h.cfg.Path), "SELECT * FROM leases")
 			wantRows(t, peer(t, h.cfg.Path), "SELECT * FROM RtTables")
 			h.want(ops(get(3), get(4), get(1)), "granted 10002", "granted 10000", "granted 10001")
@@ -560,9 +598,7 @@ func TestPoolMoves(t *testing.T) {
 	h.stop()
 	h.cfg.Pools = inet(10002, 2)
 	h.open()
-	if got, want := h.Stats()[Inet], (Stats{Held: 1, Free: 1, Outside: 2}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
+	h.wantPool(1, 1, 2)
 	h.want(ops(get(1)), "granted 10003")
 	h.want(ops(get(2)), "renewed 10001") // exhausted: the old one stays
 	h.want(ops(get(3)), "renewed 10002")
@@ -577,9 +613,7 @@ func TestPoolMoves(t *testing.T) {
 	h.cfg.Pools = map[Family]Pool{Inet6: {First: 10000, Count: 3}}
 	h.open()
 	h.want(ops(get(2), give(4)), "refused: family is not served", "released 10003")
-	if got, want := h.Stats()[Inet], (Stats{Outside: 1}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
+	h.wantPool(0, 0, 1)
 
 	h.stop()
 	h.cfg.Pools = inet(10000, 4)
@@ -609,6 +643,7 @@ func TestView(t *testing.T) {
 	h.now += 100
 	utc = utc.Add(100 * time.Second)
 	h.do(get(1), get(3))
+	h.flush()
 	const text = `SELECT "table", family, ifname, address, tag, owner, expires_at FROM leases`
 	want := []string{
 		"10000|inet|eth0|192.0.2.1||0|2031-05-06 08:09:49",
@@ -662,6 +697,7 @@ func TestWallClockJumps(t *testing.T) {
 		h.now += timeout / 20
 		granted := fmt.Sprint("granted ", 10002+i)
 		h.want(ops(get(1), get(3+i), give(99)), "renewed 10000", granted, "not held")
+		h.flush()
 		if expired, err := h.Tick(h.now); err != nil || len(expired) > 0 {
 			t.Errorf("%s: expired %v, %v", c.name, expired, err)
 		}
@@ -721,7 +757,7 @@ func TestMonth(t *testing.T) {
 	if ended < renewals/5-1 {
 		t.Errorf("%d leases ended by themselves, want one in %d", ended, renewals/5)
 	}
-	if got := h.Stats()[Inet].Held; got > 4 {
+	if got := h.Held(); got > 4 {
 		t.Errorf("%d leases are left, want 4 at most", got)
 	}
 }
@@ -730,12 +766,12 @@ func TestClockRow(t *testing.T) {
 	h := start(t, config(t, inet(10000, 9)))
 	db := peer(t, h.cfg.Path)
 	const clock = "SELECT boot, netns, monotonic FROM clock"
-	wantRows(t, db, clock, boot.ID+"|7|1000")
+	wantRows(t, db, clock, here.Boot+"|7|1000")
 	for _, c := range []struct{ at, want int64 }{{1059, 1000}, {1060, 1060}, {1070, 1060}, {1200, 1200}} {
 		if _, err := h.Tick(c.at); err != nil {
 			t.Fatal(err)
 		}
-		wantRows(t, db, clock, fmt.Sprint(boot.ID, "|7|", c.want))
+		wantRows(t, db, clock, fmt.Sprint(here.Boot, "|7|", c.want))
 	}
 }
 
@@ -773,25 +809,22 @@ func TestWriteFails(t *testing.T) {
 			}
 			began := time.Now()
 			h.now += 10
-			b := h.Decide(h.now, many)
-			if got := b.Results()[0]; got.Outcome != Renewed || got.Pending {
+			results, err := h.results(many...)
+			if got := results[0]; got.Outcome != Renewed || got.Pending {
 				t.Errorf("got %+v, want a renewal at once", got)
 			}
-			err := h.Commit(b)
 			if !errors.Is(err, ErrStorage) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want ErrStorage and %q", err, c.want)
 			}
 			if took := time.Since(began); took > 5*time.Second {
 				t.Errorf("it took %v", took)
 			}
-			for i, r := range b.Results()[1:] {
+			for i, r := range results[1:] {
 				if r.Outcome != Refused || !errors.Is(r.Err, ErrStorage) || r.Lease.Table != 0 || r.Lease.Key != many[i+1].Key {
 					t.Fatalf("got %+v, want a refusal", r)
 				}
 			}
-			if got, want := h.Stats()[Inet], (Stats{Held: 2, Free: 2998}); got != want {
-				t.Errorf("got %+v, want %+v", got, want)
-			}
+			h.wantPool(2, 2998, 0)
 			if c.name == "locked" {
 				if _, err := h.Tick(h.now + retryAfter); err == nil {
 					t.Error("Tick wrote to a locked database")
@@ -836,7 +869,7 @@ func TestNotMadeInVain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := h.Commit(h.Decide(h.now, ops(get(2)))); err == nil || !strings.Contains(err.Error(), inTheWay+": it is not a regular file") {
+		if _, err := h.results(get(2)); err == nil || !strings.Contains(err.Error(), inTheWay+": it is not a regular file") {
 			t.Errorf("got %v", err)
 		}
 	}
@@ -851,15 +884,12 @@ func TestNotMadeInVain(t *testing.T) {
 func TestFailedWritesDoNotPileUp(t *testing.T) {
 	h := start(t, config(t, inet(10000, 3)))
 	db := peer(t, h.cfg.Path)
-	if err := h.store.db.exec("PRAGMA busy_timeout = 0"); err != nil {
-		t.Fatal(err)
-	}
 	mustExec(t, db, "BEGIN IMMEDIATE")
 	for n := range 100 {
 		h.want(ops(get(n)), "refused: "+ErrStorage.Error())
 	}
-	if len(h.fresh)+len(h.dirty) != 0 || len(h.byKey) != 0 || len(h.due) != 0 {
-		t.Errorf("%d dirty, %d keys, %d due, want none", len(h.fresh)+len(h.dirty), len(h.byKey), len(h.due))
+	if len(h.unsaved)+len(h.dirty) != 0 || len(h.byKey) != 0 || len(h.due) != 0 {
+		t.Errorf("%d dirty, %d keys, %d due, want none", len(h.unsaved)+len(h.dirty), len(h.byKey), len(h.due))
 	}
 	mustExec(t, db, "ROLLBACK")
 	h.want(ops(get(1)), "granted 10000")
@@ -934,7 +964,7 @@ func TestManyRenewalsWait(t *testing.T) {
 func TestUndoKeepsTheOrder(t *testing.T) {
 	h := start(t, config(t, inet(10000, 3)))
 	h.do(get(1), get(2), get(3), give(1), give(2), give(3))
-	h.Decide(h.now, ops(get(4), give(4), get(5), give(5), get(1), get(4)))
+	h.undone(get(4), give(4), get(5), give(5), get(1), get(4))
 	h.want(ops(get(6), get(7), get(8)), "granted 10000", "granted 10001", "granted 10002")
 }
 
@@ -945,7 +975,7 @@ func TestUndoKeepsThePreference(t *testing.T) {
 	h := start(t, cfg)
 	h.do(get(1), give(1))
 	avoided = true
-	if got, want := short(h.Decide(h.now, ops(get(1))))[0], "granted 10001"; got != want {
+	if got, want := h.undone(get(1))[0], "granted 10001"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	avoided = false
@@ -978,5 +1008,6 @@ func TestExpiryThatCannotBeWritten(t *testing.T) {
 	}
 	mustExec(t, db, "ROLLBACK")
 	h.want(ops(get(3)), "granted 10000")
+	h.flush()
 	wantRows(t, db, "SELECT RtTable, Addr FROM RtTables", "10000|192.0.2.3")
 }

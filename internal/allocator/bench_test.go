@@ -19,6 +19,15 @@ func benchmark(b *testing.B, cfg Config) *Allocator {
 	return a
 }
 
+func decide(b *testing.B, a *Allocator, now int64, ops []Op) {
+	for i := range ops {
+		a.Decide(now, &ops[i])
+	}
+	if err := a.Commit(now); err != nil {
+		b.Fatal(err)
+	}
+}
+
 func BenchmarkGrant(b *testing.B) {
 	for _, size := range []int{1, 8, 64} {
 		b.Run(fmt.Sprint("batch=", size), func(b *testing.B) {
@@ -29,9 +38,7 @@ func BenchmarkGrant(b *testing.B) {
 				for i := range batch {
 					batch[i] = Op{Key: Key{Inet, "eth0", fmt.Sprint(n*size + i)}}
 				}
-				if err := a.Commit(a.Decide(1000, batch)); err != nil {
-					b.Fatal(err)
-				}
+				decide(b, a, 1000, batch)
 			}
 		})
 	}
@@ -46,16 +53,12 @@ func BenchmarkRenew(b *testing.B) {
 				for i := range all {
 					all[i] = Op{Key: Key{Inet, "eth0", fmt.Sprint(i)}}
 				}
-				if err := a.Commit(a.Decide(1000, all)); err != nil {
-					b.Fatal(err)
-				}
+				decide(b, a, 1000, all)
 				all = append(all, all...)
 				b.ReportAllocs()
 				for n := 0; b.Loop(); n++ {
 					from := n * size % held
-					if err := a.Commit(a.Decide(1000+int64(n%60), all[from:from+size])); err != nil {
-						b.Fatal(err)
-					}
+					decide(b, a, 1000+int64(n%60), all[from:from+size])
 				}
 			})
 		}
@@ -68,12 +71,10 @@ func BenchmarkTick(b *testing.B) {
 	for i := range all {
 		all[i] = Op{Key: Key{Inet, "eth0", fmt.Sprint(i)}}
 	}
-	if err := a.Commit(a.Decide(1000, all)); err != nil {
-		b.Fatal(err)
-	}
+	decide(b, a, 1000, all)
 	b.ReportAllocs()
 	for n := int64(0); b.Loop(); n++ {
-		a.Decide(1000+2*n, all)
+		decide(b, a, 1000+2*n, all)
 		if _, err := a.Tick(1000 + 2*n + 1); err != nil {
 			b.Fatal(err)
 		}
@@ -91,9 +92,7 @@ func BenchmarkOpen(b *testing.B) {
 	for i := range all {
 		all[i] = Op{Key: Key{Inet, "eth0", fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)}}
 	}
-	if err := a.Commit(a.Decide(1000, all)); err != nil {
-		b.Fatal(err)
-	}
+	decide(b, a, 1000, all)
 	for b.Loop() {
 		if err := a.Close(1000); err != nil {
 			b.Fatal(err)

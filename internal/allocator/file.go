@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openFile opens or creates the file at path, makes sure that it is ours alone and that it
-// can be a database, and locks it against a second server. Nothing is written to it.
-func openFile(path string, log *slog.Logger) (f *os.File, err error) {
+// openFile opens or creates the file at path, makes sure that it is ours alone, and locks it
+// against a second server. Nothing is written to it.
+func openFile(path string, log *slog.Logger) (f *os.File, made bool, err error) {
 	defer func() {
 		if err != nil && f != nil {
 			err, f = errors.Join(err, f.Close()), nil
@@ -26,51 +26,45 @@ func openFile(path string, log *slog.Logger) (f *os.File, err error) {
 	// Not blocking, in case that it is a FIFO.
 	const flags = os.O_RDWR | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK
 	f, err = os.OpenFile(path, flags, 0)
-	made := errors.Is(err, fs.ErrNotExist)
-	if made {
+	if made = errors.Is(err, fs.ErrNotExist); made {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return nil, fmt.Errorf("%w: create the directory, or choose another path", err)
+			return nil, made, fmt.Errorf("%w: create the directory, or choose another path", err)
 		}
-		// First, since a file made in vain would be another one to the next attempt.
-		if err := checkPlace(path, log); err != nil {
-			return nil, err
-		}
-		f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
+	} else if err != nil {
+		return nil, made, explainFile(err)
 	}
-	switch {
-	case errors.Is(err, unix.ELOOP):
-		return nil, errors.New("it is a symbolic link: give the path of the file itself")
-	case errors.Is(err, unix.EROFS), errors.Is(err, unix.ENOSPC), errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%w: the file and its directory must be writable for uid %d", cause(err), os.Geteuid())
-	case err != nil:
-		return nil, cause(err)
+	// Before a file is made, since one that was made in vain would be in the way of the next attempt.
+	if err := checkPlace(path, log); err != nil {
+		return f, made, err
+	}
+	if made {
+		if f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+			return nil, made, explainFile(err)
+		}
 	}
 	info, err := f.Stat()
 	if err != nil {
-		return f, err
+		return f, made, err
 	}
 	if err := ownFile(info); err != nil {
-		return f, err
+		return f, made, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return f, fmt.Errorf("another server uses it%s", lockHolder(f))
+		return f, made, fmt.Errorf("another server uses it%s", lockHolder(f))
 	} else if err != nil {
-		return f, fmt.Errorf("lock: %w", err)
+		return f, made, fmt.Errorf("lock: %w", err)
 	}
-	if err := checkHeader(f); err != nil {
-		return f, err
+	return f, made, nil
+}
+
+func explainFile(err error) error {
+	switch {
+	case errors.Is(err, unix.ELOOP):
+		return errors.New("it is a symbolic link: give the path of the file itself")
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.ENOSPC), errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: the file and its directory must be writable for uid %d", cause(err), os.Geteuid())
 	}
-	if !made {
-		if err := checkPlace(path, log); err != nil {
-			return f, err
-		}
-	}
-	if info.Mode().Perm() != 0o600 {
-		if err := f.Chmod(0o600); err != nil {
-			return f, cause(err)
-		}
-	}
-	return f, nil
+	return cause(err)
 }
 
 // cause drops the operation and the path of an error, which the caller adds.
@@ -96,15 +90,16 @@ func ownFile(info fs.FileInfo) error {
 	return nil
 }
 
+// checkHeader finds what SQLite would take for a database of another kind, or not take at all.
 func checkHeader(f *os.File) error {
-	const magic = "SQLite format 3\x00"
-	head := make([]byte, len(magic))
+	head := make([]byte, headerBytes)
 	n, err := f.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
 		return err
-	}
-	if n > 0 && string(head[:n]) != magic {
-		return errors.New("it is not an SQLite database: move the file away, or choose another path")
+	case n == 0: // a new one
+	case n < headerBytes || string(head[:16]) != "SQLite format 3\x00" || head[18] > 2 || head[19] > 2:
+		return errDamaged
 	}
 	return nil
 }

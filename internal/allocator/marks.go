@@ -1,7 +1,6 @@
 package allocator
 
 import (
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"strings"
@@ -21,8 +20,8 @@ func (m Marks) has(index uint32) bool {
 	return index >= 1 && index <= m.Last && (m.Skip == nil || !m.Skip(index))
 }
 
-// marks are those of interfaces: one each, for ever, but that of an interface for which
-// nobody asked for longest and that nothing uses goes to another one when they run out.
+// marks are those of interfaces: one each, for ever. When they run out, the mark goes to another
+// interface for which nobody asked for longest and that nothing uses.
 type marks struct {
 	Marks
 	byIfname map[string]mark
@@ -49,12 +48,16 @@ func (a *Allocator) Mark(ifname string) (index uint32, ok bool) {
 	return index, a.marks.has(index)
 }
 
-// TakeMark returns the index of the interface's mark, and chooses one if it has none: one
-// that nobody has, else the one unused for longest. inUse says whether the host still uses
-// a mark, which is then not taken from anybody. What is returned is in the database; an
-// error is ErrNoMark or ErrStorage.
-func (a *Allocator) TakeMark(now int64, ifname string, inUse func(index uint32) bool) (uint32, error) {
-	a.abandon()
+// Use says what on the host uses marks. Both functions are asked only if an interface has none.
+type Use struct {
+	Of func() (index uint32)         // of the interface itself: the mark that it had, 0 if nothing tells
+	By func(index uint32) (any bool) // whether anything uses the mark, which is then not taken from anybody
+}
+
+// TakeMark returns the index of the interface's mark, and chooses one if it has none: the one that
+// the host uses for it, a lost database of which knew; one that nobody has, else the one unused
+// for longest. What is returned is in the database; an error is ErrNoMark or ErrStorage.
+func (a *Allocator) TakeMark(now int64, ifname string, use Use) (uint32, error) {
 	m := &a.marks
 	next := mark{used: m.used + 1}
 	have, ok := a.Mark(ifname)
@@ -63,27 +66,31 @@ func (a *Allocator) TakeMark(now int64, ifname string, inUse func(index uint32) 
 			return have, nil // was the last one, too
 		}
 		next.index = have
-	} else if next.index = m.choose(inUse); next.index == 0 {
+	} else if next.index = m.choose(use); next.index == 0 {
 		return 0, ErrNoMark
 	}
-	if err := a.saveMark(now, ifname, next); err != nil {
-		if ok {
-			return have, nil // only its turn is not noted
-		}
-		return 0, fmt.Errorf("%w: %w", ErrStorage, err)
+	err := a.transact(now, func() error { return a.store.putMark(ifname, next) })
+	if err == nil {
+		m.set(ifname, next)
+		return next.index, nil
 	}
-	m.set(ifname, next)
-	return next.index, nil
+	if ok {
+		return have, nil // only its turn is not noted
+	}
+	return 0, fmt.Errorf("%w: %w", ErrStorage, err)
 }
 
 // choose returns the index of a mark to give away, 0 if there is none.
-func (m *marks) choose(inUse func(index uint32) bool) uint32 {
+func (m *marks) choose(use Use) uint32 {
+	if own := use.Of(); m.has(own) && m.ifnames[own] == "" {
+		return own
+	}
 	var oldest uint32
 	for index := uint32(1); index <= m.Last; index++ {
 		ifname, taken := m.ifnames[index]
 		switch {
 		case !m.has(index), taken && oldest != 0 && m.byIfname[ifname].used > m.byIfname[m.ifnames[oldest]].used:
-		case inUse(index):
+		case use.By(index):
 		case !taken:
 			return index
 		default:
@@ -91,40 +98,4 @@ func (m *marks) choose(inUse func(index uint32) bool) uint32 {
 		}
 	}
 	return oldest
-}
-
-func (a *Allocator) saveMark(now int64, ifname string, m mark) error {
-	if a.store.astray() {
-		if err := a.flush(now, flushMost); err != nil {
-			return err
-		}
-	}
-	err := a.atDisk(func() error {
-		overwritten := a.store.overwritten() // for the next flush
-		err := a.store.transact(func() error { return a.store.putMark(ifname, m) })
-		if !overwritten {
-			a.store.left = a.store.stamp()
-		}
-		return err
-	})
-	a.catchUp(now)
-	return err
-}
-
-func (s *store) putMark(ifname string, m mark) error {
-	return s.db.exec("INSERT OR REPLACE INTO marks (ifname, idx, used) VALUES (?, ?, ?)", ifname, int64(m.index), m.used)
-}
-
-// loadMarks reads the marks that interfaces have.
-func (a *Allocator) loadMarks(which Marks) error {
-	a.marks = marks{Marks: which, byIfname: make(map[string]mark), ifnames: make(map[uint32]string)}
-	return a.store.db.query("SELECT ifname, idx, used FROM marks", func(row []driver.Value) error {
-		var ifname string
-		var m mark
-		if err := scan(row, &ifname, &m.index, &m.used); err != nil {
-			return err
-		}
-		a.marks.set(ifname, m)
-		return nil
-	})
 }

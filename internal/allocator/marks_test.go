@@ -5,15 +5,17 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"strings"
 	"testing"
 )
 
 func unused(uint32) bool { return false }
 
+// use is what the host uses of marks, none of which is certainly the interface's.
+func use(by func(uint32) bool) Use { return Use{Of: func() uint32 { return 0 }, By: by} }
+
 func (h *host) wantMark(ifname string, inUse func(uint32) bool, want uint32) {
 	h.t.Helper()
-	if got, err := h.TakeMark(h.now, ifname, inUse); err != nil || got != want {
+	if got, err := h.TakeMark(h.now, ifname, use(inUse)); err != nil || got != want {
 		h.t.Errorf("mark of %s: got %d, %v, want %d", ifname, got, err, want)
 	}
 	if got, ok := h.Mark(ifname); !ok || got != want {
@@ -48,7 +50,7 @@ func TestMarks(t *testing.T) {
 	h.wantMark("wan1", unused, 3)
 	h.wantMark("wan2", unused, 5)
 	h.stop()
-	h.cfg.Boot = Boot{ID: "5d6f2c9e-0000-4000-8000-000000000002", Netns: 8}
+	h.cfg.Epoch = Epoch{Boot: "5d6f2c9e-0000-4000-8000-000000000002", Netns: 8}
 	h.open()
 	h.wantMark("wan0", unused, 1)
 	wantRows(t, peer(t, h.cfg.Path), "SELECT ifname, idx FROM marks ORDER BY idx", "wan0|1", "wan1|3", "wan2|5")
@@ -78,14 +80,14 @@ func TestMarksRunOut(t *testing.T) {
 		t.Error("wan1 has a mark that it gave away")
 	}
 	h.wantMark("new1", func(index uint32) bool { return index == 3 }, 1)
-	if got, err := h.TakeMark(h.now, "new2", func(uint32) bool { return true }); !errors.Is(err, ErrNoMark) {
+	if got, err := h.TakeMark(h.now, "new2", use(func(uint32) bool { return true })); !errors.Is(err, ErrNoMark) {
 		t.Errorf("all are in use: got %d, %v", got, err)
 	}
 	h.wantMark("new1", func(uint32) bool { return true }, 1) // what is there needs no look
 	h.stop()
 	h.cfg.Marks.Last = 0
 	h.open()
-	if got, err := h.TakeMark(h.now, "new1", unused); !errors.Is(err, ErrNoMark) {
+	if got, err := h.TakeMark(h.now, "new1", use(unused)); !errors.Is(err, ErrNoMark) {
 		t.Errorf("there are no marks: got %d, %v", got, err)
 	}
 }
@@ -98,7 +100,7 @@ func TestMarkNotWritten(t *testing.T) {
 	h.wantMark("wan1", unused, 2)
 	db := peer(t, h.cfg.Path)
 	mustExec(t, db, "BEGIN IMMEDIATE")
-	if got, err := h.TakeMark(h.now, "wan2", unused); !errors.Is(err, ErrStorage) {
+	if got, err := h.TakeMark(h.now, "wan2", use(unused)); !errors.Is(err, ErrStorage) {
 		t.Errorf("got %d, %v", got, err)
 	}
 	if _, ok := h.Mark("wan2"); ok {
@@ -107,13 +109,6 @@ func TestMarkNotWritten(t *testing.T) {
 	h.wantMark("wan0", unused, 1)
 	mustExec(t, db, "ROLLBACK")
 	h.wantMark("wan2", unused, 3)
-	// A lease that is decided and not committed is undone.
-	b := h.Decide(h.now, ops(get(1)))
-	h.wantMark("wan1", unused, 2)
-	if err := h.Commit(b); !errors.Is(err, ErrStorage) {
-		t.Errorf("got %q, %v", short(b), err)
-	}
-	h.want(ops(get(2)), "granted 10000")
 }
 
 // TestMarksModel compares many random requests and restarts with the rule in its simplest form.
@@ -148,7 +143,7 @@ func TestMarksModel(t *testing.T) {
 				want = index
 			}
 		}
-		got, err := h.TakeMark(h.now, ifname, inUse)
+		got, err := h.TakeMark(h.now, ifname, use(inUse))
 		if got != want || errors.Is(err, ErrNoMark) != (want == 0) {
 			t.Fatalf("seed %d, step %d: %s gets %d, %v, want %d", seed, step, ifname, got, err, want)
 		}
@@ -180,28 +175,4 @@ func TestMarksWrittenAnew(t *testing.T) {
 	h.wantMark("wan2", unused, 3)
 	h.wantMark("wan0", unused, 1)
 	wantRows(t, peer(t, h.cfg.Path), "SELECT ifname, idx FROM marks ORDER BY idx", "wan0|1", "wan1|2", "wan2|3")
-}
-
-// TestMarksAreOurs: when marks move the log into the file, no other program wrote to it; what
-// another one wrote is still seen.
-func TestMarksAreOurs(t *testing.T) {
-	const warning = "another program wrote to the database"
-	h := start(t, markConfig(t, 9))
-	if err := h.store.db.exec("PRAGMA wal_autocheckpoint = 1"); err != nil {
-		t.Fatal(err)
-	}
-	h.want(ops(get(1)), "granted 10000")
-	h.wantMark("wan0", unused, 1)
-	h.want(ops(get(2)), "granted 10001")
-	if log := h.log.String(); strings.Contains(log, warning) {
-		t.Errorf("after a mark: %s", log)
-	}
-	db := peer(t, h.cfg.Path)
-	mustExec(t, db, "UPDATE RtTables SET Tag = 'x'")
-	mustExec(t, db, "PRAGMA wal_checkpoint")
-	h.wantMark("wan1", unused, 2)
-	h.want(ops(get(3)), "granted 10002")
-	if log := h.log.String(); !strings.Contains(log, warning) {
-		t.Errorf("no word of what another program wrote: %s", log)
-	}
 }

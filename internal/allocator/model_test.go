@@ -3,6 +3,7 @@ package allocator
 import (
 	"cmp"
 	"database/sql"
+	"database/sql/driver"
 	"flag"
 	"fmt"
 	"maps"
@@ -26,12 +27,8 @@ type model struct {
 	leases  map[Key]Lease
 	past    map[place]past // of free tables
 	prefer  map[Key]uint32
+	sources map[Key][]uint32 // that rules look up for the address of a key
 	ended   int64
-}
-
-type place struct {
-	family Family
-	table  uint32
 }
 
 type past struct {
@@ -89,7 +86,7 @@ func sortByEnd(all []Lease) {
 	})
 }
 
-func (m *model) choose(k Key, want uint32, avoid func(uint32, Key, Key) bool) (uint32, bool) {
+func (m *model) choose(k Key, wanted []uint32, avoid func(uint32, Key, Key) bool) (uint32, bool) {
 	pool := m.pools[k.Family]
 	free := func(table uint32) bool {
 		at := place{k.Family, table}
@@ -100,8 +97,10 @@ func (m *model) choose(k Key, want uint32, avoid func(uint32, Key, Key) bool) (u
 		_, held := m.holder(at)
 		return !held && !avoid(table, k, last)
 	}
-	if m.inside(k.Family, want) && free(want) {
-		return want, true
+	for _, want := range wanted {
+		if m.inside(k.Family, want) && free(want) {
+			return want, true
+		}
 	}
 	if t, ok := m.prefer[k]; ok && m.inside(k.Family, t) && free(t) {
 		return t, true
@@ -132,7 +131,11 @@ func (m *model) do(now int64, op Op, avoid func(uint32, Key, Key) bool) Result {
 	}
 	table, found := uint32(0), false
 	if !held || !m.inside(op.Key.Family, l.Table) {
-		table, found = m.choose(op.Key, op.Want, avoid)
+		wanted := []uint32{op.Want}
+		if op.Want == 0 {
+			wanted = m.sources[op.Key]
+		}
+		table, found = m.choose(op.Key, wanted, avoid)
 	}
 	if !held && !found {
 		return refuse(ErrExhausted)
@@ -159,7 +162,7 @@ func (m *model) do(now int64, op Op, avoid func(uint32, Key, Key) bool) Result {
 }
 
 func (m *model) restart(now int64, cfg Config) {
-	boot := cfg.Boot.ID
+	boot := cfg.Epoch.Boot
 	if boot != m.boot {
 		all := slices.Collect(maps.Values(m.leases))
 		sortByEnd(all)
@@ -213,22 +216,10 @@ func compare(t *testing.T, rnd *rand.Rand) {
 	avoid := func(table uint32, key, last Key) bool { return avoided[table] && last.Addr != key.Addr }
 	cfg := config(t, choices[rnd.IntN(len(choices))])
 	cfg.Avoid = func(table uint32, key, last Key, _ bool) bool { return avoid(table, key, last) }
-	var renew func() // beside the next write
-	cfg.Beside = func(work func()) {
-		if renew == nil {
-			work()
-			return
-		}
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			work()
-		}()
-		defer func() { <-done }()
-		renew()
-	}
+	sources := make(map[Key][]uint32)
+	cfg.Sources = func(key Key) []uint32 { return sources[key] }
 	h := start(t, cfg)
-	now := &model{boot: boot.ID, timeout: cfg.Timeout, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}}
+	now := &model{boot: here.Boot, timeout: cfg.Timeout, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}, sources: sources}
 	disk := now.clone()
 	var expired []Lease // by the model, not yet returned by Tick
 	lapse := func() {
@@ -248,51 +239,6 @@ func compare(t *testing.T, rnd *rand.Rand) {
 	defer unlock()
 	boots := 0
 	var keys []Key
-	var renewed map[Key]Lease // beside the last write
-	var then int64            // when that ended
-	// meanwhile has leases renewed beside the next write. They must not be part of it.
-	meanwhile := func(part map[Key]bool, before map[Key]Lease) {
-		renewed, then = make(map[Key]Lease), h.now
-		renew = func() {
-			for range rnd.IntN(6) {
-				op := Op{Key: keys[rnd.IntN(len(keys))], Release: rnd.IntN(9) == 0, UID: []uint32{0, 0, 0, 1000}[rnd.IntN(4)], Tag: []string{"", "x", "z"}[rnd.IntN(3)]}
-				then += rnd.Int64N(2) * rnd.Int64N(timeout/4)
-				l, held := now.leases[op.Key]
-				for _, later := range []map[Key]Lease{before, renewed} {
-					if again, ok := later[op.Key]; ok {
-						l = again
-					}
-				}
-				mine := op.UID == 0 || op.UID == l.Owner
-				want := held && l.Expires > then && !part[op.Key] && (!mine || !op.Release && now.inside(l.Family, l.Table))
-				got, ok := h.Renew(then, op)
-				if ok != want {
-					t.Fatalf("%+v is decided meanwhile: %v, want %v", op, ok, want)
-				}
-				if ok && !mine && (got != Result{Lease: Lease{Key: op.Key}, Err: ErrNotOwner}) {
-					t.Fatalf("%+v: got %+v, want a refusal", op, got)
-				}
-				if !ok || !mine {
-					continue
-				}
-				l.Tag, l.Expires = op.Tag, then+now.timeout
-				if (got != Result{Outcome: Renewed, Lease: l}) || !h.Busy() {
-					t.Fatalf("%+v: got %+v, want %+v", op, got, l)
-				}
-				renewed[op.Key] = l
-			}
-		}
-	}
-	landed := func() {
-		renew, h.now = nil, then
-		maps.Copy(now.leases, renewed)
-		if len(renewed) > 0 && lock == nil {
-			// What the database knows is as the model has it only when nothing waits.
-			if err := h.flush(h.now, flushMost); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	for n := range 8 {
 		keys = append(keys, key(n), key(n), Key{Inet6, "eth0", fmt.Sprint("2001:db8::", n+1)}, Key{Unspec, "eth0", fmt.Sprint(n)})
 	}
@@ -310,21 +256,9 @@ func compare(t *testing.T, rnd *rand.Rand) {
 					Want:    []uint32{0, 0, 0, 9, 11, 13, 15, 21, 300}[rnd.IntN(9)],
 				})
 			}
-			first := rnd.IntN(len(batch) + 1)
-			b := h.Decide(h.now, batch[:first])
-			h.Extend(b, batch[first:])
-			results := slices.Clone(b.Results())
-			pending, atOnce := make(map[Key]bool), make(map[Key]Lease)
-			for _, r := range results {
-				if r.Pending {
-					pending[r.Lease.Key] = true
-				} else if r.Outcome == Renewed {
-					atOnce[r.Lease.Key] = r.Lease
-				}
-			}
-			fails := lock != nil && len(pending) > 0
-			meanwhile(pending, atOnce)
-			if err := h.Commit(b); (err != nil) != fails {
+			results := h.decide(batch...)
+			fails := lock != nil && slices.ContainsFunc(results, func(r Result) bool { return r.Pending })
+			if err := h.Commit(h.now); (err != nil) != fails {
 				t.Fatalf("step %d: commit: %v", step, err)
 			}
 			lapse()
@@ -336,29 +270,27 @@ func compare(t *testing.T, rnd *rand.Rand) {
 				if got != want {
 					t.Fatalf("step %d: %+v\ngot  %+v\nwant %+v", step, op, got, want)
 				}
-				if !fails {
+				if !fails || results[i].Pending {
 					continue
 				}
-				if r := b.Results()[i]; !results[i].Pending {
-					if l, held := now.leases[op.Key]; r.Outcome == Renewed && held {
-						l.Tag, l.Expires = op.Tag, h.now+now.timeout
-						now.leases[op.Key] = l
-					} else if r.Outcome == Renewed || r.Outcome == Granted || r.Outcome == Released {
-						t.Fatalf("step %d: %+v answered at once", step, r)
-					}
-				} else if r.Outcome != Refused {
-					t.Fatalf("step %d: got %+v, want a refusal", step, r)
+				if l, held := now.leases[op.Key]; got.Outcome == Renewed && held {
+					l.Tag, l.Expires = op.Tag, h.now+now.timeout
+					now.leases[op.Key] = l
+				} else if got.Outcome == Renewed || got.Outcome == Granted || got.Outcome == Released {
+					t.Fatalf("step %d: %+v answered at once", step, got)
 				}
 			}
-			if !fails {
-				now = asIf
+			if fails {
+				break
 			}
-			landed()
+			now = asIf
+			if lock == nil { // what the database has is as the model has it only when nothing waits
+				h.flush()
+			}
 		case what < 80:
 			h.now += rnd.Int64N(timeout / 2)
 			fallthrough
 		case what < 85:
-			meanwhile(nil, nil)
 			got, err := h.Tick(h.now)
 			if err != nil && lock == nil {
 				t.Fatalf("step %d: tick: %v", step, err)
@@ -371,18 +303,16 @@ func compare(t *testing.T, rnd *rand.Rand) {
 			if lock == nil && h.Next() <= h.now && len(h.dirty) == 0 {
 				t.Fatalf("step %d: at %d Tick left something to do at %d", step, h.now, h.Next())
 			}
-			landed()
-		case what < 90:
+		case what < 88:
 			avoided[uint32(9998+rnd.IntN(14))] = rnd.IntN(3) == 0
+		case what < 90:
+			sources[keys[rnd.IntN(len(keys))]] = [][]uint32{nil, {254, 10004}, {uint32(9998 + rnd.IntN(14))}}[rnd.IntN(3)]
 		case what < 93:
 			if lock != nil {
 				unlock()
 				break
 			}
 			lock = peer(t, h.cfg.Path)
-			if err := h.store.db.exec("PRAGMA busy_timeout = 0"); err != nil {
-				t.Fatal(err)
-			}
 			mustExec(t, lock, "BEGIN IMMEDIATE")
 		default:
 			crash := rnd.IntN(2) == 0
@@ -392,7 +322,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 			}
 			if rnd.IntN(3) == 0 {
 				boots++
-				h.cfg.Boot.ID = fmt.Sprint("boot ", boots)
+				h.cfg.Epoch.Boot = fmt.Sprint("boot ", boots)
 				h.now = rnd.Int64N(5000)
 			}
 			if rnd.IntN(3) == 0 {
@@ -410,7 +340,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 			now.restart(h.now, h.cfg)
 			expired = nil
 		}
-		if len(h.fresh)+len(h.dirty) == 0 {
+		if len(h.unsaved)+len(h.dirty) == 0 {
 			disk = now.clone()
 		}
 		check(t, step, h, now)
@@ -435,33 +365,26 @@ func check(t *testing.T, step int, h *host, m *model) {
 		t.Fatalf("step %d: got\n%v\nwant\n%v", step, got, m.leases)
 	}
 	for f, p := range m.pools {
-		want := Stats{Free: p.Count}
+		held := uint64(0)
 		for _, l := range m.leases {
-			if l.Family != f {
-				continue
-			} else if m.inside(f, l.Table) {
-				want.Held++
-				want.Free--
-			} else {
-				want.Outside++
+			if l.Family == f && m.inside(f, l.Table) {
+				held++
 			}
 		}
-		if got := h.Stats()[f]; got != want {
-			t.Fatalf("step %d: %s: got %+v, want %+v", step, f, got, want)
+		if got := h.pools[f].held; got != held || h.pools[f].count != p.Count {
+			t.Fatalf("step %d: %s: %d of %d tables are held, want %d of %d", step, f, got, h.pools[f].count, held, p.Count)
 		}
 	}
-	if len(h.fresh)+len(h.dirty) > 0 {
+	if len(h.unsaved)+len(h.dirty) > 0 {
 		return
 	}
 	stored := make(map[Key]Lease)
 	rows := 0
-	if err := h.store.leaseRows(func(r leaseRow) error {
+	if err := h.store.leases(schemaVersion, "ASC", func(row []driver.Value) error {
 		rows++
-		stored[Key{Family(r.family.(int64)), r.ifname.(string), r.addr.(string)}] = Lease{
-			Key:   Key{Family(r.family.(int64)), r.ifname.(string), r.addr.(string)},
-			Table: uint32(r.table.(int64)), Tag: r.tag.(string), Owner: uint32(r.owner.(int64)), Expires: r.expires.(int64),
-		}
-		return nil
+		s, _, err := parseLease(row[1:])
+		stored[s.Key] = s.Lease
+		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -474,10 +397,11 @@ func check(t *testing.T, step int, h *host, m *model) {
 		want = append(want, at)
 	}
 	slices.SortFunc(want, func(a, b place) int { return cmp.Compare(m.past[a].ended, m.past[b].ended) })
-	history, err := h.store.history()
-	if err != nil {
+	var history []*slot
+	if err := h.store.history(schemaVersion, func(s *slot) { history = append(history, s) }); err != nil {
 		t.Fatal(err)
 	}
+	slices.SortFunc(history, func(a, b *slot) int { return cmp.Compare(a.ended, b.ended) })
 	for i, s := range history {
 		if len(history) != len(want) || want[i] != (place{s.Family, s.Table}) || m.past[want[i]].key != s.Key {
 			t.Fatalf("step %d: row %d of %d in history is %v, want %v in %v", step, i, len(history), s.Lease, m.past, want)

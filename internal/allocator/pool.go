@@ -9,43 +9,43 @@ import (
 	"github.com/bits-and-blooms/bitset"
 )
 
-// slot is a table that was handed out at least once: what is known of a number in use,
-// and who had a free one last.
+// slot is a table that was granted at least once: its holder, or who held a free one last.
 type slot struct {
-	Lease       // the lease in force, or the last one; Family and Table never change
-	held  bool  // the lease is in force
-	local bool  // the last holder of a free table held it in this boot and namespace
-	ended int64 // grows with every end of a lease, over restarts too; 0 before the first end
-	fresh bool  // the database is to know this state before anybody else does
-	dirty bool  // the database does not know this state yet
-	past  bool  // the history in the database may have a row of this table
-	index int   // in the expiry heap
-	due   int64 // place in the expiry heap: not after the end of the lease
+	Lease          // the lease in force, or the last one; Family and Table never change
+	held     bool  // the lease is in force
+	local    bool  // the last holder of a free table held it in this epoch
+	reserved int64 // until then a free table goes to its last holder only
+	ended    int64 // grows with every end of a lease, over restarts too; 0 before the first end
+	unsaved  bool  // the database is to know this state before anybody else does
+	dirty    bool  // the database does not know this state yet
+	history  bool  // the history in the database may have a row of this table
+	index    int   // in the expiry heap
+	due      int64 // place in the expiry heap: not after the end of the lease
 
 	prev, next *slot // in the pool's list of free tables
 }
 
-// unborn tells a table that counts as never handed out, because its first grant was undone.
-func (s *slot) unborn() bool { return !s.held && s.ended == 0 }
+// neverGranted reports whether a table counts as never granted: its first grant was undone.
+func (s *slot) neverGranted() bool { return !s.held && s.ended == 0 }
 
-// hasPast tells whether the database is to know more, or less, than its lease.
-func (s *slot) hasPast() bool { return !s.held || s.past }
+// hasHistory reports whether the database is to know more, or less, than the lease.
+func (s *slot) hasHistory() bool { return !s.held || s.history }
 
-// lastHolder is the zero Key when rules of this host cannot come from an earlier holder.
+// lastHolder returns the zero Key when rules of this host cannot come from an earlier holder.
 func (s *slot) lastHolder() Key {
-	if s.local {
+	if s != nil && s.local {
 		return s.Key
 	}
 	return Key{}
 }
 
 const (
-	// remembered bounds what is kept about free tables: with that many, one of them is
-	// handed out before a table that was never used.
+	// remembered bounds how many free tables have a slot: with that many, one of them is
+	// granted before a table that never was.
 	remembered = 1 << 16
 
 	// maxAvoided bounds how many unused tables are looked at in a row. No host has rules for
-	// so many; a broken Avoid must not have four billion numbers tried.
+	// so many; a broken Avoid must not cause four billion tries.
 	maxAvoided = 1 << 16
 )
 
@@ -53,7 +53,7 @@ const (
 // the pool is nearly the whole range of numbers and a database knows tables at its far end.
 const pageSize = 1 << 14
 
-// pool knows which of its tables were never handed out, and the order in which the other
+// pool knows which of its tables were never granted, and the order in which the other
 // free ones came back.
 type pool struct {
 	family Family
@@ -111,7 +111,7 @@ func (p *pool) unmark(table uint32) {
 	p.low = min(p.low, uint64(off))
 }
 
-// unused returns the lowest table at or above an offset that was never handed out.
+// unused returns the lowest table at or above an offset that was never granted.
 func (p *pool) unused(from uint64) (off uint64, ok bool) {
 	atLow := from <= p.low
 	off = max(from, p.low)
@@ -134,20 +134,20 @@ func (p *pool) unused(from uint64) (off uint64, ok bool) {
 }
 
 // pick returns a table by its number, if it is free and of this pool.
-func (p *pool) pick(table uint32, fits func(uint32, Key) bool) *slot {
+func (p *pool) pick(table uint32, fits func(uint32, *slot) bool) *slot {
 	if !p.contains(table) {
 		return nil
 	}
 	off := table - p.first
 	if page := p.used[off/pageSize]; page == nil || !page.Test(uint(off%pageSize)) {
-		if !fits(table, Key{}) {
+		if !fits(table, nil) {
 			return nil
 		}
 		return &slot{Lease: Lease{Key: Key{Family: p.family}, Table: table}}
 	}
 	for s := p.ring.next; s != &p.ring; s = s.next {
 		if s.Table == table {
-			if fits(table, s.lastHolder()) {
+			if fits(table, s) {
 				return s
 			}
 			return nil
@@ -156,13 +156,13 @@ func (p *pool) pick(table uint32, fits func(uint32, Key) bool) *slot {
 	return nil
 }
 
-func (p *pool) pickUnused(fits func(uint32, Key) bool) *slot {
+func (p *pool) pickUnused(fits func(uint32, *slot) bool) *slot {
 	off, ok := p.unused(0)
 	for range maxAvoided {
 		if !ok {
 			return nil
 		}
-		if table := p.first + uint32(off); fits(table, Key{}) {
+		if table := p.first + uint32(off); fits(table, nil) {
 			return &slot{Lease: Lease{Key: Key{Family: p.family}, Table: table}}
 		}
 		off, ok = p.unused(off + 1)
@@ -170,9 +170,9 @@ func (p *pool) pickUnused(fits func(uint32, Key) bool) *slot {
 	return nil
 }
 
-func (p *pool) pickOldest(fits func(uint32, Key) bool) *slot {
+func (p *pool) pickOldest(fits func(uint32, *slot) bool) *slot {
 	for s := p.ring.next; s != &p.ring; s = s.next {
-		if fits(s.Table, s.lastHolder()) {
+		if fits(s.Table, s) {
 			return s
 		}
 	}
@@ -196,7 +196,7 @@ func (p *pool) pull(s *slot) {
 }
 
 // expiryHeap orders the leases in force by their end, for container/heap. A renewal, of which
-// there are many for each end, leaves its lease where it is: what comes first settles.
+// there are many for each end, leaves its lease where it is: expire reorders what comes first.
 type expiryHeap []*slot
 
 func (h expiryHeap) Len() int { return len(h) }
@@ -225,8 +225,8 @@ func (h *expiryHeap) Pop() any {
 	return s
 }
 
-// settle moves a lease to where its end belongs.
-func (h *expiryHeap) settle(s *slot) {
+// reorder moves a lease to where its end belongs.
+func (h *expiryHeap) reorder(s *slot) {
 	s.due = s.Expires
 	heap.Fix(h, s.index)
 }

@@ -15,8 +15,8 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// database is one connection to SQLite. It has the driver to itself: what database/sql adds
-// is for many connections, and takes a fifth of the time of a row.
+// database is one connection to SQLite. It uses the driver without database/sql, which is for
+// many connections and takes a fifth of the time of a row.
 type database struct {
 	conn     session
 	prepared []*statement
@@ -56,14 +56,14 @@ func (d *database) exec(text string, args ...driver.Value) error {
 	return explain(err)
 }
 
-// query calls each with every row, whose memory the next one uses again.
+// query calls each with every row. The next row uses the memory of the row again.
 func (d *database) query(text string, each func(row []driver.Value) error, args ...driver.Value) (err error) {
 	rows, err := d.conn.QueryContext(context.Background(), text, ordered(nil, args))
 	if err != nil {
 		return explain(err)
 	}
 	defer func() {
-		if closed := rows.Close(); err == nil { // else it says the same again
+		if closed := rows.Close(); err == nil { // otherwise Close repeats the error
 			err = explain(closed)
 		}
 	}()
@@ -94,7 +94,7 @@ func (d *database) queryRow(text string, into ...any) error {
 	return err
 }
 
-// scan is for columns of which the type is certain in a database that is whole.
+// scan reads columns. A value of another type than the schema's is damage.
 func scan(row []driver.Value, into ...any) error {
 	for i, to := range into {
 		n, isInt := row[i].(int64)
@@ -110,13 +110,13 @@ func scan(row []driver.Value, into ...any) error {
 			*to, ok = Family(n), isInt && n >= 0 && n <= math.MaxUint8
 		}
 		if !ok {
-			return fmt.Errorf("value %v in column %d cannot be: move the file away, or choose another path", row[i], i+1)
+			return fmt.Errorf("%w: column %d is %v", errDamaged, i+1, row[i])
 		}
 	}
 	return nil
 }
 
-// statement is one that is prepared.
+// statement is a prepared statement.
 type statement struct {
 	stmt driver.Stmt
 	run  driver.StmtExecContext
@@ -146,29 +146,38 @@ func ordered(to []driver.NamedValue, args []driver.Value) []driver.NamedValue {
 	return to
 }
 
-// explain adds to an error of SQLite what to do about it.
+// errDamaged says that a file is no whole database. A disk that is full, read-only or broken is
+// another error.
+var errDamaged = errors.New("it is not a whole SQLite database")
+
+// hints are what to do about errors of SQLite, by primary result code.
+var hints = map[int]string{
+	sqlite3.SQLITE_BUSY:     inUse,
+	sqlite3.SQLITE_LOCKED:   inUse,
+	sqlite3.SQLITE_FULL:     "make room on the file system",
+	sqlite3.SQLITE_IOERR:    "the file system is full, read-only or broken; the kernel log tells",
+	sqlite3.SQLITE_READONLY: noWriting,
+	sqlite3.SQLITE_CANTOPEN: noWriting,
+	sqlite3.SQLITE_PERM:     noWriting,
+}
+
+const inUse = "another program holds a lock on it; fuser names it"
+
+var noWriting = "the file and its directory must be writable for uid " + strconv.Itoa(os.Geteuid())
+
+// explain adds to an error of SQLite what to do about it, and makes errDamaged of some.
 func explain(err error) error {
-	if err == nil {
-		return nil
-	}
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
 		return err
 	}
-	hint := ""
-	switch e.Code() & 0xff {
-	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		hint = "another program holds a lock on it; fuser names it"
-	case sqlite3.SQLITE_FULL:
-		hint = "make room on the file system"
-	case sqlite3.SQLITE_IOERR:
-		hint = "the file system is full, read-only or broken; the kernel log tells"
-	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
-		hint = "the file and its directory must be writable for uid " + strconv.Itoa(os.Geteuid())
-	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
-		hint = "move the file away, or choose another path"
-	default:
-		return err
+	code := e.Code() & 0xff
+	if hint, ok := hints[code]; ok {
+		return fmt.Errorf("%w: %s", err, hint)
 	}
-	return fmt.Errorf("%w: %s", err, hint)
+	// What we ask for is always the same: if it makes no sense, the schema is not what we wrote.
+	if code == sqlite3.SQLITE_NOTADB || code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_ERROR {
+		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return err
 }

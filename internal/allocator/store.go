@@ -4,7 +4,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -20,11 +19,12 @@ import (
 
 // store is the database: one connection, and the file kept open to hold its lock.
 type store struct {
-	boot  Boot
+	epoch Epoch
 	path  string
 	file  *os.File
 	found [3]fileID // what path and its companions led to when it was opened
-	left  stamp     // of the file after we wrote last
+	made  bool      // the file was new then
+	begun bool      // it has our schema and all that it is to have
 	db    *database // nil once it is closed
 
 	begin, commit                                *statement
@@ -34,15 +34,15 @@ type store struct {
 	clock                                        [2]int64       // the row that the database has: monotonic, utc
 }
 
-// busyTimeout is how long SQLite waits for other programs, in milliseconds. New leases wait
-// behind it.
-const busyTimeout = 250
+// patienceAtStart is how long SQLite waits for other programs before the server serves, in
+// milliseconds. Later it does not wait: nobody who holds a lock on the database holds up renewals.
+const patienceAtStart = 250
 
 // openStore opens the database without writing to it, but for its mode. The store is to be
 // closed also after an error.
-func openStore(path string, boot Boot, log *slog.Logger) (s *store, err error) {
-	s = &store{boot: boot, path: path}
-	if s.file, err = openFile(path, log); err != nil {
+func openStore(path string, epoch Epoch, log *slog.Logger) (s *store, err error) {
+	s = &store{epoch: epoch, path: path}
+	if s.file, s.made, err = openFile(path, log); err != nil {
 		return s, err
 	}
 	var mine unix.Stat_t
@@ -50,16 +50,18 @@ func openStore(path string, boot Boot, log *slog.Logger) (s *store, err error) {
 		return s, err
 	}
 	s.found[0] = fileID{mine.Dev, mine.Ino}
+	if err := checkHeader(s.file); err != nil {
+		return s, err
+	}
+	if err := s.file.Chmod(0o600); err != nil {
+		return s, explainFile(err)
+	}
 	if s.db, err = openDatabase(path); err != nil {
 		return s, err
 	}
-	if s.begin, err = s.db.prepare("BEGIN IMMEDIATE"); err != nil {
-		return s, err
-	}
-	if s.commit, err = s.db.prepare("COMMIT"); err != nil {
-		return s, err
-	}
-	if err := s.db.exec("PRAGMA busy_timeout = " + strconv.Itoa(busyTimeout)); err != nil {
+	// A lease means nothing after a crash of the machine, so nothing has to reach the disk, neither
+	// before a reply nor in any order.
+	if err := s.db.exec("PRAGMA busy_timeout = " + strconv.Itoa(patienceAtStart) + "; PRAGMA synchronous = OFF"); err != nil {
 		return s, err
 	}
 	// In a directory that others write to, the path may lead elsewhere by now.
@@ -85,34 +87,10 @@ func identify(path string) (fileID, error) {
 	return fileID{st.Dev, st.Ino}, err
 }
 
-// settle notes which files the open database has, once it has been written to.
-func (s *store) settle() {
-	for i, suffix := range companions[1:] {
-		s.found[i+1], _ = identify(s.path + suffix) // unknown: not watched
-	}
-	s.left = s.stamp()
-}
+// errAstray says that SQLite has open what the path does not lead to any more.
+var errAstray = errors.New("it was deleted, or moved away")
 
-// stamp changes with each write to the file itself. Ours go to the log beside it, and from
-// there into the file within our transactions.
-type stamp struct {
-	size  int64
-	mtime unix.Timespec
-}
-
-func (s *store) stamp() stamp {
-	var st unix.Stat_t
-	if unix.Fstat(int(s.file.Fd()), &st) != nil {
-		return s.left
-	}
-	return stamp{st.Size, st.Mtim}
-}
-
-// overwritten tells whether another program wrote to the file: perhaps it only moved the log
-// into it, as sqlite3 does, perhaps it copied something over it.
-func (s *store) overwritten() bool { return s.stamp() != s.left }
-
-// astray tells whether the path leads to something else than the open files: SQLite would go
+// astray reports whether the path leads to something else than the open files: SQLite would go
 // on writing to them, and nobody would ever find that again.
 func (s *store) astray() bool {
 	if s.db == nil {
@@ -125,18 +103,6 @@ func (s *store) astray() bool {
 		}
 	}
 	return false
-}
-
-// vacate closes a database that is astray, unless something else is in its place.
-func (s *store) vacate() error {
-	now, err := identify(s.path)
-	if err != nil {
-		return err
-	}
-	if (now != fileID{}) && now != s.found[0] {
-		return errors.New("another file is in its place: move that away, and the leases are written anew; or restart the server to use it")
-	}
-	return s.close()
 }
 
 // close also ends the lock, and so comes after all writing. The file goes last: closing any
@@ -175,6 +141,9 @@ func (s *store) transact(fn func() error) error {
 	return err
 }
 
+// schemaVersion is the one of databases that this program writes.
+var schemaVersion = int64(len(migrations.Migrations()))
+
 // version returns the schema version, and whether this is a database of the original. It
 // is an error if the database is of neither of us.
 func (s *store) version() (version int64, original bool, err error) {
@@ -186,38 +155,40 @@ func (s *store) version() (version int64, original bool, err error) {
 		&ours, &others); err != nil {
 		return 0, false, err
 	}
-	known := int64(len(migrations.Migrations()))
-	switch {
-	case ours == 0 && (others > 0 || version != 0):
-		return 0, false, errors.New("it is a database of another program: choose another path")
-	case version < 0 || version > known:
-		return 0, false, fmt.Errorf("it has schema version %d, this program knows up to %d: install the newer version again, or choose another path", version, known)
+	if ours == 0 && others == 0 && version == 0 {
+		return 0, false, nil
 	}
 	if ours > 0 {
-		if err := s.db.exec("SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag FROM RtTables LIMIT 0"); err != nil {
-			return 0, false, fmt.Errorf("it is a database of another program: choose another path: %w", err)
-		}
+		err = s.db.exec("SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag FROM RtTables LIMIT 0")
 	}
-	return version, version == 0 && ours > 0, nil
+	switch {
+	case ours == 0 || err != nil || version < 0:
+		if proven, proofErr := s.ours(); proven || proofErr != nil {
+			return 0, false, errors.Join(errDamaged, proofErr)
+		}
+		return 0, false, errors.New("it is a database of another program: choose another path")
+	case version > schemaVersion:
+		return 0, false, fmt.Errorf("it has schema version %d, this program knows up to %d: install the newer version again, or choose another path",
+			version, schemaVersion)
+	}
+	return version, version == 0, nil
 }
 
 // check looks at all of the database. What is damaged must not be taken for leases, and not be
 // written to either.
 func (s *store) check() error {
 	var found string
-	if err := s.db.queryRow("PRAGMA integrity_check(1)", &found); err != nil {
-		return err
+	err := s.db.queryRow("PRAGMA integrity_check(1)", &found)
+	if err == nil && found != "ok" {
+		err = fmt.Errorf("%w: %s", errDamaged, strings.ReplaceAll(found, "\n", " "))
 	}
-	if found != "ok" {
-		return fmt.Errorf("it is damaged (%s): move the file away, or choose another path", strings.ReplaceAll(found, "\n", " "))
-	}
-	return nil
+	return err
 }
 
 // copyOriginal writes a copy of the database beside it and returns its path.
-func (s *store) copyOriginal(path string) (string, error) {
+func (s *store) copyOriginal() (string, error) {
 	for n := 0; ; n++ {
-		name := path + ".original"
+		name := s.path + ".original"
 		if n > 0 {
 			name += "." + strconv.Itoa(n)
 		}
@@ -240,59 +211,56 @@ func (s *store) copyOriginal(path string) (string, error) {
 	}
 }
 
-const (
-	pageBytes = 2 << 10 // of a new database; a lease changes two pages, the fewer bytes of which to log the better
-	logBytes  = 4 << 20 // of the write-ahead log, before its pages go to the database
-)
-
-// prepareJournal switches to a journal that lets others read while we write.
-func (s *store) prepareJournal(log *slog.Logger) error {
-	var mode string
-	var page int64
-	if err := s.db.exec("PRAGMA page_size = " + strconv.Itoa(pageBytes)); err != nil {
+// start brings the schema from a version to ours and fills the database, all or nothing.
+func (s *store) start(version int64, log *slog.Logger, fill func() error) (err error) {
+	if err := s.prepareJournal(log); err != nil {
 		return err
 	}
+	if err := s.transact(func() error {
+		if err := s.migrate(version); err != nil {
+			return err
+		}
+		return fill()
+	}); err != nil {
+		return err
+	}
+	for i, suffix := range companions[1:] {
+		s.found[i+1], _ = identify(s.path + suffix) // unknown: not watched
+	}
+	s.begun = true
+	return s.db.exec("PRAGMA busy_timeout = 0")
+}
+
+// A new database has small pages: a lease changes two, and the fewer bytes go to the log the better.
+// After 4 MiB of log they go to the database.
+const journal = `PRAGMA page_size = 2048; PRAGMA wal_autocheckpoint = 2048; PRAGMA application_id = %d`
+
+// prepareJournal switches to a journal that lets others read while we write, and says in the
+// header whose database it is.
+func (s *store) prepareJournal(log *slog.Logger) (err error) {
+	if err := s.db.exec(fmt.Sprintf(journal, applicationID)); err != nil {
+		return err
+	}
+	var mode string
 	if err := s.db.queryRow("PRAGMA journal_mode = WAL", &mode); err != nil {
 		return err
 	}
-	if err := s.db.queryRow("PRAGMA page_size", &page); err != nil {
-		return err
-	}
-	if err := s.db.exec("PRAGMA wal_autocheckpoint = " + strconv.FormatInt(logBytes/page, 10)); err != nil {
-		return err
-	}
 	if mode != "wal" {
-		log.Warn("the file system has no write-ahead log for databases: programs that read the leases delay new ones", "mode", mode)
+		log.Warn("the file system has no write-ahead log for databases: programs that read the leases keep new ones from being granted", "mode", mode)
 	}
-	// A lease means nothing after a crash of the machine, so nothing has to reach the disk in
-	// order before a reply.
-	return s.db.exec("PRAGMA synchronous = NORMAL")
+	return s.prepare(statements{
+		{&s.begin, "BEGIN IMMEDIATE"},
+		{&s.commit, "COMMIT"},
+	})
 }
 
-// migrate brings the schema from a version to ours, within a transaction, and readies what
-// needs it.
-func (s *store) migrate(version int64) error {
-	texts := migrations.Migrations()
-	for n, text := range texts[version:] {
-		if err := s.db.exec(text); err != nil {
-			return fmt.Errorf("migrate to schema version %d: %w", version+int64(n)+1, err)
-		}
-	}
-	if err := s.db.exec("PRAGMA user_version = " + strconv.Itoa(len(texts))); err != nil {
-		return err
-	}
-	for _, p := range []struct {
-		stmt **statement
-		text string
-	}{
-		{&s.putLease, insertLeases(1)},
-		{&s.putSome, insertLeases(rowsInOne)},
-		{&s.dropLease, "DELETE FROM RtTables WHERE RtTable = ? AND AddrFamily = ?"},
-		{&s.putHistory, "INSERT OR REPLACE INTO history (RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns) VALUES (?, ?, ?, ?, ?, ?, ?)"},
-		{&s.dropHistory, "DELETE FROM history WHERE RtTable = ? AND AddrFamily = ?"},
-		{&s.putClock, "INSERT OR REPLACE INTO clock (id, boot, netns, monotonic, utc) VALUES (1, ?, ?, ?, ?)"},
-	} {
-		var err error
+type statements []struct {
+	stmt **statement
+	text string
+}
+
+func (s *store) prepare(all statements) (err error) {
+	for _, p := range all {
 		if *p.stmt, err = s.db.prepare(p.text); err != nil {
 			return err
 		}
@@ -300,79 +268,35 @@ func (s *store) migrate(version int64) error {
 	return nil
 }
 
-// save writes the state of slots and the clock row, all or nothing.
-func (s *store) save(now int64, utc time.Time, lists ...[]*slot) error {
-	err := s.transact(func() error { return s.put(now, utc, lists...) })
-	if err == nil {
-		s.clock = [2]int64{now, utc.Unix()}
-	}
-	s.left = s.stamp()
-	return err
-}
-
-// amend is save for a database that another program wrote to, if it is whole. slots is all
-// that there is.
-func (s *store) amend(now int64, utc time.Time, slots []*slot) error {
-	// What SQLite remembers of the file may be what it was.
-	if err := s.db.exec("PRAGMA shrink_memory"); err != nil {
-		return err
-	}
-	if err := s.check(); err != nil {
-		return err
-	}
-	s.clock = [2]int64{}
-	if err := s.transact(func() error {
-		if err := s.db.exec("DELETE FROM RtTables WHERE Boot = ? AND Netns = ?", s.boot.ID, int64(s.boot.Netns)); err != nil {
-			return err
+// migrate brings the schema from a version to ours, within a transaction, and prepares what
+// needs it.
+func (s *store) migrate(version int64) error {
+	for n, text := range migrations.Migrations()[version:] {
+		if err := s.db.exec(text); err != nil {
+			return fmt.Errorf("migrate to schema version %d: %w", version+int64(n)+1, err)
 		}
-		return s.put(now, utc, slots)
-	}); err != nil {
+	}
+	if err := s.db.exec("PRAGMA user_version = " + strconv.FormatInt(schemaVersion, 10)); err != nil {
 		return err
 	}
-	s.left = s.stamp()
-	return nil
-}
-
-// fill readies the database at its path, which may be new, and writes slots and marks into it.
-func (s *store) fill(slots []*slot, marks map[string]mark, now int64, utc time.Time, log *slog.Logger) error {
-	version, original, err := s.version()
-	if err == nil && original {
-		err = errors.New("it is a database of the original: restart the server to take it over, or move it away")
-	}
-	if err == nil {
-		err = s.check()
-	}
-	if err == nil {
-		err = s.prepareJournal(log)
-	}
-	if err != nil {
-		return err
-	}
-	if err := s.transact(func() error {
-		if err := s.migrate(version); err != nil {
-			return err
-		}
-		for ifname, m := range marks {
-			if err := s.putMark(ifname, m); err != nil {
-				return err
-			}
-		}
-		return s.put(now, utc, slots)
-	}); err != nil {
-		return err
-	}
-	s.settle()
-	return nil
+	return s.prepare(statements{
+		{&s.putLease, insertLeases(1)},
+		{&s.putSome, insertLeases(rowsInOne)},
+		{&s.dropLease, "DELETE FROM RtTables WHERE RtTable = ? AND AddrFamily = ?"},
+		{&s.putHistory, "INSERT OR REPLACE INTO history (RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns, Reserved) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"},
+		{&s.dropHistory, "DELETE FROM history WHERE RtTable = ? AND AddrFamily = ?"},
+		{&s.putClock, "INSERT OR REPLACE INTO clock (id, boot, netns, monotonic, utc) VALUES (1, ?, ?, ?, ?)"},
+	})
 }
 
 // put writes states, not changes: after an error of unclear effect the same can be written
 // again.
 func (s *store) put(now int64, utc time.Time, lists ...[]*slot) error {
-	var boot, netns driver.Value = s.boot.ID, int64(s.boot.Netns)
+	var boot, netns driver.Value = s.epoch.Boot, int64(s.epoch.Netns)
 	for _, list := range lists {
 		for len(list) > 0 {
 			n := 1
-			if len(list) >= rowsInOne && !slices.ContainsFunc(list[:rowsInOne], (*slot).hasPast) {
+			if len(list) >= rowsInOne && !slices.ContainsFunc(list[:rowsInOne], (*slot).hasHistory) {
 				n = rowsInOne
 			}
 			if err := s.putSlots(list[:n], boot, netns); err != nil {
@@ -381,10 +305,12 @@ func (s *store) put(now int64, utc time.Time, lists ...[]*slot) error {
 			list = list[n:]
 		}
 	}
-	if s.clock == [2]int64{now, utc.Unix()} {
+	clock := [2]int64{now, utc.Unix()}
+	if s.clock == clock {
 		return nil
 	}
-	return s.putClock.exec(boot, netns, now, utc.Unix())
+	s.clock = clock
+	return s.putClock.exec(boot, netns, clock[0], clock[1])
 }
 
 // rowsInOne is how many rows one statement writes: a tenth of a row's time less than one by
@@ -393,18 +319,17 @@ const rowsInOne = 4
 
 // insertLeases is a statement for so many rows.
 func insertLeases(rows int) string {
-	return `INSERT INTO RtTables (RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, Sum)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)` + strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows-1) + `
+	return `INSERT INTO RtTables (RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)` + strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows-1) + `
 		ON CONFLICT (RtTable, AddrFamily) DO UPDATE SET Ifname = excluded.Ifname, Addr = excluded.Addr,
-		LeaseExpires = excluded.LeaseExpires, Tag = excluded.Tag, Owner = excluded.Owner, Boot = excluded.Boot, Netns = excluded.Netns,
-		Sum = excluded.Sum`
+		LeaseExpires = excluded.LeaseExpires, Tag = excluded.Tag, Owner = excluded.Owner, Boot = excluded.Boot, Netns = excluded.Netns`
 }
 
-// putSlots writes one, or rowsInOne that have no past.
+// putSlots writes one, or rowsInOne that have no history.
 func (s *store) putSlots(slots []*slot, boot, netns driver.Value) error {
 	s.row = s.row[:0]
 	for _, t := range slots {
-		s.row = append(s.row, int64(t.Table), int64(t.Family), t.Ifname, t.Addr, t.Expires, t.Tag, int64(t.Owner), boot, netns, t.sum(s.boot))
+		s.row = append(s.row, int64(t.Table), int64(t.Family), t.Ifname, t.Addr, t.Expires, t.Tag, int64(t.Owner), boot, netns)
 	}
 	if len(slots) > 1 {
 		return s.putSome.exec(s.row...)
@@ -412,7 +337,7 @@ func (s *store) putSlots(slots []*slot, boot, netns driver.Value) error {
 	t, table, family := slots[0], s.row[0], s.row[1]
 	if t.held {
 		err := s.putLease.exec(s.row...)
-		if err == nil && t.past {
+		if err == nil && t.history {
 			err = s.dropHistory.exec(table, family)
 		}
 		return err
@@ -420,67 +345,65 @@ func (s *store) putSlots(slots []*slot, boot, netns driver.Value) error {
 	if !t.local {
 		boot, netns = "", int64(0)
 	}
-	t.past = true
-	err := s.putHistory.exec(table, family, t.Ifname, t.Addr, t.ended, boot, netns)
+	t.history = true
+	err := s.putHistory.exec(table, family, t.Ifname, t.Addr, t.ended, boot, netns, t.reserved)
 	if err == nil {
 		err = s.dropLease.exec(table, family)
 	}
 	return err
 }
 
-// history returns the free tables that were in use before, the one unused for longest
-// first.
-func (s *store) history() (slots []*slot, err error) {
-	err = s.db.query("SELECT RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns FROM history ORDER BY Ended", func(row []driver.Value) error {
-		t, boot, netns := &slot{}, "", int64(0)
-		err := scan(row, &t.Table, &t.Family, &t.Ifname, &t.Addr, &t.ended, &boot, &netns)
-		t.local = Boot{boot, uint64(netns)} == s.boot
-		slots = append(slots, t)
-		return err
-	})
-	return slots, err
-}
-
-// leaseRow is a row of RtTables as it is: the original, and people with sqlite3, put
+// leases hands over the rows of RtTables as they are: the original, and people with sqlite3, put
 // anything in any column.
-type leaseRow struct {
-	id                                        int64
-	table, family, ifname, addr, expires, tag any
-	owner, boot, netns                        any
-	sum                                       any // nil: of an older schema
+func (s *store) leases(version int64, order string, each func(row []driver.Value) error) error {
+	since2 := "0, '', 0"
+	if version >= 2 {
+		since2 = "Owner, Boot, Netns"
+	}
+	return s.db.query("SELECT rowid, RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, "+since2+" FROM RtTables ORDER BY rowid "+order, each)
 }
 
-func (s *store) leaseRows(each func(leaseRow) error) error {
-	const text = "SELECT rowid, RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, Sum FROM RtTables ORDER BY rowid"
-	return s.db.query(text, func(row []driver.Value) error {
-		r := leaseRow{0, row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10]}
-		if err := scan(row, &r.id); err != nil {
-			return err
+// history hands over the free tables that were in use before.
+func (s *store) history(version int64, each func(*slot)) error {
+	reserved := "0"
+	if version >= 5 {
+		reserved = "Reserved"
+	}
+	if version < 2 {
+		return nil
+	}
+	return s.db.query("SELECT RtTable, AddrFamily, Ifname, Addr, Ended, Boot, Netns, "+reserved+" FROM history", func(row []driver.Value) error {
+		t, boot, netns := &slot{history: true}, "", int64(0)
+		err := scan(row, &t.Table, &t.Family, &t.Ifname, &t.Addr, &t.ended, &boot, &netns, &t.reserved)
+		if err == nil {
+			t.local = Epoch{boot, uint64(netns)} == s.epoch
+			each(t)
 		}
-		return each(r)
+		return err
 	})
 }
 
-// sumsSince is the schema version since which our rows have their sums.
-const sumsSince = 4
-
-// sum is what a row of ours has as checksum, never 0.
-func (l *Lease) sum(at Boot) int64 {
-	b := make([]byte, 0, 192)
-	for _, n := range [...]int64{int64(l.Table), int64(l.Family), l.Expires, int64(l.Owner), int64(at.Netns)} {
-		b = append(strconv.AppendInt(b, n, 10), ' ')
-	}
-	for _, text := range [...]string{l.Ifname, l.Addr, at.ID} {
-		b = append(append(b, text...), 0)
-	}
-	return 1<<32 | int64(crc32.ChecksumIEEE(b))
+// deleteLease deletes a row of RtTables.
+func (s *store) deleteLease(id int64) error {
+	return s.db.exec("DELETE FROM RtTables WHERE rowid = ?", id)
 }
 
-// reject moves a row of RtTables that makes no sense to where nothing reads it.
-func (s *store) reject(id int64, reason string) error {
-	if err := s.db.exec(`INSERT INTO rejected SELECT RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns, ?
-		FROM RtTables WHERE rowid = ?`, reason, id); err != nil {
-		return err
+// marks hands over the marks that interfaces have.
+func (s *store) marks(version int64, each func(ifname string, m mark)) error {
+	if version < 3 {
+		return nil
 	}
-	return s.db.exec("DELETE FROM RtTables WHERE rowid = ?", id)
+	return s.db.query("SELECT ifname, idx, used FROM marks", func(row []driver.Value) error {
+		var ifname string
+		var m mark
+		err := scan(row, &ifname, &m.index, &m.used)
+		if err == nil {
+			each(ifname, m)
+		}
+		return err
+	})
+}
+
+func (s *store) putMark(ifname string, m mark) error {
+	return s.db.exec("INSERT OR REPLACE INTO marks (ifname, idx, used) VALUES (?, ?, ?)", ifname, int64(m.index), m.used)
 }

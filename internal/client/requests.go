@@ -25,7 +25,7 @@ func (l *loop) receive(p packet) {
 		}
 		// The server also answers from sockets without a name, while others leave its answers unread.
 		if p.from.Bound() && !l.server.Is(p.from) {
-			return // a holder's, later than it was waited for
+			return // of a holder, which answers too late
 		}
 		l.learn(p.to, p.reply.Marking)
 		l.feed(p.to, event{kind: replied, reply: p.reply})

@@ -171,7 +171,7 @@ func TestServerDatabaseRefused(t *testing.T) {
 		{"symbolic link", link, []string{"symbolic link", "give the path of the file itself"}},
 		{"hard link", hard, []string{"2 hard links", "remove the others, or choose another path"}},
 		{"of somebody else", theirs, []string{"belongs to uid 21999", "chown it if you trust its content, or choose another path"}},
-		{"text", text, []string{"not an SQLite database", "choose another path"}},
+		{"text", text, []string{"not a whole SQLite database", "choose another path"}},
 		{"directory", place, []string{"is a directory"}},
 		{"FIFO", fifo, []string{"not a regular file", "choose another path"}},
 		{"another program's", sqlite("other.db", "CREATE TABLE notes (text)"), []string{"of another program", "choose another path"}},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,7 +20,7 @@ import (
 // stuck is what inject does for a disk that does not answer.
 const stuck = "delay_enter=600s"
 
-// isStuck tells whether the server is in one of some system calls, which are stuck.
+// isStuck reports whether the server is in one of some system calls, which are stuck.
 func (h *host) isStuck(server *process, calls string) bool {
 	h.t.Helper()
 	states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", server.cmd.Process.Pid))
@@ -47,79 +48,160 @@ func (h *host) isStuck(server *process, calls string) bool {
 	return false
 }
 
-// TestServerSlowDisk: while the disk takes its time, whoever holds a lease renews it, and
-// nothing else that is asked for is lost.
-func TestServerSlowDisk(t *testing.T) {
-	for _, tt := range []struct{ name, calls string }{
-		{"it writes", writes},
-		{"it moves the log", syncs},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			h := newHost(t)
-			server := h.serve(fmt.Sprintf(`"allowed_users":[%d]`, uidNobodyKnows))
-			holder, exact, other, third := h.cPeer("holder"), h.exactPeer("exact"), h.cPeer("other"), h.cPeer("third")
-			wantTable(t, holder.ask(acquire(0)), 10000)
-			_, first := granted(t, exact.ask(acquire(1)))
-			mend := inject(tt.calls, stuck)(h, server)
-			asked := h.writeUntilStuck(server, tt.calls, other)
-
-			third.send(acquire(3))
-			third.send(release(3))
-			third.send(acquire(3))
-			third.send(acquire(3)) // as one asks again who hears nothing
-			wantRefusal(t, third.ask("{"), wire.Malformed, "")
-			third.send(`{"ifname":"eth0","cmd":16,"version":1}`)
-			// Who may not is told so, and keeps nobody from renewing.
-			user := h.cPeer("user")
-			wantRefusal(t, user.askAs(uidNobodyKnows, uidNobodyKnows, acquire(0)), wire.Denied, "belongs to another user")
-			wantRefusal(t, user.askAs(uidNobodyKnows, uidNobodyKnows, release(1)), wire.Denied, "belongs to another user")
-			worst, expires, renewals := time.Duration(0), first, 0
-			for ; renewals < 200 || expires == first; renewals++ {
-				for i, p := range []*rawPeer{holder, exact} {
-					begun := time.Now()
-					answer := p.ask(acquire(i))
-					wantTable(t, answer, uint32(10000+i))
-					worst = max(worst, time.Since(begun))
-					_, expires = granted(t, answer)
-				}
-			}
-			holder.send(release(0))
-			h.exactPeer("another").send(release(0))
-			holder.send(acquire(0)) // which comes after the release, wherever that went
-			beside := h.exactPeer("beside")
-			beside.send(acquire(0))
-			wantTable(t, holder.ask(acquire(1)), 10001) // all before this has been seen
-			wantTable(t, exact.ask(acquire(1)), 10001)
-			for _, p := range []*rawPeer{holder, beside, other, third} {
-				p.nothing()
-			}
-			if !h.isStuck(server, tt.calls) {
-				t.Error("the disk was faster than the test")
-			}
-			mend()
-			var got []string
-			for _, p := range []*rawPeer{other, holder, holder, beside, third, third, third, third} {
-				switch answer, _ := p.receive(); {
-				case answer == released:
-					got = append(got, "released")
-				case strings.Contains(answer, `"mark":`):
-					got = append(got, "mark")
-				default:
-					granted(t, answer)
-					got = append(got, "granted")
-				}
-			}
-			last := []string{"granted", "released"}[(asked-1)%2]
-			if got, want := fmt.Sprint(got), "["+last+" released granted granted granted released granted mark]"; got != want {
-				t.Errorf("answers: got %s, want %s", got, want)
-			}
-			t.Logf("the disk was silent from write %d on; meanwhile the slowest renewal of %d took %v", asked, 2*renewals, worst.Round(10*time.Microsecond))
-			h.waitStored(10001, expires)
-			if code := server.stop(); code != 0 {
-				t.Errorf("exit code: got %d, want 0", code)
-			}
-		})
+// TestServerSyncHangs: nobody waits for a disk that does not say that it has what was written: not
+// who gets or gives back a lease, not when the log is moved into the database, not the end.
+func TestServerSyncHangs(t *testing.T) {
+	h := newHost(t)
+	server := h.serve(`"num_tables":5000`)
+	p, exact := h.cPeer("peer"), h.exactPeer("exact")
+	mend := inject(syncs, stuck)(h, server)
+	defer mend()
+	before := h.written()
+	n := 0
+	for ; h.written() == before; n++ {
+		if n == 20000 {
+			t.Fatal("the log is never moved into the database")
+		}
+		granted(t, p.ask(acquire(0)))
+		granted(t, exact.ask(acquire(1)))
+		if got := p.ask(release(0)); got != released {
+			t.Fatalf("release: got %s", got)
+		}
 	}
+	if got := p.ask(askMark); !strings.HasSuffix(got, markEth0) {
+		t.Errorf("mark: got %s", got)
+	}
+	if code := server.stop(); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+	t.Logf("the log was moved after %d leases", n)
+}
+
+// written is when the database itself was written to, not its log.
+func (h *host) written() time.Time {
+	h.t.Helper()
+	info, err := os.Stat(h.db)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return info.ModTime()
+}
+
+// TestServerNeverSyncs: from its start to its end the server asks for no data to reach the disk.
+func TestServerNeverSyncs(t *testing.T) {
+	h := newHost(t)
+	h.sqlite(originalSchema + originalInsert(10005, 2, "eth0", "10.9.0.5", wire.Seconds(wire.Now())+900, "")) // which is copied, too
+	trace := filepath.Join(h.dir, "strace")
+	const calls = "fsync,fdatasync,sync_file_range,msync,sync,syncfs"
+	server := h.start(exec.Command("strace", "-f", "-o", trace, "-e", "trace=ftruncate,"+calls, bin(t, serverBin), "-c", h.config()))
+	server.waitLog("msg=serving")
+	pid := h.pids(serverBin)[0]
+	t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGKILL) }) // it outlives strace, and ends before it else
+	p := h.cPeer("peer")
+	for n := range 50 {
+		granted(t, p.ask(acquire(n%30)))
+	}
+	if err := unix.Kill(pid, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := server.wait(); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+	text, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "ftruncate") { // of the shared memory
+		t.Fatalf("the trace has nothing of the database:\n%s", text)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "sync") {
+			t.Errorf("got %s", line)
+		}
+	}
+}
+
+// TestServerWriteHangs: while a write does not end nobody is answered, clients keep their rules,
+// and afterwards everybody has his answer and nobody lost a lease, however long it took.
+func TestServerWriteHangs(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	server := h.serve(`"table_timeout":2`)
+	holder, exact, other := h.cPeer("holder"), h.exactPeer("exact"), h.cPeer("other")
+	if got := h.lease("10.77.0.2", "wan0"); got != 10000 {
+		t.Fatalf("table: got %d", got)
+	}
+	rules := clientRules("10.77.0.2", "10.77.0.0/24", 10000)
+	h.wantRules(rules...)
+	_, expires := granted(t, holder.ask(acquire(0)))
+	mend := inject(writes, stuck)(h, server)
+	h.writeUntilStuck(server, writes, other)
+	// Whoever asks now waits, with others before him who would like his table.
+	exact.send(`{"want":10001,` + acquire(9)[1:])
+	holder.send(acquire(0))
+	h.waitClientLog(1, "the server does not answer; the rules stay")
+	h.waitPast(expires + 4)
+	h.wantRules(rules...)
+	if !h.isStuck(server, writes) {
+		t.Fatal("the disk was faster than the test")
+	}
+	holder.nothing()
+	exact.nothing()
+	mend()
+	answer, _ := holder.receive()
+	wantTable(t, answer, 10001)
+	answer, _ = exact.receive()
+	if table, _ := granted(t, answer); table == 10000 || table == 10001 {
+		t.Errorf("table %d went to another", table)
+	}
+	server.waitLog("the server stood still, so leases last longer")
+	eventually(t, "the client renews", func() error {
+		if log := h.clientLog(); !strings.Contains(log, "the server answers again") {
+			return errors.New(log)
+		}
+		return nil
+	})
+	h.wantRules(rules...)
+	if code := server.stop(); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+}
+
+// TestServerStopped: a server that did not run for longer than leases last ends none of them before
+// it has read who renewed.
+func TestServerStopped(t *testing.T) {
+	h := newHost(t)
+	server := h.serve(`"table_timeout":2`, `"num_tables":1`)
+	p, other := h.cPeer("peer"), h.cPeer("other")
+	var expires int64
+	for wire.Seconds(wire.Now()) >= expires { // stopped before it is over
+		if err := server.cmd.Process.Signal(unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		_, expires = granted(t, p.ask(acquire(0)))
+		h.freeze(server.cmd.Process.Pid)
+	}
+	h.waitPast(expires + 4)
+	other.send(acquire(1))
+	p.send(acquire(0))
+	if err := server.cmd.Process.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	answer, _ := other.receive()
+	wantRefusal(t, answer, wire.Exhausted, "")
+	answer, _ = p.receive()
+	wantTable(t, answer, 10000)
+}
+
+// waitPast waits until the lease clock is past a second.
+func (h *host) waitPast(second int64) {
+	h.t.Helper()
+	eventually(h.t, "the time has passed", func() error {
+		if now := wire.Seconds(wire.Now()); now <= second {
+			return fmt.Errorf("it is %d, want more than %d", now, second)
+		}
+		return nil
+	})
 }
 
 // writeUntilStuck has a peer lease and release until it gets no answer, since the server
@@ -154,54 +236,13 @@ func (h *host) waitStored(table uint32, expires int64) {
 	})
 }
 
-// TestServerSlowDiskFlooded: what a user asks for while the disk takes its time, and then does
-// not read, leaves room for root.
-func TestServerSlowDiskFlooded(t *testing.T) {
-	h := newHost(t)
-	server := h.serve(fmt.Sprintf(`"allowed_users":[%d]`, uidNobodyKnows), `"num_tables":5000`)
-	p := h.cPeer("peer")
-	wantTable(t, p.ask(acquire(0)), 10000)
-	mend := inject(writes, stuck)(h, server)
-	h.writeUntilStuck(server, writes, h.cPeer("other"))
-
-	const most, more, each = 2048, 100, 10
-	users := make([]*rawPeer, most/each)
-	for i := range users {
-		users[i] = h.rawPeer(sockaddr{unix.AF_UNIX, 0}) // the kernel finds a name
-	}
-	if err := asUser(uidNobodyKnows, uidNobodyKnows, func() error {
-		for n := range most + more {
-			if err := users[n%len(users)].trySend(request(2, "eth1", fmt.Sprintf("10.8.%d.%d", n/256, n%256), 0)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	server.waitLog(`msg="request dropped: too many wait for the disk"`)
-	p.send(acquire(1))
-	root := h.cPeer("root")
-	wantTable(t, root.ask(acquire(0)), 10000)
-	p.nothing()
-	mend()
-	answer, _ := p.receive()
-	granted(t, answer)
-	for range 20 {
-		wantTable(t, root.ask(acquire(0)), 10000)
-	}
-	if got, want := strings.TrimSpace(h.sqlite("select count(*) from RtTables where Ifname = 'eth1'")), fmt.Sprint(most); got != want {
-		t.Errorf("leases of the user: got %s, want %s", got, want)
-	}
-}
-
-// TestServerSlowDiskBusy: a disk that is slow all the time, and callers that never stop, leave
-// room for what is due, and for both names of the server.
-func TestServerSlowDiskBusy(t *testing.T) {
+// TestServerSlowDisk: a disk that is slow all the time, and callers that never stop, leave room
+// for what is due, and for both names of the server.
+func TestServerSlowDisk(t *testing.T) {
 	h := newHost(t)
 	server := h.serve()
 	exact := h.exactPeer("exact")
-	const held = 20 // more than a commit takes along
+	const held = 20
 	renew := func() (expires int64) {
 		for n := range held {
 			_, expires = granted(t, exact.ask(acquire(n)))

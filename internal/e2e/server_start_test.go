@@ -291,7 +291,7 @@ func TestServerNotifies(t *testing.T) {
 	wantTable(t, p.ask(acquire(1)), 10000) // ready is ready
 	working := func(what string) {
 		t.Helper()
-		for range 3 {
+		for range 12 { // longer than a loop may be stuck for another reason
 			if got := next(); got != "WATCHDOG=1" {
 				t.Errorf("%s: got %q, want WATCHDOG=1", what, got)
 			}

@@ -123,8 +123,8 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 			return wire.Reply{}, err
 		}
 		for _, d := range datagrams {
-			// An older exchange's answer, or a stranger's, is not what is waited for. The server answers
-			// from a socket without a name while others leave its answers unread.
+			// It may be the late answer of an earlier exchange. The server also answers from sockets
+			// without a name, while others leave its answers unread.
 			if d.From != to && d.From.Bound() || !trusted.Has(d.Cred.UID) {
 				continue
 			}

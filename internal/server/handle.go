@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -12,25 +13,45 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// usersShare is the part of the send buffer up to which users other than root and our own
-// get an answer. The kernel charges a reply to the server until it is read, so that a user
-// with many sockets that he does not read would otherwise leave none for the others.
-const usersShare = 0.5
+// The kernel charges a reply to the socket that sent it, until it is read, so that peers with many
+// sockets that they do not read would leave no room for replies to others. Users other than root and
+// our own share a half of the room. Behind nine tenths root gets its replies each from a socket of
+// its own, which is charged to nobody else. Only a peer that connected its socket takes replies from
+// no other than ours: it gets the rest of the room.
+const (
+	usersShare = 0.5
+	rootsShare = 0.9
+)
 
-// roundMost ends a round that would go on for as long as datagrams come.
-const roundMost = 256
+const (
+	lookEvery   = 16  // replies, for a look at the room
+	repliesMost = 64  // that are sent in one go
+	roundMost   = 256 // requests that wait for the commit end a round, which would go on for as long as datagrams come
+)
+
+// socket is one form of the name that is served.
+type socket struct {
+	*wire.Conn
+	backlog float64 // the share of the room that was taken at the last look
+	replies int     // since then
+}
+
+// crowded reports whether more of the room is taken than a share.
+func (c *socket) crowded(share float64) bool {
+	if c.backlog > usersShare || c.replies >= lookEvery {
+		c.backlog, c.replies = c.Backlog(), 0
+	}
+	return c.backlog > share
+}
 
 // round is what the server does in one go: the datagrams that wait, the transaction that
 // they share, and the replies. Its memory serves one round after the other.
 type round struct {
 	socket  *socket
 	now     time.Duration
-	backlog float64 // of the socket; below 0: not looked at
 	texts   texts
-	asks    []ask
-	ops     []allocator.Op // what they ask for, by index
-	pending []int          // that wait for the commit
-	marks   []ask          // which come after it
+	pending []pending // what waits for the commit
+	marks   []ask     // which come after it
 	replies []wire.Message
 	out     []byte   // data of replies
 	records []record // for the log
@@ -38,10 +59,14 @@ type round struct {
 
 // ask is a request and who waits for the answer.
 type ask struct {
-	socket *socket
-	from   wire.Addr
-	cred   wire.Cred
-	req    wire.Request
+	from wire.Addr
+	cred wire.Cred
+	req  wire.Request
+}
+
+type pending struct {
+	ask
+	result allocator.Result
 }
 
 func (a *ask) op() allocator.Op {
@@ -54,41 +79,21 @@ func (a *ask) op() allocator.Op {
 	}
 }
 
-func (s *server) begin(c *socket) *round {
-	r := s.spare
-	if s.spare = nil; r == nil { // it waits for the disk
-		r = &round{}
-	}
-	r.socket, r.now, r.backlog = c, wire.Now(), -1
-	r.asks, r.ops, r.pending, r.marks = r.asks[:0], r.ops[:0], r.pending[:0], r.marks[:0]
-	s.rules.begin(r.now)
-	return r
-}
-
-func (s *server) end(r *round) {
-	s.send(r)
-	for i := range r.records {
-		s.recorder.write(&r.records[i])
-	}
-	r.records = r.records[:0]
-	s.spare = r
-}
-
 // handle answers one batch of datagrams: refusals and renewals at once, what creates or
 // ends a lease after the one transaction that writes all of it. A transaction costs much the
 // same whatever is in it, so it takes what has come in the meantime, too.
-func (s *server) handle(c *socket, datagrams []wire.Datagram) {
-	r := s.begin(c)
-	defer s.end(r)
-	if s.leases.Busy() {
-		s.putOff(r, datagrams)
-		return
-	}
-	batch := s.leases.Decide(wire.Seconds(r.now), nil)
+func (s *server) handle(c *socket, datagrams []wire.Datagram, now time.Duration) {
+	r := &s.round
+	r.socket, r.now = c, now
+	s.rules.begin(r.now)
 	for len(datagrams) > 0 {
-		s.decide(r, batch, datagrams)
+		for _, d := range datagrams {
+			if req, ok := s.judge(r, d); ok {
+				s.decide(r, ask{d.From, d.Cred, req})
+			}
+		}
 		s.send(r)
-		if len(r.pending) == 0 || len(r.ops) >= roundMost {
+		if len(r.pending) == 0 || len(r.pending) >= roundMost {
 			break
 		}
 		var err error
@@ -96,115 +101,49 @@ func (s *server) handle(c *socket, datagrams []wire.Datagram) {
 			break // as the next Receive will say
 		}
 	}
-	s.commit(r, batch)
-}
-
-// decide puts datagrams into the batch, and settles what need not wait for its commit.
-func (s *server) decide(r *round, batch *allocator.Batch, datagrams []wire.Datagram) {
-	r.backlog = -1
-	from := len(r.ops)
-	for _, d := range datagrams {
-		if req, ok := s.judge(r, d); ok {
-			r.add(ask{r.socket, d.From, d.Cred, req})
-		}
+	s.commit(r)
+	for _, a := range r.marks {
+		s.answer(r, a.from, a.cred, s.takeMark(a.req.Ifname, a.cred))
 	}
-	s.extend(r, batch, from)
+	s.send(r)
+	for i := range r.records { // now that the replies are out
+		s.recorder.write(&r.records[i])
+	}
+	r.pending, r.marks, r.records = r.pending[:0], r.marks[:0], r.records[:0]
 }
 
-func (r *round) add(a ask) {
+// decide answers what need not wait for the commit.
+func (s *server) decide(r *round, a ask) {
 	if a.req.Cmd == wire.Mark {
 		r.marks = append(r.marks, a)
 		return
 	}
-	r.asks, r.ops = append(r.asks, a), append(r.ops, a.op())
-}
-
-// extend puts the operations from an index on into the batch.
-func (s *server) extend(r *round, batch *allocator.Batch, from int) {
-	s.leases.Extend(batch, r.ops[from:])
-	for i, result := range batch.Results()[from:] {
-		if result.Pending {
-			r.pending = append(r.pending, from+i)
-		} else {
-			s.settle(r, from+i, result)
-		}
-	}
-}
-
-// commit settles what had to wait. It may give up mu, and the turn to receive.
-func (s *server) commit(r *round, batch *allocator.Batch) {
-	if len(r.pending) > 0 {
-		if err := s.leases.Commit(batch); err != nil {
-			s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
-		}
-		for _, i := range r.pending {
-			s.settle(r, i, batch.Results()[i])
-		}
-		s.send(r)
-	}
-	for _, a := range r.marks {
-		s.answer(r, a.from, a.cred, s.takeMark(a.req.Ifname, a.cred))
-	}
-}
-
-// putOff is decide while the database is written to.
-func (s *server) putOff(r *round, datagrams []wire.Datagram) {
-	for _, d := range datagrams {
-		req, ok := s.judge(r, d)
-		if !ok {
-			continue
-		}
-		most := queueMost
-		if !s.access.first(d.Cred) {
-			most = usersQueue
-		}
-		if a := (ask{r.socket, d.From, d.Cred, req}); s.renew(r, a) || s.later.add(a, most) {
-			continue
-		}
-		s.noise.write(slog.LevelWarn, "request dropped: too many wait for the disk", "uid", d.Cred.UID, "pid", d.Cred.PID)
-	}
-}
-
-// renew answers what needs no write, unless something about the key is put off already.
-func (s *server) renew(r *round, a ask) (ok bool) {
 	op := a.op()
-	if a.req.Cmd == wire.Mark || s.later.has(op.Key) {
-		return false
-	}
-	result, ok := s.leases.Renew(wire.Seconds(r.now), op)
-	if ok {
-		r.add(a)
-		s.settle(r, len(r.ops)-1, result)
-	}
-	return ok
-}
-
-// catchUp decides what was put off, if the database can be written again. While there is
-// more, nobody else comes to what is due.
-func (s *server) catchUp() {
-	for !s.leases.Busy() {
-		s.advance()
-		asks := s.later.take(roundMost)
-		if len(asks) == 0 {
-			return
-		}
-		r := s.begin(asks[0].socket)
-		batch := s.leases.Decide(wire.Seconds(r.now), nil)
-		for _, a := range asks {
-			r.add(a)
-		}
-		s.extend(r, batch, 0)
-		s.send(r)
-		s.commit(r, batch)
-		s.end(r)
+	if result := s.leases.Decide(wire.Seconds(r.now), &op); result.Pending {
+		r.pending = append(r.pending, pending{a, result})
+	} else {
+		s.answerOp(r, &a, result)
 	}
 }
 
-// settle answers an operation, and has it recorded.
-func (s *server) settle(r *round, i int, result allocator.Result) {
-	a := &r.asks[i]
+func (s *server) commit(r *round) {
+	err := s.leases.Commit(wire.Seconds(r.now))
+	if err != nil {
+		s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
+	}
+	for i := range r.pending {
+		p := &r.pending[i]
+		if err != nil {
+			p.result = allocator.Result{Lease: allocator.Lease{Key: p.result.Lease.Key}, Err: err}
+		}
+		s.answerOp(r, &p.ask, p.result)
+	}
+}
+
+// answerOp answers an operation, and has it recorded.
+func (s *server) answerOp(r *round, a *ask, result allocator.Result) {
 	if s.recorder.wants(result.Outcome) {
-		r.records = append(r.records, record{a.cred, r.ops[i], result})
+		r.records = append(r.records, record{a.cred, a.op(), result})
 	}
 	answer := reply(result)
 	if a.req.Marks && answer.Table != 0 {
@@ -214,54 +153,38 @@ func (s *server) settle(r *round, i int, result allocator.Result) {
 }
 
 func (s *server) answer(r *round, to wire.Addr, cred wire.Cred, reply wire.Reply) {
-	const some = 64
-	if len(r.replies) >= some { // after which the backlog may be another
+	if !to.Bound() {
+		return
+	}
+	if len(r.replies) >= repliesMost {
 		s.send(r)
-		r.backlog = -1
 	}
+	r.socket.replies++
+	from := len(r.out)
+	r.out = reply.Append(r.out)
+	m := wire.Message{Data: r.out[from:], To: to}
+	first := s.access.first(cred)
 	switch {
-	case !to.Bound():
-	case !s.access.first(cred) && r.crowded():
+	case !first && r.socket.crowded(usersShare):
 		s.noise.write(slog.LevelWarn, "reply not sent: too many that nobody reads", "uid", cred.UID, "pid", cred.PID)
+	case first && r.socket.crowded(rootsShare) && wire.SendApart(m) == nil:
 	default:
-		from := len(r.out)
-		r.out = reply.Append(r.out)
-		r.replies = append(r.replies, wire.Message{Data: r.out[from:], To: to})
+		r.replies = append(r.replies, m)
 	}
 }
 
-// crowded tells whether too many replies are not read yet.
-func (r *round) crowded() bool {
-	if r.backlog < 0 {
-		r.backlog = r.socket.Backlog()
-	}
-	return r.backlog > usersShare
-}
-
-// send answers whoever reads: a peer whose queue is full or who is gone asks again. If it is
-// the room for all replies together that is used up, as when a thousand callers ask at once
-// and have not come to read yet, it waits for them a little.
+// send answers whoever reads: a peer whose queue is full or who is gone asks again.
 func (s *server) send(r *round) {
-	const step, most = time.Millisecond, 100 * time.Millisecond
-	replies := r.replies
-	for waited := time.Duration(0); len(replies) > 0; waited += step {
-		errs := r.socket.Send(replies...)
-		again := replies[:0]
-		for i, err := range errs {
-			if errors.Is(err, syscall.EAGAIN) {
-				again = append(again, replies[i])
-			} else if err != nil {
-				s.log.Debug("reply not delivered", "err", err)
+	for i, err := range r.socket.Send(r.replies...) {
+		if errors.Is(err, syscall.EAGAIN) {
+			r.socket.replies = lookEvery
+			if r.socket.crowded(rootsShare) {
+				err = wire.SendApart(r.replies[i])
 			}
 		}
-		replies = again
-		if len(replies) == 0 || waited >= most || r.socket.Backlog() <= usersShare {
-			break
+		if err != nil {
+			s.log.Debug("reply not delivered", "err", err)
 		}
-		time.Sleep(step)
-	}
-	if len(replies) > 0 {
-		s.log.Debug("replies not delivered: queues are full", "replies", len(replies))
 	}
 	r.replies, r.out = r.replies[:0], r.out[:0]
 }
@@ -285,6 +208,9 @@ func (t *texts) keep(data []byte) string {
 // dropped so that the sender tries again, and a response is never answered, lest two programs
 // answer each other for ever.
 func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
+	if len(d.Data) == 0 && d.Cred.PID == int32(os.Getpid()) { // of Wake
+		return req, false
+	}
 	if d.Cred.Anonymous() {
 		s.noise.write(slog.LevelInfo, "datagram without credentials dropped", "from", d.From.String())
 		return req, false

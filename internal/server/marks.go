@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/table-allocator/table-allocator/internal/allocator"
 	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -92,7 +94,7 @@ func (c *Config) setMask(key string, value []byte) error {
 // takeMark answers a request for the mark of an interface, which has one then.
 func (s *server) takeMark(ifname string, cred wire.Cred) wire.Reply {
 	before := s.markingOf(ifname)
-	index, err := s.leases.TakeMark(wire.Seconds(wire.Now()), ifname, s.rules.using(s.marking))
+	index, err := s.leases.TakeMark(wire.Seconds(wire.Now()), ifname, s.rules.use(s.marking, ifname))
 	switch {
 	case errors.Is(err, allocator.ErrNoMark):
 		s.noise.write(slog.LevelWarn, "mark refused", "ifname", ifname, "uid", cred.UID, "pid", cred.PID, "err", err)
@@ -118,21 +120,64 @@ func (s *server) markingOf(ifname string) wire.Marking {
 	return s.marking.of(index)
 }
 
-// using returns a function that tells whether rules of the host use a mark. They are read
-// when it is asked first.
-func (r *rulesInUse) using(m marking) func(index uint32) bool {
-	var using func(uint32) bool
-	return func(index uint32) bool {
-		if using == nil {
-			r.refresh()
-			using = r.usingNow(m)
-		}
-		return using(index)
+// use returns what the rules of the host say of marks. They are read only if that is asked.
+func (r *rulesInUse) use(m marking, ifname string) allocator.Use {
+	var by func(index uint32) bool
+	return allocator.Use{
+		Of: func() uint32 {
+			r.refresh(true)
+			by = r.usedBy(m)
+			return r.markOf(m, ifname)
+		},
+		By: func(index uint32) bool { return by(index) },
 	}
 }
 
-// usingNow goes by the bits of a mark, and by the priorities that belong to it.
-func (r *rulesInUse) usingNow(m marking) func(index uint32) bool {
+// markOf returns the index of the mark of which lookups lead to the table of an address of the
+// interface: nothing else in a rule tells whose a mark is. It is 0 if there is none.
+func (r *rulesInUse) markOf(m marking, ifname string) (index uint32) {
+	if r.conn == nil {
+		return 0
+	}
+	link, found, err := r.conn.LinkByName(ifname)
+	if err != nil || !found {
+		return 0
+	}
+	addresses, err := r.conn.AddressesOn(unix.AF_UNSPEC, link.Index)
+	if err != nil {
+		return 0
+	}
+	for _, a := range addresses {
+		family := allocator.Inet
+		if a.Addr.Is6() {
+			family = allocator.Inet6
+		}
+		for _, table := range r.sources[a.Addr] {
+			for _, rule := range r.tables[family][table] {
+				if index := m.indexOf(rule); index != 0 {
+					return index
+				}
+			}
+		}
+	}
+	return 0
+}
+
+// indexOf returns whose mark a lookup for bound traffic is for, 0 for any other rule.
+func (m marking) indexOf(r route.Rule) uint32 {
+	first := m.block
+	if r.Priority > m.fallback {
+		first = m.fallback
+	}
+	if r.Protocol != route.Protocol || r.Traffic == (route.Traffic{}) || r.Priority <= first || (r.Priority-first)%2 != 0 {
+		return 0
+	}
+	return (r.Priority - first) / 2
+}
+
+// usedBy returns a function that reports whether rules use a mark, by its bits or by the priorities
+// that belong to it.
+func (r *rulesInUse) usedBy(m marking) func(index uint32) bool {
 	var byMark []route.Rule
 	byPriority := make(map[uint32]bool)
 	for _, tables := range r.tables {

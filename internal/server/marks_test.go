@@ -87,7 +87,7 @@ func TestUsing(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := &rulesInUse{tables: map[allocator.Family]map[uint32][]route.Rule{allocator.Inet6: {tt.rule.Table: {tt.rule}}}}
-			using := r.usingNow(defaultMarking)
+			using := r.usedBy(defaultMarking)
 			var got []uint32
 			for i := range uint32(128) {
 				if i > 0 && using(i) {

@@ -11,31 +11,30 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
-// rulesInUse knows which tables the rules of the host look up. A number that a rule
-// refers to must not be leased: other tools sit on our range too, and the rules of a
-// dead client would catch the traffic of the next holder.
+// rulesInUse knows the rules of the host. A number that a rule looks up must not be leased to
+// just anybody: other tools sit on our range too, and the rules of a dead client would catch the
+// traffic of the next holder.
 type rulesInUse struct {
-	conn   *route.Conn
-	log    *slog.Logger
-	now    time.Duration // of the batch at hand
-	read   time.Duration // when tables was read
-	failed bool
-	tables map[allocator.Family]map[uint32][]route.Rule
+	conn    *route.Conn
+	log     *slog.Logger
+	now     time.Duration // of the round at hand
+	read    time.Duration // when tables was read
+	failed  bool
+	tables  map[allocator.Family]map[uint32][]route.Rule
+	sources map[netip.Addr][]uint32 // tables that rules look up for what comes from an address
 }
 
 // A dump of the rules serves a burst of requests.
 const rulesFor = 100 * time.Millisecond
 
-// begin sets the time for what follows: a batch reads the rules twice at most, however
+// begin sets the time for what follows: a round reads the rules twice at most, however
 // many tables it asks for.
 func (r *rulesInUse) begin(now time.Duration) { r.now = now }
 
-// avoid tells whether rules keep table from going to key. lastHolder is who held it
+// avoid reports whether rules keep table from going to key. lastHolder is who held it
 // last in this database.
-func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, fresh bool) bool {
-	if age := r.now - r.read; r.tables == nil || age > rulesFor || fresh && age > 0 {
-		r.refresh()
-	}
+func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, uncached bool) bool {
+	r.refresh(uncached)
 	families := []allocator.Family{key.Family}
 	if key.Family == allocator.Unspec {
 		families = []allocator.Family{allocator.Inet, allocator.Inet6}
@@ -48,12 +47,10 @@ func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, fresh bo
 	return false
 }
 
-// taken tells whether a client of ours has rules for table from another address than key's,
+// taken reports whether a client of ours has rules for table from another address than key's,
 // and none from that: clients delete what an earlier holder of their table left.
 func (r *rulesInUse) taken(table uint32, key allocator.Key) (other bool) {
-	if r.tables == nil {
-		r.refresh()
-	}
+	r.refresh(false)
 	for _, rule := range r.tables[key.Family][table] {
 		switch {
 		case isHost(rule.Src, key):
@@ -65,7 +62,17 @@ func (r *rulesInUse) taken(table uint32, key allocator.Key) (other bool) {
 	return other
 }
 
-// harmless tells whether all rules that look up one table may stand beside a new lease
+// lookedUp returns the tables that rules look up for what comes from exactly key's address.
+func (r *rulesInUse) lookedUp(key allocator.Key) []uint32 {
+	addr, err := netip.ParseAddr(key.Addr)
+	if err != nil || key.Family == allocator.Unspec {
+		return nil
+	}
+	r.refresh(false)
+	return r.sources[addr]
+}
+
+// harmless reports whether all rules that look up one table may stand beside a new lease
 // of it: those from the requested address, which a client that died left behind, and
 // those of the holder whose lease ended in this database; the next client replaces them.
 func harmless(rules []route.Rule, key, lastHolder allocator.Key) bool {
@@ -89,40 +96,46 @@ func harmless(rules []route.Rule, key, lastHolder allocator.Key) bool {
 	return true
 }
 
-// isHost tells whether src is exactly the address of key.
+// isHost reports whether src is exactly the address of key.
 func isHost(src netip.Prefix, key allocator.Key) bool {
 	addr, err := netip.ParseAddr(key.Addr)
-	return err == nil && src.IsValid() && src.IsSingleIP() && src.Addr() == addr
+	return err == nil && key.Family != allocator.Unspec && src.IsValid() && src.IsSingleIP() && src.Addr() == addr
 }
 
-// refresh reads the rules. If that fails, the ones read last count.
-func (r *rulesInUse) refresh() {
-	tables, err := r.dump()
-	if err != nil {
-		if !r.failed {
-			r.log.Warn("cannot read the rules of the host, so a table that one refers to may be leased", "err", err)
-		}
-		if tables = r.tables; tables == nil {
-			tables = make(map[allocator.Family]map[uint32][]route.Rule)
-		}
+// refresh reads the rules, unless it has done so a moment ago, or in this round. If that fails,
+// the ones read last count.
+func (r *rulesInUse) refresh(uncached bool) {
+	if age := r.now - r.read; r.tables != nil && age <= rulesFor && !(uncached && age > 0) {
+		return
 	}
-	r.tables, r.read, r.failed = tables, r.now, err != nil
+	err := r.dump()
+	if err != nil && !r.failed {
+		r.log.Warn("cannot read the rules of the host, so a table that one refers to may be leased", "err", err)
+	}
+	if r.tables == nil {
+		r.tables = make(map[allocator.Family]map[uint32][]route.Rule)
+	}
+	r.read, r.failed = r.now, err != nil
 }
 
-func (r *rulesInUse) dump() (map[allocator.Family]map[uint32][]route.Rule, error) {
-	tables := make(map[allocator.Family]map[uint32][]route.Rule)
+func (r *rulesInUse) dump() error {
+	tables, sources := make(map[allocator.Family]map[uint32][]route.Rule), make(map[netip.Addr][]uint32)
 	for family, number := range map[allocator.Family]int{allocator.Inet: unix.AF_INET, allocator.Inet6: unix.AF_INET6} {
 		rules, err := r.list(number)
 		if err != nil {
 			r.close()
-			return nil, err
+			return err
 		}
 		tables[family] = make(map[uint32][]route.Rule)
 		for _, rule := range rules {
 			tables[family][rule.Table] = append(tables[family][rule.Table], rule)
+			if rule.Src.IsValid() && rule.Src.IsSingleIP() && rule.Flags == 0 && rule.Action == route.Lookup {
+				sources[rule.Src.Addr()] = append(sources[rule.Src.Addr()], rule.Table)
+			}
 		}
 	}
-	return tables, nil
+	r.tables, r.sources = tables, sources
+	return nil
 }
 
 func (r *rulesInUse) list(family int) ([]route.Rule, error) {

@@ -38,7 +38,6 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	s := &server{
 		log:      log,
 		recorder: recorder{log: log},
-		disk:     newDisk(),
 		marking:  cfg.Marking,
 		access:   newAccess(cfg),
 		rules:    &rulesInUse{log: log},
@@ -46,12 +45,8 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		faults:   newThrottle(log),
 		kick:     make(chan struct{}, 1),
 	}
-	s.landed.L = &s.mu
-	for _, c := range conns {
-		s.sockets = append(s.sockets, &socket{Conn: c})
-	}
-	defer s.close()
-	boot, err := thisBoot(conns[0])
+	defer s.rules.close()
+	epoch, err := thisEpoch(conns[0])
 	if err != nil {
 		return err
 	}
@@ -59,46 +54,36 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		Path:    cfg.Database,
 		Pools:   pools(cfg),
 		Timeout: cfg.Timeout,
-		Boot:    boot,
+		Epoch:   epoch,
 		Marks:   cfg.Marking.marks(),
 		Avoid:   s.rules.avoid,
 		Taken:   s.rules.taken,
-		Beside:  s.beside,
+		Sources: s.rules.lookedUp,
 	}, wire.Seconds(wire.Now()), log)
 	if err != nil {
 		return err
 	}
-	return s.serve(ctx, cfg, host)
+	return s.serve(ctx, cfg, host, conns)
 }
 
-// server is the state behind the loops. mu guards what comes after it.
+// server is the state behind the loops: one for each socket, and the ticker. mu guards what
+// comes after it. Nothing sleeps under mu, or waits for more than the kernel and the database.
 type server struct {
-	log     *slog.Logger
-	disk    *disk
-	marking marking
-	sockets []*socket
-	kick    chan struct{} // something is due before the ticker wakes
+	log      *slog.Logger
+	marking  marking
+	kick     chan struct{} // something is due before the ticker wakes
+	watchdog watchdog
 
-	mu        sync.Mutex
-	landed    sync.Cond // a transaction is done
-	leases    *allocator.Allocator
-	access    *access
-	rules     *rulesInUse
-	recorder  recorder
-	noise     *throttle     // what anybody on the host can cause
-	faults    *throttle     // what noise must not hide
-	armed     int64         // what dueAt is for
-	dueAt     time.Duration // when the allocator has something to do
-	receiving *socket       // to which the turn of whoever has mu belongs
-	spare     *round        // memory for the next one
-	later     queue         // asks for when the database can be written
-}
-
-// socket is one form of the name that is served. Who has the turn receives from it: one of two
-// loops, so that the other can when the first waits for the disk.
-type socket struct {
-	*wire.Conn
-	turn sync.Mutex
+	mu       sync.Mutex
+	leases   *allocator.Allocator
+	access   *access
+	rules    *rulesInUse
+	recorder recorder
+	noise    *throttle     // what anybody on the host can cause
+	faults   *throttle     // what noise must not hide
+	armed    int64         // what dueAt is for
+	dueAt    time.Duration // when the allocator has something to do
+	round    round
 }
 
 // listen holds both forms of the name: whoever held only one would leave the other, and
@@ -160,13 +145,13 @@ func closeAll(conns []*wire.Conn) {
 	}
 }
 
-// thisBoot is the pair that a lease belongs to: rules die with either of them.
-func thisBoot(conn *wire.Conn) (allocator.Boot, error) {
+// thisEpoch is what a lease belongs to: rules die with the boot, and with the namespace.
+func thisEpoch(conn *wire.Conn) (allocator.Epoch, error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return allocator.Boot{}, fmt.Errorf("read boot id: %w", err)
+		return allocator.Epoch{}, fmt.Errorf("read boot id: %w", err)
 	}
-	return allocator.Boot{ID: strings.TrimSpace(string(id)), Netns: conn.NetnsCookie()}, nil
+	return allocator.Epoch{Boot: strings.TrimSpace(string(id)), Netns: conn.NetnsCookie()}, nil
 }
 
 func pools(cfg Config) map[allocator.Family]allocator.Pool {
@@ -177,34 +162,37 @@ func pools(cfg Config) map[allocator.Family]allocator.Pool {
 	return pools
 }
 
-func (s *server) close() {
-	s.rules.close()
-	s.disk.close()
-}
-
-// serve runs two loops for each socket and the ticker, and ends all when one ends.
-func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
+// serve runs the loops, and ends all when one ends.
+func (s *server) serve(ctx context.Context, cfg Config, host Host, conns []*wire.Conn) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A deadline breaks the wait for a datagram, not the batch that is being handled.
+	// This ends the wait for a datagram, not the round at hand.
 	defer context.AfterFunc(ctx, func() {
-		for _, c := range s.sockets {
-			_ = c.SetReadDeadline(time.Unix(1, 0)) // fails only on a socket that is closed
+		for _, c := range conns {
+			if err := c.Wake(); err != nil {
+				s.log.Error("cannot end a loop", "err", err)
+			}
 		}
 	})()
 	useOneProcessor()
-	found := held(s.leases)
-	errs := make(chan error, 2*len(s.sockets))
+	found := s.leases.Held()
+	s.watchdog.writing = s.leases.Writing
+	errs := make(chan error, len(conns))
 	var running sync.WaitGroup
-	for _, c := range s.sockets {
-		for range 2 {
-			running.Go(func() {
-				defer cancel()
-				errs <- s.receive(ctx, c)
-			})
+	for _, c := range conns {
+		if err := c.Wait(); err != nil {
+			return err
 		}
 	}
-	running.Go(func() { s.tick(ctx) })
+	for _, c := range conns {
+		loop := s.watchdog.add()
+		running.Go(func() {
+			defer cancel()
+			errs <- s.receive(ctx, &socket{Conn: c}, loop)
+		})
+	}
+	ticker := s.watchdog.add()
+	running.Go(func() { s.tick(ctx, ticker) })
 	if host.Alive != nil && host.AlivePeriod > 0 {
 		running.Go(func() { s.live(ctx, host) })
 	}
@@ -215,11 +203,9 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 	<-ctx.Done()
 	s.tell(host.Stopping)
 	running.Wait()
-	for range cap(errs) {
+	for range conns {
 		err = errors.Join(err, <-errs)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	err = errors.Join(err, s.leases.Close(wire.Seconds(wire.Now())))
 	if err == nil {
 		s.log.Info("stopped")
@@ -227,19 +213,12 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host) (err error) {
 	return err
 }
 
-// useOneProcessor is for a loop that works behind a lock: to another processor Go would only
-// give the thread that it wakes for each datagram, in case that there is more to do.
+// useOneProcessor is for loops that work under one mutex: to another processor Go would only move
+// the thread that it wakes.
 func useOneProcessor() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
 	}
-}
-
-func held(leases *allocator.Allocator) (n uint64) {
-	for _, stats := range leases.Stats() {
-		n += stats.Held + stats.Outside
-	}
-	return n
 }
 
 func (s *server) tell(notify func() error) {
@@ -251,34 +230,27 @@ func (s *server) tell(notify func() error) {
 	}
 }
 
-// receive is one of the two loops of a socket.
-func (s *server) receive(ctx context.Context, c *socket) error {
-	c.turn.Lock()
-	defer c.turn.Unlock()
+// receive is the loop of a socket.
+func (s *server) receive(ctx context.Context, c *socket, loop *loop) error {
 	for ctx.Err() == nil {
 		datagrams, err := c.Receive()
-		if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
-		if relieved := s.work(c, datagrams); relieved {
-			c.turn.Lock()
-		}
+		s.work(c, datagrams, loop)
+		runtime.Gosched() // there is one processor, and this thread may take it along into the next wait
 	}
 	return nil
 }
 
-// work tells whether the turn to receive was given up.
-func (s *server) work(c *socket, datagrams []wire.Datagram) (relieved bool) {
+func (s *server) work(c *socket, datagrams []wire.Datagram, loop *loop) {
+	s.watchdog.begin(loop)
+	defer loop.end()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.receiving = c
-	s.handle(c, datagrams)
-	s.catchUp()
-	relieved = s.receiving == nil
-	s.receiving = nil
+	began := s.resume()
+	s.handle(c, datagrams, began)
+	s.advance(began)
 	if s.leases.Next() < s.armed {
 		s.arm()
 		select {
@@ -286,28 +258,10 @@ func (s *server) work(c *socket, datagrams []wire.Datagram) (relieved bool) {
 		default: // one is under way
 		}
 	}
-	return relieved
-}
-
-// live tells the service manager that the server works, also while the disk does not.
-func (s *server) live(ctx context.Context, host Host) {
-	t := time.NewTicker(host.AlivePeriod)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		s.mu.Lock()
-		//lint:ignore SA2001 a server that cannot get here does not work
-		s.mu.Unlock()
-		s.tell(host.Alive)
-	}
 }
 
 // tick lets leases expire and renewals reach the disk, when the allocator wants it.
-func (s *server) tick(ctx context.Context) {
+func (s *server) tick(ctx context.Context, loop *loop) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -317,24 +271,44 @@ func (s *server) tick(ctx context.Context) {
 		case <-timer.C:
 		case <-s.kick:
 		}
-		timer.Reset(s.tickOnce())
+		timer.Reset(s.tickOnce(loop))
 	}
 }
 
 // tickOnce returns how long to wait for what comes next.
-func (s *server) tickOnce() time.Duration {
+func (s *server) tickOnce(loop *loop) time.Duration {
+	s.watchdog.begin(loop)
+	defer loop.end()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.leases.Busy() {
-		s.landed.Wait()
-	}
-	s.catchUp()
+	s.advance(s.resume())
 	return s.dueAt - wire.Now()
 }
 
-// advance does what is due.
-func (s *server) advance() {
+// resume returns when a round begins. Nobody did what was due before if the server stood still.
+func (s *server) resume() (now time.Duration) {
+	now = wire.Now()
+	if s.dueAt != 0 {
+		s.notePause(now, s.dueAt)
+	}
+	return now
+}
+
+// notePause finds that the server did not go on: it was stopped, or waited for its disk. Holders who
+// ask to renew are in the queue then, perhaps behind others.
+func (s *server) notePause(now, since time.Duration) {
+	const most = 2 * time.Second
+	if paused := now - since; paused > most {
+		s.log.Warn("the server stood still, so leases last longer", "seconds", int64(paused.Seconds()))
+		s.leases.Pause(wire.Seconds(now))
+		s.arm()
+	}
+}
+
+// advance does what is due at the end of a round.
+func (s *server) advance(began time.Duration) {
 	now := wire.Now()
+	s.notePause(now, began)
 	if now < s.dueAt {
 		return
 	}

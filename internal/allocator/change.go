@@ -1,0 +1,145 @@
+package allocator
+
+import (
+	"container/heap"
+	"slices"
+)
+
+// hold gives a free table of the pool to a key that holds none; had is what it had last.
+func (a *Allocator) hold(s, had *slot, l Lease) {
+	p, before, first := a.pools[l.Family], s.Lease, s.neverGranted()
+	preferred := !first && a.byKey[before.Key] == s
+	prev, next := s.prev, s.next
+	if first {
+		p.mark(s.Table)
+	} else {
+		p.pull(s)
+	}
+	if preferred {
+		delete(a.byKey, before.Key)
+	}
+	p.held++
+	l.own()
+	s.Lease, s.held = l, true
+	a.byKey[l.Key] = s
+	heap.Push(&a.due, s)
+	a.change(s, func() {
+		heap.Remove(&a.due, s.index)
+		if delete(a.byKey, l.Key); had != nil {
+			a.byKey[l.Key] = had
+		}
+		if preferred {
+			a.byKey[before.Key] = s
+		}
+		p.held--
+		s.Lease, s.held = before, false
+		if first {
+			p.unmark(s.Table)
+		} else {
+			p.insert(s, prev, next)
+		}
+	})
+}
+
+// release ends a lease, to be undone if that cannot be stored.
+func (a *Allocator) release(s *slot) {
+	p, ended, local := a.pools[s.Family], s.ended, s.local
+	inside, preferred := p.contains(s.Table), a.byKey[s.Key] == s
+	a.end(s)
+	a.change(s, func() {
+		if inside {
+			p.held++
+			p.pull(s)
+		} else if preferred {
+			a.byKey[s.Key] = s
+		}
+		s.held, s.ended, s.local = true, ended, local
+		heap.Push(&a.due, s)
+	})
+}
+
+// end frees the table of a lease.
+func (a *Allocator) end(s *slot) {
+	p := a.pools[s.Family]
+	heap.Remove(&a.due, s.index)
+	a.ended++
+	s.held, s.ended, s.local, s.reserved = false, a.ended, true, 0
+	if p.contains(s.Table) {
+		p.held--
+		p.push(s)
+	} else if a.byKey[s.Key] == s {
+		delete(a.byKey, s.Key)
+	}
+}
+
+// change notes what the database has to learn at the next commit, and how to undo it.
+func (a *Allocator) change(s *slot, undo func()) {
+	a.markUnsaved(s)
+	a.touched[s.Key] = struct{}{}
+	a.undo = append(a.undo, undo)
+}
+
+// expire ends the leases that are over.
+func (a *Allocator) expire(now int64) (some bool) {
+	for len(a.due) > 0 && a.due[0].due <= now {
+		s := a.due[0]
+		if s.Expires > s.due {
+			a.due.reorder(s)
+			continue
+		}
+		a.end(s)
+		a.markDirty(now, s)
+		a.expired = append(a.expired, s.Lease)
+		some = true
+	}
+	return some
+}
+
+// Pause gives all leases a full timeout from now on: nobody could renew while the server did not
+// go on. The database need not know; a restart does the same.
+func (a *Allocator) Pause(now int64) {
+	for _, s := range a.due {
+		s.Expires = max(s.Expires, a.expiry(now))
+	}
+}
+
+// markDirty notes that the database has to learn the state of s some time.
+func (a *Allocator) markDirty(now int64, s *slot) {
+	if s.dirty || s.unsaved {
+		return
+	}
+	if len(a.dirty) == 0 {
+		a.flushAt = now + flushAfter
+	}
+	s.dirty = true
+	a.dirty = append(a.dirty, s)
+}
+
+// markUnsaved notes that the database has to learn it at the next commit.
+func (a *Allocator) markUnsaved(s *slot) {
+	if !s.unsaved {
+		s.unsaved = true
+		a.unsaved = append(a.unsaved, s)
+	}
+}
+
+// rollback undoes what was decided since the last commit.
+func (a *Allocator) rollback(now int64) {
+	for _, undo := range slices.Backward(a.undo) {
+		undo()
+	}
+	// What a release ended is dirty now, which costs a write of what the database has already.
+	// What a grant created is known to nobody any more.
+	for _, s := range a.unsaved {
+		if s.unsaved = false; !s.neverGranted() {
+			a.markDirty(now, s)
+		}
+	}
+	a.unsaved = empty(a.unsaved)
+}
+
+// empty keeps the memory of a list, but nothing that it points to.
+func empty[T any](list []T) []T {
+	clear(list)
+	return list[:0]
+}
