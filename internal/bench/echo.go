@@ -18,6 +18,9 @@ func echo(name string) error {
 	if err != nil {
 		return err
 	}
+	if err := conn.Wait(); err != nil {
+		return err
+	}
 	var replies []wire.Message
 	for {
 		datagrams, err := conn.Receive()
