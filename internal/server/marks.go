@@ -25,9 +25,10 @@ type marking struct{ mask, block, fallback uint32 }
 var defaultMarking = marking{mask: 0xff000000, block: 9000, fallback: 15000}
 
 const (
-	// The rules of leases begin seven before 10000. IPv6 looks a route up again with a source,
-	// and meets those: a guard has to stand before them.
-	leaseRules = 9993
+	// The rules of leases begin two before 10000. IPv6 looks a route up again with a source,
+	// and meets those: a guard has to stand before them. With specific_first there may be five
+	// more before that, but a configuration that was right stays right.
+	leaseRules = 9998
 	mainRule   = 32766
 )
 
