@@ -20,7 +20,7 @@ rules and routes of an address for as long as the address exists. They stay in
 place when watch ends, for the next watch.
 
   -i, --ifname PATTERN...   links to serve, like 'wan*,wwan*' (*)
-      --exclude PATTERN...  links to leave alone (lo, docker*, br-*, veth*, ...)
+      --exclude PATTERN...  links to leave alone (lo)
   -c, --config FILE         a profile for each pattern; SIGHUP reads it again
       --clean               when watch ends, delete rules and routes and release
                             the leases
