@@ -153,12 +153,11 @@ func (l *loader) sort() (live map[Key]*slot, over []*slot) {
 			l.a.ended = max(l.a.ended, s.ended)
 			continue
 		}
-		log := l.a.log.With("family", s.Family.String(), "ifname", s.Ifname, "addr", s.Addr, "table", s.Table)
 		switch other := live[s.Key]; {
 		case !s.held:
 			elsewhere++
 		case l.a.cfg.Taken != nil && l.a.cfg.Taken(s.Table, s.Key):
-			log.Warn("another address uses the table, so the lease is of an older database")
+			l.warn(s, "another address uses the table, so the lease is of an older database")
 			s.held, s.local = false, false
 		case other == nil:
 			live[s.Key] = s
@@ -166,7 +165,7 @@ func (l *loader) sort() (live map[Key]*slot, over []*slot) {
 			if compareEnds(s, other) < 0 {
 				s, other = other, s
 			}
-			log.Warn("two leases of one key, the one that ends later stays", "stays", s.Table)
+			l.warn(other, "another lease of the same key ends later, so this one is over")
 			live[s.Key], s, other.held = s, other, false
 		}
 		if !s.held {
@@ -177,6 +176,10 @@ func (l *loader) sort() (live map[Key]*slot, over []*slot) {
 		l.a.log.Info("leases of another boot or network namespace are preferences now", "leases", elsewhere)
 	}
 	return live, over
+}
+
+func (l *loader) warn(s *slot, msg string) {
+	l.a.log.Warn(msg, "family", s.Family.String(), "ifname", s.Ifname, "addr", s.Addr, "table", s.Table)
 }
 
 // index enters a slot that the database has. A free table outside the pool stays in the

@@ -168,7 +168,7 @@ func TestTwoLeasesOfOneKey(t *testing.T) {
 	db := peer(t, h.cfg.Path)
 	mustExec(t, db, "UPDATE RtTables SET Addr = '192.0.2.1', Boot = '' WHERE RtTable = 10001")
 	h.open()
-	if got := h.log.String(); !strings.Contains(got, "two leases of one key") {
+	if got := h.log.String(); !strings.Contains(got, "another lease of the same key ends later") {
 		t.Errorf("log: %s", got)
 	}
 	h.want(ops(get(1), get(4)), "renewed 10001", "granted 10000")
