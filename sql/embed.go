@@ -1,5 +1,5 @@
 // Package sql holds the schema of the lease database as numbered migrations. A released
-// migration never changes: what is wrong with it is put right by the next one.
+// migration never changes: the next one corrects it.
 package sql
 
 import (

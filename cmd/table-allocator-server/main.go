@@ -73,7 +73,7 @@ func run() int {
 	if err := serve(cfg, log); err != nil {
 		log.Error("cannot serve", "err", err)
 		if cfg.Syslog || cfg.LogPath != "" {
-			return fail(err) // whoever starts it by hand looks here
+			return fail(err) // a user who starts the server by hand looks here
 		}
 		return cli.ExitError
 	}

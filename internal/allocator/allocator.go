@@ -1,5 +1,5 @@
 // Package allocator knows who holds which routing table: leases, the pools they come from,
-// and their end. It hides the database, which is the truth; what is in memory is its index.
+// and their end. It hides the database, which is the truth, and the index of it in memory.
 package allocator
 
 import (
@@ -72,21 +72,21 @@ type Config struct {
 	Marks   Marks
 
 	// Avoid reports whether table must not go to key now, because rules of the host refer to
-	// it. lastHolder held the table last, in this database and epoch; it is the zero Key if
-	// nobody did. uncached asks for a new look at the rules. A nil Avoid never does.
+	// it. lastHolder held the table last, in this database and epoch, and is the zero Key if it was
+	// never held. With uncached the rules have to be read again. A nil Avoid never does.
 	Avoid func(table uint32, key, lastHolder Key, uncached bool) bool
 
 	// Taken reports whether rules of the host show that another key than this one holds table,
 	// so that a row which says that key does is of an older database. A nil Taken never does.
 	Taken func(table uint32, key Key) bool
 
-	// Sources returns the tables that rules of the host look up for what comes from exactly the
-	// address of key, in the order of the rules. A nil Sources returns none.
+	// Sources returns the tables that rules of the host look up for packets from exactly the address
+	// of key, in the order of the rules. A nil Sources returns none.
 	Sources func(key Key) []uint32
 }
 
-// Op is one request: for a table, which also renews, or with Release to give it back. Of its
-// texts the allocator keeps copies, so that they may be parts of something larger.
+// Op is one request: to acquire or renew a lease, or with Release to give it back. The allocator keeps
+// copies of its texts, so they may be parts of something larger.
 type Op struct {
 	Release bool
 	Key     Key
@@ -125,8 +125,8 @@ const (
 )
 
 // Result answers one Op. Lease has the lease granted, renewed or released; otherwise only
-// its Key is set. Err is set when the outcome is Refused. A Pending result holds only once
-// Commit has returned nil, and is a refusal otherwise.
+// its Key is set. Err is set when the outcome is Refused. A Pending result is true once Commit has
+// returned nil. If Commit fails the op is refused.
 type Result struct {
 	Outcome Outcome
 	Lease   Lease
@@ -134,8 +134,8 @@ type Result struct {
 	Pending bool
 }
 
-// Allocator leases tables. But for Writing it is not safe for concurrent use: callers share it
-// under one mutex. Every now is a second of CLOCK_MONOTONIC_RAW.
+// Allocator leases tables. Callers share it under one mutex, but may call Writing at any time. Every
+// now is a second of CLOCK_MONOTONIC_RAW.
 type Allocator struct {
 	cfg Config
 	utc func() time.Time
@@ -144,15 +144,15 @@ type Allocator struct {
 	store  *store
 	writes stopwatch
 	pools  map[Family]*pool
-	byKey  map[Key]*slot // what the key holds, or held last and nobody has needed since
+	byKey  map[Key]*slot // the table that the key holds, or the one it held last if no other key has it now
 	due    expiryHeap    // all leases in force
 	ended  int64         // the newest end of a lease
 	marks  marks         // of interfaces
 
 	touched map[Key]struct{} // keys with a change that is not committed
 	undo    []func()         // one for each such change
-	unsaved []*slot          // what they created or ended
-	dirty   []*slot          // what else the database does not know yet, in order of change
+	unsaved []*slot          // leases that these changes created or ended
+	dirty   []*slot          // other slots that differ from the database, in order of change
 	expired []Lease          // not yet returned by Tick
 
 	flushAt int64 // when dirty is to be written
@@ -160,8 +160,8 @@ type Allocator struct {
 	retryAt int64 // no attempt to write before, after one failed
 }
 
-// Decide applies an op and returns what became of it. A pending result may be answered after the
-// next Commit; any other, a renewal's among them, at once.
+// Decide applies an op and returns its result. The caller may answer a pending result after the next
+// Commit, and any other at once, as that of a renewal.
 func (a *Allocator) Decide(now int64, op *Op) Result {
 	a.expire(now)
 	s, p := a.byKey[op.Key], a.pools[op.Key.Family]
@@ -196,7 +196,7 @@ func (a *Allocator) Decide(now int64, op *Op) Result {
 	if held {
 		owner = s.Owner
 		a.release(s)
-		s = nil // it is of no pool, and so forgotten
+		s = nil // its table is in no pool, so the key keeps no preference for it
 	}
 	a.hold(next, s, Lease{Key: op.Key, Table: next.Table, Tag: op.Tag, Owner: owner, Expires: a.expiry(now)})
 	return Result{Outcome: Granted, Lease: next.Lease, Pending: true}
@@ -222,10 +222,10 @@ func (a *Allocator) expiry(now int64) int64 {
 	return now + a.cfg.Timeout
 }
 
-// choose returns the free table for a key. In this order: the one it wants; if it names none,
-// the one that a rule from its address looks up; the one it had last; the lowest that was never
-// granted; the one unused for longest. It returns nil if there is none, which it only believes
-// after an uncached look at what is avoided.
+// choose returns a free table for a key, nil if there is none. It tries, in this order, the table that the
+// key wants, or, if it names none, those that rules from its address look up; the one that the key had
+// last; the lowest that was never granted; the one that is unused for longest. If a rule forbids a table,
+// choose reads the rules again before it returns nil.
 func (a *Allocator) choose(now int64, p *pool, key Key, last *slot, want uint32) *slot {
 	wanted := []uint32{want}
 	if want == 0 && a.cfg.Sources != nil {

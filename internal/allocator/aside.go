@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// A damaged database keeps no server from starting: it is renamed, which loses nothing, and a new
-// one is begun. Rows that can still be read are preferences then, and clients that live bring their
-// numbers back.
+// The server starts also with a damaged database: it renames the file, so that nothing is lost, and
+// begins a new one. Rows that it can still read become preferences, and clients that run name their
+// numbers when they renew.
 
 const (
 	headerBytes   = 100 // of an SQLite database
@@ -24,17 +24,17 @@ const (
 	// applicationID is what databases of ours have there.
 	applicationID = 0x54614c41
 
-	asideMark = ".damaged-" // and a date, in the names of what is set aside
-	asideMost = 3           // of these
+	asideMark = ".damaged-" // in the name of a database that is set aside, before the date
+	asideMost = 3           // databases that may be set aside
 )
 
-// errInPlace says that the path leads to a file that is not the one to replace.
+// errInPlace says that the path leads to a file that we have not opened.
 var errInPlace = errors.New("another file is in its place: move that away, and the leases are written anew; or restart the server to use it")
 
-// ours reports whether a damaged file is certainly a database of ours, or of the original, or has
-// nothing but the zeros that a power cut leaves.
+// ours reports whether a damaged file was certainly a database of this program or of the original, or
+// consists of zeros, as after a power cut.
 func (s *store) ours() (bool, error) {
-	const most = 64 << 20 // the schema is not behind that
+	const most = 64 << 20 // bytes to search for the schema, which is near the beginning
 	data, err := io.ReadAll(io.NewSectionReader(s.file, 0, most))
 	if err != nil {
 		return false, err
@@ -44,7 +44,7 @@ func (s *store) ours() (bool, error) {
 		has("RtTables") && has("LeaseExpires") || len(bytes.TrimLeft(data, "\x00")) == 0, nil
 }
 
-// prove returns why a damaged file is not certainly ours.
+// prove returns an error unless a damaged file was certainly ours.
 func (s *store) prove() error {
 	ours, err := s.ours()
 	if err == nil && !ours {
@@ -71,8 +71,8 @@ func (s *store) setAside(utc time.Time) (aside string, err error) {
 	return aside, nil
 }
 
-// makeRoom deletes the newest of what was set aside if there are as many as there may be: the
-// oldest ones are closest to whatever damages them.
+// makeRoom deletes the newest database that was set aside if there are asideMost. The oldest ones show
+// best what damaged them.
 func (s *store) makeRoom() error {
 	dir, base := filepath.Split(s.path)
 	entries, err := os.ReadDir(dir) // in the order of names, and so of dates
@@ -97,7 +97,7 @@ func (s *store) makeRoom() error {
 	return errors.Join(errs...)
 }
 
-// leave closes a database that is damaged or gone, and sets aside what is left of it.
+// leave closes a database that is damaged or was deleted, and sets it aside if the file is still there.
 func (s *store) leave(utc time.Time) (aside string, err error) {
 	switch now, err := identify(s.path); {
 	case err != nil:
@@ -105,7 +105,7 @@ func (s *store) leave(utc time.Time) (aside string, err error) {
 	case now == fileID{}:
 	case now != s.found[0]:
 		return "", errInPlace
-	case !s.begun && s.made: // of an attempt before
+	case !s.begun && s.made: // an earlier attempt to begin anew has left it
 		return "", errors.Join(s.close(), os.Remove(s.path))
 	case !s.begun:
 		return "", errInPlace

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// hold gives a free table of the pool to a key that holds none; had is what it had last.
+// hold grants a free table of the pool to a key that holds none. had is the table that the key had last.
 func (a *Allocator) hold(s, had *slot, l Lease) {
 	p, before, first := a.pools[l.Family], s.Lease, s.neverGranted()
 	preferred := !first && a.byKey[before.Key] == s
@@ -41,7 +41,7 @@ func (a *Allocator) hold(s, had *slot, l Lease) {
 	})
 }
 
-// release ends a lease, to be undone if that cannot be stored.
+// release ends a lease until the next Commit, which undoes that if it fails.
 func (a *Allocator) release(s *slot) {
 	p, ended, local := a.pools[s.Family], s.ended, s.local
 	inside, preferred := p.contains(s.Table), a.byKey[s.Key] == s
@@ -72,7 +72,7 @@ func (a *Allocator) end(s *slot) {
 	}
 }
 
-// change notes what the database has to learn at the next commit, and how to undo it.
+// change notes that the next commit has to store s, and how to undo the change of it.
 func (a *Allocator) change(s *slot, undo func()) {
 	a.markUnsaved(s)
 	a.touched[s.Key] = struct{}{}
@@ -95,15 +95,15 @@ func (a *Allocator) expire(now int64) (some bool) {
 	return some
 }
 
-// Pause gives all leases a full timeout from now on: nobody could renew while the server did not
-// go on. The database need not know; a restart does the same.
+// Pause extends all leases to a full timeout from now on, since no holder could renew while the server
+// stood still. It does not store the new ends: a restart extends leases likewise.
 func (a *Allocator) Pause(now int64) {
 	for _, s := range a.due {
 		s.Expires = max(s.Expires, a.expiry(now))
 	}
 }
 
-// markDirty notes that the database has to learn the state of s some time.
+// markDirty notes that Tick has to store s.
 func (a *Allocator) markDirty(now int64, s *slot) {
 	if s.dirty || s.unsaved {
 		return
@@ -115,7 +115,7 @@ func (a *Allocator) markDirty(now int64, s *slot) {
 	a.dirty = append(a.dirty, s)
 }
 
-// markUnsaved notes that the database has to learn it at the next commit.
+// markUnsaved notes that the next commit has to store s.
 func (a *Allocator) markUnsaved(s *slot) {
 	if !s.unsaved {
 		s.unsaved = true
@@ -128,8 +128,8 @@ func (a *Allocator) rollback(now int64) {
 	for _, undo := range slices.Backward(a.undo) {
 		undo()
 	}
-	// What a release ended is dirty now, which costs a write of what the database has already.
-	// What a grant created is known to nobody any more.
+	// A lease whose release is undone is stored once more, as the database has it already. A table
+	// whose first grant is undone has no slot any more.
 	for _, s := range a.unsaved {
 		if s.unsaved = false; !s.neverGranted() {
 			a.markDirty(now, s)
@@ -138,7 +138,7 @@ func (a *Allocator) rollback(now int64) {
 	a.unsaved = empty(a.unsaved)
 }
 
-// empty keeps the memory of a list, but nothing that it points to.
+// empty returns the list without its elements. It keeps the memory of the list.
 func empty[T any](list []T) []T {
 	clear(list)
 	return list[:0]

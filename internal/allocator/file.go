@@ -33,7 +33,7 @@ func openFile(path string, log *slog.Logger) (f *os.File, made bool, err error) 
 	} else if err != nil {
 		return nil, made, explainFile(err)
 	}
-	// Before a file is made, since one that was made in vain would be in the way of the next attempt.
+	// Before a file is made: a file that the next attempt finds would be somebody else's to it.
 	if err := checkPlace(path, log); err != nil {
 		return f, made, err
 	}
@@ -67,7 +67,7 @@ func explainFile(err error) error {
 	return cause(err)
 }
 
-// cause drops the operation and the path of an error, which the caller adds.
+// cause returns an error without its operation and path, which the caller adds.
 func cause(err error) error {
 	var e *fs.PathError
 	if errors.As(err, &e) {
@@ -76,7 +76,7 @@ func cause(err error) error {
 	return err
 }
 
-// ownFile makes sure that nobody else has made the file or reaches it by another name.
+// ownFile returns an error if another user made the file, or if it has another name.
 func ownFile(info fs.FileInfo) error {
 	st := info.Sys().(*syscall.Stat_t)
 	switch {
@@ -90,7 +90,7 @@ func ownFile(info fs.FileInfo) error {
 	return nil
 }
 
-// checkHeader finds what SQLite would take for a database of another kind, or not take at all.
+// checkHeader returns errDamaged for a file that SQLite would not read, or not write to.
 func checkHeader(f *os.File) error {
 	head := make([]byte, headerBytes)
 	n, err := f.ReadAt(head, 0)
@@ -104,8 +104,8 @@ func checkHeader(f *os.File) error {
 	return nil
 }
 
-// checkPlace looks at what lies beside the database: where others may create files, they
-// may have left a journal for SQLite to believe.
+// checkPlace checks the files beside the database. Where other users can create files, one of them may
+// have created a journal that SQLite would apply.
 func checkPlace(path string, log *slog.Logger) error {
 	dir, err := os.Stat(filepath.Dir(path))
 	if err != nil {
@@ -129,8 +129,8 @@ func checkPlace(path string, log *slog.Logger) error {
 	return nil
 }
 
-// lockHolder returns " (pid N)" for the process that has the lock on f, or nothing: the
-// kernel tells it only within a pid namespace, and not on every file system.
+// lockHolder returns " (pid N)" for the process that has the lock on f, or "": /proc/locks has pids of
+// this pid namespace only, and not every file system.
 func lockHolder(f *os.File) string {
 	info, err := f.Stat()
 	if err != nil {

@@ -12,14 +12,14 @@ import (
 	"unicode/utf8"
 )
 
-// loader turns what a database says into the index.
+// loader makes the index from the rows of a database.
 type loader struct {
 	a       *Allocator
 	now     int64
-	damaged bool // what is read is a preference only
+	damaged bool // leases become preferences
 
 	known map[place]*slot
-	odd   []int64 // rows of RtTables that make no sense
+	odd   []int64 // rowids of rows of RtTables that make no sense
 }
 
 // place is a table of a family.
@@ -45,17 +45,18 @@ func (l *loader) read(version int64) error {
 	)
 }
 
-// salvage reads what a damaged database still says, rows from either end.
+// salvage reads the rows of a damaged database that can be read, from either end of the table.
 func (l *loader) salvage() {
 	l.known = make(map[place]*slot)
 	s, version := l.a.store, int64(0)
-	if s.db == nil { // there is something wrong with the header
+	if s.db == nil { // the header is damaged
 		var err error
 		if s.db, err = openDatabase(s.path); err != nil {
 			return
 		}
 	}
-	_ = s.db.exec("PRAGMA writable_schema = ON") // goes on behind damage in the schema; all of these end at some
+	// Each of these fails where the damage is. With writable_schema SQLite reads a damaged schema too.
+	_ = s.db.exec("PRAGMA writable_schema = ON")
 	_ = s.db.queryRow("PRAGMA user_version", &version)
 	_ = s.history(version, l.past)
 	_ = s.leases(version, "ASC", l.lease)
@@ -91,7 +92,7 @@ func (l *loader) lease(row []driver.Value) error {
 	at := place{s.Family, s.Table}
 	switch other := l.known[at]; {
 	case other == nil:
-	case other.ended == 0 && compareEnds(other, s) >= 0: // of a damaged database
+	case other.ended == 0 && compareEnds(other, s) >= 0: // only a damaged database has two leases of a table
 		return nil
 	default:
 		s.history = other.history
@@ -100,8 +101,8 @@ func (l *loader) lease(row []driver.Value) error {
 	return nil
 }
 
-// finish makes the index of what was read, and marks what the database is to have differently:
-// only a later end of leases may wait.
+// finish makes the index of the rows that were read, and notes which rows the database must have
+// differently. Rows that only get a later end are dirty; the others are unsaved.
 func (l *loader) finish() error {
 	for _, id := range l.odd {
 		if l.damaged {
@@ -137,14 +138,14 @@ func (l *loader) finish() error {
 	for _, s := range free {
 		a.index(s)
 	}
-	// Last, since what a key holds goes before what it held.
+	// Last, so that byKey has the table that a key holds, and not one that it held.
 	for _, s := range live {
 		a.index(s)
 	}
 	return nil
 }
 
-// sort finds the leases in force, one for each key, and those that are over.
+// sort returns the leases in force, one for each key, and those that are over.
 func (l *loader) sort() (live map[Key]*slot, over []*slot) {
 	live = make(map[Key]*slot)
 	elsewhere := 0
@@ -182,8 +183,8 @@ func (l *loader) warn(s *slot, msg string) {
 	l.a.log.Warn(msg, "family", s.Family.String(), "ifname", s.Ifname, "addr", s.Addr, "table", s.Table)
 }
 
-// index enters a slot that the database has. A free table outside the pool stays in the
-// database only, for when the pool moves back.
+// index enters a slot into the index. A free table outside the pool stays in the database only, for the
+// case that the pool contains it again later.
 func (a *Allocator) index(s *slot) {
 	p := a.pools[s.Family]
 	inside := p.contains(s.Table)
@@ -204,8 +205,8 @@ func (a *Allocator) index(s *slot) {
 	}
 }
 
-// parseLease turns a row into a slot, with its address in canonical text, and returns where its
-// lease was granted.
+// parseLease turns a row into a slot, with its address in canonical text. It also returns the epoch of the
+// lease.
 func parseLease(row []driver.Value) (*slot, Epoch, error) {
 	var at Epoch
 	var netns int64
@@ -233,15 +234,14 @@ func parseLease(row []driver.Value) (*slot, Epoch, error) {
 		}
 		s.Addr = ip.String()
 	}
-	// The tag decides nothing, so a bad one does not cost the lease.
+	// The tag has no effect, so a lease with a bad one stays.
 	if text, ok := tag.(string); ok && isText(text, 127) {
 		s.Tag = text
 	}
 	return s, at, nil
 }
 
-// isText accepts what a request may carry, too: no control characters, which would break a
-// line of the log.
+// isText reports whether a request may carry s: control characters would break a line of the log.
 func isText(s string, most int) bool {
 	return len(s) <= most && utf8.ValidString(s) && !slices.ContainsFunc([]rune(s), unicode.IsControl)
 }

@@ -20,8 +20,8 @@ func (m Marks) has(index uint32) bool {
 	return index >= 1 && index <= m.Last && (m.Skip == nil || !m.Skip(index))
 }
 
-// marks are those of interfaces: one each, for ever. When they run out, the mark goes to another
-// interface for which nobody asked for longest and that nothing uses.
+// marks are the marks of interfaces. An interface keeps its mark until all marks are given. Then the
+// unused one that was not asked for for the longest time goes to another interface.
 type marks struct {
 	Marks
 	byIfname map[string]mark
@@ -48,22 +48,22 @@ func (a *Allocator) Mark(ifname string) (index uint32, ok bool) {
 	return index, a.marks.has(index)
 }
 
-// Use says what on the host uses marks. Both functions are asked only if an interface has none.
+// Use finds out which marks the host uses. TakeMark calls the functions only if the interface has no mark.
 type Use struct {
-	Of func() (index uint32)         // of the interface itself: the mark that it had, 0 if nothing tells
-	By func(index uint32) (any bool) // whether anything uses the mark, which is then not taken from anybody
+	Of func() (index uint32)          // the mark that the host uses for the interface, 0 if that cannot be seen
+	By func(index uint32) (used bool) // whether the host uses a mark. No other interface gets it then
 }
 
-// TakeMark returns the index of the interface's mark, and chooses one if it has none: the one that
-// the host uses for it, a lost database of which knew; one that nobody has, else the one unused
-// for longest. What is returned is in the database; an error is ErrNoMark or ErrStorage.
+// TakeMark returns the index of the interface's mark, and stores it. If the interface has none, it chooses
+// the mark that the host uses for the interface, as after the database was lost; else one that no
+// interface has; else the one that is unused for longest. An error is ErrNoMark or ErrStorage.
 func (a *Allocator) TakeMark(now int64, ifname string, use Use) (uint32, error) {
 	m := &a.marks
 	next := mark{used: m.used + 1}
 	have, ok := a.Mark(ifname)
 	if ok {
 		if m.byIfname[ifname].used == m.used {
-			return have, nil // was the last one, too
+			return have, nil // the newest use is stored already
 		}
 		next.index = have
 	} else if next.index = m.choose(use); next.index == 0 {
@@ -75,7 +75,7 @@ func (a *Allocator) TakeMark(now int64, ifname string, use Use) (uint32, error) 
 		return next.index, nil
 	}
 	if ok {
-		return have, nil // only its turn is not noted
+		return have, nil // only the use is not stored
 	}
 	return 0, fmt.Errorf("%w: %w", ErrStorage, err)
 }

@@ -9,12 +9,11 @@ import (
 	"time"
 )
 
-// Open opens the database, made new if there is none, and takes over what it finds: leases
-// of this epoch stay in force for a full timeout at least, since their holders could not renew
-// while nobody served; leases of other ones leave only a preference.
-// The first Open of a database of the original keeps a copy of it beside it. A damaged database
-// of ours is set aside, and a new one begun. Any other error says what to do; then the database
-// is as it was.
+// Open opens the database, or makes one. Leases of this epoch stay in force for a full timeout at
+// least, since their holders could not renew while no server ran; leases of other epochs become
+// preferences. The first Open of a database of the original leaves a copy of it beside it. A damaged
+// database of ours is set aside, and a new one begun. After any other error, which says what to do, the
+// database is as it was.
 func Open(cfg Config, now int64, log *slog.Logger) (*Allocator, error) {
 	a := &Allocator{cfg: cfg, utc: time.Now, log: log}
 	err := a.reset()
@@ -63,7 +62,7 @@ func (a *Allocator) attach(now int64) (err error) {
 	return nil
 }
 
-// takeOver indexes what a database says that is whole, and stores what it is to say differently.
+// takeOver makes the index of a database that is whole, and stores what changes with the start.
 func (a *Allocator) takeOver(now int64) error {
 	version, original, err := a.store.version()
 	if err == nil {
@@ -100,7 +99,7 @@ func (a *Allocator) takeOver(now int64) error {
 	return nil
 }
 
-// salvage replaces a damaged database by a new one, with what can still be read.
+// salvage replaces a damaged database by a new one with the rows that can still be read.
 func (a *Allocator) salvage(now int64, cause error) error {
 	if err := errors.Join(a.store.prove(), a.reset()); err != nil {
 		return fmt.Errorf("%w: %w", cause, err)
@@ -111,7 +110,7 @@ func (a *Allocator) salvage(now int64, cause error) error {
 	if err != nil {
 		return err
 	}
-	_ = a.store.close() // of what is damaged
+	_ = a.store.close() // a damaged database need not close without an error
 	if a.store, err = openStore(a.cfg.Path, a.cfg.Epoch, a.log); err != nil {
 		return err
 	}

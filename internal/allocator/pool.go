@@ -16,9 +16,9 @@ type slot struct {
 	local    bool  // the last holder of a free table held it in this epoch
 	reserved int64 // until then a free table goes to its last holder only
 	ended    int64 // grows with every end of a lease, over restarts too; 0 before the first end
-	unsaved  bool  // the database is to know this state before anybody else does
-	dirty    bool  // the database does not know this state yet
-	history  bool  // the history in the database may have a row of this table
+	unsaved  bool  // the next commit has to store this state
+	dirty    bool  // Tick has to store this state
+	history  bool  // table history may have a row of this table
 	index    int   // in the expiry heap
 	due      int64 // place in the expiry heap: not after the end of the lease
 
@@ -28,10 +28,10 @@ type slot struct {
 // neverGranted reports whether a table counts as never granted: its first grant was undone.
 func (s *slot) neverGranted() bool { return !s.held && s.ended == 0 }
 
-// hasHistory reports whether the database is to know more, or less, than the lease.
+// hasHistory reports whether table history has a row of this table now, or must have one.
 func (s *slot) hasHistory() bool { return !s.held || s.history }
 
-// lastHolder returns the zero Key when rules of this host cannot come from an earlier holder.
+// lastHolder returns the zero Key if no rules of this host can be of an earlier holder.
 func (s *slot) lastHolder() Key {
 	if s != nil && s.local {
 		return s.Key
@@ -179,7 +179,7 @@ func (p *pool) pickOldest(fits func(uint32, *slot) bool) *slot {
 	return nil
 }
 
-// push makes s the free table that was in use most recently.
+// push adds a table that has just become free.
 func (p *pool) push(s *slot) { p.insert(s, p.ring.prev, &p.ring) }
 
 func (p *pool) insert(s, prev, next *slot) {
@@ -188,8 +188,8 @@ func (p *pool) insert(s, prev, next *slot) {
 	p.free++
 }
 
-// pull takes s out of the list. To undo it, insert s between its neighbours again, after
-// everything done to the list since is undone.
+// pull takes s out of the list. To undo it, first undo all later changes of the list, then insert s
+// between its neighbours.
 func (p *pool) pull(s *slot) {
 	s.prev.next, s.next.prev = s.next, s.prev
 	p.free--

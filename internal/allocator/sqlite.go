@@ -146,16 +146,16 @@ func ordered(to []driver.NamedValue, args []driver.Value) []driver.NamedValue {
 	return to
 }
 
-// errDamaged says that a file is no whole database. A disk that is full, read-only or broken is
-// another error.
+// errDamaged says that a file is not a whole database. It is not the error of a disk that is full,
+// read-only or broken.
 var errDamaged = errors.New("it is not a whole SQLite database")
 
-// hints are what to do about errors of SQLite, by primary result code.
+// hints say what to do about errors of SQLite, by primary result code.
 var hints = map[int]string{
 	sqlite3.SQLITE_BUSY:     inUse,
 	sqlite3.SQLITE_LOCKED:   inUse,
 	sqlite3.SQLITE_FULL:     "make room on the file system",
-	sqlite3.SQLITE_IOERR:    "the file system is full, read-only or broken; the kernel log tells",
+	sqlite3.SQLITE_IOERR:    "the file system is full, read-only or broken; see the kernel log",
 	sqlite3.SQLITE_READONLY: noWriting,
 	sqlite3.SQLITE_CANTOPEN: noWriting,
 	sqlite3.SQLITE_PERM:     noWriting,
@@ -175,7 +175,7 @@ func explain(err error) error {
 	if hint, ok := hints[code]; ok {
 		return fmt.Errorf("%w: %s", err, hint)
 	}
-	// What we ask for is always the same: if it makes no sense, the schema is not what we wrote.
+	// Our statements are right for our schema, so a logic error means that the schema is another one.
 	if code == sqlite3.SQLITE_NOTADB || code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_ERROR {
 		return fmt.Errorf("%w: %w", errDamaged, err)
 	}

@@ -24,7 +24,7 @@ type store struct {
 	file  *os.File
 	found [3]fileID // what path and its companions led to when it was opened
 	made  bool      // the file was new then
-	begun bool      // it has our schema and all that it is to have
+	begun bool      // it has our schema and rows
 	db    *database // nil once it is closed
 
 	begin, commit                                *statement
@@ -34,12 +34,12 @@ type store struct {
 	clock                                        [2]int64       // the row that the database has: monotonic, utc
 }
 
-// patienceAtStart is how long SQLite waits for other programs before the server serves, in
-// milliseconds. Later it does not wait: nobody who holds a lock on the database holds up renewals.
+// patienceAtStart is how many milliseconds SQLite waits for locks of other programs before the server
+// serves. Afterwards it does not wait, so that no program can delay renewals with a lock.
 const patienceAtStart = 250
 
-// openStore opens the database without writing to it, but for its mode. The store is to be
-// closed also after an error.
+// openStore opens the database. It changes the mode of the file and nothing in it. The caller closes the
+// store also after an error.
 func openStore(path string, epoch Epoch, log *slog.Logger) (s *store, err error) {
 	s = &store{epoch: epoch, path: path}
 	if s.file, s.made, err = openFile(path, log); err != nil {
@@ -59,12 +59,11 @@ func openStore(path string, epoch Epoch, log *slog.Logger) (s *store, err error)
 	if s.db, err = openDatabase(path); err != nil {
 		return s, err
 	}
-	// A lease means nothing after a crash of the machine, so nothing has to reach the disk, neither
-	// before a reply nor in any order.
+	// A lease means nothing after a crash of the machine, so nothing has to reach the disk.
 	if err := s.db.exec("PRAGMA busy_timeout = " + strconv.Itoa(patienceAtStart) + "; PRAGMA synchronous = OFF"); err != nil {
 		return s, err
 	}
-	// In a directory that others write to, the path may lead elsewhere by now.
+	// In a directory that other users write to, the path may lead to another file by now.
 	if now, err := identify(path); err != nil || now != s.found[0] {
 		return s, errors.New("the file was replaced while it was opened: use a directory that nobody else writes to")
 	}
@@ -87,11 +86,11 @@ func identify(path string) (fileID, error) {
 	return fileID{st.Dev, st.Ino}, err
 }
 
-// errAstray says that SQLite has open what the path does not lead to any more.
+// errAstray says that the path does not lead to the open files any more.
 var errAstray = errors.New("it was deleted, or moved away")
 
-// astray reports whether the path leads to something else than the open files: SQLite would go
-// on writing to them, and nobody would ever find that again.
+// astray reports whether the path does not lead to the open files any more. SQLite would go on writing to
+// files that no later server finds.
 func (s *store) astray() bool {
 	if s.db == nil {
 		return true
@@ -105,8 +104,8 @@ func (s *store) astray() bool {
 	return false
 }
 
-// close also ends the lock, and so comes after all writing. The file goes last: closing any
-// descriptor of a file drops the locks that SQLite has on it. Closing again does nothing.
+// close also drops the lock, so nothing may be written afterwards. It closes the file last: closing any
+// descriptor of a file drops the locks that SQLite has on it. To close again does nothing.
 func (s *store) close() error {
 	var errs []error
 	if s.db != nil {
@@ -123,8 +122,8 @@ func (s *store) close() error {
 	return nil
 }
 
-// transact runs fn in a transaction that has the write lock from its beginning, so that a
-// database locked by others is noticed before anything is written.
+// transact runs fn in a transaction that has the write lock from its beginning: if another program has
+// the lock, transact fails before anything is written.
 func (s *store) transact(fn func() error) error {
 	err := s.begin.exec()
 	if err == nil {
@@ -134,18 +133,17 @@ func (s *store) transact(fn func() error) error {
 		err = s.commit.exec()
 	}
 	if err != nil {
-		// SQLite may have ended the transaction itself, or never begun it: then this fails,
-		// rightly. If it stayed open, the next BEGIN would fail.
+		// If SQLite has ended the transaction itself, or never begun it, this fails, as it should.
 		_ = s.db.exec("ROLLBACK")
 	}
 	return err
 }
 
-// schemaVersion is the one of databases that this program writes.
+// schemaVersion is the schema version of the databases that this program writes.
 var schemaVersion = int64(len(migrations.Migrations()))
 
-// version returns the schema version, and whether this is a database of the original. It
-// is an error if the database is of neither of us.
+// version returns the schema version, and whether this is a database of the original. A database of
+// another program is an error.
 func (s *store) version() (version int64, original bool, err error) {
 	if err := s.db.queryRow("PRAGMA user_version", &version); err != nil {
 		return 0, false, err
@@ -174,8 +172,8 @@ func (s *store) version() (version int64, original bool, err error) {
 	return version, version == 0, nil
 }
 
-// check looks at all of the database. What is damaged must not be taken for leases, and not be
-// written to either.
+// check has SQLite check all of the database. A damaged one must neither be read as leases nor be written
+// to.
 func (s *store) check() error {
 	var found string
 	err := s.db.queryRow("PRAGMA integrity_check(1)", &found)
@@ -192,8 +190,8 @@ func (s *store) copyOriginal() (string, error) {
 		if n > 0 {
 			name += "." + strconv.Itoa(n)
 		}
-		// SQLite writes into an empty file as it is. Creating it first keeps its mode ours and
-		// makes sure that it is new.
+		// SQLite takes an empty file as a new database. Making it here gives it our mode, and makes sure
+		// that it is new.
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, fs.ErrExist) {
 			continue
@@ -211,7 +209,7 @@ func (s *store) copyOriginal() (string, error) {
 	}
 }
 
-// start brings the schema from a version to ours and fills the database, all or nothing.
+// start migrates the database from a schema version to ours and lets fill write rows, all or nothing.
 func (s *store) start(version int64, log *slog.Logger, fill func() error) (err error) {
 	if err := s.prepareJournal(log); err != nil {
 		return err
@@ -225,18 +223,18 @@ func (s *store) start(version int64, log *slog.Logger, fill func() error) (err e
 		return err
 	}
 	for i, suffix := range companions[1:] {
-		s.found[i+1], _ = identify(s.path + suffix) // unknown: not watched
+		s.found[i+1], _ = identify(s.path + suffix) // after an error astray ignores it
 	}
 	s.begun = true
 	return s.db.exec("PRAGMA busy_timeout = 0")
 }
 
-// A new database has small pages: a lease changes two, and the fewer bytes go to the log the better.
-// After 4 MiB of log they go to the database.
+// journal sets up the write-ahead log. A new database has small pages, since a lease changes two of them.
+// After 4 MiB the pages in the log are written to the database.
 const journal = `PRAGMA page_size = 2048; PRAGMA wal_autocheckpoint = 2048; PRAGMA application_id = %d`
 
-// prepareJournal switches to a journal that lets others read while we write, and says in the
-// header whose database it is.
+// prepareJournal switches to the write-ahead log, with which other programs can read while we write, and
+// writes into the header whose database it is.
 func (s *store) prepareJournal(log *slog.Logger) (err error) {
 	if err := s.db.exec(fmt.Sprintf(journal, applicationID)); err != nil {
 		return err
@@ -289,8 +287,8 @@ func (s *store) migrate(version int64) error {
 	})
 }
 
-// put writes states, not changes: after an error of unclear effect the same can be written
-// again.
+// put writes the state of slots. It does not write changes, so it can write the same again after an error
+// of which the effect is not known.
 func (s *store) put(now int64, utc time.Time, lists ...[]*slot) error {
 	var boot, netns driver.Value = s.epoch.Boot, int64(s.epoch.Netns)
 	for _, list := range lists {
@@ -313,11 +311,11 @@ func (s *store) put(now int64, utc time.Time, lists ...[]*slot) error {
 	return s.putClock.exec(boot, netns, clock[0], clock[1])
 }
 
-// rowsInOne is how many rows one statement writes: a tenth of a row's time less than one by
-// one, and with more rows it is not less.
+// rowsInOne is how many rows one statement writes. A row takes a tenth less time than with one row in a
+// statement; more rows save no more.
 const rowsInOne = 4
 
-// insertLeases is a statement for so many rows.
+// insertLeases returns the statement for a number of rows.
 func insertLeases(rows int) string {
 	return `INSERT INTO RtTables (RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, Owner, Boot, Netns)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)` + strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows-1) + `
@@ -325,7 +323,7 @@ func insertLeases(rows int) string {
 		LeaseExpires = excluded.LeaseExpires, Tag = excluded.Tag, Owner = excluded.Owner, Boot = excluded.Boot, Netns = excluded.Netns`
 }
 
-// putSlots writes one, or rowsInOne that have no history.
+// putSlots writes one slot, or rowsInOne slots without history.
 func (s *store) putSlots(slots []*slot, boot, netns driver.Value) error {
 	s.row = s.row[:0]
 	for _, t := range slots {
@@ -353,8 +351,8 @@ func (s *store) putSlots(slots []*slot, boot, netns driver.Value) error {
 	return err
 }
 
-// leases hands over the rows of RtTables as they are: the original, and people with sqlite3, put
-// anything in any column.
+// leases calls each for the rows of RtTables. The original, and people with sqlite3, may have written any
+// type into any column.
 func (s *store) leases(version int64, order string, each func(row []driver.Value) error) error {
 	since2 := "0, '', 0"
 	if version >= 2 {
@@ -363,7 +361,7 @@ func (s *store) leases(version int64, order string, each func(row []driver.Value
 	return s.db.query("SELECT rowid, RtTable, AddrFamily, Ifname, Addr, LeaseExpires, Tag, "+since2+" FROM RtTables ORDER BY rowid "+order, each)
 }
 
-// history hands over the free tables that were in use before.
+// history calls each for the free tables that were leased before.
 func (s *store) history(version int64, each func(*slot)) error {
 	reserved := "0"
 	if version >= 5 {
@@ -388,7 +386,7 @@ func (s *store) deleteLease(id int64) error {
 	return s.db.exec("DELETE FROM RtTables WHERE rowid = ?", id)
 }
 
-// marks hands over the marks that interfaces have.
+// marks calls each for the marks of interfaces.
 func (s *store) marks(version int64, each func(ifname string, m mark)) error {
 	if version < 3 {
 		return nil

@@ -9,15 +9,15 @@ import (
 )
 
 const (
-	flushAfter = 1   // seconds that a renewal may wait for the disk, and longer behind others
-	flushMost  = 512 // renewals that one write takes: some milliseconds
-	retryAfter = 2   // seconds between writes that fail
-	clockEvery = 60  // seconds between writes of the clock row
+	flushAfter = 1   // seconds until Tick stores a renewal, or longer if many wait
+	flushMost  = 512 // renewals in one transaction, which takes some milliseconds
+	retryAfter = 2   // seconds from a write that failed to the next
+	clockEvery = 60  // seconds from one write of the clock row to the next
 )
 
-// Commit writes what was created or ended since the last one, in one transaction. If that fails
-// the error is ErrStorage, and the allocator is as if none of that had been asked; renewals stay.
-// Without pending results Commit does nothing.
+// Commit stores, in one transaction, all leases that were created or ended since the last Commit. If that
+// fails, the error is ErrStorage, and the allocator undoes them; renewals stay. Without pending results
+// Commit does nothing.
 func (a *Allocator) Commit(now int64) (err error) {
 	if len(a.undo) == 0 {
 		return nil
@@ -31,8 +31,8 @@ func (a *Allocator) Commit(now int64) (err error) {
 	return err
 }
 
-// Tick ends the leases that are over and writes what waits to be written. It returns the
-// leases that ended since the last Tick, also when the write fails and is tried again.
+// Tick ends the leases that are over, and stores these and renewals. It returns the leases that ended
+// since the last Tick, also if it cannot store them now.
 func (a *Allocator) Tick(now int64) ([]Lease, error) {
 	due := a.expire(now) || len(a.dirty) > 0 && now >= a.flushAt || now >= a.clockAt
 	var err error
@@ -60,16 +60,16 @@ func (a *Allocator) Next() int64 {
 	return next
 }
 
-// Close writes what waits and gives the database back. The allocator is not usable after.
+// Close stores all renewals and closes the database. The allocator is not usable afterwards.
 func (a *Allocator) Close(now int64) error {
 	return errors.Join(a.write(now, len(a.dirty)), a.store.close())
 }
 
-// Writing returns how long, in all, the database has been written to, what is being written now
-// included. It may be called beside everything else.
+// Writing returns how long transactions have taken in all, with the one that is under way. It may be
+// called at any time, from any goroutine.
 func (a *Allocator) Writing() time.Duration { return a.writes.total() }
 
-// write writes what a commit waits for, and up to most others, the oldest first.
+// write stores the unsaved slots, and up to most dirty ones, the oldest first.
 func (a *Allocator) write(now int64, most int) error {
 	most = min(most, len(a.dirty))
 	if err := a.transact(now, func() error { return a.store.put(now, a.utc(), a.unsaved, a.dirty[:most]) }); err != nil {
@@ -80,7 +80,7 @@ func (a *Allocator) write(now int64, most int) error {
 	return nil
 }
 
-// transact runs a transaction, in a new database if the one that there was is damaged or gone.
+// transact runs a transaction. If the database is damaged or was deleted, it begins a new one first.
 func (a *Allocator) transact(now int64, fn func() error) error {
 	return a.writes.time(func() error {
 		err := errAstray
@@ -96,8 +96,8 @@ func (a *Allocator) transact(now int64, fn func() error) error {
 	})
 }
 
-// beginAnew replaces a database that is damaged or gone while the server runs: memory has all
-// that it said, but for preferences for tables that are in no pool now.
+// beginAnew replaces a database that is damaged or was deleted while the server runs. The index has all
+// rows, except preferences for tables that are in no pool now.
 func (a *Allocator) beginAnew(now int64, cause error) error {
 	aside, err := a.store.leave(a.utc())
 	if err != nil {
@@ -113,7 +113,7 @@ func (a *Allocator) beginAnew(now int64, cause error) error {
 	return nil
 }
 
-// fill writes all that is known into a new database.
+// fill writes the whole index into a new database.
 func (a *Allocator) fill(now int64) error {
 	return a.store.start(0, a.log, func() error {
 		for ifname, m := range a.marks.byIfname {
@@ -125,7 +125,7 @@ func (a *Allocator) fill(now int64) error {
 	})
 }
 
-// all is every slot that the database is to know.
+// all returns every slot of the index.
 func (a *Allocator) all() []*slot {
 	all := slices.Concat(a.unsaved, a.dirty, a.due)
 	for _, p := range a.pools {
@@ -136,7 +136,7 @@ func (a *Allocator) all() []*slot {
 	return all
 }
 
-// written notes that the database knows all that is unsaved, and the first n of what is dirty.
+// written notes that the unsaved slots and the first n dirty ones are stored.
 func (a *Allocator) written(now int64, n int) {
 	for _, s := range a.unsaved {
 		s.unsaved, s.history = false, !s.held
@@ -149,8 +149,8 @@ func (a *Allocator) written(now int64, n int) {
 	a.clockAt, a.retryAt = now+clockEvery, 0
 }
 
-// stopwatch adds up how long something takes that is done again and again.
-type stopwatch struct{ before, began atomic.Int64 } // began is 0 while it is not done
+// stopwatch adds up how long calls of functions take.
+type stopwatch struct{ before, began atomic.Int64 } // began is 0 between calls
 
 var processStart = time.Now()
 
@@ -164,7 +164,7 @@ func (w *stopwatch) time(f func() error) error {
 	return f()
 }
 
-// total may be called beside time.
+// total may be called at any time.
 func (w *stopwatch) total() time.Duration {
 	total := time.Duration(w.before.Load())
 	if began := w.began.Load(); began != 0 {

@@ -154,7 +154,7 @@ func TestServerWriteHangs(t *testing.T) {
 	if table, _ := granted(t, answer); table == 10000 || table == 10001 {
 		t.Errorf("table %d went to another", table)
 	}
-	server.waitLog("the server stood still, so leases last longer")
+	server.waitLog("the server stood still, so all leases last longer")
 	eventually(t, "the client renews", func() error {
 		if log := h.clientLog(); !strings.Contains(log, "the server answers again") {
 			return errors.New(log)

@@ -11,8 +11,8 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// access decides who may lease, by the credentials that the kernel gives: real uid and
-// gid, no supplementary groups. Those come from the group database of the host.
+// access decides who may lease. The kernel gives the real uid and gid of the sender, and no
+// supplementary groups: access reads these from the group database of the host.
 type access struct {
 	self       uint32
 	uids, gids []uint32
@@ -24,8 +24,8 @@ type groupsOf struct {
 	until time.Duration
 }
 
-// A change in /etc/group counts after this long, and a flood of datagrams from a
-// stranger does not make the server read it each time.
+// groupsFor is how long the groups of a user are cached, so that a flood of datagrams does not make
+// the server read /etc/group each time.
 const groupsFor = 5 * time.Second
 
 func newAccess(cfg Config) *access {
@@ -53,7 +53,8 @@ func (a *access) check(now time.Duration, cred wire.Cred) error {
 	return fmt.Errorf("uid %d is not permitted: see allowed_users and allowed_groups", cred.UID)
 }
 
-// first tells whether the sender is one of those whom nobody else may keep from answers.
+// first reports whether the sender is root or the server's own user: no other user may keep replies
+// from them.
 func (a *access) first(cred wire.Cred) bool {
 	return cred.UID != wire.OverflowID() && (cred.UID == 0 || cred.UID == a.self)
 }
@@ -62,8 +63,8 @@ func (a *access) groups(now time.Duration, uid uint32) []uint32 {
 	if known, ok := a.cache[uid]; ok && now < known.until {
 		return known.gids
 	}
-	const strangers = 1024 // entries; more would be somebody's attempt at our memory
-	if len(a.cache) >= strangers {
+	const most = 1024 // users, so that many senders do not use up the memory
+	if len(a.cache) >= most {
 		clear(a.cache)
 	}
 	var gids []uint32

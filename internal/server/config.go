@@ -217,8 +217,8 @@ func (c *Config) validate() error {
 		return errors.New("db_path: not a path")
 	}
 	if !filepath.IsAbs(c.Database) {
-		// A service has no telling working directory; sqlite would also read a URI or
-		// ":memory:" into other words.
+		// A service may have any working directory, and SQLite would take a URI or ":memory:" for
+		// something else.
 		abs, err := filepath.Abs(c.Database)
 		if err != nil {
 			return fmt.Errorf("db_path: %w", err)

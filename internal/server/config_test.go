@@ -136,7 +136,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"mask is text", `{"bind_mark_mask":"high"}`, `bind_mark_mask: want a number, or a string like "0xff000000", have "high"`},
 		{"mask is true", `{"bind_mark_mask":true}`, `bind_mark_mask: want a number`},
 		{"mask is null", `{"bind_mark_mask":null}`, `bind_mark_mask: want a number`},
-		{"guards behind leases", `{"bind_priority":9995}`, "bind_priority: 9995, want 1 to 9994: from 9998 on are the rules of leases"},
+		{"guards behind leases", `{"bind_priority":9995}`, "bind_priority: 9995, want 1 to 9994: the rules of leases begin at 9998"},
 		{"guards before local", `{"bind_priority":0}`, "bind_priority: 0, want 1 to 9994"},
 		{"fallback before block", `{"bind_fallback_priority":9004}`, "bind_fallback_priority: 9004, want 9005 to 32762"},
 		{"fallback behind main", `{"bind_fallback_priority":32763}`, "bind_fallback_priority: 32763, want 9005 to 32762"},

@@ -13,11 +13,11 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// The kernel charges a reply to the socket that sent it, until it is read, so that peers with many
-// sockets that they do not read would leave no room for replies to others. Users other than root and
-// our own share a half of the room. Behind nine tenths root gets its replies each from a socket of
-// its own, which is charged to nobody else. Only a peer that connected its socket takes replies from
-// no other than ours: it gets the rest of the room.
+// The kernel charges a reply to the send buffer of the server's socket until the peer reads it, so
+// peers that do not read would leave no room for replies to others. Users other than root and the
+// server's own user may take half of the buffer. When nine tenths are taken, each reply to root goes
+// out from a new socket, which has a send buffer of its own. A peer that connected its socket takes
+// no reply from a new socket: the last tenth is for such peers.
 const (
 	usersShare = 0.5
 	rootsShare = 0.9
@@ -26,17 +26,17 @@ const (
 const (
 	lookEvery   = 16  // replies, for a look at the room
 	repliesMost = 64  // that are sent in one go
-	roundMost   = 256 // requests that wait for the commit end a round, which would go on for as long as datagrams come
+	roundMost   = 256 // requests in a transaction, so that a round ends while datagrams still come
 )
 
 // socket is one form of the name that is served.
 type socket struct {
 	*wire.Conn
-	backlog float64 // the share of the room that was taken at the last look
-	replies int     // since then
+	backlog float64 // share of the send buffer that was taken at the last look
+	replies int     // sent since then
 }
 
-// crowded reports whether more of the room is taken than a share.
+// crowded reports whether more than a share of the send buffer is taken.
 func (c *socket) crowded(share float64) bool {
 	if c.backlog > usersShare || c.replies >= lookEvery {
 		c.backlog, c.replies = c.Backlog(), 0
@@ -44,14 +44,14 @@ func (c *socket) crowded(share float64) bool {
 	return c.backlog > share
 }
 
-// round is what the server does in one go: the datagrams that wait, the transaction that
-// they share, and the replies. Its memory serves one round after the other.
+// round is one turn of a loop: the datagrams that wait, the transaction that they share, and the
+// replies. All rounds use the same memory.
 type round struct {
 	socket  *socket
 	now     time.Duration
 	texts   texts
-	pending []pending // what waits for the commit
-	marks   []ask     // which come after it
+	pending []pending // requests that wait for the commit
+	marks   []ask     // requests for marks, which are answered after it
 	replies []wire.Message
 	out     []byte   // data of replies
 	records []record // for the log
@@ -79,9 +79,9 @@ func (a *ask) op() allocator.Op {
 	}
 }
 
-// handle answers one batch of datagrams: refusals and renewals at once, what creates or
-// ends a lease after the one transaction that writes all of it. A transaction costs much the
-// same whatever is in it, so it takes what has come in the meantime, too.
+// handle answers datagrams: it refuses and renews at once. What creates or ends a lease it answers
+// after one transaction for all of it. A transaction costs much the same whatever is in it, so the
+// datagrams that come until then are part of it.
 func (s *server) handle(c *socket, datagrams []wire.Datagram, now time.Duration) {
 	r := &s.round
 	r.socket, r.now = c, now
@@ -98,7 +98,7 @@ func (s *server) handle(c *socket, datagrams []wire.Datagram, now time.Duration)
 		}
 		var err error
 		if datagrams, err = c.ReceiveNow(); err != nil {
-			break // as the next Receive will say
+			break // the next Receive returns the error
 		}
 	}
 	s.commit(r)
@@ -112,7 +112,7 @@ func (s *server) handle(c *socket, datagrams []wire.Datagram, now time.Duration)
 	r.pending, r.marks, r.records = r.pending[:0], r.marks[:0], r.records[:0]
 }
 
-// decide answers what need not wait for the commit.
+// decide has the allocator decide a request, and answers it unless it has to wait for the commit.
 func (s *server) decide(r *round, a ask) {
 	if a.req.Cmd == wire.Mark {
 		r.marks = append(r.marks, a)
@@ -140,7 +140,7 @@ func (s *server) commit(r *round) {
 	}
 }
 
-// answerOp answers an operation, and has it recorded.
+// answerOp answers an operation, and notes what the log says about it.
 func (s *server) answerOp(r *round, a *ask, result allocator.Result) {
 	if s.recorder.wants(result.Outcome) {
 		r.records = append(r.records, record{a.cred, a.op(), result})
@@ -166,14 +166,14 @@ func (s *server) answer(r *round, to wire.Addr, cred wire.Cred, reply wire.Reply
 	first := s.access.first(cred)
 	switch {
 	case !first && r.socket.crowded(usersShare):
-		s.noise.write(slog.LevelWarn, "reply not sent: too many that nobody reads", "uid", cred.UID, "pid", cred.PID)
+		s.noise.write(slog.LevelWarn, "reply dropped: too many replies are not read", "uid", cred.UID, "pid", cred.PID)
 	case first && r.socket.crowded(rootsShare) && wire.SendApart(m) == nil:
 	default:
 		r.replies = append(r.replies, m)
 	}
 }
 
-// send answers whoever reads: a peer whose queue is full or who is gone asks again.
+// send sends the replies of the round. A peer whose queue is full gets none, and asks again.
 func (s *server) send(r *round) {
 	for i, err := range r.socket.Send(r.replies...) {
 		if errors.Is(err, syscall.EAGAIN) {
@@ -189,8 +189,8 @@ func (s *server) send(r *round) {
 	r.replies, r.out = r.replies[:0], r.out[:0]
 }
 
-// texts turns datagrams into strings with a memory for many of them. Whoever keeps a part
-// of one for long copies it.
+// texts turns datagrams into strings, many of which share one piece of memory. Code that keeps a part
+// of such a string for long has to copy it.
 type texts struct{ b strings.Builder }
 
 func (t *texts) keep(data []byte) string {
@@ -204,9 +204,9 @@ func (t *texts) keep(data []byte) string {
 	return t.b.String()[from:]
 }
 
-// judge turns a datagram into a request to decide, or answers it: what carries no sender is
-// dropped so that the sender tries again, and a response is never answered, lest two programs
-// answer each other for ever.
+// judge turns a datagram into a request to decide, or answers it. A datagram without credentials is
+// dropped, so that its sender tries again. A response is never answered, or two programs could answer
+// each other for ever.
 func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 	if len(d.Data) == 0 && d.Cred.PID == int32(os.Getpid()) { // of Wake
 		return req, false
@@ -222,7 +222,7 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 	case err == nil && req.Cmd != wire.Acquire && req.Cmd != wire.Release && req.Cmd != wire.Mark:
 		err = fmt.Errorf("cmd %d: for the holder of a lease, not for the server", req.Cmd)
 	case err == nil && req.Cmd != wire.Release && !d.From.Bound():
-		err = errors.New("sender is not bound, so nobody would hear of the lease")
+		err = errors.New("the sender is not bound, so it cannot be answered")
 	}
 	if err != nil {
 		s.noise.write(slog.LevelWarn, "malformed datagram", "uid", d.Cred.UID, "pid", d.Cred.PID,
@@ -234,7 +234,7 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 	}
 	err = s.access.check(r.now, d.Cred)
 	if req.Cmd == wire.Mark && !s.access.first(d.Cred) {
-		// What is bound by it takes rights that only root has.
+		// Only root may add the rules for a mark.
 		err = errors.New("only root and the server's own user may ask for marks")
 	}
 	switch {
@@ -250,13 +250,13 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 	return req, true
 }
 
-// reply is the answer that a result means.
+// reply returns the answer to an operation.
 func reply(r allocator.Result) wire.Reply {
 	switch {
 	case r.Outcome == allocator.Granted, r.Outcome == allocator.Renewed:
 		return wire.Reply{Table: r.Lease.Table, Expires: r.Lease.Expires}
 	case r.Outcome != allocator.Refused:
-		return wire.Reply{} // what was released has neither table nor end
+		return wire.Reply{} // a lease that was released
 	case errors.Is(r.Err, allocator.ErrExhausted):
 		return wire.Refuse(wire.Exhausted, r.Err.Error())
 	case errors.Is(r.Err, allocator.ErrFamily):

@@ -17,22 +17,22 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// marking is how the index of a mark becomes bits and priorities: the mark is twice the
-// index within the mask, so that its lowest bit is left for the fallback variant, and each
-// interface has a pair of priorities of each kind, for lookups and for what stands behind.
+// marking says how the index of a mark becomes bits and priorities. The bits are twice the index
+// within the mask; the lowest bit is for the fallback variant. Each interface has two pairs of
+// priorities, each for a lookup and the block rule behind it.
 type marking struct{ mask, block, fallback uint32 }
 
 var defaultMarking = marking{mask: 0xff000000, block: 9000, fallback: 15000}
 
 const (
-	// The rules of leases begin two before 10000. IPv6 looks a route up again with a source,
-	// and meets those: a guard has to stand before them. With specific_first there may be five
+	// The rules of leases begin two before 10000. IPv6 looks a route up again with a source address,
+	// and then reaches those rules: a block rule has to stand before them. With specific_first there may be five
 	// more before that, but a configuration that was right stays right.
 	leaseRules = 9998
 	mainRule   = 32766
 )
 
-// known are marks that programs have built in: AppMesh, Mullvad, wg-quick, Istio.
+// known are marks that other programs use: AppMesh, Mullvad, wg-quick, Istio.
 var known = []uint32{0x1e7700ce, 0x6d6f6c65, 0xca6c, 0x539}
 
 func (m marking) of(index uint32) wire.Marking {
@@ -44,7 +44,7 @@ func (m marking) of(index uint32) wire.Marking {
 	}
 }
 
-// marks are those that mask and priorities have room for.
+// marks returns the indexes that mask and priorities have room for.
 func (m marking) marks() allocator.Marks {
 	last := uint32(1)<<(bits.OnesCount32(m.mask)-1) - 1
 	for _, room := range []struct{ first, end uint32 }{{m.block, leaseRules}, {m.fallback, mainRule}} {
@@ -55,7 +55,7 @@ func (m marking) marks() allocator.Marks {
 	}
 	return allocator.Marks{Last: last, Skip: func(index uint32) bool {
 		mark := m.of(index).Mark
-		// In fewer bits everything collides with something.
+		// With fewer bits each index collides with one of them.
 		return bits.OnesCount32(m.mask) >= 8 && slices.ContainsFunc(known, func(k uint32) bool {
 			return k&m.mask&^(m.mask&-m.mask) == mark
 		})
@@ -67,9 +67,9 @@ func (m marking) validate() error {
 	if width < 2 || bits.Len32(m.mask)-bits.TrailingZeros32(m.mask) != width {
 		return fmt.Errorf("bind_mark_mask: %#x, want at least two bits side by side, as in 0xff000000", m.mask)
 	}
-	const room = 4 // for one mark, with the pair of 0 in front
+	const room = 4 // priorities for one mark, and the unused pair of index 0
 	if m.block < 1 || m.block > leaseRules-room {
-		return fmt.Errorf("bind_priority: %d, want 1 to %d: from %d on are the rules of leases, behind which the guards of bindings are worth nothing", m.block, leaseRules-room, leaseRules)
+		return fmt.Errorf("bind_priority: %d, want 1 to %d: the rules of leases begin at %d, and block rules behind them have no effect", m.block, leaseRules-room, leaseRules)
 	}
 	if m.fallback <= m.block+room || m.fallback > mainRule-room {
 		return fmt.Errorf("bind_fallback_priority: %d, want %d to %d: behind bind_priority and before the rule of table main", m.fallback, m.block+room+1, mainRule-room)
@@ -77,11 +77,11 @@ func (m marking) validate() error {
 	return nil
 }
 
-// setMask decodes a number, or a string with one in hexadecimal: JSON has none.
+// setMask decodes a number, or a string with a hexadecimal one, which JSON does not have.
 func (c *Config) setMask(key string, value []byte) error {
 	const want = `a number, or a string like "0xff000000"`
 	var text string
-	if json.Unmarshal(value, &text) != nil || text == "" { // null is a string to it
+	if json.Unmarshal(value, &text) != nil || text == "" { // it takes null for a string
 		return jsonc.Decode(key, value, &c.Marking.mask, want)
 	}
 	n, err := strconv.ParseUint(text, 0, 32)
@@ -92,7 +92,7 @@ func (c *Config) setMask(key string, value []byte) error {
 	return nil
 }
 
-// takeMark answers a request for the mark of an interface, which has one then.
+// takeMark answers a request for the mark of an interface, and gives it one if it has none.
 func (s *server) takeMark(ifname string, cred wire.Cred) wire.Reply {
 	before := s.markingOf(ifname)
 	index, err := s.leases.TakeMark(wire.Seconds(wire.Now()), ifname, s.rules.use(s.marking, ifname))
@@ -112,7 +112,7 @@ func (s *server) takeMark(ifname string, cred wire.Cred) wire.Reply {
 	return wire.Reply{Marking: m}
 }
 
-// markingOf is that of an interface; the zero Marking if it has none.
+// markingOf returns the marking of an interface, the zero Marking if it has none.
 func (s *server) markingOf(ifname string) wire.Marking {
 	index, ok := s.leases.Mark(ifname)
 	if !ok {
@@ -121,7 +121,8 @@ func (s *server) markingOf(ifname string) wire.Marking {
 	return s.marking.of(index)
 }
 
-// use returns what the rules of the host say of marks. They are read only if that is asked.
+// use returns functions that find in the rules of the host which marks are used. The rules are read
+// when Of is called.
 func (r *rulesInUse) use(m marking, ifname string) allocator.Use {
 	var by func(index uint32) bool
 	return allocator.Use{
@@ -134,8 +135,8 @@ func (r *rulesInUse) use(m marking, ifname string) allocator.Use {
 	}
 }
 
-// markOf returns the index of the mark of which lookups lead to the table of an address of the
-// interface: nothing else in a rule tells whose a mark is. It is 0 if there is none.
+// markOf returns the index of the mark whose lookups lead to the table of an address of the interface,
+// 0 if there are none. Nothing else in a rule shows which interface a mark belongs to.
 func (r *rulesInUse) markOf(m marking, ifname string) (index uint32) {
 	if r.conn == nil {
 		return 0
@@ -164,7 +165,7 @@ func (r *rulesInUse) markOf(m marking, ifname string) (index uint32) {
 	return 0
 }
 
-// indexOf returns whose mark a lookup for bound traffic is for, 0 for any other rule.
+// indexOf returns the index of the mark whose lookup a rule is, 0 for any other rule.
 func (m marking) indexOf(r route.Rule) uint32 {
 	first := m.block
 	if r.Priority > m.fallback {
@@ -176,8 +177,7 @@ func (m marking) indexOf(r route.Rule) uint32 {
 	return (r.Priority - first) / 2
 }
 
-// usedBy returns a function that reports whether rules use a mark, by its bits or by the priorities
-// that belong to it.
+// usedBy returns a function that reports whether rules use a mark: its bits, or its priorities.
 func (r *rulesInUse) usedBy(m marking) func(index uint32) bool {
 	var byMark []route.Rule
 	byPriority := make(map[uint32]bool)

@@ -11,9 +11,9 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
-// rulesInUse knows the rules of the host. A number that a rule looks up must not be leased to
-// just anybody: other tools sit on our range too, and the rules of a dead client would catch the
-// traffic of the next holder.
+// rulesInUse knows the rules of the host. A table that a rule looks up must not be leased to another
+// address: other programs may use tables of our range, and the rules of a client that was killed would
+// catch the traffic of the next holder.
 type rulesInUse struct {
 	conn    *route.Conn
 	log     *slog.Logger
@@ -24,15 +24,14 @@ type rulesInUse struct {
 	sources map[netip.Addr][]uint32 // tables that rules look up for what comes from an address
 }
 
-// A dump of the rules serves a burst of requests.
+// rulesFor is how long a dump of the rules is used, so that a burst of requests costs one dump.
 const rulesFor = 100 * time.Millisecond
 
-// begin sets the time for what follows: a round reads the rules twice at most, however
-// many tables it asks for.
+// begin sets the time of the round. A round reads the rules twice at most, however many tables it
+// grants.
 func (r *rulesInUse) begin(now time.Duration) { r.now = now }
 
-// avoid reports whether rules keep table from going to key. lastHolder is who held it
-// last in this database.
+// avoid reports whether rules forbid to lease table to key. lastHolder held it last, by the database.
 func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, uncached bool) bool {
 	r.refresh(uncached)
 	families := []allocator.Family{key.Family}
@@ -47,8 +46,8 @@ func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, uncached
 	return false
 }
 
-// taken reports whether a client of ours has rules for table from another address than key's,
-// and none from that: clients delete what an earlier holder of their table left.
+// taken reports whether a client of ours has rules for table from another address than key's, and none
+// from key's. Clients delete the rules that an earlier holder of their table left.
 func (r *rulesInUse) taken(table uint32, key allocator.Key) (other bool) {
 	r.refresh(false)
 	for _, rule := range r.tables[key.Family][table] {
@@ -62,7 +61,7 @@ func (r *rulesInUse) taken(table uint32, key allocator.Key) (other bool) {
 	return other
 }
 
-// lookedUp returns the tables that rules look up for what comes from exactly key's address.
+// lookedUp returns the tables that rules look up for packets from exactly key's address.
 func (r *rulesInUse) lookedUp(key allocator.Key) []uint32 {
 	addr, err := netip.ParseAddr(key.Addr)
 	if err != nil || key.Family == allocator.Unspec {
@@ -72,9 +71,9 @@ func (r *rulesInUse) lookedUp(key allocator.Key) []uint32 {
 	return r.sources[addr]
 }
 
-// harmless reports whether all rules that look up one table may stand beside a new lease
-// of it: those from the requested address, which a client that died left behind, and
-// those of the holder whose lease ended in this database; the next client replaces them.
+// harmless reports whether all rules that look up one table may stay when the table is leased to key:
+// those from key's address, which a client that was killed left, and those of the last holder. The next
+// client replaces them.
 func harmless(rules []route.Rule, key, lastHolder allocator.Key) bool {
 	known := lastHolder != allocator.Key{}
 	for _, rule := range rules {

@@ -1,6 +1,6 @@
-// Package server is the process that leases table numbers: its configuration, who may
-// ask, which numbers the rules of the host keep from being leased, and the loop from
-// datagram to transaction to reply. Who holds what is allocator's, the protocol wire's.
+// Package server is the process that leases table numbers: its configuration, who may ask, which
+// numbers the rules of the host use already, and the loops from datagram to transaction to reply. It
+// leaves to package allocator who holds which table, and to package wire the protocol.
 package server
 
 import (
@@ -19,16 +19,16 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Host is what surrounds the server: what the service manager gives and wants to hear.
+// Host is what the service manager gives to the server, and how the server notifies it.
 type Host struct {
-	Sockets     []*os.File    // sockets that it bound for us, of either form of the name
+	Sockets     []*os.File    // sockets that it has bound to forms of the name
 	Ready       func() error  // called once requests are served
 	Stopping    func() error  // called when that ends
-	Alive       func() error  // called each AlivePeriod while the server works
-	AlivePeriod time.Duration // 0: nobody watches
+	Alive       func() error  // called each AlivePeriod while the loops work
+	AlivePeriod time.Duration // 0: Alive is not called
 }
 
-// Run serves until ctx ends, then finishes the batch at hand, flushes and returns nil.
+// Run serves until ctx ends. Then it finishes the rounds at hand, stores the renewals and returns nil.
 func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	conns, err := listen(cfg.SocketName, host.Sockets)
 	if err != nil {
@@ -79,15 +79,15 @@ type server struct {
 	access   *access
 	rules    *rulesInUse
 	recorder recorder
-	noise    *throttle     // what anybody on the host can cause
-	faults   *throttle     // what noise must not hide
-	armed    int64         // what dueAt is for
-	dueAt    time.Duration // when the allocator has something to do
+	noise    *throttle     // log lines that any user can cause
+	faults   *throttle     // log lines that noise must not hide
+	armed    int64         // second of the lease clock that dueAt was made from
+	dueAt    time.Duration // when the allocator has something to do next
 	round    round
 }
 
-// listen holds both forms of the name: whoever held only one would leave the other, and
-// with it half of the clients, to anybody.
+// listen binds both forms of the name: any user could bind a form that is left, and half of the
+// clients would ask him.
 func listen(name string, passed []*os.File) (conns []*wire.Conn, err error) {
 	defer func() {
 		if err != nil {
@@ -130,7 +130,7 @@ func listen(name string, passed []*os.File) (conns []*wire.Conn, err error) {
 	return conns, nil
 }
 
-// taken names the owner of a name that is in use.
+// taken returns an error that names the owner of a socket name.
 func taken(addr wire.Addr, cause error) error {
 	owner, err := wire.FindOwner(addr)
 	if err != nil {
@@ -141,11 +141,11 @@ func taken(addr wire.Addr, cause error) error {
 
 func closeAll(conns []*wire.Conn) {
 	for _, c := range conns {
-		_ = c.Close() // nothing is written through them that could be lost
+		_ = c.Close() // nothing can be lost
 	}
 }
 
-// thisEpoch is what a lease belongs to: rules die with the boot, and with the namespace.
+// thisEpoch returns the boot and the network namespace of the server: rules end with either of them.
 func thisEpoch(conn *wire.Conn) (allocator.Epoch, error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -166,7 +166,7 @@ func pools(cfg Config) map[allocator.Family]allocator.Pool {
 func (s *server) serve(ctx context.Context, cfg Config, host Host, conns []*wire.Conn) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// This ends the wait for a datagram, not the round at hand.
+	// Wake ends the wait for a datagram. A round at hand goes on to its end.
 	defer context.AfterFunc(ctx, func() {
 		for _, c := range conns {
 			if err := c.Wake(); err != nil {
@@ -213,8 +213,8 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host, conns []*wire
 	return err
 }
 
-// useOneProcessor is for loops that work under one mutex: to another processor Go would only move
-// the thread that it wakes.
+// useOneProcessor limits Go to one processor. The loops work under one mutex, so another processor
+// would only cost moves of threads.
 func useOneProcessor() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
@@ -238,7 +238,7 @@ func (s *server) receive(ctx context.Context, c *socket, loop *loop) error {
 			return err
 		}
 		s.work(c, datagrams, loop)
-		runtime.Gosched() // there is one processor, and this thread may take it along into the next wait
+		runtime.Gosched() // this thread keeps the processor while it waits: let others run before
 	}
 	return nil
 }
@@ -260,7 +260,7 @@ func (s *server) work(c *socket, datagrams []wire.Datagram, loop *loop) {
 	}
 }
 
-// tick lets leases expire and renewals reach the disk, when the allocator wants it.
+// tick is the loop that ends leases and stores renewals when that is due.
 func (s *server) tick(ctx context.Context, loop *loop) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -275,7 +275,7 @@ func (s *server) tick(ctx context.Context, loop *loop) {
 	}
 }
 
-// tickOnce returns how long to wait for what comes next.
+// tickOnce does what is due, and returns how long to wait for the next time.
 func (s *server) tickOnce(loop *loop) time.Duration {
 	s.watchdog.begin(loop)
 	defer loop.end()
@@ -285,7 +285,8 @@ func (s *server) tickOnce(loop *loop) time.Duration {
 	return s.dueAt - wire.Now()
 }
 
-// resume returns when a round begins. Nobody did what was due before if the server stood still.
+// resume returns the time at the begin of a round. If something was due long before it, the server
+// stood still.
 func (s *server) resume() (now time.Duration) {
 	now = wire.Now()
 	if s.dueAt != 0 {
@@ -294,12 +295,12 @@ func (s *server) resume() (now time.Duration) {
 	return now
 }
 
-// notePause finds that the server did not go on: it was stopped, or waited for its disk. Holders who
-// ask to renew are in the queue then, perhaps behind others.
+// notePause finds that the server stood still: it was stopped, or waited for its disk. Requests to
+// renew are in the queue then, perhaps behind requests of others, so leases must not end before.
 func (s *server) notePause(now, since time.Duration) {
 	const most = 2 * time.Second
 	if paused := now - since; paused > most {
-		s.log.Warn("the server stood still, so leases last longer", "seconds", int64(paused.Seconds()))
+		s.log.Warn("the server stood still, so all leases last longer", "seconds", int64(paused.Seconds()))
 		s.leases.Pause(wire.Seconds(now))
 		s.arm()
 	}
@@ -322,7 +323,7 @@ func (s *server) advance(began time.Duration) {
 	s.arm()
 }
 
-// arm notes when something is due next.
+// arm sets dueAt.
 func (s *server) arm() {
 	const least, most = 100 * time.Millisecond, time.Minute
 	now := wire.Now()

@@ -7,15 +7,16 @@ import (
 	"time"
 )
 
-// watchdog finds out whether the loops work, without the mutex that they work under. Its clock
-// stands still while the database is written to: a disk may hang, and a server that is killed for
-// that forgets who waits.
+// watchdog finds out whether the loops work, without the server's mutex. Its clock stands still while
+// the database is written to: the service manager must not kill the server because a disk hangs, since
+// a new one would wait for the same disk.
 type watchdog struct {
 	writing func() time.Duration // how long, in all, the database has been written to
 	loops   []*loop
 }
 
-// loop is when a round of one began, by the watchdog's clock; 0 while it waits for work.
+// loop is a loop of the server. began is when its round began, by the watchdog's clock; 0 while the loop
+// waits for something to do.
 type loop struct{ began atomic.Int64 }
 
 var started = time.Now()
@@ -32,8 +33,8 @@ func (w *watchdog) begin(l *loop) { l.began.Store(w.now()) }
 
 func (l *loop) end() { l.began.Store(0) }
 
-// stuck reports whether a loop has not come round for so long, because of itself or because of
-// another one that holds the mutex.
+// stuck reports whether the round of a loop takes longer than patience: the loop itself hangs, or it
+// waits for the mutex.
 func (w *watchdog) stuck(patience time.Duration) bool {
 	now := w.now()
 	for _, l := range w.loops {
@@ -44,7 +45,7 @@ func (w *watchdog) stuck(patience time.Duration) bool {
 	return false
 }
 
-// live tells the service manager that the server works, as long as it does.
+// live notifies the service manager each period, unless a loop is stuck.
 func (s *server) live(ctx context.Context, host Host) {
 	t := time.NewTicker(host.AlivePeriod)
 	defer t.Stop()
@@ -55,7 +56,7 @@ func (s *server) live(ctx context.Context, host Host) {
 		case <-t.C:
 		}
 		if s.watchdog.stuck(host.AlivePeriod * 4 / 3) { // 20 s with the unit's WatchdogSec=30
-			s.log.Log(ctx, slog.LevelError, "a loop of the server is stuck, so the service manager is not told that it works")
+			s.log.Log(ctx, slog.LevelError, "a loop is stuck, so the service manager hears nothing and will restart the server")
 			continue
 		}
 		s.tell(host.Alive)

@@ -7,7 +7,7 @@ import (
 )
 
 // Now reads the lease clock: the time on CLOCK_MONOTONIC_RAW of this boot, in which
-// lease_expires counts whole seconds. It knows neither wall clock changes nor suspend.
+// lease_expires counts whole seconds. Changes of the wall clock and suspend do not move it.
 func Now() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &ts); err != nil {
@@ -16,5 +16,5 @@ func Now() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// Seconds is the lease clock as messages carry it.
+// Seconds returns a time of the lease clock as messages carry it.
 func Seconds(now time.Duration) int64 { return int64(now / time.Second) }

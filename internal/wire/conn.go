@@ -46,11 +46,11 @@ func Padded(text string) (Addr, error) {
 	return a, err
 }
 
-// Bound tells whether there is anybody at this address: a peer that never bound its
-// socket cannot be answered.
+// Bound reports whether a socket can be at this address: a peer that never bound its socket cannot be
+// answered.
 func (a Addr) Bound() bool { return a.len > pathOffset }
 
-// String is the address for people: "@name" for an abstract one, and its path else.
+// String returns the address for people: "@name" for an abstract name, otherwise its path.
 func (a Addr) String() string {
 	if !a.Bound() {
 		return "(unbound)"
@@ -66,18 +66,18 @@ func (a Addr) String() string {
 	return strconv.Quote("@" + string(name[1:end]))
 }
 
-// path is what unix_diag calls the name: sun_path as far as the address goes.
+// path returns the part of sun_path that belongs to the address: unix_diag calls it the name.
 func (a Addr) path() []byte { return a.raw[pathOffset:a.len] }
 
-// Cred is what the kernel says of the sender of a datagram: its real uid and gid, as
-// seen from the namespaces of the receiver.
+// Cred is the sender of a datagram as the kernel reports it: pid, real uid and real gid, as seen from the
+// namespaces of the receiver.
 type Cred struct {
 	PID      int32
 	UID, GID uint32
 }
 
-// Anonymous tells that the kernel recorded no sender: the datagram was queued before
-// the receiver asked for credentials.
+// Anonymous reports whether the kernel recorded no sender, since the datagram was queued before the
+// receiver asked for credentials.
 func (c Cred) Anonymous() bool { return c.PID == 0 && c.UID == OverflowID() }
 
 // Datagram is one message as received. Data is valid until the next Receive.
@@ -94,8 +94,8 @@ type Message struct {
 	To   Addr
 }
 
-// Conn is a unix datagram socket that receives in batches, with credentials, and sends
-// without ever waiting. Receive may run beside Send and Close, not beside itself.
+// Conn is a unix datagram socket that receives in batches, with credentials, and never waits when it
+// sends. Receive may run at the same time as Send and Close, but not as another Receive.
 type Conn struct {
 	file *os.File
 	raw  syscall.RawConn
@@ -108,8 +108,8 @@ type Conn struct {
 	reading, writing syscallState
 }
 
-// syscallState is what a system call within a RawConn takes and returns: a function that
-// is made for each one would be an allocation for each one.
+// syscallState has the arguments and results of a system call within a RawConn. A closure for each call
+// would cost an allocation.
 type syscallState struct {
 	call   func(fd uintptr) (done bool)
 	atOnce bool // do not wait
@@ -117,14 +117,14 @@ type syscallState struct {
 	errno  syscall.Errno
 }
 
-// Listen binds a socket to addr. It reads datagrams of at most size bytes; a longer one
-// is reported as truncated.
+// Listen binds a socket to addr. It reads datagrams of at most size bytes, and reports a longer one as
+// truncated.
 func Listen(addr Addr, size int) (*Conn, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	// Before bind: what is queued earlier carries no credentials.
+	// Before bind: a datagram that is queued earlier has no credentials.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("setsockopt SO_PASSCRED: %w", err)
@@ -137,8 +137,7 @@ func Listen(addr Addr, size int) (*Conn, error) {
 	return newConn(fd, addr, size)
 }
 
-// FromFile takes over a socket that is bound already, as a service manager hands it in.
-// The file is closed.
+// FromFile takes a socket that a service manager has bound. It closes the file.
 func FromFile(f *os.File, size int) (*Conn, error) {
 	defer f.Close()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
@@ -193,11 +192,11 @@ func newConn(fd int, addr Addr, size int) (*Conn, error) {
 	return c, nil
 }
 
-// largeBatches are for the sockets of holders, of which a process may have a thousand:
-// they read few messages, some of them large, and own memory only while they do.
+// largeBatches are for the sockets of holders, of which a process may have a thousand. Such a socket
+// reads few messages, some of them large, and has memory only while it reads.
 var largeBatches sync.Pool
 
-// Addr is the address that the connection is bound to.
+// Addr returns the address that the connection is bound to.
 func (c *Conn) Addr() Addr { return c.addr }
 
 // Close ends a Receive that waits.
@@ -207,8 +206,8 @@ func (c *Conn) Close() error { return c.file.Close() }
 // takes the deadline off.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.file.SetReadDeadline(t) }
 
-// Wait makes Receive wait within the system call that receives, which spares three others for each
-// datagram, and a thread of its own does. Such a wait ends with a datagram only: see Wake.
+// Wait makes Receive wait within the system call that receives. That saves three system calls for each
+// datagram, and costs a thread. Only a datagram ends such a wait: see Wake.
 func (c *Conn) Wait() error {
 	err := c.raw.Control(func(fd uintptr) {
 		if err := unix.SetNonblock(int(fd), false); err == nil {
@@ -221,8 +220,8 @@ func (c *Conn) Wait() error {
 	return err
 }
 
-// Wake ends a Receive that waits, with an empty datagram of this process. Where others are in the
-// queue none is needed.
+// Wake sends an empty datagram of this process to the connection, which ends a Receive that waits. If the
+// queue is full, Receive does not wait.
 func (c *Conn) Wake() error {
 	if err := SendApart(Message{To: c.addr}); !errors.Is(err, unix.EAGAIN) {
 		return err
@@ -248,8 +247,8 @@ func (c *Conn) NetnsCookie() uint64 {
 	return cookie
 }
 
-// Backlog is the part of the send buffer that is taken by messages which their receivers
-// have not read yet, from 0 to 1. Beyond that every Send is EAGAIN, whoever it is for.
+// Backlog returns the share of the send buffer that messages take which their receivers have not read
+// yet, from 0 to 1. With a full buffer every Send is EAGAIN, whatever its receiver.
 func (c *Conn) Backlog() float64 {
 	var taken, size int
 	err := c.raw.Control(func(fd uintptr) {
@@ -271,7 +270,7 @@ func (c *Conn) Backlog() float64 {
 // batch.
 func (c *Conn) Receive() ([]Datagram, error) { return c.receive(false) }
 
-// ReceiveNow is Receive for what waits already; it returns nothing if there is nothing.
+// ReceiveNow returns the datagrams that wait already, and none if there are none.
 func (c *Conn) ReceiveNow() ([]Datagram, error) { return c.receive(true) }
 
 func (c *Conn) receive(atOnce bool) ([]Datagram, error) {
@@ -296,7 +295,7 @@ func (c *Conn) receive(atOnce bool) ([]Datagram, error) {
 	return c.in.datagrams(n), nil
 }
 
-// read is one system call of receive.
+// read makes one system call of receive.
 func (c *Conn) read(fd uintptr) (done bool) {
 	if c.in == nil {
 		c.in = largeBatch(c.size)
@@ -313,7 +312,7 @@ func (c *Conn) read(fd uintptr) (done bool) {
 	return r.errno != unix.EAGAIN || r.atOnce
 }
 
-// write is one system call of Send. A peer that does not read must not hold up the others.
+// write makes one system call of Send. It never waits, so a peer that does not read cannot delay others.
 func (c *Conn) write(fd uintptr) (done bool) {
 	w := &c.writing
 	w.n, w.errno = c.out.call(unix.SYS_SENDMMSG, fd, w.n, unix.MSG_DONTWAIT)
@@ -362,9 +361,9 @@ func (c *Conn) Send(messages ...Message) (errs []error) {
 	return errs
 }
 
-// SendApart sends a message from a socket without a name that nothing else is sent from, so that
-// unread messages of others do not count against it. It never waits. A peer that has connected its
-// socket to another one is EPERM.
+// SendApart sends a message from a new socket without a name. The send buffer of that socket is empty,
+// whatever other peers have not read. SendApart never waits. If the peer has connected its socket to
+// another one, the error is EPERM.
 func SendApart(m Message) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -381,8 +380,8 @@ func SendApart(m Message) error {
 // batchSize datagrams are read or written with one system call.
 const batchSize = 64
 
-// credSpace is exactly one SCM_CREDENTIALS: the kernel puts it first, finds no room for
-// descriptors that somebody sends along, and so closes them itself.
+// credSpace is the size of one SCM_CREDENTIALS. The kernel writes that first, and closes descriptors that
+// a peer sends along, since it finds no room for them.
 var credSpace = unix.CmsgSpace(unix.SizeofUcred)
 
 type mmsghdr struct {
@@ -390,7 +389,7 @@ type mmsghdr struct {
 	len uint32
 }
 
-// batch is the memory of recvmmsg and sendmmsg, laid out once.
+// batch is the memory of recvmmsg and sendmmsg.
 type batch struct {
 	headers []mmsghdr
 	iovecs  []unix.Iovec
@@ -429,9 +428,9 @@ func newBatch(n, size int) *batch {
 	return b
 }
 
-// receive reads what waits at a socket.
+// receive reads the datagrams that wait at a socket.
 func (b *batch) receive(fd uintptr, flags int) (int, syscall.Errno) {
-	for i := range b.headers[:b.used] { // undo what the kernel wrote
+	for i := range b.headers[:b.used] { // the kernel wrote to these
 		h := &b.headers[i].hdr
 		h.Namelen = unix.SizeofSockaddrUnix
 		h.SetControllen(credSpace)
@@ -468,7 +467,7 @@ func (b *batch) datagrams(n int) []Datagram {
 		length := min(int(h.len), b.size-1)
 		name := &b.names[i]
 		name.len = min(h.hdr.Namelen, unix.SizeofSockaddrUnix)
-		clear(name.raw[name.len:]) // the rest of a longer name that was there before
+		clear(name.raw[name.len:]) // the rest of an earlier, longer name
 		b.out[i] = Datagram{
 			Data:      b.data[i*b.size : i*b.size+length],
 			Truncated: h.hdr.Flags&unix.MSG_TRUNC != 0 || int(h.len) >= b.size,
@@ -479,7 +478,7 @@ func (b *batch) datagrams(n int) []Datagram {
 	return b.out[:n]
 }
 
-// cred reads the SCM_CREDENTIALS of datagram i; a sender without one is nobody.
+// cred returns the SCM_CREDENTIALS of datagram i. Without one the sender has the overflow uid.
 func (b *batch) cred(i int) Cred {
 	nobody := Cred{UID: OverflowID(), GID: OverflowID()}
 	room := b.control[i*credSpace : (i+1)*credSpace]

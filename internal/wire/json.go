@@ -14,14 +14,13 @@ const maxNesting = 32
 
 var errNotObject = errors.New("not a JSON object")
 
-// pair is one member of an object: its key without the quotes and with its escapes, and its
-// value as it stands there.
+// pair is one member of an object: its key without the quotes but with its escapes, and the text of its
+// value.
 type pair struct{ key, value string }
 
-// members splits the one object that text must be, and appends its members to into. It takes
-// exactly what RFC 8259 and encoding/json take, valid UTF-8 only. encoding/json itself takes
-// longer than all the rest of a renewal, finds keys without regard to case, and any
-// number for an integer that it fits.
+// members splits text, which must be one object, and appends its members to into. It accepts exactly what
+// RFC 8259 and encoding/json accept, and valid UTF-8 only. encoding/json itself takes longer than all the
+// rest of a renewal, ignores the case of keys, and accepts 1.0 for an integer.
 func members(text string, into []pair) ([]pair, error) {
 	s := scanner{text: text}
 	s.space()
@@ -42,12 +41,12 @@ func members(text string, into []pair) ([]pair, error) {
 	return all, nil
 }
 
-// scanner walks through a JSON text. Each of its methods moves at behind what it is called
-// for, and reports whether that was there.
+// scanner reads a JSON text. Each of its methods reports whether what it is named for stands at position
+// at, and moves at behind it.
 type scanner struct {
 	text string
 	at   int
-	deep bool // it stopped at too many brackets
+	deep bool // there are more brackets than maxNesting
 }
 
 func (s *scanner) space() {
@@ -69,7 +68,7 @@ func (s *scanner) has(c byte) bool {
 	return false
 }
 
-// object is behind the opening bracket. It collects members if into is not nil.
+// object reads an object behind its opening bracket. It collects the members if into is not nil.
 func (s *scanner) object(depth int, into []pair) ([]pair, bool) {
 	if s.space(); s.has('}') {
 		return into, true
@@ -120,7 +119,7 @@ func (s *scanner) array(depth int) bool {
 	}
 }
 
-// value is within depth brackets.
+// value reads a value that is within depth brackets.
 func (s *scanner) value(depth int) bool {
 	if s.at == len(s.text) {
 		return false
@@ -185,7 +184,7 @@ func (s *scanner) string() bool {
 	return false
 }
 
-// escape is behind the backslash.
+// escape reads an escape behind its backslash.
 func (s *scanner) escape() bool {
 	if s.at == len(s.text) {
 		return false
@@ -237,7 +236,7 @@ func (s *scanner) digits() bool {
 	return s.at > from
 }
 
-// key is one that a message may have: of a string, or of an integer from 0 to most.
+// key is a key that a message may have. Its value is a string, or with most an integer from 0 to most.
 type key struct {
 	name     string
 	required bool
@@ -245,19 +244,19 @@ type key struct {
 }
 
 const (
-	keysMost     = 14 // of a message, known ones
-	usualMembers = 10 // have room on the stack while a message is read
+	keysMost     = 14 // known keys of a message
+	usualMembers = 10 // members that have room on the stack
 )
 
-// message is a JSON object that is being read: the values of the keys that it may have, by number,
-// and the first thing that was wrong with them.
+// message is a JSON object: the texts of the values of known keys, by the number of the key, and the
+// first error in them.
 type message struct {
 	keys   []key
-	values [keysMost]string // as they stand there; "" is none
+	values [keysMost]string // "": the message does not have the key
 	err    error
 }
 
-// read finds the values. Two of one key are an error: programs do not agree on which counts.
+// read finds the values. A key that is given twice is an error: programs do not agree on which counts.
 func (m *message) read(text string) {
 	all, err := members(text, make([]pair, 0, usualMembers))
 	m.err = err
@@ -281,7 +280,7 @@ func (m *message) fail(i int, format string, args ...any) {
 	}
 }
 
-// check returns what was wrong. Of the required keys those before number end have to be there.
+// check returns the first error. The message must have the required keys with numbers below end.
 func (m *message) check(version int64, end int) error {
 	for i, k := range m.keys[:end] {
 		if k.required && m.values[i] == "" {
@@ -294,8 +293,8 @@ func (m *message) check(version int64, end int) error {
 	return m.err
 }
 
-// text returns the string of a key, "" where there is none: a part of what was read, or a copy if
-// it has escapes.
+// text returns the string of a key, "" if the message does not have it. The string is a part of the
+// text that was read, or a copy if it has escapes.
 func (m *message) text(i int) string {
 	value := m.values[i]
 	switch {
@@ -314,7 +313,7 @@ func (m *message) text(i int) string {
 	return s
 }
 
-// number returns the integer of a key, 0 where there is none.
+// number returns the integer of a key, 0 if the message does not have it.
 func (m *message) number(i int) int64 {
 	value := m.values[i]
 	if value == "" {
@@ -329,7 +328,7 @@ func (m *message) number(i int) int64 {
 	return n
 }
 
-// marking returns that of the four keys from number first on.
+// marking returns the Marking in the four keys from number first on.
 func (m *message) marking(first int) Marking {
 	word := func(i int) uint32 { return uint32(m.number(first + i)) }
 	marking := Marking{Mark: word(0), Mask: word(1), Block: word(2), Fallback: word(3)}

@@ -83,7 +83,7 @@ const (
 	Mismatch  Code = "wrong-key"  // the holder holds another key
 )
 
-// Final tells whether asking again later is pointless.
+// Final reports whether it is useless to ask again later.
 func (c Code) Final() bool {
 	return c == Malformed || c == Denied || c == NotServed
 }
@@ -98,8 +98,8 @@ type Key struct {
 // String is IFNAME-ADDRESS-FAMILY. The holder of a key answers at the padded name of this text.
 func (k Key) String() string { return k.Ifname + "-" + k.Address + "-" + strconv.Itoa(int(k.Family)) }
 
-// Canonical returns the key with its address in the one form in which addresses are
-// compared, or an error that says which bound it breaks.
+// Canonical returns the key with its address in the form in which addresses are compared, or an error that
+// says which bound the key breaks.
 func (k Key) Canonical() (Key, error) {
 	if err := checkText("ifname", k.Ifname, 1, MaxIfname); err != nil {
 		return k, err
@@ -131,7 +131,7 @@ func (k Key) Canonical() (Key, error) {
 // CheckTag returns an error that says which bound a tag breaks.
 func CheckTag(tag string) error { return checkText("tag", tag, 0, MaxTag) }
 
-// checkText refuses what would break a line of a log or be cut at a NUL by a C program.
+// checkText refuses text that would break a line of a log, or that a C program would cut at a NUL.
 func checkText(key, s string, least, most int) error {
 	if len(s) < least || len(s) > most {
 		return fmt.Errorf("%s: %d bytes, want %d to %d", key, len(s), least, most)
@@ -147,13 +147,13 @@ func checkText(key, s string, least, most int) error {
 	return nil
 }
 
-// Marking is what binds traffic to an interface: the bits of a socket's mark that say so, and
-// the priorities of the rules that send what carries them. The zero Marking is none.
+// Marking binds traffic to an interface: the bits of a socket's mark that do so, and the priorities of the
+// rules for them. The zero Marking is none.
 type Marking struct {
-	Mark     uint32 // within Mask, whose lowest bit it does not have; with that bit it means Fallback
+	Mark     uint32 // within Mask, without its lowest bit. With that bit the traffic may use Fallback
 	Mask     uint32
-	Block    uint32 // priority for traffic that leaves by no other uplink; the guard is one behind
-	Fallback uint32 // priority for traffic that may; what notes it is one behind
+	Block    uint32 // priority of lookups for traffic that uses no other uplink; the block rule has the next one
+	Fallback uint32 // priority of lookups for traffic that may use another uplink; its nop rule has the next one
 }
 
 // Request is a message to the server or to a holder. A Mark has no address and no family.
@@ -164,7 +164,7 @@ type Request struct {
 	Want     uint32  // the table to lease rather than another, in an Acquire only; 0: any
 	Marks    bool    // in an Acquire: the reply may have a Marking
 	Known    bool    // in a Mark: do not choose one for an interface that has none
-	Marking  Marking // in a Query only: serve what is bound with it
+	Marking  Marking // in a Query only: serve the traffic that is bound with it
 	Settings string  // a JSON object, in a Replace only
 }
 
@@ -208,7 +208,7 @@ func (r Request) Append(b []byte) []byte {
 	return append(b, '}')
 }
 
-// append appends the keys of a Marking to an object that has some.
+// append appends the keys of a Marking to an object that has members already.
 func (m Marking) append(b []byte) []byte {
 	if m == (Marking{}) {
 		return b
@@ -225,7 +225,7 @@ func (m Marking) append(b []byte) []byte {
 	return b
 }
 
-// check returns an error that says what is wrong with a Marking that a datagram brought.
+// check returns an error that says what is wrong with a Marking of a datagram.
 func (m Marking) check() error {
 	const last = 32765 // the rule of table main follows
 	lowest := m.Mask & -m.Mask
@@ -254,8 +254,8 @@ func ParseRequestText(text string) (Request, error) {
 	return r, err
 }
 
-// responseLike finds the member that marks a response, also in what is no JSON or was
-// cut off behind it.
+// responseLike finds the member of a response, also in a datagram that is not JSON or that was cut off
+// behind it.
 var responseLike = regexp.MustCompile(`"cmd"[ \t\r\n]*:[ \t\r\n]*2[ \t\r\n]*[,}]`)
 
 // requestKeys are those of a request, by number.
@@ -318,14 +318,14 @@ type Reply struct {
 	Table   uint32 // 0: no lease
 	Expires int64  // lease clock, seconds; 0 without a lease
 	Error   string // why there is no lease, for people
-	Code    Code   // the same for programs
+	Code    Code   // why there is no lease, for programs
 	PID     int    // in a holder's replies: its process
-	Mode    string // likewise: what becomes of routes
-	Missing string // likewise: what should be in the kernel and is not
-	Marking        // of the interface, in answer to a request that has to do with it
+	Mode    string // in a holder's replies: what it does with routes
+	Missing string // in a holder's replies: what should be in the kernel and is not
+	Marking        // of the interface, if the request asks for it
 }
 
-// Refuse is the reply that says why not.
+// Refuse returns a refusal with its reason.
 func Refuse(code Code, reason string) Reply { return Reply{Error: reason, Code: code} }
 
 // Append appends the datagram for r to b, at most MaxReply bytes: a long Error is cut.
@@ -351,7 +351,7 @@ func (r Reply) Append(b []byte) []byte {
 	if r.Missing != "" {
 		b = append(b, `,"missing":`...)
 		b = appendStringWithin(b, r.Missing, MaxReply-(len(b)-start)-len(`}`))
-	} else if r.Error != "" { // of the two that may be long there is one
+	} else if r.Error != "" { // a reply has one of the two texts that may be long
 		b = append(b, `,"error":`...)
 		b = appendStringWithin(b, r.Error, MaxReply-(len(b)-start)-len(`}`))
 	}
@@ -376,7 +376,7 @@ var replyKeys = []key{
 }
 
 // ParseReply reads one reply. Keys other than version, cmd, table and lease_expires may
-// be missing, and keys that nobody knows are ignored.
+// be missing, and unknown keys are ignored.
 func ParseReply(data []byte) (Reply, error) {
 	m := message{keys: replyKeys}
 	m.read(string(data))

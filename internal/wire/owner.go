@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OverflowID is the uid that the kernel reports for everybody whom the own user
-// namespace does not map: nobody in particular, and therefore nobody to trust.
+// OverflowID returns the uid that the kernel reports for all users whom this user namespace does not map.
+// It stands for many users, so it is never trusted.
 var OverflowID = sync.OnceValue(func() uint32 {
 	text, err := os.ReadFile("/proc/sys/kernel/overflowuid")
 	if err == nil {
@@ -27,10 +27,10 @@ var OverflowID = sync.OnceValue(func() uint32 {
 	return 65534 // DEFAULT_OVERFLOWUID of the kernel
 })
 
-// Owner is who has a socket.
+// Owner is the owner of a socket.
 type Owner struct {
 	UID     uint32
-	PID     int    // 0 if no process of it can be seen
+	PID     int    // 0 if no process with the socket can be seen
 	Command string // its name, if PID is known
 }
 
@@ -44,7 +44,7 @@ func (o Owner) String() string {
 // ErrNobody is FindOwner's answer for an address that no socket is bound to.
 var ErrNobody = errors.New("no socket is bound to it")
 
-// FindOwner tells who is bound to addr, by the kernel's unix_diag.
+// FindOwner returns the owner of the socket that is bound to addr. It asks the kernel's unix_diag.
 func FindOwner(addr Addr) (Owner, error) {
 	var owner Owner
 	found := false
@@ -100,7 +100,7 @@ const (
 	unixDiagShowUID  = 1 << 6
 )
 
-// socket is what unix_diag tells of one.
+// socket is a socket as unix_diag reports it.
 type socket struct {
 	path       []byte // sun_path; nil: not bound
 	datagram   bool   // a name is taken for sockets of one type only
@@ -144,8 +144,8 @@ func eachSocket(f func(socket) bool) error {
 	}
 }
 
-// answers calls f for the sockets in one datagram of unix_diag, and reports whether nothing
-// is to come or f wants no more.
+// answers calls f for the sockets in one datagram of unix_diag, and reports whether it was the last one or
+// f wants no more.
 func answers(datagram []byte, f func(socket) bool) (last bool, err error) {
 	msgs, err := syscall.ParseNetlinkMessage(datagram)
 	if err != nil {
@@ -195,7 +195,7 @@ func parseSocket(data []byte) (s socket, ok bool) {
 	return s, true
 }
 
-// findProcess looks through the descriptors of the processes that may be seen.
+// findProcess searches the descriptors of all processes that can be seen.
 func findProcess(inode uint32) (pid int, command string) {
 	want := fmt.Sprintf("socket:[%d]", inode)
 	procs, err := os.ReadDir("/proc")
@@ -209,7 +209,7 @@ func findProcess(inode uint32) (pid int, command string) {
 		}
 		fds, err := os.ReadDir("/proc/" + p.Name() + "/fd")
 		if err != nil {
-			continue // somebody else's, or gone
+			continue // not permitted, or the process has ended
 		}
 		for _, fd := range fds {
 			if link, err := os.Readlink("/proc/" + p.Name() + "/fd/" + fd.Name()); err == nil && link == want {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Set waits for datagrams at many connections, in one goroutine: a stack for each of a
-// thousand would be most of what a process needs.
+// Set receives from many connections in one goroutine. A goroutine for each of a thousand connections
+// would take most of the memory of a process.
 type Set struct {
 	file *os.File // an epoll instance, which the runtime can wait for itself
 	raw  syscall.RawConn
