@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -18,17 +19,14 @@ func TestTwinByTheBook(t *testing.T) {
 	}
 	base := firstSeed()
 	t.Logf("seed %d", base)
-	stock := &twins{}
-	defer stock.close()
 	k := probe(t)
-	sum := newTally()
+	var all []*host
 	for i := range n {
-		h := generate(base+uint64(i), true, phasesToGo(), k)
-		f, err := byTheBook(h, stock)
-		if err != nil {
-			t.Fatalf("host %d: %v\n%s", h.seed, err, h.text())
-		}
-		sum.add(f)
+		all = append(all, generate(base+uint64(i), true, phasesToGo(), k))
+	}
+	sum, err := live(all, *workers, byTheBook)
+	if err != nil {
+		t.Error(err)
 	}
 	t.Logf("%d hosts, %d answers, %d wrong in %d hosts", sum.hosts, sum.answers, sum.wrong, sum.bad)
 	for _, k := range sum.sorted() {
@@ -78,6 +76,9 @@ func (b *book) install() error {
 		}
 	}
 	is := uplinks(b.plain, b.served)
+	for index := range b.plain.names {
+		is[index] = is[index] || b.w.host.watch.clients
+	}
 	for _, s := range b.served {
 		for _, r := range routesFor(b.plain, s, is, false) {
 			if err := b.add(r, s); err != nil {
@@ -258,4 +259,30 @@ func (b *book) all(r route) bool {
 	return !slices.ContainsFunc(r.legs, func(l leg) bool {
 		return !slices.ContainsFunc(b.served, func(s served) bool { return s.index == l.index && s.family() == r.family })
 	})
+}
+
+// TestTwinGenerates makes up many hosts, and looks at their commands only.
+func TestTwinGenerates(t *testing.T) {
+	k := make(kernel)
+	for _, kind := range optionalKinds {
+		k[kind] = true
+	}
+	for s := range uint64(1000) {
+		h := generate(s, true, allPhases, k)
+		commands := h.buildCommands()
+		for _, c := range h.changes {
+			commands = append(commands, c.commands...)
+		}
+		for _, c := range commands {
+			var index int
+			if _, after, ok := strings.Cut(c, " index "); ok {
+				if _, err := fmt.Sscan(after, &index); err != nil {
+					t.Fatalf("seed %d: %q: %v", s, c, err)
+				}
+			}
+			if index > maxIndex && index < 1000 || strings.Contains(c, "invalid") || strings.Contains(c, "%!") {
+				t.Errorf("seed %d: %q", s, c)
+			}
+		}
+	}
 }

@@ -328,13 +328,16 @@ func (g *generator) recreate() step {
 	return s
 }
 
+// newName is a name that no link of the host has ever had.
+func (g *generator) newName(kind string) string {
+	g.named++
+	return fmt.Sprintf("%s%d", kind, 100+g.named)
+}
+
 // rename gives a link another name, which the configuration may select or not.
 func (g *generator) rename() step {
 	l := pick(g, g.uplinks()...)
-	name := fmt.Sprintf("%s%d", pick(g, "wan", "wan", "eth"), 20+g.IntN(30))
-	if slices.ContainsFunc(g.links, func(l *link) bool { return l.name == name }) {
-		return step{}
-	}
+	name := g.newName(pick(g, "wan", "wan", "eth"))
 	s := g.step("another name for "+l.name, "link set %s name %s", l.name, name)
 	g.past.names[l.name] = name
 	l.name = name
@@ -344,7 +347,7 @@ func (g *generator) rename() step {
 // intoBridge makes a bridge of an uplink, as hosts of virtual machines do.
 func (g *generator) intoBridge() step {
 	l := pick(g, g.uplinks()...)
-	name := fmt.Sprintf("%s%d", pick(g, "wan", "vmbr"), 60+g.IntN(30))
+	name := g.newName(pick(g, "wan", "vmbr"))
 	s := g.step("bridge of "+l.name, `link add %s index %d address 02:00:00:00:00:%02x type bridge
 		link set %s addrgenmode eui64
 		link set %s up

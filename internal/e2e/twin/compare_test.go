@@ -140,6 +140,9 @@ func (w *world) compare(t *twins) (result, error) {
 	}
 	c.main, c.served = c.plain.main(), servedBy(rules, c.plain)
 	c.uplinks = uplinks(c.plain, c.served)
+	for index := range c.plain.names {
+		c.uplinks[index] = c.uplinks[index] || w.host.watch.clients // which know of their link only
+	}
 	for _, s := range c.served {
 		c.routes[s.addr] = routesFor(c.plain, s, c.uplinks, w.host.watch.SpecificFirst)
 		if c.twin[s.addr], err = t.of(c.plain, s, c.routes[s.addr]); err != nil {
@@ -167,7 +170,7 @@ func (w *world) compare(t *twins) (result, error) {
 // and have none.
 func (c *comparison) notServed() {
 	for _, a := range c.plain.addresses {
-		if !c.w.host.watch.selects(c.plain.names[a.index]) || !a.addr.IsGlobalUnicast() {
+		if c.w.host.watch.clients || !c.w.host.watch.selects(c.plain.names[a.index]) || !a.addr.IsGlobalUnicast() {
 			continue
 		}
 		leads := slices.ContainsFunc(c.main, func(r route) bool {

@@ -19,6 +19,7 @@ type generator struct {
 	past   history
 
 	tunnels int
+	named   int // names that links got later
 	kernel  kernel
 }
 
@@ -95,10 +96,10 @@ func (g *generator) newLink(name string) *link {
 }
 
 func (g *generator) linkCommands(l *link) string {
-	return fmt.Sprintf(`link add %s index %d address 02:00:00:00:00:%02x type veth peer name x%s
-		link set %s addrgenmode eui64
-		link set %s up
-		link set x%s up`, l.name, l.index, l.index, l.name, l.name, l.name, l.name)
+	return fmt.Sprintf(`link add %[1]s index %[2]d address 02:00:00:00:00:%02[2]x type veth peer name x%[1]s index %[3]d
+		link set %[1]s addrgenmode eui64
+		link set %[1]s up
+		link set x%[1]s up`, l.name, l.index, 1000+l.index)
 }
 
 // give adds an address to a link. Of one that two links have nobody can say where its packets go.
@@ -168,6 +169,7 @@ func anywhere(is4 bool) string {
 
 // network4 is an IPv4 network of the i-th link.
 func (g *generator) network4(i int) string {
+	i %= 8
 	return pick(g, fmt.Sprintf("10.%d.0.0/16", i+1), fmt.Sprintf("192.168.%d.0/24", i), fmt.Sprintf("203.0.113.%d/27", 32*i), fmt.Sprintf("172.%d.0.0/20", 20+i))
 }
 

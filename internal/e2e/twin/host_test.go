@@ -3,6 +3,7 @@ package twin
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -37,13 +38,28 @@ const (
 
 var allPhases = []string{atStart, eachChange, inStorm, afterKill, atEnd}
 
-// watchSettings are what the watch of a host is told, as its configuration file names it.
+// watchSettings are what the watch of a host is told, as its configuration file names it. Some hosts
+// have a client for each address instead, as hooks start them.
 type watchSettings struct {
 	Ifname        string `json:"ifname"`
 	Routes        string `json:"routes"`
 	OnLoss        string `json:"on_loss"`
 	SpecificFirst bool   `json:"specific_first"`
 	exclude       []string
+	clients       bool
+}
+
+// client is the client for an address, as a command.
+func (s watchSettings) client(a netip.Addr, bits int, ifname string) []string {
+	family := "-4"
+	if a.Is6() {
+		family = "-6"
+	}
+	args := []string{"-f", family, "-a", a.String(), "-n", fmt.Sprint(bits), "-i", ifname, "--routes", s.Routes, "--on-loss", s.OnLoss}
+	if s.SpecificFirst {
+		args = append(args, "--specific-first")
+	}
+	return args
 }
 
 func (s watchSettings) config() string {
@@ -94,7 +110,11 @@ func (h *host) text() string {
 	for _, c := range h.buildCommands() {
 		line("%s", c)
 	}
-	line("echo '%s' >watch.json; table-allocator-client watch --clean -c watch.json &", h.watch.config())
+	if h.watch.clients {
+		line("# for each address: table-allocator-client %s &", strings.Join(h.watch.client(netip.IPv4Unspecified(), 24, "LINK"), " "))
+	} else {
+		line("echo '%s' >watch.json; table-allocator-client watch --clean -c watch.json &", h.watch.config())
+	}
 	for _, phase := range h.phases {
 		line("# phase %s", phase)
 		for _, s := range h.changesIn(phase) {

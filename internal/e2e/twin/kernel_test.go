@@ -9,12 +9,12 @@ import (
 // optional are kinds of links that hosts have, and kernels may lack. Words make one of them, of a
 // given name, over another link.
 var optional = map[string]string{
-	"vlan":    "link add link %[2]s name %[1]s type vlan id 7",
-	"macvlan": "link add link %[2]s name %[1]s type macvlan mode bridge",
-	"ipvlan":  "link add link %[2]s name %[1]s type ipvlan",
-	"bond":    "link add name %[1]s type bond\nlink set %[2]s down\nlink set %[2]s master %[1]s\nlink set %[2]s up",
-	"dummy":   "link add name %[1]s type dummy",
-	"vrf":     "link add name %[1]s type vrf table 77\nlink set %[2]s master %[1]s",
+	"vlan":    "link add link %[2]s name %[1]s index %[3]d type vlan id 7",
+	"macvlan": "link add link %[2]s name %[1]s index %[3]d type macvlan mode bridge",
+	"ipvlan":  "link add link %[2]s name %[1]s index %[3]d type ipvlan",
+	"bond":    "link add name %[1]s index %[3]d type bond\nlink set %[2]s down\nlink set %[2]s master %[1]s\nlink set %[2]s up",
+	"dummy":   "link add name %[1]s index %[3]d type dummy",
+	"vrf":     "link add name %[1]s index %[3]d type vrf table 77\nlink set %[2]s master %[1]s",
 }
 
 var optionalKinds = []string{"vlan", "macvlan", "ipvlan", "bond", "dummy", "vrf"}
@@ -33,7 +33,7 @@ func probe(t *testing.T) kernel {
 		}
 		g := &generator{h: &host{}}
 		g.add("base", "link add base type veth peer name xbase")
-		g.add(kind, optional[kind], "probe0", "base")
+		g.add(kind, optional[kind], "probe0", "base", maxIndex)
 		failed, err := n.run(append(g.h.build[0].commands, g.h.build[1].commands...))
 		n.close()
 		if err != nil {
@@ -55,8 +55,10 @@ func (g *generator) optionalLink() {
 	// Over a link of its own: the addresses of an uplink would not be the uplink's any more.
 	base := g.newLink(fmt.Sprintf("port%d", g.next))
 	l := &link{name: fmt.Sprintf("%s%d", kind, g.next)}
+	index := g.next
+	g.next++
 	g.links = append(g.links, l)
-	g.add("link "+l.name, optional[kind]+"\nlink set %[1]s up", l.name, base.name)
+	g.add("link "+l.name, optional[kind]+"\nlink set %[1]s up", l.name, base.name, index)
 	n := g.in(fmt.Sprintf("10.150.%d.0/24", base.index))
 	switch kind {
 	case "vrf":

@@ -93,7 +93,7 @@ func broken(b breakage, atTheEnd bool, stock *twins) error {
 			return fmt.Errorf("wrong before it was broken: %v, %w\n%s", f.wrong, err, h.text())
 		}
 	} else {
-		w.watch.kill() // it would put things right again
+		w.killWatch() // it would put things right again
 	}
 	if err := w.spoil(b, s); err != nil {
 		return err

@@ -40,6 +40,7 @@ func (g *generator) settings() {
 	if g.chance(30) {
 		w.Ifname = "wan*"
 	}
+	w.clients = g.chance(12)
 }
 
 // uplink adds a link with one to three IPv4 networks, and up to two IPv6 ones.
@@ -235,12 +236,12 @@ func (g *generator) lan() {
 func (g *generator) bridge() {
 	l := &link{name: pick(g, "docker0", "br-0123456789ab", "br0"), index: g.next}
 	g.next += 2
-	g.add("bridge "+l.name, `link add %s index %d address 02:00:00:00:00:%02x type bridge
-		link set %s up
-		link add veth%d index %d type veth peer name xveth%d
-		link set veth%d master %s
-		link set veth%d up
-		link set xveth%d up`, l.name, l.index, l.index, l.name, l.index, l.index+1, l.index, l.index, l.name, l.index, l.index)
+	g.add("bridge "+l.name, `link add %[1]s index %[2]d address 02:00:00:00:00:%02[2]x type bridge
+		link set %[1]s up
+		link add veth%[2]d index %[3]d type veth peer name xveth%[2]d index %[4]d
+		link set veth%[2]d master %[1]s
+		link set veth%[2]d up
+		link set xveth%[2]d up`, l.name, l.index, l.index+1, 1000+l.index)
 	g.links = append(g.links, l)
 	g.give(l, network{addr: netip.MustParsePrefix(pick(g, "172.17.0.1/16", "172.18.0.1/16", "10.1.77.1/24", "192.168.0.1/25"))}, "")
 	if g.chance(40) {

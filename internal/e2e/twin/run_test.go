@@ -67,7 +67,7 @@ func (l *living) spoilByFlag() error {
 	if err != nil {
 		return err
 	}
-	l.w.watch.kill()
+	l.w.killWatch()
 	return l.w.spoil(breakages[i], s)
 }
 
@@ -82,7 +82,7 @@ func (l *living) phase(phase string) (bool, error) {
 	}
 	for i, s := range changes {
 		if phase == afterKill && i == len(changes)/2 {
-			l.w.watch.kill()
+			l.w.killWatch()
 		}
 		if err := l.w.apply(s); err != nil {
 			return false, err
@@ -95,7 +95,7 @@ func (l *living) phase(phase string) (bool, error) {
 		}
 	}
 	if phase == afterKill {
-		l.w.watch.kill()
+		l.w.killWatch()
 		if err := l.w.startWatch(); err != nil {
 			return false, err
 		}
@@ -145,10 +145,9 @@ func (l *living) end() (bool, error) {
 	if err := l.w.settle(quiet); err != nil {
 		return false, err
 	}
-	if err := l.w.watch.stop(); err != nil {
+	if err := l.w.stopWatch(); err != nil {
 		return false, err
 	}
-	l.w.watch = nil
 	r, err := l.w.compareEnd()
 	l.f.answers += r.answers
 	if len(r.wrong) > 0 {
@@ -173,8 +172,8 @@ type kind struct {
 	first     finding // the one of the smallest host
 }
 
-// live lets hosts live, several at once, and returns what was found.
-func live(hosts []*host, workers int, patience []time.Duration) (*tally, error) {
+// live does something with hosts, several at once, and returns what was found.
+func live(hosts []*host, workers int, do func(*host, *twins) (finding, error)) (*tally, error) {
 	todo := make(chan *host)
 	type outcome struct {
 		f   finding
@@ -186,7 +185,7 @@ func live(hosts []*host, workers int, patience []time.Duration) (*tally, error) 
 			t := &twins{}
 			defer t.close()
 			for h := range todo {
-				f, err := life(h, t, patience)
+				f, err := do(h, t)
 				if err != nil {
 					err = fmt.Errorf("host %d: %w\n%s", h.seed, err, h.text())
 				}

@@ -17,6 +17,8 @@ func shrink(f finding, signature string, t *twins) finding {
 	s.settings()
 	s.build()
 	s.changes() // of parts that are gone now
+	s.commands(func(h *host) []step { return h.changes })
+	s.commands(func(h *host) []step { return h.build })
 	return s.best
 }
 
@@ -78,6 +80,20 @@ func (s *shrinking) leaveOut(of func(*host) *[]step) {
 	}
 }
 
+// commands leaves single commands out of steps.
+func (s *shrinking) commands(of func(*host) []step) {
+	for i := range of(s.best.host) {
+		for k := len(of(s.best.host)[i].commands) - 1; k >= 0; k-- {
+			h := s.best.host.clone()
+			changed := &of(h)[i]
+			if len(changed.commands) > 1 {
+				changed.commands = slices.Delete(slices.Clone(changed.commands), k, k+1)
+				s.try(h)
+			}
+		}
+	}
+}
+
 // settings tries the defaults of each.
 func (s *shrinking) settings() {
 	for _, change := range []func(*watchSettings){
@@ -85,10 +101,11 @@ func (s *shrinking) settings() {
 		func(w *watchSettings) { w.OnLoss = "fallback" },
 		func(w *watchSettings) { w.SpecificFirst = false },
 		func(w *watchSettings) { w.Ifname = "*" },
+		func(w *watchSettings) { w.clients = false },
 	} {
 		h := s.best.host.clone()
 		change(&h.watch)
-		if h.watch.config() != s.best.host.watch.config() {
+		if h.watch.config() != s.best.host.watch.config() || h.watch.clients != s.best.host.watch.clients {
 			s.try(h)
 		}
 	}

@@ -142,7 +142,7 @@ type world struct {
 	real, plain *namespace
 	heard       *socket // of what changes in real
 	server      *process
-	watch       *process
+	watch       []*process
 	log         *logBuffer // of all watches
 	refused     []string   // commands that only the real host refused
 	patience    []time.Duration
@@ -176,10 +176,9 @@ func newWorld(h *host) (w *world, err error) {
 }
 
 func (w *world) close() {
-	for _, p := range []*process{w.watch, w.server} {
-		if p != nil {
-			p.kill()
-		}
+	w.killWatch()
+	if w.server != nil {
+		w.server.kill()
 	}
 	for _, n := range []*namespace{w.real, w.plain} {
 		if n != nil {
@@ -246,14 +245,61 @@ func (w *world) startServer() (*process, error) {
 	return w.start(newLog(), "msg=serving", "table-allocator-server", "-c", config)
 }
 
-// startWatch starts the watch, and waits until it follows the kernel.
-func (w *world) startWatch() (err error) {
+// startWatch starts the watch, or the clients of the addresses that there are, and waits until it
+// follows the kernel, or they have their tables.
+func (w *world) startWatch() error {
+	if w.host.watch.clients {
+		return w.startClients()
+	}
 	config := filepath.Join(w.dir, "watch.json")
 	if err := os.WriteFile(config, []byte(w.host.watch.config()), 0o644); err != nil {
 		return err
 	}
-	w.watch, err = w.start(w.log, "msg=watching", "table-allocator-client", "watch", "--clean", "-c", config)
+	p, err := w.start(w.log, "msg=watching", "table-allocator-client", "watch", "--clean", "-c", config)
+	w.watch = []*process{p}
 	return err
+}
+
+func (w *world) startClients() error {
+	addresses, err := w.real.addresses()
+	if err != nil {
+		return err
+	}
+	names, err := w.real.linkNames()
+	if err != nil {
+		return err
+	}
+	w.watch = nil
+	for _, a := range addresses {
+		if a.index == 1 || !a.addr.IsGlobalUnicast() || !w.host.watch.selects(names[a.index]) {
+			continue
+		}
+		args := w.host.watch.client(a.addr, a.network.Bits(), names[a.index])
+		p, err := w.start(w.log, `msg="lease granted"`, "table-allocator-client", args...)
+		if err != nil {
+			return err
+		}
+		w.watch = append(w.watch, p)
+	}
+	return nil
+}
+
+// killWatch is kill -9.
+func (w *world) killWatch() {
+	for _, p := range w.watch {
+		p.kill()
+	}
+}
+
+// stopWatch ends the watch, or the clients, which take everything back.
+func (w *world) stopWatch() error {
+	for _, p := range w.watch {
+		if err := p.stop(); err != nil {
+			return err
+		}
+	}
+	w.watch = nil
+	return nil
 }
 
 // settle waits until nothing has changed in the real namespace for a time.
@@ -321,7 +367,8 @@ func (p *process) kill() {
 
 // stop ends a process as an administrator does.
 func (p *process) stop() error {
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	err := p.cmd.Process.Signal(syscall.SIGTERM)
+	if err != nil && !errors.Is(err, os.ErrProcessDone) { // as a client's is whose address went
 		return fmt.Errorf("end %s: %w", p.cmd.Path, err)
 	}
 	select {
