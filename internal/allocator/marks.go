@@ -80,6 +80,19 @@ func (a *Allocator) TakeMark(now int64, ifname string, use Use) (uint32, error) 
 	return 0, fmt.Errorf("%w: %w", ErrStorage, err)
 }
 
+// RestoreMark gives an interface that has no mark the one that it had before the database was lost, unless
+// another interface has that. It is no error if it cannot: the holders of leases ask again.
+func (a *Allocator) RestoreMark(now int64, ifname string, index uint32) {
+	m := &a.marks
+	if _, has := a.Mark(ifname); has || !m.has(index) || m.ifnames[index] != "" {
+		return
+	}
+	next := mark{index, m.used + 1}
+	if a.transact(now, func() error { return a.store.putMark(ifname, next) }) == nil {
+		m.set(ifname, next)
+	}
+}
+
 // choose returns the index of a mark to give away, 0 if there is none.
 func (m *marks) choose(use Use) uint32 {
 	if own := use.Of(); m.has(own) && m.ifnames[own] == "" {

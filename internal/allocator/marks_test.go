@@ -176,3 +176,28 @@ func TestMarksWrittenAnew(t *testing.T) {
 	h.wantMark("wan0", unused, 1)
 	wantRows(t, peer(t, h.cfg.Path), "SELECT ifname, idx FROM marks ORDER BY idx", "wan0|1", "wan1|2", "wan2|3")
 }
+
+// TestRestoreMark: an interface gets the mark again that it had, if it has none and nobody else has that.
+func TestRestoreMark(t *testing.T) {
+	h := start(t, markConfig(t, 4, 3))
+	h.wantMark("wan0", unused, 1)
+	for _, c := range []struct {
+		ifname string
+		index  uint32
+		want   uint32 // 0: none
+	}{{"wan0", 2, 1}, {"wan1", 1, 0}, {"wan1", 3, 0}, {"wan1", 5, 0}, {"wan1", 0, 0}, {"wan1", 4, 4}, {"wan1", 2, 4}} {
+		h.RestoreMark(h.now, c.ifname, c.index)
+		if got, ok := h.Mark(c.ifname); ok != (c.want != 0) || ok && got != c.want {
+			t.Errorf("%s had %d: got %d, %v, want %d", c.ifname, c.index, got, ok, c.want)
+		}
+	}
+	h.crash()
+	h.wantMark("wan1", unused, 4)
+	own := Use{Of: func() uint32 { return 2 }, By: func(uint32) bool { return true }}
+	if got, err := h.TakeMark(h.now, "wan2", own); err != nil || got != 2 {
+		t.Errorf("the mark that the host uses for it: got %d, %v", got, err)
+	}
+	if got, err := h.TakeMark(h.now, "wan3", own); !errors.Is(err, ErrNoMark) {
+		t.Errorf("the mark of another one: got %d, %v", got, err)
+	}
+}

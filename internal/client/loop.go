@@ -248,6 +248,9 @@ func (l *loop) do(s *session, a action) {
 	switch a.kind {
 	case send:
 		s.retries = 0
+		if a.request.Marks { // in case that the server has lost it
+			a.request.Marking = s.inst.Rules.Marking
+		}
 		l.deliver(s, wire.Message{Data: a.request.Append(nil)})
 	case placeRules:
 		if l.place(s, a.table) {

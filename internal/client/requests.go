@@ -66,7 +66,7 @@ func (l *loop) serve(p packet) {
 		l.reply(s, p.from, wire.Refuse(wire.Ending, "the holder is taking everything back"))
 	case p.request.Cmd == wire.Replace:
 		l.replace(p)
-	case p.request.Marking != wire.Marking{}:
+	case p.request.Cmd == wire.Query && p.request.Marking != wire.Marking{}:
 		answer := s.answer()
 		l.learn(s, p.request.Marking)
 		l.serveBound(s)

@@ -148,6 +148,46 @@ func TestServerDamagedBound(t *testing.T) {
 	c.only(1, func() { third.want(inet1, "new s tcp4\nconnect s %s\nask s", far4) })
 }
 
+// TestServerDamagedMarks: who holds a lease gives the server the mark of his interface again, also where
+// no rule shows whose it is.
+func TestServerDamagedMarks(t *testing.T) {
+	c := newCrossingAlone(t)
+	server := c.serve(`"table_timeout":4`)
+	c.watch("--routes", "copy")
+	for n := range c.isps {
+		c.waitTables(n)
+	}
+	p := c.cPeer("peer")
+	ask := func(ifname string) string {
+		return p.ask(fmt.Sprintf(`{"ifname":%q,"cmd":16,"version":1,"known":1}`, ifname))
+	}
+	c.must("bind", "--ifname", "wan1", "--uid", "21001")
+	c.must("bind", "--ifname", "wan0", "--uid", "21002")
+	before := [2]string{ask("wan0"), ask("wan1")}
+	if code := server.stop(); code != 0 {
+		t.Errorf("exit code: got %d, want 0", code)
+	}
+	c.damage(true)
+	c.restartDamaged()
+	for n, ifname := range []string{"wan0", "wan1"} {
+		eventually(t, ifname+" has its mark again", func() error {
+			if got := ask(ifname); got != before[n] {
+				return fmt.Errorf("got %s, want %s", got, before[n])
+			}
+			return nil
+		})
+	}
+	// Nobody gets the mark that another interface has.
+	wantMark := strings.TrimPrefix(before[0], `{"version":1,"cmd":2,"table":0,"lease_expires":0,`)
+	if wantMark == before[0] || ask("wan7") != noMark {
+		t.Errorf("marks: %s, %s", before[0], ask("wan7"))
+	}
+	p.ask(strings.Replace(request(2, "wan7", "10.9.0.7", 0), `"cmd":0`, `"cmd":0,"marks":1,`+strings.TrimSuffix(wantMark, "}"), 1))
+	if got := ask("wan7"); got != noMark {
+		t.Errorf("the mark of another interface: got %s", got)
+	}
+}
+
 // TestServerDamagedOriginal: a damaged database of the original is set aside, too.
 func TestServerDamagedOriginal(t *testing.T) {
 	h := newHost(t)

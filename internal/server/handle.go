@@ -147,7 +147,10 @@ func (s *server) answerOp(r *round, a *ask, result allocator.Result) {
 	}
 	answer := reply(result)
 	if a.req.Marks && answer.Table != 0 {
-		answer.Marking = s.markingOf(a.req.Ifname)
+		if answer.Marking = s.markingOf(a.req.Ifname); answer.Marking == (wire.Marking{}) && s.access.first(a.cred) {
+			s.restoreMark(r.now, a.req.Ifname, a.req.Marking)
+			answer.Marking = s.markingOf(a.req.Ifname)
+		}
 	}
 	s.answer(r, a.from, a.cred, answer)
 }

@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -119,6 +120,14 @@ func (s *server) markingOf(ifname string) wire.Marking {
 		return wire.Marking{}
 	}
 	return s.marking.of(index)
+}
+
+// restoreMark takes the mark of an interface from the holder of a lease, after the database was lost.
+func (s *server) restoreMark(now time.Duration, ifname string, had wire.Marking) {
+	index := had.Mark >> bits.TrailingZeros32(s.marking.mask) / 2
+	if had == s.marking.of(index) && had.Mark != 0 {
+		s.leases.RestoreMark(wire.Seconds(now), ifname, index)
+	}
 }
 
 // use returns functions that find in the rules of the host which marks are used. The rules are read

@@ -164,7 +164,7 @@ type Request struct {
 	Want     uint32  // the table to lease rather than another, in an Acquire only; 0: any
 	Marks    bool    // in an Acquire: the reply may have a Marking
 	Known    bool    // in a Mark: do not choose one for an interface that has none
-	Marking  Marking // in a Query only: serve the traffic that is bound with it
+	Marking  Marking // in a Query: serve the traffic that is bound with it; in an Acquire: the interface had it
 	Settings string  // a JSON object, in a Replace only
 }
 
@@ -291,7 +291,7 @@ func parseRequest(text string) (r Request, err error) {
 	r.Address, r.Family, r.Tag = m.text(3), Family(m.number(4)), m.text(5)
 	switch r.Cmd {
 	case Acquire:
-		r.Want, r.Marks = uint32(m.number(6)), m.number(7) != 0
+		r.Want, r.Marks, r.Marking = uint32(m.number(6)), m.number(7) != 0, m.marking(10)
 	case Replace:
 		r.Settings = m.values[9]
 	case Query:
