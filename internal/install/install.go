@@ -4,6 +4,7 @@ package install
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -330,6 +331,9 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 	have, err := i.env.Kernel.Routes(i.Uplink.Family(), table)
 	if err != nil {
 		return nil, err
+	}
+	if image := i.env.Picture.largeMain(i.Uplink.Family()); image != nil && image.Left() > 0 {
+		lost = append(lost, fmt.Sprintf("%d routes (above max_routes)", image.Left()))
 	}
 	there := make(map[uplink.Way]bool, len(have))
 	for _, r := range have {

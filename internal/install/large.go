@@ -10,6 +10,8 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
+var errTooMany = errors.New("main has more routes of routing daemons than max_routes, so that some are in no table")
+
 // planTo is the part of a plan that leads to one destination, of which main has routes. What a large main has to one
 // destination decides alone what the table has to it.
 func (p *placer) planTo(u uplink.Uplink, m uplink.Main, table uint32, dst netip.Prefix, routes []route.Route) []route.Route {
@@ -67,6 +69,9 @@ func (p *placer) syncLarge(u uplink.Uplink, m uplink.Main, table uint32, image *
 		errs = append(errs, p.env.Kernel.Replace([]route.Route{r}, nil))
 	}
 	p.placed = len(want)
+	if image.Left() > 0 {
+		errs = append(errs, errTooMany)
+	}
 	return errors.Join(errs...)
 }
 
