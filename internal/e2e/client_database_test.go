@@ -71,7 +71,7 @@ func TestClientsDatabaseLost(t *testing.T) {
 			// Where the copy is from the first two held each other's tables.
 			h.sqlite(fmt.Sprintf(`vacuum into '%s.old'`, h.db))
 			old := database{t, h.db + ".old"}
-			old.sqlite(fmt.Sprintf(`update RtTables set Boot = '', Sum = 0, LeaseExpires = LeaseExpires - 1;
+			old.sqlite(fmt.Sprintf(`update RtTables set Boot = '', LeaseExpires = LeaseExpires - 1;
 				delete from RtTables where Addr > '%s';
 				update RtTables set Addr = case Addr when '%s' then '%s' else '%s' end;`, address(1), address(0), address(1), address(0)))
 			rules := h.rules()

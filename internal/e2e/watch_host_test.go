@@ -284,7 +284,7 @@ func TestWatchConfig(t *testing.T) {
 	h.waitRoutes(table)
 	h.waitRoutes("main", inMain...)
 	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", number)...)
-	h.wantLeases(table + "|inet|wan0|10.77.0.2|cable|0")
+	h.waitLeases(table + "|inet|wan0|10.77.0.2|cable|0")
 	if strings.Contains(p.log.String(), `msg=finished ifname=wan0`) {
 		t.Error("the lease was dropped on the way")
 	}

@@ -75,7 +75,7 @@ func TestLarge(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := &main{versions: make(map[int]int)}
-		m.take(all, env.Picture.isUplink)
+		m.take(all, nil, env.Picture.isUplink)
 		whole := uplink.Main{Index: wan0.Index, Addresses: []uplink.Address{{Addr: u.Addr(), Network: u.Network.Masked()}}, Routes: m.links[wan0.Index], Local: m.local}
 		have, err := kernel.Routes(unix.AF_INET, table)
 		if err != nil {

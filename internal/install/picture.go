@@ -158,9 +158,27 @@ func (p *Picture) main(family int) (*main, error) {
 	if !all {
 		return m, p.readImage(family, m)
 	}
-	m.take(routes, p.isUplink)
+	own, err := p.ownAddresses(family, routes)
+	if err != nil {
+		return nil, err
+	}
+	m.take(routes, own, p.isUplink)
 	m.since = now
 	return m, nil
+}
+
+// ownAddresses returns the destinations of main that are addresses of this host. The kernel has a route to each IPv6
+// address of full length, as DHCPv6 gives them: table local answers for it.
+func (p *Picture) ownAddresses(family int, routes []route.Route) (map[netip.Prefix]bool, error) {
+	if family != unix.AF_INET6 || !slices.ContainsFunc(routes, func(r route.Route) bool { return r.Dst.IsSingleIP() && r.Protocol == unix.RTPROT_KERNEL }) {
+		return nil, nil
+	}
+	addresses, err := p.kernel.Addresses(family)
+	own := make(map[netip.Prefix]bool, len(addresses))
+	for _, a := range addresses {
+		own[netip.PrefixFrom(a.Addr, a.Addr.BitLen())] = true
+	}
+	return own, err
 }
 
 // readImage reads a large main, or finds that it is an ordinary one by now.
@@ -204,8 +222,8 @@ func (m *main) sortImage() {
 	m.defaults, m.ends = uplink.Defaults(short), slices.ContainsFunc(short, uplink.IsDeadEnd)
 }
 
-// take sorts the routes of an ordinary main, and counts what changed.
-func (m *main) take(routes []route.Route, isUplink func(int) bool) {
+// take sorts the routes of an ordinary main, and counts what changed. own are destinations that are this host's.
+func (m *main) take(routes []route.Route, own map[netip.Prefix]bool, isUplink func(int) bool) {
 	links := make(map[int][]route.Route)
 	defaults := uplink.Defaults(routes)
 	ends := slices.ContainsFunc(routes, uplink.IsDeadEnd)
@@ -214,7 +232,11 @@ func (m *main) take(routes []route.Route, isUplink func(int) bool) {
 			links[index] = append(links[index], r)
 		}
 	}
-	local := slices.DeleteFunc(slices.Clone(routes), func(r route.Route) bool { return !isLocal(r, defaults, isUplink) })
+	local := slices.DeleteFunc(slices.Clone(routes), func(r route.Route) bool {
+		// A route of the kernel to one address with a lifetime is left of an own address of DHCPv6.
+		left := r.Protocol == unix.RTPROT_KERNEL && r.Dst.IsSingleIP() && r.Expires > 0
+		return own[r.Dst] || left || !isLocal(r, defaults, isUplink)
+	})
 	for index := range m.links {
 		if links[index] == nil {
 			m.versions[index]++
