@@ -23,6 +23,7 @@ type moved struct {
 type movedRoutes struct {
 	Namespace uint64        `json:"namespace"`
 	Routes    []route.Route `json:"routes"`
+	Order     []route.Route `json:"order"` // all that main had in the places of these
 }
 
 func movedOn(family, index int) (moved, error) {
@@ -34,21 +35,20 @@ func movedOn(family, index int) (moved, error) {
 	return moved{dir, namespace}, err
 }
 
-// write keeps what was taken for an address.
-func (m moved) write(u uplink.Uplink, taken []route.Route) error {
-	return m.dir.Write(u.Key.String(), movedRoutes{m.namespace, taken})
+// write keeps what was taken for an address, and the order of its places.
+func (m moved) write(u uplink.Uplink, taken, order []route.Route) error {
+	return m.dir.Write(u.Key.String(), movedRoutes{m.namespace, taken, order})
 }
 
 // read returns what was taken for an address, and whether that is known.
-func (m moved) read(u uplink.Uplink) ([]route.Route, bool, error) { return m.readName(u.Key.String()) }
+func (m moved) read(u uplink.Uplink) (movedRoutes, bool, error) { return m.readName(u.Key.String()) }
 
-func (m moved) readName(name string) ([]route.Route, bool, error) {
-	var have movedRoutes
-	err := m.dir.Read(name, &have)
+func (m moved) readName(name string) (have movedRoutes, known bool, err error) {
+	err = m.dir.Read(name, &have)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && have.Namespace != m.namespace { // that of a namespace that is gone
-		return nil, false, nil
+		return movedRoutes{}, false, nil
 	}
-	return have.Routes, err == nil, err
+	return have, err == nil, err
 }
 
 // readOthers returns what was taken for the other addresses of the link.
@@ -62,11 +62,11 @@ func (m moved) readOthers(u uplink.Uplink) ([]route.Route, error) {
 		if e.Name() == u.Key.String() || e.Name()[0] == '.' {
 			continue
 		}
-		routes, _, err := m.readName(e.Name())
+		have, _, err := m.readName(e.Name())
 		if err != nil {
 			return all, err
 		}
-		all = append(all, routes...)
+		all = append(all, have.Routes...)
 	}
 	return all, nil
 }
@@ -85,30 +85,50 @@ func samePlace(a, b route.Route) bool {
 	return a.Family == b.Family && a.Dst == b.Dst && a.From == b.From && a.TOS == b.TOS && a.Metric == b.Metric
 }
 
-// note takes over the order of routes of one table.
+// note takes over the order of default routes of main, among those that are known. What main has lost since stays
+// where it was.
 func (o *order) note(routes []route.Route) {
-	for _, r := range routes {
+	var next []route.Route // that follow in routes
+	for _, r := range slices.Backward(routes) {
 		if r.Dst.Bits() != 0 {
 			continue
 		}
-		at := slices.IndexFunc(o.places, func(p []route.Route) bool { return samePlace(p[0], r) })
+		i := slices.IndexFunc(o.places, func(p []route.Route) bool { return samePlace(p[0], r) })
 		switch {
-		case at < 0:
+		case i < 0:
 			o.places = append(o.places, []route.Route{r})
-		case !slices.ContainsFunc(o.places[at], r.Equal):
-			o.places[at] = append(o.places[at], r)
+		case !slices.ContainsFunc(o.places[i], r.Equal):
+			before := func(known route.Route) bool { return slices.ContainsFunc(next, known.Equal) }
+			at := slices.IndexFunc(o.places[i], before)
+			if at < 0 {
+				at = len(o.places[i])
+			}
+			o.places[i] = slices.Insert(o.places[i], at, r)
 		}
+		next = append(next, r)
 	}
 }
 
-// inFront reports whether r stood in front of a route that main has now.
+// of returns the routes of the places that routes have, in order.
+func (o *order) of(routes []route.Route) (all []route.Route) {
+	for _, p := range o.places {
+		if slices.ContainsFunc(routes, func(r route.Route) bool { return samePlace(p[0], r) }) {
+			all = append(all, p...)
+		}
+	}
+	return all
+}
+
+// inFront reports whether r belongs in front of the routes that main has now in its place. The kernel adds it there or
+// behind all of them. If it stood between two of them it goes behind, so that the first one stays that.
 func (o *order) inFront(r route.Route, now []route.Route) bool {
 	for _, p := range o.places {
 		at := slices.IndexFunc(p, r.Equal)
 		if at < 0 {
 			continue
 		}
-		return slices.ContainsFunc(p[at+1:], func(later route.Route) bool { return slices.ContainsFunc(now, later.Equal) })
+		there := func(o route.Route) bool { return slices.ContainsFunc(now, o.Equal) }
+		return !slices.ContainsFunc(p[:at], there) && slices.ContainsFunc(p[at+1:], there)
 	}
 	return false
 }

@@ -50,7 +50,6 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, read
 	}
 	m.Taken, m.Lost = p.taken, p.lost
 	if u.Settings.Routes == uplink.MoveRoutes {
-		p.env.order.note(m.Routes)
 		if len(addresses) > 1 {
 			others, err := p.takenByOthers(u, link.Index)
 			if err != nil {
@@ -142,7 +141,7 @@ func (p *placer) writeTaken(u uplink.Uplink, index int) error {
 	if err != nil {
 		return err
 	}
-	return files.write(u, p.taken)
+	return files.write(u, p.taken, p.env.order.of(p.taken))
 }
 
 // cleanMain deletes from main what the table has now: routes that are moved, and those of fallBack.
@@ -162,10 +161,22 @@ func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
 		// What was not carried over stays where it is of use.
 		return !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && uplink.SameWay(h, r) })
 	})
-	p.taken = append(p.taken, takes...)
-	// First the file: whoever is killed in between leaves a file of routes that main still has.
-	err = p.writeTaken(u, m.Index)
+	if len(takes) > 0 {
+		err = p.take(u, m.Index, takes)
+	}
 	return errors.Join(err, p.delete(u, takes), p.withdraw(u, m))
+}
+
+// take notes routes before main loses them: a client that is killed in between leaves a file of routes that main still
+// has.
+func (p *placer) take(u uplink.Uplink, index int, routes []route.Route) error {
+	all, err := p.env.Kernel.Routes(u.Family(), unix.RT_TABLE_MAIN)
+	if err != nil {
+		return err
+	}
+	p.env.order.note(all)
+	p.taken = append(p.taken, routes...)
+	return p.writeTaken(u, index)
 }
 
 func (p *placer) delete(u uplink.Uplink, routes []route.Route) error {
@@ -195,7 +206,7 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 	if err != nil {
 		return err
 	}
-	taken, known, err := files.read(u)
+	before, known, err := files.read(u)
 	if err != nil {
 		p.env.Log.Warn("cannot read what was moved before; looking for it in the table", "table", table, "err", err)
 	}
@@ -205,13 +216,13 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 			return err
 		}
 		if !uplink.MainKnowsNetwork(rules, table) {
-			if taken, err = p.adoptOlder(u, *m, table); err != nil {
+			if before.Routes, err = p.adoptOlder(u, *m, table); err != nil {
 				return err
 			}
 		}
 	}
-	p.taken = slices.DeleteFunc(taken, func(r route.Route) bool { return slices.ContainsFunc(m.Routes, r.Equal) })
-	p.env.order.note(p.taken)
+	p.taken = before.Routes
+	p.env.order.note(before.Order)
 	m.Taken = append(slices.Clone(m.Taken), p.taken...)
 	return p.writeTaken(u, m.Index)
 }
@@ -274,14 +285,21 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	return errors.Join(err, p.fallBack(u, m))
 }
 
-// restore gives main routes back, where they stood.
+// restore gives main routes back, where they stood. The last one is the first: others go in front of it.
 func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
+	if len(routes) == 0 {
+		return nil
+	}
+	now, err := p.env.Kernel.Routes(u.Family(), unix.RT_TABLE_MAIN)
+	if err != nil {
+		return err
+	}
+	routes = slices.Clone(routes)
+	slices.Reverse(routes)
 	return p.changeMain(u, routes, func(r route.Route) error {
-		now, err := p.env.Kernel.Routes(u.Family(), unix.RT_TABLE_MAIN)
-		if err != nil {
-			return err
-		}
-		return p.env.Kernel.RestoreRoute(r, p.env.order.inFront(r, now))
+		inFront := p.env.order.inFront(r, now)
+		now = append(now, r)
+		return p.env.Kernel.RestoreRoute(r, inFront)
 	}, "route restored in main")
 }
 

@@ -216,11 +216,14 @@ func SameWay(a, b route.Route) bool { return WayOf(a) == WayOf(b) }
 // Standing returns the routes of Taken that main would have still, had they stayed there: no newer one
 // is in their place.
 func (m Main) Standing() []route.Route {
-	used := make(map[place]bool, len(m.Routes))
+	replaced := make(map[place]bool)
 	for _, r := range m.Routes {
-		used[placeOf(r)] = true
+		// A taken one that main has is there again, or still, since a client was killed: it replaces nothing.
+		replaced[placeOf(r)] = replaced[placeOf(r)] || !slices.ContainsFunc(m.Taken, r.Equal)
 	}
-	return slices.DeleteFunc(slices.Clone(m.Taken), func(r route.Route) bool { return used[placeOf(r)] })
+	return slices.DeleteFunc(slices.Clone(m.Taken), func(r route.Route) bool {
+		return replaced[placeOf(r)] || slices.ContainsFunc(m.Routes, r.Equal)
+	})
 }
 
 // place is where IPv4 tables hold a route, and a newer one replaces it.

@@ -1,0 +1,322 @@
+package install
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+const movedTable = 10000
+
+// mover is a host whose link wan0 has 192.0.2.5, and clients of that address.
+type mover struct {
+	*nettest.Namespace
+	t      *testing.T
+	kernel *route.Conn
+	index  int
+	uplink uplink.Uplink
+}
+
+// newMover makes one with routes in main, as `ip route` takes them.
+func newMover(t *testing.T, routes ...string) *mover {
+	t.Helper()
+	n := nettest.New(t, "host")
+	m := &mover{Namespace: n, t: t}
+	far := nettest.New(t, "far")
+	nettest.Veth(t, n, "wan0", far, "wan0")
+	nettest.Veth(t, n, "wan1", far, "wan1")
+	n.IP(t, "address add 192.0.2.5/24 dev wan0")
+	n.IP(t, "address add 198.51.100.5/24 dev wan1")
+	for _, r := range routes {
+		n.IP(t, "route "+r)
+	}
+	var err error
+	n.Do(func() { m.kernel, err = route.Dial() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.kernel.Close() })
+	link, _, err := m.kernel.LinkByName("wan0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.index = link.Index
+	m.uplink = uplink.Uplink{
+		Key:        wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"},
+		Network:    netip.MustParsePrefix("192.0.2.5/24"),
+		Priorities: uplink.OriginalPriorities,
+		Settings:   uplink.Settings{Routes: uplink.MoveRoutes, OnLoss: uplink.Fallback},
+	}
+	return m
+}
+
+// client is what a process of its own has installed for the address.
+func (m *mover) client() *Installation {
+	env := &Env{Kernel: m.kernel, Log: slog.New(slog.DiscardHandler), OtherHolder: func(wire.Key) (bool, error) { return false, nil }}
+	i := env.New(m.uplink, env.Log, func(what string, err error) {
+		if err != nil {
+			m.t.Errorf("%s: %v", what, err)
+		}
+	})
+	i.Index, i.Present, i.Usable = m.index, true, true
+	return i
+}
+
+// placed is a client that has a lease.
+func (m *mover) placed() *Installation {
+	m.t.Helper()
+	i := m.client()
+	m.Do(func() {
+		if err := i.Place(movedTable); err != nil {
+			m.t.Fatal(err)
+		}
+	})
+	return i
+}
+
+func (m *mover) clear(i *Installation) {
+	m.t.Helper()
+	m.Do(func() {
+		if err := i.Clear(); err != nil {
+			m.t.Fatal(err)
+		}
+	})
+}
+
+// main is what main has, in the kernel's order.
+func (m *mover) main() []string {
+	m.t.Helper()
+	return strings.Split(strings.TrimSpace(m.IP(m.t, "-d route show")), "\n")
+}
+
+// wantMain fails the test unless main is this.
+func (m *mover) wantMain(when string, want []string) {
+	m.t.Helper()
+	if got := m.main(); !slices.Equal(got, want) {
+		m.t.Fatalf("main %s:\n%s\nwant:\n%s", when, strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// defaults are the default routes that a table has.
+func (m *mover) defaults(table string) []string {
+	m.t.Helper()
+	out, _ := m.Output("ip", "route", "show", "default", "table", table) // without a table there are none
+	return slices.DeleteFunc(strings.Split(out, "\n"), func(line string) bool { return !strings.HasPrefix(line, "default") })
+}
+
+// two are routes of which none may be lost: two defaults of wan0 in one place, one with all that `ip route` can say,
+// before one of wan1, and others.
+var two = []string{
+	"add default via 192.0.2.2 metric 5 proto dhcp src 192.0.2.5",
+	"append default via 192.0.2.1 metric 5 proto static mtu 1400 advmss 1300 initcwnd 20",
+	"append default via 198.51.100.1 metric 5",
+	"add 10.9.0.0/16 via 192.0.2.9 proto static",
+	"add 0.0.0.0/1 via 192.0.2.1",
+}
+
+// TestMovedBack: main gets back what it lost, and where it stood, from the client that took it, from the one after
+// that was killed, and from a command that releases what is left.
+func TestMovedBack(t *testing.T) {
+	for name, end := range map[string]func(*mover, *Installation){
+		"the client": (*mover).clear,
+		"the next client": func(m *mover, _ *Installation) {
+			i := m.placed()
+			if got := m.defaults("main"); len(got) != 1 {
+				t.Errorf("main has %q with the next client", got)
+			}
+			if got := m.defaults("10000"); len(got) != 2 {
+				t.Errorf("the table has %q with the next client", got)
+			}
+			m.clear(i)
+		},
+		"release": func(m *mover, i *Installation) {
+			u := m.uplink
+			u.Settings = uplink.Settings{} // a command that releases knows none
+			m.Do(func() {
+				if err := i.env.RemoveLeftovers(u); err != nil {
+					t.Error(err)
+				}
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMover(t, two...)
+			before := m.main()
+			i := m.placed()
+			if got := m.defaults("main"); len(got) != 1 {
+				t.Fatalf("main has %q", got)
+			}
+			if got := m.defaults("10000"); len(got) != 2 || !strings.Contains(got[0], "192.0.2.2") {
+				t.Fatalf("the table has %q", got)
+			}
+			end(m, i)
+			m.wantMain("after "+name, before)
+			if rules := m.IP(t, "-d rule show"); strings.Contains(rules, "proto 116") {
+				t.Errorf("rules that are left: %s", rules)
+			}
+		})
+	}
+}
+
+// TestMovedKilled: the file is written before main loses the routes. A client that is killed in between, or when it has
+// deleted one of them, leaves a file of routes that main has, which the next one must not add a second time.
+func TestMovedKilled(t *testing.T) {
+	for name, deleted := range map[string][]string{
+		"before":  nil,
+		"between": {"route del default via 192.0.2.2 metric 5"},
+		"after":   {"route del default via 192.0.2.2 metric 5", "route del default via 192.0.2.1 metric 5"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMover(t, two...)
+			before := m.main()
+			m.Do(func() {
+				i := m.client()
+				v, _ := i.view()
+				takes := m.uplink.Takes(v)
+				if len(takes) != 2 {
+					t.Fatalf("it takes %v", takes)
+				}
+				if err := i.routes.take(m.uplink, m.index, takes); err != nil {
+					t.Fatal(err)
+				}
+			})
+			for _, args := range deleted {
+				m.IP(t, args)
+			}
+			i := m.placed()
+			if got := m.defaults("main"); len(got) != 1 {
+				t.Errorf("main has %q", got)
+			}
+			if got := m.defaults("10000"); len(got) != 2 {
+				t.Errorf("the table has %q", got)
+			}
+			m.clear(i)
+			m.wantMain("after the next client", before)
+		})
+	}
+}
+
+// TestMovedElsewhere: a file of another network namespace, which had the same number, is not taken for one's own.
+func TestMovedElsewhere(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1")
+	before := m.main()
+	m.Do(func() {
+		files, err := movedOn(unix.AF_INET, m.index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if files.namespace == 0 {
+			t.Fatal("the namespace has no cookie: Linux is older than 5.14")
+		}
+		files.namespace--
+		stranger := route.NewRoute(unix.RT_TABLE_MAIN, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddr("192.0.2.77"), m.index)
+		stranger.Metric = 77
+		if err := files.write(m.uplink, []route.Route{stranger}, nil); err != nil {
+			t.Fatal(err)
+		}
+	})
+	i := m.placed()
+	if got := m.defaults("10000"); len(got) != 1 {
+		t.Errorf("the table has %q", got)
+	}
+	m.clear(i)
+	m.wantMain("after the client", before)
+}
+
+// TestMovedByOlder: a version before took networks and static routes, too, and left neither file nor rule to main. The
+// next client gives main what it would not take, and the rest at its own end.
+func TestMovedByOlder(t *testing.T) {
+	m := newMover(t)
+	for _, args := range []string{
+		"route del 192.0.2.0/24 dev wan0",
+		"route add 192.0.2.0/24 dev wan0 src 192.0.2.5 proto 116 table 10000",
+		"route add 10.9.0.0/16 via 192.0.2.9 src 192.0.2.5 proto 116 table 10000 onlink dev wan0",
+		"route add default via 192.0.2.1 src 192.0.2.5 proto 116 table 10000 metric 7 onlink dev wan0",
+		"route add 10.8.0.0/16 via 192.0.2.8 table 10000 onlink dev wan0", // another program's
+		"rule add from 192.0.2.5 lookup 10000 pref 10000 proto 116",
+		"rule add to 192.0.2.0/24 lookup 10000 pref 20000 proto 116",
+		"rule add iif lo lookup 10000 pref 91000 proto 116",
+	} {
+		m.IP(t, args)
+	}
+	network := "unicast 192.0.2.0/24 dev wan0 proto kernel scope link src 192.0.2.5 "
+	other := "unicast 198.51.100.0/24 dev wan1 proto kernel scope link src 198.51.100.5"
+	static := "unicast 10.9.0.0/16 via 192.0.2.9 dev wan0 proto boot scope global src 192.0.2.5 onlink "
+	i := m.placed()
+	m.wantMain("with the next client", []string{static, network, other})
+	m.clear(i)
+	m.wantMain("after it", []string{"unicast default via 192.0.2.1 dev wan0 proto boot scope global src 192.0.2.5 metric 7 onlink ", static,
+		network, other})
+	if out := m.IP(t, "route show table 10000"); !strings.HasPrefix(out, "10.8.0.0/16 ") || strings.Count(out, "\n") != 1 {
+		t.Errorf("the table has %q", out)
+	}
+}
+
+// TestMovedBesideDeadEnd: no rule behind main is reached while main has a default that leads nowhere. Main keeps its
+// defaults, and gets them back if that one comes later.
+func TestMovedBesideDeadEnd(t *testing.T) {
+	m := newMover(t, two...)
+	before := m.main()
+	i := m.placed()
+	m.IP(t, "route add unreachable default metric 4000")
+	m.Do(func() { i.Follow(movedTable, false) })
+	with := m.main()
+	if len(with) != len(before)+1 {
+		t.Fatalf("main has %q", with)
+	}
+	m.clear(m.placed()) // the next client takes nothing
+	m.wantMain("after the next client", with)
+	m.IP(t, "route del unreachable default metric 4000")
+	m.wantMain("in the end", before)
+}
+
+func TestOrder(t *testing.T) {
+	via := func(last byte) route.Route {
+		gateway := netip.AddrFrom4([4]byte{192, 0, 2, last})
+		return route.NewRoute(unix.RT_TABLE_MAIN, netip.MustParsePrefix("0.0.0.0/0"), gateway, 2)
+	}
+	some := func(last ...byte) (routes []route.Route) {
+		for _, l := range last {
+			routes = append(routes, via(l))
+		}
+		return routes
+	}
+	for _, tt := range []struct {
+		name  string
+		notes [][]byte // what main had, one after the other
+		want  []byte
+	}{
+		{"once", [][]byte{{3, 1, 2}}, []byte{3, 1, 2}},
+		{"in front", [][]byte{{2, 3}, {1, 2, 3}}, []byte{1, 2, 3}},
+		{"between", [][]byte{{1, 3}, {1, 2, 3}}, []byte{1, 2, 3}},
+		{"behind", [][]byte{{1, 2}, {1, 2, 3}}, []byte{1, 2, 3}},
+		{"beside what main lost", [][]byte{{1, 2}, {3}, {4, 3}}, []byte{1, 2, 4, 3}},
+	} {
+		var o order
+		for _, n := range tt.notes {
+			o.note(some(n...))
+		}
+		if got := o.of(some(tt.want[0])); !slices.EqualFunc(got, some(tt.want...), route.Route.Equal) {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+	var o order
+	o.note(some(1, 2, 3))
+	for _, tt := range []struct {
+		now  []byte
+		want bool
+	}{{nil, false}, {[]byte{1}, false}, {[]byte{3}, true}, {[]byte{1, 3}, false}, {[]byte{9}, false}} {
+		if got := o.inFront(via(2), some(tt.now...)); got != tt.want {
+			t.Errorf("in front of %v: %v", tt.now, got)
+		}
+	}
+}
