@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Errors of refusals, for callers that answer each differently. They are wrapped in what
-// Result.Err and Commit return.
+// Errors of refusals, for callers that answer each differently. Result.Err is one of the first three.
+// Commit returns ErrStorage with its cause.
 var (
 	ErrExhausted = errors.New("no table is free")
 	ErrFamily    = errors.New("family is not served")
@@ -30,15 +30,12 @@ const (
 	Inet6  Family = 10
 )
 
+var familyNames = map[Family]string{Unspec: "unspec", Inet: "inet", Inet6: "inet6"}
+
 // String returns the name of the family as logs and the leases view have it.
 func (f Family) String() string {
-	switch f {
-	case Unspec:
-		return "unspec"
-	case Inet:
-		return "inet"
-	case Inet6:
-		return "inet6"
+	if name, ok := familyNames[f]; ok {
+		return name
 	}
 	return "family " + strconv.Itoa(int(f))
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -253,19 +254,20 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 	return req, true
 }
 
+// codes are the codes of refusals. Any other error is about storage.
+var codes = map[error]wire.Code{
+	allocator.ErrExhausted: wire.Exhausted,
+	allocator.ErrFamily:    wire.NotServed,
+	allocator.ErrNotOwner:  wire.Denied,
+}
+
 // reply returns the answer to an operation.
 func reply(r allocator.Result) wire.Reply {
-	switch {
-	case r.Outcome == allocator.Granted, r.Outcome == allocator.Renewed:
+	switch r.Outcome {
+	case allocator.Granted, allocator.Renewed:
 		return wire.Reply{Table: r.Lease.Table, Expires: r.Lease.Expires}
-	case r.Outcome != allocator.Refused:
-		return wire.Reply{} // a lease that was released
-	case errors.Is(r.Err, allocator.ErrExhausted):
-		return wire.Refuse(wire.Exhausted, r.Err.Error())
-	case errors.Is(r.Err, allocator.ErrFamily):
-		return wire.Refuse(wire.NotServed, r.Err.Error())
-	case errors.Is(r.Err, allocator.ErrNotOwner):
-		return wire.Refuse(wire.Denied, r.Err.Error())
+	case allocator.Refused:
+		return wire.Refuse(cmp.Or(codes[r.Err], wire.Storage), r.Err.Error())
 	}
-	return wire.Refuse(wire.Storage, r.Err.Error())
+	return wire.Reply{} // a lease that was released
 }

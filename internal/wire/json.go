@@ -337,3 +337,72 @@ func (m *message) marking(first int) Marking {
 	}
 	return marking
 }
+
+// object is a JSON object that is being written.
+type object []byte
+
+func (o *object) name(name string) {
+	if (*o)[len(*o)-1] != '{' {
+		*o = append(*o, ',')
+	}
+	*o = append(append(append(*o, '"'), name...), `":`...)
+}
+
+func (o *object) number(name string, n int64) {
+	o.name(name)
+	*o = strconv.AppendInt(*o, n, 10)
+}
+
+// some writes a number other than 0.
+func (o *object) some(name string, n int64) {
+	if n != 0 {
+		o.number(name, n)
+	}
+}
+
+func (o *object) text(name, s string) {
+	o.name(name)
+	*o = appendStringWithin(*o, s, len(s)*6+2)
+}
+
+// someText writes a text that is not empty.
+func (o *object) someText(name, s string) {
+	if s != "" {
+		o.text(name, s)
+	}
+}
+
+// marking writes the keys of a Marking, unless it is the zero Marking.
+func (o *object) marking(m Marking) {
+	if m != (Marking{}) {
+		o.number("mark", int64(m.Mark))
+		o.number("mask", int64(m.Mask))
+		o.number("block", int64(m.Block))
+		o.number("fallback", int64(m.Fallback))
+	}
+}
+
+// appendStringWithin appends s as a JSON string of at most room bytes, cut between
+// characters.
+func appendStringWithin(b []byte, s string, room int) []byte {
+	const hex = "0123456789abcdef"
+	b = append(b, '"')
+	room -= 2
+	for _, r := range s {
+		var c [12]byte
+		piece := c[:0]
+		switch {
+		case r == '"' || r == '\\':
+			piece = append(piece, '\\', byte(r))
+		case r < ' ' || r == 0x7f:
+			piece = append(piece, '\\', 'u', '0', '0', hex[r>>4], hex[r&15])
+		default:
+			piece = utf8.AppendRune(piece, r)
+		}
+		if room -= len(piece); room < 0 {
+			break
+		}
+		b = append(b, piece...)
+	}
+	return append(b, '"')
+}

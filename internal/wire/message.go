@@ -42,14 +42,11 @@ const (
 	Inet6  Family = 10
 )
 
+var familyNames = map[Family]string{Unspec: "unspec", Inet: "inet", Inet6: "inet6"}
+
 func (f Family) String() string {
-	switch f {
-	case Unspec:
-		return "unspec"
-	case Inet:
-		return "inet"
-	case Inet6:
-		return "inet6"
+	if name, ok := familyNames[f]; ok {
+		return name
 	}
 	return "family " + strconv.Itoa(int(f))
 }
@@ -170,59 +167,33 @@ type Request struct {
 
 // Append appends the datagram for r to b: the original's keys in the original's order.
 func (r Request) Append(b []byte) []byte {
+	o := object(append(b, '{'))
+	if r.Cmd != Mark {
+		o.text("address", r.Address)
+	}
+	o.text("ifname", r.Ifname)
+	if r.Cmd != Mark {
+		o.someText("tag", r.Tag)
+		o.number("addr_family", int64(r.Family))
+	}
+	o.number("cmd", int64(r.Cmd))
+	o.number("version", Version)
+	if r.Known && r.Cmd == Mark {
+		o.number("known", 1)
+	}
 	if r.Cmd == Mark {
-		b = append(b, `{"ifname":`...)
-		b = appendString(b, r.Ifname)
-		b = append(b, `,"cmd":16,"version":1`...)
-		if r.Known {
-			b = append(b, `,"known":1`...)
-		}
-		return append(b, '}')
+		return append(o, '}')
 	}
-	b = append(b, `{"address":`...)
-	b = appendString(b, r.Address)
-	b = append(b, `,"ifname":`...)
-	b = appendString(b, r.Ifname)
-	if r.Tag != "" {
-		b = append(b, `,"tag":`...)
-		b = appendString(b, r.Tag)
-	}
-	b = append(b, `,"addr_family":`...)
-	b = strconv.AppendInt(b, int64(r.Family), 10)
-	b = append(b, `,"cmd":`...)
-	b = strconv.AppendInt(b, int64(r.Cmd), 10)
-	b = append(b, `,"version":`...)
-	b = strconv.AppendInt(b, Version, 10)
-	if r.Want != 0 {
-		b = append(b, `,"want":`...)
-		b = strconv.AppendUint(b, uint64(r.Want), 10)
-	}
+	o.some("want", int64(r.Want))
 	if r.Marks {
-		b = append(b, `,"marks":1`...)
+		o.number("marks", 1)
 	}
-	b = r.Marking.append(b)
+	o.marking(r.Marking)
 	if r.Settings != "" {
-		b = append(b, `,"settings":`...)
-		b = append(b, r.Settings...)
+		o.name("settings")
+		o = append(o, r.Settings...)
 	}
-	return append(b, '}')
-}
-
-// append appends the keys of a Marking to an object that has members already.
-func (m Marking) append(b []byte) []byte {
-	if m == (Marking{}) {
-		return b
-	}
-	for _, k := range []struct {
-		name  string
-		value uint32
-	}{{"mark", m.Mark}, {"mask", m.Mask}, {"block", m.Block}, {"fallback", m.Fallback}} {
-		b = append(b, `,"`...)
-		b = append(b, k.name...)
-		b = append(b, `":`...)
-		b = strconv.AppendUint(b, uint64(k.value), 10)
-	}
-	return b
+	return append(o, '}')
 }
 
 // check returns an error that says what is wrong with a Marking of a datagram.
@@ -330,32 +301,24 @@ func Refuse(code Code, reason string) Reply { return Reply{Error: reason, Code: 
 
 // Append appends the datagram for r to b, at most MaxReply bytes: a long Error is cut.
 func (r Reply) Append(b []byte) []byte {
-	start := len(b)
-	b = append(b, `{"version":1,"cmd":2,"table":`...)
-	b = strconv.AppendUint(b, uint64(r.Table), 10)
-	b = append(b, `,"lease_expires":`...)
-	b = strconv.AppendInt(b, r.Expires, 10)
-	if r.PID != 0 {
-		b = append(b, `,"pid":`...)
-		b = strconv.AppendInt(b, int64(r.PID), 10)
-	}
-	if r.Code != "" {
-		b = append(b, `,"code":`...)
-		b = appendString(b, string(r.Code))
-	}
-	if r.Mode != "" {
-		b = append(b, `,"mode":`...)
-		b = appendString(b, r.Mode)
-	}
-	b = r.Marking.append(b)
+	o := object(append(b, '{'))
+	o.number("version", Version)
+	o.number("cmd", int64(Response))
+	o.number("table", int64(r.Table))
+	o.number("lease_expires", r.Expires)
+	o.some("pid", int64(r.PID))
+	o.someText("code", string(r.Code))
+	o.someText("mode", r.Mode)
+	o.marking(r.Marking)
+	name, long := "error", r.Error // a reply has one of the two texts that may be long
 	if r.Missing != "" {
-		b = append(b, `,"missing":`...)
-		b = appendStringWithin(b, r.Missing, MaxReply-(len(b)-start)-len(`}`))
-	} else if r.Error != "" { // a reply has one of the two texts that may be long
-		b = append(b, `,"error":`...)
-		b = appendStringWithin(b, r.Error, MaxReply-(len(b)-start)-len(`}`))
+		name, long = "missing", r.Missing
 	}
-	return append(b, '}')
+	if long != "" {
+		o.name(name)
+		o = appendStringWithin(o, long, MaxReply-(len(o)-len(b))-len(`}`))
+	}
+	return append(o, '}')
 }
 
 // replyKeys are those of a reply, by number.
@@ -392,31 +355,4 @@ func ParseReply(data []byte) (Reply, error) {
 		return Reply{}, fmt.Errorf("cmd %d: not a response", cmd)
 	}
 	return r, nil
-}
-
-func appendString(b []byte, s string) []byte { return appendStringWithin(b, s, len(s)*6+2) }
-
-// appendStringWithin appends s as a JSON string of at most room bytes, cut between
-// characters.
-func appendStringWithin(b []byte, s string, room int) []byte {
-	const hex = "0123456789abcdef"
-	b = append(b, '"')
-	room -= 2
-	for _, r := range s {
-		var c [12]byte
-		piece := c[:0]
-		switch {
-		case r == '"' || r == '\\':
-			piece = append(piece, '\\', byte(r))
-		case r < ' ' || r == 0x7f:
-			piece = append(piece, '\\', 'u', '0', '0', hex[r>>4], hex[r&15])
-		default:
-			piece = utf8.AppendRune(piece, r)
-		}
-		if room -= len(piece); room < 0 {
-			break
-		}
-		b = append(b, piece...)
-	}
-	return append(b, '"')
 }
