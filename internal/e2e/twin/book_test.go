@@ -71,8 +71,10 @@ type book struct {
 
 func (b *book) install() error {
 	for _, a := range b.plain.addresses {
-		if a.addr.IsGlobalUnicast() && a.index != 1 && b.w.host.watch.selects(b.plain.names[a.index]) {
-			b.served = append(b.served, served{a.addr, a.index, a.network, uint32(10000 + len(b.served))})
+		if i := slices.IndexFunc(b.served, func(s served) bool { return s.addr == a.addr }); i >= 0 {
+			b.served[i].networks = append(b.served[i].networks, a.network)
+		} else if a.addr.IsGlobalUnicast() && a.index != 1 && b.w.host.watch.selects(b.plain.names[a.index]) {
+			b.served = append(b.served, served{a.addr, a.index, networks{a.network}, uint32(10000 + len(b.served))})
 		}
 	}
 	is := uplinks(b.plain, b.served)
@@ -171,9 +173,11 @@ func (b *book) rules(s served) {
 	if b.w.host.watch.OnLoss == "block" {
 		rule(10001, "from %s unreachable", s.addr)
 	}
-	if s.addr.Is4() || s.network.Bits() < 128 {
-		rule(19999, "to %s lookup main suppress_prefixlength %d", s.network, s.network.Bits()-1)
-		rule(20000, "to %s lookup %d", s.network, s.table)
+	for _, n := range s.networks {
+		if s.addr.Is4() || n.Bits() < 128 {
+			rule(19999, "to %s lookup main suppress_prefixlength %d", n, n.Bits()-1)
+			rule(20000, "to %s lookup %d", n, s.table)
+		}
 	}
 	rule(91000, "iif lo lookup %d", s.table)
 	if b.w.host.watch.Routes == "move" {
@@ -247,6 +251,7 @@ func (b *book) take(r route) error {
 	}
 	for i := range r.legs { // which the kernel has as routes of their own
 		one, _ := r.with(func(k int, _ leg) bool { return k == i })
+		one.protocol = unix.RTPROT_UNSPEC // it may be another one's
 		if err := del(one.message()); err != nil {
 			return err
 		}

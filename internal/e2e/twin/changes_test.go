@@ -348,11 +348,13 @@ func (g *generator) rename() step {
 func (g *generator) intoBridge() step {
 	l := pick(g, g.uplinks()...)
 	name := g.newName(pick(g, "wan", "vmbr"))
-	s := g.step("bridge of "+l.name, `link add %s index %d address 02:00:00:00:00:%02x type bridge
-		link set %s addrgenmode eui64
-		link set %s up
-		link set %s master %s
-		address flush dev %s`, name, g.next, g.next, name, name, l.name, name, l.name)
+	s := g.step("bridge of "+l.name, `link add %[1]s index %[2]d address 02:00:00:00:00:%02[2]x type bridge
+		link set %[1]s addrgenmode eui64
+		link set %[1]s up
+		link set %[3]s down
+		link set %[3]s master %[1]s
+		link set %[3]s up
+		address flush dev %[3]s`, name, g.next, l.name)
 	g.next++
 	port := l.name
 	commands := g.restore(port)

@@ -18,9 +18,10 @@ type generator struct {
 	nhid   int // the next id of a nexthop object
 	past   history
 
-	tunnels int
-	named   int // names that links got later
-	kernel  kernel
+	tunnels    int
+	named      int // names that links got later
+	tosDefault bool
+	kernel     kernel
 }
 
 // link is a link of the host, as far as the generator has to remember it.

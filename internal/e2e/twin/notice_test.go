@@ -17,7 +17,7 @@ var breakages = []breakage{
 		return []string{fmt.Sprintf("ip route del %s table %d", anywhere(s.addr.Is4()), s.table)}
 	}},
 	{"a network is left out", func(s served, _ network) []string {
-		return []string{fmt.Sprintf("ip route del %s table %d", s.network, s.table)}
+		return []string{fmt.Sprintf("ip route del %s table %d", s.networks[0], s.table)}
 	}},
 	{"a route leads to another router", func(s served, n network) []string {
 		return []string{fmt.Sprintf("ip route replace 100.99.0.0/16 via %s table %d", n.gateway.Next(), s.table)}
@@ -46,7 +46,7 @@ var breakagesAtEnd = []breakage{
 		return []string{fmt.Sprintf("ip route add %s via %s table %d", anywhere(s.addr.Is4()), n.gateway, s.table)}
 	}},
 	{"a route has not come back", func(s served, _ network) []string {
-		return []string{fmt.Sprintf("ip route del %s", s.network)}
+		return []string{fmt.Sprintf("ip route del %s", s.networks[0])}
 	}},
 }
 

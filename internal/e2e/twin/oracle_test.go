@@ -38,10 +38,17 @@ func (p picture) main() []route {
 
 // served is an address with a table of its own: the source rule of the real host says so.
 type served struct {
-	addr    netip.Addr
-	index   int // of its link, 0 if it is on none
-	network netip.Prefix
-	table   uint32
+	addr     netip.Addr
+	index    int // of its link, 0 if it is on none
+	networks networks
+	table    uint32
+}
+
+// networks are those of an address: it may have several lengths.
+type networks []netip.Prefix
+
+func (n networks) contain(a netip.Addr) bool {
+	return slices.ContainsFunc(n, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 func (s served) family() int { return familyOf(s.addr) }
@@ -59,12 +66,12 @@ func servedBy(rules []rule, plain picture) (all []served) {
 		s := served{addr: r.src.Addr(), table: r.table}
 		for _, a := range plain.addresses {
 			if a.addr == s.addr {
-				s.index, s.network = a.index, a.network
+				s.index, s.networks = a.index, append(s.networks, a.network)
 			}
 		}
 		for _, local := range plain.routes { // made local by a route instead
 			if s.index == 0 && local.typ == unix.RTN_LOCAL && local.dst == r.src && len(local.legs) > 0 {
-				s.index, s.network = local.legs[0].index, local.dst
+				s.index, s.networks = local.legs[0].index, networks{local.dst}
 			}
 		}
 		all = append(all, s)
@@ -137,17 +144,15 @@ func (r route) alive(is func(index int) bool) (route, bool) {
 // ofProvider leaves out the ways of other providers on the link: of the ways to one destination,
 // if one is of s itself, those by a gateway that only another address knows. If none is, all are.
 func ofProvider(routes []route, plain picture, s served) []route {
-	var networks []netip.Prefix // of other addresses
+	var others networks // of other addresses
 	for _, a := range plain.addresses {
 		if a.index == s.index && a.addr != s.addr && a.addr.Is4() == s.addr.Is4() {
-			networks = append(networks, a.network)
+			others = append(others, a.network)
 		}
 	}
-	contains := func(n netip.Prefix, a netip.Addr) bool { return n.Contains(a) }
-	own := func(r route, l leg) bool { return r.source == s.addr || contains(s.network, l.gateway) }
+	own := func(r route, l leg) bool { return r.source == s.addr || s.networks.contain(l.gateway) }
 	foreign := func(l leg) bool {
-		return l.gateway.IsValid() && !contains(s.network, l.gateway) && !l.gateway.IsLinkLocalUnicast() &&
-			slices.ContainsFunc(networks, func(n netip.Prefix) bool { return contains(n, l.gateway) })
+		return l.gateway.IsValid() && !l.gateway.IsLinkLocalUnicast() && !s.networks.contain(l.gateway) && others.contain(l.gateway)
 	}
 	has := make(map[place]bool)
 	for _, r := range routes {

@@ -280,7 +280,7 @@ func (g *generator) vpn() {
 		}
 	case 2:
 		g.metric++
-		g.add("default over "+l.name, "route add 0.0.0.0/0 dev %s metric %d", l.name, pick(g, 50, g.metric))
+		g.add("default over "+l.name, "route add 0.0.0.0/0 dev %s metric %d", l.name, pick(g, 50+g.tunnels, g.metric))
 	}
 }
 
@@ -385,7 +385,11 @@ func (g *generator) sourceSpecific() {
 
 func (g *generator) tos() {
 	l := pick(g, g.uplinks()...)
-	g.add("route for a type of service", "route add %s tos 0x10 %s dev %s", pick(g, "0.0.0.0/0", "10.50.0.0/16"), gatewayWords(true, l.nets[0].gateway), l.name)
+	dst := "10.50.0.0/16"
+	if g.chance(50) && !g.tosDefault { // two in one place would be one too many where the first is moved away
+		dst, g.tosDefault = "0.0.0.0/0", true
+	}
+	g.add("route for a type of service", "route add %s tos 0x10 %s dev %s", dst, gatewayWords(true, l.nets[0].gateway), l.name)
 }
 
 // secondDefault adds a worse default by another router of a network.
@@ -393,7 +397,8 @@ func (g *generator) secondDefault() {
 	l := pick(g, g.uplinks()...)
 	n := l.nets[0]
 	if n.is4() && n.addr.Bits() < 30 {
-		g.add("second default", "route add 0.0.0.0/0 via %s dev %s metric %d", g.within(n.addr, false), l.name, 900+g.IntN(50))
+		g.metric++
+		g.add("second default", "route add 0.0.0.0/0 via %s dev %s metric %d", g.within(n.addr, false), l.name, 900+g.metric)
 	}
 }
 

@@ -191,8 +191,8 @@ func (w *world) close() {
 	_ = os.RemoveAll(w.dir) // what is left goes with the sandbox
 }
 
-// apply carries a step out on both: what the plain host refuses nobody asks of the real one, and
-// what that refuses alone is wrong.
+// apply carries a step out on both: what the plain host refuses to add nobody asks of the real one,
+// and what that refuses alone is wrong.
 func (w *world) apply(s step) error {
 	if len(s.commands) == 0 {
 		return nil
@@ -204,10 +204,24 @@ func (w *world) apply(s step) error {
 	if err != nil {
 		return err
 	}
-	accepted := without(s.commands, failed)
-	failed, err = w.real.run(accepted)
-	for _, i := range failed {
-		w.refused = append(w.refused, accepted[i])
+	var asked, mayFail []int
+	for i, c := range s.commands {
+		switch {
+		case !slices.Contains(failed, i):
+			asked = append(asked, i)
+		case strings.Contains(c, " del "): // of several next hops some may be gone
+			asked, mayFail = append(asked, i), append(mayFail, i)
+		}
+	}
+	commands := make([]string, len(asked))
+	for k, i := range asked {
+		commands[k] = s.commands[i]
+	}
+	failed, err = w.real.run(commands)
+	for _, k := range failed {
+		if !slices.Contains(mayFail, asked[k]) {
+			w.refused = append(w.refused, commands[k])
+		}
 	}
 	return err
 }

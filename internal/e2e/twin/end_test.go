@@ -1,0 +1,59 @@
+package twin
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// compareEnd finds what differs between both hosts once the product has taken all back.
+func (w *world) compareEnd() (result, error) {
+	var r result
+	real, err := w.real.picture()
+	if err != nil {
+		return r, err
+	}
+	plain, err := w.plain.picture()
+	if err != nil {
+		return r, err
+	}
+	got, want := lines(real), lines(plain)
+	r.answers = len(want)
+	for _, line := range got {
+		if !slices.Contains(want, line) {
+			r.add("at the end: too much", "at the end there is %s", line)
+		}
+	}
+	for _, line := range want {
+		if !slices.Contains(got, line) {
+			r.add("at the end: too little", "at the end there is no %s", line)
+		}
+	}
+	got, want = slices.DeleteFunc(got, isUnordered), slices.DeleteFunc(want, isUnordered)
+	if len(r.wrong) == 0 && !slices.Equal(got, want) {
+		r.add("at the end: order", "at the end the order is\n%s\ninstead of\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	return r, nil
+}
+
+// lines are all routes and rules of a namespace.
+func lines(p picture) (all []string) {
+	for _, r := range p.routes {
+		if r.typ == unix.RTN_ANYCAST {
+			continue // see destinations
+		}
+		all = append(all, "route "+r.String())
+	}
+	for _, r := range p.rules {
+		all = append(all, fmt.Sprintf("rule %d: %s", r.priority, r.text))
+	}
+	return all
+}
+
+// isUnordered reports whether a line is of a route that the kernel makes when a link comes up,
+// which takes its time.
+func isUnordered(line string) bool {
+	return strings.Contains(line, " fe80::/64 ") || strings.Contains(line, " table 255 ")
+}
