@@ -77,11 +77,11 @@ func (b *book) install() error {
 			b.served = append(b.served, served{a.addr, a.index, networks{a.network}, uint32(10000 + len(b.served))})
 		}
 	}
-	is := uplinks(b.plain, b.served)
-	for index := range b.plain.names {
-		is[index] = is[index] || b.w.host.watch.clients
-	}
 	for _, s := range b.served {
+		is := uplinks(b.plain, b.served, s.family())
+		for index := range b.plain.names {
+			is[index] = is[index] || b.w.host.watch.clients
+		}
 		for _, r := range routesFor(b.plain, s, is, false) {
 			if err := b.add(r, s); err != nil {
 				return err

@@ -178,8 +178,22 @@ func (g *generator) redo() step {
 	i := g.IntN(len(g.past.undone))
 	s := g.past.undone[i]
 	g.past.undone = slices.Delete(slices.Clone(g.past.undone), i, i+1)
+	again := step{name: "again " + s.name, commands: g.renamed(s.commands)}
+	for _, c := range again.commands {
+		again.commands = append(again.commands, g.afterAddress(c)...)
+	}
 	g.past.made = append(g.past.made, s)
-	return step{name: "again " + s.name, commands: g.renamed(s.commands)}
+	return again
+}
+
+// afterAddress are the commands that follow when an address is put back: with the last one of a
+// link the kernel deletes its routes, and the product keeps them for whoever puts them back.
+func (g *generator) afterAddress(command string) []string {
+	words := strings.Fields(command)
+	if i := slices.Index(words, "dev"); i > 0 && words[1] == "address" {
+		return g.restore(words[i+1])
+	}
+	return nil
 }
 
 // routes are the commands that make routes in main by a gateway, with the places of their words.
@@ -271,6 +285,7 @@ func (g *generator) otherMask() step {
 	s := g.step("another mask", "%s\naddress del %s dev %s", giveCommand(l, network{addr: other}, ""), n.addr, l.name)
 	if g.chance(50) {
 		slices.Reverse(s.commands)
+		s.commands = append(s.commands, g.restore(l.name)...)
 	}
 	return s
 }

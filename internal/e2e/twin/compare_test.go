@@ -118,14 +118,14 @@ type comparison struct {
 	served  []served
 	routes  map[netip.Addr][]route // of the twin of an address
 	twin    map[netip.Addr]*namespace
-	uplinks map[int]bool
-	early   map[uint32]bool // tables of rules of others before ours
+	uplinks map[int]map[int]bool // of a family, by index
+	early   map[uint32]bool      // tables of rules of others before ours
 	result  result
 }
 
 // compare asks all questions.
 func (w *world) compare(t *twins) (result, error) {
-	c := &comparison{w: w, twins: t, routes: make(map[netip.Addr][]route), twin: make(map[netip.Addr]*namespace), early: make(map[uint32]bool)}
+	c := &comparison{w: w, twins: t, routes: make(map[netip.Addr][]route), twin: make(map[netip.Addr]*namespace), early: make(map[uint32]bool), uplinks: make(map[int]map[int]bool)}
 	t.begin()
 	var err error
 	if c.plain, err = w.plain.picture(); err != nil {
@@ -139,12 +139,14 @@ func (w *world) compare(t *twins) (result, error) {
 		return c.result, err
 	}
 	c.main, c.served = c.plain.main(), servedBy(rules, c.plain)
-	c.uplinks = uplinks(c.plain, c.served)
-	for index := range c.plain.names {
-		c.uplinks[index] = c.uplinks[index] || w.host.watch.clients // which know of their link only
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		c.uplinks[family] = uplinks(c.plain, c.served, family)
+		for index := range c.plain.names {
+			c.uplinks[family][index] = c.uplinks[family][index] || w.host.watch.clients // which know of their link only
+		}
 	}
 	for _, s := range c.served {
-		c.routes[s.addr] = routesFor(c.plain, s, c.uplinks, w.host.watch.SpecificFirst)
+		c.routes[s.addr] = routesFor(c.plain, s, c.uplinks[s.family()], w.host.watch.SpecificFirst)
 		if c.twin[s.addr], err = t.of(c.plain, s, c.routes[s.addr]); err != nil {
 			return c.result, err
 		}
@@ -188,8 +190,10 @@ func (c *comparison) family(family int) error {
 	tos := toses(c.plain, family)
 	for _, dst := range destinations(c.plain, c.tables, family) {
 		for _, t := range tos {
-			if err := c.bound(question{kind: "bound", dst: dst, tos: t}); err != nil {
-				return err
+			if t == 0 || !c.w.host.watch.SpecificFirst { // which of two routes comes first may depend on both
+				if err := c.bound(question{kind: "bound", dst: dst, tos: t}); err != nil {
+					return err
+				}
 			}
 			if err := c.likePlain(question{kind: "unbound", dst: dst, tos: t}); err != nil {
 				return err
@@ -332,7 +336,10 @@ func (c *comparison) byNetworkRule(q question, plain answer) (more []answer, err
 			continue
 		}
 		q := q
-		q.iif, q.src = 0, s.addr
+		q.iif = 0
+		if q.dst.Is4() { // which takes own addresses only, and has no routes by source
+			q.src = s.addr
+		}
 		twin, err := c.twinOf(s, q)
 		if err != nil {
 			return nil, err
@@ -344,7 +351,7 @@ func (c *comparison) byNetworkRule(q question, plain answer) (more []answer, err
 			continue
 		}
 		// Routes of other links may come first by rules, and need not be in the table.
-		bare := routesFor(c.plain, s, c.uplinks, false)
+		bare := routesFor(c.plain, s, c.uplinks[s.family()], false)
 		n, err := c.twins.of(c.plain, s, bare)
 		if err != nil {
 			return nil, err

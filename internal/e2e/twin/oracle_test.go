@@ -39,7 +39,7 @@ func (p picture) main() []route {
 // served is an address with a table of its own: the source rule of the real host says so.
 type served struct {
 	addr     netip.Addr
-	index    int // of its link, 0 if it is on none
+	index    int // of its link
 	networks networks
 	table    uint32
 }
@@ -74,20 +74,22 @@ func servedBy(rules []rule, plain picture) (all []served) {
 				s.index, s.networks = local.legs[0].index, networks{local.dst}
 			}
 		}
-		all = append(all, s)
+		if s.index != 0 { // else it has gone meanwhile
+			all = append(all, s)
+		}
 	}
 	return all
 }
 
-// uplinks are the links by which the world is reached: they have an address that is served, or
-// main has a default or half of one over them.
-func uplinks(plain picture, all []served) map[int]bool {
+// uplinks are the links by which the world is reached with a family: they have an address that is
+// served, of whatever family, or main has a default of this one or half of one over them.
+func uplinks(plain picture, all []served, family int) map[int]bool {
 	is := make(map[int]bool)
 	for _, s := range all {
 		is[s.index] = true
 	}
 	for _, r := range plain.main() {
-		if r.isHalf() {
+		if r.family == family && r.isHalf() {
 			for _, l := range r.legs {
 				is[l.index] = true
 			}
@@ -114,8 +116,8 @@ func routesFor(plain picture, s served, is map[int]bool, specificFirst bool) []r
 		if specificFirst && r.isError() {
 			others = append(others, r)
 		}
-		other, ok := r.alive(func(index int) bool { return specificFirst || !is[index] })
-		if ok {
+		other, ok := r.alive(func(int) bool { return true })
+		if ok && (specificFirst || !slices.ContainsFunc(other.legs, func(l leg) bool { return is[l.index] })) {
 			others = append(others, other)
 		}
 	}
