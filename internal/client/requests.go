@@ -34,7 +34,7 @@ func (l *loop) receive(p packet) {
 	case !l.peers.Has(p.cred.UID):
 		l.noise(p, "request refused, since its sender is neither root nor this user")
 		// Answers that a stranger does not read fill this socket's send buffer, which requests to the server need.
-		if p.to.conn.Backlog() > strangersShare {
+		if taken, size := p.to.conn.Backlog(); float64(taken) > strangersShare*float64(size) {
 			return
 		}
 		l.reply(p.to, p.from, wire.Refuse(wire.Denied, "only root and the holder's own user may ask it"))

@@ -100,7 +100,8 @@ func (s Server) Mark(ctx context.Context, conn *wire.Conn, ifname string, known 
 	began := time.Now()
 	for until := began.Add(markPatience); ; {
 		reply, err := s.ask(conn, req, markEvery)
-		unread := conn.Backlog() > 0 // the server starts, say, or the host is overloaded
+		taken, _ := conn.Backlog()
+		unread := taken > 0 // the server starts, say, or the host is overloaded
 		switch {
 		case err == nil:
 			return markOf(reply, known)

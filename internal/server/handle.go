@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"strings"
 	"syscall"
@@ -25,7 +26,6 @@ const (
 )
 
 const (
-	lookEvery   = 16  // replies, for a look at the room
 	repliesMost = 64  // that are sent in one go
 	roundMost   = 256 // requests in a transaction, so that a round ends while datagrams still come
 )
@@ -33,16 +33,27 @@ const (
 // socket is one form of the name that is served.
 type socket struct {
 	*wire.Conn
-	backlog float64 // share of the send buffer that was taken at the last look
-	replies int     // sent since then
+	taken  int // bytes of the send buffer, as if no peer had read anything since the last look
+	queued int // bytes of these that are not sent yet
+	size   int // of the send buffer; 0 before the first look
 }
 
-// crowded reports whether more than a share of the send buffer is taken.
+// queue counts a reply that is about to be sent.
+func (c *socket) queue(reply []byte) {
+	n := wire.Charge(len(reply))
+	c.taken += n
+	c.queued += n
+}
+
+// crowded reports whether more than a share of the send buffer is taken, or will be once the replies
+// that are queued are sent. It looks at the buffer only if that may be so: a look is two system calls.
 func (c *socket) crowded(share float64) bool {
-	if c.backlog > usersShare || c.replies >= lookEvery {
-		c.backlog, c.replies = c.Backlog(), 0
+	over := func() bool { return float64(c.taken) > share*float64(c.size) }
+	if over() {
+		c.taken, c.size = c.Backlog()
+		c.taken += c.queued
 	}
-	return c.backlog > share
+	return over()
 }
 
 // round is one turn of a loop: the datagrams that wait, the transaction that they share, and the
@@ -163,7 +174,6 @@ func (s *server) answer(r *round, to wire.Addr, cred wire.Cred, reply wire.Reply
 	if len(r.replies) >= repliesMost {
 		s.send(r)
 	}
-	r.socket.replies++
 	from := len(r.out)
 	r.out = reply.Append(r.out)
 	m := wire.Message{Data: r.out[from:], To: to}
@@ -173,15 +183,18 @@ func (s *server) answer(r *round, to wire.Addr, cred wire.Cred, reply wire.Reply
 		s.noise.write(slog.LevelWarn, "reply dropped: too many replies are not read", "uid", cred.UID, "pid", cred.PID)
 	case first && r.socket.crowded(rootsShare) && wire.SendApart(m) == nil:
 	default:
+		r.socket.queue(m.Data)
 		r.replies = append(r.replies, m)
 	}
 }
 
 // send sends the replies of the round. A peer whose queue is full gets none, and asks again.
 func (s *server) send(r *round) {
-	for i, err := range r.socket.Send(r.replies...) {
+	errs := r.socket.Send(r.replies...)
+	r.socket.queued = 0
+	for i, err := range errs {
 		if errors.Is(err, syscall.EAGAIN) {
-			r.socket.replies = lookEvery
+			r.socket.taken = math.MaxInt // to look again
 			if r.socket.crowded(rootsShare) {
 				err = wire.SendApart(r.replies[i])
 			}

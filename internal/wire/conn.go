@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"strconv"
 	"sync"
@@ -247,10 +248,9 @@ func (c *Conn) NetnsCookie() uint64 {
 	return cookie
 }
 
-// Backlog returns the share of the send buffer that messages take which their receivers have not read
-// yet, from 0 to 1. With a full buffer every Send is EAGAIN, whatever its receiver.
-func (c *Conn) Backlog() float64 {
-	var taken, size int
+// Backlog returns the bytes of the send buffer that messages take which their receivers have not read
+// yet, and the size of the buffer. With a full buffer every Send is EAGAIN, whatever its receiver.
+func (c *Conn) Backlog() (taken, size int) {
 	err := c.raw.Control(func(fd uintptr) {
 		var err error
 		if taken, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
@@ -261,9 +261,16 @@ func (c *Conn) Backlog() float64 {
 		}
 	})
 	if err != nil {
-		return 0 // closed
+		return 0, 1 // closed
 	}
-	return float64(taken) / float64(size)
+	return taken, size
+}
+
+// Charge returns the bytes of a send buffer that a message of n bytes takes: the kernel adds a struct
+// skb_shared_info, rounds up to the next size of its allocator, and adds a struct sk_buff.
+func Charge(n int) int {
+	const skb, shared = 256, 320
+	return skb + 1<<bits.Len(uint(n+shared-1))
 }
 
 // Receive waits for a datagram and returns it with all that wait behind it, up to a

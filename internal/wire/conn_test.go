@@ -305,3 +305,21 @@ func BenchmarkSendReceive(b *testing.B) {
 		}
 	}
 }
+
+// TestCharge: what messages of a few sizes take of the send buffer is what the kernel says, or a little more.
+func TestCharge(t *testing.T) {
+	to, err := Exact(name(t))
+	listen(t, to, err)
+	from, err := Exact(name(t) + "-sender")
+	sender := listen(t, from, err)
+	for _, n := range []int{1, 100, 192, 193, 704, 705, 1000} {
+		before, _ := sender.Backlog()
+		if errs := sender.Send(Message{Data: make([]byte, n), To: to}); errs != nil {
+			t.Fatal(errs)
+		}
+		after, size := sender.Backlog()
+		if got, want := Charge(n), after-before; got < want || got > 2*want {
+			t.Errorf("a message of %d bytes: got %d, the kernel takes %d of %d", n, got, want, size)
+		}
+	}
+}
