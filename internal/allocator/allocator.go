@@ -68,10 +68,11 @@ type Config struct {
 	Epoch   Epoch
 	Marks   Marks
 
-	// Avoid reports whether table must not go to key now, because rules of the host refer to
-	// it. lastHolder held the table last, in this database and epoch, and is the zero Key if it was
-	// never held. With uncached the rules have to be read again. A nil Avoid never does.
-	Avoid func(table uint32, key, lastHolder Key, uncached bool) bool
+	// Avoid reports whether table must not go to key now, because rules of the host refer to it, or it
+	// has routes. lastHolder held the table last, in this database and epoch, and is the zero Key if it
+	// was never held. With lastResort no other table was found, and the host has to be read again. A nil
+	// Avoid never does.
+	Avoid func(table uint32, key, lastHolder Key, lastResort bool) bool
 
 	// Taken reports whether rules of the host show that another key than this one holds table,
 	// so that a row which says that key does is of an older database. A nil Taken never does.
@@ -221,20 +222,24 @@ func (a *Allocator) expiry(now int64) int64 {
 
 // choose returns a free table for a key, nil if there is none. It tries, in this order, the table that the
 // key wants, or, if it names none, those that rules from its address look up; the one that the key had
-// last; the lowest that was never granted; the one that is unused for longest. If a rule forbids a table,
-// choose reads the rules again before it returns nil.
+// last; the lowest that was never granted; the one that is unused for longest. If Avoid forbids a table,
+// choose asks again, as the last resort, before it returns nil.
 func (a *Allocator) choose(now int64, p *pool, key Key, last *slot, want uint32) *slot {
 	wanted := []uint32{want}
 	if want == 0 && a.cfg.Sources != nil {
 		wanted = a.cfg.Sources(key)
 	}
-	for _, uncached := range []bool{false, true} {
+	for _, lastResort := range []bool{false, true} {
 		avoided := false
 		fits := func(table uint32, s *slot) bool {
 			if s != nil && s.reserved > now && s.Key != key {
 				return false
 			}
-			if a.cfg.Avoid == nil || !a.cfg.Avoid(table, key, s.lastHolder(), uncached) {
+			last := s.lastHolder()
+			if table == want && key.Family == Unspec && last == (Key{}) {
+				last = key // a holder that asks for its table again, after the database was lost: no rule shows it
+			}
+			if a.cfg.Avoid == nil || !a.cfg.Avoid(table, key, last, lastResort) {
 				return true
 			}
 			avoided = true

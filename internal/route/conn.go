@@ -33,6 +33,7 @@ type Conn struct {
 	changing    map[int]*nl.SocketHandle // its errors say why; the library cannot read that of a dump
 	disturbance *nl.NetlinkSocket        // joins a group while its objects are read, see undisturbed
 	snapshot    *snapshot                // nil: rules are read each time
+	first       *nl.NetlinkSocket        // of FirstRoutes; nil: none is open
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
@@ -70,6 +71,9 @@ func (c *Conn) Close() {
 	c.reading[unix.NETLINK_ROUTE].Close()
 	c.changing[unix.NETLINK_ROUTE].Close()
 	c.disturbance.Close()
+	if c.first != nil {
+		c.first.Close()
+	}
 	if c.snapshot != nil {
 		c.snapshot.heard.Close()
 	}

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -131,7 +130,12 @@ func (s *server) decide(r *round, a ask) {
 		return
 	}
 	op := a.op()
-	if result := s.leases.Decide(wire.Seconds(r.now), &op); result.Pending {
+	s.rules.left = s.rules.left[:0]
+	result := s.leases.Decide(wire.Seconds(r.now), &op)
+	if left := s.rules.sayLeft(); left != "" && result.Err == allocator.ErrExhausted {
+		result.Err = fmt.Errorf("%w%s", result.Err, left)
+	}
+	if result.Pending {
 		r.pending = append(r.pending, pending{a, result})
 	} else {
 		s.answerOp(r, &a, result)
@@ -280,7 +284,16 @@ func reply(r allocator.Result) wire.Reply {
 	case allocator.Granted, allocator.Renewed:
 		return wire.Reply{Table: r.Lease.Table, Expires: r.Lease.Expires}
 	case allocator.Refused:
-		return wire.Refuse(cmp.Or(codes[r.Err], wire.Storage), r.Err.Error())
+		return wire.Refuse(codeOf(r.Err), r.Err.Error())
 	}
 	return wire.Reply{} // a lease that was released
+}
+
+func codeOf(err error) wire.Code {
+	for cause, code := range codes {
+		if errors.Is(err, cause) {
+			return code
+		}
+	}
+	return wire.Storage
 }

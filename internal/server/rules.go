@@ -3,6 +3,7 @@ package server
 import (
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,9 +12,9 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
-// rulesInUse knows the rules of the host. A table that a rule looks up must not be leased to another
-// address: other programs may use tables of our range, and the rules of a client that was killed would
-// catch the traffic of the next holder.
+// rulesInUse knows the rules of the host, and the routes of tables. A table that a rule looks up, or that
+// has routes, must not be leased to another address: other programs may use tables of our range, and the
+// rules of a client that was killed would catch the traffic of the next holder.
 type rulesInUse struct {
 	conn    *route.Conn
 	log     *slog.Logger
@@ -22,6 +23,8 @@ type rulesInUse struct {
 	failed  bool
 	tables  map[allocator.Family]map[uint32][]route.Rule
 	sources map[netip.Addr][]uint32 // tables that rules look up for what comes from an address
+	routes  map[tableOf]*routesIn
+	left    []tableOf // that routes in them keep from the key which asks
 }
 
 // rulesFor is how long a dump of the rules is used, so that a burst of requests costs one dump.
@@ -29,17 +32,23 @@ const rulesFor = 100 * time.Millisecond
 
 // begin sets the time of the round. A round reads the rules twice at most, however many tables it
 // grants.
-func (r *rulesInUse) begin(now time.Duration) { r.now = now }
+func (r *rulesInUse) begin(now time.Duration) {
+	r.now = now
+	clear(r.routes)
+}
 
-// avoid reports whether rules forbid to lease table to key. lastHolder held it last, by the database.
-func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, uncached bool) bool {
-	r.refresh(uncached)
+// avoid reports whether rules or routes forbid to lease table to key. lastHolder held it last, by the database.
+// lastResort says that no other table was found: avoid reads the host again, and accepts more.
+func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, lastResort bool) bool {
+	r.refresh(lastResort)
 	families := []allocator.Family{key.Family}
 	if key.Family == allocator.Unspec {
 		families = []allocator.Family{allocator.Inet, allocator.Inet6}
 	}
 	for _, family := range families {
-		if !harmless(r.tables[family][table], key, lastHolder) {
+		rules := r.tables[family][table]
+		known := key == lastHolder || slices.ContainsFunc(rules, func(rule route.Rule) bool { return isHost(rule.Src, key) })
+		if !harmless(rules, key, lastHolder) || r.avoidRoutes(family, table, key, lastHolder, known, lastResort) {
 			return true
 		}
 	}

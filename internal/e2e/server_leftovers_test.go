@@ -1,0 +1,69 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// TestServerRoutesOfOthers: a table with routes of another program is not leased, of whatever family the key is, and
+// the refusal says which tables those are and what to do.
+func TestServerRoutesOfOthers(t *testing.T) {
+	h := newHost(t)
+	h.link("eth0", "10.9.0.1/24")
+	h.link("eth1", "10.8.0.1/24")
+	h.ns.IP(t, "route add 172.16.0.0/12 dev eth1 table 10000 proto zebra")
+	h.ns.IP(t, "route add blackhole 10.0.0.0/8 table 10001")
+	h.serve(`"num_tables":3`)
+	p := h.cPeer("peer")
+	wantTable(t, p.ask(acquire(1)), 10002)
+	wantTable(t, p.ask(request(0, "eth0", "x", 0)), 10002)
+	wantTable(t, p.ask(request(10, "eth0", "fd00::1", 0)), 10000) // the same number, and another table
+	wantRefusal(t, p.ask(acquire(2)), wire.Exhausted, "no table is free; routes of others are in 10000, 10001: to free a table, ip route flush table 10000")
+	h.ns.IP(t, "route flush table 10000")
+	if got := p.waitLease(acquire(2)); got != 10000 {
+		t.Errorf("table after its routes are gone: %d, want 10000", got)
+	}
+}
+
+// TestServerRoutesLeft: who held a table last gets it back with the routes that are in it, unless these lead over
+// another link.
+func TestServerRoutesLeft(t *testing.T) {
+	h := newHost(t)
+	h.link("eth0", "10.9.0.1/24")
+	h.link("eth1", "10.8.0.1/24")
+	h.serve(`"num_tables":8`)
+	p := h.cPeer("peer")
+	wantTable(t, p.ask(acquire(1)), 10000)
+	h.ns.IP(t, "route add default dev eth0 table 10000")
+	p.ask(release(1))
+	wantTable(t, p.ask(acquire(2)), 10001)
+	wantTable(t, p.ask(acquire(1)), 10000)
+	p.ask(release(1))
+	h.ns.IP(t, "route add 172.16.0.0/12 dev eth1 table 10000")
+	wantTable(t, p.ask(acquire(1)), 10002)
+	// A lease in force stays.
+	h.ns.IP(t, "route add 172.16.0.0/12 dev eth1 table 10001")
+	wantTable(t, p.ask(acquire(2)), 10001)
+	// An identifier gets its table back even from a server that has lost its database.
+	h.ns.IP(t, "route add default dev eth1 table 10005")
+	wantTable(t, p.ask(`{"address":"vpn","ifname":"tun9","addr_family":0,"cmd":0,"version":1,"want":10005}`), 10005)
+}
+
+// TestServerRoutesOfAddressesThatChange: the routes that callers of clients leave, in mode none, do not use up the
+// tables, as long as they lead over the link of who asks.
+func TestServerRoutesOfAddressesThatChange(t *testing.T) {
+	h := newHost(t)
+	h.link("eth0", "fd00:9::1/64")
+	h.link("eth1", "fd00:8::1/64")
+	h.serve(`"num_tables":3`)
+	p := h.cPeer("peer")
+	for n := range 10 {
+		addr := fmt.Sprintf("fd00:9::%x", n+1)
+		table, _ := granted(t, p.ask(request(10, "eth0", addr, 0)))
+		h.ns.IP(t, fmt.Sprintf("-6 route replace default dev eth0 table %d", table))
+		p.ask(request(10, "eth0", addr, 1))
+	}
+	wantRefusal(t, p.ask(request(10, "eth1", "fd00:8::1", 0)), wire.Exhausted, "ip -6 route flush table 1000")
+}
