@@ -94,9 +94,11 @@ func BenchmarkOpen(b *testing.B) {
 	}
 	decide(b, a, 1000, all)
 	for b.Loop() {
+		b.StopTimer()
 		if err := a.Close(1000); err != nil {
 			b.Fatal(err)
 		}
+		b.StartTimer()
 		if a, err = Open(cfg, 1000, slog.New(slog.DiscardHandler)); err != nil {
 			b.Fatal(err)
 		}

@@ -147,7 +147,7 @@ func (l *loader) finish() error {
 
 // sort returns the leases in force, one for each key, and those that are over.
 func (l *loader) sort() (live map[Key]*slot, over []*slot) {
-	live = make(map[Key]*slot)
+	live = make(map[Key]*slot, len(l.known))
 	elsewhere := 0
 	for _, s := range l.known {
 		if s.ended > 0 {
