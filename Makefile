@@ -63,7 +63,8 @@ soak: needs-test layer build race ## run the tests that take long, at full size,
 	SOAK=full go test -race -count=1 -timeout 0 -run 'Soak|Model' -v ./...
 
 # By default a minute goes into making each new input shorter.
-fuzz: needs-go ## run each fuzz target for FUZZTIME (1m, or 10000000x)
+fuzz: needs-go ## run each fuzz target for FUZZTIME (1m, or 10000000x), and compare the walk with the kernel, as root
+	WALK_SETS=5000 WALK_SEED=$$RANDOM go test -count=1 -v -run '^TestKernel$$' ./internal/walk
 	@grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' cmd internal | while IFS=: read -r file func; do \
 		name=$${func#func }; echo "$$file: $$name"; \
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "./$${file%/*}" </dev/null; \

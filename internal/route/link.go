@@ -9,11 +9,14 @@ import (
 
 // Link is a kernel interface.
 type Link struct {
-	Index  int
-	Name   string // the name, also of a link that was found by an alternative one
-	Up     bool   // the administrator wants it up
-	Kind   string // of a virtual link: bridge, veth, dummy, wireguard ...; "" of hardware
-	Master int    // ifindex of the bridge or bond that it is a port of, or 0
+	Index   int
+	Name    string // the name, also of a link that was found by an alternative one
+	Up      bool   // the administrator wants it up
+	Carrier bool   // it is up and has one
+	Kind    string // of a virtual link: bridge, veth, dummy, wireguard ...; "" of hardware
+	Master  int    // ifindex of the bridge or bond that it is a port of, or 0
+	Group   uint32 // as `ip link set group`
+	MTU     int    // in bytes
 }
 
 // RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are half of a link's message.
@@ -91,13 +94,18 @@ func parseLink(b []byte) (l Link, family int, err error) {
 	var malformed bool
 	flags := native.Uint32(b[8:])
 	l = Link{
-		Index: int(int32(native.Uint32(b[4:]))),
-		Up:    flags&unix.IFF_UP != 0,
+		Index:   int(int32(native.Uint32(b[4:]))),
+		Up:      flags&unix.IFF_UP != 0,
+		Carrier: flags&unix.IFF_LOWER_UP != 0,
 	}
 	err = eachAttribute(b[unix.SizeofIfInfomsg:], func(typ uint16, value []byte) {
 		switch typ {
 		case unix.IFLA_IFNAME:
 			l.Name = unix.ByteSliceToString(value)
+		case unix.IFLA_GROUP:
+			l.Group = uint32Of(value)
+		case unix.IFLA_MTU:
+			l.MTU = int(uint32Of(value))
 		case unix.IFLA_MASTER:
 			l.Master = int(int32(uint32Of(value)))
 		case unix.IFLA_LINKINFO:

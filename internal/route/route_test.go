@@ -554,17 +554,17 @@ func TestAddressesAndLinks(t *testing.T) {
 	peer.IP(t, "link set wan down") // a link without a carrier is up all the same
 
 	eth0, ok, err := c.LinkByName("eth0")
-	if err != nil || !ok || eth0 != (Link{Index: eth0.Index, Name: "eth0", Up: true, Kind: "veth"}) || eth0.Index < 2 {
+	if err != nil || !ok || eth0 != (Link{Index: eth0.Index, Name: "eth0", Up: true, Carrier: true, Kind: "veth", MTU: 1500}) || eth0.Index < 2 {
 		t.Fatalf("eth0 is %+v, %v, %v", eth0, ok, err)
 	}
 	wan, ok, err := c.LinkByName("uplink0")
-	if err != nil || !ok || wan != (Link{Index: wan.Index, Name: "wan", Up: true, Kind: "veth"}) {
+	if err != nil || !ok || wan != (Link{Index: wan.Index, Name: "wan", Up: true, Kind: "veth", MTU: 1500}) {
 		t.Fatalf("uplink0 is %+v, %v, %v", wan, ok, err)
 	}
 	if again, ok, err := c.LinkByIndex(wan.Index); err != nil || !ok || again != wan {
 		t.Errorf("link %d is %+v, %v, %v", wan.Index, again, ok, err)
 	}
-	if links, err := c.Links(); err != nil || !slices.Contains(links, eth0) || !slices.Contains(links, wan) || !slices.Contains(links, Link{Index: 1, Name: "lo", Up: true}) {
+	if links, err := c.Links(); err != nil || !slices.Contains(links, eth0) || !slices.Contains(links, wan) || !slices.Contains(links, Link{Index: 1, Name: "lo", Up: true, Carrier: true, MTU: 65536}) {
 		t.Errorf("links are %v, %v", links, err)
 	}
 	for _, name := range []string{"", "nolink", "abcdefghijklmnop"} {

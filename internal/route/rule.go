@@ -16,6 +16,7 @@ import (
 // Actions of a Rule. Lookup is the zero value; the others are the kernel's numbers.
 const (
 	Lookup      = 0
+	Goto        = nl.FR_ACT_GOTO
 	Nop         = nl.FR_ACT_NOP // goes on with the next rule: it only says something
 	Blackhole   = nl.FR_ACT_BLACKHOLE
 	Unreachable = nl.FR_ACT_UNREACHABLE
@@ -83,6 +84,8 @@ func (r Rule) String() string {
 	switch r.Action {
 	case Lookup:
 		b.WriteString(" lookup " + tableName(r.Table))
+	case Goto:
+		fmt.Fprintf(&b, " goto %d", r.Selectors().Goto)
 	case Nop:
 		b.WriteString(" nop")
 	case Blackhole:

@@ -52,6 +52,9 @@ func (t Traffic) String() string {
 	return strings.Join(words, " ")
 }
 
+// Has reports whether a port is in the range.
+func (p Ports) Has(port uint16) bool { return p.First <= port && port <= p.Last }
+
 func (p Ports) String() string {
 	if p.First == p.Last {
 		return strconv.Itoa(int(p.First))

@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	"internal/client":            {"internal/uplink", "internal/peer", "internal/install", "internal/remember", "internal/wire", "internal/route", "internal/jsonc"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/hook":              {"internal/uplink", "internal/remember", "internal/wire", "internal/route"},
-	"internal/inspect":           {"internal/uplink", "internal/peer", "internal/wire", "internal/route"},
+	"internal/inspect":           {"internal/uplink", "internal/peer", "internal/walk", "internal/wire", "internal/route"},
 	"internal/install":           {"internal/uplink", "internal/wire", "internal/route", "internal/remember"},
 	"internal/uplink":            {"internal/wire", "internal/route"},
 	"internal/allocator":         {"sql"},
@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"internal/peer":              {"internal/wire"},
 	"internal/remember":          {},
 	"internal/route":             {},
+	"internal/walk":              {"internal/route"},
 	"internal/wire":              {},
 	"sql":                        {},
 }
