@@ -4,6 +4,7 @@ package allocator
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"strconv"
@@ -81,6 +82,21 @@ type Config struct {
 	// Sources returns the tables that rules of the host look up for packets from exactly the address
 	// of key, in the order of the rules. A nil Sources returns none.
 	Sources func(key Key) []uint32
+
+	// Named reports whether a rule of the host looks up a table. A nil Named never does.
+	Named func(family Family, table uint32) bool
+
+	// RootTables of each pool are for root and Self, the uid of the server; other users share the rest.
+	// UserTables is how many of each pool a user may hold of that; 0: all.
+	RootTables, UserTables uint64
+	Self                   uint32
+}
+
+// Sender tells processes that ask apart, as far as the kernel knows them. Name is a hash of the name of its
+// socket; 0: it has none.
+type Sender struct {
+	PID  int32
+	Name uint64
 }
 
 // Op is one request: to acquire or renew a lease, or with Release to give it back. The allocator keeps
@@ -89,7 +105,9 @@ type Op struct {
 	Release bool
 	Key     Key
 	Tag     string // replaces the tag of the lease, also when empty
-	UID     uint32 // who asks: only the owner and root renew and release
+	UID     uint32 // who asks: only the owner and root renew and release, and root takes over leases of others
+	Sender  Sender
+	Gone    bool   // the sender has ended, and nobody knows whether it was root: it may release what it leased
 	Want    uint32 // the table for a key that holds none, if it is free; 0: any
 }
 
@@ -167,7 +185,7 @@ func (a *Allocator) Decide(now int64, op *Op) Result {
 	_, touched := a.touched[op.Key]
 	nothing := Result{Lease: Lease{Key: op.Key}, Pending: touched}
 	switch {
-	case held && op.UID != 0 && op.UID != s.Owner:
+	case held && !op.mayUse(s), op.Gone && !op.Release:
 		nothing.Err = ErrNotOwner
 		return nothing
 	case op.Release && !held:
@@ -179,12 +197,22 @@ func (a *Allocator) Decide(now int64, op *Op) Result {
 	case p == nil:
 		nothing.Err = ErrFamily
 		return nothing
-	case held && p.contains(s.Table):
-		return a.renew(now, s, op.Tag, touched)
+	}
+	takeOver := held && op.UID == 0 && !a.first(s.Owner)
+	// A lease of an earlier run of the server may have been root's to renew.
+	moves := takeOver && s.sender != (Sender{}) && a.cfg.Named != nil && a.cfg.Named(op.Key.Family, s.Table)
+	if held && p.contains(s.Table) && !moves {
+		return a.renew(now, s, op, touched)
+	}
+	if !held {
+		if err := a.mayHold(p, op.UID); err != nil {
+			nothing.Err, nothing.Pending = err, len(a.undo) > 0
+			return nothing
+		}
 	}
 	next := a.choose(now, p, op.Key, s, op.Want)
-	if next == nil && held {
-		return a.renew(now, s, op.Tag, touched)
+	if next == nil && held && !moves {
+		return a.renew(now, s, op, touched)
 	}
 	if next == nil {
 		nothing.Err, nothing.Pending = ErrExhausted, len(a.undo) > 0
@@ -192,24 +220,75 @@ func (a *Allocator) Decide(now int64, op *Op) Result {
 	}
 	owner := op.UID
 	if held {
-		owner = s.Owner
+		if !takeOver {
+			owner = s.Owner
+		}
 		a.release(s)
-		s = nil // its table is in no pool, so the key keeps no preference for it
+		if !p.contains(s.Table) {
+			s = nil // the key keeps no preference for it
+		}
 	}
 	a.hold(next, s, Lease{Key: op.Key, Table: next.Table, Tag: op.Tag, Owner: owner, Expires: a.expiry(now)})
+	next.sender = op.Sender
 	return Result{Outcome: Granted, Lease: next.Lease, Pending: true}
 }
 
-func (a *Allocator) renew(now int64, s *slot, tag string, pending bool) Result {
-	if s.Tag != tag {
-		s.Tag = strings.Clone(tag)
+// mayUse reports whether the sender may renew or release a lease.
+func (op *Op) mayUse(s *slot) bool {
+	if op.Gone {
+		same := op.Sender.PID == s.sender.PID || op.Sender.Name == s.sender.Name && op.Sender.Name != 0
+		return op.Release && same && s.Owner == 0
 	}
+	return op.UID == 0 || op.UID == s.Owner
+}
+
+// first reports whether a user is root or the server's own, for whom a share of each pool is kept.
+func (a *Allocator) first(uid uint32) bool { return uid == 0 || uid == a.cfg.Self }
+
+// mayHold returns why a user may not hold one more table of a pool; nil if he may.
+func (a *Allocator) mayHold(p *pool, uid uint32) error {
+	switch {
+	case a.first(uid):
+	case p.byUsers+a.cfg.RootTables >= p.count:
+		return fmt.Errorf("%w for users: %d of %d are kept for root (root_tables)", ErrExhausted, a.cfg.RootTables, p.count)
+	case a.cfg.UserTables > 0 && p.byUser[uid] >= a.cfg.UserTables:
+		return fmt.Errorf("%w for uid %d, which holds %d (user_tables)", ErrExhausted, uid, p.byUser[uid])
+	}
+	return nil
+}
+
+// count notes that a lease of a pool begins, with 1, or ends, with -1.
+func (a *Allocator) count(p *pool, owner uint32, by int) {
+	p.held += uint64(by)
+	if a.first(owner) {
+		return
+	}
+	p.byUsers += uint64(by)
+	if p.byUser[owner] += uint64(by); p.byUser[owner] == 0 {
+		delete(p.byUser, owner)
+	}
+}
+
+func (a *Allocator) renew(now int64, s *slot, op *Op, pending bool) Result {
+	if s.Tag != op.Tag {
+		s.Tag = strings.Clone(op.Tag)
+	}
+	outcome := Renewed
+	if op.UID == 0 && !a.first(s.Owner) {
+		outcome = Granted // to root, who takes it over
+		if p := a.pools[s.Family]; p.contains(s.Table) {
+			a.count(p, s.Owner, -1)
+			a.count(p, 0, 1)
+		}
+		s.Owner = 0
+	}
+	s.sender = op.Sender
 	s.Expires = a.expiry(now)
 	if s.Expires < s.due { // the timeout is shorter than in the run before
 		a.due.reorder(s)
 	}
 	a.markDirty(now, s)
-	return Result{Outcome: Renewed, Lease: s.Lease, Pending: pending}
+	return Result{Outcome: outcome, Lease: s.Lease, Pending: pending}
 }
 
 // expiry is the end of a lease that begins now. The longest timeouts must not wrap.

@@ -294,7 +294,9 @@ func TestLeases(t *testing.T) {
 		{"owners", 3, []step{
 			{0, ops(user(1000, get(1)), user(1001, get(1)), user(1001, give(1))), []string{"granted 10000",
 				"refused: the lease belongs to another user", "refused: the lease belongs to another user"}},
-			{0, ops(user(0, get(1)), user(1000, get(1))), []string{"renewed 10000", "renewed 10000"}},
+			{0, ops(user(1000, get(1)), user(0, get(1))), []string{"renewed 10000", "granted 10000"}}, // root takes it over
+			{0, ops(user(1000, get(1)), user(1000, give(1))), []string{"refused: the lease belongs to another user",
+				"refused: the lease belongs to another user"}},
 			{0, ops(user(0, give(1)), user(1001, get(1))), []string{"released 10000", "granted 10000"}},
 			{0, ops(get(2), user(1000, get(2))), []string{"granted 10001", "refused: the lease belongs to another user"}},
 		}},
@@ -317,6 +319,64 @@ func TestLeases(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTakeOver: root gets another number while a rule names that of the user, and the same one where it may
+// have had the lease before this run of the server.
+func TestTakeOver(t *testing.T) {
+	user := Sender{PID: 7}
+	cfg := config(t, inet(10000, 2))
+	named := true
+	cfg.Named = func(Family, uint32) bool { return named }
+	h := start(t, cfg)
+	h.want(ops(Op{Key: key(1), UID: 1000, Sender: user}, get(1)), "granted 10000", "granted 10001")
+	h.want(ops(Op{Key: key(1), UID: 1000}, get(1)), "refused: the lease belongs to another user", "renewed 10001")
+	h.want(ops(Op{Key: key(2), UID: 1000, Sender: user}, get(2)), "granted 10000", "refused: no table is free")
+	named = false
+	h.want(ops(get(2), Op{Key: key(2), UID: 1000}), "granted 10000", "refused: the lease belongs to another user")
+	h.want(ops(give(2), Op{Key: key(2), UID: 1000, Sender: user}), "released 10000", "granted 10000")
+	h.stop()
+	named = true
+	h.open()
+	h.want(ops(get(2), Op{Key: key(2), UID: 1000}), "granted 10000", "refused: the lease belongs to another user")
+}
+
+// TestShares: users get what root's share leaves, and each no more than user_tables.
+func TestShares(t *testing.T) {
+	of := func(uid uint32, n int) Op { return Op{Key: key(n), UID: uid} }
+	cfg := config(t, inet(10000, 6))
+	cfg.RootTables, cfg.UserTables, cfg.Self = 2, 3, 500
+	h := start(t, cfg)
+	h.want(ops(of(1000, 1), of(1000, 2), of(1000, 3), of(1000, 4)), "granted 10000", "granted 10001", "granted 10002",
+		"refused: no table is free")
+	h.want(ops(of(1001, 4), of(1001, 5)), "granted 10003", "refused: no table is free")
+	h.want(ops(of(500, 5), of(0, 6), of(0, 7)), "granted 10004", "granted 10005", "refused: no table is free")
+	h.stop()
+	h.open() // the counts are of the database, too
+	h.want(ops(of(1001, 4), of(1001, 8)), "renewed 10003", "refused: no table is free")
+	release := of(1000, 1)
+	release.Release = true
+	h.want(ops(release, of(1001, 8)), "released 10000", "granted 10000")
+	h.want(ops(of(0, 2), of(1001, 9)), "granted 10001", "refused: no table is free") // a take-over is root's
+	h.now += timeout
+	h.want(ops(of(1001, 9), of(1001, 10), of(1001, 11)), "granted 10000", "granted 10001", "granted 10002")
+}
+
+// TestSendersThatEnded: such a sender may release what it leased itself, by its pid or its name.
+func TestSendersThatEnded(t *testing.T) {
+	gone := func(release bool, n int, s Sender) Op {
+		return Op{Release: release, Key: key(n), Sender: s, Gone: true}
+	}
+	h := start(t, config(t, inet(10000, 4)))
+	for n := range 3 {
+		h.do(Op{Key: key(n), Sender: Sender{PID: int32(n + 1), Name: uint64(n + 1)}})
+	}
+	h.do(Op{Key: key(3), UID: 1000, Sender: Sender{PID: 9}})
+	const refused = "refused: the lease belongs to another user"
+	h.want(ops(gone(true, 0, Sender{PID: 2, Name: 2}), gone(false, 0, Sender{PID: 1, Name: 1}), gone(true, 3, Sender{PID: 9})), refused, refused, refused)
+	h.want(ops(gone(true, 0, Sender{PID: 1}), gone(true, 1, Sender{PID: 9, Name: 2})), "released 10000", "released 10001")
+	h.want(ops(gone(true, 2, Sender{PID: 9})), refused) // neither has a name
+	h.want(ops(gone(false, 5, Sender{PID: 9})), refused)
 }
 
 func TestFortyOneForForty(t *testing.T) {
@@ -349,7 +409,7 @@ func TestResults(t *testing.T) {
 	}
 	h.now += 10
 	results := h.decide(
-		Op{Key: key(1), Tag: "two", UID: 0},
+		Op{Key: key(1), Tag: "two", UID: 1000},
 		get(2),
 		get(2),
 		Op{Key: key(2), UID: 1000},
@@ -602,7 +662,7 @@ func TestPoolMoves(t *testing.T) {
 	h.want(ops(get(1)), "granted 10003")
 	h.want(ops(get(2)), "renewed 10001") // exhausted: the old one stays
 	h.want(ops(get(3)), "renewed 10002")
-	wantRows(t, peer(t, h.cfg.Path), "SELECT RtTable, Owner FROM RtTables ORDER BY 1", "10001|0", "10002|0", "10003|1000")
+	wantRows(t, peer(t, h.cfg.Path), "SELECT RtTable, Owner FROM RtTables ORDER BY 1", "10001|0", "10002|0", "10003|0")
 	h.now += timeout
 	if expired, err := h.Tick(h.now); err != nil || len(expired) != 3 {
 		t.Errorf("expired %v, %v, want three", expired, err)

@@ -18,7 +18,7 @@ func (a *Allocator) hold(s, had *slot, l Lease) {
 	if preferred {
 		delete(a.byKey, before.Key)
 	}
-	p.held++
+	a.count(p, l.Owner, 1)
 	l.own()
 	s.Lease, s.held = l, true
 	a.byKey[l.Key] = s
@@ -31,7 +31,7 @@ func (a *Allocator) hold(s, had *slot, l Lease) {
 		if preferred {
 			a.byKey[before.Key] = s
 		}
-		p.held--
+		a.count(p, s.Owner, -1) // root may have taken it over
 		s.Lease, s.held = before, false
 		if first {
 			p.unmark(s.Table)
@@ -48,7 +48,7 @@ func (a *Allocator) release(s *slot) {
 	a.end(s)
 	a.change(s, func() {
 		if inside {
-			p.held++
+			a.count(p, s.Owner, 1)
 			p.pull(s)
 		} else if preferred {
 			a.byKey[s.Key] = s
@@ -65,7 +65,7 @@ func (a *Allocator) end(s *slot) {
 	a.ended++
 	s.held, s.ended, s.local, s.reserved = false, a.ended, true, 0
 	if p.contains(s.Table) {
-		p.held--
+		a.count(p, s.Owner, -1)
 		p.push(s)
 	} else if a.byKey[s.Key] == s {
 		delete(a.byKey, s.Key)

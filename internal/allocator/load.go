@@ -199,7 +199,7 @@ func (a *Allocator) index(s *slot) {
 		return
 	}
 	if p.mark(s.Table); s.held {
-		p.held++
+		a.count(p, s.Owner, 1)
 	} else {
 		p.push(s)
 	}

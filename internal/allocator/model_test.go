@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -29,6 +30,22 @@ type model struct {
 	prefer  map[Key]uint32
 	sources map[Key][]uint32 // that rules look up for the address of a key
 	ended   int64
+
+	rootTables, userTables uint64
+}
+
+// mayHold is the share of users.
+func (m *model) mayHold(family Family, uid uint32) bool {
+	all, own := uint64(0), uint64(0)
+	for _, l := range m.leases {
+		if l.Family == family && l.Owner != 0 && m.inside(family, l.Table) {
+			all++
+			if l.Owner == uid {
+				own++
+			}
+		}
+	}
+	return uid == 0 || all+m.rootTables < m.pools[family].Count && own < m.userTables
 }
 
 type past struct {
@@ -137,7 +154,7 @@ func (m *model) do(now int64, op Op, avoid func(uint32, Key, Key) bool) Result {
 		}
 		table, found = m.choose(op.Key, wanted, avoid)
 	}
-	if !held && !found {
+	if !held && (!found || !m.mayHold(op.Key.Family, op.UID)) {
 		return refuse(ErrExhausted)
 	}
 	outcome, owner := Granted, op.UID
@@ -147,6 +164,9 @@ func (m *model) do(now int64, op Op, avoid func(uint32, Key, Key) bool) Result {
 			m.end(l, m.boot)
 		} else {
 			table, outcome = l.Table, Renewed
+		}
+		if op.UID == 0 && owner != 0 {
+			outcome, owner = Granted, 0
 		}
 	}
 	delete(m.past, place{op.Key.Family, table})
@@ -218,8 +238,10 @@ func compare(t *testing.T, rnd *rand.Rand) {
 	cfg.Avoid = func(table uint32, key, last Key, _ bool) bool { return avoid(table, key, last) }
 	sources := make(map[Key][]uint32)
 	cfg.Sources = func(key Key) []uint32 { return sources[key] }
+	cfg.RootTables, cfg.UserTables = uint64(rnd.IntN(3)), uint64(1+rnd.IntN(3))
 	h := start(t, cfg)
-	now := &model{boot: here.Boot, timeout: cfg.Timeout, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}, sources: sources}
+	now := &model{boot: here.Boot, timeout: cfg.Timeout, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}, sources: sources,
+		rootTables: cfg.RootTables, userTables: cfg.UserTables}
 	disk := now.clone()
 	var expired []Lease // by the model, not yet returned by Tick
 	lapse := func() {
@@ -267,14 +289,19 @@ func compare(t *testing.T, rnd *rand.Rand) {
 				want := asIf.do(h.now, op, avoid)
 				got := results[i]
 				got.Pending = false
+				if errors.Is(got.Err, ErrExhausted) {
+					got.Err = ErrExhausted
+				}
 				if got != want {
 					t.Fatalf("step %d: %+v\ngot  %+v\nwant %+v", step, op, got, want)
 				}
 				if !fails || results[i].Pending {
 					continue
 				}
-				if l, held := now.leases[op.Key]; got.Outcome == Renewed && held {
-					l.Tag, l.Expires = op.Tag, h.now+now.timeout
+				l, held := now.leases[op.Key]
+				takenOver := got.Outcome == Granted && got.Lease.Owner != l.Owner
+				if held && (got.Outcome == Renewed || takenOver) {
+					l.Tag, l.Expires, l.Owner = op.Tag, h.now+now.timeout, got.Lease.Owner
 					now.leases[op.Key] = l
 				} else if got.Outcome == Renewed || got.Outcome == Granted || got.Outcome == Released {
 					t.Fatalf("step %d: %+v answered at once", step, got)

@@ -11,16 +11,17 @@ import (
 
 // slot is a table that was granted at least once: its holder, or who held a free one last.
 type slot struct {
-	Lease          // the lease in force, or the last one; Family and Table never change
-	held     bool  // the lease is in force
-	local    bool  // the last holder of a free table held it in this epoch
-	reserved int64 // until then a free table goes to its last holder only
-	ended    int64 // grows with every end of a lease, over restarts too; 0 before the first end
-	unsaved  bool  // the next commit has to store this state
-	dirty    bool  // Tick has to store this state
-	history  bool  // table history may have a row of this table
-	index    int   // in the expiry heap
-	due      int64 // place in the expiry heap: not after the end of the lease
+	Lease           // the lease in force, or the last one; Family and Table never change
+	held     bool   // the lease is in force
+	local    bool   // the last holder of a free table held it in this epoch
+	reserved int64  // until then a free table goes to its last holder only
+	ended    int64  // grows with every end of a lease, over restarts too; 0 before the first end
+	unsaved  bool   // the next commit has to store this state
+	dirty    bool   // Tick has to store this state
+	history  bool   // table history may have a row of this table
+	index    int    // in the expiry heap
+	due      int64  // place in the expiry heap: not after the end of the lease
+	sender   Sender // of the last request in this run of the server; zero: none yet
 
 	prev, next *slot // in the pool's list of free tables
 }
@@ -65,6 +66,9 @@ type pool struct {
 	free   uint64                    // length of the list
 	held   uint64
 	enough uint64 // free tables to remember
+
+	byUsers uint64            // tables that users hold for whom no share is kept
+	byUser  map[uint32]uint64 // the same by uid
 }
 
 func newPool(f Family, p Pool) (*pool, error) {
@@ -77,7 +81,8 @@ func newPool(f Family, p Pool) (*pool, error) {
 	case p.First == 0 || p.First <= 255 && last >= 253:
 		return nil, fmt.Errorf("pool of %s: tables %d to %d: the kernel keeps 0 and 253 to 255 for itself", f, p.First, last)
 	}
-	n := &pool{family: f, first: p.First, count: p.Count, used: make(map[uint32]*bitset.BitSet), enough: remembered}
+	n := &pool{family: f, first: p.First, count: p.Count, used: make(map[uint32]*bitset.BitSet), enough: remembered,
+		byUser: make(map[uint32]uint64)}
 	n.ring.prev, n.ring.next = &n.ring, &n.ring
 	return n, nil
 }

@@ -19,7 +19,7 @@ func (l *loop) receive(p packet) {
 	}
 	switch {
 	case p.isReply:
-		if !l.server.Has(p.cred.UID) {
+		if !l.server.Believes(p.cred) {
 			l.noise(p, "reply ignored, since its sender is not trusted (see --server-user)")
 			return
 		}
@@ -31,13 +31,13 @@ func (l *loop) receive(p packet) {
 		l.feed(p.to, event{kind: replied, reply: p.reply})
 	case p.err != nil:
 		l.noise(p, "malformed datagram ignored")
-	case !l.peers.Has(p.cred.UID):
-		l.noise(p, "request refused, since its sender is neither root nor this user")
+	case !l.peers.Believes(p.cred):
+		l.noise(p, "request refused, since its sender is neither root with CAP_NET_ADMIN nor this user")
 		// Answers that a stranger does not read fill this socket's send buffer, which requests to the server need.
 		if taken, size := p.to.conn.Backlog(); float64(taken) > strangersShare*float64(size) {
 			return
 		}
-		l.reply(p.to, p.from, wire.Refuse(wire.Denied, "only root and the holder's own user may ask it"))
+		l.reply(p.to, p.from, wire.Refuse(wire.Denied, "only root with CAP_NET_ADMIN and the holder's own user may ask it"))
 	default:
 		l.serve(p)
 	}

@@ -164,7 +164,7 @@ func TestClientLostTable(t *testing.T) {
 func TestClientKernelRefuses(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
-	server := h.serve()
+	server := h.serve(`"allowed_users":[0]`) // as whom it counts without that right
 	for _, more := range []string{"", "-f"} {
 		args := append([]string{"-4", "-a", "10.77.0.2", "-i", "wan0"}, strings.Fields(more)...)
 		r := h.clientWith(withoutNetwork, args...)

@@ -20,6 +20,9 @@ const (
 	gidLeasers, gidStaff      = 22001, 22002
 )
 
+// The kernel shows the first thread of a process as the process: no test takes another user's uid on that.
+func init() { runtime.LockOSThread() }
+
 // addUsers adds the users and groups to /etc of the sandbox.
 var addUsers = sync.OnceValue(func() error {
 	for path, lines := range map[string]string{

@@ -41,19 +41,41 @@ var ErrNotAsked = errors.New("the holders of leases answer root and their own us
 var errSilent = errors.New("no answer")
 
 // Trust is the users whose answers count, since any user can take an abstract name.
-type Trust struct{ uids []uint32 }
+type Trust struct {
+	uids    []uint32
+	server  bool // it is for answers of servers
+	anyRoot bool // uid 0 was named
+}
 
 // ours is the trust between holders and those who ask them.
 func ours() Trust { return NewTrust(nil) }
 
 // NewTrust trusts root, the own user, and more.
 func NewTrust(more []uint32) Trust {
-	return Trust{append([]uint32{0, uint32(os.Geteuid())}, more...)}
+	return Trust{uids: append([]uint32{0, uint32(os.Geteuid())}, more...), anyRoot: slices.Contains(more, 0)}
 }
 
-// Has reports whether a user is trusted.
+// Has reports whether a user is trusted, by uid alone: of the owner of a name.
 func (t Trust) Has(uid uint32) bool {
 	return uid != wire.OverflowID() && slices.Contains(t.uids, uid)
+}
+
+// Believes reports whether a sender is trusted. Of uid 0 that is root with CAP_NET_ADMIN, and not root of a container.
+// A server runs without any capability: its uid 0 counts unless it is in a pid namespace below this one.
+func (t Trust) Believes(cred wire.Cred) bool {
+	if cred.UID != 0 || t.anyRoot || !t.Has(0) {
+		return t.Has(cred.UID)
+	}
+	if t.server && wire.InOwnPIDNamespace(cred.PID) {
+		return true
+	}
+	standing := wire.StandingOf(cred.PID)
+	return standing == wire.Root || standing == wire.Hidden
+}
+
+// believesOwner is Believes for the owner of a socket; of an unknown process its uid has to do.
+func (t Trust) believesOwner(o wire.Owner) bool {
+	return t.Has(o.UID) && (o.PID == 0 || t.Believes(wire.Cred{PID: int32(o.PID), UID: o.UID}))
 }
 
 // What a process is to a key: the suffix of its name. All names are padded, since the original answers no others.
@@ -125,7 +147,7 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 		for _, d := range datagrams {
 			// It may be the late answer of an earlier exchange. The server also answers from sockets
 			// without a name, while others leave its answers unread.
-			if d.From != to && d.From.Bound() || !trusted.Has(d.Cred.UID) {
+			if d.From != to && d.From.Bound() || !trusted.Believes(d.Cred) {
 				continue
 			}
 			if reply, err := wire.ParseReply(d.Data); err == nil {
@@ -185,7 +207,7 @@ func askHolder(ctx context.Context, conn *wire.Conn, req wire.Request, patience 
 			return reply, syscall.ECONNREFUSED
 		case findErr != nil:
 			return reply, errors.Join(err, findErr)
-		case !ours().Has(owner.UID) || !sameCommand(owner.Command) || time.Now().After(until):
+		case !ours().believesOwner(owner) || !sameCommand(owner.Command) || time.Now().After(until):
 			return reply, fmt.Errorf("%s: %w", owner, err)
 		}
 		if !pause(ctx, AskAgain) {

@@ -42,7 +42,9 @@ func NewServer(name string, uids []uint32) (Server, error) {
 		return Server{}, err
 	}
 	exact, err := wire.Exact(name)
-	return Server{NewTrust(uids), []wire.Addr{padded, exact}}, err
+	trust := NewTrust(uids)
+	trust.server = true
+	return Server{trust, []wire.Addr{padded, exact}}, err
 }
 
 // Is reports whether an address is that of the server.
@@ -72,7 +74,7 @@ func (s Server) Stranger() error {
 		owner, err := wire.FindOwner(addr)
 		switch {
 		case err != nil: // no process has this form, so requests went to the other one
-		case s.Has(owner.UID):
+		case s.believesOwner(owner):
 			return nil
 		case owner.UID == wire.OverflowID():
 			return fmt.Errorf("%s is taken by a user whom this user namespace does not map: the client has to run in that of the server", addr)

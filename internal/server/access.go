@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -17,7 +18,18 @@ type access struct {
 	self       uint32
 	uids, gids []uint32
 	cache      map[uint32]groupsOf
+	standings  map[int32]standingOf
+	hidden     bool // the standing of a sender could not be found out
 }
+
+type standingOf struct {
+	wire.Standing
+	until time.Duration
+}
+
+// standingFor is how long the standing of a process is cached, so that a flood of datagrams does not make the server
+// read /proc each time. No pid is used again so soon.
+const standingFor = 100 * time.Millisecond
 
 type groupsOf struct {
 	gids  []uint32
@@ -34,7 +46,43 @@ func newAccess(cfg Config) *access {
 		uids:  cfg.AllowedUIDs,
 		gids:  cfg.AllowedGIDs,
 		cache: make(map[uint32]groupsOf),
+
+		standings: make(map[int32]standingOf),
 	}
+}
+
+// standing is that of a sender; of users other than root it is NoRoot.
+func (a *access) standing(cred wire.Cred) wire.Standing {
+	if cred.UID != 0 || wire.OverflowID() == 0 {
+		return wire.NoRoot
+	}
+	now := wire.Now()
+	known, ok := a.standings[cred.PID]
+	if !ok || now >= known.until {
+		const most = 1024 // processes, so that many senders do not use up the memory
+		if len(a.standings) >= most {
+			clear(a.standings)
+		}
+		known = standingOf{wire.StandingOf(cred.PID), now + standingFor}
+		a.standings[cred.PID] = known
+	}
+	a.hidden = a.hidden || known.Standing == wire.Hidden
+	return known.Standing
+}
+
+// isRoot reports whether the sender is root of the host. Where /proc hides processes, every uid 0 is.
+func (a *access) isRoot(cred wire.Cred) bool {
+	s := a.standing(cred)
+	return s == wire.Root || s == wire.Hidden
+}
+
+// owner is the user that the leases of a sender belong to. Those of uid 0 that is an ordinary user belong to the
+// overflow uid, which no other sender has.
+func (a *access) owner(cred wire.Cred) uint32 {
+	if cred.UID == 0 && !a.isRoot(cred) {
+		return wire.OverflowID()
+	}
+	return cred.UID
 }
 
 // check returns nil if the sender may lease, or the reason why not.
@@ -42,8 +90,12 @@ func (a *access) check(now time.Duration, cred wire.Cred) error {
 	switch {
 	case cred.UID == wire.OverflowID():
 		return fmt.Errorf("uid %d stands for users of another user namespace, who are never permitted", cred.UID)
-	case cred.UID == 0, cred.UID == a.self, slices.Contains(a.uids, cred.UID):
+	case a.first(cred), slices.Contains(a.uids, cred.UID):
 		return nil
+	case cred.UID == 0 && a.standing(cred) == wire.Gone:
+		return errors.New("the sender has ended, so it can release only what it leased itself")
+	case cred.UID == 0: // it can have any group
+		return errors.New("uid 0 without CAP_NET_ADMIN, as in a container, is an ordinary user: see allowed_users")
 	case len(a.gids) == 0:
 	case slices.Contains(a.gids, cred.GID) && cred.GID != wire.OverflowID():
 		return nil
@@ -56,7 +108,10 @@ func (a *access) check(now time.Duration, cred wire.Cred) error {
 // first reports whether the sender is root or the server's own user: no other user may keep replies
 // from them.
 func (a *access) first(cred wire.Cred) bool {
-	return cred.UID != wire.OverflowID() && (cred.UID == 0 || cred.UID == a.self)
+	if cred.UID == wire.OverflowID() {
+		return false
+	}
+	return cred.UID == a.self && a.self != 0 || a.isRoot(cred)
 }
 
 func (a *access) groups(now time.Duration, uid uint32) []uint32 {

@@ -28,6 +28,8 @@ type Config struct {
 	LogPath     string   // empty: standard error
 	AllowedUIDs []uint32 // may lease, besides root and the server's own uid
 	AllowedGIDs []uint32
+	RootTables  *uint64 // of each family, for root and the server's own user; other users share the rest. nil: half
+	UserTables  uint64  // that each other user may hold of a family; 0: all of the rest
 	Marking     marking // for traffic that is bound to an interface
 }
 
@@ -54,6 +56,14 @@ func Default() Config {
 		Families:   slices.Clone(families),
 		Marking:    defaultMarking,
 	}
+}
+
+// rootTables is the share of each pool that is kept for root and the server's own user.
+func (c *Config) rootTables() uint64 {
+	if c.RootTables == nil {
+		return c.Tables / 2
+	}
+	return *c.RootTables
 }
 
 // defaultDatabase is below the state directory of the service, of the system or of a
@@ -99,6 +109,8 @@ func (c *Config) set(key string, value []byte) (err error) {
 		"addr_families":          c.setFamilies,
 		"allowed_users":          ids(&c.AllowedUIDs, lookupUser),
 		"allowed_groups":         ids(&c.AllowedGIDs, lookupGroup),
+		"root_tables":            into(&c.RootTables, "a number of tables"),
+		"user_tables":            into(&c.UserTables, "a number of tables"),
 		"bind_mark_mask":         c.setMask,
 		"bind_priority":          into(&c.Marking.block, "a priority"),
 		"bind_fallback_priority": into(&c.Marking.fallback, "a priority"),
@@ -212,6 +224,9 @@ func (c *Config) validate() error {
 	}
 	if err := c.Marking.validate(); err != nil {
 		return err
+	}
+	if c.rootTables() > c.Tables {
+		return fmt.Errorf("root_tables: %d, want at most num_tables, which is %d", c.rootTables(), c.Tables)
 	}
 	if c.Database == "" || strings.IndexByte(c.Database, 0) >= 0 {
 		return errors.New("db_path: not a path")

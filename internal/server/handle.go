@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"math"
 	"os"
@@ -90,6 +91,16 @@ func (a *ask) op() allocator.Op {
 	}
 }
 
+// sign says in an operation who asks.
+func (s *server) sign(op *allocator.Op, a *ask) {
+	op.UID = s.access.owner(a.cred)
+	op.Gone = a.cred.UID == 0 && s.access.standing(a.cred) == wire.Gone
+	op.Sender = allocator.Sender{PID: a.cred.PID}
+	if a.from.Bound() {
+		op.Sender.Name = maphash.Comparable(s.seed, a.from)
+	}
+}
+
 // handle answers datagrams: it refuses and renews at once. What creates or ends a lease it answers
 // after one transaction for all of it. A transaction costs much the same whatever is in it, so the
 // datagrams that come until then are part of it.
@@ -130,6 +141,7 @@ func (s *server) decide(r *round, a ask) {
 		return
 	}
 	op := a.op()
+	s.sign(&op, &a)
 	s.rules.left = s.rules.left[:0]
 	result := s.leases.Decide(wire.Seconds(r.now), &op)
 	if left := s.rules.sayLeft(); left != "" && result.Err == allocator.ErrExhausted {
@@ -254,6 +266,14 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 		return req, false
 	}
 	err = s.access.check(r.now, d.Cred)
+	if req.Cmd == wire.Release && d.Cred.UID == 0 && s.access.standing(d.Cred) == wire.Gone {
+		err = nil // it may be its own lease
+	}
+	if s.access.hidden {
+		s.warnHidden.Do(func() {
+			s.log.Warn("/proc does not show the processes that ask (hidepid, or another pid namespace), so every uid 0 counts as root")
+		})
+	}
 	if req.Cmd == wire.Mark && !s.access.first(d.Cred) {
 		// Only root may add the rules for a mark.
 		err = errors.New("only root and the server's own user may ask for marks")

@@ -70,6 +70,15 @@ func (r *rulesInUse) taken(table uint32, key allocator.Key) (other bool) {
 	return other
 }
 
+// named reports whether a rule looks up a table for packets of a family; of unspec, of any.
+func (r *rulesInUse) named(family allocator.Family, table uint32) bool {
+	r.refresh(true) // it is a rare question
+	if family == allocator.Unspec {
+		return len(r.tables[allocator.Inet][table])+len(r.tables[allocator.Inet6][table]) > 0
+	}
+	return len(r.tables[family][table]) > 0
+}
+
 // lookedUp returns the tables that rules look up for packets from exactly key's address.
 func (r *rulesInUse) lookedUp(key allocator.Key) []uint32 {
 	addr, err := netip.ParseAddr(key.Addr)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"os"
 	"runtime"
@@ -44,6 +45,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		noise:    newThrottle(log),
 		faults:   newThrottle(log),
 		kick:     make(chan struct{}, 1),
+		seed:     maphash.MakeSeed(),
 	}
 	defer s.rules.close()
 	epoch, err := thisEpoch(conns[0])
@@ -59,6 +61,11 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		Avoid:   s.rules.avoid,
 		Taken:   s.rules.taken,
 		Sources: s.rules.lookedUp,
+		Named:   s.rules.named,
+
+		RootTables: cfg.rootTables(),
+		UserTables: cfg.UserTables,
+		Self:       s.access.self,
 	}, wire.Seconds(wire.Now()), log)
 	if err != nil {
 		return err
@@ -73,6 +80,9 @@ type server struct {
 	marking  marking
 	kick     chan struct{} // something is due before the ticker wakes
 	watchdog watchdog
+	seed     maphash.Seed // of the names of senders
+
+	warnHidden sync.Once
 
 	mu       sync.Mutex
 	leases   *allocator.Allocator

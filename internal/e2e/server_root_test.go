@@ -1,0 +1,189 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// tell is a program that sends one datagram from a bound socket, and prints the answer, unless it is to end at once.
+const tell = `
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(b"\0" + sys.argv[1].encode())
+s.settimeout(20)
+s.sendto(sys.argv[3].encode(), (b"\0" + sys.argv[2].encode()).ljust(108, b"\0"))
+if len(sys.argv) < 5: print(s.recv(254).decode())
+`
+
+// Words before a command that make it root of a container with the network of the host.
+const (
+	container      = "unshare --mount --pid --uts --ipc --cgroup --fork --mount-proc "
+	powerless      = "setpriv --bounding-set -all --inh-caps -all --ambient-caps -all --no-new-privs "
+	likeDockersOwn = "setpriv --bounding-set -all,+setuid,+setgid,+setfcap,+sys_chroot,+chown,+dac_override --inh-caps -all --ambient-caps -all "
+)
+
+// tells runs tell with words in front of it.
+func (h *host) tells(before, name, to, datagram string, more ...string) string {
+	h.t.Helper()
+	argv := append(strings.Fields(before), "python3", "-c", tell, name, to, datagram)
+	r := h.run(argv[0], append(argv[1:], more...)...)
+	if r.code != 0 {
+		h.t.Fatalf("%q: %s", argv, r.stderr)
+	}
+	return strings.TrimSpace(r.stdout)
+}
+
+// fullMap runs its arguments in a user namespace of its own that has the uid_map of the host.
+const fullMap = `
+import ctypes, os, sys
+ready, told = os.pipe(), os.pipe()
+pid = os.fork()
+if pid == 0:
+    ctypes.CDLL(None).unshare(0x10000000) # CLONE_NEWUSER
+    os.write(ready[1], b"x"); os.read(told[0], 1)
+    os.execvp(sys.argv[1], sys.argv[1:])
+os.read(ready[0], 1)
+for kind in "uid", "gid":
+    with open(f"/proc/{pid}/{kind}_map", "w") as f: f.write("0 0 4294967295")
+os.write(told[1], b"x")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+`
+
+// impostors are words before a command that give it uid 0 without the power of root over the network of the host.
+func (h *host) impostors() map[string]string {
+	h.t.Helper()
+	file := filepath.Join(h.dir, "fullmap.py")
+	if err := os.WriteFile(file, []byte(fullMap), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	return map[string]string{
+		"without any capability":                         powerless,
+		"of a container":                                 container + powerless,
+		"of a user namespace":                            container + likeDockersOwn + "unshare --user --map-root-user ",
+		"of a user namespace with the map of the host's": container + likeDockersOwn + "python3 " + file + " ",
+	}
+}
+
+// TestServerRootOfContainers: uid 0 that has no CAP_NET_ADMIN on the host is an ordinary user to the server.
+func TestServerRootOfContainers(t *testing.T) {
+	h := newHost(t)
+	server := h.start(exec.Command("setpriv", "--bounding-set=-all", "--inh-caps=-all", bin(t, serverBin), "-c", h.config()))
+	server.waitLog("msg=serving")
+	p := h.cPeer("peer")
+	wantTable(t, p.ask(acquire(1)), 10000)
+	for name, before := range h.impostors() {
+		t.Run(name, func(t *testing.T) {
+			for _, datagram := range []string{acquire(1), acquire(2), release(1)} {
+				wantRefusal(t, h.tells(before, "x", "tas_socket", datagram), wire.Denied, "uid 0 without CAP_NET_ADMIN, as in a container, is an ordinary user: see allowed_users")
+			}
+			wantRefusal(t, h.tells(before, "x", "tas_socket", `{"ifname":"eth0","cmd":16,"version":1}`), wire.Denied, "only root")
+			h.wantLeases("10000|inet|eth0|10.9.0.1||0")
+		})
+	}
+	wantTable(t, h.tells(container, "x", "tas_socket", acquire(1)), 10000) // with all capabilities
+}
+
+// TestServerRootOfContainersMay: who is in allowed_users has leases of his own.
+func TestServerRootOfContainersMay(t *testing.T) {
+	h := newHost(t)
+	h.serve(`"allowed_users":[0]`)
+	p := h.cPeer("peer")
+	wantTable(t, p.ask(acquire(1)), 10000)
+	ask := func(datagram string) string { return h.tells(container+powerless, "x", "tas_socket", datagram) }
+	wantTable(t, ask(acquire(2)), 10001)
+	wantTable(t, ask(acquire(2)), 10001)
+	wantRefusal(t, ask(acquire(1)), wire.Denied, "another user")
+	wantRefusal(t, ask(release(1)), wire.Denied, "another user")
+	h.wantLeases("10000|inet|eth0|10.9.0.1||0", "10001|inet|eth0|10.9.0.2||65534")
+	if got := ask(release(2)); got != released {
+		t.Errorf("release of the own lease: %s", got)
+	}
+}
+
+// TestServerSendersThatEnded: a client that does not wait for the answer, as the original's, may give its own lease
+// back, and nothing else.
+func TestServerSendersThatEnded(t *testing.T) {
+	h := newHost(t)
+	server := h.serve()
+	p := h.cPeer("peer")
+	wantTable(t, p.ask(acquire(1)), 10000)
+	wantTable(t, h.tells("", "holder2", "tas_socket", acquire(2)), 10001)
+	server.cmd.Process.Signal(syscall.SIGSTOP)
+	h.tells("", "stranger", "tas_socket", release(1), "-")
+	h.tells("", "holder2", "tas_socket", release(2), "-")
+	h.tells("", "stranger", "tas_socket", acquire(3), "-")
+	server.cmd.Process.Signal(syscall.SIGCONT)
+	h.waitLeases("10000|inet|eth0|10.9.0.1||0")
+	wantTable(t, p.ask(acquire(1)), 10000) // behind all of them
+	h.wantLeases("10000|inet|eth0|10.9.0.1||0")
+	server.waitLog("err=\"the sender has ended, so it can release only what it leased itself\"")
+}
+
+// TestServerHiddenProcesses: where /proc hides processes uid 0 counts, with one warning.
+func TestServerHiddenProcesses(t *testing.T) {
+	h := newHost(t)
+	script := fmt.Sprintf("mount -t proc -o hidepid=2 proc /proc && exec setpriv --bounding-set=-all --inh-caps=-all --reuid 21500 --regid 21500 --clear-groups %s -c %s",
+		publicBin(t, serverBin), h.config())
+	if err := os.Chmod(filepath.Dir(h.dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(h.dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	server := h.start(exec.Command("unshare", "--mount", "sh", "-c", script))
+	server.waitLog("msg=serving")
+	p := h.cPeer("peer")
+	wantTable(t, p.ask(acquire(1)), 10000)
+	wantTable(t, h.tells(container+powerless, "x", "tas_socket", acquire(2)), 10001)
+	server.waitLog("/proc does not show the processes that ask")
+	if n := strings.Count(server.log.String(), "/proc does not show"); n != 1 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
+// TestServerRootTakesOver: root's request ends the lease of a user.
+func TestServerRootTakesOver(t *testing.T) {
+	h := newHost(t)
+	h.serve(`"allowed_users":[4711]`)
+	p := h.cPeer("peer")
+	for n := range 2 {
+		wantTable(t, p.askAs(stranger, stranger, acquire(n+1)), uint32(10000+n))
+	}
+	h.ns.IP(t, "rule add from 10.9.0.1 lookup 10000")
+	wantTable(t, p.ask(acquire(1)), 10002) // a rule leads to the user's table
+	wantTable(t, p.ask(acquire(2)), 10001)
+	for n := range 2 {
+		wantRefusal(t, p.askAs(stranger, stranger, acquire(n+1)), wire.Denied, "another user")
+		wantRefusal(t, p.askAs(stranger, stranger, release(n+1)), wire.Denied, "another user")
+	}
+	h.waitLeases("10001|inet|eth0|10.9.0.2||0", "10002|inet|eth0|10.9.0.1||0")
+}
+
+// TestServerShareOfRoot: users cannot lease all tables, and renew what they have.
+func TestServerShareOfRoot(t *testing.T) {
+	h := newHost(t)
+	server := h.serve(`"allowed_users":[4711,4712]`, `"num_tables":5`)
+	p := h.cPeer("peer")
+	ask := func(uid int, datagram string) string { return p.askAs(uid, uid, datagram) }
+	for n := range 3 {
+		wantTable(t, ask(stranger, acquire(n)), uint32(10000+n))
+	}
+	wantRefusal(t, ask(stranger, acquire(3)), wire.Exhausted, "no table is free for users: 2 of 5 are kept for root (root_tables)")
+	wantTable(t, p.ask(acquire(3)), 10003)
+	wantTable(t, p.ask(acquire(4)), 10004)
+	server.stop()
+	h.serve(`"allowed_users":[4711,4712]`, `"num_tables":5`, `"root_tables":1`, `"user_tables":2`)
+	for n := range 3 {
+		wantTable(t, ask(stranger, acquire(n)), uint32(10000+n)) // from before
+	}
+	p.ask(release(4))
+	wantRefusal(t, ask(stranger, acquire(5)), wire.Exhausted, "no table is free for uid 4711, which holds 3 (user_tables)")
+	wantTable(t, ask(stranger+1, acquire(5)), 10004)
+}
