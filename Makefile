@@ -75,11 +75,13 @@ fuzz: needs-go ## run each fuzz target for FUZZTIME (1m, or 10000000x), and comp
 BIN      ?= bin
 SBINDIR  := $(PREFIX)/sbin
 LIBDIR   := $(PREFIX)/lib/table-allocator
+DHCPCDHOOKS ?= /usr/lib/dhcpcd/dhcpcd-hooks
 INSTALLED := \
 	644:hooks/hook.sh:$(LIBDIR)/hook.sh \
 	755:hooks/udev/udev-remove:$(LIBDIR)/udev-remove \
 	644:hooks/udev/90-table-allocator.rules:$(PREFIX)/lib/udev/rules.d/90-table-allocator.rules \
 	644:hooks/dhclient/table-allocator:$(SYSCONFDIR)/dhcp/dhclient-enter-hooks.d/table-allocator \
+	644:hooks/dhcpcd/60-table-allocator:$(DHCPCDHOOKS)/60-table-allocator \
 	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-up.d/table-allocator \
 	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-post-down.d/table-allocator \
 	755:hooks/NetworkManager/table-allocator:$(SYSCONFDIR)/NetworkManager/dispatcher.d/table-allocator \

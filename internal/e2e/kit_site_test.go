@@ -76,7 +76,7 @@ func sysctl(t *testing.T, ns *nettest.Namespace, name, value string) {
 }
 
 // installed runs "make install" once for all tests. The files of /usr/local are installed in the sandbox.
-// Those of /etc would change other tests, so they are in a directory, image.
+// Those of /etc and the hook of dhcpcd would change other tests, so they are in a directory, image.
 var installed = sync.OnceValues(func() (image string, err error) {
 	dir, err := binDir()
 	if err != nil {
@@ -101,6 +101,13 @@ func (s *site) enclose(image string) {
 		cp -a /etc/. "$0/etc"
 		cp -a "$1/etc/." "$0/etc"
 		mount --move "$0/etc" /etc
+		if [ -d "$1/usr/lib/dhcpcd" ]; then
+			mkdir -p "$0/dhcpcd"
+			mount -t tmpfs dhcpcd "$0/dhcpcd"
+			cp -a /usr/lib/dhcpcd/. "$0/dhcpcd"
+			cp -a "$1/usr/lib/dhcpcd/." "$0/dhcpcd"
+			mount --move "$0/dhcpcd" /usr/lib/dhcpcd
+		fi
 		mount -t tmpfs run /run
 		mount -t tmpfs lib /var/lib
 		mkdir -p /run/lock /run/network /run/dbus /run/udev /var/lib/dhcp /var/lib/NetworkManager /var/lib/misc

@@ -84,14 +84,18 @@ func (e *event) classless(l *Lease, own netip.Prefix) {
 	if err != nil {
 		e.leaveOut("the end of "+name, text, err.Error())
 	}
-	told := len(routes)
+	e.classlessRoutes(l, own, name, routes, err != nil)
+}
+
+// classlessRoutes adds the routes of an option to a lease. damaged says that these are not all of its routes.
+func (e *event) classlessRoutes(l *Lease, own netip.Prefix, name string, routes []uplink.StaticRoute, damaged bool) {
 	e.static(l, own, name, routes)
 	hasDefault := false
 	for _, r := range l.Static {
 		hasDefault = hasDefault || r.Dst.Bits() == 0
 	}
-	damaged := err != nil || len(l.Static) < told
-	if hasDefault || told > 0 && !damaged {
+	damaged = damaged || len(l.Static) < len(routes)
+	if hasDefault || len(routes) > 0 && !damaged {
 		l.Gateways = nil
 	}
 }

@@ -20,6 +20,11 @@ func FuzzCalls(f *testing.F) {
 		{"dhclient", "", "interface=wan0\nreason=BOUND6\nnew_ip6_address=2001:db8::7\nnew_ip6_prefixlen=64\nnew_max_life=7\nnew_dhcp6_name_servers=fe80::1%wan0 2001:db8::1"},
 		{"dhclient", "", "interface=wan0\nreason=REBIND6\nnew_ip6_prefix=2001:db8::/56"},
 		{"dhclient", "", "interface=wan0\nreason=EXPIRE6\nold_ip6_prefix=2001:db8::/56\nold_dhcp6_name_servers=::1"},
+		{"dhcpcd", "", "interface=wan0\nreason=BOUND\nnew_ip_address=192.0.2.7\nnew_subnet_mask=255.255.255.0\nnew_routers=192.0.2.1\nifmetric=1002\n" +
+			"new_classless_static_routes=10.9.0.0/16 192.0.2.254 0.0.0.0/0 192.0.2.1\nnew_domain_name_servers=192.0.2.53"},
+		{"dhcpcd", "", "interface=wan0\nreason=ROUTERADVERT\nnd1_addr1=2001:db8::7\nnd1_addr2=2001:db8:1::7\nnew_rdnss=fe80::1%wan0"},
+		{"dhcpcd", "", "interface=wan0\nreason=BOUND6\nnew_dhcp6_ia_na1_ia_addr1=2001:db8::7\nnew_dhcp6_ia_pd1_prefix1=2001:db8:1::\nnew_dhcp6_ia_pd1_prefix1_length=56"},
+		{"dhcpcd", "", "interface=wan0\nreason=STOP6\nold_dhcp6_ia_pd1_prefix1=2001:db8:1::\nold_dhcp6_ia_pd1_prefix1_length=56"},
 		{"ifupdown", "", "IFACE=wan0:1\nMODE=start\nADDRFAM=inet\nMETHOD=static\nIF_ADDRESS=192.0.2.7/24\nIF_POINTOPOINT=192.0.2.1\nIF_METRIC=4294967295\nIF_GATEWAY=192.0.2.1"},
 		{"ifupdown", "", "IFACE=wan0\nMODE=start\nADDRFAM=inet,inet6\nMETHOD=\nIF_ADDRESSES=192.0.2.7/24 2001:db8::7/64\nIF_GATEWAYS=fe80::1\nIF_AUTOCONF=1"},
 		{"ifupdown", "", "IFACE=wan0\nMODE=stop\nADDRFAM=inet6\nMETHOD=auto"},

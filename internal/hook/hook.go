@@ -1,7 +1,7 @@
-// Package hook reads the environment in which dhclient, ifupdown, NetworkManager and udev run their
-// scripts, and calls the client for the addresses in it. Calls is a pure function from the environment
+// Package hook reads the environment in which dhclient, dhcpcd, ifupdown, NetworkManager and udev run
+// their scripts, and calls the client for the addresses in it. Calls is a pure function from the environment
 // to the calls; a Runner makes the calls, and reads what they need from the kernel and from the files of
-// earlier hooks. The package hides the variables of the four programs. It checks each value from a
+// earlier hooks. The package hides the variables of the programs. It checks each value from a
 // network by itself: a value that cannot be right is left out, and the address gets its table.
 package hook
 
@@ -19,7 +19,7 @@ import (
 )
 
 // Programs are the programs that Calls knows.
-var Programs = []string{"dhclient", "ifupdown", "networkmanager", "udev"}
+var Programs = []string{"dhclient", "dhcpcd", "ifupdown", "networkmanager", "udev"}
 
 // Values beyond these limits are left out.
 const (
@@ -56,6 +56,8 @@ func Calls(program string, args []string, env Environment) ([]Call, []string, er
 	switch program {
 	case "dhclient":
 		e.dhclient()
+	case "dhcpcd":
+		e.dhcpcd()
 	case "ifupdown":
 		e.ifupdown()
 	case "networkmanager":

@@ -202,14 +202,18 @@ func (e *event) prefixLength(name string) int {
 
 // delegated returns a prefix that DHCPv6 delegates, and whether the variable holds one.
 func (e *event) delegated(name string) (netip.Prefix, bool) {
-	text := e.get(name)
-	if text == "" {
+	v := variable{name, e.get(name)}
+	if v.value == "" {
 		return netip.Prefix{}, false
 	}
-	p, err := netip.ParsePrefix(text)
+	return e.parseDelegated(v)
+}
+
+func (e *event) parseDelegated(v variable) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(v.value)
 	if err != nil || !p.Addr().Is6() || p.Addr().Is4In6() || p.Bits() < largest6 || p.IsSingleIP() ||
 		!isUnicast(p.Addr()) || p.Addr().IsLinkLocalUnicast() {
-		e.leaveOut(name, text, "no host is delegated this prefix")
+		e.leaveOut(v.name, v.value, "no host is delegated this prefix")
 		return netip.Prefix{}, false
 	}
 	return p.Masked(), true
