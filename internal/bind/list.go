@@ -207,6 +207,7 @@ func boundIn(kernel *route.Conn) (all []Bound, sources map[netip.Addr]uint32, er
 			case uplink.IsLookup(r):
 				b := find(r.Traffic, r.Priority)
 				b.Tables[wire.Family(family)] = append(b.Tables[wire.Family(family)], r.Table)
+			case uplink.IsOwnLookup(r):
 			case uplink.IsHost(r) && !uplink.LeavesTable(r) && r.Flags == 0:
 				sources[r.Src.Addr()] = r.Table
 			}
@@ -243,10 +244,10 @@ func Unbind(bound []Bound) error {
 	}
 	defer kernel.Close()
 	var errs []error
-	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup} {
+	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup, uplink.IsOwnLookup} {
 		ours := func(r route.Rule) bool {
 			return what(r) && slices.ContainsFunc(bound, func(b Bound) bool {
-				return r.Traffic == b.Traffic && (r.Priority == b.Priority && uplink.IsLookup(r) || r.Priority == b.Priority+1 && uplink.IsGuard(r))
+				return r.Traffic == b.Traffic && (r.Priority == b.Priority && uplink.IsLookup(r) || b.OnLoss == uplink.Block && uplink.IsOwnLookup(r) || r.Priority == b.Priority+1 && uplink.IsGuard(r))
 			})
 		}
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -272,5 +273,5 @@ func UnbindAll(server string, uids []uint32) error {
 		errs = append(errs, cgroup.Unpin(uplink))
 	}
 	all, err := List(server, uids)
-	return errors.Join(append(errs, err, Unbind(all))...)
+	return errors.Join(append(errs, err, Unbind(all), cgroup.RemoveLock())...)
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -137,6 +138,9 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 	if len(b.Traffic) == 0 {
 		b.Traffic = []route.Traffic{{Mark: b.Mark(), Mask: b.Marking.Mask}}
 	}
+	if err := b.lock(kernel); err != nil {
+		return b, err
+	}
 	if err := b.placeGuards(kernel); err != nil {
 		return b, err
 	}
@@ -155,6 +159,19 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 		return b, ErrNoLease
 	}
 	return b, nil
+}
+
+// lock lets sockets with the mark leave by the link, with its addresses, before anything is bound to it.
+func (b Binding) lock(kernel *route.Conn) error {
+	if b.OnLoss != uplink.Block || !slices.ContainsFunc(b.Traffic, func(t route.Traffic) bool { return t.Mask != 0 }) {
+		return nil
+	}
+	lock, err := cgroup.MakeLock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return lock.Sync(b.Mark(), kernel.SourcesOf(b.Ifname))
 }
 
 // placeGuards adds the guards. A kernel without IPv6 needs none for it.

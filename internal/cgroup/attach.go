@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
 	"sync"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -22,7 +26,7 @@ type Missing struct {
 const allowMulti = 1 << 1 // BPF_F_ALLOW_MULTI
 
 // install makes the programs of the cgroup equal to hooks and returns those that the kernel does not
-// take. Without the first it returns ErrUnsupported.
+// take. Without one that is needed it returns the error of that.
 //
 // They are attached without a link, whose end, or the end of its pin, would be theirs: so they stay
 // whatever becomes of us, and go with the cgroup.
@@ -30,16 +34,31 @@ func install(cgroup *os.File, hooks []hook) ([]Missing, error) {
 	var missing []Missing
 	for i := range hooks {
 		h := &hooks[i]
-		switch err := h.install(int(cgroup.Fd())); {
+		err := h.install(int(cgroup.Fd()))
+		if errors.Is(err, unix.EPERM) {
+			err = h.blame(cgroup, err)
+		}
+		switch {
 		case err == nil:
 		case errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT): // the cgroup was removed
 			return nil, err
-		case i > 0:
+		case h.needed == nil:
 			missing = append(missing, Missing{h.spec.Name, h.lost, err})
-		case errors.Is(err, unix.EPERM):
+		case errors.Is(err, errExclusive) && h.needed == ErrUnsupported:
 			return nil, err
 		default:
-			return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+			return nil, fmt.Errorf("%w: %w", h.needed, err)
+		}
+	}
+	for name, at := range retired { // now that the others are there
+		have, err := attached(int(cgroup.Fd()), at, name)
+		if err != nil {
+			return nil, err
+		}
+		err = have.detach(int(cgroup.Fd()), at, -1)
+		have.close()
+		if err != nil {
+			return nil, err
 		}
 	}
 	return missing, nil
@@ -52,7 +71,7 @@ func (h *hook) install(cgroup int) error {
 	}
 	defer have.close()
 	for i, p := range have {
-		if h.spec.Compatible(p.info) == nil {
+		if h.spec.Compatible(p.info) == nil && h.reads(p.info) {
 			// Others of ours here would be of a process that attached at the same time.
 			return have.detach(cgroup, h.spec.AttachType, i)
 		}
@@ -77,6 +96,61 @@ func (h *hook) install(cgroup int) error {
 		return fmt.Errorf("attach BPF program %s: %w", h.spec.Name, err)
 	}
 	return have.detach(cgroup, h.spec.AttachType, -1)
+}
+
+// reads reports whether a program with the code of h reads the same map. The kernel's tag of a program leaves maps out.
+func (h *hook) reads(info *ebpf.ProgramInfo) bool {
+	maps, known := info.MapIDs()
+	return h.lock == 0 || !known || slices.Contains(maps, h.lock)
+}
+
+// errExclusive says that another program wants to be alone.
+var errExclusive = errors.New("another program is attached there alone (without BPF_F_ALLOW_MULTI), which keeps all others out")
+
+// blame names the program because of which the kernel refused one of ours with EPERM: that of a cgroup above, or of
+// the cgroup itself, which is attached alone.
+func (h *hook) blame(cgroup *os.File, refused error) error {
+	for dir := cgroup.Name(); ; dir = filepath.Dir(dir) {
+		var stat unix.Statfs_t
+		if err := unix.Statfs(dir, &stat); err != nil || stat.Type != unix.CGROUP2_SUPER_MAGIC {
+			return refused
+		}
+		if name, alone := attachedAlone(dir, h.spec.AttachType); alone {
+			return fmt.Errorf("BPF program %q of another program at hook %s of cgroup %s: %w", name, pinNames[h.spec.AttachType], dir, errExclusive)
+		}
+	}
+}
+
+// attachedAlone returns the name of the program that is at a hook of a cgroup without allowMulti.
+func attachedAlone(dir string, at ebpf.AttachType) (name string, alone bool) {
+	file, err := os.Open(dir)
+	if err != nil {
+		return "", false
+	}
+	defer file.Close()
+	var id uint32
+	query := struct { // of union bpf_attr
+		target, at, flags, attached uint32
+		programs                    uint64
+		count, _                    uint32
+		_                           [4]uint64
+	}{target: uint32(file.Fd()), at: uint32(at), programs: uint64(uintptr(unsafe.Pointer(&id))), count: 1}
+	const command = 16 // BPF_PROG_QUERY
+	_, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(unsafe.Pointer(&query)), unsafe.Sizeof(query))
+	runtime.KeepAlive(&id)
+	if errno != 0 || query.count == 0 || query.attached&allowMulti != 0 {
+		return "", false
+	}
+	program, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return fmt.Sprintf("number %d", id), true
+	}
+	defer program.Close()
+	info, err := program.Info()
+	if err != nil || info.Name == "" {
+		return fmt.Sprintf("number %d", id), true
+	}
+	return info.Name, true
 }
 
 // ours are programs of ours at one hook of a cgroup.

@@ -69,8 +69,8 @@ func TestAttachDetach(t *testing.T) {
 	if report, err = c.Attach(pid, wan1, otherMark, false); err != nil || report.Cgroup != "/unit/ta-wan1" {
 		t.Fatal(report, err)
 	}
-	marks(map[string]string{"idle": "0x5000000", "new": "0x5000000", "udp": "0x5000077"})
-	p.want("0x5000000", "newer socket udp4")
+	marks(map[string]string{"idle": "0x6000000", "new": "0x6000000", "udp": "0x6000077"})
+	p.want("0x6000000", "newer socket udp4")
 	if _, err := os.Stat(c.file("/unit/ta-wan0")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the first cgroup is left: %v", err)
 	}
@@ -118,7 +118,7 @@ func TestAttachNobody(t *testing.T) {
 		_ = elsewhere.Wait()
 	}()
 	for {
-		own, err1 := os.Readlink("/proc/self/ns/net")
+		own, err1 := os.Readlink("/proc/thread-self/ns/net")
 		its, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", elsewhere.Process.Pid))
 		if err1 != nil || err2 != nil {
 			t.Fatal(err1, err2)
@@ -172,7 +172,7 @@ func TestBound(t *testing.T) {
 	want(
 		fmt.Sprintf("/a/b/ta-wan0 wan0 0x2000000/0xff000000 %d", both),
 		fmt.Sprintf("/a/ta-wan1:fallback wan1:fallback 0x5000000/0xff000000 %d", []int{third}),
-		"/table-allocator/wan1 wan1 0x5000000/0xff000000 []",
+		"/table-allocator/wan1 wan1 0x6000000/0xff000000 []",
 	)
 	for dir, there := range map[string]bool{"/ta-wan9": false, "/a/ta-mine": true, "/table-allocator/wan1": true} {
 		if _, err := os.Stat(c.file(dir)); errors.Is(err, os.ErrNotExist) == there {

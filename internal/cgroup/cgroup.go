@@ -189,7 +189,12 @@ func (c *Cgroups) place(pid int, cgroup string, m Mark) (missing []Missing, err 
 	if err := m.check(); err != nil {
 		return nil, err
 	}
-	dir, all := c.file(cgroup), hooks(m)
+	lock, err := lockFor(m)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	dir, all := c.file(cgroup), hooks(m, lock)
 	for range bindRounds {
 		if missing, err = c.placeOnce(pid, dir, all); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 			break
@@ -199,6 +204,14 @@ func (c *Cgroups) place(pid int, cgroup string, m Mark) (missing []Missing, err 
 		return nil, fmt.Errorf("cgroup %s: %w", cgroup, err)
 	}
 	return missing, nil
+}
+
+// lockFor is the lock that programs for a mark read; nil: they read none.
+func lockFor(m Mark) (*Lock, error) {
+	if m.fallback() {
+		return nil, nil
+	}
+	return MakeLock()
 }
 
 func (c *Cgroups) placeOnce(pid int, dir string, all []hook) ([]Missing, error) {

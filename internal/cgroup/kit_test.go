@@ -32,7 +32,7 @@ const subjectEnv = "BIND_TEST_SUBJECT"
 
 var (
 	testMark  = Mark{Value: 0x02000000, Mask: 0xff000000}
-	otherMark = Mark{Value: 0x05000000, Mask: 0xff000000}
+	otherMark = Mark{Value: 0x06000000, Mask: 0xff000000}
 	wan0      = Uplink{Ifname: "wan0"}
 	wan1      = Uplink{Ifname: "wan1"}
 )
@@ -50,6 +50,17 @@ func testCgroups(t *testing.T) *Cgroups {
 	}
 	c.below = "/" + filepath.Base(c.dir)
 	return c
+}
+
+// testHooks are the programs for a mark that may use no other uplink.
+func testHooks(t *testing.T, m Mark) []hook {
+	t.Helper()
+	lock, err := MakeLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(lock.Close)
+	return hooks(m, lock)
 }
 
 // A process in a cgroup, that makes sockets as it is told.

@@ -19,11 +19,7 @@ var pinNames = map[ebpf.AttachType]string{
 	ebpf.AttachCGroupInetSockCreate: "sock_create",
 	ebpf.AttachCGroupInet4Connect:   "connect4",
 	ebpf.AttachCGroupInet6Connect:   "connect6",
-	ebpf.AttachCGroupInet4Bind:      "bind4",
-	ebpf.AttachCGroupInet6Bind:      "bind6",
-	ebpf.AttachCGroupUDP4Sendmsg:    "sendmsg4",
-	ebpf.AttachCGroupUDP6Sendmsg:    "sendmsg6",
-	ebpf.AttachCGroupSockOps:        "sock_ops",
+	ebpf.AttachCGroupInetEgress:     "egress",
 	ebpf.AttachCGroupSetsockopt:     "setsockopt",
 }
 
@@ -34,27 +30,43 @@ func Pin(u Uplink, m Mark) (values []string, missing []Missing, err error) {
 	if err := errors.Join(u.Check(), m.check()); err != nil {
 		return nil, nil, err
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(PinRoot), &fs); err != nil || uint32(fs.Type) != unix.BPF_FS_MAGIC {
-		return nil, nil, fmt.Errorf("no bpf file system at %[1]s: mount one with `mount -t bpf bpf %[1]s`", filepath.Dir(PinRoot))
+	if !isBPF(filepath.Dir(PinRoot)) {
+		if _, err := mountBPF(); err != nil {
+			return nil, nil, err
+		}
 	}
+	lock, err := lockFor(m)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer lock.Close()
 	dir := filepath.Join(PinRoot, u.String())
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, err
 	}
-	all := hooks(m)
+	all := hooks(m, lock)
 	for i := range all {
 		h := &all[i]
 		name := pinNames[h.spec.AttachType]
-		if err := h.pin(filepath.Join(dir, name)); err != nil && i == 0 {
-			return nil, nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+		if err := h.pin(filepath.Join(dir, name)); err != nil && h.needed != nil {
+			return nil, nil, fmt.Errorf("%w: %w", h.needed, err)
 		} else if err != nil {
 			missing = append(missing, Missing{h.spec.Name, h.lost, err})
 			continue
 		}
 		values = append(values, name+":"+filepath.Join(dir, name))
 	}
-	return values, missing, nil
+	return values, missing, removeRetired(dir)
+}
+
+// removeRetired removes the programs that versions before this one pinned.
+func removeRetired(dir string) error {
+	for _, name := range []string{"bind4", "bind6", "sendmsg4", "sendmsg6", "sock_ops"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // pin puts the program at the path in place of whatever is there.

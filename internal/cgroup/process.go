@@ -103,7 +103,7 @@ func open(pid int) (p Process, pidfd int, err error) {
 	}
 	p.Name = strings.TrimSuffix(string(name), "\n")
 	var own, theirs unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
+	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
 		return p, -1, fmt.Errorf("own network namespace: %w", err)
 	}
 	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &theirs); err != nil {
@@ -180,6 +180,9 @@ type Bound struct {
 	Mark
 	Cgroup string
 	PIDs   []int // sorted; may be none in a cgroup that is not made for a process
+	// Unlocked is why not all that leaves by another uplink is dropped, or why the uplink is not found again after it
+	// was gone; empty: neither is so, or other uplinks may be used.
+	Unlocked string
 }
 
 // Bound looks at all cgroups, removes our empty ones and returns the others, sorted. What counts is
@@ -218,7 +221,11 @@ func (c *Cgroups) walk(cgroup string, in *int, all *[]Bound) error {
 	}
 	if ok {
 		u, _ := uplinkOf(cgroup)
-		*all = append(*all, Bound{Uplink: u, Mark: mark, Cgroup: cgroup})
+		unlocked, err := unlocked(dir, mark)
+		if err != nil {
+			return fmt.Errorf("cgroup %s: %w", cgroup, err)
+		}
+		*all = append(*all, Bound{Uplink: u, Mark: mark, Cgroup: cgroup, Unlocked: unlocked})
 		at := len(*all) - 1
 		in = &at
 	}
@@ -295,6 +302,38 @@ func programsMark(dir string) (mark Mark, ok bool, err error) {
 		return mark, false, fmt.Errorf("BPF program %s: %w", createName, err)
 	}
 	return mark, true, nil
+}
+
+// unlocked is Bound.Unlocked of a cgroup with the programs for a mark.
+func unlocked(dir string, m Mark) (string, error) {
+	if m.fallback() {
+		return "", nil
+	}
+	file, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	have, err := attached(int(file.Fd()), ebpf.AttachCGroupInetEgress, egressName)
+	if err != nil {
+		return "", err
+	}
+	defer have.close()
+	if len(have) == 0 {
+		return "the lock: an older version bound it", nil
+	}
+	lock, err := OpenLock()
+	if err != nil {
+		return "the lock: " + err.Error(), nil
+	}
+	defer lock.Close()
+	if h := (hook{lock: lock.id()}); !h.reads(have[0].info) {
+		return "the lock: its programs read one that was removed", nil
+	}
+	return "", nil
 }
 
 // numbersIn returns what is in a directory of /proc by number.

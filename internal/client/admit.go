@@ -41,12 +41,6 @@ func (h *host) note(n news) {
 	if n.linksChanged || n.newDefault || h.admitAt == 0 && h.unknown(n.came) { // another profile may select a link by its new name
 		h.admitSoon()
 	}
-	for at := range n.came {
-		if h.blocked[at.addr] { // if no client serves the address, it may send now
-			delete(h.blocked, at.addr)
-			h.reconcileAt = min(h.reconcileAt, wire.Now()+fallBackIn)
-		}
-	}
 	h.noteRules(n.tables)
 }
 

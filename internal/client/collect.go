@@ -28,18 +28,6 @@ func (h *host) tables() map[uint32]bool {
 	return tables
 }
 
-// keptBlock are the rules that go on blocking the address of a session, if the address was deleted.
-func (h *host) keptBlock(s *session) []route.Rule {
-	if s.inst.Present {
-		return nil
-	}
-	keep := s.gone()
-	if len(keep) > 0 {
-		h.blocked[s.addr] = true
-	}
-	return keep
-}
-
 func (h *host) collectStale() {
 	if err := h.collect(); err != nil {
 		h.log.Error("cannot remove stale rules and routes", "err", err)
@@ -64,7 +52,6 @@ func (h *host) collect() error {
 		}
 	}
 	errs := []error{h.dropStale(names)}
-	clear(h.blocked)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		errs = append(errs, h.collectFamily(family, served))
 	}
@@ -94,15 +81,9 @@ func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 		return err
 	}
 	in := h.use(family, served, rules, routes)
-	if !h.ending {
-		in.keep(rules, addresses)
-	}
-	for r := range in.kept {
-		h.blocked[r.Src.Addr()] = true
-	}
 	var errs []error
 	for _, r := range rules {
-		if uplink.IsHost(r) && !uplink.LeavesTable(r) && in.stale(r) {
+		if uplink.IsHost(r) && !uplink.LeavesTable(r) && !uplink.IsOwnLookup(r) && in.stale(r) {
 			errs = append(errs, h.returnDead(family, r, routes, addresses))
 		}
 	}
@@ -154,7 +135,6 @@ type inUse struct {
 	served  map[netip.Addr]bool // addresses that have a holder
 	tables  map[uint32]bool     // of addresses that have a holder
 	waiting map[netip.Addr]bool // addresses that were added again and have no lease, so that main has to do
-	kept    map[route.Rule]bool // rules that still block addresses which were deleted
 	orphan  func(route.Rule) bool
 }
 
@@ -183,15 +163,6 @@ func (h *host) use(family int, served map[netip.Addr]bool, rules []route.Rule, r
 	return in
 }
 
-// keep finds the rules that still block addresses which were deleted.
-func (in *inUse) keep(rules []route.Rule, addresses []route.Address) {
-	there := make(map[netip.Addr]bool, len(addresses))
-	for _, a := range addresses {
-		there[a.Addr] = true
-	}
-	in.kept = uplink.KeptBlocks(rules, there)
-}
-
 // stale reports whether a rule is ours, and no client uses it.
 func (in *inUse) stale(r route.Rule) bool {
 	switch {
@@ -200,7 +171,7 @@ func (in *inUse) stale(r route.Rule) bool {
 	case !uplink.LeavesTable(r):
 		return !in.tables[r.Table]
 	case uplink.IsHost(r):
-		return (!in.served[r.Src.Addr()] || in.waiting[r.Src.Addr()]) && !in.kept[r]
+		return !in.served[r.Src.Addr()] || in.waiting[r.Src.Addr()]
 	}
 	return in.orphan(r)
 }

@@ -34,6 +34,7 @@ func (l *loop) changed(events []route.Event) {
 	if n.overrun || n.nexthops || len(n.addresses)+len(n.links) > 0 {
 		l.env.Picture.Lost()
 	}
+	l.keepLocks(n)
 	l.serveNewlyBound(n)
 	large := l.followLarge(events)
 	for _, s := range l.all() {
@@ -81,6 +82,8 @@ type news struct {
 	came         map[onLink]bool      // addresses that were added, or changed
 	went         map[netip.Addr][]int // the links that addresses were deleted from
 	links        map[int]bool         // that were added, changed or deleted
+	gone         map[int]bool         // of those, the deleted
+	addressed    map[int]bool         // links whose addresses were added, changed or deleted
 	names        map[string]bool      // of those links
 	routes       map[linkOf]routeNews
 	rules        map[ruleAt]bool // where rules of ours were added or deleted; true: deleted
@@ -125,6 +128,9 @@ func digest(events []route.Event) news {
 		case route.LinkChanged, route.LinkGone:
 			n.links[e.Index], n.names[e.Name] = true, true
 			n.linksChanged = n.linksChanged || e.Kind == route.LinkChanged
+			if e.Kind == route.LinkGone {
+				n.gone = with(n.gone, e.Index)
+			}
 		case route.RouteChanged:
 			n.addRoute(e)
 		case route.NexthopChanged:
@@ -141,6 +147,7 @@ func digest(events []route.Event) news {
 
 func (n *news) addAddress(e route.Event) {
 	n.addresses[e.Addr] = true
+	n.addressed = with(n.addressed, e.Index)
 	if n.came == nil {
 		n.came, n.went = make(map[onLink]bool), make(map[netip.Addr][]int)
 	}
@@ -149,6 +156,14 @@ func (n *news) addAddress(e route.Event) {
 	} else {
 		n.came[onLink{e.Addr, e.Index}] = true
 	}
+}
+
+func with(set map[int]bool, n int) map[int]bool {
+	if set == nil {
+		set = make(map[int]bool)
+	}
+	set[n] = true
+	return set
 }
 
 func (n *news) addRoute(e route.Event) {
@@ -208,7 +223,8 @@ func (n news) boundTo(s *session) bool {
 // lostLookups reports whether lookups were deleted, perhaps of a session.
 func (n news) lostLookups(s *session) bool {
 	m, family := s.inst.Rules.Marking, s.family()
-	return m != (wire.Marking{}) && (n.rules[ruleAt{family, m.Block}] || n.rules[ruleAt{family, m.Fallback}])
+	return m != (wire.Marking{}) && (n.rules[ruleAt{family, m.Block}] || n.rules[ruleAt{family, m.Fallback}] ||
+		n.rules[ruleAt{family, uplink.OwnPriority(m)}])
 }
 
 func (l *loop) readKernel() {

@@ -4,29 +4,10 @@ import (
 	"errors"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
-
-// gone is the rule that stays behind when an address was deleted. From an IPv4 address nothing can be sent any more.
-// IPv6 sockets that are bound to the address go on, and would leave by another uplink. The rule is for what this host
-// sends, since a host behind this one may have the address now.
-func (s *session) gone() []route.Rule {
-	if s.family() != unix.AF_INET6 || !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
-		return nil
-	}
-	keep := s.lease.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss()
-	if len(keep) > 0 && s.inst.Elsewhere() {
-		return nil
-	}
-	for i := range keep {
-		keep[i].Iif = uplink.Loopback
-	}
-	return keep
-}
 
 // learn takes over the marking of the session's interface.
 func (l *loop) learn(s *session, m wire.Marking) {
@@ -57,12 +38,12 @@ func (l *loop) serveBound(s *session) {
 		err = l.syncLookups(s)
 	}
 	s.warn(serveWhatIsBound, err)
+	s.warn(keepLock, l.keepLock(s))
 }
 
 func (l *loop) syncLookups(s *session) error {
 	var want []route.Rule
 	sessions := make(map[uint32]*session)
-	blocks := make(map[route.Rule]*session)
 	for _, other := range l.sessions {
 		if other.family() != s.family() || other.inst.Rules.Marking != s.inst.Rules.Marking {
 			continue
@@ -72,35 +53,15 @@ func (l *loop) syncLookups(s *session) error {
 			continue // Place adds its lookups with its other rules
 		}
 		sessions[other.lease.table] = other
-		block := other.lease.uplink.Block()
-		blocks[block] = other
-		for _, r := range other.inst.Rules.Want(other.lease.table) {
-			if uplink.IsLookup(r) || r == block {
-				want = append(want, r)
-			}
-		}
+		want = append(want, other.lease.uplink.Lookups(s.inst.Rules.Marking, s.inst.Rules.Guards, other.lease.table)...)
 	}
 	if len(sessions) == 0 {
 		return nil
 	}
-	whose := func(r route.Rule) *session {
-		if other := blocks[r]; other != nil {
-			return other
-		}
-		return sessions[r.Table]
-	}
 	ours := func(r route.Rule) bool {
-		if other := blocks[r]; other != nil {
-			return other.inst.Rules.Owns(r)
-		}
-		return uplink.IsLookup(r) && sessions[r.Table] != nil
+		return (uplink.IsLookup(r) || uplink.IsOwnLookup(r)) && sessions[r.Table] != nil
 	}
-	_, err := l.env.SyncRules(s.family(), ours, want, func(r route.Rule) []any { return whose(r).inst.Rules.Attrs(r) })
-	for _, other := range sessions {
-		if err == nil {
-			other.inst.Rules.NoteExtra(other.inst.Rules.Want(other.lease.table))
-		}
-	}
+	_, err := l.env.SyncRules(s.family(), ours, want, func(r route.Rule) []any { return sessions[r.Table].inst.Rules.Attrs(r) })
 	return err
 }
 
@@ -136,8 +97,8 @@ func (l *loop) serveNewlyBound(n news) {
 // restoreLookups restores lookups that another program deleted.
 func (l *loop) restoreLookups(s *session) {
 	rules, err := l.kernel.RulesWhere(s.family(), func(r *route.Rule) bool { return r.Table == s.lease.table })
-	if err != nil || !s.serves() ||
-		!slices.ContainsFunc(s.inst.Rules.Guards, func(g route.Rule) bool { return !slices.Contains(rules, uplink.LookupOf(g, s.lease.table)) }) {
+	want := s.lease.uplink.Lookups(s.inst.Rules.Marking, s.inst.Rules.Guards, s.lease.table)
+	if err != nil || !s.serves() || !slices.ContainsFunc(want, func(r route.Rule) bool { return !slices.Contains(rules, r) }) {
 		s.warn("read the rules", err)
 		return
 	}

@@ -258,9 +258,9 @@ func (l *loop) do(s *session, a action) {
 		}
 		l.scope.settled(s)
 	case clearRules:
-		s.clear(a.table, l.scope.keptBlock(s))
+		s.clear(a.table, nil)
 	case block:
-		s.clear(a.table, s.lease.uplink.Strict(s.inst.Rules.Guards).BlockOnLoss())
+		s.clear(a.table, s.lease.uplink.BlockOnLoss())
 	case fallBack:
 		s.inst.MakeDo()
 	case report:

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"reflect"
@@ -70,7 +71,7 @@ func (l *loop) serve(p packet) {
 		answer := s.answer()
 		l.learn(s, p.request.Marking)
 		l.serveBound(s)
-		answer.Marking, answer.Missing = s.inst.Rules.Marking, s.warned[serveWhatIsBound]
+		answer.Marking, answer.Missing = s.inst.Rules.Marking, cmp.Or(s.warned[serveWhatIsBound], s.warned[keepLock])
 		l.reply(s, p.from, answer)
 	case p.request.Cmd == wire.Query:
 		answer := s.answer()

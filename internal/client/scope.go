@@ -3,7 +3,6 @@ package client
 import (
 	"time"
 
-	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
@@ -26,8 +25,6 @@ type scope interface {
 	exhausted(*session)
 	// dropped hears that a session is over.
 	dropped(*session)
-	// keptBlock are the rules that go on blocking the address of a session that clears the others.
-	keptBlock(*session) []route.Rule
 	// renamed is the uplink for the address of a session under another name of its link, if it is to be served.
 	renamed(s *session, ifname string) (uplink.Uplink, bool)
 }
@@ -35,14 +32,13 @@ type scope interface {
 // lone serves one address for as long as it has a session.
 type lone struct{ *loop }
 
-func (lone) awaits() bool                    { return false }
-func (lone) leaves(error) bool               { return false }
-func (lone) next() time.Duration             { return 0 }
-func (lone) runDue(time.Duration)            {}
-func (lone) settled(*session)                {}
-func (lone) exhausted(*session)              {}
-func (lone) dropped(*session)                {}
-func (lone) keptBlock(*session) []route.Rule { return nil }
+func (lone) awaits() bool         { return false }
+func (lone) leaves(error) bool    { return false }
+func (lone) next() time.Duration  { return 0 }
+func (lone) runDue(time.Duration) {}
+func (lone) settled(*session)     {}
+func (lone) exhausted(*session)   {}
+func (lone) dropped(*session)     {}
 
 func (lone) renamed(s *session, ifname string) (uplink.Uplink, bool) {
 	u := s.lease.uplink

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"net/netip"
 	"reflect"
 	"runtime/debug"
 	"strings"
@@ -37,7 +36,6 @@ type host struct {
 	foreign     map[wire.Key]bool          // addresses that other clients serve
 	leased      map[int]bool               // links that had an address with a rule of ours to a table, when admit looked
 	ended       map[wire.Key]bool          // addresses that a command released: not served until they are added again
-	blocked     map[netip.Addr]bool        // addresses that were deleted and must not send
 	refused     map[wire.Key]time.Duration // until when the server is not asked for an address
 	excluded    map[string]bool            // links of which it was said that the configuration leaves them alone
 	retried     map[wire.Key]bool          // refused addresses that are asked for all the same
@@ -69,7 +67,6 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 		clean:    clean,
 		foreign:  make(map[wire.Key]bool),
 		ended:    make(map[wire.Key]bool),
-		blocked:  make(map[netip.Addr]bool),
 		refused:  make(map[wire.Key]time.Duration),
 		excluded: make(map[string]bool),
 		heals:    rate.NewLimiter(rate.Every(healEvery), healBurst),
@@ -141,6 +138,7 @@ func (h *host) reconcile() {
 		h.look(s)
 	}
 	h.blind = false
+	h.keepLocks(news{overrun: true})
 	h.retryOne()
 	h.admit()
 	h.heal()

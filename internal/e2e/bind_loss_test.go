@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -108,8 +107,7 @@ func TestBindLoss(t *testing.T) {
 	}
 }
 
-// TestBindLossOwnAddress: a socket that a bound program binds to the address of its uplink carries no mark
-// any more, and leaves by no other uplink either.
+// TestBindLossOwnAddress: a socket that a bound program binds to the address of its uplink leaves by no other uplink.
 func TestBindLossOwnAddress(t *testing.T) {
 	c := newCrossingAlone(t)
 	server := c.serve()
@@ -201,158 +199,22 @@ func TestBindLossOwnAddress(t *testing.T) {
 	})
 }
 
-// TestBindGone: an IPv6 address that went stays blocked while something is bound to its link, and no longer
-// than it is away.
-func TestBindGone(t *testing.T) {
-	c := newCrossingAlone(t)
-	server := c.serve()
-	watch := c.watch("--clean", "--config", c.watchFile(`{"links":[{"ifname":"wan*"}],"reconcile_seconds":1}`))
-	c.waitTables(0)
-	c.waitTables(1)
-	c.ns.IP(t, "link add lan0 type veth peer name lan1")
-	const addr, blocked, gone = "fd02::9", "10001: from fd02::9 unreachable proto 116", "10001: from fd02::9 iif lo unreachable proto 116"
-	wait := func(what string, want ...string) { // rules from the address
-		t.Helper()
-		eventually(t, what, func() error {
-			have := slices.DeleteFunc(c.rules6(), func(r string) bool { return !strings.Contains(r, addr+" ") })
-			for i, r := range have {
-				have[i], _, _ = strings.Cut(r, " lookup ")
-			}
-			if diff := unordered(have, want); diff != "" {
-				return errors.New(diff)
-			}
-			return nil
-		})
-	}
-	// tidied waits until the watch has looked for what is nobody's.
-	tidied := func() {
-		t.Helper()
-		c.ns.IP(t, "-6 rule add pref 9900 from 2001:db8::9 lookup 4242 protocol 116")
-		eventually(t, "the watch has cleaned up", func() error {
-			if out := c.ns.IP(t, "-6 rule show pref 9900"); out != "" {
-				return errors.New(out)
-			}
-			return nil
-		})
-	}
-	comes := func() { c.ns.IP(t, "address add "+addr+"/64 dev wan1 nodad") }
-	goes := func() { c.ns.IP(t, "address del "+addr+"/64 dev wan1") }
-
-	comes()
-	wait("it is served", "10000: from "+addr)
-	goes()
-	wait("nothing is bound")
-	c.must("bind", "--ifname", "wan1", "--uid", "4711") // looks at no address
-	comes()
-	wait("it is served again", "10000: from "+addr)
-	goes()
-	wait("nothing is bound that could be bound to the address")
-	c.must("run", "--ifname", "wan1", "true")
-	comes()
-	wait("it is served, and may leave by no other uplink", "10000: from "+addr, blocked)
-	goes()
-	wait("it is gone", gone)
-	tidied()
-	wait("it is still blocked", gone)
-	comes()
-	wait("it is back", "10000: from "+addr, blocked)
-	goes()
-	wait("it is gone again", gone)
-	c.ns.IP(t, "address add "+addr+"/64 dev lan0 nodad")
-	wait("it is on a link that nobody serves")
-	c.ns.IP(t, "address del "+addr+"/64 dev lan0")
-
-	comes()
-	wait("it is served once more", "10000: from "+addr, blocked)
-	goes()
-	wait("it is gone once more", gone)
-	c.must("unbind", "--all")
-	wait("nothing is bound any more")
-
-	c.must("run", "--ifname", "wan1", "true")
-	comes()
-	wait("it is served for the last time", "10000: from "+addr, blocked)
-	c.freeze(server.cmd.Process.Pid) // what is given back stays on its way
-	goes()
-	wait("it is gone for the last time", gone)
-	signal := func(p *process, s syscall.Signal) {
-		if err := p.cmd.Process.Signal(s); err != nil {
-			t.Fatal(err)
-		}
-	}
-	signal(watch, syscall.SIGTERM)
-	watch.waitLog(`"rule removed" rule="10000: from 10.1.0.2 `)
-	signal(server, syscall.SIGCONT)
-	watch.wait()
-	wait("the watch has taken everything back")
-}
-
-// TestBindMoved: an IPv6 address that went to a link which nobody serves may send from there, without a
-// long wait, and so does whoever has it behind this host.
-func TestBindMoved(t *testing.T) {
-	c := newCrossingAlone(t)
-	c.serve()
-	c.watch("--config", c.watchFile(`{"links":[{"ifname":"wan*"}],"reconcile_seconds":3600}`))
-	c.waitTables(0)
-	c.waitTables(1)
-	c.ns.IP(t, "link add lan0 type veth peer name lan1")
-	c.must("run", "--ifname", "wan1", "true")
-	const addr = "fd02::9"
-	on := func(verb, link string) { c.ns.IP(t, "address "+verb+" "+addr+"/64 dev "+link+" nodad") }
-	from := func(what, want string) {
-		t.Helper()
-		eventually(t, what, func() error {
-			if rules := c.ns.IP(t, "-6 rule show from "+addr); !strings.Contains(rules, want) || want == "" && rules != "" {
-				return errors.New(rules)
-			}
-			return nil
-		})
-	}
-	on("add", "wan1")
-	from("it is served, and may leave by no other uplink", "unreachable")
-	on("del", "wan1")
-	from("it is gone", "iif lo unreachable")
-	sysctl(t, c.ns, "net/ipv6/conf/all/forwarding", "1")
-	if out := c.ns.IP(t, "-6 route get 2001:db8:ffff::1 from "+addr+" iif wan1"); !strings.Contains(out, "dev wan0") {
-		t.Errorf("what passes through: %s", out)
-	}
-	if out, err := c.ns.Output("ip", "-6", "route", "get", "2001:db8:ffff::1", "from", addr); err == nil {
-		t.Errorf("what this host sends: %s", out)
-	}
-	on("add", "lan0")
-	from("it is on another link", "")
-
-	on("add", "wan1")
-	from("it is on both", "lookup")
-	on("del", "wan1")
-	from("it is on the other one only", "")
-}
-
-// TestBindRenamed: an address is not blocked any more once its link has a name that nothing is bound to.
+// TestBindRenamed: a link with another name is another link. What is bound to the old name does not leave until a link
+// has that again.
 func TestBindRenamed(t *testing.T) {
 	c := newCrossing(t)
-	inet, _ := at(1)
-	c.must("run", "--ifname", "wan1", "true")
-	blocked := func(what string, want bool) {
-		t.Helper()
-		eventually(t, what, func() error {
-			rules := c.ns.IP(t, "rule show from "+inet)
-			if !strings.Contains(rules, "lookup") || strings.Contains(rules, "unreachable") != want {
-				return errors.New(rules)
-			}
-			return nil
-		})
-	}
 	rename := func(from, to string) { // where the kernel does that while it is up, routes stay
 		if _, err := c.ns.Output("ip", "link", "set", from, "name", to); err != nil {
 			c.rename(from, to)
 		}
 	}
-	blocked("programs are bound", true)
+	p := c.bound("wan1")
+	c.leaves(p, 1)
 	rename("wan1", "wan9")
-	blocked("nothing is bound to the new name", false)
+	c.blocked(p, "4", "6")
 	rename("wan9", "wan1")
-	blocked("it has the old name again", true)
+	c.address(1)
+	c.waitLeaves(p, 1)
 }
 
 // TestBindOneFamily: an uplink with one family only. The other one does not leave by another uplink.

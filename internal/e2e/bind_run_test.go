@@ -89,26 +89,36 @@ func TestBindHost(t *testing.T) {
 	})
 }
 
-// TestBindExplicit: who chooses an address or a link has chosen.
+// TestBindExplicit: an address of the link, or the link itself, may be chosen. What chooses another uplink does not
+// leave.
 func TestBindExplicit(t *testing.T) {
 	c := newCrossing(t)
 	inet0, inet60 := at(0)
 	inet1, inet61 := at(1)
-	p := c.bound("wan1")
-	for n, addr := range [][2]string{{inet0, inet60}, {inet1, inet61}} {
+	p, soft := c.bound("wan1"), c.bound("wan1", "--on-loss", "fallback")
+	chosen := func(p *probing, n int, inet, inet6 string) {
 		c.only(n, func() {
-			p.want(addr[0], "new s tcp4\nbind s %s:0\nconnect s %s\nask s", addr[0], far4)
-			p.want(addr[0], "new s udp4\nbind s %s:0\nask s %s", addr[0], far4)
-			p.want(addr[1], "new s tcp6\nbind s [%s]:0\nconnect s %s\nask s", addr[1], far6)
-			p.want(addr[1], "new s udp6\nbind s [%s]:0\nask s %s", addr[1], far6)
-			p.want(addr[0], "new s udp6\nbind s [::ffff:%s]:0\nask s %s", addr[0], mapped4)
-			p.want(addr[0], "new s mptcp4\nbind s %s:0\nconnect s %s\nask s", addr[0], far4)
+			p.want(inet, "new s tcp4\nbind s %s:0\nconnect s %s\nask s", inet, far4)
+			p.want(inet, "new s udp4\nbind s %s:0\nask s %s", inet, far4)
+			p.want(inet6, "new s tcp6\nbind s [%s]:0\nconnect s %s\nask s", inet6, far6)
+			p.want(inet6, "new s udp6\nbind s [%s]:0\nask s %s", inet6, far6)
+			p.want(inet, "new s udp6\nbind s [::ffff:%s]:0\nask s %s", inet, mapped4)
+			p.want(inet, "new s mptcp4\nbind s %s:0\nconnect s %s\nask s", inet, far4)
 		})
 	}
-	// The other link is not this one.
+	chosen(p, 1, inet1, inet61)
+	chosen(soft, 0, inet0, inet60)
+	chosen(soft, 1, inet1, inet61)
 	c.nothing(func() {
+		p.want("EPERM", "new s udp4\nbind s %s:0\nask s %s", inet0, far4)
+		p.want("EPERM", "new s udp6\nbind s [%s]:0\nask s %s", inet60, far6)
+		p.want("EPERM", "new s udp6\nbind s [::ffff:%s]:0\nask s %s", inet0, mapped4)
+		p.want("ok", "new tcp tcp4\nbind tcp %s:0\nnew tcp6 tcp6\nbind tcp6 [%s]:0", inet0, inet60)
+		p.do("start tcp %s", far4)
+		p.do("start tcp6 %s", far6)
+		// The other link is not this one.
 		p.want("ENETUNREACH", "new s udp6\ndevice s wan0\nconnect s %s", far6)
-		p.want("timeout", "new s udp4\ndevice s wan0\ntry s %s", far4) // the kernel takes it for a neighbour, and nobody answers
+		p.want("EPERM", "new s udp4\ndevice s wan0\nask s %s", far4) // the kernel takes it for a neighbour
 	})
 	c.only(1, func() { p.want(inet61, "new s udp6\ndevice s wan1\nask s %s", far6) })
 	c.only(1, func() { p.want(inet1, "new s tcp4\ndevice s wan1\nconnect s %s\nask s", far4) })
@@ -150,54 +160,42 @@ func TestBindMask(t *testing.T) {
 func TestBindFailedBind(t *testing.T) {
 	c := newCrossing(t)
 	p, soft := c.bound("wan1"), c.bound("wan1", "--on-loss", "fallback")
-	for _, tt := range []struct{ family, own, none, far, first, seen string }{
-		{"4", "10.2.0.2", "10.2.0.77", far4, "10.1.0.2", "10.2.0.2"},
-		{"6", "[fd02::2]", "[fd02::77]", far6, "fd01::2", "fd02::2"},
+	for _, tt := range []struct{ family, own, none, far, seen string }{
+		{"4", "10.2.0.2", "10.2.0.77", far4, "10.2.0.2"},
+		{"6", "[fd02::2]", "[fd02::77]", far6, "fd02::2"},
 	} {
 		p.want("ok", "new owner udp%s\nbind owner %s:0", tt.family, tt.own)
 		for errno, addr := range map[string]string{"EADDRNOTAVAIL": tt.none + ":0", "EADDRINUSE": tt.own + ":" + p.do("port owner")} {
-			c.nothing(func() {
+			for _, p := range []*probing{p, soft} { // nothing of it is noticed
 				p.want(errno, "new u udp%s\nbind u %s", tt.family, addr)
-				p.want("EPERM", "ask u %s", tt.far)
-			})
-			c.only(1, func() { p.want(tt.seen, "ask u %s", tt.far) })
-			for _, kind := range []string{"udp", "tcp"} { // who connects notices nothing
-				if kind == "tcp" && errno == "EADDRINUSE" {
-					continue // a port of UDP is none of TCP
+				c.only(1, func() { p.want(tt.seen, "ask u %s", tt.far) })
+				for _, kind := range []string{"udp", "tcp", "mptcp"} {
+					if kind != "udp" && errno == "EADDRINUSE" {
+						continue // a port of UDP is none of TCP
+					}
+					p.want(errno, "new s %s%s\nbind s %s", kind, tt.family, addr)
+					c.only(1, func() { p.want(tt.seen, "connect s %s\nask s", tt.far) })
 				}
-				p.want(errno, "new s %s%s\nbind s %s", kind, tt.family, addr)
-				c.only(1, func() { p.want(tt.seen, "connect s %s\nask s", tt.far) })
 			}
-			soft.want(errno, "new s udp%s\nbind s %s", tt.family, addr)
-			c.only(0, func() { soft.want(tt.first, "ask s %s", tt.far) })
-			c.only(1, func() { soft.want(tt.seen, "ask s %s", tt.far) })
 		}
 		p.want("ok", "close owner")
 	}
 }
 
-// TestBindServers: what listens answers by the uplink that it was asked over.
+// TestBindServers: what listens answers over its uplink, and over the other one only if it may use that.
 func TestBindServers(t *testing.T) {
 	c := newCrossing(t)
-	p := c.bound("wan1")
-	for n := range c.isps {
-		inet, inet6 := at(n)
-		for _, tt := range [][3]string{{"tcp4", inet, "0.0.0.0"}, {"tcp6", "[" + inet6 + "]", "[::]"}, {"mptcp4", inet, "0.0.0.0"}} {
-			p.want("ok", "new l %s\nbind l %s:0", tt[0], tt[2])
-			port := p.do("listen l")
-			c.only(n, func() {
-				out := make(chan string, 1)
-				go func() {
-					text, err := c.isps[n].ns.Output("socat", "-T5", "-u", "TCP:"+tt[1]+":"+port, "-")
-					out <- fmt.Sprint(text, err)
-				}()
-				from := p.do("accept l conn")
-				p.want("ok", "close conn")
-				if got, want := <-out, from+"\n<nil>"; got != want {
-					t.Errorf("%s over uplink %d: the client got %q, want %q", tt[0], n, got, want)
-				}
-			})
-			p.want("ok", "close l")
+	p, soft := c.bound("wan1"), c.bound("wan1", "--on-loss", "fallback")
+	for _, tt := range []struct {
+		p     *probing
+		n     int
+		heard bool
+	}{{p, 1, true}, {soft, 1, true}, {soft, 0, true}, {p, 0, false}} {
+		inet, inet6 := at(tt.n)
+		for _, kind := range [][3]string{{"tcp4", inet, "0.0.0.0"}, {"tcp6", "[" + inet6 + "]", "[::]"}, {"mptcp4", inet, "0.0.0.0"}} {
+			tt.p.want("ok", "new l %s\nbind l %s:0", kind[0], kind[2])
+			c.dial(tt.p, tt.n, kind[1], tt.p.do("listen l"), tt.heard)
+			tt.p.want("ok", "close l")
 		}
 	}
 	// A server for datagrams answers over any uplink only if it may.
@@ -208,7 +206,6 @@ s.settimeout(float(sys.argv[3]))
 s.connect((sys.argv[1], int(sys.argv[2])))
 s.send(b"?")
 print(s.recv(100))`
-	soft := c.bound("wan1", "--on-loss", "fallback")
 	for _, tt := range []struct {
 		p     *probing
 		n     int
@@ -226,11 +223,39 @@ print(s.recv(100))`
 			}
 			out <- text
 		}()
-		tt.p.want("ok", "serve u\nclose u")
+		if want := map[bool]string{true: "ok", false: "EPERM"}[tt.heard]; tt.p.do("serve u") != want {
+			t.Errorf("datagrams over uplink %d: want %s of the server", tt.n, want)
+		}
+		tt.p.want("ok", "close u")
 		if got := <-out; (got != "") != tt.heard {
 			t.Errorf("datagrams over uplink %d: the client got %q", tt.n, got)
 		}
 	}
+}
+
+// dial connects to a listener of a program, l, from behind uplink n, and fails the test unless that is as wanted.
+func (c *crossing) dial(p *probing, n int, addr, port string, heard bool) {
+	c.t.Helper()
+	if !heard {
+		c.nothing(func() {
+			if text, err := c.isps[n].ns.Output("socat", "-T2", "-u", "TCP:"+addr+":"+port+",connect-timeout=1", "-"); err == nil {
+				c.t.Errorf("%s over uplink %d answers: %q", addr, n, text)
+			}
+		})
+		return
+	}
+	c.only(n, func() {
+		out := make(chan string, 1)
+		go func() {
+			text, err := c.isps[n].ns.Output("socat", "-T5", "-u", "TCP:"+addr+":"+port, "-")
+			out <- fmt.Sprint(text, err)
+		}()
+		from := p.do("accept l conn")
+		p.want("ok", "close conn")
+		if got, want := <-out, from+"\n<nil>"; got != want {
+			c.t.Errorf("%s over uplink %d: the client got %q, want %q", addr, n, got, want)
+		}
+	})
 }
 
 // TestBindTwo: two programs on two uplinks at once, one inside of the other, and what they start.

@@ -28,7 +28,7 @@ func TestBindSystemd(t *testing.T) {
 
 	must("sh", "-c", "mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf")
 	properties := strings.Fields(must(client, "bind", "--ifname", "wan0", "--pin"))
-	if len(properties) != 9 {
+	if len(properties) != 5 {
 		t.Fatalf("lines for a unit: %q", properties)
 	}
 	args := []string{"--unit=pinned", "--wait", "--quiet"}
@@ -43,7 +43,7 @@ print([socket.socket(f, t).getsockopt(socket.SOL_SOCKET, 36) for f in (socket.AF
 		t.Errorf("marks of a pinned unit's sockets: %q, want %q", text, want)
 	}
 	must(client, "unbind", "--ifname", "wan0", "--pin")
-	if r := inside("ls", "/sys/fs/bpf/table-allocator"); r.code == 0 {
+	if r := inside("ls", "/sys/fs/bpf/table-allocator/wan0"); r.code == 0 {
 		t.Errorf("pins left: %+v", r)
 	}
 
@@ -61,7 +61,31 @@ print([socket.socket(f, t).getsockopt(socket.SOL_SOCKET, 36) for f in (socket.AF
 	if bound := must(client, "bound"); !strings.Contains(bound, "(sleep)") {
 		t.Errorf("bound:\n%s", bound)
 	}
-	must("systemctl", "stop", "itself")
+
+	// The watch, with the rights of its unit, opens the lock for a link that is plugged in again.
+	const sends = `import socket, time
+while True:
+	s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+	try: s.sendto(b"?", ("10.77.0.9", 9)); said = "sent"
+	except OSError as e: said = e.strerror
+	open("` + out + `.3", "w").write(said)
+	time.sleep(.05)`
+	must("systemd-run", "--unit=sender", client, "run", "--ifname", "wan0", "python3", "-c", sends)
+	said := func(want string) {
+		t.Helper()
+		eventually(t, "the bound program says "+want, func() error {
+			if r := inside("cat", out+".3"); r.stdout != want {
+				return fmt.Errorf("%+v", r)
+			}
+			return nil
+		})
+	}
+	said("sent")
+	h.ns.IP(t, "link del wan0")
+	said("Network is unreachable")
+	h.link("wan0", "10.77.0.2/24")
+	said("sent")
+	must("systemctl", "stop", "sender", "itself")
 	eventually(t, "the unit's process has ended, its cgroup is gone", func() error {
 		if r := inside("pgrep", "-x", "sleep"); r.code == 0 {
 			return errors.New("it has not")

@@ -102,6 +102,14 @@ func (c *crossing) do(args ...string) result {
 	return c.run(cmd.Args[0], cmd.Args[1:]...)
 }
 
+// watch starts a watch where the bound programs are: the bpf file system with their lock is mounted there.
+func (c *crossing) watch(args ...string) *process {
+	c.t.Helper()
+	p := c.start(c.here(bin(c.t, clientBin), append([]string{"watch", "--debug"}, args...)...))
+	p.waitLog("msg=watching")
+	return p
+}
+
 // must is do for a client that has to succeed, and returns its stdout.
 func (c *crossing) must(args ...string) string {
 	c.t.Helper()

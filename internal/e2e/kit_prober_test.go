@@ -23,7 +23,7 @@ const probeVariable = "E2E_PROBE"
 //
 //	new NAME KIND          tcp4 tcp6 udp4 udp6 ping4 ping6 raw4 raw6 mptcp4 mptcp6
 //	bind NAME ADDR:PORT    device NAME LINK    setmark NAME MARK
-//	connect NAME ADDR:PORT
+//	connect NAME ADDR:PORT start NAME ADDR:PORT: the same, for which nobody waits long
 //	ask NAME [ADDR:PORT]   the address that the far end saw; "reply" of a ping
 //	try NAME [ADDR:PORT]   the same, for which nobody waits long
 //	local NAME             listen NAME: the port    accept NAME NEW: both ends
@@ -79,6 +79,12 @@ func (p *prober) do(what, name, arg string) (string, error) {
 			return "", unix.Bind(fd, to)
 		}
 		return "", p.wait(fd, probePatience, func() error { return unix.Connect(fd, to) })
+	case "start":
+		to, err := probeAddr(fd, arg)
+		if err != nil {
+			return "", err
+		}
+		return "", p.wait(fd, probeSilence, func() error { return unix.Connect(fd, to) })
 	case "ask":
 		return p.ask(fd, arg, probePatience)
 	case "try":

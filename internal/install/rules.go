@@ -232,9 +232,5 @@ func (r *Rules) ReadGuards() error {
 func (r *Rules) Want(table uint32) []route.Rule { return r.wantWith(r.Guards, table) }
 
 func (r *Rules) wantWith(guards []route.Rule, table uint32) []route.Rule {
-	rules := r.Uplink.Strict(guards).Rules(table)
-	for _, guard := range guards {
-		rules = append(rules, uplink.LookupOf(guard, table))
-	}
-	return rules
+	return append(r.Uplink.Rules(table), r.Uplink.Lookups(r.Marking, guards, table)...)
 }

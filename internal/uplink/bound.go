@@ -2,7 +2,6 @@ package uplink
 
 import (
 	"net/netip"
-	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -64,38 +63,35 @@ func IsLookup(r route.Rule) bool {
 		r == LookupOf(route.Rule{Priority: r.Priority + 1, Traffic: r.Traffic}, r.Table)
 }
 
-// Strict is the uplink as what is bound to its interface makes it. A bound program that binds a socket
-// to the address itself chooses its uplink by that, and the socket carries no mark: where nothing
-// of the program may leave by another uplink, nothing may from the address. Whoever fills the table
-// without us is not surprised by that, an empty table may be all that is wanted.
-func (u Uplink) Strict(guards []route.Rule) Uplink {
-	if u.Settings.PlacesRoutes() && u.CanBlock() && slices.ContainsFunc(guards, IsStrict) {
-		u.Settings.OnLoss = Block
-	}
-	return u
-}
-
 // IsStrict reports whether a rule is the guard of programs that may leave by no other uplink.
 func IsStrict(r route.Rule) bool {
 	return IsGuard(r) && r.Action == route.Unreachable && r.Mask != 0
 }
 
-// maxGone is how many IPv6 addresses that went stay blocked.
-const maxGone = 32
+// OwnPriority is the priority of own lookups: before all marks have theirs, since one of a mark comes before its lookups.
+func OwnPriority(m wire.Marking) uint32 { return m.Block - m.Mark/(m.Mask&-m.Mask) }
 
-// KeptBlocks are the rules of addresses that went which are still of use: the newest, and as long as
-// programs are bound. rules are in the kernel's order.
-func KeptBlocks(rules []route.Rule, there map[netip.Addr]bool) map[route.Rule]bool {
-	keep := make(map[route.Rule]bool)
-	if !slices.ContainsFunc(rules, IsStrict) {
-		return keep
-	}
-	for _, r := range slices.Backward(rules) {
-		if r.Protocol == route.Protocol && IsHost(r) && r.Src.Addr().Is6() && r.Action == route.Unreachable && !there[r.Src.Addr()] && len(keep) < maxGone {
-			keep[r] = true
+// Lookups are the rules that send what the guards of an interface are for to the table of this uplink. A program that
+// binds its socket to the address needs the table of that address, and not that of another one of the interface: the
+// two may have different gateways.
+func (u Uplink) Lookups(m wire.Marking, guards []route.Rule, table uint32) []route.Rule {
+	var rules []route.Rule
+	for _, guard := range guards {
+		rules = append(rules, LookupOf(guard, table))
+		if IsStrict(guard) {
+			own := LookupOf(guard, table)
+			own.Priority, own.Src = OwnPriority(m), u.Host()
+			rules = append(rules, own)
 		}
 	}
-	return keep
+	return rules
+}
+
+// IsOwnLookup reports whether a rule is the lookup of what is bound and has the address of the table.
+func IsOwnLookup(r route.Rule) bool {
+	without := r
+	without.Src = netip.Prefix{}
+	return r.Mask != 0 && IsHost(r) && IsLookup(without)
 }
 
 // IsHost reports whether a rule is for what comes from a single address.

@@ -1,8 +1,6 @@
 package uplink
 
 import (
-	"net/netip"
-	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -62,73 +60,35 @@ func TestGuards(t *testing.T) {
 	}
 }
 
-// TestStrict: nothing may leave from an address but by its table while programs are bound to its
-// interface that may not.
-func TestStrict(t *testing.T) {
+// TestLookups: programs that may use no other uplink reach the table of an address that they chose, before all others.
+func TestLookups(t *testing.T) {
 	marked := route.Traffic{Mark: testMarking.Mark, Mask: testMarking.Mask}
-	for _, tt := range []struct {
-		name   string
-		guards []route.Rule
-		routes RoutesMode
-		source uint32
-		want   bool
-	}{
-		{"nothing is bound", nil, CopyRoutes, 10000, false},
-		{"programs", []route.Rule{GuardOf(testMarking, testUser, Block), GuardOf(testMarking, marked, Block)}, CopyRoutes, 10000, true},
-		{"programs, and routes are moved", []route.Rule{GuardOf(testMarking, marked, Block)}, MoveRoutes, 10000, true},
-		{"programs that may leave by others", []route.Rule{GuardOf(testMarking, marked, Fallback)}, CopyRoutes, 10000, false},
-		{"a user, who is bound whatever the address", []route.Rule{GuardOf(testMarking, testUser, Block)}, CopyRoutes, 10000, false},
-		{"others place the routes", []route.Rule{GuardOf(testMarking, marked, Block)}, NoRoutes, 10000, false},
-		{"no room", []route.Rule{GuardOf(testMarking, marked, Block)}, CopyRoutes, 1<<32 - 1, false},
-	} {
-		u := Uplink{
-			Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}, Priorities: Priorities{tt.source, 20000, 91000},
-			Settings: Settings{Routes: tt.routes, OnLoss: Fallback},
+	u := Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}}
+	rules := u.Lookups(testMarking, []route.Rule{GuardOf(testMarking, testUser, Block), GuardOf(testMarking, marked, Block),
+		GuardOf(testMarking, route.Traffic{Mark: 0x03000000, Mask: 0xff000000}, Fallback)}, 10000)
+	want := []string{
+		"9002: from all uidrange 1000-1000 lookup 10000 proto 116",
+		"9002: from all fwmark 0x2000000/0xff000000 lookup 10000 proto 116",
+		"9000: from 192.0.2.5 fwmark 0x2000000/0xff000000 lookup 10000 proto 116",
+		"15002: from all fwmark 0x3000000/0xff000000 lookup 10000 proto 116",
+	}
+	if len(rules) != len(want) {
+		t.Fatalf("got %v, want %q", rules, want)
+	}
+	for i, r := range rules {
+		if r.String() != want[i] {
+			t.Errorf("got %s, want %s", r, want[i])
 		}
-		if got := slices.Contains(u.Strict(tt.guards).Rules(10000), u.Block()); got != tt.want {
-			t.Errorf("%s: blocked: %v", tt.name, got)
-		}
-		if got := len(u.Strict(tt.guards).BlockOnLoss()) > 0; got != tt.want {
-			t.Errorf("%s: guarded while awaited: %v", tt.name, got)
-		}
-		u.Settings.OnLoss = Block
-		if u = u.Strict(tt.guards); u.Settings.OnLoss != Block {
-			t.Errorf("%s: an address of its own choice is not blocked", tt.name)
+		if own := i == 2; IsOwnLookup(r) != own || IsLookup(r) == own {
+			t.Errorf("%s: a lookup: %v, of its own address: %v", r, IsLookup(r), IsOwnLookup(r))
 		}
 	}
-}
-
-// TestKept: of addresses that went the newest stay blocked, if they still can send, and somebody must not.
-func TestKept(t *testing.T) {
-	var gone []route.Rule
-	for i := range maxGone + 3 {
-		addr := netip.AddrFrom16([16]byte{0xfd, 15: byte(i)})
-		gone = append(gone, route.Rule{Priority: 10001, Src: netip.PrefixFrom(addr, 128), Action: route.Unreachable, Protocol: route.Protocol})
+	source := route.Rule{Priority: 10000, Src: u.Host(), Table: 10000, Protocol: route.Protocol}
+	if IsOwnLookup(source) {
+		t.Errorf("%s: a lookup of bound traffic", source)
 	}
-	there := map[netip.Addr]bool{gone[5].Src.Addr(): true}
-	foreign, inet, prefix := gone[7], gone[7], gone[7]
-	foreign.Protocol = unix.RTPROT_STATIC
-	inet.Src = netip.MustParsePrefix("192.0.2.5/32")
-	prefix.Src = netip.MustParsePrefix("2001:db8::/64")
-	marked := route.Traffic{Mark: testMarking.Mark, Mask: testMarking.Mask}
-	strict := GuardOf(testMarking, marked, Block)
-
-	rules := append([]route.Rule{strict, foreign, inet, prefix}, gone...)
-	want := make(map[route.Rule]bool)
-	for i, r := range gone {
-		want[r] = i >= 3 && i != 5
-	}
-	want[gone[2]] = true // in place of the fifth
-	got := KeptBlocks(rules, there)
-	for _, r := range rules {
-		if got[r] != want[r] {
-			t.Errorf("%s: kept: %v", r, got[r])
-		}
-	}
-	for _, guard := range []route.Rule{GuardOf(testMarking, testUser, Block), GuardOf(testMarking, marked, Fallback)} {
-		rules[0] = guard
-		if got := KeptBlocks(rules, there); len(got) > 0 {
-			t.Errorf("%d kept for %s", len(got), guard)
-		}
+	narrow := wire.Marking{Mark: 4, Mask: 6, Block: 9996, Fallback: 32764}
+	if got := OwnPriority(narrow); got != 9994 {
+		t.Errorf("priority %d, want 9994", got)
 	}
 }

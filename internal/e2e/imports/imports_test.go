@@ -21,7 +21,7 @@ var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
 	"cmd/table-allocator-client": {"internal/client", "internal/bind", "internal/hook", "internal/inspect", "internal/uplink", "internal/peer", "internal/cli", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
-	"internal/client":            {"internal/uplink", "internal/peer", "internal/install", "internal/remember", "internal/wire", "internal/route", "internal/jsonc"},
+	"internal/client":            {"internal/uplink", "internal/peer", "internal/install", "internal/cgroup", "internal/remember", "internal/wire", "internal/route", "internal/jsonc"}, // cgroup: the lock
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/hook":              {"internal/uplink", "internal/remember", "internal/wire", "internal/route"},
 	"internal/inspect":           {"internal/uplink", "internal/peer", "internal/walk", "internal/wire", "internal/route"},

@@ -1,0 +1,113 @@
+package cgroup
+
+import "github.com/cilium/ebpf/asm"
+
+// Offsets in struct __sk_buff of linux/bpf.h and in the headers of IP.
+const (
+	skbProtocol = 16
+	skbIfindex  = 40
+	skbSocket   = 168
+
+	source4 = 12
+	source6 = 8
+
+	etherIPv4 = 0x0800
+	etherIPv6 = 0x86dd
+)
+
+// Where the program has the key of a lookup in its stack: see lockKey.
+const (
+	keyMark   = -24
+	keyLink   = -20
+	keySource = -16
+	keyIPv4   = -4 // of an IPv4 source, behind twelve bytes of 0xff
+)
+
+// egress drops what leaves by another link than the map allows, or with another source address. The kernel asks it for
+// each packet of a socket that was made in the cgroup, when route, source and link are final. The mark of the socket
+// counts, since that of a packet is anybody's. Subflows that the kernel makes for MPTCP have no mark.
+func egress(m Mark, lock int) asm.Instructions {
+	lookup := asm.Instructions{
+		asm.LoadMapPtr(asm.R1, lock),
+		asm.Mov.Reg(asm.R2, asm.R10),
+		asm.Add.Imm(asm.R2, keyMark),
+		asm.FnMapLookupElem.Call(),
+	}
+	loadSource := func(label string, from int32, to int32, length int32) asm.Instructions {
+		return asm.Instructions{
+			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol(label),
+			asm.Mov.Imm(asm.R2, from),
+			asm.Mov.Reg(asm.R3, asm.R10),
+			asm.Add.Imm(asm.R3, to),
+			asm.Mov.Imm(asm.R4, length),
+			asm.FnSkbLoadBytes.Call(),
+			asm.JNE.Imm(asm.R0, 0, drop),
+		}
+	}
+	return join(
+		asm.Instructions{
+			asm.Mov.Reg(asm.R6, asm.R1),
+			asm.LoadMem(asm.R7, asm.R6, skbIfindex, asm.Word),
+			asm.JEq.Imm(asm.R7, loopbackIndex, allow),
+
+			asm.LoadMem(asm.R1, asm.R6, skbSocket, asm.DWord),
+			asm.JEq.Imm(asm.R1, 0, "unmarked"),
+			asm.FnSkFullsock.Call(),
+			asm.JEq.Imm(asm.R0, 0, "unmarked"),
+			asm.LoadMem(asm.R8, asm.R0, sockMark, asm.Word),
+			asm.And.Imm32(asm.R8, int32(m.Mask)),
+			asm.JNE.Imm(asm.R8, 0, "marked"),
+			asm.Mov.Imm32(asm.R8, int32(m.Value)).WithSymbol("unmarked"),
+			asm.Mov.Reg(asm.R1, asm.R8).WithSymbol("marked"),
+			asm.And.Imm32(asm.R1, int32(m.out())),
+			asm.JNE.Imm(asm.R1, 0, allow), // it was taken out, or may use other uplinks
+
+			asm.StoreMem(asm.R10, keyMark, asm.R8, asm.Word),
+			asm.StoreMem(asm.R10, keyLink, asm.R7, asm.Word),
+			asm.LoadMem(asm.R9, asm.R6, skbProtocol, asm.Word),
+			asm.HostTo(asm.BE, asm.R9, asm.Half),
+			asm.JEq.Imm(asm.R9, etherIPv4, "IPv4"),
+			asm.JNE.Imm(asm.R9, etherIPv6, drop),
+		},
+		loadSource("IPv6", source6, keySource, 16),
+		asm.Instructions{
+			asm.Ja.Label("look"),
+			asm.Mov.Imm(asm.R1, -1).WithSymbol("IPv4"),
+			asm.StoreMem(asm.R10, keySource, asm.R1, asm.DWord),
+			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.Word),
+		},
+		loadSource("", source4, keyIPv4, 4),
+		label(lookup, "look"),
+		asm.Instructions{
+			asm.JNE.Imm(asm.R0, 0, allow),
+			asm.LoadMem(asm.R7, asm.R10, keySource, asm.Word),
+			asm.HostTo(asm.BE, asm.R7, asm.Word),
+			asm.LoadMem(asm.R8, asm.R10, keyIPv4, asm.Word),
+			asm.HostTo(asm.BE, asm.R8, asm.Word),
+			asm.Mov.Imm(asm.R1, 0),
+			asm.StoreMem(asm.R10, keySource, asm.R1, asm.DWord),
+			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.DWord),
+		},
+		lookup,
+		asm.Instructions{
+			asm.JEq.Imm(asm.R0, 0, drop),
+			asm.LoadMem(asm.R0, asm.R0, 0, asm.Word),
+			asm.JEq.Imm(asm.R0, anySource, allow),
+
+			asm.JEq.Imm(asm.R9, etherIPv4, "own IPv4"),
+			asm.RSh.Imm(asm.R7, 22),
+			asm.JEq.Imm(asm.R7, 0xfe80>>6, allow),
+			asm.Ja.Label(drop),
+			asm.JEq.Imm(asm.R8, 0, allow).WithSymbol("own IPv4"),
+			asm.RSh.Imm(asm.R8, 16),
+			asm.JEq.Imm(asm.R8, 0xa9fe, allow), // 169.254/16
+		},
+		verdict(drop),
+		verdict(allow),
+	)
+}
+
+// label returns code with a symbol at its first instruction.
+func label(code asm.Instructions, symbol string) asm.Instructions {
+	return join(asm.Instructions{code[0].WithSymbol(symbol)}, code[1:])
+}
