@@ -23,7 +23,7 @@ Reads the environment in which PROGRAM runs its script, and leases or releases
 tables for the addresses that it tells. The installed scripts call this.
 
   dhclient                  dhclient-script(8): a lease of DHCP or DHCPv6
-  dhcpcd                    dhcpcd-run-hooks(8): the same, router advertisements too
+  dhcpcd                    dhcpcd-run-hooks(8): both, and router advertisements
   ifupdown                  interfaces(5): if-up.d and if-post-down.d
   networkmanager IFNAME ACTION    NetworkManager-dispatcher(8)
   udev                      a link was removed
