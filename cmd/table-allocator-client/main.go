@@ -121,6 +121,12 @@ type exitError struct{ code int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
+// exitWith prints an error and ends with an exit code of its own.
+func exitWith(code int, err error) error {
+	warn(err)
+	return exitError{code}
+}
+
 // errMissing ends a command that has shown what is missing.
 var errMissing = exitError{1}
 

@@ -100,7 +100,7 @@ func TestExitCodes(t *testing.T) {
 		{"watch --exclude [a", 2, "exclude"},
 		{"watch -t " + strings.Repeat("x", 128), 2, "tag: 128 bytes"},
 		{"watch -c /nowhere/watch.json", 1, "/nowhere/watch.json"},
-		{"status extra", 2, `unexpected argument "extra"`},
+		{"status extra", 2, "extra: no link"},
 		{"status -i [a", 2, "not a pattern"},
 		{"status -c /nowhere/watch.json", 1, "/nowhere/watch.json"},
 		{"run true", 125, "--ifname IFNAME is needed (see run --help)"},

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +16,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/inspect"
 )
 
-// screen is the most columns of a line.
+// screen is the most columns of a line, where the output is no terminal and lines of prose are wrapped.
 const screen = 80
 
 // show prints rows as JSON or as a table. With missing it returns errMissing.
@@ -31,65 +33,174 @@ func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows 
 	return err
 }
 
-// printRows prints a line for each address. If a line would be wider than the screen, its last columns
-// go to lines of their own below it.
-func printRows(out io.Writer, rows []inspect.Row, colour bool) error {
-	table := [][]string{{"IFNAME", "ADDRESS", "TABLE", "LEFT", "MODE", "PID", "GATEWAY"}}
-	for _, r := range rows {
-		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", orDefault(r.Gateway, "-")}
+// titles are those of the columns of status. Columns are added at the end only, and the state is the last.
+var titles = []string{"ifname", "address", "table", "left", "mode", "pid", "gateway", "state"}
+
+// printStatus prints the server, where unbound packets leave, and a line for each address. width is that of the
+// terminal; 0: it is none, so that lines may have any length, and no colour.
+func printStatus(out io.Writer, report inspect.Report, legend bool, width int) error {
+	w := bufio.NewWriter(out)
+	t := table{width: width}
+	if legend {
+		t.wrap(w, "", "server   "+serverText(report.Server))
+		t.wrap(w, "", "unbound  "+unboundText(report.Unbound))
+		fmt.Fprintln(w)
+		t.lines = [][]string{nil}
+		for _, title := range titles {
+			t.lines[0] = append(t.lines[0], strings.ToUpper(title))
+		}
+		t.below = [][]string{nil}
+	}
+	for _, r := range slices.Concat(report.Uplinks, report.Others) {
+		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", orDefault(r.Gateway, "-"), r.Text()}
 		if r.Table != 0 {
 			line[2], line[3] = fmt.Sprint(r.Table), leaseLeft(r.LeaseLeft)
 		}
 		if r.PID != 0 {
 			line[5] = fmt.Sprint(r.PID)
 		}
-		table = append(table, line)
+		t.lines, t.below = append(t.lines, line), append(t.below, nil)
+		if legend {
+			t.below[len(t.below)-1] = whatToDo(r.Findings)
+		}
 	}
-	w := bufio.NewWriter(out)
-	widths := make([]int, len(table[0]))
-	total := -2
+	t.print(w)
+	return w.Flush()
+}
+
+// whatToDo are the lines below an address that has faults: the first is in the line of the address.
+func whatToDo(findings []inspect.Finding) (lines []string) {
+	for i, f := range findings {
+		if i > 0 {
+			lines = append(lines, "and "+f.What)
+		}
+		if f.IsFault() && f.Evidence != "" {
+			lines = append(lines, "why "+f.Evidence)
+		}
+		if f.IsFault() && f.Cure != "" {
+			lines = append(lines, "do  "+f.Cure)
+		}
+	}
+	return lines
+}
+
+func serverText(s inspect.Server) string {
+	switch s.State {
+	case inspect.Running:
+		text := fmt.Sprintf("running, pid %d", s.PID)
+		if s.Since != 0 {
+			text += time.Unix(s.Since, 0).Format(", since 2006-01-02 15:04:05")
+		}
+		if s.Version != "" {
+			text += ", version " + s.Version
+		}
+		return text
+	case inspect.Waiting:
+		return "not running: systemd starts it with the first request"
+	case inspect.Stranger:
+		return fmt.Sprintf("stopped: pid %d of uid %d has its name, and is not trusted", s.PID, s.UID)
+	}
+	return "stopped: systemctl start table-allocator-server"
+}
+
+func unboundText(all []inspect.Unbound) string {
+	var texts []string
+	for _, u := range all {
+		text := map[string]string{"inet": "IPv4", "inet6": "IPv6"}[u.Family]
+		switch {
+		case u.Ifname == "":
+			text += " no route"
+		case u.Gateway == "":
+			text += " by " + u.Ifname
+		default:
+			text += " by " + u.Ifname + " through " + u.Gateway
+		}
+		if u.Table != 0 && u.Table != unix.RT_TABLE_MAIN {
+			text += fmt.Sprintf(" (table %d)", u.Table)
+		}
+		texts = append(texts, text)
+	}
+	return strings.Join(texts, ", ")
+}
+
+// table is lines of columns, and lines of prose below some.
+type table struct {
+	lines [][]string
+	below [][]string
+	width int // the most columns of a line; 0: any
+}
+
+// print prints the columns that there is room for. The others go to lines of their own.
+func (t table) print(w io.Writer) {
+	if len(t.lines) == 0 {
+		return
+	}
+	widths := make([]int, len(t.lines[0]))
 	for c := range widths {
-		for _, line := range table {
+		for _, line := range t.lines {
 			widths[c] = max(widths[c], len(line[c]))
 		}
-		total += widths[c] + 2
 	}
-	// The gateway leaves the line first, then all columns but link and address.
-	first := len(widths)
-	if total > screen {
-		first--
-		total -= widths[first] + 2
+	shown := len(widths) // gateway and state leave the line first, then all columns but link and address
+	for _, fewer := range []int{len(widths) - 2, 2} {
+		if t.width > 0 && sum(widths[:shown])+2*(shown-1) > t.width {
+			shown = fewer
+		}
 	}
-	if total > screen {
-		first = 2
-	}
-	for i, line := range table {
+	for i, line := range t.lines {
 		text := ""
-		for c := range first {
-			text += fmt.Sprintf("%-*s  ", widths[c], line[c])
-		}
-		fmt.Fprintln(w, strings.TrimRight(text, " "))
-		if i == 0 {
-			continue
-		}
 		var rest []string
-		for c := first; c < len(line); c++ {
-			if line[c] != "-" {
-				rest = append(rest, strings.ToLower(table[0][c])+" "+line[c])
+		for c, cell := range line {
+			switch {
+			case c < shown:
+				text += fmt.Sprintf("%-*s  ", widths[c], cell)
+			case cell != "-" && cell != strings.ToUpper(titles[c]):
+				rest = append(rest, titles[c]+" "+cell)
 			}
 		}
-		for len(rest) > 0 {
-			line := "    " + rest[0]
-			for rest = rest[1:]; len(rest) > 0 && len(line)+2+len(rest[0]) <= screen; rest = rest[1:] {
-				line += "  " + rest[0]
-			}
-			fmt.Fprintln(w, line)
-		}
-		if missing := rows[i-1].Missing; missing != "" {
-			printMissing(w, missing, colour)
+		t.wrap(w, "", strings.TrimRight(text, " "))
+		t.wrap(w, "    ", strings.Join(rest, "  "))
+		for _, text := range t.below[i] {
+			t.wrap(w, "    ", text)
 		}
 	}
-	return w.Flush()
+}
+
+func sum(numbers []int) (total int) {
+	for _, n := range numbers {
+		total += n
+	}
+	return total
+}
+
+// wrap prints text in lines that begin with indent, and are no wider than the terminal. What goes on in the next line has
+// more indent.
+func (t table) wrap(w io.Writer, indent, text string) {
+	for text != "" {
+		line := text
+		if room := t.width - len(indent); t.width > 0 && len(line) > room {
+			at := strings.LastIndexByte(line[:room+1], ' ')
+			if at <= 0 {
+				at = room
+			}
+			line = line[:at]
+		}
+		text = strings.TrimLeft(text[len(line):], " ")
+		fmt.Fprintln(w, indent+strings.TrimRight(line, " "))
+		indent = "        "
+	}
+}
+
+// width is how many columns a terminal has; 0: f is none.
+func width(f *os.File) int {
+	if !isTerminal(f) {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 {
+		return screen
+	}
+	return max(int(size.Col), 40)
 }
 
 // printBound prints a line for each process and for each kind of traffic.

@@ -175,15 +175,18 @@ type row struct {
 	PID       int    `json:"pid"`
 	Mode      string `json:"mode"`
 	Missing   string `json:"missing"`
+	State     string `json:"state"`
 }
 
 // statusRows runs status, and checks its exit code.
 func (h clients) statusRows(args ...string) (rows []row) {
 	h.t.Helper()
 	r := h.run(bin(h.t, clientBin), append([]string{"status", "--json"}, args...)...)
-	if err := json.Unmarshal([]byte(r.stdout), &rows); err != nil {
+	var report struct{ Uplinks []row }
+	if err := json.Unmarshal([]byte(r.stdout), &report); err != nil {
 		h.t.Fatalf("status --json: %v\n%s%s", err, r.stdout, r.stderr)
 	}
+	rows = report.Uplinks
 	missing := 0
 	for _, row := range rows {
 		if row.Missing != "" {

@@ -61,6 +61,7 @@ func (h *host) systemd() func(name string, args ...string) result {
 func TestSystemd(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
 	inside := h.systemd()
 	systemctl := func(args ...string) {
 		t.Helper()

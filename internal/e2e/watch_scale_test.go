@@ -76,7 +76,7 @@ func TestWatchSoakScale(t *testing.T) {
 		}
 		if round == rounds-1 {
 			for _, r := range h.statusRows("-c", file) {
-				if r.Missing != "" && r.Missing != "a default route" {
+				if r.State != "no-route" || r.Missing != "no route" {
 					t.Errorf("%s on %s misses %s", r.Address, r.Ifname, r.Missing)
 				}
 			}

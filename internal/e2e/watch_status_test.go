@@ -15,23 +15,24 @@ func TestStatus(t *testing.T) {
 	h.link("wan1", "10.78.0.20/24", "10.78.0.3/24")
 	h.link("wan0", "10.77.0.2/24")
 	h.ns.IP(t, "address add "+longAddress+"/64 dev wan0 nodad")
-	h.ns.IP(t, "-6 route add default via fe80::1234:5678:9abc:def0 dev wan0")
+	h.ns.Batch(t, "route add default via fe80::1234:5678:9abc:def0 dev wan0", "route add default via 10.78.0.1 dev wan1")
 	server := h.serve()
-	if rows := h.statusRows(); len(rows) != 4 || !strings.Contains(rows[0].Missing, "no client") {
+	if rows := h.statusRows(); len(rows) != 4 || rows[0].State != "not-served" || rows[0].Missing != "" {
 		t.Errorf("with nobody there: %+v", rows)
 	}
 	h.lease("10.77.0.2", "wan0", "--routes", "copy", "--gateway", "10.77.0.1")
 	h.lease6(longAddress, "wan0", "--routes", "copy")
 	h.lease("10.78.0.20", "wan1")
+	h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 table 10001")
 	h.lease("10.78.0.3", "wan1", "--routes", "move")
 	h.waitRoutes6("10000", "2001:db8:1234:5678::/64 dev wan0 proto 116 src "+longAddress+" metric 256",
 		"default via fe80::1234:5678:9abc:def0 dev wan0 proto 116 src "+longAddress+" metric 1024")
 	rows := h.statusRows()
 	want := []row{
-		{Ifname: "wan0", Address: "10.77.0.2", Family: "inet", Table: 10000, Gateway: "10.77.0.1", Mode: "copy"},
-		{Ifname: "wan0", Address: longAddress, Family: "inet6", Table: 10000, Gateway: "fe80::1234:5678:9abc:def0", Mode: "copy"},
-		{Ifname: "wan1", Address: "10.78.0.3", Family: "inet", Table: 10002, Mode: "move"},
-		{Ifname: "wan1", Address: "10.78.0.20", Family: "inet", Table: 10001, Mode: "none"},
+		{Ifname: "wan0", Address: "10.77.0.2", Family: "inet", Table: 10000, Gateway: "10.77.0.1", Mode: "copy", State: "ok"},
+		{Ifname: "wan0", Address: longAddress, Family: "inet6", Table: 10000, Gateway: "fe80::1234:5678:9abc:def0", Mode: "copy", State: "ok"},
+		{Ifname: "wan1", Address: "10.78.0.3", Family: "inet", Table: 10002, Gateway: "10.78.0.1", Mode: "move", State: "ok"},
+		{Ifname: "wan1", Address: "10.78.0.20", Family: "inet", Table: 10001, Gateway: "10.78.0.1", Mode: "none", State: "ok"},
 	}
 	pids := make(map[int]bool)
 	for i, r := range rows {
@@ -53,13 +54,15 @@ func TestStatus(t *testing.T) {
 		t.Errorf("for wan1: %+v", rows)
 	}
 
-	// For people: all of it in 80 columns, and no colour where nobody looks.
+	// For people, and for scripts: a line for each address.
 	text := h.run(bin(t, clientBin), "status")
 	if text.code != 0 || strings.Contains(text.stdout, "\x1b") {
 		t.Errorf("exit code %d:\n%s", text.code, text.stdout)
 	}
-	checkWidth(t, text.stdout)
-	for _, part := range []string{"IFNAME", longAddress, "fe80::1234:5678:9abc:def0", "10.78.0.20", "10002", "LEFT", "move"} {
+	if bare := h.run(bin(t, clientBin), "status", "--no-legend", "-4", "wan1"); len(lines(bare.stdout)) != 2 || bare.code != 0 {
+		t.Errorf("without legend, exit code %d:\n%s", bare.code, bare.stdout)
+	}
+	for _, part := range []string{"running, pid", "IFNAME", longAddress, "fe80::1234:5678:9abc:def0", "10.78.0.20", "10002", "LEFT", "move"} {
 		if !strings.Contains(text.stdout, part) {
 			t.Errorf("no %s in\n%s", part, text.stdout)
 		}
@@ -67,25 +70,27 @@ func TestStatus(t *testing.T) {
 
 	// Without the server; and what is missing.
 	server.kill()
-	h.statusRows()
+	if rows := h.statusRows(); !strings.HasPrefix(rows[0].Missing, "server stopped, lease ends in 59m") {
+		t.Errorf("without the server: %+v", rows[0])
+	}
 	h.ns.IP(t, "rule del pref 20000 lookup 10001")
 	h.ns.IP(t, "rule del iif lo lookup 10001")
 	rows = h.statusRows()
-	if got := rows[3].Missing; got != "rule 20000: from all to 10.78.0.0/24 lookup 10001 proto 116, rule 91000: from all iif lo lookup 10001 proto 116" {
+	if got := strings.Join(strings.Split(rows[3].Missing, ", ")[2:], ", "); got != "rule 20000: from all to 10.78.0.0/24 lookup 10001 proto 116, rule 91000: from all iif lo lookup 10001 proto 116" {
 		t.Errorf("missing: %q", got)
 	}
 	text = h.run(bin(t, clientBin), "status")
-	checkWidth(t, text.stdout)
-	if text.code != 1 || !strings.Contains(strings.Join(strings.Fields(text.stdout), " "), "misses "+rows[3].Missing) {
+	if text.code != 1 || !strings.Contains(text.stdout, "misses rules or routes") || !strings.Contains(text.stdout, "lookup 10001 proto 116\n") {
 		t.Errorf("exit code %d:\n%s", text.code, text.stdout)
 	}
-	terminal := h.run("script", "-qec", bin(t, clientBin)+" status", "/dev/null")
-	if terminal.code != 1 || !strings.Contains(terminal.stdout, "\x1b[31m") {
+	terminal := h.run("script", "-qec", "stty cols 80; "+bin(t, clientBin)+" status", "/dev/null")
+	if terminal.code != 1 {
 		t.Errorf("on a terminal, exit code %d:\n%q", terminal.code, terminal.stdout)
 	}
+	checkWidth(t, strings.ReplaceAll(terminal.stdout, "\r", ""))
 	// A user without rights learns that, and nothing that is not so.
 	user := h.clientWith(asStranger, "status")
-	if user.code != 1 || user.stdout != "" || !strings.Contains(user.stderr, "answer root and their own user only") {
+	if user.code != 2 || user.stdout != "" || !strings.Contains(user.stderr, "answer root and their own user only") {
 		t.Errorf("as a user: exit code %d, stdout %q, stderr %q", user.code, user.stdout, user.stderr)
 	}
 	// A holder that does not answer is not waited for long.
@@ -95,7 +100,7 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	for _, r := range h.statusRows() {
-		if !strings.Contains(r.Missing, "an answer") {
+		if r.State != "silent" {
 			t.Errorf("of a stopped holder: %+v", r)
 		}
 	}
@@ -121,9 +126,10 @@ func checkWidth(t *testing.T, text string) {
 func TestStatusOfWatch(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
 	p := h.watch()
 	eventually(t, "the row says what it waits for", func() error {
-		if rows := h.statusRows(); len(rows) != 1 || rows[0].PID != p.cmd.Process.Pid || !strings.HasPrefix(rows[0].Missing, "a lease: ") {
+		if rows := h.statusRows(); len(rows) != 1 || rows[0].PID != p.cmd.Process.Pid || rows[0].State != "no-lease" || !strings.Contains(rows[0].Missing, "server stopped") {
 			return fmt.Errorf("%+v", rows)
 		}
 		return nil
@@ -137,6 +143,7 @@ func TestStatusOfWatch(t *testing.T) {
 	})
 	h.ns.IP(t, "link set wan0 down")
 	h.ns.IP(t, "link set wan0 up")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
 	eventually(t, "it is complete again", func() error {
 		if rows := h.statusRows(); rows[0].Missing != "" || rows[0].Table != 10000 {
 			return fmt.Errorf("%+v", rows)

@@ -1,15 +1,17 @@
-// Package inspect says how the addresses of the host stand, from what their holders answer and the kernel has.
+// Package inspect says how the addresses of the host stand, why a packet leaves where it does, and what is wrong with the
+// host: from what holders of leases answer, and from what the kernel has and does. It changes nothing.
 package inspect
 
 import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
+	"path"
 	"slices"
-	"syscall"
-	"time"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -19,143 +21,294 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// Row is how one address of the host stands.
-type Row struct {
-	Ifname    string `json:"ifname"`
-	Address   string `json:"address"`
-	Family    string `json:"family"`
-	Table     uint32 `json:"table"`             // 0: none
-	LeaseLeft int64  `json:"lease_left"`        // seconds
-	Gateway   string `json:"gateway,omitempty"` // of the first default route of the table
-	PID       int    `json:"pid,omitempty"`     // of the holder
-	Mode      string `json:"mode,omitempty"`    // what the holder does about routes
-	Missing   string `json:"missing,omitempty"` // empty: all is as it should be
+// Question is what Status is asked for.
+type Question struct {
+	Selection uplink.Selection
+	Ifnames   []string    // patterns of the links to show
+	Family    wire.Family // Unspec: both
+	Server    string      // its name
+	UIDs      []uint32    // users whose servers are trusted, beside root
 }
 
-// patience is for all holders together that do not answer. Those that answer, perhaps a thousand, take no time of it.
-const patience = 5 * time.Second
+// ErrNoLink says that no link and no lease has a name.
+var ErrNoLink = errors.New("no link and no lease has this name")
 
-// Status asks the holder of each address that cfg selects.
-func Status(ctx context.Context, cfg uplink.Selection) ([]Row, error) {
-	kernel, err := route.Dial()
-	if err != nil {
-		return nil, err
+// ErrNotAsked says that the caller may not ask the holders.
+var ErrNotAsked = peer.ErrNotAsked
+
+// shows reports whether the addresses of a link are asked for.
+func (q Question) shows(ifname string, family wire.Family) bool {
+	return (q.Family == wire.Unspec || family == q.Family || family == wire.Unspec) && slices.ContainsFunc(q.Ifnames, func(pattern string) bool {
+		fits, err := path.Match(pattern, ifname)
+		return fits && err == nil // the profiles have been checked
+	})
+}
+
+// checkNames returns an error if somebody asked for a name that nothing has.
+func (q Question) checkNames(h *host, rows []Row) error {
+	for _, name := range q.Ifnames {
+		if strings.ContainsAny(name, `*?[\`) || h.linkNamed(name).Index != 0 ||
+			slices.ContainsFunc(rows, func(r Row) bool { return r.Ifname == name }) {
+			continue
+		}
+		return fmt.Errorf("%s: %w", name, ErrNoLink)
 	}
-	defer kernel.Close()
-	candidates, rows, err := selected(kernel, cfg)
-	if err != nil {
-		return nil, err
+	return nil
+}
+
+// Report is how the host stands.
+type Report struct {
+	Version int       `json:"version"` // of this format
+	Server  Server    `json:"server"`
+	Unbound []Unbound `json:"unbound"`
+	Uplinks []Row     `json:"uplinks"`
+	Others  []Row     `json:"others"` // leases of programs for what is no address
+}
+
+// Unbound is where packets of one family leave that are bound to nothing.
+type Unbound struct {
+	Family  string `json:"family"`
+	Ifname  string `json:"ifname"`  // "": there is no route
+	Gateway string `json:"gateway"` // "": none, or the neighbours of the link
+	Table   uint32 `json:"table"`
+}
+
+// Row is how one address of the host stands.
+type Row struct {
+	Ifname    string    `json:"ifname"`
+	Address   string    `json:"address"`
+	Family    string    `json:"family"`
+	Table     uint32    `json:"table"`      // 0: none
+	LeaseLeft int64     `json:"lease_left"` // seconds
+	Gateway   string    `json:"gateway"`    // of the first default route of the table
+	PID       int       `json:"pid"`        // of the holder
+	Mode      string    `json:"mode"`       // what the holder does about routes
+	Missing   string    `json:"missing"`    // empty: nothing is wrong
+	State     string    `json:"state"`      // ok, or the name of the first finding
+	LeavesBy  string    `json:"leaves_by"`  // the links by which packets from the address reach the Internet
+	Findings  []Finding `json:"findings"`
+}
+
+// ok is the state of an address that has no finding.
+const ok = "ok"
+
+// IsFault reports whether an address is in a state that it should not be in.
+func (r Row) IsFault() bool { return slices.ContainsFunc(r.Findings, Finding.IsFault) }
+
+// Text is the state for people.
+func (r Row) Text() string {
+	if len(r.Findings) == 0 {
+		return ok
 	}
-	patience := patience
-	var conn *wire.Conn
+	return r.Findings[0].What
+}
+
+// IsFault reports whether anything is wrong.
+func (r Report) IsFault() bool {
+	return slices.ContainsFunc(slices.Concat(r.Uplinks, r.Others), Row.IsFault)
+}
+
+// Status asks the holder of each address that is selected, and the kernel where its packets leave.
+func Status(ctx context.Context, q Question) (Report, error) {
+	report := Report{Version: 1, Uplinks: []Row{}, Others: []Row{}, Unbound: []Unbound{}}
+	h, err := openHost()
+	if err != nil {
+		return report, err
+	}
+	defer h.close()
+	if report.Server, err = serverOf(q.Server, q.UIDs); err != nil {
+		return report, err
+	}
+	candidates, rows, err := h.selected(q)
+	if err != nil {
+		return report, err
+	}
+	asker, err := newAsker(ctx)
+	if err != nil {
+		return report, err
+	}
+	defer asker.close()
 	for _, c := range candidates {
-		if conn == nil {
-			if conn, err = peer.Open(c.Key, peer.AsAsker); err != nil {
-				return nil, err
-			}
-			defer conn.Close()
-		}
-		began := time.Now()
-		asking, cancel := context.WithTimeout(ctx, patience)
-		row, err := rowOf(asking, kernel, conn, c.Uplink)
-		cancel()
+		held, err := asker.ask(c.Key)
 		if err != nil {
-			return nil, err
+			return report, err
 		}
-		if row.PID == 0 {
-			patience -= time.Since(began)
-		}
-		if row.PID != 0 || c.wanted {
+		if row, err := h.rowOf(c, held, report.Server); err != nil {
+			return report, err
+		} else if row.PID != 0 || c.wanted {
 			rows = append(rows, row)
 		}
 	}
+	awaited, others, err := h.withoutAddress(asker, q, candidates, report.Server)
+	if err != nil {
+		return report, err
+	}
+	report.Uplinks, report.Others = append(rows, awaited...), append(report.Others, others...)
+	if err := q.checkNames(h, slices.Concat(report.Uplinks, report.Others)); err != nil {
+		return report, err
+	}
+	noteUnserved(report.Uplinks)
+	for _, rows := range [][]Row{report.Uplinks, report.Others} {
+		finish(rows)
+	}
+	report.Unbound, err = h.unbound()
+	return report, err
+}
+
+// finish sorts rows, and fills in what their findings say.
+func finish(rows []Row) {
 	slices.SortStableFunc(rows, func(a, b Row) int { return cmp.Compare(a.Ifname, b.Ifname) })
-	return rows, nil
+	for i := range rows {
+		r := &rows[i]
+		sortFindings(r.Findings)
+		r.State = ok
+		if len(r.Findings) > 0 {
+			r.State = r.Findings[0].Name
+		} else {
+			r.Findings = []Finding{}
+		}
+		var missing []string
+		for _, f := range r.Findings {
+			switch {
+			case f.Name == "incomplete":
+				missing = append(missing, f.Evidence)
+			case f.IsFault():
+				missing = append(missing, f.What)
+			}
+		}
+		r.Missing = strings.Join(missing, ", ")
+	}
+}
+
+// noteUnserved makes a fault of addresses that nobody serves while a watch runs.
+func noteUnserved(rows []Row) {
+	watched := slices.ContainsFunc(rows, func(r Row) bool { return r.PID != 0 && isWatch(r.PID) })
+	for i := range rows {
+		for j := range rows[i].Findings {
+			if f := &rows[i].Findings[j]; f.Name == "not-served" && watched {
+				f.Severity, f.What = Error, "not served by the watch that runs"
+				f.Cure = "journalctl -u table-allocator-watch"
+			}
+		}
+	}
+}
+
+// isWatch reports whether a process is a watch.
+func isWatch(pid int) bool {
+	words := strings.Split(readLine(fmt.Sprintf("/proc/%d/cmdline", pid)), "\x00")
+	return len(words) > 1 && words[1] == "watch"
 }
 
 // candidate is an address that the configuration selects by the name of its link.
 type candidate struct {
 	uplink.Uplink
+	at     route.Address
+	link   route.Link
 	wanted bool // its link is one that a watch serves
 }
 
 // selected returns the addresses to ask for, and the rows of links that look like uplinks and are excluded.
-func selected(kernel *route.Conn, cfg uplink.Selection) (candidates []candidate, excluded []Row, err error) {
-	byIndex, addresses, err := kernel.HostAddresses()
-	if err != nil {
-		return nil, nil, err
-	}
+func (h *host) selected(q Question) (candidates []candidate, excluded []Row, err error) {
 	defaults := make(map[int]bool)
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		routes, err := kernel.Routes(family, unix.RT_TABLE_MAIN)
+	for _, family := range families {
+		routes, err := h.kernel.Routes(family, unix.RT_TABLE_MAIN)
 		if err != nil {
 			return nil, nil, err
 		}
 		maps.Copy(defaults, uplink.Defaults(routes))
 	}
-	links := uplink.Links(byIndex, defaults)
-	slices.SortFunc(addresses, func(a, b route.Address) int { return a.Addr.Compare(b.Addr) })
-	excluded = []Row{}
+	cfg, links := q.Selection, uplink.Links(h.links, defaults)
+	addresses := slices.SortedFunc(slices.Values(h.addresses), func(a, b route.Address) int { return a.Addr.Compare(b.Addr) })
 	for _, a := range addresses {
 		link := links[a.Index]
-		u, ok := cfg.Uplink(a, link.Name)
-		if ok {
-			candidates = append(candidates, candidate{u, cfg.Wants(link)})
-		} else if link.Default && cfg.Excludes(link.Name) && link.Name != uplink.Loopback && a.Addr.IsGlobalUnicast() {
+		settled := a
+		settled.Flags &^= unix.IFA_F_DADFAILED // a duplicate is shown, too
+		u, selected := cfg.Uplink(settled, link.Name)
+		switch {
+		case !q.shows(link.Name, wire.Family(a.Family())):
+		case selected:
+			candidates = append(candidates, candidate{u, a, link.Link, cfg.Wants(link)})
+		case link.Default && cfg.Excludes(link.Name) && link.Name != uplink.Loopback && a.Addr.IsGlobalUnicast():
 			excluded = append(excluded, Row{Ifname: link.Name, Address: a.Addr.String(), Family: wire.Family(a.Family()).String(),
-				Missing: "service: the configuration excludes this link, and main has a default route over it"})
+				Findings: []Finding{{"excluded", Error, "excluded, but main has a default route over it",
+					"the configuration excludes " + link.Name, "take the link out of exclude, or delete its default route"}}})
 		}
 	}
 	return candidates, excluded, nil
 }
 
-func rowOf(ctx context.Context, kernel *route.Conn, conn *wire.Conn, u uplink.Uplink) (Row, error) {
-	row := Row{Ifname: u.Key.Ifname, Address: u.Key.Address, Family: u.Key.Family.String()}
-	reply, err := peer.Ask(ctx, conn, wire.Request{Key: u.Key, Cmd: wire.Query}, peer.HolderPatience)
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
-		row.Missing = "a holder: there is no client for it, and no watch"
-		return row, nil
-	case errors.Is(err, context.DeadlineExceeded):
-		row.Missing = "an answer of its holder, which is there"
-		return row, nil
-	case err != nil:
-		row.Missing = "an answer of its holder: " + err.Error()
-		return row, nil
-	case reply.Code == wire.Denied:
-		return row, peer.ErrNotAsked
-	}
-	row.PID, row.Mode, row.Table, row.Missing = reply.PID, reply.Mode, reply.Table, reply.Missing
-	if reply.Table == 0 {
-		row.Missing = "a lease"
-		if reply.Error != "" {
-			row.Missing += ": " + reply.Error
-		}
-		return row, nil
-	}
-	row.LeaseLeft = max(reply.Expires-wire.Seconds(wire.Now()), 0)
-	routes, err := kernel.Routes(u.Family(), reply.Table)
+// withoutAddress are the leases for addresses that this host does not have yet, and for what is no address.
+func (h *host) withoutAddress(asker *asker, q Question, candidates []candidate, server Server) (awaited, others []Row, err error) {
+	names, err := peer.HolderNames()
 	if err != nil {
-		return row, err
+		return nil, nil, err
 	}
-	row.Gateway = gatewayOf(routes)
-	return row, nil
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
+		if slices.ContainsFunc(candidates, func(c candidate) bool { return c.Key.String() == name }) {
+			continue
+		}
+		for _, key := range keysOf(name) {
+			held, err := asker.ask(key)
+			if err != nil {
+				return nil, nil, err
+			}
+			if held.PID == 0 {
+				continue // it is another key of the same name, or of a socket of another program
+			}
+			row := rowOfLease(key, held, server)
+			_, selected := q.Selection.Uplink(route.Address{Addr: addrOf(key)}, key.Ifname)
+			switch {
+			case !q.shows(key.Ifname, key.Family):
+			case key.Family == wire.Unspec:
+				others = append(others, row)
+			case selected:
+				row.Findings = append([]Finding{{"waiting-address", Note, "waiting for the address",
+					key.Address + " is not on " + key.Ifname, "configure the address, or release the lease"}}, row.Findings...)
+				awaited = append(awaited, row)
+			}
+			break
+		}
+	}
+	return awaited, others, nil
 }
 
-// gatewayOf is where the first default route leads: an address, or "link".
-func gatewayOf(routes []route.Route) string {
-	best := route.Route{}
-	found := false
-	for _, r := range routes {
-		if r.Dst.Bits() == 0 && r.Type == unix.RTN_UNICAST && (!found || r.Metric < best.Metric) {
-			best, found = r, true
+func addrOf(key wire.Key) netip.Addr {
+	addr, _ := netip.ParseAddr(key.Address) // what is no address is of no profile
+	return addr
+}
+
+// keysOf are the keys that the name of a holder, IFNAME-ADDRESS-FAMILY, may stand for.
+func keysOf(name string) (keys []wire.Key) {
+	for _, family := range []wire.Family{wire.Unspec, wire.Inet, wire.Inet6} {
+		both, ok := strings.CutSuffix(name, fmt.Sprintf("-%d", family))
+		if !ok {
+			continue
+		}
+		for i, c := range both {
+			key := wire.Key{Family: family, Ifname: both[:i], Address: both[min(i+1, len(both)):]}
+			if canonical, err := key.Canonical(); c == '-' && err == nil && canonical == key {
+				keys = append(keys, key)
+			}
 		}
 	}
-	switch {
-	case !found:
-		return ""
-	case best.Gateway == netip.Addr{}:
-		return "link"
+	return keys
+}
+
+// unbound asks where packets leave that are bound to nothing.
+func (h *host) unbound() (all []Unbound, err error) {
+	for _, family := range families {
+		exits, err := h.exits(family, route.Question{})
+		if err != nil {
+			return nil, err
+		}
+		u := Unbound{Family: wire.Family(family).String()}
+		if e := exits[0]; e.err == nil {
+			u.Ifname, u.Table = h.linkNames(e.links()), e.route.Table
+			if e.route.Gateway.IsValid() {
+				u.Gateway = e.route.Gateway.String()
+			}
+		}
+		all = append(all, u)
 	}
-	return best.Gateway.String()
+	return all, nil
 }

@@ -64,6 +64,16 @@ func (s Server) Send(conn *wire.Conn, data []byte) error {
 	return s.absent()
 }
 
+// Owner returns who has the name of the server; wire.ErrNobody if no process has.
+func (s Server) Owner() (owner wire.Owner, err error) {
+	for _, addr := range s.addrs {
+		if owner, err = wire.FindOwner(addr); !errors.Is(err, wire.ErrNobody) {
+			return owner, err
+		}
+	}
+	return owner, err
+}
+
 func (s Server) absent() error {
 	return fmt.Errorf("%w: nobody has the name %s (systemctl start table-allocator-server)", ErrNoServer, s.addrs[0])
 }

@@ -195,15 +195,17 @@ func parseSocket(data []byte) (s socket, ok bool) {
 	return s, true
 }
 
-// findProcess searches the descriptors of all processes that can be seen.
+// findProcess searches the descriptors of all processes that can be seen. systemd keeps the sockets that it passes to a
+// service: it is the owner only if no other process is.
 func findProcess(inode uint32) (pid int, command string) {
+	const passes = "systemd"
 	want := fmt.Sprintf("socket:[%d]", inode)
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0, ""
 	}
 	for _, p := range procs {
-		pid, err := strconv.Atoi(p.Name())
+		owner, err := strconv.Atoi(p.Name())
 		if err != nil {
 			continue
 		}
@@ -215,11 +217,14 @@ func findProcess(inode uint32) (pid int, command string) {
 			if link, err := os.Readlink("/proc/" + p.Name() + "/fd/" + fd.Name()); err == nil && link == want {
 				comm, err := os.ReadFile("/proc/" + p.Name() + "/comm")
 				if err != nil {
-					return pid, "?"
+					return owner, "?"
 				}
-				return pid, strings.TrimSpace(string(comm))
+				if pid, command = owner, strings.TrimSpace(string(comm)); command != passes {
+					return pid, command
+				}
+				break
 			}
 		}
 	}
-	return 0, ""
+	return pid, command
 }

@@ -1,0 +1,102 @@
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Server is how the server stands.
+type Server struct {
+	State   string `json:"state"`   // running, waiting (systemd starts it with the first request), stopped, stranger
+	PID     int    `json:"pid"`     // 0: none, or it cannot be seen
+	UID     uint32 `json:"uid"`     // of the owner of the server's name
+	Since   int64  `json:"since"`   // seconds since 1970; 0: not known
+	Version string `json:"version"` // "": not known
+}
+
+// The states of a Server.
+const (
+	Running  = "running"
+	Waiting  = "waiting"
+	Stopped  = "stopped"
+	Stranger = "stranger"
+)
+
+// serverOf finds the server by its name.
+func serverOf(name string, uids []uint32) (Server, error) {
+	asked, err := peer.NewServer(name, uids)
+	if err != nil {
+		return Server{}, err
+	}
+	owner, err := asked.Owner()
+	switch {
+	case errors.Is(err, wire.ErrNobody):
+		return Server{State: Stopped}, nil
+	case err != nil:
+		return Server{}, err
+	case !asked.Has(owner.UID):
+		return Server{State: Stranger, PID: owner.PID, UID: owner.UID}, nil
+	case owner.Command == "systemd":
+		return Server{State: Waiting, UID: owner.UID}, nil
+	}
+	return Server{Running, owner.PID, owner.UID, startOf(owner.PID), versionOf(owner.PID)}, nil
+}
+
+// finding says what is wrong with the server; nil: nothing.
+func (s Server) finding(until string) *Finding {
+	const cure = "systemctl start table-allocator-server; journalctl -u table-allocator-server"
+	switch s.State {
+	case Stopped:
+		return &Finding{"server-stopped", Error, "server stopped" + until, "no process has the name of the server", cure}
+	case Stranger:
+		return &Finding{"server-stopped", Error, "server stopped" + until,
+			fmt.Sprintf("pid %d of uid %d has the name of the server, and is not trusted", s.PID, s.UID), "end that process; " + cure}
+	}
+	return nil
+}
+
+// startOf is when a process started, in seconds since 1970; 0 if that cannot be seen.
+func startOf(pid int) int64 {
+	_, rest, ok := strings.Cut(readLine(fmt.Sprintf("/proc/%d/stat", pid)), ") ")
+	fields := strings.Fields(rest)
+	const start, ticks = 19, 100 // the 22nd field, and USER_HZ
+	if !ok || len(fields) <= start {
+		return 0
+	}
+	n, err := strconv.ParseInt(fields[start], 10, 64)
+	var now unix.Timespec
+	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return 0
+	}
+	return time.Now().Unix() - (now.Sec - n/ticks)
+}
+
+// versionOf asks the program of a process for its version. Nobody but root may have written the file.
+func versionOf(pid int) string {
+	exe := fmt.Sprintf("/proc/%d/exe", pid)
+	var st unix.Stat_t
+	if err := unix.Stat(exe, &st); err != nil || st.Uid != 0 || st.Mode&0o022 != 0 || os.Geteuid() != 0 {
+		return ""
+	}
+	if path, err := os.Readlink(exe); err != nil || !strings.Contains(path, "/table-allocator-") && !strings.Contains(path, "/table_allocator_") {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, exe, "--version").Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}
