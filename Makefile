@@ -6,8 +6,10 @@ FUZZTIME   ?= 1m
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-# Where Go's own archive installs it; sudo may not have it in PATH.
-export PATH := $(PATH):/usr/local/go/bin
+# packaging/find-go links a Go into .cache/go if the first one in PATH is too old. sudo may not have
+# /usr/local/go/bin in PATH, where Go's own archive installs it.
+export PATH := $(CURDIR)/.cache/go:$(PATH):/usr/local/go/bin
+export GOTOOLCHAIN := auto
 
 MODULE      := github.com/table-allocator/table-allocator
 COMMANDS    := table-allocator-server table-allocator-client
@@ -142,11 +144,8 @@ layer: needs-go # the packages that the tests run, in an overlay; once
 cross: needs-go # do they build for other machines?
 	for arch in amd64 arm64 arm; do CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GOBUILD) -o /dev/null $(PACKAGES); done
 
-needs-go: # go.mod's version
-	@want=$$(sed -n 's/^go //p' go.mod); have=$$(go env GOVERSION 2>/dev/null || true); have=$${have%% *}; have=$${have#go}; \
-	if [ "$$(printf '%s\n' "$$want" "$$have" | sort -V | head -n 1)" != "$$want" ]; then \
-		echo "this needs Go $$want or newer, and found $${have:-none}: https://go.dev/dl/ has it" >&2; exit 1; \
-	fi
+needs-go: # go.mod's version, or one that downloads it
+	@packaging/find-go
 
 # $(call need,COMMAND:PACKAGE ...) names the Debian packages of the commands that are missing.
 need = missing=; for n in $(1); do command -v "$${n%%:*}" >/dev/null || missing+=" $${n\#*:}"; done; \
