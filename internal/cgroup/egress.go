@@ -27,12 +27,6 @@ const (
 // each packet of a socket that was made in the cgroup, when route, source and link are final. The mark of the socket
 // counts, since that of a packet is anybody's. Subflows that the kernel makes for MPTCP have no mark.
 func egress(m Mark, lock int) asm.Instructions {
-	lookup := asm.Instructions{
-		asm.LoadMapPtr(asm.R1, lock),
-		asm.Mov.Reg(asm.R2, asm.R10),
-		asm.Add.Imm(asm.R2, keyMark),
-		asm.FnMapLookupElem.Call(),
-	}
 	loadSource := func(label string, from int32, to int32, length int32) asm.Instructions {
 		return asm.Instructions{
 			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol(label),
@@ -77,7 +71,7 @@ func egress(m Mark, lock int) asm.Instructions {
 			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.Word),
 		},
 		loadSource("", source4, keyIPv4, 4),
-		label(lookup, "look"),
+		label(lookup(lock), "look"),
 		asm.Instructions{
 			asm.JNE.Imm(asm.R0, 0, allow),
 			asm.LoadMem(asm.R7, asm.R10, keySource, asm.Word),
@@ -88,7 +82,7 @@ func egress(m Mark, lock int) asm.Instructions {
 			asm.StoreMem(asm.R10, keySource, asm.R1, asm.DWord),
 			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.DWord),
 		},
-		lookup,
+		lookup(lock),
 		asm.Instructions{
 			asm.JEq.Imm(asm.R0, 0, drop),
 			asm.LoadMem(asm.R0, asm.R0, 0, asm.Word),
@@ -105,6 +99,16 @@ func egress(m Mark, lock int) asm.Instructions {
 		verdict(drop),
 		verdict(allow),
 	)
+}
+
+// lookup looks for the key in the stack.
+func lookup(lock int) asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMapPtr(asm.R1, lock),
+		asm.Mov.Reg(asm.R2, asm.R10),
+		asm.Add.Imm(asm.R2, keyMark),
+		asm.FnMapLookupElem.Call(),
+	}
 }
 
 // label returns code with a symbol at its first instruction.

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"bufio"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -121,7 +122,7 @@ func (c *child) want(want, format string, args ...any) {
 }
 
 // subject carries out commands: "NAME socket tcp4", "NAME bind ADDR", "NAME connect ADDR:PORT",
-// "NAME send ADDR:PORT", "NAME listen", "NAME set MARK", "NAME mark". It answers with the mark of the socket, or an error.
+// "NAME send ADDR:PORT", "NAME listen", "NAME set MARK", "NAME mark", "NAME join OPTION,HEX". It answers with the mark of the socket, or an error.
 func subject(in io.Reader) {
 	sockets := make(map[string]int)
 	lines := bufio.NewScanner(in)
@@ -165,6 +166,8 @@ func subjectDo(sockets map[string]int, name, what, arg string) (err error) {
 		return unix.Connect(fd, sa)
 	case "listen":
 		err = unix.Listen(fd, 1)
+	case "close":
+		err = unix.Close(fd)
 	case "set":
 		mark, parseErr := strconv.ParseUint(arg, 0, 32)
 		if parseErr != nil {
@@ -176,6 +179,16 @@ func subjectDo(sockets map[string]int, name, what, arg string) (err error) {
 	case "setlong": // an option longer than a page
 		value := binary.NativeEndian.AppendUint32(nil, 1<<20)
 		err = unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, string(append(value, make([]byte, 1<<16)...)))
+	case "join": // with a value as it is
+		option, value, _ := strings.Cut(arg, ",")
+		number, numberErr := strconv.Atoi(option)
+		raw, rawErr := hex.DecodeString(value)
+		if err := errors.Join(numberErr, rawErr); err != nil {
+			return err
+		}
+		domain, domainErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+		level := map[int]int{unix.AF_INET: unix.SOL_IP, unix.AF_INET6: unix.SOL_IPV6}[domain]
+		err = errors.Join(domainErr, unix.SetsockoptString(fd, level, number, string(raw)))
 	case "mark":
 	default:
 		err = errors.New("no such command")

@@ -42,7 +42,8 @@ const (
 )
 
 // lockKey is a mark, an ifindex and an address. No address stands for the link, and IPv4 addresses are written in a
-// form that no source address of IPv6 has.
+// form that no source address of IPv6 has. At the ifindex 0 a mark has the ifindex of its link, and as 0.0.0.0 an IPv4
+// address of the link: what joins a group of multicast needs them.
 type lockKey [24]byte
 
 func keyOf(mark uint32, index int, addr netip.Addr) (k lockKey) {
@@ -233,7 +234,7 @@ func namespaceKey(namespace uint64) (k lockKey) {
 	return k
 }
 
-// removeEnded removes locks of network namespaces that no process is in and no file stands for any more.
+// removeEnded removes locks of network namespaces that no thread is in and no file stands for any more.
 func removeEnded(root string) {
 	pins, err := filepath.Glob(filepath.Join(root, lockPrefix+"*"))
 	if err != nil || len(pins) == 0 {
@@ -246,7 +247,7 @@ func removeEnded(root string) {
 			continue // whatever it is, it is in nobody's way
 		}
 		ended := true
-		_ = l.each(func(k lockKey) { // one that cannot be read says nothing of its namespace
+		_ = l.each(func(k lockKey, _ uint32) { // one that cannot be read says nothing of its namespace
 			if k.mark() == 0 && k.index() == 0 && there[binary.NativeEndian.Uint64(k[8:])] {
 				ended = false
 			}
@@ -258,10 +259,10 @@ func removeEnded(root string) {
 	}
 }
 
-// namespaces are the inode numbers of the network namespaces that processes and mounts show.
+// namespaces are the inode numbers of the network namespaces that threads and mounts show.
 func namespaces() map[uint64]bool {
 	there := make(map[uint64]bool)
-	links, _ := filepath.Glob("/proc/[0-9]*/ns/net") // the pattern is right
+	links, _ := filepath.Glob("/proc/[0-9]*/task/[0-9]*/ns/net") // the pattern is right
 	for _, link := range links {
 		var stat unix.Stat_t
 		if unix.Stat(link, &stat) == nil {
@@ -322,10 +323,10 @@ func (l *Lock) id() ebpf.MapID {
 // them from the kernel; the ifindex 0 is no link.
 func (l *Lock) Sync(mark uint32, read func() (index int, addrs []netip.Addr, err error)) error {
 	// The map is read first: what another process adds after that is newer than what the kernel says below.
-	var have []lockKey
-	if err := l.each(func(k lockKey) {
+	have := make(map[lockKey]uint32)
+	if err := l.each(func(k lockKey, value uint32) {
 		if k.mark() == mark {
-			have = append(have, k)
+			have[k] = value
 		}
 	}); err != nil {
 		return fmt.Errorf("read the lock: %w", err)
@@ -334,27 +335,30 @@ func (l *Lock) Sync(mark uint32, read func() (index int, addrs []netip.Addr, err
 	if err != nil {
 		return err
 	}
-	want := make(map[lockKey]bool)
+	want := make(map[lockKey]uint32)
 	if index != 0 {
-		want[keyOf(mark, index, netip.Addr{})] = true
+		want[keyOf(mark, 0, netip.Addr{})] = uint32(index)
+		want[keyOf(mark, index, netip.Addr{})] = ownSource
 		for _, addr := range addrs {
-			want[keyOf(mark, index, addr)] = true
-		}
-	}
-	there := make(map[lockKey]bool)
-	for _, k := range have {
-		there[k] = true
-		if !want[k] {
-			if err := l.m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				return fmt.Errorf("write the lock: %w", err)
+			want[keyOf(mark, index, addr)] = ownSource
+			if first := keyOf(mark, 0, netip.IPv4Unspecified()); addr.Is4() && want[first] == 0 {
+				want[first] = binary.NativeEndian.Uint32(addr.AsSlice())
 			}
 		}
 	}
-	for k := range want {
-		if there[k] {
+	for k := range have {
+		if _, ok := want[k]; ok {
 			continue
 		}
-		if err := l.m.Put(k, uint32(ownSource)); err != nil {
+		if err := l.remove(k); err != nil {
+			return err
+		}
+	}
+	for k, value := range want {
+		if old, ok := have[k]; ok && old == value {
+			continue
+		}
+		if err := l.m.Put(k, value); err != nil {
 			return fmt.Errorf("write the lock: %w", err)
 		}
 	}
@@ -364,17 +368,24 @@ func (l *Lock) Sync(mark uint32, read func() (index int, addrs []netip.Addr, err
 // RemoveLink lets nothing leave by a link: its ifindex may be another link's later.
 func (l *Lock) RemoveLink(index int) error {
 	var gone []lockKey
-	if err := l.each(func(k lockKey) {
-		if k.index() == index && k.mark() != 0 {
+	if err := l.each(func(k lockKey, value uint32) {
+		if k.mark() != 0 && (k.index() == index || k == keyOf(k.mark(), 0, netip.Addr{}) && value == uint32(index)) {
 			gone = append(gone, k)
 		}
 	}); err != nil {
 		return fmt.Errorf("read the lock: %w", err)
 	}
 	for _, k := range gone {
-		if err := l.m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("write the lock: %w", err)
+		if err := l.remove(k); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (l *Lock) remove(k lockKey) error {
+	if err := l.m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("write the lock: %w", err)
 	}
 	return nil
 }
@@ -389,12 +400,12 @@ func (l *Lock) Allows(mark uint32, index int) (bool, error) {
 	return err == nil, err
 }
 
-func (l *Lock) each(f func(lockKey)) error {
+func (l *Lock) each(f func(k lockKey, value uint32)) error {
 	var key lockKey
 	var value uint32
 	entries := l.m.Iterate()
 	for entries.Next(&key, &value) {
-		f(key)
+		f(key, value)
 	}
 	return entries.Err()
 }

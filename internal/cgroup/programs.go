@@ -19,25 +19,13 @@ type hook struct {
 	lost   string
 }
 
-// Offsets in the contexts of the programs: linux/bpf.h, struct bpf_sock, bpf_sock_addr and bpf_sockopt. They are part
-// of the kernel's interface.
+// Offsets in the contexts of the programs: linux/bpf.h, struct bpf_sock and bpf_sock_addr. They are part of the
+// kernel's interface.
 const (
 	sockMark = 16
 
 	addrSocket = 64
-
-	optSocket = 0
-	optValue  = 8
-	optEnd    = 16
-	optLevel  = 24
-	optName   = 28
-	optLength = 32
 )
-
-// A setsockopt(SO_MARK) of eight bytes, of which the kernel reads four and whose other four are
-// this, is ours. The programs let it pass: they belong to the cgroup that a socket was made in,
-// wherever its process is now.
-const passage = 0x74615f6d
 
 // hooks are the programs that put sockets under mark m. lock is the map of the program that holds them there, which a
 // mark has that may use no other uplink.
@@ -46,17 +34,23 @@ const passage = 0x74615f6d
 // inside of another one the inner program comes first, and a socket that was taken out is out.
 func hooks(m Mark, lock *Lock) []hook {
 	mptcp, marks := "MPTCP connections leave by any uplink", "programs that set a mark leave by any uplink"
+	joins := asm.Instructions{asm.Ja.Label("other")}
 	all := []hook{program(createName, ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, create(m), ErrUnsupported, "")}
 	if !m.fallback() {
 		h := program(egressName, ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, egress(m, lock.fd()), ErrNoLock, "")
 		h.lock = lock.id()
 		all = append(all, h)
 		mptcp = "MPTCP connections do not leave"
+		joins = joinOnLink(m, lock.fd())
+	}
+	setopt := program("ta_setopt", ebpf.CGroupSockopt, ebpf.AttachCGroupSetsockopt, setsockopt(m, joins), nil, marks)
+	if lock != nil {
+		setopt.lock = lock.id()
 	}
 	return append(all,
 		program("ta_connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, connect(m), nil, mptcp),
 		program("ta_connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, connect(m), nil, mptcp),
-		program("ta_setopt", ebpf.CGroupSockopt, ebpf.AttachCGroupSetsockopt, setsockopt(m), nil, marks),
+		setopt,
 	)
 }
 
@@ -143,48 +137,6 @@ func connect(m Mark) asm.Instructions {
 			asm.Add.Imm(asm.R4, -4),
 			asm.Mov.Imm(asm.R5, 4),
 			asm.FnSetsockopt.Call(),
-		},
-		verdict(allow),
-	)
-}
-
-// setsockopt keeps our bits where a program sets a mark of its own.
-func setsockopt(m Mark) asm.Instructions {
-	return join(
-		asm.Instructions{
-			asm.Mov.Reg(asm.R6, asm.R1),
-			asm.LoadMem(asm.R2, asm.R6, optLevel, asm.Word),
-			asm.JNE.Imm(asm.R2, unix.SOL_SOCKET, "other"),
-			asm.LoadMem(asm.R2, asm.R6, optName, asm.Word),
-			asm.JNE.Imm(asm.R2, unix.SO_MARK, "other"),
-			asm.LoadMem(asm.R7, asm.R6, optValue, asm.DWord),
-			asm.LoadMem(asm.R8, asm.R6, optEnd, asm.DWord),
-			asm.Mov.Reg(asm.R2, asm.R7),
-			asm.Add.Imm(asm.R2, 4),
-			asm.JGT.Reg(asm.R2, asm.R8, allow),
-			asm.LoadMem(asm.R2, asm.R6, optLength, asm.Word),
-			asm.JNE.Imm(asm.R2, 8, "keep"),
-			asm.Mov.Reg(asm.R2, asm.R7),
-			asm.Add.Imm(asm.R2, 8),
-			asm.JGT.Reg(asm.R2, asm.R8, "keep"),
-			asm.LoadMem(asm.R2, asm.R7, 4, asm.Word),
-			asm.JEq.Imm(asm.R2, passage, allow),
-
-			asm.LoadMem(asm.R3, asm.R6, optSocket, asm.DWord).WithSymbol("keep"),
-			asm.LoadMem(asm.R1, asm.R3, sockMark, asm.Word),
-			asm.And.Imm32(asm.R1, int32(m.Mask)),
-			asm.LoadMem(asm.R2, asm.R7, 0, asm.Word),
-			asm.And.Imm32(asm.R2, int32(^m.Mask)),
-			asm.Or.Reg(asm.R2, asm.R1),
-			asm.StoreMem(asm.R7, 0, asm.R2, asm.Word),
-			asm.Ja.Label(allow),
-
-			// Of an option longer than a page (netfilter has such) the kernel shows a page, and until
-			// Linux 6.4 refuses the option unless the program says by a length of 0 that it did not look.
-			asm.LoadMem(asm.R2, asm.R6, optLength, asm.Word).WithSymbol("other"),
-			asm.JLE.Imm(asm.R2, 4096, allow),
-			asm.Mov.Imm(asm.R1, 0),
-			asm.StoreMem(asm.R6, optLength, asm.R1, asm.Word),
 		},
 		verdict(allow),
 	)
