@@ -68,6 +68,9 @@ func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
 	for _, why := range done.Unanswered {
 		warn(why)
 	}
+	if done.Unkept && err == nil {
+		warn(fmt.Sprintf("no client serves an address of %[1]s now: if %[1]s is plugged in again, it stays closed for bound programs until the next run, or until a client or a watch is started", done.Ifname))
+	}
 	if len(done.Overlapping) > 0 {
 		warn(fmt.Sprintf("rules of other programs use the bits %#x of marks, too, for example %q: set another bind_mark_mask in the server's configuration",
 			done.Marking.Mask, done.Overlapping[0]))

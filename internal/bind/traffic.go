@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -39,6 +41,7 @@ type Binding struct {
 	Tables      map[wire.Family][]uint32 // that all of the traffic is sent to, in order
 	Overlapping []route.Rule             // rules of other programs that look at the mask's bits
 	Unanswered  []string                 // addresses whose holders do not serve it, and why
+	Unkept      bool                     // no client runs that would open the lock for a link that is plugged in again
 }
 
 // Mark is the mark, within Marking.Mask, of sockets that are bound.
@@ -149,6 +152,9 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 			return b, err
 		}
 	}
+	if b.Unkept, err = b.unkept(); err != nil {
+		return b, err
+	}
 	if err := b.findTables(kernel); err != nil {
 		return b, err
 	}
@@ -161,9 +167,28 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 	return b, nil
 }
 
+// unkept reports whether traffic is bound that needs a holder to open the lock, and the interface has none.
+func (b Binding) unkept() (bool, error) {
+	if !b.locked() {
+		return false, nil
+	}
+	names, err := peer.HolderNames()
+	return !slices.ContainsFunc(names, func(name string) bool {
+		rest, ours := strings.CutPrefix(name, b.Ifname+"-")
+		addr, _, _ := strings.Cut(rest, "-")
+		_, noAddress := netip.ParseAddr(addr) // an asker's name has something else there
+		return ours && noAddress == nil
+	}), err
+}
+
+// locked reports whether traffic is bound that leaves as the lock allows.
+func (b Binding) locked() bool {
+	return b.OnLoss == uplink.Block && slices.ContainsFunc(b.Traffic, func(t route.Traffic) bool { return t.Mask != 0 })
+}
+
 // lock lets sockets with the mark leave by the link, with its addresses, before anything is bound to it.
 func (b Binding) lock(kernel *route.Conn) error {
-	if b.OnLoss != uplink.Block || !slices.ContainsFunc(b.Traffic, func(t route.Traffic) bool { return t.Mask != 0 }) {
+	if !b.locked() {
 		return nil
 	}
 	lock, err := cgroup.MakeLock()

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -23,11 +24,13 @@ const probeVariable = "E2E_PROBE"
 //
 //	new NAME KIND          tcp4 tcp6 udp4 udp6 ping4 ping6 raw4 raw6 mptcp4 mptcp6
 //	bind NAME ADDR:PORT    device NAME LINK    setmark NAME MARK
+//	send NAME ADDR:PORT    which nobody answers
 //	connect NAME ADDR:PORT start NAME ADDR:PORT: the same, for which nobody waits long
 //	ask NAME [ADDR:PORT]   the address that the far end saw; "reply" of a ping
 //	try NAME [ADDR:PORT]   the same, for which nobody waits long
 //	local NAME             listen NAME: the port    accept NAME NEW: both ends
 //	serve NAME             answer a datagram, from the address it was sent to
+//	option NAME LEVEL,OPTION,HEX
 //	close NAME
 type prober struct{ sockets map[string]int }
 
@@ -70,6 +73,15 @@ func (p *prober) do(what, name, arg string) (string, error) {
 			return "", err
 		}
 		return "", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+	case "option":
+		f := strings.Split(arg, ",")
+		level, err1 := strconv.Atoi(f[0])
+		option, err2 := strconv.Atoi(f[1])
+		value, err3 := hex.DecodeString(f[2])
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return "", err
+		}
+		return "", unix.SetsockoptString(fd, level, option, string(value))
 	case "bind", "connect":
 		to, err := probeAddr(fd, arg)
 		if err != nil {
@@ -85,6 +97,12 @@ func (p *prober) do(what, name, arg string) (string, error) {
 			return "", err
 		}
 		return "", p.wait(fd, probeSilence, func() error { return unix.Connect(fd, to) })
+	case "send":
+		to, err := probeAddr(fd, arg)
+		if err != nil {
+			return "", err
+		}
+		return "", unix.Sendto(fd, []byte("?"), 0, to)
 	case "ask":
 		return p.ask(fd, arg, probePatience)
 	case "try":

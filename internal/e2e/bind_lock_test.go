@@ -1,0 +1,226 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// option is the command that sets an option of a socket to a number of four bytes, in network order if big.
+func option(name string, level, option, value int, big bool) string {
+	b := []byte{byte(value), byte(value >> 8), byte(value >> 16), byte(value >> 24)}
+	if big {
+		b = []byte{b[3], b[2], b[1], b[0]}
+	}
+	return fmt.Sprintf("option %s %d,%d,%x", name, level, option, b)
+}
+
+func (c *crossing) ifindex(link string) (index int) {
+	c.t.Helper()
+	if _, err := fmt.Sscanf(c.ns.IP(c.t, "-o link show dev "+link), "%d:", &index); err != nil {
+		c.t.Fatal(err)
+	}
+	return index
+}
+
+// TestLockNoUplink: what a program binds to an address that no uplink has, as of a bridge for containers, does not leave,
+// whether its own link is up or not. The kernel makes no subflow by another uplink.
+func TestLockNoUplink(t *testing.T) {
+	c := newCrossing(t)
+	for _, args := range []string{
+		"link add docker0 type bridge", "link set docker0 up", "address add 172.17.0.1/16 dev docker0", "address add fd17::1/64 dev docker0 nodad",
+		"address add 203.0.113.5/32 dev lo", "address add 2001:db8:5::5/128 dev lo",
+	} {
+		c.ns.IP(t, args)
+	}
+	p := c.bound("wan1")
+	try := func(refusal string) {
+		t.Helper()
+		c.nothing(func() {
+			for _, s := range [][3]string{
+				{"4", "172.17.0.1", far4}, {"6", "[fd17::1]", far6}, {"4", "203.0.113.5", far4}, {"6", "[2001:db8:5::5]", far6}, {"6", "[::ffff:172.17.0.1]", mapped4},
+			} {
+				p.want(refusal, "new u udp%s\nbind u %s:0\nask u %s", s[0], s[1], s[2])
+				for _, kind := range []string{"tcp", "mptcp"} {
+					p.want("ok", "new s %s%s\nbind s %s:0", kind, s[0], s[1])
+					if answer := p.do("start s %s", s[2]); answer != "timeout" && answer != refusal {
+						t.Errorf("%s%s from %s: %s", kind, s[0], s[1], answer)
+					}
+					p.want("ok", "close s")
+				}
+			}
+		})
+	}
+	try("EPERM")
+
+	for n := range c.isps {
+		inet, inet6 := at(n)
+		for _, addr := range []string{inet, inet6} {
+			c.ns.IP(t, fmt.Sprintf("mptcp endpoint add %s dev wan%d subflow", addr, n))
+		}
+	}
+	for _, far := range [][2]string{{"4", far4}, {"6", far6}} {
+		c.only(1, func() {
+			p.want("ok", "new s mptcp%s\nconnect s %s", far[0], far[1])
+			for range 5 { // subflows come with data
+				p.do("ask s")
+			}
+			p.want("ok", "close s")
+		})
+	}
+
+	c.ns.IP(t, "link set wan1 down")
+	c.blocked(p, "4", "6")
+	try("ENETUNREACH")
+}
+
+// TestLockOtherLink: IPv4 takes a destination for a neighbour on a link that a socket names. Where somebody answers for
+// the whole internet, or the link needs no ARP, nothing leaves all the same.
+func TestLockOtherLink(t *testing.T) {
+	c := newCrossing(t)
+	p := c.bound("wan1")
+	other := c.ifindex("wan0")
+	try := func() {
+		t.Helper()
+		c.nothing(func() {
+			p.want("EPERM", "new s udp4\ndevice s wan0\nask s %s", far4)
+			p.want("EPERM", "new s udp4\n%s\nask s %s", option("s", unix.SOL_IP, 50, other, true), far4) // IP_UNICAST_IF
+			p.want("ENETUNREACH", "new s udp6\ndevice s wan0\nask s %s", far6)
+			p.want("ENETUNREACH", "new s udp6\n%s\nask s %s", option("s", unix.SOL_IPV6, unix.IPV6_UNICAST_IF, other, true), far6)
+			p.want("ok", "new s tcp4\ndevice s wan0")
+			if answer := p.do("start s %s", far4); answer != "timeout" {
+				t.Errorf("TCP: %s", answer)
+			}
+			p.want("ok", "close s")
+		})
+	}
+	sysctl(t, c.isps[0].ns, "net/ipv4/conf/all/proxy_arp", "1")
+	try()
+	c.ns.IP(t, "link set wan0 arp off")
+	try()
+}
+
+// TestLockMulticast: the routes of table local come before all rules. What they lead to another link does not leave.
+func TestLockMulticast(t *testing.T) {
+	c := newCrossing(t)
+	p := c.bound("wan1")
+	own, other := c.ifindex("wan1"), c.ifindex("wan0")
+	try := func(n int) {
+		t.Helper()
+		c.nothing(func() {
+			for _, to := range []string{"[ff02::fb]:5353", "[ff05::c]:1900", "[ff0e::c]:1900"} {
+				p.do("new s udp6")
+				p.want("ok", "%s", option("s", unix.SOL_IPV6, unix.IPV6_MULTICAST_IF, other, false))
+				if answer := p.do("send s %s", to); answer == "ok" {
+					t.Errorf("%s by the other link", to)
+				}
+				p.want("ok", "close s")
+			}
+			for _, to := range []string{"10.1.0.255:137", "255.255.255.255:67"} {
+				p.want("ok", "new s udp4\n%s\n%s", option("s", unix.SOL_SOCKET, unix.SO_BROADCAST, 1, false), option("s", unix.SOL_IP, 50, other, true))
+				if answer := p.do("send s %s", to); answer == "ok" {
+					t.Errorf("%s by the other link", to)
+				}
+				p.want("ok", "close s")
+			}
+			p.want("ok", "new s udp4\n%s", option("s", unix.SOL_IP, unix.IP_MULTICAST_IF, 10<<24|1<<16|2, true))
+			if answer := p.do("send s 239.255.255.250:1900"); answer == "ok" {
+				t.Error("multicast by the address of the other link")
+			}
+		})
+		if n < 0 {
+			return
+		}
+		c.only(n, func() {
+			p.want("ok", "new s udp4\nsend s 239.255.255.250:1900")
+			p.want("ok", "new s udp6\n%s\nsend s [ff02::fb]:5353", option("s", unix.SOL_IPV6, unix.IPV6_MULTICAST_IF, own, false))
+		})
+	}
+	try(1)
+	c.ns.IP(t, "link set wan1 down")
+	c.blocked(p, "4", "6")
+	try(-1)
+}
+
+// TestLockInFront: rules that somebody puts before all others, as wg-quick does, get nothing of what is bound.
+func TestLockInFront(t *testing.T) {
+	c := newCrossing(t)
+	p := c.bound("wan1")
+	c.leaves(p, 1)
+	for _, args := range []string{
+		"tuntap add wg0 mode tun", "link set wg0 up", "address add 10.99.0.2/32 dev wg0", "address add fd99::2/128 dev wg0 nodad",
+		"route add default via 10.1.0.1 table 51820", "-6 route add default via fd01::1 dev wan0 table 51820",
+		"-4 rule add not fwmark 51820 table 51820", "-6 rule add not fwmark 51820 table 51820",
+	} {
+		c.ns.IP(t, args)
+	}
+	c.nothing(func() {
+		for _, far := range [][2]string{{"4", far4}, {"6", far6}} {
+			p.want("EPERM", "new s udp%s\nask s %s", far[0], far[1])
+			p.want("EPERM", "new s raw%s\nask s %s", far[0], far[1])
+			p.want("ok", "new s tcp%s", far[0])
+			p.do("start s %s", far[1])
+			p.want("ok", "close s")
+		}
+	})
+	c.ns.IP(t, "-4 rule del not fwmark 51820 table 51820")
+	c.ns.IP(t, "-6 rule del not fwmark 51820 table 51820")
+	c.waitLeaves(p, 1)
+}
+
+// TestLockReplug: a link that is removed and added again has another ifindex. While nobody follows it nothing leaves by
+// the link, or another one; and the next command, or watch, opens it.
+func TestLockReplug(t *testing.T) {
+	c := newCrossingAlone(t)
+	c.serve()
+	watch := c.watch("--routes", "copy")
+	c.waitTables(0)
+	c.waitTables(1)
+	p := c.bound("wan1")
+	c.leaves(p, 1)
+
+	replug := func() {
+		c.ns.IP(t, "link del wan1")
+		c.connect(1)
+		c.address(1)
+	}
+	before := c.ifindex("wan1")
+	began := time.Now()
+	replug()
+	if c.ifindex("wan1") == before {
+		t.Fatal("the link has the same ifindex")
+	}
+	c.waitLeaves(p, 1)
+	t.Logf("open again after %v", time.Since(began).Round(time.Millisecond))
+
+	watch.kill()
+	replug()
+	for _, rule := range c.allRules() { // what a watch would do but for the lock
+		f := strings.Fields(rule)
+		if f[0] == "9002:" {
+			table := f[len(f)-3]
+			_, err4 := c.ns.Output("ip", "route", "replace", "default", "via", "10.2.0.1", "dev", "wan1", "table", table)
+			_, err6 := c.ns.Output("ip", "-6", "route", "replace", "default", "via", "fd02::1", "dev", "wan1", "table", table)
+			if err := errors.Join(err4, err6); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.nothing(func() {
+		for _, far := range [][2]string{{"4", far4}, {"6", far6}} {
+			p.want("EPERM", "new s udp%s\nask s %s", far[0], far[1])
+		}
+	})
+	r := c.do("run", "--ifname", "wan1", "true")
+	if r.code != 0 || !strings.Contains(r.stderr, "plugged in again") {
+		t.Errorf("run beside no holder: %+v", r)
+	}
+	c.leaves(p, 1)
+	replug()
+	c.watch("--routes", "copy")
+	c.waitLeaves(p, 1)
+}
