@@ -35,6 +35,7 @@
 //	kit_site      site: such a host with an /etc and daemons of its own
 //	kit_home      home: a site with IPv6, where a watch serves what real programs configure
 //	kit_daemons   DHCP servers and clients, router advertisements
+//	kit_pair      pair: such a host with two uplinks, whose packets a test marks itself
 //	kit_cgroup    crossing: such a host with cgroups of its own, for run, bind and attach
 //	kit_prober    a program for those, whose sockets a test commands
 //
