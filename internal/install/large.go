@@ -32,17 +32,21 @@ func (p *placer) planTo(u uplink.Uplink, m uplink.Main, table uint32, dst netip.
 // table and of the plan it keeps a hash.
 func (p *placer) syncLarge(u uplink.Uplink, m uplink.Main, table uint32, image *route.Image) error {
 	seed := maphash.MakeSeed()
+	sum := func(r route.Route) uint64 {
+		r.Onlink = false // the kernel may have forced it
+		return r.Sum(seed)
+	}
 	have, want := make(map[uint64]struct{}), make(map[uint64]struct{})
-	err := p.env.Kernel.EachOfOurs(u.Family(), table, func(r route.Route) { have[r.Sum(seed)] = struct{}{} })
+	err := p.env.Kernel.EachOfOurs(u.Family(), table, func(r route.Route) { have[sum(r)] = struct{}{} })
 	if err != nil {
 		return err
 	}
 	var errs []error
 	gateways := false
 	put := func(r route.Route) {
-		sum := r.Sum(seed)
-		want[sum] = struct{}{}
-		if _, there := have[sum]; !there && r.Gateway.IsValid() == gateways {
+		hash := sum(r)
+		want[hash] = struct{}{}
+		if _, there := have[hash]; !there && r.Gateway.IsValid() == gateways {
 			errs = append(errs, p.env.Kernel.Replace(nil, []route.Route{r}))
 		}
 	}
@@ -60,7 +64,7 @@ func (p *placer) syncLarge(u uplink.Uplink, m uplink.Main, table uint32, image *
 	}
 	var stale []route.Route
 	err = p.env.Kernel.EachOfOurs(u.Family(), table, func(r route.Route) {
-		if _, wanted := want[r.Sum(seed)]; !wanted {
+		if _, wanted := want[sum(r)]; !wanted {
 			stale = append(stale, r)
 		}
 	})

@@ -184,7 +184,7 @@ func (c *Conn) Replace(had, wanted []Route) error {
 		if slices.ContainsFunc(had, func(h Route) bool { return h.normal().place() == r.normal().place() }) {
 			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 		}
-		err := c.change(unix.RTM_NEWROUTE, flags, r.normal().encode())
+		err := c.add(flags, r.normal())
 		if errors.Is(err, unix.EEXIST) { // it is there already, or another program's is
 			err = c.AddRoute(r)
 		}
@@ -254,7 +254,7 @@ func (c *Conn) RestoreRoute(r Route, inFront bool) error {
 	if inFront && r.Family == unix.AF_INET {
 		flags = unix.NLM_F_CREATE
 	}
-	if err := c.change(unix.RTM_NEWROUTE, flags, r.encode()); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := c.add(flags, r); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add route %q: %w", r, err)
 	}
 	return nil
@@ -323,6 +323,7 @@ func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, delete
 		if err != nil {
 			return nil, nil, errors.Join(append(invalid, err)...)
 		}
+		have = unforced(have, wanted)
 		if round == 0 {
 			first = have
 		}
@@ -431,11 +432,35 @@ func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
 			}
 		}
 	}
-	err = c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	err = c.add(flags, r)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return false, fmt.Errorf("add route %q: %w", r, err)
 	}
 	return true, nil
+}
+
+// add adds r. The kernel refuses a route by a gateway that no route leads to, which may have led there when main got
+// its route: it is added with the gateway on the link by force.
+func (c *Conn) add(flags uint16, r Route) error {
+	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	refused := errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)
+	if refused && r.Gateway.IsValid() && r.NexthopID == 0 && !r.Onlink {
+		r.Onlink = true
+		if c.change(unix.RTM_NEWROUTE, flags, r.encode()) == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// unforced returns routes as add was asked for them: without what it forced, where wanted has them so.
+func unforced(routes []Route, wanted map[Route]bool) []Route {
+	for i, r := range routes {
+		if r.Onlink = false; routes[i].Onlink && !wanted[routes[i].key()] && wanted[r.key()] {
+			routes[i] = r
+		}
+	}
+	return routes
 }
 
 func abs(n int) int { return max(n, -n) }
