@@ -37,15 +37,28 @@ func (l *loop) changed(events []route.Event) {
 	l.keepLocks(n)
 	l.serveNewlyBound(n)
 	large := l.followLarge(events)
+	l.noteSilence(n)
 	for _, s := range l.all() {
 		if n.overrun || n.concerns(s) {
 			s.noteLeaving(n.went[s.addr])
 			l.look(s)
-		} else if (len(n.main) > 0 || n.routes != nil) && !large[s.family()] {
+		} else if len(n.main)+len(n.lost) > 0 && !large[s.family()] {
 			s.hear(n)
 		}
 	}
 	l.scope.note(n)
+}
+
+// noteSilence notes what routes the kernel deleted without an event: those over links that were down, and those
+// with an address that was deleted as their source.
+func (l *loop) noteSilence(n news) {
+	if len(n.silent) == 0 {
+		return
+	}
+	l.env.Picture.Emptied(n.silent)
+	for _, s := range l.sessions {
+		s.inst.HearSilence(n.silent[s.inst.Index], n.went)
+	}
 }
 
 // followLarge carries over what events say of a main with very many routes, and returns the families that have one.
@@ -84,10 +97,12 @@ type news struct {
 	links        map[int]bool         // that were added, changed or deleted
 	gone         map[int]bool         // of those, the deleted
 	addressed    map[int]bool         // links whose addresses were added, changed or deleted
+	silent       map[int]bool         // that were down at least for a moment, which is true, or that addresses were deleted from
 	names        map[string]bool      // of those links
-	routes       map[linkOf]routeNews
-	rules        map[ruleAt]bool // where rules of ours were added or deleted; true: deleted
-	tables       map[uint32]bool // tables of rules of ours that were added or deleted; true: deleted
+	mainOn       map[linkOf]bool      // links of which another program changed routes of main
+	lost         map[tableOf]bool     // other tables that routes were deleted from
+	rules        map[ruleAt]bool      // where rules of ours were added or deleted; true: deleted
+	tables       map[uint32]bool      // tables of rules of ours that were added or deleted; true: deleted
 }
 
 // onLink is an address on a link.
@@ -105,10 +120,10 @@ type mainNews struct {
 	silent bool // some may have gone without an event: in place of a new one, or with a nexthop object
 }
 
-// routeNews is what happened to routes of a link.
-type routeNews struct {
-	main bool            // another program changed those of main
-	lost map[uint32]bool // other tables that routes were deleted from
+// tableOf is a table as one family has it.
+type tableOf struct {
+	family int
+	table  uint32
 }
 
 // ruleAt is a priority of rules.
@@ -118,7 +133,7 @@ type ruleAt struct {
 }
 
 func digest(events []route.Event) news {
-	n := news{addresses: make(map[netip.Addr]bool), links: make(map[int]bool), names: make(map[string]bool)}
+	n := news{addresses: make(map[netip.Addr]bool), links: make(map[int]bool), silent: make(map[int]bool), names: make(map[string]bool)}
 	for _, e := range events {
 		switch e.Kind {
 		case route.Overrun:
@@ -127,6 +142,9 @@ func digest(events []route.Event) news {
 			n.addAddress(e)
 		case route.LinkChanged, route.LinkGone:
 			n.links[e.Index], n.names[e.Name] = true, true
+			if e.Down {
+				n.silent[e.Index] = true
+			}
 			n.linksChanged = n.linksChanged || e.Kind == route.LinkChanged
 			if e.Kind == route.LinkGone {
 				n.gone = with(n.gone, e.Index)
@@ -153,6 +171,7 @@ func (n *news) addAddress(e route.Event) {
 	}
 	if e.Deleted {
 		n.went[e.Addr] = append(n.went[e.Addr], e.Index)
+		n.silent[e.Index] = n.silent[e.Index]
 	} else {
 		n.came[onLink{e.Addr, e.Index}] = true
 	}
@@ -167,23 +186,19 @@ func with(set map[int]bool, n int) map[int]bool {
 }
 
 func (n *news) addRoute(e route.Event) {
-	if n.routes == nil {
-		n.routes = make(map[linkOf]routeNews)
+	if n.mainOn == nil {
+		n.mainOn, n.lost = make(map[linkOf]bool), make(map[tableOf]bool)
 	}
-	at := linkOf{e.Family, e.Index}
-	of := n.routes[at]
 	if e.Table == unix.RT_TABLE_MAIN {
 		others := e.Protocol != route.Protocol
 		n.newDefault = n.newDefault || others && !e.Deleted && e.Route.Dst.Bits() <= uplink.Halves(e.Family)
 		n.addMain(e.Family, mainNews{others: others, silent: others && e.Replaced})
-		of.main = of.main || others
-	} else if e.Deleted {
-		if of.lost == nil {
-			of.lost = make(map[uint32]bool)
+		if others {
+			n.mainOn[linkOf{e.Family, e.Index}] = true
 		}
-		of.lost[e.Table] = true
+	} else if e.Deleted {
+		n.lost[tableOf{e.Family, e.Table}] = true
 	}
-	n.routes[at] = of
 }
 
 func (n *news) addMain(family int, m mainNews) {

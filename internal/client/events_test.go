@@ -1,6 +1,7 @@
 package client
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -30,7 +31,7 @@ func TestDigest(t *testing.T) {
 		return route.Event{Kind: route.RouteChanged, Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Index: index, Protocol: protocol,
 			Route: &route.Route{Dst: netip.MustParsePrefix("10.99.0.0/16")}}
 	}
-	inTable := func(table uint32, deleted bool) route.Event {
+	inTable := func(table uint32, index int, deleted bool) route.Event {
 		return route.Event{Kind: route.RouteChanged, Family: unix.AF_INET, Table: table, Index: index, Protocol: route.Protocol, Deleted: deleted}
 	}
 	// What there may be to know: concerns, boundTo and lostLookups of the session, routes of main, lost routes.
@@ -55,17 +56,17 @@ func TestDigest(t *testing.T) {
 		{"a route of main that is ours", inMain(index, route.Protocol), nil},
 		{"a route of main by several links", inMain(0, unix.RTPROT_BOOT), []string{followed}},
 		{"a route of main by another link", inMain(8, unix.RTPROT_BOOT), nil},
-		{"a route of its table", inTable(table, false), nil},
-		{"a route of its table, deleted", inTable(table, true), []string{lost}},
-		{"a route of another table, deleted", inTable(table+1, true), nil},
+		{"a route of its table", inTable(table, index, false), nil},
+		{"a route of its table, deleted", inTable(table, index, true), []string{lost}},
+		{"a route of its table over another link, deleted", inTable(table, 8, true), []string{lost}},
+		{"a route of another table, deleted", inTable(table+1, index, true), nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := digest([]route.Event{address("192.0.2.9", 9, true), tt.event})
-			here, all := n.routes[linkOf{unix.AF_INET, index}], n.routes[linkOf{unix.AF_INET, 0}]
 			var got []string
 			for name, is := range map[string]bool{
 				concerns: n.concerns(s), bound: n.boundTo(s), lookups: n.lostLookups(s),
-				followed: here.main || all.main, lost: here.lost[table] || all.lost[table],
+				followed: n.mainOn[linkOf{unix.AF_INET, index}] || n.mainOn[linkOf{unix.AF_INET, 0}], lost: n.lost[tableOf{unix.AF_INET, table}],
 			} {
 				if is {
 					got = append(got, name)
@@ -83,6 +84,9 @@ func TestDigest(t *testing.T) {
 	}
 	if s.noteLeaving(n.went[s.addr]); s.left != index {
 		t.Errorf("it left link %d, want %d", s.left, index)
+	}
+	if n := digest([]route.Event{{Kind: route.LinkChanged, Index: 8, Down: true}, {Kind: route.LinkChanged, Index: 8}, address("10.77.0.3", 9, true)}); !maps.Equal(n.silent, map[int]bool{8: true, 9: false}) {
+		t.Errorf("links that may have lost routes without an event: %v", n.silent)
 	}
 	if n := digest([]route.Event{rule(10000, table, true), rule(10000, table+1, false)}); !n.tables[table] || n.tables[table+1] {
 		t.Errorf("lost rules of tables %v", n.tables)

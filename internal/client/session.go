@@ -133,18 +133,21 @@ func (s *session) hear(n news) {
 	if !s.lease.uplink.Settings.PlacesRoutes() {
 		return
 	}
-	here, elsewhere := n.routes[linkOf{s.family(), s.inst.Index}], n.routes[linkOf{s.family(), 0}]
-	main, table := n.main[s.family()], s.leased()
-	concerns := here.main || elsewhere.main || main.silent || main.others && (s.lease.watched || s.lease.uplink.Settings.SpecificFirst)
+	main := n.main[s.family()]
+	concerns := n.mainOn[linkOf{s.family(), s.inst.Index}] || n.mainOn[linkOf{s.family(), 0}] || main.silent ||
+		main.others && (s.lease.watched || s.lease.uplink.Settings.SpecificFirst)
 	switch {
 	case concerns && s.inst.Stale():
 		s.follow()
-	case !here.lost[table] && !elsewhere.lost[table]:
-	case !s.repairs.Allow():
+	case !n.lost[tableOf{s.family(), s.leased()}]: // most of these this process deleted itself
+	case s.repairs.Tokens() < 1:
 		s.warn("keep the routes", errors.New("another program deletes them again and again; they are restored once a second"))
 		s.lookIn(repairEvery)
 	default:
 		s.follow()
+		if s.inst.Restored() {
+			s.repairs.Allow()
+		}
 	}
 }
 

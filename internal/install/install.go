@@ -84,10 +84,11 @@ func (i *Installation) Place(table uint32) error {
 }
 
 // blockUntilFilled is the uplink as its rules have to be now. Until its table is filled for the first time, the
-// address is blocked: its first packets would find no route in the table, and leave by another uplink.
+// address is blocked: its first packets would find no route in the table, and leave by another uplink. While its link
+// is down the table waits for the administrator, and the address does not.
 func (i *Installation) blockUntilFilled() uplink.Uplink {
 	u := i.Uplink
-	if u.Settings.PlacesRoutes() && !i.filled && u.CanBlock() {
+	if u.Settings.PlacesRoutes() && !i.filled && !i.routes.down && u.CanBlock() {
 		u.Settings.OnLoss = uplink.Block
 	}
 	return u
@@ -353,3 +354,17 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 
 // Routes is how many routes the table had after the last sync.
 func (i *Installation) Routes() int { return i.routes.placed }
+
+// Restored reports whether the last sync added any.
+func (i *Installation) Restored() bool { return i.routes.added > 0 }
+
+// HearSilence notes what the kernel did without an event of routes: the link was down, or addresses were deleted from
+// links, which were the source of routes.
+func (i *Installation) HearSilence(wasDown bool, went map[netip.Addr][]int) {
+	i.routes.wasDown = i.routes.wasDown || wasDown
+	for addr, links := range went {
+		if addr.Is4() == i.Uplink.Addr().Is4() {
+			i.warn("note what main lost", i.routes.addressWent(i.Uplink, i.Index, addr, links))
+		}
+	}
+}

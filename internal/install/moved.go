@@ -22,6 +22,7 @@ type moved struct {
 // movedRoutes is what a file has. That there is one tells that a holder of this version was there.
 type movedRoutes struct {
 	Namespace uint64        `json:"namespace"`
+	Table     uint32        `json:"table"` // of the lease
 	Routes    []route.Route `json:"routes"`
 	Order     []route.Route `json:"order"` // all that main had in the places of these
 }
@@ -35,13 +36,15 @@ func movedOn(family, index int) (moved, error) {
 	return moved{dir, namespace}, err
 }
 
-// write keeps what was taken for an address, and the order of its places.
-func (m moved) write(u uplink.Uplink, taken, order []route.Route) error {
-	return m.dir.Write(u.Key.String(), movedRoutes{m.namespace, taken, order})
+// write keeps what was taken for an address, and the order of its places. The link's name is not in the file's, since
+// links are renamed while nobody looks.
+func (m moved) write(u uplink.Uplink, taken movedRoutes) error {
+	taken.Namespace = m.namespace
+	return m.dir.Write(u.Key.Address, taken)
 }
 
 // read returns what was taken for an address, and whether that is known.
-func (m moved) read(u uplink.Uplink) (movedRoutes, bool, error) { return m.readName(u.Key.String()) }
+func (m moved) read(u uplink.Uplink) (movedRoutes, bool, error) { return m.readName(u.Key.Address) }
 
 func (m moved) readName(name string) (have movedRoutes, known bool, err error) {
 	err = m.dir.Read(name, &have)
@@ -59,7 +62,7 @@ func (m moved) readOthers(u uplink.Uplink) ([]route.Route, error) {
 	}
 	var all []route.Route
 	for _, e := range entries {
-		if e.Name() == u.Key.String() || e.Name()[0] == '.' {
+		if e.Name() == u.Key.Address || e.Name()[0] == '.' {
 			continue
 		}
 		have, _, err := m.readName(e.Name())
@@ -72,7 +75,7 @@ func (m moved) readOthers(u uplink.Uplink) ([]route.Route, error) {
 }
 
 func (m moved) remove(u uplink.Uplink) error {
-	err := m.dir.Remove(u.Key.String())
+	err := m.dir.Remove(u.Key.Address)
 	_ = os.Remove(string(m.dir)) // stays while other addresses of the link have files
 	return err
 }

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -185,7 +186,7 @@ func TestMovedKilled(t *testing.T) {
 				if len(takes) != 2 {
 					t.Fatalf("it takes %v", takes)
 				}
-				if err := i.routes.take(m.uplink, m.index, takes); err != nil {
+				if err := i.routes.note(m.uplink, m.index, takes); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -220,7 +221,7 @@ func TestMovedElsewhere(t *testing.T) {
 		files.namespace--
 		stranger := route.NewRoute(unix.RT_TABLE_MAIN, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddr("192.0.2.77"), m.index)
 		stranger.Metric = 77
-		if err := files.write(m.uplink, []route.Route{stranger}, nil); err != nil {
+		if err := files.write(m.uplink, movedRoutes{Routes: []route.Route{stranger}}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -277,6 +278,152 @@ func TestMovedBesideDeadEnd(t *testing.T) {
 	m.wantMain("after the next client", with)
 	m.IP(t, "route del unreachable default metric 4000")
 	m.wantMain("in the end", before)
+}
+
+// TestMovedGone: main does not get back what it would have lost meanwhile.
+func TestMovedGone(t *testing.T) {
+	const first, second = "default via 192.0.2.1 metric 5", "default via 192.0.2.2 metric 6"
+	addresses := map[netip.Addr][]int{netip.MustParseAddr("192.0.2.5"): nil, netip.MustParseAddr("192.0.2.6"): nil}
+	for _, tt := range []struct {
+		name    string
+		while   func(*mover, *Installation)
+		inTable int
+		want    []string // defaults of main after the client
+	}{
+		{"nothing", func(*mover, *Installation) {}, 2, []string{first, second}},
+		{"the link was down", func(m *mover, i *Installation) {
+			m.IP(m.t, "link set wan0 down")
+			m.IP(m.t, "link set wan0 up")
+			i.HearSilence(true, nil)
+		}, 2, nil},
+		{"and a default was added", func(m *mover, i *Installation) {
+			m.IP(m.t, "link set wan0 down")
+			m.IP(m.t, "link set wan0 up")
+			m.IP(m.t, "route add "+second)
+			i.HearSilence(true, nil)
+		}, 1, []string{second}},
+		{"the last address was deleted", func(m *mover, i *Installation) {
+			m.IP(m.t, "address del 192.0.2.5/24 dev wan0")
+			m.IP(m.t, "address add 192.0.2.5/24 dev wan0")
+			i.HearSilence(false, addresses)
+		}, 2, nil},
+		{"one of two addresses was deleted", func(m *mover, i *Installation) {
+			m.IP(m.t, "address add 192.0.2.7/24 dev wan0")
+			m.IP(m.t, "address add 192.0.2.6/32 dev wan0")
+			m.IP(m.t, "address del 192.0.2.6/32 dev wan0")
+			i.HearSilence(false, addresses)
+		}, 2, []string{first, second}},
+		{"another program emptied the table", func(m *mover, _ *Installation) { m.IP(m.t, "route flush table 10000") }, 2, []string{first, second}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMover(t, "add "+first, "add "+second)
+			i := m.placed()
+			for addr := range addresses {
+				addresses[addr] = []int{m.index}
+			}
+			m.Do(func() {
+				tt.while(m, i)
+				i.Follow(movedTable, false)
+			})
+			if got := m.defaults("10000"); len(got) != tt.inTable {
+				t.Errorf("the table has %q", got)
+			}
+			m.clear(i)
+			got := m.defaults("main")
+			for i := range got {
+				got[i] = strings.TrimSpace(strings.Replace(got[i], " dev wan0", "", 1))
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("main has %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestMovedSource: with its source an IPv4 route goes, and an IPv6 route stays.
+func TestMovedSource(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 src 198.51.100.5", "add default via 192.0.2.2 metric 6")
+	i := m.placed()
+	m.IP(t, "address del 198.51.100.5/24 dev wan1")
+	i.HearSilence(false, map[netip.Addr][]int{netip.MustParseAddr("198.51.100.5"): {m.index + 1}})
+	m.clear(i)
+	if got := m.defaults("main"); len(got) != 1 {
+		t.Errorf("main has %q", got)
+	}
+	for _, killed := range []bool{false, true} {
+		m.IP(t, "address replace fd00::5/64 dev wan0 nodad")
+		m.IP(t, "address add fd00::6/64 dev wan0 nodad")
+		m.IP(t, "-6 route add default via fe80::1 dev wan0 src fd00::6")
+		m.uplink.Key, m.uplink.Network = wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "fd00::5"}, netip.MustParsePrefix("fd00::5/64")
+		i = m.placed()
+		m.IP(t, "address del fd00::6/64 dev wan0")
+		if killed {
+			i = m.placed()
+		} else {
+			i.HearSilence(false, map[netip.Addr][]int{netip.MustParseAddr("fd00::6"): {m.index}})
+		}
+		m.clear(i)
+		if got := m.IP(t, "-6 route show default"); !strings.HasPrefix(got, "default via fe80::1 dev wan0 metric 1024 ") {
+			t.Errorf("main has %q", got)
+		}
+		m.IP(t, "-6 route flush dev wan0")
+	}
+}
+
+// TestMovedMeanwhile: what somebody else deletes while it is moved is not given back.
+func TestMovedMeanwhile(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 metric 5", "add default via 192.0.2.2 metric 6")
+	i := m.client()
+	m.Do(func() {
+		v, _ := i.view()
+		m.IP(t, "route del default via 192.0.2.1 metric 5")
+		if err := errors.Join(i.routes.place(m.uplink, v, movedTable), i.routes.cleanMain(m.uplink, v)); err != nil {
+			t.Fatal(err)
+		}
+		i.Installed = true
+		i.Follow(movedTable, false)
+	})
+	if got := m.defaults("10000"); len(got) != 1 {
+		t.Errorf("the table has %q", got)
+	}
+	m.clear(i)
+	if got := m.defaults("main"); len(got) != 1 || !strings.Contains(got[0], "192.0.2.2") {
+		t.Errorf("main has %q", got)
+	}
+}
+
+// TestMovedRenamed: a link may be renamed while no client runs, or the client for the new name comes before the one for
+// the old name ends.
+func TestMovedRenamed(t *testing.T) {
+	for _, killed := range []bool{true, false} {
+		m := newMover(t, two...)
+		before := strings.ReplaceAll(strings.Join(m.main(), "\n"), " dev wan0 ", " dev wan7 ")
+		old := m.placed()
+		m.IP(t, "link set wan0 name wan7")
+		m.uplink.Key.Ifname = "wan7"
+		i := m.client()
+		m.Do(func() {
+			if err := i.Place(movedTable + 1); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if !killed {
+			m.clear(old)
+			m.Do(func() { i.Follow(movedTable+1, false) })
+		}
+		if got := m.defaults("10001"); len(got) != 2 {
+			t.Errorf("the table has %q", got)
+		}
+		if got := m.IP(t, "route show table all"); strings.Contains(got, "table 10000 ") {
+			t.Errorf("routes are\n%s", got)
+		}
+		m.Do(func() {
+			if err := i.env.RemoveLeftovers(m.uplink); err != nil { // as if this one was killed, too
+				t.Error(err)
+			}
+		})
+		m.wantMain("in the end", strings.Split(before, "\n"))
+	}
 }
 
 func TestOrder(t *testing.T) {

@@ -77,6 +77,19 @@ func (p *Picture) Invalidate() {
 	}
 }
 
+// Emptied says that the kernel may have deleted routes over links from all tables, without events. Where main has the
+// same again nothing else would tell that the tables lack them.
+func (p *Picture) Emptied(links map[int]bool) {
+	if p == nil {
+		return
+	}
+	for _, m := range p.mains {
+		if slices.ContainsFunc(m.local, func(r route.Route) bool { _, ok := links[r.Index]; return ok || r.Multipath }) {
+			m.common++
+		}
+	}
+}
+
 // Lost says that a large main may have changed without an event for each route: with a link, say.
 func (p *Picture) Lost() {
 	if p == nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
@@ -84,6 +85,26 @@ func TestStale(t *testing.T) {
 			}
 		}
 	}
+	// Main has the same again, and the tables do not.
+	lan, _, err := kernel.LinkByName("lan0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.IP(t, "route del default via 10.2.0.1")
+	env.Picture.Invalidate()
+	uplinks[0].Follow(10000, false)
+	if was := n.IP(t, "route show table 10000"); !strings.Contains(was, "lan0") {
+		t.Errorf("the table has\n%s", was)
+	}
+	n.IP(t, "link set lan0 down")
+	n.IP(t, "link set lan0 up")
+	env.Picture.Invalidate()
+	env.Picture.Emptied(map[int]bool{lan.Index: true})
+	if !uplinks[0].Stale() {
+		t.Error("lan0 was down, and that concerns nobody")
+	}
+	n.IP(t, "route add default via 10.2.0.1 metric 3")
+	env.Picture.Invalidate()
 	// Nothing of main changes, but what the link is.
 	link, _, err := kernel.LinkByName("lan0")
 	if err != nil {

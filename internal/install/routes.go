@@ -3,6 +3,7 @@ package install
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +21,11 @@ type placer struct {
 	last    []route.Route // what main had over the link, when the link was up last
 	lost    []route.Route // of that, what went with the link
 	placed  int           // routes in the table after the last sync
-	wasDown bool          // the link was seen down since
+	added   int           // by the last sync
+	down    bool          // the link is down, as of the last look
+	wasDown bool          // it has been down since
+	went    []netip.Addr  // IPv4 addresses that were deleted from it since
+	heir    bool          // a holder before this process filled the table
 	expires int           // seconds until the first route of the table ends; 0: none does
 	looked  version       // of main, at the last look
 	seen    version       // of main, when the table was filled last
@@ -31,7 +36,7 @@ const maxLost = 1000
 
 // look reads what a plan is made from, and reports whether the link is up and has the address: routes wait for both.
 func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, ready bool, err error) {
-	if !link.Up {
+	if p.down = !link.Up; p.down {
 		p.wasDown = true
 		return m, false, false, nil
 	}
@@ -74,21 +79,26 @@ func (p *placer) takenByOthers(u uplink.Uplink, index int) ([]route.Route, error
 // route before the rules stand.
 func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	p.seen = p.looked
+	had := len(p.taken)
 	if p.table != table {
 		if err := p.adopt(u, &m, table); err != nil {
 			return err
 		}
 		p.table = table
+		if p.heir { // since when the address may have gone for a moment
+			p.went = append(p.went, u.Addr())
+		}
 	}
 	if image := p.env.Picture.largeMain(u.Family()); image != nil {
-		return errors.Join(p.standing(u, m), p.syncLarge(u, m, table, image))
+		p.noteLoss(u, &m, false)
+		return errors.Join(p.standing(u, m, had), p.syncLarge(u, m, table, image))
 	}
 	have, err := p.env.Kernel.Routes(u.Family(), table)
 	if err != nil {
 		return err
 	}
-	p.noteLoss(u, &m, have)
-	err = p.standing(u, m)
+	p.noteLoss(u, &m, !slices.ContainsFunc(have, func(r route.Route) bool { return ours(r) && r.Index == m.Index }))
+	err = p.standing(u, m, had)
 	plan := u.Plan(m, table)
 	p.expires = 0
 	for _, r := range plan {
@@ -103,18 +113,24 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	for _, r := range deleted {
 		p.env.Log.Info("route removed", attrs(u, r)...)
 	}
-	p.placed = len(plan)
+	p.placed, p.added = len(plan), len(added)
 	return errors.Join(err, syncErr)
 }
 
 // noteLoss finds out what went with the link. The kernel empties all tables when a link goes down, and main gets back
-// its network only. The table keeps the rest until main has routes to the same destinations again.
-func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, have []route.Route) {
-	if p.wasDown || p.placed > 0 && !slices.ContainsFunc(have, ours) {
-		// What was advertised comes with an advertisement, or was over.
-		p.lost = append(p.lost, slices.DeleteFunc(p.last, func(r route.Route) bool { return r.Expires > 0 })...)
+// its network only. The table keeps the rest until main has routes to the same destinations again. What was taken out of
+// main is no longer main's then: it would have gone, too. empty reports that the table has no route over the link.
+func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
+	empty = empty && len(p.last)+len(p.taken) > 0
+	if p.wasDown || empty {
+		// What was advertised comes with an advertisement, or was over, and the kernel's comes with an address.
+		p.lost = append(p.lost, slices.DeleteFunc(p.last, func(r route.Route) bool { return r.Expires > 0 || r.Protocol == unix.RTPROT_KERNEL })...)
 	}
-	p.wasDown = false
+	if p.wasDown || empty && p.bare(u, *m) {
+		p.lost = append(p.lost, m.Taken...)
+		p.taken, m.Taken = nil, nil
+	}
+	p.wasDown, p.went = false, nil
 	p.last = slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) })
 	if len(p.last) > maxLost {
 		p.last = nil
@@ -125,14 +141,33 @@ func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, have []route.Route) {
 	m.Lost = p.lost
 }
 
-// standing drops what was taken and has been replaced in main since.
-func (p *placer) standing(u uplink.Uplink, m uplink.Main) error {
-	m.Taken = p.taken
-	standing := m.Standing()
-	if len(standing) == len(p.taken) {
+// addressWent notes what main would have lost of what was taken, now that an address was deleted from links.
+func (p *placer) addressWent(u uplink.Uplink, index int, addr netip.Addr, links []int) error {
+	here := slices.Contains(links, index)
+	if here && addr.Is4() {
+		p.went = append(p.went, addr)
+	}
+	source := func(r route.Route) bool { return r.Src == addr && (here || addr.Is4()) }
+	if !slices.ContainsFunc(p.taken, source) {
 		return nil
 	}
-	p.taken = standing
+	p.taken = uplink.WithoutSource(p.taken, source)
+	return p.writeTaken(u, index)
+}
+
+// bare reports whether the link has been without any IPv4 address since the last look, for all that is known. The kernel
+// then deletes all IPv4 routes over it.
+func (p *placer) bare(u uplink.Uplink, m uplink.Main) bool {
+	return u.Addr().Is4() && !slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return !slices.Contains(p.went, a.Addr) })
+}
+
+// standing drops what was taken and has been replaced in main since. had is how much was taken before.
+func (p *placer) standing(u uplink.Uplink, m uplink.Main, had int) error {
+	m.Taken = p.taken
+	p.taken = m.Standing()
+	if len(p.taken) == had {
+		return nil
+	}
 	return p.writeTaken(u, m.Index)
 }
 
@@ -141,7 +176,7 @@ func (p *placer) writeTaken(u uplink.Uplink, index int) error {
 	if err != nil {
 		return err
 	}
-	return files.write(u, p.taken, p.env.order.of(p.taken))
+	return files.write(u, movedRoutes{Table: p.table, Routes: p.taken, Order: p.env.order.of(p.taken)})
 }
 
 // cleanMain deletes from main what the table has now: routes that are moved, and those of fallBack.
@@ -161,15 +196,27 @@ func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
 		// What was not carried over stays where it is of use.
 		return !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && uplink.SameWay(h, r) })
 	})
-	if len(takes) > 0 {
-		err = p.take(u, m.Index, takes)
-	}
-	return errors.Join(err, p.delete(u, takes), p.withdraw(u, m))
+	return errors.Join(p.take(u, m.Index, takes), p.withdraw(u, m))
 }
 
-// take notes routes before main loses them: a client that is killed in between leaves a file of routes that main still
-// has.
+// take deletes routes from main. What somebody else has deleted meanwhile is not taken.
 func (p *placer) take(u uplink.Uplink, index int, routes []route.Route) error {
+	if len(routes) == 0 {
+		return nil
+	}
+	before := slices.Clone(p.taken)
+	err := p.note(u, index, routes)
+	deleted, deleteErr := p.delete(u, routes)
+	if len(deleted) < len(routes) {
+		p.taken = append(before, deleted...)
+		err = errors.Join(err, p.writeTaken(u, index))
+	}
+	return errors.Join(err, deleteErr)
+}
+
+// note notes routes before main loses them: a client that is killed in between leaves a file of routes that main still
+// has.
+func (p *placer) note(u uplink.Uplink, index int, routes []route.Route) error {
 	all, err := p.env.Kernel.Routes(u.Family(), unix.RT_TABLE_MAIN)
 	if err != nil {
 		return err
@@ -179,22 +226,23 @@ func (p *placer) take(u uplink.Uplink, index int, routes []route.Route) error {
 	return p.writeTaken(u, index)
 }
 
-func (p *placer) delete(u uplink.Uplink, routes []route.Route) error {
+func (p *placer) delete(u uplink.Uplink, routes []route.Route) (deleted []route.Route, err error) {
 	return p.changeMain(u, routes, p.env.Kernel.DeleteRoute, "route deleted from main")
 }
 
-// changeMain adds routes to main, or deletes them, and logs each.
-func (p *placer) changeMain(u uplink.Uplink, routes []route.Route, change func(route.Route) error, done string) error {
+// changeMain adds routes to main, or deletes them, and logs each. It returns those that it changed.
+func (p *placer) changeMain(u uplink.Uplink, routes []route.Route, change func(route.Route) (bool, error), done string) (changed []route.Route, err error) {
 	var errs []error
 	for _, r := range routes {
 		p.env.Picture.Invalidate()
-		if err := change(r); err != nil {
-			errs = append(errs, err)
-			continue
+		ok, err := change(r)
+		errs = append(errs, err)
+		if ok && err == nil {
+			changed = append(changed, r)
+			p.env.Log.Info(done, attrs(u, r)...)
 		}
-		p.env.Log.Info(done, attrs(u, r)...)
 	}
-	return errors.Join(errs...)
+	return changed, errors.Join(errs...)
 }
 
 // adopt takes over what a holder before this one took out of main, perhaps one that was killed.
@@ -221,10 +269,16 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 			}
 		}
 	}
-	p.taken = before.Routes
+	addresses, err := p.env.Kernel.Addresses(u.Family())
+	p.taken = uplink.WithoutSource(before.Routes, func(r route.Route) bool {
+		return err == nil && !slices.ContainsFunc(addresses, func(a route.Address) bool {
+			return a.Addr == r.Src && (r.Family == unix.AF_INET || a.Index == r.Index)
+		})
+	})
+	p.table, p.heir = table, before.Table == table
 	p.env.order.note(before.Order)
 	m.Taken = append(slices.Clone(m.Taken), p.taken...)
-	return p.writeTaken(u, m.Index)
+	return errors.Join(err, p.writeTaken(u, m.Index))
 }
 
 // adoptOlder finds what a holder of a version before took out of main, which left no file and had no rule to main
@@ -269,16 +323,20 @@ func asBefore(u uplink.Uplink, r route.Route) route.Route {
 
 // fallBack gives main what it needs while there is no lease.
 func (p *placer) fallBack(u uplink.Uplink, m uplink.Main) error {
-	return p.changeMain(u, u.Stopgap(m), p.env.Kernel.AddRoute, "no lease: route added to main")
+	_, err := p.changeMain(u, u.Stopgap(m), func(r route.Route) (bool, error) { return true, p.env.Kernel.AddRoute(r) }, "no lease: route added to main")
+	return err
 }
 
 // putBack gives main back what it lost, before the rules go: nobody is cut off because a
-// lease ends.
+// lease ends. What main would have lost meanwhile, with the link or its last address, stays away.
 func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table == 0 {
 		return nil
 	}
 	m.Taken = p.taken
+	if p.wasDown || p.bare(u, m) {
+		m.Taken = nil
+	}
 	err := p.restore(u, m.Standing())
 	m.Routes = slices.Concat(m.Routes, p.taken)
 	p.taken = nil
@@ -296,32 +354,37 @@ func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 	}
 	routes = slices.Clone(routes)
 	slices.Reverse(routes)
-	return p.changeMain(u, routes, func(r route.Route) error {
+	_, err = p.changeMain(u, routes, func(r route.Route) (bool, error) {
 		inFront := p.env.order.inFront(r, now)
 		now = append(now, r)
-		return p.env.Kernel.RestoreRoute(r, inFront)
+		return true, p.env.Kernel.RestoreRoute(r, inFront)
 	}, "route restored in main")
+	return err
 }
 
 // drop clears what is known of a table that is being emptied.
 func (p *placer) drop(u uplink.Uplink, index int) error {
-	hadTable := p.table != 0
+	table := p.table
 	*p = placer{env: p.env}
-	if u.Settings.Routes != uplink.MoveRoutes || !hadTable {
+	if u.Settings.Routes != uplink.MoveRoutes || table == 0 {
 		return nil
 	}
 	files, err := movedOn(u.Family(), index)
 	if err != nil {
 		return err
 	}
+	if file, known, _ := files.read(u); known && file.Table != table {
+		return nil // that of the holder for another name of the link
+	}
 	return files.remove(u)
 }
 
 // withdraw deletes the routes of fallBack from main, also those of an earlier process.
 func (p *placer) withdraw(u uplink.Uplink, m uplink.Main) error {
-	return p.delete(u, slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool {
+	_, err := p.delete(u, slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool {
 		return !ours(r) || r.Src != u.Addr()
 	}))
+	return err
 }
 
 func ours(r route.Route) bool { return r.Protocol == route.Protocol }

@@ -70,7 +70,22 @@ func (r *Rules) place(table uint32) error {
 	if err := r.sync(table, r.Want(table)); err != nil {
 		return err
 	}
+	given := r.tables
 	r.tables, r.originals = map[uint32]bool{table: true}, nil
+	delete(given, table)
+	return r.flush(given)
+}
+
+// flush deletes the routes of tables that are the uplink's alone.
+func (r *Rules) flush(tables map[uint32]bool) error {
+	for table, whole := range tables {
+		if !whole {
+			continue
+		}
+		if err := r.env.Kernel.FlushTable(r.Uplink.Family(), table); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -95,16 +110,20 @@ func (r *Rules) clear(keep ...route.Rule) error {
 	if err := r.sync(0, keep); err != nil {
 		return err
 	}
-	for table, whole := range r.tables {
-		if !whole {
-			continue
-		}
-		if err := r.env.Kernel.FlushTable(r.Uplink.Family(), table); err != nil {
-			return err
-		}
-	}
+	err = r.flush(r.tables)
 	clear(r.tables) // they may be leased to others soon
-	return nil
+	return err
+}
+
+// unblock deletes the rules that block the address if no client serves it. Several may wait for its return.
+func (r *Rules) unblock() error {
+	host := r.Uplink.Host()
+	rules, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool { return rule.Src == host && rule.Protocol == route.Protocol })
+	if err != nil || slices.ContainsFunc(rules, func(rule route.Rule) bool { return !uplink.LeavesTable(rule) }) {
+		return err
+	}
+	_, err = r.env.SyncRules(r.Uplink.Family(), func(rule route.Rule) bool { return slices.Contains(rules, rule) }, nil, r.Attrs)
+	return err
 }
 
 // sync makes the rules of the uplink want, which are those for a lease of table; 0 is no lease.

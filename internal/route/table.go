@@ -260,16 +260,16 @@ func (c *Conn) RestoreRoute(r Route, inFront bool) error {
 	return nil
 }
 
-// DeleteRoute deletes r, whatever is left of its lifetime, and nothing that resembles it. That
-// there is no such route is no error.
-func (c *Conn) DeleteRoute(r Route) error {
+// DeleteRoute deletes r, whatever is left of its lifetime, and nothing that resembles it. It reports whether there
+// was such a route.
+func (c *Conn) DeleteRoute(r Route) (deleted bool, err error) {
 	r = r.normal()
 	have, err := c.dumpRoutes(r.Family, r.Table)
 	if err != nil {
-		return fmt.Errorf("delete route %q: %w", r, err)
+		return false, fmt.Errorf("delete route %q: %w", r, err)
 	}
 	if !slices.ContainsFunc(have, r.Equal) {
-		return nil
+		return false, nil
 	}
 	return c.remove(have, r)
 }
@@ -349,7 +349,7 @@ func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, delete
 			if r.Protocol != Protocol || wanted[r.key()] {
 				continue
 			}
-			if err := c.remove(to[r.Dst], r); err != nil {
+			if _, err := c.remove(to[r.Dst], r); err != nil {
 				refused = append(refused, err)
 				continue
 			}
@@ -405,7 +405,7 @@ func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
 			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 		case h.Expires == 0:
 			// Another route may be the one that is replaced. What shares its place serves meanwhile.
-			if err := c.remove(to, h); err != nil {
+			if _, err := c.remove(to, h); err != nil {
 				return false, err
 			}
 			flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
@@ -424,7 +424,7 @@ func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
 		if i := slices.IndexFunc(there, func(h Route) bool { return h.Multipath && h.Family == unix.AF_INET6 }); i >= 0 {
 			// One of the gateways may be another's, who appended it: the kernel shows the first one's
 			// protocol for all, and a replacement takes all.
-			if err := c.remove(to, there[i]); err != nil {
+			if _, err := c.remove(to, there[i]); err != nil {
 				return false, err
 			}
 			if len(there) == 1 {
@@ -467,8 +467,8 @@ func abs(n int) int { return max(n, -n) }
 
 // remove deletes r from its table, which has the routes have, r among them. A delete takes the
 // first route that it matches, and it matches partially. Where that was another one, it is put back
-// at once; it then stands behind the others in its place.
-func (c *Conn) remove(have []Route, r Route) error {
+// at once; it then stands behind the others in its place. remove reports false if r has gone already.
+func (c *Conn) remove(have []Route, r Route) (removed bool, err error) {
 	var near []Route
 	for _, h := range have {
 		if r.hits(h) && !h.Equal(r) {
@@ -479,17 +479,17 @@ func (c *Conn) remove(have []Route, r Route) error {
 		err := c.change(unix.RTM_DELROUTE, 0, r.encode())
 		// Routes go by themselves, with their link for one.
 		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
-			return nil
+			return false, nil
 		}
 		if err != nil {
-			return fmt.Errorf("delete route %q: %w", r, err)
+			return false, fmt.Errorf("delete route %q: %w", r, err)
 		}
 		if len(near) == 0 {
-			return nil
+			return true, nil
 		}
 		now, err := c.dumpRoutes(r.Family, r.Table)
 		if err != nil {
-			return fmt.Errorf("delete route %q: %w", r, err)
+			return false, fmt.Errorf("delete route %q: %w", r, err)
 		}
 		for _, h := range near {
 			if h.Expires < 0 || slices.ContainsFunc(now, h.Equal) {
@@ -497,14 +497,14 @@ func (c *Conn) remove(have []Route, r Route) error {
 			}
 			err := c.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, h.encode())
 			if err != nil && !errors.Is(err, unix.EEXIST) {
-				return fmt.Errorf("put back route %q: %w", h, err)
+				return false, fmt.Errorf("put back route %q: %w", h, err)
 			}
 		}
 		if !slices.ContainsFunc(now, r.Equal) {
-			return nil
+			return true, nil
 		}
 	}
-	return fmt.Errorf("delete route %q: %w", r, errUnsettled)
+	return false, fmt.Errorf("delete route %q: %w", r, errUnsettled)
 }
 
 // hits reports whether a request to delete d may delete r: what d does not have matches anything,

@@ -292,7 +292,7 @@ func TestRouteIn(t *testing.T) {
 		mustSyncRoutes(t, c, test.family, 1<<31, want, 0, 0)
 		for _, r := range want {
 			for range 2 {
-				if err := c.DeleteRoute(r); err != nil {
+				if _, err := c.DeleteRoute(r); err != nil {
 					t.Error(err)
 				}
 			}
@@ -467,7 +467,7 @@ func TestDeleteRouteTwins(t *testing.T) {
 			}
 			for _, r := range all {
 				before := mustRoutes(t, c, family, 10000)
-				if err := c.DeleteRoute(r); err != nil {
+				if _, err := c.DeleteRoute(r); err != nil {
 					t.Error(err)
 				}
 				after := mustRoutes(t, c, family, 10000)
@@ -477,7 +477,7 @@ func TestDeleteRouteTwins(t *testing.T) {
 				}
 				absent := r
 				absent.Protocol = 117
-				if err := c.DeleteRoute(absent); err != nil {
+				if deleted, err := c.DeleteRoute(absent); deleted || err != nil {
 					t.Error(err)
 				}
 				n.IP(t, version+"route flush table 10000")

@@ -18,8 +18,8 @@ type EventKind int
 const (
 	Overrun        EventKind = iota // notifications were lost: read everything again
 	AddressChanged                  // came, went or got other flags: Family, Index, Addr, Deleted
-	LinkChanged                     // came or changed: Index, Name
-	LinkGone                        // no longer here: Index, Name
+	LinkChanged                     // came or changed: Index, Name, Down
+	LinkGone                        // no longer here: Index, Name, Down
 	RuleChanged                     // Family, Priority, Table, Protocol, Deleted
 	RouteChanged                    // Family, Table, Index (0 for none or several), Protocol, Deleted, Route, Replaced
 	NexthopChanged                  // a nexthop object, of which routes may have their gateway
@@ -40,6 +40,7 @@ type Event struct {
 	Family int        // AF_INET or AF_INET6
 	Index  int        // ifindex
 	Name   string     // of the link
+	Down   bool       // the administrator has set the link down: the kernel deletes its routes, those of IPv4 without an event
 	Addr   netip.Addr // the local address
 	Table  uint32
 	// Priority is a rule's.
@@ -214,7 +215,7 @@ func parseEvent(typ, flags uint16, body []byte) (Event, bool, error) {
 		if typ == unix.RTM_DELLINK && family == unix.AF_UNSPEC {
 			kind = LinkGone
 		}
-		return Event{Kind: kind, Index: l.Index, Name: l.Name}, true, err
+		return Event{Kind: kind, Index: l.Index, Name: l.Name, Down: !l.Up || kind == LinkGone}, true, err
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		r, err := parseRule(body)
 		if err != nil {

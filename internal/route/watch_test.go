@@ -101,9 +101,9 @@ func TestWatch(t *testing.T) {
 		{"route add unreachable default table 10000", Event{Kind: RouteChanged, Family: unix.AF_INET, Table: 10000, Protocol: unix.RTPROT_BOOT}},
 		{"-6 route add fd01::/64 dev eth0", Event{Kind: RouteChanged, Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN, Index: i, Protocol: unix.RTPROT_BOOT}},
 		{"-6 route add fd02::/64 nexthop via fd01::1 dev eth0 nexthop via fd01::2 dev eth0", Event{Kind: RouteChanged, Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT}},
-		{"link set eth0 down", Event{Kind: LinkChanged, Index: i, Name: "eth0"}},
-		{"link set eth0 name wan0", Event{Kind: LinkChanged, Index: i, Name: "wan0"}},
-		{"link set wan0 netns " + peer.Path() + " name back0", Event{Kind: LinkGone, Index: i, Name: "wan0"}},
+		{"link set eth0 down", Event{Kind: LinkChanged, Index: i, Name: "eth0", Down: true}},
+		{"link set eth0 name wan0", Event{Kind: LinkChanged, Index: i, Name: "wan0", Down: true}},
+		{"link set wan0 netns " + peer.Path() + " name back0", Event{Kind: LinkGone, Index: i, Name: "wan0", Down: true}},
 	} {
 		n.IP(t, step.command)
 		events := await(t, w, step.want)
@@ -142,7 +142,7 @@ func TestWatchBridgePort(t *testing.T) {
 	n.IP(t, "link set eth0 nomaster")
 	n.IP(t, "link del eth0")
 	var gone int
-	for _, e := range await(t, w, Event{Kind: LinkGone, Index: eth0.Index, Name: "eth0"}) {
+	for _, e := range await(t, w, Event{Kind: LinkGone, Index: eth0.Index, Name: "eth0", Down: true}) {
 		if e.Kind == LinkGone {
 			gone++
 		}
@@ -275,7 +275,7 @@ func checkBody(t *testing.T, b []byte) {
 func TestParseEvents(t *testing.T) {
 	for name, want := range map[string]Event{
 		"newlink":             {Kind: LinkChanged, Index: 2, Name: "eth0"},
-		"dellink":             {Kind: LinkGone, Index: 2, Name: "eth0"},
+		"dellink":             {Kind: LinkGone, Index: 2, Name: "eth0", Down: true},
 		"dellink-bridge":      {Kind: LinkChanged, Index: 2, Name: "eth0"},
 		"newaddr-peer":        {Kind: AddressChanged, Family: unix.AF_INET, Index: 2, Addr: netip.MustParseAddr("192.0.2.5")},
 		"deladdr":             {Kind: AddressChanged, Family: unix.AF_INET, Index: 2, Addr: netip.MustParseAddr("192.0.2.5"), Deleted: true},

@@ -63,12 +63,12 @@ func (u Uplink) Plan(m Main, table uint32) []route.Route {
 // taken one in its place, and any route to a destination what the link lost: whoever configures
 // the link is putting its routes back.
 func (m Main) all() []route.Route {
-	known := make(map[destination]bool, len(m.Routes))
-	for _, r := range m.Routes {
+	all := slices.Concat(m.Standing(), m.Routes)
+	known := make(map[destination]bool, len(all))
+	for _, r := range all {
 		known[destinationOf(r)] = true
 	}
-	lost := slices.DeleteFunc(slices.Clone(m.Lost), func(r route.Route) bool { return known[destinationOf(r)] })
-	return slices.Concat(m.Standing(), m.Routes, lost)
+	return append(all, slices.DeleteFunc(slices.Clone(m.Lost), func(r route.Route) bool { return known[destinationOf(r)] })...)
 }
 
 // destination is what the kernel compares before metrics: routes that differ in it are no
@@ -226,6 +226,21 @@ func (m Main) Standing() []route.Route {
 	})
 }
 
+// WithoutSource returns what the kernel leaves of routes if the source addresses of some are gone: it deletes the source
+// of IPv6 routes, and IPv4 routes as a whole.
+func WithoutSource(routes []route.Route, gone func(route.Route) bool) (left []route.Route) {
+	for _, r := range routes {
+		if r.Src.IsValid() && gone(r) {
+			r.Src = netip.Addr{}
+			if r.Family == unix.AF_INET {
+				continue
+			}
+		}
+		left = append(left, r)
+	}
+	return left
+}
+
 // place is where IPv4 tables hold a route, and a newer one replaces it.
 type place struct {
 	destination
@@ -278,10 +293,10 @@ func (u Uplink) WithoutGiven(m Main, routes []route.Route) []route.Route {
 }
 
 // collides reports whether a route of main is a default over the one link. One of router advertisements
-// the kernel would put back, one of several links is not this uplink's alone, and one for some sources or a
-// TOS serves these only.
+// the kernel would put back, one of several links is not this uplink's alone, one of a nexthop object changes and goes
+// with the object, and one for some sources or a TOS serves these only.
 func collides(r route.Route, index int) bool {
-	return r.Dst.Bits() == 0 && r.Type == unix.RTN_UNICAST && r.Index == index && !r.Multipath && !r.From.IsValid() && r.TOS == 0 &&
+	return r.Dst.Bits() == 0 && r.Type == unix.RTN_UNICAST && r.Index == index && !r.Multipath && r.NexthopID == 0 && !r.From.IsValid() && r.TOS == 0 &&
 		r.Protocol != route.Protocol &&
 		(r.Family == unix.AF_INET || r.Protocol != unix.RTPROT_KERNEL && r.Protocol != unix.RTPROT_RA)
 }

@@ -59,6 +59,7 @@ func mainRoute(text string) route.Route {
 	r.Protocol = uint8(number("proto", unix.RTPROT_BOOT))
 	r.Type = uint8(number("type", unix.RTN_UNICAST))
 	r.Metric = number("metric", r.Metric)
+	r.NexthopID = number("nhid", 0)
 	if value["src"] != "" {
 		r.Src = addr(value["src"])
 	}
@@ -234,6 +235,8 @@ func TestMove(t *testing.T) {
 		{"a newer one beside it", "default via 192.0.2.9 metric 10", "default via 192.0.2.1", "", "192.0.2.9", "192.0.2.1"},
 		{"what went with the link", "192.0.2.0/24", "", "192.0.2.0/24\ndefault via 192.0.2.1", "", "192.0.2.1"},
 		{"and comes back otherwise", "default via 192.0.2.9 metric 20", "", "default via 192.0.2.1", "192.0.2.9", "192.0.2.9"},
+		{"but for what was taken since", "192.0.2.0/24", "default via 192.0.2.9 metric 20", "default via 192.0.2.1", "", "192.0.2.9"},
+		{"of a nexthop object", "default via 192.0.2.1 nhid 7", "", "", "", "192.0.2.1"},
 		{"for some sources only", "default6 from 2001:db8::/48 via fe80::1", "", "", "", "none"},
 		{"of a router advertisement", "default6 via fe80::1 proto 9", "", "", "", "none"},
 		{"of IPv6", "default6 via fe80::1 proto 16", "", "", "fe80::1", "none"},
