@@ -261,6 +261,7 @@ func (l *loop) do(s *session, a action) {
 		s.clear(a.table, nil)
 	case block:
 		s.clear(a.table, s.lease.uplink.BlockOnLoss())
+		s.inst.YieldAddress()
 	case fallBack:
 		s.inst.MakeDo()
 	case report:

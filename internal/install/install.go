@@ -215,7 +215,7 @@ func (i *Installation) MakeDo() {
 // YieldAddress removes the rule that blocks the address if another link has the address now.
 func (i *Installation) YieldAddress() {
 	if i.Elsewhere() {
-		i.warn("unblock the address", i.Rules.clear())
+		i.warn("unblock the address", i.Rules.unblock())
 	}
 }
 

@@ -1,0 +1,95 @@
+package e2e
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// The kernel deletes routes without an event: those over a link that goes down, and those with the source of an
+// address that goes. Tables have routes over links that no lease is for, too.
+
+// TestTablesKeepLocalNetworks: a table gets back what it loses over a link that is no uplink.
+func TestTablesKeepLocalNetworks(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("lan0", "10.79.0.2/24")
+	h.ns.IP(t, "address add 2001:db8:1::2/64 dev lan0 nodad")
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
+	h.serve()
+	h.watch("--ifname", "wan*")
+	table := h.served("10.77.0.2")
+	want := []string{ourNetwork, "10.79.0.0/24 dev lan0 proto 116 src 10.79.0.2"}
+	h.waitRoutes(table, want...)
+	for _, change := range []string{
+		"link set lan0 down\nlink set lan0 up",
+		"address del 10.79.0.2/24 dev lan0\naddress add 10.79.0.2/24 dev lan0",
+		"route del 10.79.0.0/24 table " + table, // another program
+	} {
+		h.batch(change)
+		h.waitRoutes(table, want...)
+	}
+}
+
+// batch has all lines of `ip` done before anybody else comes to see the first.
+func (h *host) batch(lines string) {
+	h.t.Helper()
+	cmd := exec.Command("ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(lines + "\n")
+	if err := h.ns.Start(cmd); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		h.t.Fatalf("ip -batch: %v\n%s", err, lines)
+	}
+}
+
+// TestLinkDownFromTheStart: the table of an address on a link that is down stays empty, and as long as it does its
+// packets go by main, if they may.
+func TestLinkDownFromTheStart(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1", "10.78.0.2/24")
+	h.ns.IP(t, "route add default via 10.78.0.1")
+	h.ns.IP(t, "link set wan0 down")
+	h.serve()
+	h.lease("10.77.0.2", "wan0", "--routes", "copy")
+	h.waitRules(copyRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+	if way := h.ns.IP(t, "route get 192.0.2.9 from 10.77.0.2"); !strings.Contains(way, " via 10.78.0.1 dev wan1 ") {
+		t.Errorf("the way is %s", way)
+	}
+	h.ns.IP(t, "link set wan0 up")
+	h.waitRoutes("10000", ourNetwork)
+	h.wantRules(copyRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+}
+
+// TestGatewayOutOfReach: main keeps a route by a gateway that no route leads to any more, and so does the table.
+func TestGatewayOutOfReach(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24", "10.78.0.2/24")
+	h.ns.IP(t, "route add default via 10.78.0.1")
+	h.serve()
+	h.ns.IP(t, "address del 10.78.0.2/24 dev wan0")
+	h.lease("10.77.0.2", "wan0", "--routes", "copy")
+	h.waitRoutes("10000", ourNetwork, "default via 10.78.0.1 dev wan0 proto 116 src 10.77.0.2 onlink")
+	h.ns.IP(t, "address add 10.78.0.2/24 dev wan0")
+	h.waitRoutes("10000", ourNetwork, "10.78.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2", "default via 10.78.0.1 dev wan0 proto 116 src 10.77.0.2 onlink")
+	h.ns.IP(t, "route del default")
+	h.waitRoutes("10000", ourNetwork, "10.78.0.0/24 dev wan0 proto 116 scope link src 10.77.0.2")
+}
+
+// TestBlockedAddressMoves: an address that is blocked until it returns may leave by the link that has it now, also if it
+// was there before anybody saw it go.
+func TestBlockedAddressMoves(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.serve()
+	for i := range 5 {
+		link, other := fmt.Sprint("wan", i), fmt.Sprint("wan", i+1)
+		h.link(other)
+		h.lease("10.77.0.2", link, "--routes", "copy", "--on-loss", "block")
+		h.batch(fmt.Sprintf("address del 10.77.0.2/24 dev %s\naddress add 10.77.0.2/24 dev %s", link, other))
+		h.waitRules()
+	}
+}
