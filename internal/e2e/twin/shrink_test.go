@@ -2,6 +2,7 @@ package twin
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -80,9 +81,13 @@ func (s *shrinking) leaveOut(of func(*host) *[]step) {
 	}
 }
 
-// commands leaves single commands out of steps.
+// commands leaves single commands out of steps, but for those where a link goes and comes: what the
+// link loses by that has to be put back before anything is compared.
 func (s *shrinking) commands(of func(*host) []step) {
-	for i := range of(s.best.host) {
+	for i, step := range of(s.best.host) {
+		if slices.ContainsFunc(step.commands, func(c string) bool { return strings.HasSuffix(c, " down") || strings.HasPrefix(c, "ip link del") }) {
+			continue
+		}
 		for k := len(of(s.best.host)[i].commands) - 1; k >= 0; k-- {
 			h := s.best.host.clone()
 			changed := &of(h)[i]

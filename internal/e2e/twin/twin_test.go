@@ -137,10 +137,13 @@ func report(t *testing.T, sum *tally) {
 	stock := &twins{}
 	defer stock.close()
 	for i, k := range kinds {
-		if i >= *smaller {
-			break
+		f := k.first
+		switch {
+		case i < *smaller:
+			f = shrink(f, k.signature, stock)
+		case i > 0 || !*verbose: // with "-shrink 0 -more" one host as it is
+			return
 		}
-		f := shrink(k.first, k.signature, stock)
 		t.Logf("%s\nseed %d, phase %s\n%s%s", k.signature, f.host.seed, f.phase, f.host.text(), f.sample(k.signature, 4))
 		if *verbose {
 			t.Logf("rules and routes:\n%s\nlog:\n%s", f.rules, f.log)

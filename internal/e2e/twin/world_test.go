@@ -3,6 +3,7 @@ package twin
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -143,8 +144,9 @@ type world struct {
 	heard       *socket // of what changes in real
 	server      *process
 	watch       []*process
-	log         *logBuffer // of all watches
-	refused     []string   // commands that only the real host refused
+	clients     map[netip.Addr][]string // arguments of those that were started
+	log         *logBuffer              // of all watches
+	refused     []string                // commands that only the real host refused
 	patience    []time.Duration
 }
 
@@ -228,15 +230,26 @@ func (w *world) apply(s step) error {
 
 // applyMoved carries a step out where main has other defaults than on the plain host: one that was
 // taken out cannot be deleted, and one can come into its place. The plain host follows the real
-// one: what was not deleted there is not deleted here.
+// one: what was not deleted there is not deleted here, and what came in its place there replaces it
+// here.
 func (w *world) applyMoved(s step) error {
-	failed, err := w.real.run(s.commands)
+	refused, err := w.real.run(s.commands)
 	if err != nil {
 		return err
 	}
-	_, err = w.plain.run(without(s.commands, slices.DeleteFunc(failed, func(i int) bool {
+	commands := without(s.commands, slices.DeleteFunc(slices.Clone(refused), func(i int) bool {
 		return !strings.HasPrefix(s.commands[i], "ip route del")
-	})))
+	}))
+	var other []string // commands that only the plain host refused
+	failed, err := w.plain.run(commands)
+	for _, i := range failed {
+		if !slices.ContainsFunc(refused, func(k int) bool { return s.commands[k] == commands[i] }) {
+			other = append(other, strings.Replace(commands[i], "ip route add", "ip route replace", 1))
+		}
+	}
+	if err == nil {
+		_, err = w.plain.run(other)
+	}
 	return err
 }
 
@@ -283,7 +296,10 @@ func (w *world) startClients() error {
 	if err != nil {
 		return err
 	}
-	w.watch = nil
+	if err := w.release(addresses); err != nil {
+		return err
+	}
+	w.watch, w.clients = nil, make(map[netip.Addr][]string)
 	for _, a := range addresses {
 		if a.index == 1 || !a.addr.IsGlobalUnicast() || !w.host.watch.selects(names[a.index]) {
 			continue
@@ -293,7 +309,25 @@ func (w *world) startClients() error {
 		if err != nil {
 			return err
 		}
-		w.watch = append(w.watch, p)
+		w.watch, w.clients[a.addr] = append(w.watch, p), args
+	}
+	return nil
+}
+
+// release takes back what killed clients left of addresses that have gone meanwhile, as hooks do.
+func (w *world) release(there []address) error {
+	dir, err := commands()
+	if err != nil {
+		return err
+	}
+	for addr, args := range w.clients {
+		if slices.ContainsFunc(there, func(a address) bool { return a.addr == addr }) {
+			continue
+		}
+		args = append([]string{"--release"}, args[1:]...) // but for -f
+		if out, err := w.real.Output(filepath.Join(dir, "table-allocator-client"), args...); err != nil {
+			return fmt.Errorf("release the lease of %s: %w\n%s", addr, err, out)
+		}
 	}
 	return nil
 }
@@ -375,6 +409,9 @@ func (w *world) start(log *logBuffer, text, name string, args ...string) (*proce
 }
 
 func (p *process) kill() {
+	if p == nil {
+		return
+	}
 	_ = p.cmd.Process.Kill() // it may have ended
 	<-p.done
 }
