@@ -343,10 +343,10 @@ func TestRoutesOfNextHops(t *testing.T) {
 	h.ns.IP(t, "nexthop add id 7 via 10.77.0.253 dev wan0")
 	h.ns.IP(t, "route add 10.96.0.0/16 nhid 7")
 	h.ns.IP(t, "route add default nexthop via 10.77.0.1 dev wan0 nexthop via 10.78.0.1 dev wan1")
-	h.ns.IP(t, "route add table 10000 10.97.0.0/16 dev wan0")
 	before := h.routes("main")
 	h.serve()
 	h.lease("10.77.0.2", "wan0", "--routes", "move")
+	h.ns.IP(t, "route add table 10000 10.97.0.0/16 dev wan0") // before the lease the table would not be leased
 	ours := []string{ourNetwork, ourDefault, "10.99.0.0/16 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2",
 		"10.98.0.0/16 encap ip id 7 src 0.0.0.0 dst 192.0.2.9 ttl 0 tos 0 via 10.77.0.254 dev wan0 proto 116 src 10.77.0.2",
 		"10.96.0.0/16 via 10.77.0.253 dev wan0 proto 116 src 10.77.0.2"}
