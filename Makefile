@@ -98,6 +98,7 @@ INSTALLED := \
 	644:packaging/man/table-allocator-client.8:$(PREFIX)/share/man/man8/table-allocator-client.8 \
 	644:packaging/man/table-allocator-watch.8:$(PREFIX)/share/man/man8/table-allocator-watch.8 \
 	644:packaging/man/table-allocator-run.8:$(PREFIX)/share/man/man8/table-allocator-run.8 \
+	644:packaging/man/table-allocator-explain.8:$(PREFIX)/share/man/man8/table-allocator-explain.8 \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-client \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-server \
 	644:packaging/completion/zsh:$(PREFIX)/share/zsh/site-functions/_table-allocator \

@@ -377,3 +377,13 @@ func (c *Cgroups) Free() error {
 	_, err = c.Bound() // sweeps
 	return errors.Join(append(errs, err)...)
 }
+
+// MarkOf returns the mark that sockets of a process get, zero if it is not bound.
+func (c *Cgroups) MarkOf(pid int) (Mark, error) {
+	cgroup, err := c.of(pid)
+	if err != nil {
+		return Mark{}, err
+	}
+	mark, _, err := c.markOf(cgroup)
+	return mark, err
+}

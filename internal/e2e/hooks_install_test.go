@@ -80,6 +80,7 @@ func TestInstall(t *testing.T) {
 		"644 /usr/local/share/man/man8/table-allocator-client.8",
 		"644 /usr/local/share/man/man8/table-allocator-run.8",
 		"644 /usr/local/share/man/man8/table-allocator-watch.8",
+		"644 /usr/local/share/man/man8/table-allocator-explain.8",
 		"644 /usr/local/share/bash-completion/completions/table-allocator-server",
 		"644 /usr/local/share/bash-completion/completions/table-allocator-client",
 		"644 /usr/local/share/zsh/site-functions/_table-allocator",
@@ -171,6 +172,7 @@ func TestInstalledOptions(t *testing.T) {
 		{clientBin, []string{"detach"}, "table-allocator-run"}, {clientBin, []string{"bound"}, "table-allocator-run"},
 		{clientBin, []string{"bind"}, "table-allocator-run"}, {clientBin, []string{"unbind"}, "table-allocator-run"},
 		{clientBin, []string{"watch"}, "table-allocator-watch"}, {clientBin, []string{"status"}, "table-allocator-watch"},
+		{clientBin, []string{"explain"}, "table-allocator-explain"},
 	} {
 		name := command.name
 		help := h.run(bin(t, name), append(command.args, "--help")...).stdout
@@ -234,7 +236,7 @@ func TestInstalledUnits(t *testing.T) {
 	}
 	check("systemd-analyze", "verify", "--man=no", service, filepath.Join(units, "table-allocator-server.socket"))
 	pages, err := filepath.Glob(filepath.Join(dir, "usr/local/share/man/man8/*"))
-	if err != nil || len(pages) != 4 {
+	if err != nil || len(pages) != 5 {
 		t.Fatalf("manual pages: %q, %v", pages, err)
 	}
 	for _, page := range pages {

@@ -180,36 +180,11 @@ func (h *host) walk(family int, q route.Question) (walk.Answer, error) {
 	return w.Walk(walk.Packet{Question: q, Bound: q.Oif != 0}), nil
 }
 
-// connects makes a UDP socket with a source address and connects it, which sends nothing. The error is that of a
-// program that does so.
-func connects(from, to netip.Addr) error {
-	fd, err := unix.Socket(familyOf(from), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.Bind(fd, sockaddr(from, 0)); err != nil {
-		return fmt.Errorf("bind a socket to %s: %w", from, err)
-	}
-	const discard = 9
-	if err := unix.Connect(fd, sockaddr(to, discard)); err != nil {
-		return fmt.Errorf("connect a socket from %s to %s: %w", from, to, err)
-	}
-	return nil
-}
-
 func familyOf(a netip.Addr) int {
 	if a.Is4() {
 		return unix.AF_INET
 	}
 	return unix.AF_INET6
-}
-
-func sockaddr(a netip.Addr, port int) unix.Sockaddr {
-	if a.Is4() {
-		return &unix.SockaddrInet4{Addr: a.As4(), Port: port}
-	}
-	return &unix.SockaddrInet6{Addr: a.As16(), Port: port}
 }
 
 // routeText is a route as `ip route` prints it, with the names of links.

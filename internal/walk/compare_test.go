@@ -151,13 +151,13 @@ func (l *lab) compare(c *route.Conn, w World, p Packet) string {
 	if p.Dst.Is4() || p.Oif == 0 || !p.Src.IsValid() { // else RTM_GETROUTE asks for less than a socket does
 		a := w.Walk(p)
 		got, err := c.Match(p.Question)
-		want := errno(err)
+		if !a.Agrees(got, err) {
+			return fmt.Sprintf("%+v: walk says %q %v, on the link %v, the kernel %q %v\nsteps %v", p, a.Route, a.Err, a.OnLink, got, err, a.Steps)
+		}
 		if a.OnLink {
 			if got, err = c.Resolve(p.Question); err != nil || got.Index != p.Oif || got.Gateway.IsValid() {
 				return fmt.Sprintf("%+v: walk says on the link, the kernel %v %v", p, got, err)
 			}
-		} else if a.Err != want || want == 0 && !same(a.Route, got) {
-			return fmt.Sprintf("%+v: walk says %q %v, the kernel %q %v\nsteps %v", p, a.Route, a.Err, got, want, a.Steps)
 		}
 	}
 	if p.Iif != 0 || p.IPProto != unix.IPPROTO_UDP {
@@ -199,16 +199,6 @@ func (l *lab) compareSocket(c *route.Conn, w World, p Packet) string {
 		return fmt.Sprintf("socket %+v: walk says %q, the kernel a link with MTU %d, source %v\nsteps %v", p, a.Route, s.mtu, s.src, a.Steps)
 	}
 	return ""
-}
-
-// same reports whether two routes are the same, as far as a packet is concerned. Of IPv6 routes that share a nexthop
-// object the kernel names any, since the object has its cache: they have the links in common.
-func same(a, b route.Route) bool {
-	if b.Family == unix.AF_INET6 && b.NexthopID != 0 {
-		return slices.ContainsFunc(a.Links(), func(index int) bool { return slices.Contains(b.Links(), index) })
-	}
-	links := func(r route.Route) []int { return slices.Sorted(slices.Values(r.Links())) } // in any order
-	return slices.Equal(links(a), links(b)) && a.Table == b.Table && a.Dst == b.Dst && a.Type == b.Type && a.Metric == b.Metric && a.Gateway == b.Gateway
 }
 
 func errno(err error) syscall.Errno {

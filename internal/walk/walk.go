@@ -5,6 +5,7 @@ package walk
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -36,6 +37,8 @@ type Packet struct {
 type Step struct {
 	Rule route.Rule
 	Why  string // the lookup goes on with the next rule; empty: this rule decided
+	// Differs says that the rule is for other packets.
+	Differs bool
 }
 
 // Answer is where a packet goes.
@@ -75,10 +78,11 @@ func (w World) Walk(p Packet) Answer {
 				why = ""
 			}
 		}
+		differs := why != ""
 		if why == "" {
 			if rule.Action == route.Goto {
 				if at := slices.IndexFunc(w.Rules, func(r route.Rule) bool { return r.Priority >= selectors.Goto }); at > i && w.Rules[at].Priority == selectors.Goto {
-					a.Steps = append(a.Steps, Step{rule, fmt.Sprintf("goes on at %d", selectors.Goto)})
+					a.Steps = append(a.Steps, Step{Rule: rule, Why: fmt.Sprintf("goes on at %d", selectors.Goto)})
 					i = at - 1
 					continue
 				}
@@ -88,7 +92,7 @@ func (w World) Walk(p Packet) Answer {
 				a.Route = *found
 			}
 		}
-		a.Steps = append(a.Steps, Step{rule, why})
+		a.Steps = append(a.Steps, Step{rule, why, differs})
 		if why == "" {
 			return w.finish(a, p)
 		}
@@ -375,4 +379,23 @@ func (w World) Connect(p Packet, chosen netip.Addr) []Answer {
 	}
 	p.Src = chosen
 	return []Answer{first, w.Walk(p)}
+}
+
+// Agrees reports whether the kernel's answer, of route.Match, is the same. Of IPv6 routes that share a nexthop object the
+// kernel names any, since the object has its cache: they have the links in common.
+func (a Answer) Agrees(got route.Route, err error) bool {
+	var errno syscall.Errno
+	switch {
+	case err != nil && !errors.As(err, &errno):
+		return false
+	case a.OnLink: // the kernel says that there is no route, and sends
+		return errno == unix.EHOSTUNREACH || errno == unix.ENETUNREACH
+	case a.Err != 0 || errno != 0:
+		return a.Err == errno
+	case got.Family == unix.AF_INET6 && got.NexthopID != 0:
+		return slices.ContainsFunc(a.Route.Links(), func(index int) bool { return slices.Contains(got.Links(), index) })
+	}
+	links := func(r route.Route) []int { return slices.Sorted(slices.Values(r.Links())) } // told in any order
+	return slices.Equal(links(a.Route), links(got)) && a.Route.Table == got.Table && a.Route.Dst == got.Dst &&
+		a.Route.Type == got.Type && a.Route.Metric == got.Metric && a.Route.Gateway == got.Gateway
 }

@@ -1,0 +1,279 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/inspect"
+)
+
+const explainUsage = `Usage: table-allocator-client explain DST [options]
+
+Says which rule and which route decide where packets to DST, an address or a
+name, leave, from which source, what would change that, and whether replies are
+accepted. Nothing is sent. The exit code is 0 if there is a route, 1 if there is
+none, 2 for wrong usage, 3 if the kernel disagrees, which is a bug.
+
+      --from ADDR           from this address
+  -i, --ifname or --oif IFNAME  of a socket that is bound to this link
+      --iif or --forwarded-from IFNAME  arriving by this link
+      --mark M              of a socket with this mark
+      --uid USER            of a socket of this user (the caller)
+      --pid PID             as this process would send them
+      --proto PROTOCOL      tcp, udp, icmp, ... (udp)
+      --sport N             from this port
+      --dport N             to this port
+      --tos N               with this TOS
+      --all                 show rules for other packets, too
+      --json                print JSON
+`
+
+// Exit codes of explain beside 0 and 2.
+const (
+	exitNoRoute   = 1
+	exitDisagrees = 3
+)
+
+// explainFlags are the options of explain.
+type explainFlags struct {
+	*flags
+	packet      inspect.Packet
+	pid         int
+	all, asJSON bool
+}
+
+func newExplainFlags(f *flags) *explainFlags {
+	x := &explainFlags{flags: f}
+	x.packet.UID = uint32(os.Geteuid())
+	value(f, &x.packet.Src, "from", "", netip.ParseAddr)
+	f.StringVar(&x.packet.Oif, "oif", "", "")
+	f.StringVarP(&x.packet.Oif, "ifname", "i", "", "")
+	f.StringVar(&x.packet.Iif, "iif", "", "")
+	f.StringVar(&x.packet.Iif, "forwarded-from", "", "")
+	value(f, &x.packet.Mark, "mark", "", parseMark)
+	value(f, &x.packet.UID, "uid", "", parseUser)
+	f.IntVar(&x.pid, "pid", 0, "")
+	value(f, &x.packet.IPProto, "proto", "", parseProtocol)
+	f.Uint16Var(&x.packet.Sport, "sport", 0, "")
+	f.Uint16Var(&x.packet.Dport, "dport", 0, "")
+	f.Uint8Var(&x.packet.TOS, "tos", 0, "")
+	f.BoolVar(&x.all, "all", false, "")
+	f.BoolVar(&x.asJSON, "json", false, "")
+	return x
+}
+
+// parseMark reads a mark, or a mark and the mask for its bits.
+func parseMark(text string) (uint32, error) {
+	text, maskText, masked := strings.Cut(text, "/")
+	mark, err := strconv.ParseUint(text, 0, 32)
+	mask := uint64(1<<32 - 1)
+	if err == nil && masked {
+		mask, err = strconv.ParseUint(maskText, 0, 32)
+	}
+	if err != nil {
+		return 0, errors.New("want a number like 0x2000000")
+	}
+	return uint32(mark & mask), nil
+}
+
+func explain(f *flags) action {
+	x := newExplainFlags(f)
+	return func(args []string) error {
+		if len(args) != 1 {
+			return wrongUsage(errors.New("one destination is needed"))
+		}
+		if err := x.check(); err != nil {
+			return err
+		}
+		addrs, err := destinations(args[0], x.packet)
+		if err != nil {
+			return wrongUsage(err)
+		}
+		code := 0
+		for i, addr := range addrs {
+			x.packet.Dst = addr
+			e, err := inspect.Explain(x.packet)
+			if errors.Is(err, inspect.ErrNoLink) {
+				return wrongUsage(err)
+			}
+			if err != nil {
+				return err
+			}
+			if i > 0 && !x.asJSON {
+				fmt.Println()
+			}
+			if err := x.print(e); err != nil {
+				return err
+			}
+			if e.Result.Error != "" {
+				code = max(code, exitNoRoute)
+			}
+			if !e.Kernel.Agrees {
+				code = exitDisagrees
+			}
+		}
+		if code != 0 {
+			return exitError{code}
+		}
+		return nil
+	}
+}
+
+// check fills in what a process sends with, and checks what was given together.
+func (x *explainFlags) check() error {
+	if x.packet.Iif != "" {
+		x.packet.UID = 0 // what is forwarded has no owner
+		if !x.packet.Src.IsValid() {
+			return wrongUsage(errors.New("--iif needs --from, the source of the packets"))
+		}
+		if x.packet.Oif != "" || x.pid != 0 {
+			return wrongUsage(errors.New("--iif is for what this host forwards: no --oif and no --pid"))
+		}
+	}
+	if x.pid == 0 {
+		return nil
+	}
+	uid, err := inspect.UserOf(x.pid)
+	if err != nil {
+		return wrongUsage(err)
+	}
+	x.packet.UID = uid
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return err
+	}
+	defer cgroups.Close()
+	mark, err := cgroups.MarkOf(x.pid)
+	if err == nil && x.packet.Mark == 0 && !x.Changed("mark") {
+		x.packet.Mark = mark.Value
+	}
+	return err
+}
+
+// destinations are the addresses of a name, of the family that the packet has otherwise.
+func destinations(name string, p inspect.Packet) (addrs []netip.Addr, err error) {
+	if addr, err := netip.ParseAddr(name); err == nil {
+		addrs = []netip.Addr{addr.Unmap()}
+	} else {
+		ips, err := net.LookupIP(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, ip := range ips {
+			if addr, ok := netip.AddrFromSlice(ip); ok {
+				addrs = append(addrs, addr.Unmap())
+			}
+		}
+	}
+	var fitting []netip.Addr
+	for _, a := range addrs {
+		if !p.Src.IsValid() || p.Src.Is4() == a.Is4() {
+			fitting = append(fitting, a)
+		}
+	}
+	if len(fitting) == 0 {
+		return nil, fmt.Errorf("%s and %s are of different families", name, p.Src)
+	}
+	return fitting, nil
+}
+
+func (x *explainFlags) print(e inspect.Explanation) error {
+	if x.asJSON {
+		return json.NewEncoder(os.Stdout).Encode(e)
+	}
+	w := bufio.NewWriter(os.Stdout)
+	printExplanation(w, e, x.all)
+	return w.Flush()
+}
+
+func printExplanation(w io.Writer, e inspect.Explanation, all bool) {
+	fmt.Fprintln(w, questionText(e.Question))
+	printSteps(w, e.Steps, all)
+	if len(e.Second) > 0 {
+		fmt.Fprintf(w, "source %s, then looked up again from it:\n", e.Result.Source)
+		printSteps(w, e.Second, all)
+	}
+	r := e.Result
+	switch {
+	case r.Error != "":
+		fmt.Fprintf(w, "no route: %s\n", r.Error)
+	case r.Link == "lo":
+		fmt.Fprintln(w, "delivered to this host")
+	default:
+		text := "leaves by " + r.Link
+		if r.Source != "" {
+			text += " with " + r.Source
+		}
+		if r.Gateway != "" {
+			text += " through " + r.Gateway
+		}
+		fmt.Fprintf(w, "%s, MTU %d (%s)\n", text, r.MTU, r.MTUFrom)
+	}
+	for _, x := range e.Without {
+		fmt.Fprintf(w, "without %s: %s\n", x.What, orDefault(x.Link, "no route: "+x.Error))
+	}
+	if v := e.Reverse; v != nil {
+		fmt.Fprintf(w, "replies: arrive on %s, rp_filter %d: %s\n", v.Link, v.RPFilter, v.Verdict)
+	}
+	if e.Kernel.Agrees {
+		fmt.Fprintf(w, "kernel agrees (socket: %s)\n", e.Kernel.Socket)
+	} else {
+		fmt.Fprintf(w, "THE KERNEL DISAGREES, please report this with the output of ip rule: route get: %s; socket: %s\n", e.Kernel.GetRoute, e.Kernel.Socket)
+	}
+}
+
+func questionText(q inspect.Asked) string {
+	words := []string{"to " + q.To}
+	if q.Iif != "" {
+		words = append(words, "from "+q.From+" arriving by "+q.Iif)
+		return strings.Join(words, " ")
+	}
+	words[0] += " from this host"
+	words = append(words, "source "+orDefault(q.From, "none"))
+	if q.Oif != "" {
+		words = append(words, "bound to "+q.Oif)
+	}
+	words = append(words, fmt.Sprintf("mark %#x", q.Mark), fmt.Sprintf("uid %d", q.UID))
+	if q.Proto != 0 && q.Proto != unix.IPPROTO_UDP {
+		words = append(words, fmt.Sprintf("protocol %d", q.Proto))
+	}
+	return strings.Join(words, ", ")
+}
+
+// printSteps prints a line for each rule, and marks the one that decides.
+func printSteps(w io.Writer, steps []inspect.Step, all bool) {
+	hidden, wide := 0, 0
+	for _, s := range steps {
+		if all || !s.Hides() {
+			wide = max(wide, min(len(s.Rule), 64))
+		}
+	}
+	for _, s := range steps {
+		if s.Hides() && !all {
+			hidden++
+			continue
+		}
+		sign, why := " ", s.Why
+		if s.Decides {
+			sign, why = ">", s.Route
+		}
+		if s.Owner != "" {
+			why = strings.TrimSpace("(" + s.Owner + ") " + why)
+		}
+		fmt.Fprintf(w, "  %-6d %-*s %s %s\n", s.Priority, wide, s.Rule, sign, why)
+	}
+	if hidden > 0 {
+		fmt.Fprintf(w, "  (rules for other packets: %d, see --all)\n", hidden)
+	}
+}

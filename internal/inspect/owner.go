@@ -1,0 +1,82 @@
+package inspect
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// protocols are the rtnetlink protocols of programs that others do not use.
+var protocols = map[uint8]string{
+	unix.RTPROT_KERNEL: "kernel", unix.RTPROT_BOOT: "", unix.RTPROT_STATIC: "static", unix.RTPROT_RA: "ra", unix.RTPROT_DHCP: "dhcp",
+	unix.RTPROT_BIRD: "bird", unix.RTPROT_ZEBRA: "zebra", unix.RTPROT_KEEPALIVED: "keepalived", unix.RTPROT_BABEL: "babel",
+	unix.RTPROT_OPENR: "openr", unix.RTPROT_BGP: "bgp", unix.RTPROT_ISIS: "isis", unix.RTPROT_OSPF: "ospf", unix.RTPROT_RIP: "rip",
+}
+
+// tables maps the tables of leases to the link of the address that each serves.
+func (h *host) tables() map[uint32]string {
+	names := make(map[uint32]string)
+	for _, family := range families {
+		for _, r := range h.rules[family] {
+			if r.Protocol != route.Protocol || !uplink.IsHost(r) || uplink.LeavesTable(r) {
+				continue
+			}
+			for _, a := range h.addresses {
+				if a.Addr == r.Src.Addr() {
+					names[r.Table] = h.linkName(a.Index)
+				}
+			}
+		}
+	}
+	return names
+}
+
+// ruleOwner says whose a rule is, as far as it shows; "" for the kernel's own.
+func ruleOwner(r route.Rule, tables map[uint32]string) string {
+	switch {
+	case r.Protocol == route.Protocol && tables[r.Table] != "":
+		return "ours, " + tables[r.Table]
+	case r.Protocol == route.Protocol:
+		return "ours"
+	case r.Protocol == unix.RTPROT_KERNEL && r.Priority != 0 && r.Priority < 32766:
+		return "another program"
+	case r.Protocol == unix.RTPROT_KERNEL, r.Priority == 0, r.Priority >= 32766 && r.Priority <= 32767:
+		return ""
+	case r.Table == 52, r.Priority >= 5200 && r.Priority < 5300 && r.Mask == 0xff0000:
+		return "tailscale, probably"
+	case r.Table == 51820, r.Table == 0xca6c, r.Mark == 0xca6c, r.Mark == 51820:
+		return "wg-quick, probably"
+	case r.Table == 220 && r.Priority == 220:
+		return "strongSwan, probably"
+	case r.Table == 20053, r.Priority == 20053:
+		return "NetworkManager, probably"
+	case r.Priority == 105, r.Priority == 110, r.Table == 7120:
+		return "netbird, probably"
+	case r.Priority > 1000 && r.Priority < 4000 && r.Mask&0xff00 != 0:
+		return "mwan3, probably"
+	}
+	if name := protocols[r.Protocol]; name != "" {
+		return name
+	}
+	if r.Protocol > unix.RTPROT_STATIC {
+		return fmt.Sprintf("protocol %d", r.Protocol)
+	}
+	return "another program"
+}
+
+// routeOwner says whose a route is.
+func routeOwner(r route.Route, tables map[uint32]string) string {
+	switch {
+	case r.Protocol == route.Protocol && tables[r.Table] != "":
+		return "ours, " + tables[r.Table]
+	case r.Protocol == route.Protocol:
+		return "ours"
+	}
+	if name, known := protocols[r.Protocol]; known {
+		return name
+	}
+	return fmt.Sprintf("protocol %d", r.Protocol)
+}
