@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -26,6 +27,8 @@ const (
 	afterBurst = 5 * time.Second
 	// How long an address waits after the server, or the kernel, refused it for good.
 	refusedFor = 10 * time.Minute
+	// How often it is looked at who has the name of a holder: a client that ended, say, and then a stranger.
+	strangerEvery = 30 * time.Second
 	// When another client deletes its rules it is about to end: look for its address this much later.
 	afterForeign = 2 * time.Second
 )
@@ -179,7 +182,8 @@ func (h *host) admit() {
 	}
 	now := wire.Now()
 	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
-	foreign, ended := make(map[wire.Key]bool), make(map[wire.Key]bool)
+	ended := make(map[wire.Key]bool)
+	var taken []candidate
 	before := len(h.sessions)
 	for _, a := range addresses {
 		link := links[a.Index]
@@ -189,11 +193,12 @@ func (h *host) admit() {
 			h.noteExcluded(link)
 		case h.ended[key]:
 			ended[key] = true
-		case !h.startSession(u, a):
-			foreign[key] = true
+		case h.holderTaken(u, a):
+			taken = append(taken, candidate{u, a})
 		}
 	}
-	h.foreign, h.ended = foreign, ended
+	h.ended = ended
+	h.meetOthers(taken)
 	if len(h.sessions)-before >= burst {
 		h.reconcileAt = min(h.reconcileAt, now+afterBurst)
 	}
@@ -291,21 +296,79 @@ func (h *host) leasedLinks(addresses []route.Address) (map[int]bool, error) {
 	return leased, nil
 }
 
-// startSession starts a session, and reports false if another client has the address.
-func (h *host) startSession(u uplink.Uplink, a route.Address) (ours bool) {
-	log := h.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())
+// candidate is an address that the watch is to serve.
+type candidate struct {
+	uplink.Uplink
+	address route.Address
+}
+
+// holderTaken starts a session, or reports that another process has the name of the holder.
+func (h *host) holderTaken(u uplink.Uplink, a route.Address) bool {
 	conn, err := peer.Open(u.Key, peer.AsHolder)
 	switch {
 	case err == nil:
-	case !errors.Is(err, syscall.EADDRINUSE):
-		log.Error("cannot hold an address", "err", err)
-		return false
-	case h.foreign[u.Key]:
-		return false
+		h.startSession(u, a, conn)
+	case errors.Is(err, syscall.EADDRINUSE):
+		return true
 	default:
-		log.Info("another client serves this address", "holder", ownerOf(u.Key))
-		return false
+		h.logOf(u.Key).Error("cannot hold an address", "err", err)
 	}
+	return false
+}
+
+// meetOthers leaves addresses to other clients of ours, and serves those whose holder's name a stranger has.
+func (h *host) meetOthers(taken []candidate) {
+	now, foreign := wire.Now(), make(map[wire.Key]time.Duration)
+	var unknown []wire.Key
+	for _, c := range taken {
+		if at, known := h.foreign[c.Key]; known && now < at+strangerEvery {
+			foreign[c.Key] = at
+		} else {
+			unknown = append(unknown, c.Key)
+		}
+	}
+	var occupants map[wire.Key]peer.Occupant
+	if len(unknown) > 0 {
+		var err error
+		if occupants, err = peer.Occupants(unknown); err != nil {
+			h.log.Error("cannot find out who serves an address", "err", err)
+		}
+	}
+	for _, c := range taken {
+		_, known := h.foreign[c.Key]
+		occupant := occupants[c.Key]
+		switch {
+		case occupant.Stranger:
+			h.standIn(c, occupant.Owner)
+		case foreign[c.Key] == 0:
+			foreign[c.Key] = now
+			if !known {
+				h.logOf(c.Key).Info("another client serves this address", "holder", occupant.String())
+			}
+		}
+	}
+	h.foreign = foreign
+}
+
+// standIn serves an address from another name than that of its holder.
+func (h *host) standIn(c candidate, owner wire.Owner) {
+	log := h.logOf(c.Key)
+	conn, err := peer.Open(c.Key, peer.AsStandIn)
+	if err != nil {
+		log.Error("cannot hold an address", "err", err)
+		return
+	}
+	log.Warn("a process that is not trusted has the holder's name of this address; serving the address from another name", "owner", owner.String())
+	h.startSession(c.Uplink, c.address, conn)
+}
+
+func (h *host) logOf(key wire.Key) *slog.Logger {
+	return h.log.With("ifname", key.Ifname, "addr", key.Address, "family", key.Family.String())
+}
+
+// startSession starts the session of an address, at the socket of its holder.
+func (h *host) startSession(u uplink.Uplink, a route.Address, conn *wire.Conn) {
+	log := h.logOf(u.Key)
 	u, saved := h.loadSettings(u, a, log)
 	s := h.add(newMachine(u, false, true), conn)
 	s.inst.Index, s.inst.Present, s.inst.Usable, s.created = a.Index, true, !a.Tentative(), a.Created
@@ -317,18 +380,4 @@ func (h *host) startSession(u uplink.Uplink, a route.Address) (ours bool) {
 	}
 	h.feed(s, event{kind: start})
 	h.feed(s, event{kind: addressSeen})
-	return true
-}
-
-// ownerOf describes the process that holds a key, or says why it is not known.
-func ownerOf(key wire.Key) string {
-	addr, err := wire.Padded(key.String())
-	if err != nil {
-		return err.Error()
-	}
-	owner, err := wire.FindOwner(addr)
-	if err != nil {
-		return err.Error()
-	}
-	return owner.String()
 }

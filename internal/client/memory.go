@@ -101,6 +101,7 @@ func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) 
 		}
 		return u, remembered{}
 	}
+	settings.ServersFile, settings.PIDFile = u.Settings.ServersFile, u.Settings.PIDFile
 	if string(profile) == t.Profile {
 		u.Tag, u.Settings = t.Tag, settings
 	} else {

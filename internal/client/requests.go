@@ -107,9 +107,20 @@ func (l *loop) replace(p packet) {
 	if s.lease.watched && u.Tag == "" {
 		u.Tag = s.lease.uplink.Tag // the tag of its profile stays
 	}
+	s.warnOfFile(p)
 	s.hooked = s.hooked || p.request.Settings != ""
 	l.update(s, u)
 	l.feed(s, event{kind: called})
+}
+
+// warnOfFile warns of a call with another file for resolver lines: it stays with the one of this process.
+func (s *session) warnOfFile(p packet) {
+	asked, err := uplink.DecodeSettings([]byte(p.request.Settings))
+	file := s.lease.uplink.Settings.ServersFile
+	if err == nil && asked.ServersFile != file && asked.ServersFile != "" && asked.ServersFile != uplink.DefaultServersFile {
+		s.log.Warn("a call names another file for resolver lines; they stay in the one of this process",
+			"file", file, "named", asked.ServersFile, "pid", p.cred.PID)
+	}
 }
 
 // update makes u the uplink of a session, which differs from the one before in tag and settings.

@@ -33,7 +33,7 @@ type host struct {
 	admitAt     time.Duration              // when new addresses are looked for; 0: none are known of
 	healAt      time.Duration              // when rules that were deleted are restored; 0: none are known of
 	blind       bool                       // events were lost, so that each session has to be looked at
-	foreign     map[wire.Key]bool          // addresses that other clients serve
+	foreign     map[wire.Key]time.Duration // addresses that other clients serve, and when that was found
 	leased      map[int]bool               // links that had an address with a rule of ours to a table, when admit looked
 	ended       map[wire.Key]bool          // addresses that a command released: not served until they are added again
 	refused     map[wire.Key]time.Duration // until when the server is not asked for an address
@@ -65,7 +65,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 		loop:     l,
 		config:   cfg,
 		clean:    clean,
-		foreign:  make(map[wire.Key]bool),
+		foreign:  make(map[wire.Key]time.Duration),
 		ended:    make(map[wire.Key]bool),
 		refused:  make(map[wire.Key]time.Duration),
 		excluded: make(map[string]bool),

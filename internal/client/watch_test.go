@@ -134,7 +134,7 @@ func TestSettingsUnder(t *testing.T) {
 		t.Errorf("without a hook: got %+v", got)
 	}
 	s.hooked = true
-	want := uplink.Settings{Routes: uplink.CopyRoutes, OnLoss: uplink.Block, SpecificFirst: true, Gateways: hook.Gateways, Metric: 7, Nameservers: hook.Nameservers, ServersFile: "/run/hook"}
+	want := uplink.Settings{Routes: uplink.CopyRoutes, OnLoss: uplink.Block, SpecificFirst: true, Gateways: hook.Gateways, Metric: 7, Nameservers: hook.Nameservers, ServersFile: "/run/profile"}
 	if got := s.settingsUnder(profile); !reflect.DeepEqual(got, want) {
 		t.Errorf("with a hook: got %+v, want %+v", got, want)
 	}

@@ -24,7 +24,7 @@ if len(sys.argv) < 5: print(s.recv(254).decode())
 
 // Words before a command that make it root of a container with the network of the host.
 const (
-	container      = "unshare --mount --pid --uts --ipc --cgroup --fork --mount-proc "
+	container      = "unshare --mount --pid --uts --ipc --cgroup --fork --kill-child --mount-proc "
 	powerless      = "setpriv --bounding-set -all --inh-caps -all --ambient-caps -all --no-new-privs "
 	likeDockersOwn = "setpriv --bounding-set -all,+setuid,+setgid,+setfcap,+sys_chroot,+chown,+dac_override --inh-caps -all --ambient-caps -all "
 )

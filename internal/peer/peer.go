@@ -127,6 +127,57 @@ func standIns(key wire.Key) ([]wire.Addr, error) {
 	return addrs, err
 }
 
+// Occupant is the owner of a holder's name.
+type Occupant struct {
+	wire.Owner
+	Stranger bool // it is not trusted, and no client of ours stands in for the holder
+}
+
+// Occupants returns the owners of the holders' names of keys that are taken.
+func Occupants(keys []wire.Key) (map[wire.Key]Occupant, error) {
+	byText := make(map[string]wire.Key, len(keys))
+	named, standIns := make(map[wire.Addr]wire.Key), make(map[wire.Addr]wire.Key)
+	var addrs []wire.Addr
+	note := func(name string, key wire.Key, in map[wire.Addr]wire.Key) error {
+		addr, err := wire.Padded(name)
+		in[addr] = key
+		addrs = append(addrs, addr)
+		return err
+	}
+	for _, key := range keys {
+		byText[key.String()] = key
+		if err := note(key.String(), key, named); err != nil {
+			return nil, err
+		}
+	}
+	names, err := wire.PaddedNames(ours().Has)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		key, ok := byText[standInSuffix.ReplaceAllString(name, "")]
+		if !ok || name == key.String() {
+			continue
+		}
+		if err := note(name, key, standIns); err != nil {
+			return nil, err
+		}
+	}
+	owners, err := wire.FindOwners(addrs...)
+	occupants := make(map[wire.Key]Occupant)
+	for addr, key := range named {
+		if owner, found := owners[addr]; found {
+			occupants[key] = Occupant{owner, !ours().believesOwner(owner)}
+		}
+	}
+	for addr, key := range standIns {
+		if owner, found := owners[addr]; found && ours().believesOwner(owner) {
+			occupants[key] = Occupant{owner, false}
+		}
+	}
+	return occupants, err
+}
+
 // exchange sends req to an address and waits for a reply from there, of a trusted user.
 func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, patience time.Duration) (wire.Reply, error) {
 	deadline := time.Now().Add(patience)

@@ -194,6 +194,6 @@ func (s Settings) Under(profile Settings) Settings {
 		profile.Gateways, profile.Metric, profile.Static = s.Gateways, s.Metric, s.Static
 	}
 	profile.Prefix = s.Prefix
-	profile.Nameservers, profile.ServersFile, profile.PIDFile = s.Nameservers, s.ServersFile, s.PIDFile
+	profile.Nameservers = s.Nameservers
 	return profile
 }

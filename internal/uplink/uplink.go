@@ -269,7 +269,7 @@ func IsShared(r route.Rule) bool {
 }
 
 // Updated is the uplink with the tag of a Replace, and with its settings if it has any: a call that only asks for the
-// table has none.
+// table has none. The files stay those of the uplink: no datagram may say what is written where.
 func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 	u.Tag = r.Tag
 	if r.Settings == "" {
@@ -279,6 +279,7 @@ func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 	if err != nil {
 		return u, err
 	}
+	settings.ServersFile, settings.PIDFile = u.Settings.ServersFile, u.Settings.PIDFile
 	u.Settings = settings
 	return u, u.validateSettings()
 }

@@ -38,7 +38,15 @@ func (o Owner) String() string {
 	if o.PID == 0 {
 		return fmt.Sprintf("uid %d", o.UID)
 	}
-	return fmt.Sprintf("pid %d (%s) of uid %d", o.PID, o.Command, o.UID)
+	return fmt.Sprintf("pid %d (%s) of uid %d", o.PID, quote(o.Command), o.UID)
+}
+
+// quote returns text from outside as it is if all of it prints and nothing in it can be mistaken, and else quoted.
+func quote(text string) string {
+	if quoted := strconv.Quote(text); quoted != `"`+text+`"` {
+		return quoted
+	}
+	return text
 }
 
 // ErrNobody is FindOwner's answer for an address that no socket is bound to.
@@ -46,23 +54,38 @@ var ErrNobody = errors.New("no socket is bound to it")
 
 // FindOwner returns the owner of the socket that is bound to addr. It asks the kernel's unix_diag.
 func FindOwner(addr Addr) (Owner, error) {
-	var owner Owner
-	found := false
-	err := eachSocket(func(s socket) bool {
-		if s.datagram && bytes.Equal(s.path, addr.path()) {
-			found = true
-			owner.UID = s.uid
-			owner.PID, owner.Command = findProcess(s.inode)
-		}
-		return !found
-	})
-	if err == nil && !found {
+	owners, err := FindOwners(addr)
+	if err == nil && len(owners) == 0 {
 		err = ErrNobody
 	}
 	if err != nil {
 		return Owner{}, fmt.Errorf("owner of %s: %w", addr, err)
 	}
-	return owner, nil
+	return owners[addr], nil
+}
+
+// FindOwners is FindOwner for many addresses, at the cost of one. Those that no socket is bound to are not among the
+// owners.
+func FindOwners(addrs ...Addr) (map[Addr]Owner, error) {
+	byPath := make(map[string]Addr, len(addrs))
+	for _, a := range addrs {
+		byPath[string(a.path())] = a
+	}
+	owners, inodes := make(map[Addr]Owner), make(map[string]Addr)
+	err := eachSocket(func(s socket) bool {
+		if addr, ok := byPath[string(s.path)]; ok && s.datagram {
+			owners[addr] = Owner{UID: s.uid}
+			inodes[fmt.Sprintf("socket:[%d]", s.inode)] = addr
+		}
+		return len(owners) < len(byPath)
+	})
+	if err != nil {
+		return nil, err
+	}
+	findProcesses(inodes, func(addr Addr, pid int, command string) {
+		owners[addr] = Owner{owners[addr].UID, pid, command}
+	})
+	return owners, nil
 }
 
 // PaddedNames lists the texts of all padded names that users who are trusted have bound in
@@ -195,17 +218,17 @@ func parseSocket(data []byte) (s socket, ok bool) {
 	return s, true
 }
 
-// findProcess searches the descriptors of all processes that can be seen. systemd keeps the sockets that it passes to a
-// service: it is the owner only if no other process is.
-func findProcess(inode uint32) (pid int, command string) {
+// findProcesses searches the descriptors of all processes that can be seen for sockets, by the text of their links,
+// and calls found for each socket. systemd keeps the sockets that it passes to a service: it is the owner only if no
+// other process is, which found hears of last.
+func findProcesses(inodes map[string]Addr, found func(addr Addr, pid int, command string)) {
 	const passes = "systemd"
-	want := fmt.Sprintf("socket:[%d]", inode)
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
-		return 0, ""
+		return
 	}
 	for _, p := range procs {
-		owner, err := strconv.Atoi(p.Name())
+		pid, err := strconv.Atoi(p.Name())
 		if err != nil {
 			continue
 		}
@@ -214,17 +237,23 @@ func findProcess(inode uint32) (pid int, command string) {
 			continue // not permitted, or the process has ended
 		}
 		for _, fd := range fds {
-			if link, err := os.Readlink("/proc/" + p.Name() + "/fd/" + fd.Name()); err == nil && link == want {
-				comm, err := os.ReadFile("/proc/" + p.Name() + "/comm")
-				if err != nil {
-					return owner, "?"
-				}
-				if pid, command = owner, strings.TrimSpace(string(comm)); command != passes {
-					return pid, command
-				}
-				break
+			link, err := os.Readlink("/proc/" + p.Name() + "/fd/" + fd.Name())
+			addr, ok := inodes[link]
+			if err != nil || !ok {
+				continue
+			}
+			comm, err := os.ReadFile("/proc/" + p.Name() + "/comm")
+			if err != nil {
+				comm = []byte("?")
+			}
+			command := strings.TrimSpace(string(comm))
+			found(addr, pid, command)
+			if command == passes {
+				continue
+			}
+			if delete(inodes, link); len(inodes) == 0 {
+				return
 			}
 		}
 	}
-	return pid, command
 }
