@@ -16,15 +16,15 @@ COMMANDS    := table-allocator-server table-allocator-client
 PACKAGES    := $(COMMANDS:%=./cmd/%)
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOBUILD     := go build -trimpath -buildvcs=false
-LDFLAGS     := -X $(MODULE)/internal/cli.version=$(VERSION)
-STATIC      := CGO_ENABLED=0 $(GOBUILD) -ldflags "-s -w $(LDFLAGS)"
+LDFLAGS      = -X $(MODULE)/internal/cli.version=$(VERSION)
+STATIC       = CGO_ENABLED=0 $(GOBUILD) -ldflags "-s -w $(LDFLAGS)"
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # The end-to-end tests run these commands instead of building their own.
 export TABLE_ALLOCATOR_BIN        := $(CURDIR)/bin/race
 export TABLE_ALLOCATOR_STATIC_BIN := $(CURDIR)/bin
 
-.PHONY: build help demo test lint bench soak fuzz install uninstall clean race layer cross needs-go needs-test needs-lint
+.PHONY: build help demo test integration lint bench soak fuzz install uninstall clean race layer cross needs-go needs-test needs-lint
 
 build: needs-go ## build both commands, static, into bin/ (the default)
 	$(STATIC) -o bin/ $(PACKAGES)
@@ -48,10 +48,13 @@ test: needs-test layer cross build race ## run all tests, as root: at most 15 mi
 		if [ "$${CI:-}" = true ]; then echo "and CI=true makes that a failure" >&2; exit 1; fi; \
 	fi
 
+integration: needs-test layer build ## run the tests that need much, as root: packages
+	go test -tags integration -count=1 -timeout 45m -v ./internal/integration
+
 lint: needs-lint ## check format, suspicious code, go.mod and shell scripts
 	@files=$$(gofmt -l cmd internal sql); [ -z "$$files" ] || { echo "gofmt -w" $$files >&2; exit 1; }
-	go vet ./...
-	go run $(STATICCHECK) ./...
+	go vet -tags integration ./...
+	go run $(STATICCHECK) -tags integration ./...
 	go mod tidy -diff
 	find . \( -name .git -o -name .cache -o -path ./bin \) -prune -o -type f -print0 \
 		| xargs -0 awk 'FNR == 1 && /^#!.*sh$$|^# shellcheck shell=/ { print FILENAME } { nextfile }' \
@@ -77,7 +80,9 @@ fuzz: needs-go ## run each fuzz target for FUZZTIME (1m, or 10000000x), and comp
 BIN      ?= bin
 SBINDIR  := $(PREFIX)/sbin
 LIBDIR   := $(PREFIX)/lib/table-allocator
+# dhcpcd has no other directory. That of NetworkManager is in /usr/lib for packages.
 DHCPCDHOOKS ?= /usr/lib/dhcpcd/dhcpcd-hooks
+NMHOOKS     ?= $(SYSCONFDIR)/NetworkManager/dispatcher.d
 INSTALLED := \
 	644:hooks/hook.sh:$(LIBDIR)/hook.sh \
 	755:hooks/udev/udev-remove:$(LIBDIR)/udev-remove \
@@ -86,7 +91,7 @@ INSTALLED := \
 	644:hooks/dhcpcd/60-table-allocator:$(DHCPCDHOOKS)/60-table-allocator \
 	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-up.d/table-allocator \
 	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-post-down.d/table-allocator \
-	755:hooks/NetworkManager/table-allocator:$(SYSCONFDIR)/NetworkManager/dispatcher.d/table-allocator \
+	755:hooks/NetworkManager/table-allocator:$(NMHOOKS)/table-allocator \
 	644:hooks/dnsmasq/table-allocator.conf:$(PREFIX)/share/doc/table-allocator/examples/dnsmasq.conf \
 	644:packaging/systemd/table-allocator-server.service.in:$(PREFIX)/lib/systemd/system/table-allocator-server.service \
 	644:packaging/systemd/table-allocator-server.socket:$(PREFIX)/lib/systemd/system/table-allocator-server.socket \
@@ -131,6 +136,8 @@ uninstall: ## remove what make install installed, but no configuration of yours
 	for d in $(LIBDIR) $(PREFIX)/share/doc/table-allocator/examples $(PREFIX)/share/doc/table-allocator $(SYSCONFDIR)/table-allocator; do \
 		if [ -d $(DESTDIR)$$d ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$$d; fi; \
 	done
+
+include packaging/package/build.mk
 
 clean: ## remove what was built, and the cached packages of the tests
 	rm -rf bin .cache

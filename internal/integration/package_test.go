@@ -1,0 +1,110 @@
+//go:build integration
+
+// Package integration has the tests that take long or need much: packages. make integration runs them.
+package integration
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+// debianArch is what Debian calls the architecture of this machine.
+var debianArch = map[string]string{"amd64": "amd64", "arm64": "arm64", "arm": "armhf"}[runtime.GOARCH]
+
+func TestMain(m *testing.M) { nettest.Main(m, "lintian", "rpm") }
+
+// packages makes a package of each kind from a copy of the module, and returns the files by kind.
+func packages(t *testing.T) (byKind map[string]string) {
+	t.Helper()
+	dir := t.TempDir()
+	byKind = make(map[string]string)
+	const script = `git -C ../.. ls-files -z --cached --others --exclude-standard | tar -C ../.. --null -T - -c | tar -C "$0" -x`
+	if out, err := exec.Command("sh", "-ec", script, dir).CombinedOutput(); err != nil {
+		t.Fatalf("copy the module: %v\n%s", err, out)
+	}
+	cmd := exec.Command("make", "-C", dir, "deb", "rpm", "PACKAGE_ARCHES="+debianArch, "PACKAGE_VERSION=0.1.0~test", "SOURCE_DATE_EPOCH=1700000000")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make deb rpm: %v\n%s", err, out)
+	}
+	for _, kind := range []string{"deb", "rpm"} {
+		found, err := filepath.Glob(filepath.Join(dir, "bin/*."+kind))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("packages: got %q, %v", found, err)
+		}
+		byKind[kind] = found[0]
+	}
+	return byKind
+}
+
+// TestPackages: packages from two folders are the same, small, and what the distributions want.
+func TestPackages(t *testing.T) {
+	t.Parallel()
+	first, second := packages(t), packages(t)
+	for kind, path := range first {
+		one, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := os.ReadFile(second[kind])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sha256.Sum256(one) != sha256.Sum256(other) {
+			t.Errorf("two %s of the same commit are different", kind)
+		}
+		if len(one) > 6<<20 {
+			t.Errorf("%s has %d bytes", kind, len(one))
+		}
+	}
+	out, err := exec.Command("lintian", "--tag-display-limit", "0", "--allow-root", first["deb"]).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "E: ") {
+		t.Errorf("lintian: %v\n%s", err, out)
+	}
+	names := regexp.MustCompile(`(?m)^/usr/(sbin/table-allocator-server|libexec/dhcpcd-hooks/60-table-allocator|lib/NetworkManager/dispatcher.d/table-allocator)$`)
+	if out, err := exec.Command("rpm", "-qlp", first["rpm"]).CombinedOutput(); err != nil || len(names.FindAll(out, -1)) != 3 {
+		t.Errorf("rpm -qlp: %v\n%s", err, out)
+	}
+	t.Run("life", func(t *testing.T) { packageLife(t, first["deb"]) })
+}
+
+// packageLife installs a package, upgrades, removes and purges it in a root of its own, without systemd.
+func packageLife(t *testing.T, deb string) {
+	const script = `
+		mkdir "$0"; mount -t tmpfs none "$0"; cp "$1" "$0/package.deb"; deb=$0/package.deb
+		for d in etc usr var; do
+			mkdir -p "$0/$d/upper" "$0/$d/work"
+			mount -t overlay none -o "lowerdir=/$d,upperdir=$0/$d/upper,workdir=$0/$d/work" "/$d"
+		done
+		mount -t tmpfs none /run
+		set -x
+		dpkg -i "$deb" >&2
+		table-allocator-server --version
+		sed -i "1i // mine" /etc/table-allocator/server.json
+		mkdir -p /usr/local/lib/systemd/system; touch /usr/local/lib/systemd/system/table-allocator-watch.service
+		dpkg -i "$deb" 2>"$0/warnings" >&2; cat "$0/warnings" >&2; grep -o "hides the unit" "$0/warnings"
+		rm -r /usr/local/lib/systemd/system
+		head -n 1 /etc/table-allocator/server.json
+		dpkg -r table-allocator >&2
+		IFACE=wan0 MODE=start ADDRFAM=inet METHOD=static IF_ADDRESS=192.0.2.2 /etc/network/if-up.d/table-allocator
+		(interface=wan0 reason=BOUND; . /etc/dhcp/dhclient-enter-hooks.d/table-allocator)
+		dpkg -P table-allocator >&2
+		find /etc /usr /var /run -xdev -name "*table[-_]allocator*"`
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec", script, filepath.Join(t.TempDir(), "overlay"), deb)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	got := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool { return line == "" })
+	if want := []string{"0.1.0~test", "hides the unit", "// mine"}; err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got %q, %v, want %q\n%s", got, err, want, stderr.String())
+	}
+}
