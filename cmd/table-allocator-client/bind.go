@@ -29,6 +29,7 @@ it stay until unbind or the next boot. Needs root.
       --pin                 print lines BPFProgram=... for a unit of systemd
       --on-loss WHAT        while the link has no route: block (default: nothing
                             leaves by another link) or fallback
+      --local               reach containers, too (default; --local=false: do not)
       --all                 (unbind) everything that is bound
 `
 
@@ -42,6 +43,7 @@ func newBindFlags(f *flags) *bindFlags {
 	b := &bindFlags{flags: f, config: bind.Config{OnLoss: uplink.Block}}
 	f.link(&b.config.Ifname)
 	f.onLoss(&b.config.OnLoss)
+	f.BoolVar(&b.config.Local, "local", true, "")
 	return b
 }
 

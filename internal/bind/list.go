@@ -244,10 +244,10 @@ func Unbind(bound []Bound) error {
 	}
 	defer kernel.Close()
 	var errs []error
-	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup, uplink.IsOwnLookup} {
+	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup, uplink.IsOwnLookup, uplink.IsLocal} {
 		ours := func(r route.Rule) bool {
 			return what(r) && slices.ContainsFunc(bound, func(b Bound) bool {
-				return r.Traffic == b.Traffic && (r.Priority == b.Priority && uplink.IsLookup(r) || b.OnLoss == uplink.Block && uplink.IsOwnLookup(r) || r.Priority == b.Priority+1 && uplink.IsGuard(r))
+				return r.Traffic == b.Traffic && (r.Priority == b.Priority && uplink.IsLookup(r) || b.OnLoss == uplink.Block && (uplink.IsOwnLookup(r) || uplink.IsLocal(r)) || r.Priority == b.Priority+1 && uplink.IsGuard(r))
 			})
 		}
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {

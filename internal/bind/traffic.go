@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/lock"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -27,6 +27,7 @@ type Config struct {
 	Ifname     string
 	OnLoss     uplink.OnLoss   // Block: traffic never leaves by another uplink; Fallback: it does if there is no route
 	Traffic    []route.Traffic // none: what has the interface's mark
+	Local      bool            // what has the mark reaches networks of the host that are behind no uplink
 	Wait       time.Duration   // for the server and for a lease
 	Server     string
 	ServerUIDs []uint32
@@ -141,7 +142,7 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 	if len(b.Traffic) == 0 {
 		b.Traffic = []route.Traffic{{Mark: b.Mark(), Mask: b.Marking.Mask}}
 	}
-	if err := b.lock(kernel); err != nil {
+	if err := b.lock(kernel, cfg.Local); err != nil {
 		return b, err
 	}
 	if err := b.placeGuards(kernel); err != nil {
@@ -187,16 +188,11 @@ func (b Binding) locked() bool {
 }
 
 // lock lets sockets with the mark leave by the link, with its addresses, before anything is bound to it.
-func (b Binding) lock(kernel *route.Conn) error {
+func (b Binding) lock(kernel *route.Conn, local bool) error {
 	if !b.locked() {
 		return nil
 	}
-	lock, err := cgroup.MakeLock()
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	return lock.Sync(b.Mark(), kernel.SourcesOf(b.Ifname))
+	return lock.Make(kernel, b.Marking, b.Ifname, local)
 }
 
 // placeGuards adds the guards. A kernel without IPv6 needs none for it.

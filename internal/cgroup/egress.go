@@ -10,6 +10,8 @@ const (
 
 	source4 = 12
 	source6 = 8
+	target4 = 16
+	target6 = 24
 
 	etherIPv4 = 0x0800
 	etherIPv6 = 0x86dd
@@ -86,8 +88,7 @@ func egress(m Mark, lock int) asm.Instructions {
 		asm.Instructions{
 			asm.JEq.Imm(asm.R0, 0, drop),
 			asm.LoadMem(asm.R0, asm.R0, 0, asm.Word),
-			asm.JEq.Imm(asm.R0, anySource, allow),
-
+			asm.JEq.Imm(asm.R0, hostSource, "local"),
 			asm.JEq.Imm(asm.R9, etherIPv4, "own IPv4"),
 			asm.RSh.Imm(asm.R7, 22),
 			asm.JEq.Imm(asm.R7, 0xfe80>>6, allow),
@@ -95,6 +96,23 @@ func egress(m Mark, lock int) asm.Instructions {
 			asm.JEq.Imm(asm.R8, 0, allow).WithSymbol("own IPv4"),
 			asm.RSh.Imm(asm.R8, 16),
 			asm.JEq.Imm(asm.R8, 0xa9fe, allow), // 169.254/16
+			asm.Ja.Label(drop),
+
+			asm.Mov.Imm(asm.R2, target6).WithSymbol("local"),
+			asm.JNE.Imm(asm.R9, etherIPv4, "target"),
+			asm.RSh.Imm(asm.R8, 24),
+			asm.JEq.Imm(asm.R8, 127, drop),
+			asm.Mov.Imm(asm.R2, target4),
+			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("target"),
+			asm.Mov.Reg(asm.R3, asm.R10),
+			asm.Add.Imm(asm.R3, keyIPv4),
+			asm.Mov.Imm(asm.R4, 1),
+			asm.FnSkbLoadBytes.Call(),
+			asm.JNE.Imm(asm.R0, 0, drop),
+			asm.LoadMem(asm.R1, asm.R10, keyIPv4, asm.Byte),
+			asm.JEq.Imm(asm.R1, 0xff, drop), // IPv6 multicast, and broadcast
+			asm.JNE.Imm(asm.R9, etherIPv4, allow),
+			asm.JLT.Imm(asm.R1, 224, allow),
 		},
 		verdict(drop),
 		verdict(allow),

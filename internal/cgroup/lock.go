@@ -37,8 +37,8 @@ const (
 
 // Values of an entry for a whole link.
 const (
-	anySource = 0 // of any address
-	ownSource = 1 // of no address yet, and link-local ones; others have entries of their own
+	hostSource = 0 // of any address but the loopback's, and no multicast
+	ownSource  = 1 // of no address yet, and link-local ones; others have entries of their own
 )
 
 // lockKey is a mark, an ifindex and an address. No address stands for the link, and IPv4 addresses are written in a
@@ -319,9 +319,56 @@ func (l *Lock) id() ebpf.MapID {
 	return id
 }
 
-// Sync lets what has the mark leave by one link, with the addresses of the link, and by no other link. read reads
-// them from the kernel; the ifindex 0 is no link.
-func (l *Lock) Sync(mark uint32, read func() (index int, addrs []netip.Addr, err error)) error {
+// Allowed is what sockets with a mark may use.
+type Allowed struct {
+	Index int          // the ifindex of their link; 0: no link
+	Addrs []netip.Addr // addresses of the link
+	Local []int        // ifindexes of links to networks of the host itself, which know all its addresses
+}
+
+// SetLocal notes whether what has the mark may use links to networks of the host, for each Sync that follows.
+func (l *Lock) SetLocal(mark uint32, local bool) error {
+	var value uint32
+	if local {
+		value = 1
+	}
+	if err := l.m.Put(localKey(mark), value); err != nil {
+		return fmt.Errorf("write the lock: %w", err)
+	}
+	return nil
+}
+
+// localKey is the key of what SetLocal notes.
+func localKey(mark uint32) lockKey { return keyOf(mark, 0, netip.IPv6LinkLocalAllNodes()) }
+
+// uplinkKey is the key of a link that was an uplink. No program looks for it.
+func uplinkKey(ifname string) (k lockKey) {
+	binary.NativeEndian.PutUint32(k[4:], ^uint32(0))
+	copy(k[8:], ifname)
+	return k
+}
+
+// NoteUplink notes that a link is an uplink, and was one after it has lost addresses and routes.
+func (l *Lock) NoteUplink(ifname string) error {
+	if err := l.m.Put(uplinkKey(ifname), uint32(0)); err != nil {
+		return fmt.Errorf("write the lock: %w", err)
+	}
+	return nil
+}
+
+// WasUplink reports whether NoteUplink was called for a link of that name.
+func (l *Lock) WasUplink(ifname string) (bool, error) {
+	var value uint32
+	err := l.m.Lookup(uplinkKey(ifname), &value)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Sync lets what has the mark use what read returns and nothing else. read reads that from the kernel, and is told what
+// SetLocal noted.
+func (l *Lock) Sync(mark uint32, read func(local bool) (Allowed, error)) error {
 	// The map is read first: what another process adds after that is newer than what the kernel says below.
 	have := make(map[lockKey]uint32)
 	if err := l.each(func(k lockKey, value uint32) {
@@ -331,20 +378,14 @@ func (l *Lock) Sync(mark uint32, read func() (index int, addrs []netip.Addr, err
 	}); err != nil {
 		return fmt.Errorf("read the lock: %w", err)
 	}
-	index, addrs, err := read()
+	local, noted := have[localKey(mark)]
+	allowed, err := read(local != 0)
 	if err != nil {
 		return err
 	}
-	want := make(map[lockKey]uint32)
-	if index != 0 {
-		want[keyOf(mark, 0, netip.Addr{})] = uint32(index)
-		want[keyOf(mark, index, netip.Addr{})] = ownSource
-		for _, addr := range addrs {
-			want[keyOf(mark, index, addr)] = ownSource
-			if first := keyOf(mark, 0, netip.IPv4Unspecified()); addr.Is4() && want[first] == 0 {
-				want[first] = binary.NativeEndian.Uint32(addr.AsSlice())
-			}
-		}
+	want := allowed.entries(mark)
+	if noted {
+		want[localKey(mark)] = local
 	}
 	for k := range have {
 		if _, ok := want[k]; ok {
@@ -363,6 +404,26 @@ func (l *Lock) Sync(mark uint32, read func() (index int, addrs []netip.Addr, err
 		}
 	}
 	return nil
+}
+
+// entries are those of the map for a mark.
+func (a Allowed) entries(mark uint32) map[lockKey]uint32 {
+	entries := make(map[lockKey]uint32)
+	if a.Index == 0 {
+		return entries
+	}
+	for _, index := range a.Local {
+		entries[keyOf(mark, index, netip.Addr{})] = hostSource
+	}
+	entries[keyOf(mark, 0, netip.Addr{})] = uint32(a.Index)
+	entries[keyOf(mark, a.Index, netip.Addr{})] = ownSource
+	for _, addr := range a.Addrs {
+		entries[keyOf(mark, a.Index, addr)] = ownSource
+		if first := keyOf(mark, 0, netip.IPv4Unspecified()); addr.Is4() && entries[first] == 0 {
+			entries[first] = binary.NativeEndian.Uint32(addr.AsSlice())
+		}
+	}
+	return entries
 }
 
 // RemoveLink lets nothing leave by a link: its ifindex may be another link's later.
@@ -388,16 +449,6 @@ func (l *Lock) remove(k lockKey) error {
 		return fmt.Errorf("write the lock: %w", err)
 	}
 	return nil
-}
-
-// Allows reports whether what has the mark may leave by a link.
-func (l *Lock) Allows(mark uint32, index int) (bool, error) {
-	var value uint32
-	err := l.m.Lookup(keyOf(mark, index, netip.Addr{}), &value)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 func (l *Lock) each(f func(k lockKey, value uint32)) error {

@@ -46,12 +46,12 @@ func syncLock(t *testing.T, mark uint32, index int, addrs ...string) {
 		t.Fatal(err)
 	}
 	defer lock.Close()
-	if err := lock.Sync(mark, func() (int, []netip.Addr, error) {
-		var all []netip.Addr
+	if err := lock.Sync(mark, func(bool) (Allowed, error) {
+		allowed := Allowed{Index: index}
 		for _, addr := range addrs {
-			all = append(all, netip.MustParseAddr(addr))
+			allowed.Addrs = append(allowed.Addrs, netip.MustParseAddr(addr))
 		}
-		return index, all, nil
+		return allowed, nil
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // option is the command that sets an option of a socket to a number of four bytes, in network order if big.
@@ -223,4 +225,99 @@ func TestLockReplug(t *testing.T) {
 	replug()
 	c.watch("--routes", "copy")
 	c.waitLeaves(p, 1)
+}
+
+// TestLockLocal: containers and published ports are reached from a bound program, networks of uplinks and tunnels are
+// not, and no multicast leaves there.
+func TestLockLocal(t *testing.T) {
+	c := newCrossing(t, "--ifname", "wan*")
+	ct := nettest.New(t, "ct")
+	nettest.Veth(t, c.ns, "ct0", ct, "eth0")
+	for _, args := range []string{"address add 172.17.0.1/16 dev ct0", "address add fd17::1/64 dev ct0 nodad", "tuntap add tun0 mode tun",
+		"link set tun0 up", "address add 10.9.0.1/24 dev tun0"} {
+		c.ns.IP(t, args)
+	}
+	for _, args := range []string{"address add 172.17.0.2/16 dev eth0", "address add fd17::2/64 dev eth0 nodad", "route add default via 172.17.0.1",
+		"-6 route add default via fd17::1"} {
+		ct.IP(t, args)
+	}
+	ct.Do(func() {
+		serveWho(t, "172.17.0.2:7")
+		serveWho(t, "[fd17::2]:7")
+	})
+	sysctl(t, c.ns, "net/ipv4/ip_forward", "1")
+	sysctl(t, c.ns, "net/ipv4/conf/all/route_localnet", "1")
+	const nat = `table inet engine {
+	chain out {
+		type nat hook output priority -100
+		ip daddr { 127.0.0.1, 10.1.0.2 } tcp dport 8080 dnat ip to 172.17.0.2:7
+		ip6 daddr fd01::2 tcp dport 8080 dnat ip6 to [fd17::2]:7
+	}
+	chain post {
+		type nat hook postrouting priority 100
+		ip saddr 127.0.0.0/8 oifname ct0 masquerade
+	}
+}`
+	r := c.run("sh", "-c", `echo "$0" | nft -f -`, nat)
+	if r.code != 0 {
+		t.Fatalf("nft: %+v", r)
+	}
+	local := func() (rules []string) {
+		for _, rule := range c.allRules() {
+			if strings.HasPrefix(rule, "8990:") {
+				rules = append(rules, rule)
+			}
+		}
+		return rules
+	}
+	want := func(want ...string) {
+		t.Helper()
+		for i, to := range want {
+			want[i] = "8990: from all to " + to + " fwmark 0x2000000/0xff000000 lookup main proto 116"
+		}
+		eventually(t, "rules lead to local networks", func() error {
+			if diff := unordered(local(), want); diff != "" {
+				return errors.New(diff)
+			}
+			return nil
+		})
+	}
+	p := c.bound("wan1")
+	want("172.17.0.0/16", "fd17::/64")
+	c.nothing(func() {
+		p.want("172.17.0.1", "new s tcp4\nconnect s 172.17.0.2:7\nask s")
+		p.want("fd17::1", "new s udp6\nask s [fd17::2]:7")
+		p.want("172.17.0.1", "new s tcp4\nconnect s 127.0.0.1:8080\nask s")
+		p.want("10.1.0.2", "new s tcp4\nconnect s 10.1.0.2:8080\nask s")
+		p.want("fd01::2", "new s tcp6\nconnect s [fd01::2]:8080\nask s")
+		p.want("10.2.0.2", "new s udp4\nbind s 10.2.0.2:0\nask s 172.17.0.2:7")
+		p.want("EPERM", "new s udp4\ndevice s ct0\nsend s 239.255.255.250:1900")
+	})
+	c.leaves(p, 1)
+
+	// A network that comes later; one that is an uplink's, also before that has its lease.
+	br := nettest.New(t, "br")
+	nettest.Veth(t, c.ns, "br0", br, "eth0")
+	c.ns.IP(t, "address add 172.18.0.1/16 dev br0")
+	want("172.17.0.0/16", "fd17::/64", "172.18.0.0/16")
+	for range 3 {
+		c.ns.IP(t, "address flush dev wan0 scope global")
+		c.ns.IP(t, "address add 10.1.0.2/24 dev wan0")
+		p.want("ECONNREFUSED", "new s tcp4\nconnect s 10.1.0.1:9") // by wan1
+		if rules := strings.Join(local(), "\n"); strings.Contains(rules, "10.1.0.0/24") {
+			t.Errorf("the network of an uplink is local:\n%s", rules)
+		}
+		c.address(0)
+		c.waitTables(0)
+	}
+	c.ns.IP(t, "link del br0")
+	want("172.17.0.0/16", "fd17::/64")
+
+	c.must("run", "--ifname", "wan1", "--local=false", "true")
+	want()
+	c.nothing(func() { p.want("EPERM", "new s udp4\ndevice s ct0\nask s 172.17.0.2:7") })
+	c.must("run", "--ifname", "wan1", "true")
+	want("172.17.0.0/16", "fd17::/64")
+	c.must("unbind", "--all")
+	want()
 }

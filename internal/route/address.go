@@ -133,23 +133,6 @@ func (c *Conn) HostAddresses() (links map[int]Link, addresses []Address, err err
 	return links, addresses, err
 }
 
-// SourcesOf returns a function that reads the ifindex and the addresses of the link of a name; the ifindex 0 says that
-// there is none.
-func (c *Conn) SourcesOf(ifname string) func() (index int, addrs []netip.Addr, err error) {
-	return func() (int, []netip.Addr, error) {
-		link, found, err := c.LinkByName(ifname)
-		if err != nil || !found {
-			return 0, nil, err
-		}
-		all, err := c.AddressesOn(unix.AF_UNSPEC, link.Index)
-		var addrs []netip.Addr
-		for _, a := range all {
-			addrs = append(addrs, a.Addr)
-		}
-		return link.Index, addrs, err
-	}
-}
-
 // DeleteAddress takes an address from its link. It is no error if that has happened already.
 func (c *Conn) DeleteAddress(a Address) error {
 	family := byte(unix.AF_INET)

@@ -17,6 +17,8 @@ type Link struct {
 	Master  int    // ifindex of the bridge or bond that it is a port of, or 0
 	Group   uint32 // as `ip link set group`
 	MTU     int    // in bytes
+	// PointToPoint is a link with one neighbour, which needs no gateway: PPP, most tunnels.
+	PointToPoint bool
 }
 
 // RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are half of a link's message.
@@ -94,9 +96,10 @@ func parseLink(b []byte) (l Link, family int, err error) {
 	var malformed bool
 	flags := native.Uint32(b[8:])
 	l = Link{
-		Index:   int(int32(native.Uint32(b[4:]))),
-		Up:      flags&unix.IFF_UP != 0,
-		Carrier: flags&unix.IFF_LOWER_UP != 0,
+		Index:        int(int32(native.Uint32(b[4:]))),
+		Up:           flags&unix.IFF_UP != 0,
+		PointToPoint: flags&unix.IFF_POINTOPOINT != 0,
+		Carrier:      flags&unix.IFF_LOWER_UP != 0,
 	}
 	err = eachAttribute(b[unix.SizeofIfInfomsg:], func(typ uint16, value []byte) {
 		switch typ {

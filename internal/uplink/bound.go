@@ -2,6 +2,9 @@ package uplink
 
 import (
 	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -92,6 +95,57 @@ func IsOwnLookup(r route.Rule) bool {
 	without := r
 	without.Src = netip.Prefix{}
 	return r.Mask != 0 && IsHost(r) && IsLookup(without)
+}
+
+// Local is a link to networks of the host itself, as a bridge for containers.
+type Local struct {
+	Index    int
+	Networks []netip.Prefix
+}
+
+// LocalNetworks are the networks on links that are up, and lead to no single neighbour as a tunnel does. uplinks are
+// links that do not count.
+func LocalNetworks(links map[int]route.Link, addresses []route.Address, uplinks map[int]bool) []Local {
+	var all []Local
+	for _, a := range addresses {
+		link, network := links[a.Index], a.Network().Masked()
+		if uplinks[a.Index] || link.Name == Loopback || !link.Up || link.PointToPoint || link.Master != 0 || !a.Addr.IsGlobalUnicast() || network.IsSingleIP() {
+			continue
+		}
+		at := slices.IndexFunc(all, func(l Local) bool { return l.Index == a.Index })
+		if at < 0 {
+			all, at = append(all, Local{Index: a.Index}), len(all)
+		}
+		if !slices.Contains(all[at].Networks, network) {
+			all[at].Networks = append(all[at].Networks, network)
+		}
+	}
+	return all
+}
+
+// beforeOwn is how far before OwnPriority the rules are that lead to local networks.
+const beforeOwn = 10
+
+// LocalRules are the rules by which what has a mark reaches local networks of a family, by the routes of main.
+func LocalRules(m wire.Marking, local []Local, family int) []route.Rule {
+	var rules []route.Rule
+	if OwnPriority(m) <= beforeOwn {
+		return nil
+	}
+	for _, l := range local {
+		for _, network := range l.Networks {
+			if network.Addr().Is4() == (family == unix.AF_INET) {
+				rules = append(rules, route.Rule{Priority: OwnPriority(m) - beforeOwn, Dst: network, Table: unix.RT_TABLE_MAIN,
+					Traffic: route.Traffic{Mark: m.Mark, Mask: m.Mask}, Protocol: route.Protocol})
+			}
+		}
+	}
+	return rules
+}
+
+// IsLocal reports whether a rule leads what is bound to a local network.
+func IsLocal(r route.Rule) bool {
+	return r.Mask != 0 && r.Dst.IsValid() && r == route.Rule{Priority: r.Priority, Dst: r.Dst, Table: unix.RT_TABLE_MAIN, Traffic: r.Traffic, Protocol: route.Protocol}
 }
 
 // IsHost reports whether a rule is for what comes from a single address.

@@ -1,6 +1,8 @@
 package uplink
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -90,5 +92,43 @@ func TestLookups(t *testing.T) {
 	narrow := wire.Marking{Mark: 4, Mask: 6, Block: 9996, Fallback: 32764}
 	if got := OwnPriority(narrow); got != 9994 {
 		t.Errorf("priority %d, want 9994", got)
+	}
+}
+
+// TestLocalNetworks: networks of bridges and LANs are local, those of uplinks, tunnels and ports of bridges are not.
+func TestLocalNetworks(t *testing.T) {
+	links := map[int]route.Link{
+		1: {Index: 1, Name: "lo", Up: true}, 2: {Index: 2, Name: "wan0", Up: true}, 3: {Index: 3, Name: "docker0", Up: true, Kind: "bridge"},
+		4: {Index: 4, Name: "wg0", Up: true, PointToPoint: true}, 5: {Index: 5, Name: "down0"}, 6: {Index: 6, Name: "veth1", Up: true, Master: 3},
+	}
+	var addresses []route.Address
+	for _, a := range []struct {
+		index int
+		addr  string
+	}{{1, "127.0.0.1/8"}, {2, "10.1.0.2/24"}, {3, "172.17.0.1/16"}, {3, "172.17.0.9/16"}, {3, "fd17::1/64"}, {3, "fe80::1/64"}, {3, "192.0.2.1/32"},
+		{4, "10.9.0.1/24"}, {5, "10.5.0.1/24"}, {6, "10.6.0.1/24"}} {
+		p := netip.MustParsePrefix(a.addr)
+		addresses = append(addresses, route.Address{Index: a.index, Addr: p.Addr(), Bits: p.Bits()})
+	}
+	local := LocalNetworks(links, addresses, map[int]bool{2: true})
+	var got []string
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		for _, r := range LocalRules(testMarking, local, family) {
+			got = append(got, r.String())
+			if !IsLocal(r) || IsLookup(r) || IsGuard(r) || IsOwnLookup(r) || IsShared(r) {
+				t.Errorf("%s is taken for another rule", r)
+			}
+		}
+	}
+	want := []string{
+		"8990: from all to 172.17.0.0/16 fwmark 0x2000000/0xff000000 lookup main proto 116",
+		"8990: from all to fd17::/64 fwmark 0x2000000/0xff000000 lookup main proto 116",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	low := wire.Marking{Mark: 2, Mask: 3, Block: 12, Fallback: 20} // no room before
+	if rules := LocalRules(low, local, unix.AF_INET); len(rules) != 0 {
+		t.Errorf("without room: %v", rules)
 	}
 }

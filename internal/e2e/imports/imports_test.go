@@ -21,8 +21,8 @@ var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
 	"cmd/table-allocator-client": {"internal/client", "internal/bind", "internal/hook", "internal/inspect", "internal/uplink", "internal/peer", "internal/cli", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
-	"internal/client":            {"internal/uplink", "internal/peer", "internal/install", "internal/cgroup", "internal/remember", "internal/wire", "internal/route", "internal/jsonc"}, // cgroup: the lock
-	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup"},
+	"internal/client":            {"internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/remember", "internal/wire", "internal/route", "internal/jsonc"},
+	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup", "internal/lock"},
 	"internal/hook":              {"internal/uplink", "internal/remember", "internal/wire", "internal/route"},
 	"internal/inspect":           {"internal/uplink", "internal/peer", "internal/walk", "internal/wire", "internal/route"},
 	"internal/install":           {"internal/uplink", "internal/wire", "internal/route", "internal/remember"},
@@ -32,6 +32,7 @@ var allowed = map[string][]string{
 	"internal/cli":               {},
 	"internal/cli/systemd":       {},
 	"internal/jsonc":             {},
+	"internal/lock":              {"internal/uplink", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/peer":              {"internal/wire"},
 	"internal/remember":          {},
 	"internal/route":             {},
