@@ -20,7 +20,7 @@ for each socket says what was done. Needs root.
   -i, --ifname IFNAME       the link; one of its addresses needs a lease
       --on-loss WHAT        while the link has no route: block (default: nothing
                             leaves by another link) or fallback
-      --local               reach containers, too (default; --local=false: do not)
+      --local               reach containers, too (default), or --local=false
       --tree                the descendants of the processes, too
       --reset               cut connections, so that programs connect again
       --wait SECONDS        how long to wait for a lease (0)

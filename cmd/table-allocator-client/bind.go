@@ -29,7 +29,7 @@ it stay until unbind or the next boot. Needs root.
       --pin                 print lines BPFProgram=... for a unit of systemd
       --on-loss WHAT        while the link has no route: block (default: nothing
                             leaves by another link) or fallback
-      --local               reach containers, too (default; --local=false: do not)
+      --local               reach containers, too (default), or --local=false
       --all                 (unbind) everything that is bound
 `
 

@@ -33,7 +33,7 @@ not executable, 127 if it does not exist.
   -i, --ifname IFNAME       the link; one of its addresses needs a lease
       --on-loss WHAT        while the link has no route: block (default: nothing
                             leaves by another link) or fallback
-      --local               reach containers, too (default; --local=false: do not)
+      --local               reach containers, too (default), or --local=false
       --wait SECONDS        how long to wait for a lease (0)
 `
 
