@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"container/heap"
+	"math"
 	"slices"
 )
 
@@ -95,11 +96,11 @@ func (a *Allocator) expire(now int64) (some bool) {
 	return some
 }
 
-// Pause extends all leases to a full timeout from now on, since no holder could renew while the server
-// stood still. It does not store the new ends: a restart extends leases likewise.
-func (a *Allocator) Pause(now int64) {
+// Pause adds to all leases the seconds for which the server stood still, since no holder could renew meanwhile. It does
+// not store the new ends: a restart extends leases likewise.
+func (a *Allocator) Pause(seconds int64) {
 	for _, s := range a.due {
-		s.Expires = max(s.Expires, a.expiry(now))
+		s.Expires += min(seconds, math.MaxInt64-s.Expires)
 	}
 }
 

@@ -181,7 +181,7 @@ func (m *machine) step(now time.Duration, ev event) []action {
 func (m *machine) request(cmd wire.Command) action {
 	req := wire.Request{Key: m.uplink.Key, Tag: m.uplink.Tag, Cmd: cmd}
 	if cmd == wire.Acquire {
-		req.Want, req.Marks = m.uplink.Want, m.uplink.IsAddress()
+		req.Want, req.Marks, req.Left = m.uplink.Want, m.uplink.IsAddress(), true
 		if m.state == held {
 			req.Want = m.table // of a server that has lost its database, too
 		}
@@ -308,6 +308,9 @@ func (m *machine) answer(now time.Duration, r wire.Reply) []action {
 
 func (m *machine) granted(now time.Duration, r wire.Reply) []action {
 	m.expires = time.Duration(r.Expires) * time.Second
+	if r.Left > 0 { // the server may be in another time namespace
+		m.expires = now + time.Duration(r.Left)*time.Second
+	}
 	m.away = false
 	if m.state == held && r.Table == m.table {
 		m.enter(held)

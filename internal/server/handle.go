@@ -174,6 +174,9 @@ func (s *server) answerOp(r *round, a *ask, result allocator.Result) {
 		r.records = append(r.records, record{a.cred, a.op(), result})
 	}
 	answer := reply(result)
+	if a.req.Left && answer.Table != 0 {
+		answer.Left = max(answer.Expires-wire.Seconds(r.now), 1)
+	}
 	if a.req.Marks && answer.Table != 0 {
 		if answer.Marking = s.markingOf(a.req.Ifname); answer.Marking == (wire.Marking{}) && s.access.first(a.cred) {
 			s.restoreMark(r.now, a.req.Ifname, a.req.Marking)

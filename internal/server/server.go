@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,6 +41,8 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		log:      log,
 		recorder: recorder{log: log},
 		marking:  cfg.Marking,
+		timeout:  cfg.Timeout,
+		conns:    conns,
 		access:   newAccess(cfg),
 		rules:    &rulesInUse{log: log},
 		noise:    newThrottle(log),
@@ -78,6 +81,8 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 type server struct {
 	log      *slog.Logger
 	marking  marking
+	timeout  int64 // of leases, in seconds
+	conns    []*wire.Conn
 	kick     chan struct{} // something is due before the ticker wakes
 	watchdog watchdog
 	seed     maphash.Seed // of the names of senders
@@ -292,7 +297,7 @@ func (s *server) tickOnce(loop *loop) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.advance(s.resume())
-	return s.dueAt - wire.Now()
+	return max(s.dueAt-wire.Now(), time.Millisecond) // of what waits for a socket, too
 }
 
 // resume returns the time at the begin of a round. If something was due long before it, the server
@@ -306,21 +311,30 @@ func (s *server) resume() (now time.Duration) {
 }
 
 // notePause finds that the server stood still: it was stopped, or waited for its disk. Requests to
-// renew are in the queue then, perhaps behind requests of others, so leases must not end before.
+// renew are in the queue then, or could not even be sent, so leases last as much longer.
 func (s *server) notePause(now, since time.Duration) {
-	const most = 2 * time.Second
-	if paused := now - since; paused > most {
+	const least = time.Second
+	if paused := now - since; paused > least {
 		s.log.Warn("the server stood still, so all leases last longer", "seconds", int64(paused.Seconds()))
-		s.leases.Pause(wire.Seconds(now))
+		s.leases.Pause(wire.Seconds(paused) + 1)
 		s.arm()
 	}
+}
+
+// emptyWithin is how long leases that are due wait for the sockets to be read empty: a renewal may be in there. Who
+// sends without end does not keep all leases alive.
+const emptyWithin = time.Second
+
+// unread reports whether datagrams wait that came before what is due.
+func (s *server) unread(now time.Duration) bool {
+	return now < s.dueAt+emptyWithin && slices.ContainsFunc(s.conns, (*wire.Conn).Waiting)
 }
 
 // advance does what is due at the end of a round.
 func (s *server) advance(began time.Duration) {
 	now := wire.Now()
 	s.notePause(now, began)
-	if now < s.dueAt {
+	if now < s.dueAt || s.unread(now) { // the loop of the socket comes back soon
 		return
 	}
 	expired, err := s.leases.Tick(wire.Seconds(now))
@@ -335,7 +349,9 @@ func (s *server) advance(began time.Duration) {
 
 // arm sets dueAt.
 func (s *server) arm() {
-	const least, most = 100 * time.Millisecond, time.Minute
+	const least = 100 * time.Millisecond
+	// Not long, so that it is known for how long the server stood still.
+	most := min(max(time.Duration(s.timeout)*time.Second/4, least), time.Minute)
 	now := wire.Now()
 	s.armed = s.leases.Next()
 	s.dueAt = now + min(max(time.Duration(min(s.armed, 1<<32))*time.Second-now, least), most)

@@ -244,7 +244,7 @@ type key struct {
 }
 
 const (
-	keysMost     = 14 // known keys of a message
+	keysMost     = 16 // known keys of a message
 	usualMembers = 10 // members that have room on the stack
 )
 

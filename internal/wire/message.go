@@ -160,6 +160,7 @@ type Request struct {
 	Cmd      Command
 	Want     uint32  // the table to lease rather than another, in an Acquire only; 0: any
 	Marks    bool    // in an Acquire: the reply may have a Marking
+	Left     bool    // in an Acquire: the reply may say how long the lease lasts
 	Known    bool    // in a Mark: do not choose one for an interface that has none
 	Marking  Marking // in a Query: serve the traffic that is bound with it; in an Acquire: the interface had it
 	Settings string  // a JSON object, in a Replace only
@@ -187,6 +188,9 @@ func (r Request) Append(b []byte) []byte {
 	o.some("want", int64(r.Want))
 	if r.Marks {
 		o.number("marks", 1)
+	}
+	if r.Left {
+		o.number("lease_left", 1)
 	}
 	o.marking(r.Marking)
 	if r.Settings != "" {
@@ -245,6 +249,7 @@ var requestKeys = []key{
 	11: {name: "mask", most: tableMax},
 	12: {name: "block", most: tableMax},
 	13: {name: "fallback", most: tableMax},
+	14: {name: "lease_left", most: 1},
 }
 
 func parseRequest(text string) (r Request, err error) {
@@ -263,6 +268,7 @@ func parseRequest(text string) (r Request, err error) {
 	switch r.Cmd {
 	case Acquire:
 		r.Want, r.Marks, r.Marking = uint32(m.number(6)), m.number(7) != 0, m.marking(10)
+		r.Left = m.number(14) != 0
 	case Replace:
 		r.Settings = m.values[9]
 	case Query:
@@ -288,6 +294,7 @@ func parseRequest(text string) (r Request, err error) {
 type Reply struct {
 	Table   uint32 // 0: no lease
 	Expires int64  // lease clock, seconds; 0 without a lease
+	Left    int64  // seconds, for clients whose clock is another one; 0: not said
 	Error   string // why there is no lease, for people
 	Code    Code   // why there is no lease, for programs
 	PID     int    // in a holder's replies: its process
@@ -306,6 +313,7 @@ func (r Reply) Append(b []byte) []byte {
 	o.number("cmd", int64(Response))
 	o.number("table", int64(r.Table))
 	o.number("lease_expires", r.Expires)
+	o.some("lease_left", r.Left)
 	o.some("pid", int64(r.PID))
 	o.someText("code", string(r.Code))
 	o.someText("mode", r.Mode)
@@ -336,6 +344,7 @@ var replyKeys = []key{
 	10: {name: "mask", most: tableMax},
 	11: {name: "block", most: tableMax},
 	12: {name: "fallback", most: tableMax},
+	13: {name: "lease_left", most: expiresMax},
 }
 
 // ParseReply reads one reply. Keys other than version, cmd, table and lease_expires may
@@ -347,6 +356,7 @@ func ParseReply(data []byte) (Reply, error) {
 	r := Reply{
 		Table: uint32(m.number(2)), Expires: m.number(3), PID: int(m.number(4)),
 		Error: m.text(5), Code: Code(m.text(6)), Mode: m.text(7), Missing: m.text(8), Marking: m.marking(9),
+		Left: m.number(13),
 	}
 	if err := m.check(version, len(m.keys)); err != nil {
 		return Reply{}, err
