@@ -30,28 +30,16 @@ func status(f *flags) action {
 	asJSON := f.Bool("json", false, "")
 	noLegend := f.Bool("no-legend", false, "")
 	return func(args []string) error {
-		q := inspect.Question{Ifnames: h.ifnames, Server: f.server, UIDs: f.uids}
-		if len(args) > 0 {
-			q.Ifnames, h.ifnames = args, args
+		q, err := h.question(args)
+		if err != nil {
+			return err
 		}
-		var err error
 		if q.Family, err = family(); err != nil {
 			return wrongUsage(err)
 		}
-		if err := h.complete(); err != nil {
-			return err
-		}
-		cfg, err := h.load()
-		if err != nil {
-			return err
-		}
-		q.Selection = cfg.Selection
 		report, err := inspect.Status(context.Background(), q)
-		if errors.Is(err, inspect.ErrNoLink) || errors.Is(err, inspect.ErrNotAsked) {
-			err = exitWith(2, err)
-		}
 		if err != nil {
-			return err
+			return asked(err)
 		}
 		f.debug("%d addresses", len(report.Uplinks))
 		if *asJSON {
@@ -64,4 +52,27 @@ func status(f *flags) action {
 		}
 		return err
 	}
+}
+
+// question is what a command asks that takes names of links as arguments.
+func (h *hostFlags) question(args []string) (inspect.Question, error) {
+	if len(args) > 0 {
+		h.ifnames = args
+	}
+	q := inspect.Question{Ifnames: h.ifnames, Server: h.server, UIDs: h.uids}
+	if err := h.complete(); err != nil {
+		return q, err
+	}
+	cfg, err := h.load()
+	q.Selection = cfg.Selection
+	return q, err
+}
+
+// asked is an error of a question as the command ends with it: the exit code is 2 where the caller asked for what does not
+// exist, or may not ask.
+func asked(err error) error {
+	if errors.Is(err, inspect.ErrNoLink) || errors.Is(err, inspect.ErrNotAsked) {
+		return exitWith(2, err)
+	}
+	return err
 }

@@ -48,6 +48,9 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 // rowOf is the row of an address.
 func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 	row := rowOfLease(c.Key, held, server)
+	if c.at.DADFailed() && held.absent {
+		row.Findings = []Finding{*h.notUsable(c)}
+	}
 	if held.Table == 0 {
 		return row, nil
 	}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/table-allocator/table-allocator/internal/inspect"
+)
+
+const doctorUsage = `Usage: table-allocator-client doctor [options] [IFNAME...]
+
+Looks for what is wrong with this host, and only reads. A line for each finding
+says how bad it is, its name, and what was found; lines below say why and what
+to do. The exit code is 0 if all is fine or there are notes only, 1 for
+warnings, 3 for errors, 2 for wrong usage or without rights. Needs root.
+
+      --only NAME,...       these checks only
+      --list                print names and severities of all checks
+      --json                print JSON
+  -i, --ifname PATTERN...   addresses of these links only (*), also as arguments
+      --exclude PATTERN...  links to leave out (lo)
+  -c, --config FILE         the configuration of the watch
+`
+
+func doctor(f *flags) action {
+	h := newHostFlags(f)
+	only := f.StringSlice("only", nil, "")
+	list := f.Bool("list", false, "")
+	asJSON := f.Bool("json", false, "")
+	return func(args []string) error {
+		if *list {
+			for _, c := range inspect.Checks {
+				fmt.Printf("%-8s %s\n", c.Severity, c.Name)
+			}
+			return nil
+		}
+		q, err := h.question(args)
+		if err != nil {
+			return err
+		}
+		d, err := inspect.Doctor(context.Background(), q, *only)
+		if errors.Is(err, inspect.ErrNoCheck) {
+			return wrongUsage(err)
+		}
+		if err != nil {
+			return asked(err)
+		}
+		if *asJSON {
+			err = json.NewEncoder(os.Stdout).Encode(d)
+		} else {
+			err = printDiagnosis(d)
+		}
+		if code := d.Code(); err == nil && code != 0 {
+			err = exitError{code}
+		}
+		return err
+	}
+}
+
+func printDiagnosis(d inspect.Diagnosis) error {
+	for _, f := range d.Findings {
+		if _, err := fmt.Printf("%-8s %-18s %s\n         why                %s\n         do                 %s\n", f.Severity, f.Name, f.What, f.Evidence, f.Cure); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Printf("%d checks found nothing\n", d.Fine)
+	if err == nil && d.Code() != 0 {
+		_, err = fmt.Println("for a report: table-allocator-client status --json; table-allocator-client doctor --json; ip rule; ip route show table all")
+	}
+	return err
+}

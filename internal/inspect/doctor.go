@@ -1,0 +1,231 @@
+package inspect
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Check looks for one thing that is wrong with a host.
+type Check struct {
+	Name     string   `json:"name"`
+	Severity Severity `json:"severity"`
+	look     func(*patient) []symptom
+}
+
+// symptom is a Finding without what its Check knows.
+type symptom struct{ what, evidence, cure string }
+
+// Checks are those of doctor. Names and severities never change, since scripts know them.
+var Checks = []Check{
+	{"server-stopped", Error, lookServer},
+	{"hook-without-server", Error, lookHooks},
+	{"main-default-back", Error, lookMainDefault},
+	{"table-empty", Error, lookTableEmpty},
+	{"table-gateway", Error, lookTableGateway},
+	{"rule-missing", Error, lookRuleMissing},
+	{"rp-filter", Error, lookRPFilter},
+	{"networkd-dropin", Error, lookNetworkd},
+	{"dad", Error, lookDAD},
+	{"accept-ra", Error, lookAcceptRA},
+	{"excluded", Error, lookExcluded},
+	{"rule-before-ours", Warning, lookRuleBefore},
+	{"overlap", Warning, lookOverlap},
+	{"arp-flux", Warning, lookARPFlux},
+	{"table-shared", Warning, lookTableShared},
+	{"rule-orphan", Warning, lookRuleOrphan},
+	{"rule-uid0", Warning, lookRuleUID0},
+	{"rule-sport", Warning, lookRuleSport},
+	{"carrier", Warning, lookCarrier},
+	{"duplicate", Warning, lookDuplicate},
+	{"snat-fixed", Warning, lookSNAT},
+	{"marks", Warning, lookMarks},
+	{"leases", Warning, lookHolders},
+	{"rules-many", Warning, lookRulesMany},
+	{"same-subnet", Note, lookSameSubnet},
+	{"rule-detached", Note, lookRuleDetached},
+	{"table-name", Note, lookTableNames},
+	{"src-valid-mark", Note, lookSrcValidMark},
+	{"udp-any", Note, lookUDP},
+	{"ifupdown2", Note, lookIfupdown2},
+}
+
+// patient is the host that is looked at.
+type patient struct {
+	*host
+	report Report
+	leases []lease
+	tables map[uint32]string // links of leased tables
+}
+
+// lease is an address that has one.
+type lease struct {
+	Row
+	addr   netip.Addr
+	at     route.Address // zero: the address is not on the host
+	link   route.Link
+	family int
+}
+
+// Diagnosis is what doctor says.
+type Diagnosis struct {
+	Version  int       `json:"version"`
+	Fine     int       `json:"fine"` // checks that found nothing
+	Findings []Finding `json:"findings"`
+}
+
+// Code is the exit code: 0, 1 for warnings, 3 for errors.
+func (d Diagnosis) Code() int {
+	code := 0
+	for _, f := range d.Findings {
+		switch f.Severity {
+		case Error:
+			return 3
+		case Warning:
+			code = 1
+		}
+	}
+	return code
+}
+
+// Doctor runs the checks of names, or all of them if there are none. It only reads.
+func Doctor(ctx context.Context, q Question, names []string) (Diagnosis, error) {
+	d := Diagnosis{Version: 1, Findings: []Finding{}}
+	for _, name := range names {
+		if !slices.ContainsFunc(Checks, func(c Check) bool { return c.Name == name }) {
+			return d, fmt.Errorf("%s: %w", name, ErrNoCheck)
+		}
+	}
+	report, err := Status(ctx, q)
+	if err != nil {
+		return d, err
+	}
+	h, err := openHost()
+	if err != nil {
+		return d, err
+	}
+	defer h.close()
+	p := &patient{host: h, report: report, tables: h.tables()}
+	for _, row := range report.Uplinks {
+		addr, _ := netip.ParseAddr(row.Address) // uplinks are addresses
+		at, _ := h.address(row.Ifname, addr)
+		if row.Table != 0 {
+			p.leases = append(p.leases, lease{row, addr, at, h.linkNamed(row.Ifname), familyOf(addr)})
+		}
+	}
+	for _, c := range Checks {
+		if len(names) > 0 && !slices.Contains(names, c.Name) {
+			continue
+		}
+		found := c.look(p)
+		if len(found) == 0 {
+			d.Fine++
+		}
+		for _, s := range found {
+			d.Findings = append(d.Findings, Finding{c.Name, c.Severity, s.what, s.evidence, s.cure})
+		}
+	}
+	sortFindings(d.Findings)
+	return d, nil
+}
+
+// ErrNoCheck says that no check has a name.
+var ErrNoCheck = fmt.Errorf("no check has this name")
+
+// foreign are the rules of other programs, by family: neither ours nor the kernel's.
+func (p *patient) foreign() map[int][]route.Rule {
+	rules := make(map[int][]route.Rule)
+	for _, family := range families {
+		for _, r := range p.rules[family] {
+			if r.Protocol != route.Protocol && ruleOwner(r, p.tables) != "" {
+				rules[family] = append(rules[family], r)
+			}
+		}
+	}
+	return rules
+}
+
+// routes are those of a table, or none if it cannot be read or has very many.
+func (p *patient) routes(family int, table uint32) []route.Route {
+	routes, _, err := p.kernel.RoutesAtMost(family, table, mostRoutes)
+	if err != nil {
+		return nil
+	}
+	return routes
+}
+
+// found are the findings of status with one of some names, as symptoms.
+func (p *patient) found(names ...string) (all []symptom) {
+	for _, row := range p.report.Uplinks {
+		for _, f := range row.Findings {
+			if slices.Contains(names, f.Name) {
+				all = append(all, symptom{row.Address + " on " + row.Ifname + ": " + f.What, f.Evidence, f.Cure})
+			}
+		}
+	}
+	return all
+}
+
+func lookServer(p *patient) []symptom {
+	if f := p.report.Server.finding(""); f != nil && len(p.report.Uplinks)+len(p.report.Others) > 0 &&
+		slices.ContainsFunc(slices.Concat(p.report.Uplinks, p.report.Others), func(r Row) bool { return r.PID != 0 }) {
+		return []symptom{{"the server is stopped, and leases end", f.Evidence, f.Cure}}
+	}
+	return nil
+}
+
+func lookTableEmpty(p *patient) (all []symptom) {
+	for _, l := range p.leases {
+		for _, f := range l.Findings {
+			if f.Name == "no-route" || f.Name == "blocked" {
+				all = append(all, symptom{fmt.Sprintf("%s on %s: %s", l.Address, l.Ifname, f.What), f.Evidence, f.Cure})
+			}
+		}
+	}
+	return all
+}
+
+func lookRuleMissing(p *patient) (all []symptom) {
+	for _, s := range p.found("incomplete") {
+		if kind := leadingWord(s.evidence); kind == "rule" || kind == "route" || kind == "rules," {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+func leadingWord(text string) string {
+	word := ""
+	_, _ = fmt.Sscan(text, &word) // of an empty text there is none
+	return word
+}
+
+func lookExcluded(p *patient) []symptom { return p.found("excluded") }
+func lookDAD(p *patient) []symptom      { return p.found("duplicate") }
+
+func lookCarrier(p *patient) []symptom { return p.found("no-carrier") }
+
+func lookMainDefault(p *patient) (all []symptom) {
+	for _, row := range p.report.Uplinks {
+		if row.Mode != "move" {
+			continue
+		}
+		family, index := unix.AF_INET, p.linkNamed(row.Ifname).Index
+		if row.Family == wire.Inet6.String() {
+			family = unix.AF_INET6
+		}
+		for _, r := range p.routes(family, unix.RT_TABLE_MAIN) {
+			if r.Dst.Bits() == 0 && r.Protocol != route.Protocol && r.Protocol != unix.RTPROT_RA && slices.Contains(r.Links(), index) {
+				all = append(all, symptom{"main has a default route of " + row.Ifname + ", whose routes are to be moved", p.routeText(r),
+					"systemctl start table-allocator-server; journalctl -u table-allocator-watch"})
+			}
+		}
+	}
+	return all
+}

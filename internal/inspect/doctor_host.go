@@ -1,0 +1,249 @@
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+)
+
+// lookRPFilter asks whether a packet from the Internet is accepted at each address of an uplink.
+func lookRPFilter(p *patient) (all []symptom) {
+	for _, row := range p.report.Uplinks {
+		addr, err := netip.ParseAddr(row.Address)
+		link := p.linkNamed(row.Ifname)
+		if err != nil || !addr.Is4() || rpFilter(row.Ifname) != 1 || !link.Carrier {
+			continue
+		}
+		peer := netip.MustParseAddr(nowhere[unix.AF_INET][0][0])
+		if _, err := p.kernel.Match(route.Question{Dst: addr, Src: peer, Iif: link.Index}); errors.Is(err, unix.EINVAL) {
+			all = append(all, symptom{"packets to " + row.Address + " that arrive by " + row.Ifname + " are dropped",
+				fmt.Sprintf("rp_filter of %s is 1, and replies to %s leave by another link", row.Ifname, peer), "sysctl -w net.ipv4.conf." + row.Ifname + ".rp_filter=2"})
+		}
+	}
+	return all
+}
+
+func lookAcceptRA(p *patient) (all []symptom) {
+	seen := make(map[string]bool)
+	for _, l := range p.leases {
+		if l.family != unix.AF_INET6 || seen[l.Ifname] || l.at.Flags&unix.IFA_F_PERMANENT != 0 ||
+			setting(unix.AF_INET6, l.Ifname, "forwarding") != "1" || setting(unix.AF_INET6, l.Ifname, "accept_ra") != "1" {
+			continue
+		}
+		if slices.ContainsFunc(p.routes(unix.AF_INET6, unix.RT_TABLE_MAIN), func(r route.Route) bool {
+			return r.Dst.Bits() == 0 && r.Protocol == unix.RTPROT_RA && slices.Contains(r.Links(), l.link.Index)
+		}) {
+			continue
+		}
+		seen[l.Ifname] = true
+		all = append(all, symptom{l.Ifname + " gets no IPv6 default route: forwarding is on, and accept_ra is 1",
+			fmt.Sprintf("net.ipv6.conf.%s.forwarding=1 accept_ra=1, the address %s has a lifetime, no default route proto ra", l.Ifname, l.Address),
+			"sysctl -w net.ipv6.conf." + l.Ifname + ".accept_ra=2"})
+	}
+	return all
+}
+
+// pairs calls f for leases of different links.
+func (p *patient) pairs(f func(a, b lease)) {
+	for i, a := range p.leases {
+		for _, b := range p.leases[i+1:] {
+			if a.Ifname != b.Ifname && a.family == b.family && networkOf(a).IsValid() && networkOf(b).IsValid() && a.addr != b.addr {
+				f(a, b)
+			}
+		}
+	}
+}
+
+func lookOverlap(p *patient) (all []symptom) {
+	p.pairs(func(a, b lease) {
+		if x, y := networkOf(a), networkOf(b); x != y && x.Overlaps(y) {
+			all = append(all, symptom{fmt.Sprintf("the networks of %s and %s overlap", a.Ifname, b.Ifname), fmt.Sprintf("%s on %s, %s on %s", x, a.Ifname, y, b.Ifname),
+				"no_network_rule for the wider one in watch.json, or --no-network-rule"})
+		}
+	})
+	return all
+}
+
+// answersForOthers reports whether a link answers ARP requests for addresses of other links.
+func answersForOthers(ifname string) bool {
+	return max(number(setting(unix.AF_INET, "all", "arp_ignore")), number(setting(unix.AF_INET, ifname, "arp_ignore"))) == 0
+}
+
+func lookARPFlux(p *patient) (all []symptom) {
+	p.pairs(func(a, b lease) {
+		if a.family == unix.AF_INET && networkOf(a) == networkOf(b) && (answersForOthers(a.Ifname) || answersForOthers(b.Ifname)) {
+			all = append(all, symptom{fmt.Sprintf("%s and %s answer for each other's address in %s", a.Ifname, b.Ifname, networkOf(a)), "arp_ignore is 0",
+				"sysctl -w net.ipv4.conf.all.arp_ignore=1"})
+		}
+	})
+	return all
+}
+
+func lookSameSubnet(p *patient) (all []symptom) {
+	p.pairs(func(a, b lease) {
+		if networkOf(a) != networkOf(b) || a.family == unix.AF_INET && (answersForOthers(a.Ifname) || answersForOthers(b.Ifname)) {
+			return
+		}
+		all = append(all, symptom{fmt.Sprintf("%s and %s have the same network: unbound packets to neighbours leave by one of them", a.Ifname, b.Ifname), networkOf(a).String(),
+			"bind programs to a link or an address"})
+	})
+	return all
+}
+
+func lookDuplicate(p *patient) (all []symptom) {
+	links := make(map[netip.Addr][]int)
+	for _, a := range p.addresses {
+		if a.Addr.Is4() && !a.Addr.IsLoopback() {
+			links[a.Addr] = append(links[a.Addr], a.Index)
+		}
+	}
+	for addr, on := range links {
+		if len(on) > 1 {
+			all = append(all, symptom{addr.String() + " is on " + p.linkNames(on), "replies leave by the first", "delete it from one of them"})
+		}
+	}
+	for _, r := range p.routes(unix.AF_INET, unix.RT_TABLE_MAIN) {
+		if on := links[r.Gateway]; len(on) > 0 {
+			all = append(all, symptom{"this host has the address of the gateway " + r.Gateway.String(), p.routeText(r), "delete the address from " + p.linkNames(on)})
+		}
+	}
+	return all
+}
+
+// lookHolders looks for holders whose program was replaced or deleted.
+func lookHolders(p *patient) (all []symptom) {
+	seen := make(map[int]bool)
+	for _, l := range p.leases {
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", l.PID))
+		if err == nil && strings.HasSuffix(exe, " (deleted)") && !seen[l.PID] {
+			seen[l.PID] = true
+			all = append(all, symptom{fmt.Sprintf("the holder of %s runs a version that is not installed any more", l.Address), fmt.Sprintf("pid %d, %s", l.PID, exe),
+				"systemctl restart table-allocator-watch, or release and lease the address again"})
+		}
+	}
+	return all
+}
+
+// running reports whether a process of a name runs, in the network namespace of the caller.
+func running(comm string) bool {
+	own, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return false
+	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is right
+	return slices.ContainsFunc(dirs, func(dir string) bool {
+		if readLine(dir+"/comm") != comm {
+			return false
+		}
+		theirs, err := os.Readlink(dir + "/ns/net")
+		return err == nil && theirs == own
+	})
+}
+
+func lookNetworkd(p *patient) []symptom {
+	if !running("systemd-network") { // a name has 15 bytes
+		return nil
+	}
+	for _, dir := range []string{"/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib"} {
+		files, _ := filepath.Glob(dir + "/systemd/networkd.conf.d/*.conf") // the pattern is right
+		for _, file := range append(files, dir+"/systemd/networkd.conf") {
+			text, err := os.ReadFile(file)
+			for line := range strings.Lines(string(text)) {
+				if err == nil && strings.TrimSpace(line) == "ManageForeignRoutingPolicyRules=no" {
+					return nil
+				}
+			}
+		}
+	}
+	return []symptom{{"systemd-networkd deletes our rules", "no networkd.conf has ManageForeignRoutingPolicyRules=no",
+		"install networkd.conf.d/table-allocator.conf, and restart systemd-networkd"}}
+}
+
+// hookFiles are where hooks are installed.
+var hookFiles = []string{"/etc/dhcp/dhclient-enter-hooks.d/table-allocator", "/etc/network/if-up.d/table-allocator", "/etc/NetworkManager/dispatcher.d/table-allocator",
+	"/usr/lib/dhcpcd/dhcpcd-hooks/60-table-allocator"}
+
+func installedHooks() (files []string) {
+	for _, file := range hookFiles {
+		if _, err := os.Stat(file); err == nil {
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
+func lookHooks(p *patient) []symptom {
+	if files := installedHooks(); len(files) > 0 && p.report.Server.State == Stopped {
+		return []symptom{{"hooks are installed, and the server is stopped: addresses get no table", strings.Join(files, " "), "systemctl enable --now table-allocator-server"}}
+	}
+	return nil
+}
+
+func lookIfupdown2(p *patient) []symptom {
+	const dir = "/usr/share/ifupdown2"
+	if _, err := os.Stat(dir); err != nil || !slices.Contains(installedHooks(), "/etc/network/if-up.d/table-allocator") {
+		return nil
+	}
+	return []symptom{{"ifupdown2 does not say to hooks which address it has set", dir, "systemctl enable --now table-allocator-watch"}}
+}
+
+// lookSNAT looks for addresses of leases that a packet filter gives to packets.
+func lookSNAT(p *patient) (all []symptom) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	text, err := exec.CommandContext(ctx, "nft", "list", "ruleset").Output()
+	if err != nil {
+		return nil // there is no nft, or no right to list
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		for _, l := range p.leases {
+			if at := slices.Index(fields, l.Address); at > 1 && slices.Contains(fields[:at], "snat") {
+				all = append(all, symptom{"a packet filter gives packets the address " + l.Address + ": flows break when they change the uplink", strings.TrimSpace(line), "masquerade in place of snat to"})
+			}
+		}
+	}
+	return all
+}
+
+// lookUDP looks for servers that answer from another address than the one that was asked.
+func lookUDP(p *patient) (all []symptom) {
+	links := make(map[string]bool)
+	for _, l := range p.leases {
+		if l.family == unix.AF_INET {
+			links[l.Ifname] = true
+		}
+	}
+	text, err := os.ReadFile("/proc/thread-self/net/udp")
+	if err != nil || len(links) < 2 {
+		return nil
+	}
+	known := map[string]bool{"0043": true, "0044": true, "14E9": true} // DHCP and mDNS answer by link
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) < 3 {
+			continue
+		}
+		addr, port, _ := strings.Cut(fields[1], ":")
+		var number uint16
+		if addr != "00000000" || !strings.HasPrefix(fields[2], "00000000:") || known[port] {
+			continue
+		}
+		if _, err := fmt.Sscanf(port, "%X", &number); err == nil && number < 32768 { // else a client
+			all = append(all, symptom{fmt.Sprintf("a UDP server on 0.0.0.0 port %d may answer from another uplink's address than the one that was asked", number), "/proc/net/udp: " + fields[1],
+				"bind the server to each address, unless it sets the source itself (IP_PKTINFO)"})
+		}
+	}
+	return all
+}

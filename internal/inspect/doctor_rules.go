@@ -1,0 +1,205 @@
+package inspect
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// lookRuleBefore asks for the destinations of rules before ours, too, for which status does not ask.
+func lookRuleBefore(p *patient) []symptom {
+	all := p.found("shadowed")
+	for _, l := range p.leases {
+		if l.link.Index == 0 {
+			continue
+		}
+		for _, r := range p.foreign()[l.family] {
+			if !r.Dst.IsValid() || r.Action != route.Lookup || r.Mask != 0 {
+				continue
+			}
+			q := route.Question{Src: l.addr, Dst: r.Dst.Addr()}
+			a, err := p.walk(l.family, q)
+			rule, decided := a.Rule()
+			if err != nil || !decided || rule != r || a.Err != 0 || slices.Contains(a.Route.Links(), l.link.Index) {
+				continue
+			}
+			all = append(all, symptom{fmt.Sprintf("%s on %s: shadowed by rule %d for %s (leaves by %s)", l.Address, l.Ifname, r.Priority, r.Dst, p.linkNames(a.Route.Links())),
+				fmt.Sprintf("%q comes before the rules of the address", r), "move that rule behind the rules of the address"})
+		}
+	}
+	return all
+}
+
+func lookTableGateway(p *patient) (all []symptom) {
+	for _, l := range p.leases {
+		routes := p.routes(l.family, l.Table)
+		for _, r := range routes {
+			if r.Dst.Bits() != 0 || !r.Gateway.IsValid() || r.Gateway.IsLinkLocalUnicast() || r.Onlink || r.Type != unix.RTN_UNICAST || l.family == unix.AF_INET && r.Gateway.Is6() {
+				continue
+			}
+			if slices.ContainsFunc(routes, func(o route.Route) bool {
+				return !o.Gateway.IsValid() && o.Type == unix.RTN_UNICAST && o.Dst.Contains(r.Gateway)
+			}) {
+				continue
+			}
+			all = append(all, symptom{fmt.Sprintf("table %d has no route to its gateway: neighbours of %s are sent through the gateway", l.Table, l.Address), p.routeText(r),
+				fmt.Sprintf("ip route add NETWORK dev %s table %d, or the client with --routes copy", l.Ifname, l.Table)})
+		}
+	}
+	return all
+}
+
+func lookTableShared(p *patient) (all []symptom) {
+	for _, l := range p.leases {
+		if l.Mode == string(uplink.NoRoutes) {
+			continue // the caller fills the table
+		}
+		for _, r := range p.routes(l.family, l.Table) {
+			if r.Protocol != route.Protocol && len(all) < 10 {
+				all = append(all, symptom{fmt.Sprintf("table %d of %s has a route of another program", l.Table, l.Address), p.routeText(r), "ip route delete " + p.routeText(r)})
+			}
+		}
+		for _, r := range p.foreign()[l.family] {
+			if r.Table == l.Table && r.Src.Addr() != l.addr {
+				all = append(all, symptom{fmt.Sprintf("a rule of another program leads to table %d of %s", l.Table, l.Address), r.String(), "delete that rule, or give the server other tables"})
+			}
+		}
+	}
+	return all
+}
+
+func lookRuleOrphan(p *patient) (all []symptom) {
+	for _, family := range families {
+		for _, r := range p.rules[family] {
+			if r.Protocol != route.Protocol || !uplink.IsHost(r) || uplink.LeavesTable(r) {
+				continue
+			}
+			known := slices.ContainsFunc(p.addresses, func(a route.Address) bool { return a.Addr == r.Src.Addr() }) ||
+				slices.ContainsFunc(p.report.Uplinks, func(row Row) bool { return row.Address == r.Src.Addr().String() })
+			if !known {
+				all = append(all, symptom{"rules are left of " + r.Src.Addr().String() + ", which this host does not have", r.String(),
+					"start a watch, which deletes them, or: ip rule delete " + ruleText(r)})
+			}
+		}
+	}
+	return all
+}
+
+func lookRuleDetached(p *patient) (all []symptom) {
+	for _, family := range families {
+		for _, r := range p.rules[family] {
+			for _, name := range []string{r.Iif, r.Oif} {
+				if r.Protocol == route.Protocol && name != "" && p.linkNamed(name).Index == 0 {
+					all = append(all, symptom{"a rule of ours names the link " + name + ", which does not exist", r.String(), "none is needed if the link comes back"})
+				}
+			}
+		}
+	}
+	return all
+}
+
+func lookRuleUID0(p *patient) (all []symptom) {
+	for family, rules := range p.foreign() {
+		name := map[int]string{unix.AF_INET: "ipv4/ip_forward", unix.AF_INET6: "ipv6/conf/all/forwarding"}[family]
+		if readLine("/proc/sys/net/"+name) != "1" {
+			continue
+		}
+		for _, r := range rules {
+			if r.UIDs.Set && r.UIDs.First == 0 && r.Iif != uplink.Loopback {
+				all = append(all, symptom{"a rule for user 0 takes forwarded packets, too, which have no owner", r.String(), "add iif lo to the rule"})
+			}
+		}
+	}
+	return all
+}
+
+func lookRuleSport(p *patient) (all []symptom) {
+	for _, rules := range p.foreign() {
+		for _, r := range rules {
+			if r.Sports != (route.Ports{}) && (r.IPProto == 0 || r.IPProto == unix.IPPROTO_TCP) {
+				all = append(all, symptom{"a rule by source port gives TCP connections the source of another uplink: the port is chosen after the source", r.String(),
+					"select by destination port, by mark or by user"})
+			}
+		}
+	}
+	return all
+}
+
+func lookMarks(p *patient) (all []symptom) {
+	var mask uint32
+	for _, family := range families {
+		for _, r := range p.rules[family] {
+			if uplink.IsGuard(r) {
+				mask |= r.Mask
+			}
+		}
+	}
+	for _, rules := range p.foreign() {
+		for _, r := range route.Overlapping(rules, mask) {
+			all = append(all, symptom{fmt.Sprintf("a rule of another program looks at the bits %#x of marks, which bind programs to links", mask), r.String(),
+				"set another bind_mark_mask in server.json"})
+		}
+	}
+	return all
+}
+
+func lookSrcValidMark(p *patient) (all []symptom) {
+	if setting(unix.AF_INET, "all", "src_valid_mark") != "1" {
+		return nil
+	}
+	for _, r := range p.foreign()[unix.AF_INET] {
+		if r.Mask != 0 && r.Flags == 0 {
+			all = append(all, symptom{"rp_filter looks at marks, and a rule of another program selects by mark", r.String(), "sysctl -w net.ipv4.conf.all.src_valid_mark=0, and set it for single links"})
+		}
+	}
+	return all
+}
+
+func lookRulesMany(p *patient) (all []symptom) {
+	const many = 500
+	for _, family := range families {
+		if n := len(p.rules[family]); n > many {
+			all = append(all, symptom{fmt.Sprintf("%d rules, which every lookup goes through", n), "each costs about 17 ns", "ip rule; delete what nobody needs"})
+		}
+	}
+	return all
+}
+
+// lookTableNames compares names of tables with those that are leased.
+func lookTableNames(p *patient) (all []symptom) {
+	files, _ := filepath.Glob("/etc/iproute2/rt_tables.d/*.conf") // the pattern is right
+	for _, file := range append([]string{"/etc/iproute2/rt_tables"}, files...) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // there is no such file, mostly
+		}
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			if len(fields) < 2 {
+				continue
+			}
+			number, err := strconv.ParseUint(fields[0], 0, 32)
+			if err == nil && p.tables[uint32(number)] != "" && !strings.HasPrefix(fields[1], "ta-") {
+				all = append(all, symptom{fmt.Sprintf("table %d of %s has the name %s of another program", number, p.tables[uint32(number)], fields[1]), file, "give the server other tables: table_offset in server.json"})
+			}
+		}
+	}
+	return all
+}
+
+// networkOf is the network of a lease on its link.
+func networkOf(l lease) netip.Prefix {
+	if !l.at.Addr.IsValid() {
+		return netip.Prefix{}
+	}
+	return l.at.Network().Masked()
+}
