@@ -37,7 +37,7 @@ func (l *loop) changed(events []route.Event) {
 	l.keepLocks(n)
 	l.serveNewlyBound(n)
 	large := l.followLarge(events)
-	l.noteSilence(n)
+	l.noteHistory(n)
 	for _, s := range l.all() {
 		if n.overrun || n.concerns(s) {
 			s.noteLeaving(n.went[s.addr])
@@ -49,15 +49,17 @@ func (l *loop) changed(events []route.Event) {
 	l.scope.note(n)
 }
 
-// noteSilence notes what routes the kernel deleted without an event: those over links that were down, and those
-// with an address that was deleted as their source.
-func (l *loop) noteSilence(n news) {
-	if len(n.silent) == 0 {
+// noteHistory notes what routes the kernel deleted without an event: those over links that were down, and those with an
+// address that was deleted as their source. What happened to main before that, and after it, is in the events only.
+func (l *loop) noteHistory(n news) {
+	if len(n.silent) > 0 {
+		l.env.Picture.Emptied(n.silent)
+	}
+	if len(n.history) == 0 && len(n.went) == 0 {
 		return
 	}
-	l.env.Picture.Emptied(n.silent)
 	for _, s := range l.sessions {
-		s.inst.HearSilence(n.silent[s.inst.Index], n.went)
+		s.inst.Hear(n.history[linkOf{s.family(), s.inst.Index}], n.went, n.back)
 	}
 }
 
@@ -87,22 +89,24 @@ func (l *loop) followLarge(events []route.Event) map[int]bool {
 // thousand events.
 type news struct {
 	overrun      bool
-	main         map[int]mainNews     // by family
-	newDefault   bool                 // main has a new default route, or a half of one: its link is an uplink, whatever else it is
-	nexthops     bool                 // nexthop objects changed
-	linksChanged bool                 // links were added, or changed
-	addresses    map[netip.Addr]bool  // that were added, changed or deleted
-	came         map[onLink]bool      // addresses that were added, or changed
-	went         map[netip.Addr][]int // the links that addresses were deleted from
-	links        map[int]bool         // that were added, changed or deleted
-	gone         map[int]bool         // of those, the deleted
-	addressed    map[int]bool         // links whose addresses were added, changed or deleted
-	silent       map[int]bool         // that were down at least for a moment, which is true, or that addresses were deleted from
-	names        map[string]bool      // of those links
-	mainOn       map[linkOf]bool      // links of which another program changed routes of main
-	lost         map[tableOf]bool     // other tables that routes were deleted from
-	rules        map[ruleAt]bool      // where rules of ours were added or deleted; true: deleted
-	tables       map[uint32]bool      // tables of rules of ours that were added or deleted; true: deleted
+	main         map[int]mainNews         // by family
+	newDefault   bool                     // main has a new default route, or a half of one: its link is an uplink, whatever else it is
+	nexthops     bool                     // nexthop objects changed
+	linksChanged bool                     // links were added, or changed
+	addresses    map[netip.Addr]bool      // that were added, changed or deleted
+	came         map[onLink]bool          // addresses that were added, or changed
+	went         map[netip.Addr][]int     // the links that addresses were deleted from
+	back         []netip.Addr             // that were added after that
+	links        map[int]bool             // that were added, changed or deleted
+	gone         map[int]bool             // of those, the deleted
+	addressed    map[int]bool             // links whose addresses were added, changed or deleted
+	silent       map[int]bool             // that were down at least for a moment, or that addresses were deleted from
+	names        map[string]bool          // of those links
+	history      map[linkOf][]route.Event // in order: the link was down, its routes in main were added or deleted
+	mainOn       map[linkOf]bool          // links of which another program changed routes of main
+	lost         map[tableOf]bool         // other tables that routes were deleted from
+	rules        map[ruleAt]bool          // where rules of ours were added or deleted; true: deleted
+	tables       map[uint32]bool          // tables of rules of ours that were added or deleted; true: deleted
 }
 
 // onLink is an address on a link.
@@ -144,6 +148,8 @@ func digest(events []route.Event) news {
 			n.links[e.Index], n.names[e.Name] = true, true
 			if e.Down {
 				n.silent[e.Index] = true
+				n.addHistory(e, unix.AF_INET, e.Index)
+				n.addHistory(e, unix.AF_INET6, e.Index)
 			}
 			n.linksChanged = n.linksChanged || e.Kind == route.LinkChanged
 			if e.Kind == route.LinkGone {
@@ -171,9 +177,12 @@ func (n *news) addAddress(e route.Event) {
 	}
 	if e.Deleted {
 		n.went[e.Addr] = append(n.went[e.Addr], e.Index)
-		n.silent[e.Index] = n.silent[e.Index]
+		n.silent[e.Index] = true
 	} else {
 		n.came[onLink{e.Addr, e.Index}] = true
+		if len(n.went[e.Addr]) > 0 {
+			n.back = append(n.back, e.Addr)
+		}
 	}
 }
 
@@ -185,11 +194,22 @@ func with(set map[int]bool, n int) map[int]bool {
 	return set
 }
 
+func (n *news) addHistory(e route.Event, family, index int) {
+	if n.history == nil {
+		n.history = make(map[linkOf][]route.Event)
+	}
+	at := linkOf{family, index}
+	n.history[at] = append(n.history[at], e)
+}
+
 func (n *news) addRoute(e route.Event) {
 	if n.mainOn == nil {
 		n.mainOn, n.lost = make(map[linkOf]bool), make(map[tableOf]bool)
 	}
 	if e.Table == unix.RT_TABLE_MAIN {
+		for _, index := range e.Route.Links() {
+			n.addHistory(e, e.Family, index)
+		}
 		others := e.Protocol != route.Protocol
 		n.newDefault = n.newDefault || others && !e.Deleted && e.Route.Dst.Bits() <= uplink.Halves(e.Family)
 		n.addMain(e.Family, mainNews{others: others, silent: others && e.Replaced})

@@ -115,10 +115,14 @@ func (i *Installation) refreshes(now time.Duration) time.Duration {
 	if i.env.Picture.Uncertain(i.Uplink.Family()) {
 		return now + rereadEvery
 	}
+	const soonest = time.Second
+	if i.routes.unsure {
+		i.routes.unsure = false
+		return now + soonest
+	}
 	if i.routes.expires == 0 || !i.Installed {
 		return 0
 	}
-	const soonest = time.Second
 	return now + max(time.Duration(i.routes.expires)*time.Second/3, soonest)
 }
 
@@ -355,16 +359,19 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 // Routes is how many routes the table had after the last sync.
 func (i *Installation) Routes() int { return i.routes.placed }
 
+// Moved reports whether main has lost a default route to the table.
+func (i *Installation) Moved() bool { return len(i.routes.taken) > 0 }
+
 // Restored reports whether the last sync added any.
 func (i *Installation) Restored() bool { return i.routes.added > 0 }
 
-// HearSilence notes what the kernel did without an event of routes: the link was down, or addresses were deleted from
-// links, which were the source of routes.
-func (i *Installation) HearSilence(wasDown bool, went map[netip.Addr][]int) {
-	i.routes.wasDown = i.routes.wasDown || wasDown
+// Hear takes over events: of the link and of main's routes over it, in order, and of addresses that were deleted from
+// links, which were the source of routes. back are those that were added again.
+func (i *Installation) Hear(history []route.Event, went map[netip.Addr][]int, back []netip.Addr) {
+	i.warn("note what main lost", i.routes.hear(i.Uplink, i.Index, history))
 	for addr, links := range went {
 		if addr.Is4() == i.Uplink.Addr().Is4() {
-			i.warn("note what main lost", i.routes.addressWent(i.Uplink, i.Index, addr, links))
+			i.warn("note what main lost", i.routes.addressWent(i.Uplink, i.Index, addr, links, slices.Contains(back, addr)))
 		}
 	}
 }

@@ -283,6 +283,7 @@ func TestMovedBesideDeadEnd(t *testing.T) {
 // TestMovedGone: main does not get back what it would have lost meanwhile.
 func TestMovedGone(t *testing.T) {
 	const first, second = "default via 192.0.2.1 metric 5", "default via 192.0.2.2 metric 6"
+	down := []route.Event{{Kind: route.LinkChanged, Down: true}}
 	addresses := map[netip.Addr][]int{netip.MustParseAddr("192.0.2.5"): nil, netip.MustParseAddr("192.0.2.6"): nil}
 	for _, tt := range []struct {
 		name    string
@@ -294,25 +295,37 @@ func TestMovedGone(t *testing.T) {
 		{"the link was down", func(m *mover, i *Installation) {
 			m.IP(m.t, "link set wan0 down")
 			m.IP(m.t, "link set wan0 up")
-			i.HearSilence(true, nil)
+			i.Hear(down, nil, nil)
 		}, 2, nil},
 		{"and a default was added", func(m *mover, i *Installation) {
 			m.IP(m.t, "link set wan0 down")
 			m.IP(m.t, "link set wan0 up")
 			m.IP(m.t, "route add "+second)
-			i.HearSilence(true, nil)
+			i.Hear(down, nil, nil)
 		}, 1, []string{second}},
 		{"the last address was deleted", func(m *mover, i *Installation) {
 			m.IP(m.t, "address del 192.0.2.5/24 dev wan0")
 			m.IP(m.t, "address add 192.0.2.5/24 dev wan0")
-			i.HearSilence(false, addresses)
+			i.Hear(nil, addresses, nil)
 		}, 2, nil},
 		{"one of two addresses was deleted", func(m *mover, i *Installation) {
 			m.IP(m.t, "address add 192.0.2.7/24 dev wan0")
 			m.IP(m.t, "address add 192.0.2.6/32 dev wan0")
 			m.IP(m.t, "address del 192.0.2.6/32 dev wan0")
-			i.HearSilence(false, addresses)
+			i.Hear(nil, addresses, nil)
 		}, 2, []string{first, second}},
+		{"the link was down before that was taken", func(_ *mover, i *Installation) { i.routes.fresh = slices.Clone(i.routes.taken); i.Hear(down, nil, nil) }, 2, []string{first, second}},
+		{"what was put back is deleted again", func(m *mover, i *Installation) {
+			m.IP(m.t, "link set wan0 down")
+			m.IP(m.t, "link set wan0 up")
+			back := i.routes.taken[0]
+			i.Hear(append(slices.Clone(down), route.Event{Kind: route.RouteChanged, Route: &back}, route.Event{Kind: route.RouteChanged, Route: &back, Deleted: true}), nil, nil)
+		}, 0, nil},
+		{"another came into its place", func(m *mover, i *Installation) { // and the holder of another address took it
+			other := i.routes.taken[0]
+			other.Gateway = netip.MustParseAddr("192.0.2.9")
+			i.Hear([]route.Event{{Kind: route.RouteChanged, Route: &other}}, nil, nil)
+		}, 1, []string{second}},
 		{"another program emptied the table", func(m *mover, _ *Installation) { m.IP(m.t, "route flush table 10000") }, 2, []string{first, second}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -322,6 +335,7 @@ func TestMovedGone(t *testing.T) {
 				addresses[addr] = []int{m.index}
 			}
 			m.Do(func() {
+				i.routes.fresh = nil // the events were heard
 				tt.while(m, i)
 				i.Follow(movedTable, false)
 			})
@@ -344,8 +358,15 @@ func TestMovedGone(t *testing.T) {
 func TestMovedSource(t *testing.T) {
 	m := newMover(t, "add default via 192.0.2.1 src 198.51.100.5", "add default via 192.0.2.2 metric 6")
 	i := m.placed()
+	i.routes.fresh = nil // the events were heard
+	m.IP(t, "address add 198.51.100.5/28 dev wan1")
+	m.IP(t, "address del 198.51.100.5/28 dev wan1") // it had two lengths for a moment
+	i.Hear(nil, map[netip.Addr][]int{netip.MustParseAddr("198.51.100.5"): {m.index + 1}}, nil)
+	if len(i.routes.taken) != 2 {
+		t.Errorf("taken is %v", i.routes.taken)
+	}
 	m.IP(t, "address del 198.51.100.5/24 dev wan1")
-	i.HearSilence(false, map[netip.Addr][]int{netip.MustParseAddr("198.51.100.5"): {m.index + 1}})
+	i.Hear(nil, map[netip.Addr][]int{netip.MustParseAddr("198.51.100.5"): {m.index + 1}}, nil)
 	m.clear(i)
 	if got := m.defaults("main"); len(got) != 1 {
 		t.Errorf("main has %q", got)
@@ -356,11 +377,12 @@ func TestMovedSource(t *testing.T) {
 		m.IP(t, "-6 route add default via fe80::1 dev wan0 src fd00::6")
 		m.uplink.Key, m.uplink.Network = wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "fd00::5"}, netip.MustParsePrefix("fd00::5/64")
 		i = m.placed()
+		i.routes.fresh = nil
 		m.IP(t, "address del fd00::6/64 dev wan0")
 		if killed {
 			i = m.placed()
 		} else {
-			i.HearSilence(false, map[netip.Addr][]int{netip.MustParseAddr("fd00::6"): {m.index}})
+			i.Hear(nil, map[netip.Addr][]int{netip.MustParseAddr("fd00::6"): {m.index}}, nil)
 		}
 		m.clear(i)
 		if got := m.IP(t, "-6 route show default"); !strings.HasPrefix(got, "default via fe80::1 dev wan0 metric 1024 ") {

@@ -18,7 +18,8 @@ type placer struct {
 
 	table   uint32        // 0: no lease
 	taken   []route.Route // what main lost to the table, as it was there
-	last    []route.Route // what main had over the link, when the link was up last
+	fresh   []route.Route // of that, what was deleted from main after the last event that was heard
+	last    []route.Route // what main had over the link, when the link was up last, and what others took of it
 	lost    []route.Route // of that, what went with the link
 	placed  int           // routes in the table after the last sync
 	added   int           // by the last sync
@@ -26,6 +27,7 @@ type placer struct {
 	wasDown bool          // it has been down since
 	went    []netip.Addr  // IPv4 addresses that were deleted from it since
 	heir    bool          // a holder before this process filled the table
+	unsure  bool          // holders of other addresses may not have noted yet what main lost
 	expires int           // seconds until the first route of the table ends; 0: none does
 	looked  version       // of main, at the last look
 	seen    version       // of main, when the table was filled last
@@ -37,7 +39,7 @@ const maxLost = 1000
 // look reads what a plan is made from, and reports whether the link is up and has the address: routes wait for both.
 func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, ready bool, err error) {
 	if p.down = !link.Up; p.down {
-		p.wasDown = true
+		p.wasDown, p.fresh = true, nil
 		return m, false, false, nil
 	}
 	var addresses []route.Address
@@ -122,34 +124,80 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 // main is no longer main's then: it would have gone, too. empty reports that the table has no route over the link.
 func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
 	empty = empty && len(p.last)+len(p.taken) > 0
+	others := m.Taken[min(len(p.taken), len(m.Taken)):]
 	if p.wasDown || empty {
-		// What was advertised comes with an advertisement, or was over, and the kernel's comes with an address.
-		p.lost = append(p.lost, slices.DeleteFunc(p.last, func(r route.Route) bool { return r.Expires > 0 || r.Protocol == unix.RTPROT_KERNEL })...)
+		p.lose(p.wasDown || p.bare(u, *m))
 	}
-	if p.wasDown || empty && p.bare(u, *m) {
-		p.lost = append(p.lost, m.Taken...)
-		p.taken, m.Taken = nil, nil
-	}
+	m.Taken = slices.Concat(p.taken, others)
 	p.wasDown, p.went = false, nil
-	p.last = slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) })
+	p.last = slices.Concat(slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) }), others)
 	if len(p.last) > maxLost {
 		p.last = nil
 	}
 	p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool {
-		return slices.ContainsFunc(p.last, func(l route.Route) bool { return l.Dst == r.Dst && l.From == r.From && l.TOS == r.TOS })
+		return slices.ContainsFunc(p.last, func(l route.Route) bool { return sameDestination(l, r) })
 	})
 	m.Lost = p.lost
 }
 
-// addressWent notes what main would have lost of what was taken, now that an address was deleted from links.
-func (p *placer) addressWent(u uplink.Uplink, index int, addr netip.Addr, links []int) error {
+// lose notes that main has lost its routes over the link, and would have lost those that were taken.
+func (p *placer) lose(taken bool) {
+	// What was advertised comes with an advertisement, or was over, and the kernel's comes with an address.
+	p.lost = append(p.lost, slices.DeleteFunc(p.last, func(r route.Route) bool { return r.Expires > 0 || r.Protocol == unix.RTPROT_KERNEL })...)
+	p.last = nil
+	if taken {
+		p.lost = append(p.lost, slices.DeleteFunc(slices.Clone(p.taken), p.isFresh)...)
+		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !p.isFresh(r) })
+	}
+}
+
+// isFresh reports whether events that are heard now may be from before a route was taken.
+func (p *placer) isFresh(r route.Route) bool { return slices.ContainsFunc(p.fresh, r.Equal) }
+
+// hear takes over what happened to the link and to main's routes over it, in order. Main may have been read since, so
+// that it does not show all of that: what somebody put back is not lost any more, even if he has deleted it again, and
+// what came into the place of a route that was taken replaced it, even if the holder of another address has taken it.
+func (p *placer) hear(u uplink.Uplink, index int, history []route.Event) error {
+	had := len(p.taken)
+	for _, e := range history {
+		switch {
+		case e.Route == nil:
+			p.lose(true)
+		case e.Deleted:
+			p.fresh = slices.DeleteFunc(p.fresh, e.Route.Equal)
+			p.last = slices.DeleteFunc(p.last, e.Route.Equal)
+		case e.Protocol != route.Protocol:
+			p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
+			p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return samePlace(r, *e.Route) && !r.Equal(*e.Route) && !p.isFresh(r) })
+		}
+	}
+	p.unsure = len(history) > 0 && p.env.Picture == nil && u.Settings.Routes == uplink.MoveRoutes
+	if len(p.taken) == had {
+		return nil
+	}
+	return p.writeTaken(u, index)
+}
+
+func sameDestination(a, b route.Route) bool {
+	return a.Dst == b.Dst && a.From == b.From && a.TOS == b.TOS
+}
+
+// addressWent notes what main would have lost of what was taken, now that an address was deleted from links. If it is
+// there and did not come back, it has had two lengths.
+func (p *placer) addressWent(u uplink.Uplink, index int, addr netip.Addr, links []int, back bool) error {
 	here := slices.Contains(links, index)
 	if here && addr.Is4() {
 		p.went = append(p.went, addr)
 	}
-	source := func(r route.Route) bool { return r.Src == addr && (here || addr.Is4()) }
+	source := func(r route.Route) bool {
+		return r.Src == addr && (here || addr.Is4()) && !p.isFresh(r)
+	}
 	if !slices.ContainsFunc(p.taken, source) {
 		return nil
+	}
+	addresses, err := p.env.Kernel.Addresses(u.Family())
+	if err != nil || !back && slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == addr }) {
+		return err
 	}
 	p.taken = uplink.WithoutSource(p.taken, source)
 	return p.writeTaken(u, index)
@@ -207,6 +255,7 @@ func (p *placer) take(u uplink.Uplink, index int, routes []route.Route) error {
 	before := slices.Clone(p.taken)
 	err := p.note(u, index, routes)
 	deleted, deleteErr := p.delete(u, routes)
+	p.fresh = append(p.fresh, deleted...)
 	if len(deleted) < len(routes) {
 		p.taken = append(before, deleted...)
 		err = errors.Join(err, p.writeTaken(u, index))
