@@ -205,8 +205,8 @@ func (h *host) admit() {
 	h.followStale()
 }
 
-// uplinks are the links and addresses of the host. Those of links that main has a default route over come first, in
-// case that there are not tables enough.
+// uplinks are the links and addresses of the host. Those of links that main has a default route over, or had before it
+// was moved, come first, in case that there are not tables enough.
 func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
 	links, addresses, err := h.kernel.HostAddresses()
 	if err != nil {
@@ -215,6 +215,11 @@ func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
 	defaults, err := h.env.Picture.Defaults()
 	if err != nil {
 		return nil, nil, err
+	}
+	for _, s := range h.sessions {
+		if s.inst.Moved() {
+			defaults[s.inst.Index] = true
+		}
 	}
 	slices.SortStableFunc(addresses, func(a, b route.Address) int {
 		switch {

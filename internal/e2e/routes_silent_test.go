@@ -93,3 +93,20 @@ func TestBlockedAddressMoves(t *testing.T) {
 		h.waitRules()
 	}
 }
+
+// TestMovedLinkIsAnUplink: a bridge that only the default route makes an uplink is one still when that has been moved.
+func TestMovedLinkIsAnUplink(t *testing.T) {
+	h := newHost(t)
+	h.link("port0")
+	h.ns.IP(t, "link add vmbr0 type bridge")
+	h.ns.IP(t, "link set port0 master vmbr0")
+	h.ns.IP(t, "link set vmbr0 up")
+	h.ns.IP(t, "address add 10.77.0.2/24 dev vmbr0")
+	h.ns.IP(t, "route add default via 10.77.0.1")
+	h.serve()
+	h.watch("--routes", "move")
+	h.served("10.77.0.2")
+	h.waitRoutes("main", "10.77.0.0/24 dev vmbr0 proto kernel scope link src 10.77.0.2")
+	h.ns.IP(t, "address add 10.77.0.3/24 dev vmbr0")
+	h.served("10.77.0.3")
+}
