@@ -307,9 +307,16 @@ func (g *generator) replaceNexthop() step {
 	return g.step("replace nexthop", "nexthop replace id %s via %s dev %s", pick(g, ids...), l.nets[0].gateway, l.name)
 }
 
-// restore are the commands that a manager gives when a link is there again.
+// restore are the commands that a manager gives when a link is there again. With move, defaults that
+// were to be deleted may be there still, see applyMoved.
 func (g *generator) restore(name string) (commands []string) {
-	for _, s := range g.past.made {
+	made := g.past.made
+	for _, s := range g.past.undone {
+		if g.isMove() && strings.Contains(s.name, "default") {
+			made = append(slices.Clone(made), s)
+		}
+	}
+	for _, s := range made {
 		for _, c := range g.renamed(s.commands) {
 			words := strings.Fields(c)
 			if words[1] == "link" || words[1] == "tuntap" || words[1] == "rule" {

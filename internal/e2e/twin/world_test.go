@@ -237,30 +237,29 @@ func (w *world) applyMoved(s step) error {
 	if err != nil {
 		return err
 	}
-	commands := without(s.commands, slices.DeleteFunc(slices.Clone(refused), func(i int) bool {
-		return !strings.HasPrefix(s.commands[i], "ip route del")
-	}))
-	var other []string // commands that only the plain host refused
+	var commands, undo []string
+	for i, c := range s.commands {
+		failed := slices.Contains(refused, i)
+		if failed && strings.HasPrefix(c, "ip route del") {
+			continue
+		}
+		undo = append(undo, inverseOf(c))
+		if failed || !strings.HasPrefix(c, "ip route add ") {
+			undo[len(undo)-1] = ""
+		}
+		if to, ok := strings.CutPrefix(c, "ip route add "); ok && !failed && isDefault(strings.Fields(c)) && !strings.Contains(c, " table ") {
+			c = "ip route replace " + to
+		}
+		commands = append(commands, c)
+	}
 	failed, err := w.plain.run(commands)
 	for _, i := range failed {
-		if !slices.ContainsFunc(refused, func(k int) bool { return s.commands[k] == commands[i] }) {
-			other = append(other, strings.Replace(commands[i], "ip route add", "ip route replace", 1))
+		// Its gateway was still in a table, which follows main a moment later.
+		if undo[i] != "" && err == nil {
+			_, err = w.real.run(undo[i : i+1])
 		}
-	}
-	if err == nil {
-		_, err = w.plain.run(other)
 	}
 	return err
-}
-
-// without are the commands but those at some places.
-func without(commands []string, places []int) (rest []string) {
-	for i, c := range commands {
-		if !slices.Contains(places, i) {
-			rest = append(rest, c)
-		}
-	}
-	return rest
 }
 
 func (w *world) startServer() (*process, error) {
@@ -301,8 +300,8 @@ func (w *world) startClients() error {
 	}
 	w.watch, w.clients = nil, make(map[netip.Addr][]string)
 	for _, a := range addresses {
-		if a.index == 1 || !a.addr.IsGlobalUnicast() || !w.host.watch.selects(names[a.index]) {
-			continue
+		if a.index == 1 || !a.addr.IsGlobalUnicast() || !w.host.watch.selects(names[a.index]) || w.clients[a.addr] != nil {
+			continue // of two lengths one client is enough
 		}
 		args := w.host.watch.client(a.addr, a.network.Bits(), names[a.index])
 		p, err := w.start(w.log, `msg="lease granted"`, "table-allocator-client", args...)
