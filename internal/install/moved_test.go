@@ -315,6 +315,13 @@ func TestMovedGone(t *testing.T) {
 			i.Hear(nil, addresses, nil)
 		}, 2, []string{first, second}},
 		{"the link was down before that was taken", func(_ *mover, i *Installation) { i.routes.fresh = slices.Clone(i.routes.taken); i.Hear(down, nil, nil) }, 2, []string{first, second}},
+		{"the link was down before that was taken a second time", func(_ *mover, i *Installation) {
+			i.routes.fresh = append(slices.Clone(i.routes.taken), i.routes.taken...)
+			for _, r := range i.routes.taken {
+				i.Hear([]route.Event{{Kind: route.RouteChanged, Route: &r, Deleted: true}}, nil, nil)
+			}
+			i.Hear(down, nil, nil)
+		}, 2, []string{first, second}},
 		{"what was put back is deleted again", func(m *mover, i *Installation) {
 			m.IP(m.t, "link set wan0 down")
 			m.IP(m.t, "link set wan0 up")

@@ -164,7 +164,9 @@ func (p *placer) hear(u uplink.Uplink, index int, history []route.Event) error {
 		case e.Route == nil:
 			p.lose(true)
 		case e.Deleted:
-			p.fresh = slices.DeleteFunc(p.fresh, e.Route.Equal)
+			if at := slices.IndexFunc(p.fresh, e.Route.Equal); at >= 0 { // once for each time that it was taken
+				p.fresh = slices.Delete(p.fresh, at, at+1)
+			}
 			p.last = slices.DeleteFunc(p.last, e.Route.Equal)
 		case e.Protocol != route.Protocol:
 			p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
