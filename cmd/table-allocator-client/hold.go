@@ -63,6 +63,16 @@ type holdFlags struct {
 	netmask                      string
 	static                       []string // routes; they are parsed when the family is known
 	classless                    []uplink.StaticRoute
+	left                         []uplink.LeftOut // values that cannot be right
+}
+
+// parseClassless takes the routes that can be read.
+func (h *holdFlags) parseClassless(text string) ([]uplink.StaticRoute, error) {
+	routes, err := uplink.ParseClasslessRoutes(text)
+	if err != nil {
+		h.left = append(h.left, uplink.LeftOut{Key: "classless-routes", Value: text, Why: err.Error()})
+	}
+	return routes, nil
 }
 
 func newHoldFlags(f *flags) *holdFlags {
@@ -86,7 +96,7 @@ func newHoldFlags(f *flags) *holdFlags {
 	values(f, &s.Gateways, "gateway", netip.ParseAddr)
 	f.Uint32Var(&s.Metric, "metric", 0, "")
 	f.StringArrayVar(&h.static, "route", nil, "")
-	value(f, &h.classless, "classless-routes", "", uplink.ParseClasslessRoutes)
+	value(f, &h.classless, "classless-routes", "", h.parseClassless)
 	value(f, &s.Prefix, "prefix", "", netip.ParsePrefix)
 	values(f, &s.Nameservers, "nameserver", netip.ParseAddr)
 	value(f, &s.ServersFile, "dnsmasq-servers", "", parsePath)
@@ -151,10 +161,16 @@ func (h *holdFlags) complete(args []string) (err error) {
 	if len(h.classless) > 0 { // RFC 3442: the router option is ignored then
 		s.Gateways, s.Static = nil, append(s.Static, h.classless...)
 	}
-	if err := u.Validate(); err != nil || !u.IsAddress() {
+	if !u.IsAddress() {
+		return u.Validate()
+	}
+	h.left = append(h.left, u.TakeValues()...)
+	if err := u.Validate(); err != nil {
 		return err
 	}
-	u.Network, err = h.network(u.Addr())
+	if u.Network, err = h.network(u.Addr()); err == nil {
+		h.left = append(h.left, u.TakeValues()...) // the network this time
+	}
 	return err
 }
 
@@ -229,6 +245,10 @@ func parsePriorities(text string) (uplink.Priorities, error) {
 func (h *holdFlags) holdLease(report client.Report, log *slog.Logger) error {
 	ctx, stop := cli.UntilSignal()
 	defer stop()
+	for _, v := range h.left {
+		log.Warn("a value is left out, since it cannot be right", "option", "--"+v.Key, "value", v.Value, "why", v.Why,
+			"ifname", h.config.Uplink.Key.Ifname, "addr", h.config.Uplink.Key.Address)
+	}
 	reported := false
 	err := client.Run(ctx, h.config, func(table uint32, why string) {
 		reported = true

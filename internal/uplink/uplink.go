@@ -137,11 +137,7 @@ func (u Uplink) fromPrefix(table uint32) []route.Rule {
 // network or longer goes as if this program was not there, the rest by the table. DHCPv6 leases have no
 // network of their own, and one that is shorter than any that is allotted would take other uplinks' traffic.
 func (u Uplink) toNetwork(table uint32) []route.Rule {
-	shortest := 8
-	if u.Key.Family == wire.Inet6 {
-		shortest = 32
-	}
-	if u.NoNetwork || u.Network.Bits() < shortest || u.Key.Family == wire.Inet6 && u.Network.IsSingleIP() {
+	if u.NoNetwork || u.Network.Bits() < u.shortestNetwork() || u.Key.Family == wire.Inet6 && u.Network.IsSingleIP() {
 		return nil
 	}
 	rule := lookup(u.Priorities.Network, table)
@@ -152,6 +148,14 @@ func (u Uplink) toNetwork(table uint32) []route.Rule {
 	known := lookup(u.Priorities.Network-1, unix.RT_TABLE_MAIN)
 	known.Dst, known.MinLength = rule.Dst, uint8(rule.Dst.Bits())
 	return []route.Rule{known, rule}
+}
+
+// shortestNetwork is the length of the largest network that one provider has.
+func (u Uplink) shortestNetwork() int {
+	if u.Key.Family == wire.Inet6 {
+		return 32
+	}
+	return 8
 }
 
 // MainKnowsNetwork reports whether rules of ours lead to a table as toNetwork has them, with main first.

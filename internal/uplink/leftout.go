@@ -1,0 +1,107 @@
+package uplink
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// LeftOut is a value that cannot be right, and why. Networks tell such values, and one of them must not keep an address
+// from its table.
+type LeftOut struct{ Key, Value, Why string }
+
+// TakeValues removes from the settings what the network told and cannot be right, and returns it.
+func (u *Uplink) TakeValues() (left []LeftOut) {
+	s := &u.Settings
+	drop := func(key, value, why string) bool {
+		if why != "" {
+			left = append(left, LeftOut{key, value, why})
+		}
+		return why != ""
+	}
+	s.Gateways = slices.DeleteFunc(s.Gateways, func(a netip.Addr) bool { return drop("gateway", a.String(), u.notRouter(a)) })
+	s.Static = slices.DeleteFunc(s.Static, func(r StaticRoute) bool {
+		text := r.Dst.String()
+		if r.Via.IsValid() {
+			text += " via " + r.Via.String()
+		}
+		return drop("route", text, u.notRoute(r))
+	})
+	for i, a := range s.Nameservers {
+		if a.Zone() == u.Key.Ifname {
+			s.Nameservers[i] = a.WithZone("") // Nameservers adds it
+		}
+	}
+	s.Nameservers = slices.DeleteFunc(s.Nameservers, func(a netip.Addr) bool { return drop("nameserver", a.String(), u.notServer(a)) })
+	if p := s.Prefix; p.IsValid() && drop("prefix", p.String(), u.notDelegated(p)) {
+		s.Prefix = netip.Prefix{}
+	}
+	shortest := u.shortestNetwork()
+	if n := u.Network; u.IsAddress() && n.IsValid() && n.Bits() < shortest {
+		drop("netmask", n.String(), fmt.Sprintf("no uplink has a network shorter than /%d: there is no rule to it", shortest))
+	}
+	return left
+}
+
+// strange reports whether an address is of the other family, or none that a host can have.
+func (u *Uplink) strange(a netip.Addr) string {
+	switch {
+	case a.Is4() != (u.Key.Family == wire.Inet):
+		return "not of family " + u.Key.Family.String()
+	case a.Is4In6(), a.Is4() && (a.As4()[0] == 0 || a.As4()[0] >= 240), !a.IsValid(), a.IsUnspecified(), a.IsMulticast():
+		return "no host has this address"
+	case u.IsAddress() && a.WithZone("") == u.Addr():
+		return "this is the address itself"
+	}
+	return ""
+}
+
+func (u *Uplink) notRouter(a netip.Addr) string {
+	if a.IsLoopback() {
+		return "no router has this address"
+	}
+	return u.strange(a)
+}
+
+func (u *Uplink) notServer(a netip.Addr) string {
+	switch {
+	case a.Zone() != "":
+		return "its zone is not the link of the address"
+	case a.IsLoopback() && a.Is4() == (u.Key.Family == wire.Inet):
+		return ""
+	}
+	return u.strange(a)
+}
+
+func (u *Uplink) notRoute(r StaticRoute) string {
+	dst := r.Dst.Addr()
+	switch {
+	case !r.Dst.IsValid() || dst.Is4() != (u.Key.Family == wire.Inet) || dst.Is4In6():
+		return "not a destination of family " + u.Key.Family.String()
+	case dst.IsLoopback(), dst.IsMulticast(), dst.IsLinkLocalUnicast() && dst.Is6():
+		return "packets from the address cannot take this route"
+	case r.Via.Zone() != "":
+		return "its router has a zone"
+	case r.Via.IsValid():
+		return u.notRouter(r.Via)
+	}
+	return ""
+}
+
+// shortestDelegated is the shortest prefix that a host can be delegated.
+const shortestDelegated = 16
+
+func (u *Uplink) notDelegated(p netip.Prefix) string {
+	a := p.Addr()
+	switch {
+	case a.Is4() != (u.Key.Family == wire.Inet) || a.Is4In6():
+		return "not of family " + u.Key.Family.String()
+	case p.Bits() < shortestDelegated || p.IsSingleIP():
+		return fmt.Sprintf("no host is delegated a prefix shorter than /%d, or a single address", shortestDelegated)
+	case a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast(), a.IsUnspecified():
+		return "no host is delegated this prefix"
+	}
+	return ""
+}
