@@ -71,6 +71,9 @@ func Rows(server string, uids []uint32) ([]Row, error) {
 		} else {
 			row.Missing = "the rules of its mark " + p.Mark.String()
 		}
+		if row.Missing == "" {
+			row.Missing = p.Unlocked
+		}
 		for _, pid := range p.PIDs {
 			name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 			if err == nil { // else it has ended
@@ -110,6 +113,8 @@ func (r *Row) take(b Bound) {
 		r.Missing = "its guards"
 	case len(r.Tables) == 0:
 		r.Missing = "a lease"
+	default:
+		r.Missing = b.InFront
 	}
 }
 
@@ -121,6 +126,7 @@ type Bound struct {
 	Priority uint32                   // of the lookups; the guard is one behind
 	Guarded  []wire.Family            // that have the guard
 	Tables   map[wire.Family][]uint32 // of the lookups, in order
+	InFront  string                   // that a rule of another program takes the traffic before, and which; empty: none does
 }
 
 // List lists what rules bind on this host. It finds the interfaces by the marks that the server gave to those of the
@@ -153,6 +159,13 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 	}
 	for i := range all {
 		b := &all[i]
+		rule, family, found, err := InFront(kernel, *b)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			b.InFront = inFront(rule, family, b.OnLoss)
+		}
 		if b.Ifname = marked[b.Priority]; b.Ifname != "" {
 			continue
 		}

@@ -42,6 +42,7 @@ type Binding struct {
 	Tables      map[wire.Family][]uint32 // that all of the traffic is sent to, in order
 	Overlapping []route.Rule             // rules of other programs that look at the mask's bits
 	Unanswered  []string                 // addresses whose holders do not serve it, and why
+	InFront     string                   // that a rule of another program takes the traffic before, and which; empty: none does
 	Unkept      bool                     // no client runs that would open the lock for a link that is plugged in again
 }
 
@@ -158,6 +159,15 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 	}
 	if err := b.findTables(kernel); err != nil {
 		return b, err
+	}
+	for _, t := range b.Traffic {
+		rule, family, found, err := InFront(kernel, Bound{Traffic: t, Priority: uplink.GuardOf(b.Marking, t, b.OnLoss).Priority - 1})
+		if err != nil {
+			return b, err
+		}
+		if found {
+			b.InFront = inFront(rule, family, b.OnLoss)
+		}
 	}
 	if len(b.Tables) == 0 && !found {
 		return b, fmt.Errorf("%w: there is no such interface", ErrNoLease)

@@ -169,9 +169,41 @@ func TestLockInFront(t *testing.T) {
 			p.want("ok", "close s")
 		}
 	})
+	const named = "not from all fwmark 0xca6c lookup 51820"
+	bound := func(words ...string) { // that bound says, in whatever lines
+		t.Helper()
+		r := c.do("bound")
+		text := strings.Join(strings.Fields(r.stdout), " ")
+		for _, want := range words {
+			if r.code != 1 || !strings.Contains(text, want) {
+				t.Errorf("bound: %+v, want %q", r, want)
+			}
+		}
+	}
+	bound(named, "Table = off")
+	if r := c.do("run", "--ifname", "wan1", "true"); r.code != 0 || !strings.Contains(r.stderr, named) {
+		t.Errorf("run: %+v", r)
+	}
 	c.ns.IP(t, "-4 rule del not fwmark 51820 table 51820")
+	bound(named, "inet6")
 	c.ns.IP(t, "-6 rule del not fwmark 51820 table 51820")
+	// Rules that take nothing of it are not blamed: of a tunnel without a default, of other marks, of main's networks.
+	for _, args := range []string{
+		"route add 100.64.0.0/10 dev wg0 table 52", "rule add pref 5270 lookup 52", "rule add pref 5210 fwmark 0x80000/0xff0000 lookup main",
+		"rule add pref 5300 table main suppress_prefixlength 0", "rule add pref 5310 from 192.0.2.0/24 lookup main", "rule add pref 5320 iif wan0 lookup main",
+	} {
+		c.ns.IP(t, args)
+	}
+	if r := c.do("bound"); r.code != 0 {
+		t.Errorf("bound, and nothing is in front: %+v", r)
+	}
 	c.waitLeaves(p, 1)
+	// An exit node takes all, and so does who lets nothing out.
+	c.ns.IP(t, "route add default dev wg0 table 52")
+	bound("5270: from all lookup 52")
+	c.ns.IP(t, "route del default dev wg0 table 52")
+	c.ns.IP(t, "-6 rule add pref 5400 prohibit")
+	bound("5400: from all prohibit")
 }
 
 // TestLockReplug: a link that is removed and added again has another ifindex. While nobody follows it nothing leaves by

@@ -1,0 +1,66 @@
+package bind
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// far are addresses of the internet, to which nothing is sent: the kernel is asked for the way there.
+var far = map[int]netip.Addr{unix.AF_INET: netip.MustParseAddr("1.1.1.1"), unix.AF_INET6: netip.MustParseAddr("2606:4700:4700::1111")}
+
+// InFront returns the rule of another program that takes traffic before the rules of its binding do, in the family
+// where it was found. Programs that add rules without a priority, as wg-quick does, get a place before all others.
+func InFront(kernel *route.Conn, b Bound) (r route.Rule, family wire.Family, found bool, err error) {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := kernel.Rules(family)
+		if err != nil {
+			return route.Rule{}, 0, false, err
+		}
+		got, err := kernel.Match(route.Question{Dst: far[family], Mark: b.Traffic.Mark, UID: b.Traffic.UIDs.First,
+			IPProto: b.Traffic.IPProto, Dport: b.Traffic.Dports.First})
+		for _, r := range rules {
+			if r.Priority >= b.Priority {
+				break
+			}
+			if r.Protocol != route.Protocol && mayTake(r, b.Traffic) && (err == nil && r.Action == route.Lookup && r.Table == got.Table || err != nil && stops(r)) {
+				return r, wire.Family(family), true, nil
+			}
+		}
+	}
+	return route.Rule{}, 0, false, nil
+}
+
+// mayTake reports whether a rule may select the traffic, whatever its addresses are.
+func mayTake(r route.Rule, t route.Traffic) bool {
+	if r.Src.Bits() > 0 || r.Dst.Bits() > 0 || r.Iif != "" && r.Iif != uplink.Loopback || r.Oif != "" {
+		return false
+	}
+	marked := (t.Mark^r.Mark)&r.Mask == 0
+	if r.Flags&inverted != 0 {
+		return r.Mask == 0 || !marked
+	}
+	return marked
+}
+
+// inverted is FIB_RULE_INVERT of linux/fib_rules.h: "not".
+const inverted = 2
+
+// stops reports whether a rule ends the lookup with an error.
+func stops(r route.Rule) bool { return !slices.Contains([]uint8{route.Lookup, route.Nop}, r.Action) }
+
+// inFront says that a rule takes traffic, and what to do.
+func inFront(r route.Rule, family wire.Family, onLoss uplink.OnLoss) string {
+	drops := ""
+	if onLoss == uplink.Block {
+		drops = ", and the lock drops it"
+	}
+	return fmt.Sprintf("the first place for its rules: rule %q takes its %s traffic%s; give that rule a priority behind theirs (wg-quick: set Table = off, and add the rules in PostUp)",
+		r, family, drops)
+}
