@@ -212,7 +212,7 @@ func subjectAddress(fd int, text string) (unix.Sockaddr, error) {
 func addresses(t *testing.T) {
 	t.Helper()
 	for _, args := range []string{
-		"link add bind0 type veth peer name bind1", "link set bind0 up", "link set bind1 up", "address add 192.0.2.1/24 dev bind0",
+		"link set lo up", "link add bind0 type veth peer name bind1", "link set bind0 up", "link set bind1 up", "address add 192.0.2.1/24 dev bind0",
 		"address add 2001:db8::1/64 dev bind0 nodad",
 	} {
 		out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput()

@@ -129,7 +129,7 @@ func makeLock() (*Lock, error) {
 	if err := onlyOurs(root, fs.ModeDir); err != nil {
 		return nil, err
 	}
-	removeEnded(root)
+	removeEnded(root, namespace)
 	m, err := newLockMap()
 	if err != nil {
 		return nil, err
@@ -235,25 +235,26 @@ func namespaceKey(namespace uint64) (k lockKey) {
 }
 
 // removeEnded removes locks of network namespaces that no thread is in and no file stands for any more.
-func removeEnded(root string) {
+func removeEnded(root string, own uint64) {
 	pins, err := filepath.Glob(filepath.Join(root, lockPrefix+"*"))
 	if err != nil || len(pins) == 0 {
 		return
 	}
 	there := namespaces()
+	delete(there, own) // the lock of this one is not made yet: another one that ended had the number
 	for _, pin := range pins {
 		l, err := openLock(filepath.Dir(root), filepath.Base(pin))
 		if err != nil {
 			continue // whatever it is, it is in nobody's way
 		}
 		ended := true
-		_ = l.each(func(k lockKey, _ uint32) { // one that cannot be read says nothing of its namespace
+		err = l.each(func(k lockKey, _ uint32) {
 			if k.mark() == 0 && k.index() == 0 && there[binary.NativeEndian.Uint64(k[8:])] {
 				ended = false
 			}
 		})
 		l.Close()
-		if ended {
+		if ended && err == nil {
 			_ = os.Remove(pin) // the next one tries again
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -59,6 +60,7 @@ func syncLock(t *testing.T, mark uint32, index int, addrs ...string) {
 
 // What nobody has let out is dropped; what leaves by the link with its addresses, and by the loopback, is not.
 func TestEgress(t *testing.T) {
+	inNamespace(t) // it removes a link from the lock
 	c := testCgroups(t)
 	addresses(t)
 	if _, err := c.place(-1, "/ta-wan0", lockMark); err != nil {
@@ -87,7 +89,9 @@ func TestEgress(t *testing.T) {
 			send(want, far[name][0], far[name][1])
 		}
 	}
-	_ = exec.Command("ip", "route", "add", "224.0.0.0/4", "dev", "bind0").Run() // another test may have added it
+	if out, err := exec.Command("ip", "route", "add", "224.0.0.0/4", "dev", "bind0").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 
 	all(refused, "4", "6", "mapped", "multicast")
 	send(m, "0.0.0.0:0", "127.0.0.1:9")
@@ -298,9 +302,9 @@ func TestLockOfOthers(t *testing.T) {
 
 // Locks of network namespaces that ended go when another one is made.
 func TestLockEnded(t *testing.T) {
-	var pins []string
-	for range 2 {
-		done := make(chan error)
+	pin := func() string { // of a namespace that ends with the function
+		path := make(chan string, 1)
+		failed := make(chan error)
 		go func() {
 			runtime.LockOSThread() // the thread, and the namespace with it, ends with this function
 			err := unix.Unshare(unix.CLONE_NEWNET)
@@ -311,17 +315,24 @@ func TestLockEnded(t *testing.T) {
 				}
 			}
 			name, _, nameErr := lockName()
-			pins = append(pins, filepath.Join(PinRoot, name))
-			done <- errors.Join(err, nameErr)
+			path <- filepath.Join(PinRoot, name)
+			failed <- errors.Join(err, nameErr)
 		}()
-		if err := <-done; err != nil {
+		if err := <-failed; err != nil {
 			t.Fatal(err)
 		}
+		return <-path
 	}
-	if _, err := os.Stat(pins[0]); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the lock of a namespace that ended is left: %v", err)
-	}
-	if _, err := os.Stat(pins[1]); err != nil {
-		t.Errorf("the new lock: %v", err)
+	first := pin()
+	for deadline := time.Now().Add(time.Minute); ; { // threads take a moment to end
+		next := pin()
+		if _, err := os.Stat(next); err != nil {
+			t.Fatalf("the new lock: %v", err)
+		}
+		if _, err := os.Stat(first); errors.Is(err, fs.ErrNotExist) {
+			return
+		} else if time.Now().After(deadline) {
+			t.Fatalf("the lock of a namespace that ended is left: %v", err)
+		}
 	}
 }
