@@ -33,8 +33,9 @@ func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows 
 	return err
 }
 
-// titles are those of the columns of status. Columns are added at the end only, and the state is the last.
-var titles = []string{"ifname", "address", "table", "left", "mode", "pid", "gateway", "state"}
+// titles are those of the columns of status. The gateway is the last, as scripts know it; new columns come before
+// the state, which has blanks.
+var titles = []string{"ifname", "address", "table", "left", "mode", "pid", "state", "gateway"}
 
 // printStatus prints the server, where unbound packets leave, and a line for each address. width is that of the
 // terminal; 0: it is none, so that lines may have any length, and no colour.
@@ -52,7 +53,7 @@ func printStatus(out io.Writer, report inspect.Report, legend bool, width int) e
 		t.below = [][]string{nil}
 	}
 	for _, r := range slices.Concat(report.Uplinks, report.Others) {
-		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", orDefault(r.Gateway, "-"), r.Text()}
+		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", r.Text(), orDefault(r.Gateway, "-")}
 		if r.Table != 0 {
 			line[2], line[3] = fmt.Sprint(r.Table), leaseLeft(r.LeaseLeft)
 		}

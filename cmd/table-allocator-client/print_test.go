@@ -32,15 +32,15 @@ func TestPrintStatus(t *testing.T) {
 server   stopped: systemctl start table-allocator-server
 unbound  IPv4 by wan0 through 192.0.2.1, IPv6 no route
 
-IFNAME  ADDRESS                                 TABLE  LEFT    MODE  PID      GATEWAY    STATE
-wan0    192.0.2.5                               10000  59m59s  copy  71       192.0.2.1  ok
-wan1    2001:db8:1234:5678:9abc:def0:1234:5678  10000  23h59m  copy  4194304  -          no route (leaves by wan0)
+IFNAME  ADDRESS                                 TABLE  LEFT    MODE  PID      STATE                      GATEWAY
+wan0    192.0.2.5                               10000  59m59s  copy  71       ok                         192.0.2.1
+wan1    2001:db8:1234:5678:9abc:def0:1234:5678  10000  23h59m  copy  4194304  no route (leaves by wan0)  -
     why table 10000 has no route to the Internet
     do  give main a default route over wan1
     and misses rules or routes
     why rule 20000: from all to 2001:db8:1234:5678::/64 lookup 10000 proto 116
     do  wait
-tun0    openvpn                                 10001  8d02h   none  5        -          ok
+tun0    openvpn                                 10001  8d02h   none  5        ok                         -
 `},
 		{"terminal", true, 80, `
 server   stopped: systemctl start table-allocator-server
@@ -48,7 +48,7 @@ unbound  IPv4 by wan0 through 192.0.2.1, IPv6 no route
 
 IFNAME  ADDRESS                                 TABLE  LEFT    MODE  PID
 wan0    192.0.2.5                               10000  59m59s  copy  71
-    gateway 192.0.2.1  state ok
+    state ok  gateway 192.0.2.1
 wan1    2001:db8:1234:5678:9abc:def0:1234:5678  10000  23h59m  copy  4194304
     state no route (leaves by wan0)
     why table 10000 has no route to the Internet
@@ -60,9 +60,9 @@ tun0    openvpn                                 10001  8d02h   none  5
     state ok
 `},
 		{"for scripts", false, 0, `
-wan0  192.0.2.5                               10000  59m59s  copy  71       192.0.2.1  ok
-wan1  2001:db8:1234:5678:9abc:def0:1234:5678  10000  23h59m  copy  4194304  -          no route (leaves by wan0)
-tun0  openvpn                                 10001  8d02h   none  5        -          ok
+wan0  192.0.2.5                               10000  59m59s  copy  71       ok                         192.0.2.1
+wan1  2001:db8:1234:5678:9abc:def0:1234:5678  10000  23h59m  copy  4194304  no route (leaves by wan0)  -
+tun0  openvpn                                 10001  8d02h   none  5        ok                         -
 `},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
