@@ -117,6 +117,9 @@ func each(pids []int, tree bool, do func(*cgroup.Cgroups, int) (cgroup.Process, 
 		for _, s := range p.Sockets {
 			fmt.Println(" ", s)
 		}
+		for _, what := range p.Unseen {
+			fmt.Println("  left alone:", what)
+		}
 		if err != nil && !(tree && errors.Is(err, unix.ESRCH)) { // a descendant may end at any time
 			warn(err)
 			failed = exitError{cli.ExitError}

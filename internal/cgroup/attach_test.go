@@ -79,7 +79,7 @@ func TestAttachDetach(t *testing.T) {
 		t.Fatal(report, err)
 	}
 	// Free, also of the programs of the cgroup that they were made in.
-	marks(map[string]string{"idle": "0x1000000", "new": "0x1000000", "udp": "0x1000077", "newer": "0x1000000", "bound": none})
+	marks(map[string]string{"idle": "0x1000000", "new": "0x1000000", "udp": "0x1000077", "newer": "0x1000000", "bound": "0x1000000", "connected": none})
 	p.want("0x1000000", "newer connect 192.0.2.9:9")
 	p.want(none, "newest socket tcp4")
 	if entries, err := filepath.Glob(c.file("/unit") + "/ta-*"); err != nil || len(entries) != 0 {

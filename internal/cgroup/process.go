@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -22,6 +24,7 @@ type Process struct {
 	Name    string // of the program, as the kernel has it
 	Cgroup  string // that it is in now
 	Sockets []Socket
+	Unseen  []string  // what holds sockets that could not be looked at, and stay as they are
 	Missing []Missing // what the kernel lacks, told once for a cgroup
 }
 
@@ -46,9 +49,29 @@ func (c *Cgroups) Attach(pid int, u Uplink, m Mark, reset bool) (Process, error)
 	if p.Missing, err = c.place(pid, p.Cgroup, m); err != nil {
 		return p, err
 	}
-	p.Sockets, err = eachSocket(pid, pidfd, func(s *Socket) { s.attach(m, reset) })
+	own, err := addressesOf(u.Ifname)
+	if err != nil {
+		return p, err
+	}
+	p.Sockets, p.Unseen, err = eachSocket(pid, pidfd, func(s *Socket) { s.attach(m, own, reset) })
 	c.sweepIn(outside(before))
 	return p, err
+}
+
+// addressesOf returns the addresses of a link, which need not be there.
+func addressesOf(ifname string) ([]netip.Addr, error) {
+	link, err := net.InterfaceByName(ifname)
+	if err != nil {
+		return nil, nil // it may come later, without a socket bound to it
+	}
+	all, err := link.Addrs()
+	var addrs []netip.Addr
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			addrs = append(addrs, p.Addr())
+		}
+	}
+	return addrs, err
 }
 
 // Detach undoes Attach: the process goes where it would be without us, its idle sockets too. A process
@@ -77,7 +100,7 @@ func (c *Cgroups) Detach(pid int) (Process, error) {
 	if err := move(pid, c.file(p.Cgroup)); err != nil {
 		return p, err
 	}
-	p.Sockets, err = eachSocket(pid, pidfd, func(s *Socket) { s.detach(mark) })
+	p.Sockets, p.Unseen, err = eachSocket(pid, pidfd, func(s *Socket) { s.detach(mark) })
 	c.sweepIn(p.Cgroup)
 	return p, err
 }
@@ -106,13 +129,27 @@ func open(pid int) (p Process, pidfd int, err error) {
 	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
 		return p, -1, fmt.Errorf("own network namespace: %w", err)
 	}
-	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &theirs); err != nil {
+	if err := statNamespace(pid, &theirs); err != nil {
 		return p, -1, fmt.Errorf("network namespace of process %d: %w", pid, err)
 	}
 	if own.Dev != theirs.Dev || own.Ino != theirs.Ino {
 		return p, -1, fmt.Errorf("process %d is in another network namespace, which has its own uplinks: run this there, with nsenter --net=/proc/%d/ns/net", pid, pid)
 	}
 	return p, pidfd, nil
+}
+
+// statNamespace looks at the network namespace of a process, whose main thread may have ended.
+func statNamespace(pid int, stat *unix.Stat_t) (err error) {
+	if err = unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), stat); err == nil {
+		return nil
+	}
+	tids, _ := numbersIn(fmt.Sprintf("/proc/%d/task", pid)) // the error above is the one to tell
+	for _, tid := range tids {
+		if unix.Stat(fmt.Sprintf("/proc/%d/task/%d/ns/net", pid, tid), stat) == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // Tree calls f with each pid and all that descend from them, also those that appear meanwhile,

@@ -5,8 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"strings"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -20,39 +19,6 @@ type Socket struct {
 	Done          string // "bound", "left alone: connected"
 
 	fd int // of the same socket, ours
-}
-
-// eachSocket calls f with each internet socket that a process has open. Sockets are taken out of the
-// process by a copy of its descriptor; it is not stopped and does not notice.
-func eachSocket(pid, pidfd int, f func(*Socket)) ([]Socket, error) {
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	fds, err := numbersIn(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil // it has ended
-	}
-	if err != nil {
-		return nil, err
-	}
-	var sockets []Socket
-	for _, fd := range fds {
-		if link, err := os.Readlink(fmt.Sprintf("%s/%d", dir, fd)); err != nil || !strings.HasPrefix(link, "socket:") {
-			continue
-		}
-		own, err := unix.PidfdGetfd(pidfd, fd, 0)
-		if errors.Is(err, unix.EBADF) || errors.Is(err, unix.ESRCH) {
-			continue // it was closed
-		}
-		if err != nil {
-			return sockets, fmt.Errorf("sockets of process %d that it already has stay as they are: %w", pid, err)
-		}
-		s := Socket{FD: fd, fd: own}
-		if s.look() {
-			f(&s)
-			sockets = append(sockets, s)
-		}
-		unix.Close(own)
-	}
-	return sockets, nil
 }
 
 // look fills in what the socket is and reports whether it is one of the internet's.
@@ -95,20 +61,28 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// busy says why a mark must not change any more; "" if it may: packets of a connection would leave
-// another uplink with the source address of this one.
-func (s *Socket) busy() string {
+// connected reports whether a mark must not change any more: packets of a connection would leave another uplink with
+// the source address of this one.
+func (s *Socket) connected() bool {
 	if s.Remote.IsValid() {
-		return "connected"
+		return true
 	}
+	const closed, listens = 7, 10 // TCP_CLOSE, TCP_LISTEN
+	info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && info.State != closed && info.State != listens // or will be soon
+}
+
+// chosen says what the program has chosen for a socket, so that it goes on by another uplink; "" if nothing. own are
+// addresses of the link that it is to be bound to.
+func (s *Socket) chosen(own []netip.Addr) string {
 	if v, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && v != 0 {
 		return "listening"
 	}
-	const closed, listens = 7, 10 // TCP_CLOSE, TCP_LISTEN
-	if info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.State != closed && info.State != listens {
-		return "connected" // or will be soon
+	if index, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX); err == nil && index != 0 {
+		return "bound to a link"
 	}
-	if a := s.Local.Addr(); a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() {
+	a := s.Local.Addr()
+	if a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !slices.Contains(own, a) {
 		return "bound to an address"
 	}
 	return ""
@@ -116,35 +90,37 @@ func (s *Socket) busy() string {
 
 const leftAlone = "left alone: "
 
-func (s *Socket) attach(m Mark, reset bool) {
-	why := s.busy()
+func (s *Socket) attach(m Mark, own []netip.Addr, reset bool) {
+	why := s.chosen(own)
 	switch {
-	case why == "":
-		s.set("bound", m, m.Value)
-	case s.Remote.Addr().IsLoopback():
+	case s.connected() && s.Remote.Addr().IsLoopback():
 		s.Done = leftAlone + "connected to this host"
-	case why == "connected" && reset:
+	case s.connected() && reset:
 		if err := s.reset(); err != nil {
-			s.Done = leftAlone + why + ", and cannot be reset: " + err.Error()
+			s.Done = leftAlone + "connected, and cannot be reset: " + err.Error()
 			return
 		}
 		s.set("reset", m, m.Value) // it may be used again
-	default:
-		s.Done = leftAlone + why
-	}
-}
-
-func (s *Socket) detach(m Mark) {
-	switch why := s.busy(); {
+	case s.connected():
+		s.Done = leftAlone + "connected"
 	case why != "":
 		s.Done = leftAlone + why
 	default:
-		s.set("free", m, m.out())
+		s.set("bound", m, m.Value)
 	}
 }
 
-// set gives the socket our bits. The programs of the cgroup that it was made in look at this, too, and
-// let it pass for its length.
+// detach frees the socket, whatever address or link it has: those lead to their own uplinks.
+func (s *Socket) detach(m Mark) {
+	if s.connected() {
+		s.Done = leftAlone + "connected"
+		return
+	}
+	s.set("free", m, m.out())
+}
+
+// set gives the socket our bits, and looks whether it has them. The programs of the cgroup that it was made in look at
+// this, too, and let it pass for its length.
 func (s *Socket) set(done string, m Mark, bits uint32) {
 	s.Done = done
 	now, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_MARK)
@@ -153,8 +129,14 @@ func (s *Socket) set(done string, m Mark, bits uint32) {
 		value = binary.NativeEndian.AppendUint32(value, passage)
 		err = unix.SetsockoptString(s.fd, unix.SOL_SOCKET, unix.SO_MARK, string(value))
 	}
-	if err != nil {
+	if err == nil {
+		now, err = unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_MARK)
+	}
+	switch {
+	case err != nil:
 		s.Done = leftAlone + "set mark: " + err.Error()
+	case uint32(now)&m.Mask != bits:
+		s.Done = leftAlone + fmt.Sprintf("it keeps mark %#x", uint32(now)&m.Mask)
 	}
 }
 

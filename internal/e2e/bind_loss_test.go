@@ -3,10 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -345,106 +342,4 @@ func (c *crossing) ours() (left []string) {
 	}
 	r := c.run("find", c.cgroup, "-name", "ta-*", "-o", "-path", "*/table-allocator*", "-type", "d")
 	return append(left, strings.Fields(r.stdout)...)
-}
-
-// TestBindAttach: a program that runs follows, but for its connections, and comes back.
-func TestBindAttach(t *testing.T) {
-	c := newCrossing(t)
-	inet0, inet60 := at(0)
-	inet1, inet61 := at(1)
-	p := c.prober()
-	p.want(inet0, "new old tcp4\nconnect old %s\nask old", far4)
-	p.want(inet60, "new old6 tcp6\nconnect old6 %s\nask old6", far6)
-	p.want(inet0, "new dgram udp4\nconnect dgram %s\nask dgram", far4)
-	p.want("ok", "new idle tcp4\nnew idle6 tcp6\nnew ping ping4\nnew raw raw6\nnew mptcp mptcp4\nnew listener tcp4\nbind listener 0.0.0.0:0")
-	p.do("listen listener")
-	p.want(inet60, "new used udp6\nask used %s", far6)
-	pid := strconv.Itoa(c.pidOf(p))
-
-	out := c.must("attach", "--ifname", "wan1", pid)
-	for _, want := range []string{pid + " (", "cgroup /user/ta-wan1", "left alone: connected", "left alone: listening", "bound"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("attach does not say %q:\n%s", want, out)
-		}
-	}
-	if n := strings.Count(out, "left alone: connected"); n != 3 {
-		t.Errorf("%d connections left alone, want 3:\n%s", n, out)
-	}
-	c.only(0, func() {
-		p.want(inet0, "ask old")
-		p.want(inet60, "ask old6")
-		p.want(inet0, "ask dgram")
-	})
-	c.only(1, func() {
-		p.want(inet1, "connect idle %s\nask idle", far4)
-		p.want(inet61, "connect idle6 %s\nask idle6", far6)
-		p.want("reply", "ask ping %s", far4)
-		p.want("reply", "ask raw %s", far6)
-		p.want(inet1, "connect mptcp %s\nask mptcp", far4)
-		p.want(inet61, "ask used %s", far6)
-		p.want(inet1, "new next tcp4\nconnect next %s\nask next", far4)
-	})
-
-	out = c.must("detach", pid)
-	if !strings.Contains(out, "cgroup /user\n") {
-		t.Errorf("detach says:\n%s", out)
-	}
-	c.only(1, func() { p.want(inet1, "ask next") })
-	c.only(0, func() {
-		p.want(inet60, "ask used %s", far6)
-		p.want("reply", "ask ping %s", far4)
-		p.want(inet0, "new after tcp4\nconnect after %s\nask after", far4)
-		p.want(inet0, "ask old")
-	})
-
-	// Cut, a program connects again, and by the uplink.
-	out = c.must("attach", "--ifname", "wan1", "--reset", pid)
-	if !strings.Contains(out, "reset") {
-		t.Errorf("attach --reset says:\n%s", out)
-	}
-	p.want("ECONNABORTED", "ask old")
-	p.want("ECONNABORTED", "ask old6")
-	p.want("EDESTADDRREQ", "ask dgram") // it is connected no more
-	p.want("ECONNABORTED", "connect dgram %s\nask dgram", far4)
-	c.only(1, func() { p.want(inet1, "ask dgram") })
-	c.leaves(p, 1)
-	if left := c.ours(); len(left) == 0 {
-		t.Error("nothing is bound")
-	}
-}
-
-// pidOf is the process of a prober, whose parent entered the cgroup for it.
-func (c *crossing) pidOf(p *probing) int {
-	c.t.Helper()
-	pid := p.p.cmd.Process.Pid // all of them executed the next
-	if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
-		c.t.Fatal(err)
-	}
-	return pid
-}
-
-// TestBindAttachTree: parents and children, with what they start later.
-func TestBindAttachTree(t *testing.T) {
-	c := newCrossing(t)
-	inet1, _ := at(1)
-	p := c.prober("sh", "-c", `"$0"; exit`)
-	parent := p.p.cmd.Process.Pid
-	p.want("ok", "new s udp4")
-	out := c.must("attach", "--ifname", "wan1", "--tree", strconv.Itoa(parent))
-	if n := strings.Count(out, "cgroup /user/ta-wan1"); n != 2 {
-		t.Errorf("%d processes attached, want 2:\n%s", n, out)
-	}
-	c.only(1, func() { p.want(inet1, "ask s %s", far4) })
-	out = c.must("detach", "--tree", strconv.Itoa(parent))
-	if n := strings.Count(out, "cgroup /user\n"); n != 2 {
-		t.Errorf("%d processes detached, want 2:\n%s", n, out)
-	}
-	c.leaves(p, 0)
-	// Without it only that one.
-	out = c.must("attach", "--ifname", "wan1", strconv.Itoa(parent))
-	if n := strings.Count(out, "cgroup"); n != 1 {
-		t.Errorf("%d processes attached, want 1:\n%s", n, out)
-	}
-	c.leaves(p, 0)
-	_ = syscall.Kill(parent, 0) // it is still there
 }
