@@ -2,6 +2,7 @@ package client
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -17,6 +18,8 @@ const (
 	healEvery  = 5 * time.Second
 	healBurst  = 20
 	blameEvery = time.Hour
+
+	advice = " (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)"
 )
 
 // heal restores rules that another program deleted. If that program goes on, rules are restored every healEvery, and
@@ -87,7 +90,7 @@ func (h *host) restoreRules(family int, lost []route.Rule, whose map[route.Rule]
 		return nil
 	}
 	h.blames.Do(func() {
-		h.log.Warn("another program deletes our rules; they are restored, but not faster than every "+healEvery.String()+" if it goes on (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
+		h.log.Warn("another program deletes our rules; they are restored, but not faster than every "+healEvery.String()+" if it goes on"+advice,
 			"rule", lost[0].String())
 	})
 	// By priority, so that all addresses have their source rules first: those keep an address to its uplink.
@@ -95,4 +98,41 @@ func (h *host) restoreRules(family int, lost []route.Rule, whose map[route.Rule]
 	none := func(route.Rule) bool { return false } // nothing is deleted
 	_, err := h.env.SyncRules(family, none, lost, func(r route.Rule) []any { return whose[r].inst.Rules.Attrs(r) })
 	return err
+}
+
+// hearOfRules subscribes to the end of rules that lead to the table of a session, which has its lease.
+func (l *loop) hearOfRules(s *session) {
+	groups := route.Rules4
+	if s.family() == unix.AF_INET6 {
+		groups = route.Rules6
+	}
+	var err error
+	if s.inst.Rules.Marking == (wire.Marking{}) { // else all rules are heard of, for what is bound
+		err = l.watcher.OnlyDeletedRules(s.lease.table)
+	}
+	s.warn("hear of rules", errors.Join(err, l.watcher.Join(groups)))
+}
+
+// restoreRules restores the rules of a lone session that another program deleted.
+func (l *loop) restoreRules(s *session) error {
+	if !s.serves() || s.lease.watched || !s.lease.uplink.IsAddress() {
+		return nil
+	}
+	lost, err := s.inst.Rules.Restore(s.lease.table)
+	if len(lost) > 0 {
+		s.blames.Do(func() {
+			s.log.Warn("another program deletes our rules; they are restored, but not faster than once a second if it goes on"+advice, "rule", lost[0].String())
+		})
+	}
+	s.warn("restore the rules", err)
+	return err
+}
+
+// restoreSoon is restoreRules at the rate of repairs.
+func (l *loop) restoreSoon(s *session) {
+	if !s.repairs.Allow() {
+		s.lookIn(repairEvery)
+		return
+	}
+	_ = l.restoreRules(s) // which warns
 }

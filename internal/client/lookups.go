@@ -14,7 +14,7 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	if m == (wire.Marking{}) || m == s.inst.Rules.Marking || !s.lease.uplink.IsAddress() {
 		return
 	}
-	s.warn("subscribe to events of rules", l.watcher.Join(route.Rules4|route.Rules6))
+	s.warn("subscribe to events of rules", errors.Join(l.watcher.AllRules(), l.watcher.Join(route.Rules4|route.Rules6)))
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
 	for _, other := range l.sessions { // all addresses of the interface share it
 		if other.lease.uplink.IsAddress() && other.lease.uplink.Key.Ifname == s.lease.uplink.Key.Ifname {

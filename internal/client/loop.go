@@ -107,6 +107,7 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 		conn:    conn,
 		addr:    m.uplink.Addr(),
 		repairs: rate.NewLimiter(rate.Every(repairEvery), repairBurst),
+		blames:  rate.Sometimes{First: 1, Interval: blameEvery},
 		log:     log,
 	}
 	s.inst = l.env.New(m.uplink, log, s.warn)
@@ -196,6 +197,7 @@ func (l *loop) fire(now time.Duration) {
 			s.inst.RefreshAt = 0
 			l.look(s)
 			l.serveBound(s)
+			_ = l.restoreRules(s) // which warns
 		}
 		if at := s.lease.deadline(); at != 0 && now >= at {
 			l.feed(s, event{kind: timer, full: s.retryAt != 0})
@@ -230,6 +232,9 @@ func (l *loop) feed(s *session, ev event) {
 	}
 	for _, a := range actions {
 		l.do(s, a)
+	}
+	if ev.kind == replied && before == held && !s.lease.away {
+		_ = l.restoreRules(s) // at each renewal, in case that an event was lost. It warns
 	}
 }
 

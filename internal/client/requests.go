@@ -103,7 +103,11 @@ func (l *loop) replace(p packet) {
 		l.reply(s, p.from, wire.Refuse(wire.Malformed, err.Error()))
 		return
 	}
-	l.reply(s, p.from, s.answer())
+	answer := s.answer()
+	if err := l.restoreRules(s); err != nil {
+		answer.Table, answer.Expires, answer.Error = 0, 0, "the rules cannot be restored: "+err.Error()
+	}
+	l.reply(s, p.from, answer)
 	if s.lease.watched && u.Tag == "" {
 		u.Tag = s.lease.uplink.Tag // the tag of its profile stays
 	}

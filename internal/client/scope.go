@@ -46,9 +46,12 @@ func (lone) renamed(s *session, ifname string) (uplink.Uplink, bool) {
 	return u, true
 }
 
-// note restores lookups that another program deleted.
+// note restores rules that another program deleted.
 func (l lone) note(n news) {
 	for _, s := range l.all() {
+		if n.tables[s.lease.table] || n.overrun {
+			l.restoreSoon(s)
+		}
 		if !n.boundTo(s) && n.lostLookups(s) {
 			l.restoreLookups(s)
 		}

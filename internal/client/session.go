@@ -40,8 +40,9 @@ type session struct {
 	retryAt   time.Duration // when retry is sent again, for want of room in the server's queue; 0: nothing waits
 	retries   int
 	enders    []wire.Addr   // who is told when everything is taken back
-	repairs   *rate.Limiter // of routes that another program deletes
-	ordered   uint32        // the table whose unbound rule has a place in the host's order; 0: none has
+	repairs   *rate.Limiter // of rules and routes that another program deletes
+	blames    rate.Sometimes
+	ordered   uint32 // the table whose unbound rule has a place in the host's order; 0: none has
 	orderedIn lane
 	hooked    bool       // a call brought settings of its own
 	saved     remembered // of these settings, for the next watch
@@ -92,7 +93,11 @@ func (s *session) warn(what string, err error) {
 
 // clear removes what is installed for table, but for rules to keep.
 func (s *session) clear(table uint32, keep []route.Rule) {
-	if err := s.inst.Clear(keep...); err != nil {
+	err := s.inst.Clear(keep...)
+	if err != nil { // another try, since nobody comes back to these rules
+		err = s.inst.Clear(keep...)
+	}
+	if err != nil {
 		s.log.Error("cannot remove the rules", "table", table, "err", err)
 	}
 }
@@ -104,6 +109,9 @@ func (l *loop) place(s *session, table uint32) bool {
 	}
 	if s.inst.Index == 0 {
 		l.look(s)
+	}
+	if !s.lease.watched && s.lease.uplink.IsAddress() {
+		l.hearOfRules(s) // before there are any
 	}
 	err := s.inst.Place(table)
 	if s.lease.state != placing { // it has the lease already, and got other settings

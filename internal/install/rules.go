@@ -89,6 +89,24 @@ func (r *Rules) flush(tables map[uint32]bool) error {
 	return nil
 }
 
+// Restore adds the rules of a lease of table that the kernel does not have, and returns them.
+func (r *Rules) Restore(table uint32) (lost []route.Rule, err error) {
+	have, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool { return rule.Protocol == route.Protocol })
+	if err != nil {
+		return nil, err
+	}
+	for _, want := range r.Want(table) {
+		if !slices.Contains(have, want) {
+			lost = append(lost, want)
+		}
+	}
+	if len(lost) == 0 {
+		return nil, nil
+	}
+	_, err = r.env.SyncRules(r.Uplink.Family(), func(route.Rule) bool { return false }, lost, r.Attrs)
+	return lost, err
+}
+
 // clear deletes all rules and routes of the uplink, but for rules to keep that block the address.
 func (r *Rules) clear(keep ...route.Rule) error {
 	if !r.Uplink.IsAddress() || !r.adopted {

@@ -29,50 +29,69 @@ const (
 // Conn asks and changes the network namespace in which it was dialled. Its methods are for one
 // goroutine at a time. Reading needs no capability, changing needs CAP_NET_ADMIN.
 type Conn struct {
-	reading     map[int]*nl.SocketHandle
-	changing    map[int]*nl.SocketHandle // its errors say why; the library cannot read that of a dump
-	disturbance *nl.NetlinkSocket        // joins a group while its objects are read, see undisturbed
-	snapshot    *snapshot                // nil: rules are read each time
-	first       *nl.NetlinkSocket        // of FirstRoutes; nil: none is open
+	reading     *nl.NetlinkSocket
+	changing    *nl.NetlinkSocket // its errors say why; the library cannot read that of a dump
+	requests    uint32
+	disturbance *nl.NetlinkSocket // joins a group while its objects are read, see undisturbed
+	snapshot    *snapshot         // nil: rules are read each time
+	first       *nl.NetlinkSocket // of FirstRoutes; nil: none is open
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
 func Dial() (*Conn, error) {
-	var sockets [3]*nl.NetlinkSocket
-	for i := range sockets {
-		var err error
-		if sockets[i], err = nl.Subscribe(unix.NETLINK_ROUTE); err != nil {
-			for _, s := range sockets[:i] {
-				s.Close()
-			}
-			return nil, fmt.Errorf("open rtnetlink socket: %w", err)
-		}
+	c := &Conn{}
+	var err error
+	if c.reading, err = readingSocket(); err != nil {
+		return nil, err
 	}
-	reading, changing, disturbance := sockets[0], sockets[1], sockets[2]
+	if c.changing, err = changingSocket(); err == nil {
+		c.disturbance, err = nl.Subscribe(unix.NETLINK_ROUTE)
+	}
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	}
+	return c, nil
+}
+
+// readingSocket opens a socket that dumps objects.
+func readingSocket() (*nl.NetlinkSocket, error) {
+	s, err := openSocket()
+	if err == nil {
+		// With it (Linux 4.20) the kernel filters dumps by table and by link. Without it we filter
+		// alone, as we do anyway.
+		_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	}
+	return s, err
+}
+
+// changingSocket opens a socket that changes objects.
+func changingSocket() (*nl.NetlinkSocket, error) {
+	s, err := openSocket()
+	if err == nil {
+		_ = s.SetExtAck(true) // Linux 4.12; without it errors are shorter
+	}
+	return s, err
+}
+
+func openSocket() (*nl.NetlinkSocket, error) {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	}
 	// The kernel answers at once. A limit keeps a caller alive should an answer ever be missing.
 	limit := unix.NsecToTimeval(timeout.Nanoseconds())
-	for _, s := range []*nl.NetlinkSocket{reading, changing} {
-		_ = s.SetSendTimeout(&limit) // only stores the value
-		_ = s.SetReceiveTimeout(&limit)
-	}
-	// With it (Linux 4.20) the kernel filters dumps by table and by link. Without it we filter
-	// alone, as we do anyway.
-	_ = unix.SetsockoptInt(reading.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	_ = changing.SetExtAck(true) // Linux 4.12; without it errors are shorter
-	return &Conn{
-		reading:     map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: reading}},
-		changing:    map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: changing}},
-		disturbance: disturbance,
-	}, nil
+	_ = s.SetSendTimeout(&limit) // only stores the value
+	_ = s.SetReceiveTimeout(&limit)
+	return s, nil
 }
 
 // Close closes the sockets.
 func (c *Conn) Close() {
-	c.reading[unix.NETLINK_ROUTE].Close()
-	c.changing[unix.NETLINK_ROUTE].Close()
-	c.disturbance.Close()
-	if c.first != nil {
-		c.first.Close()
+	for _, s := range []*nl.NetlinkSocket{c.reading, c.changing, c.disturbance, c.first} {
+		if s != nil {
+			s.Close()
+		}
 	}
 	if c.snapshot != nil {
 		c.snapshot.heard.Close()
@@ -82,22 +101,67 @@ func (c *Conn) Close() {
 // request sends one message that asks, header and attributes in body, and returns the messages of
 // type answer.
 func (c *Conn) request(typ, flags, answer uint16, body []byte) ([][]byte, error) {
-	return execute(c.reading, typ, flags, answer, body)
+	return c.execute(&c.reading, readingSocket, typ, flags, answer, body)
 }
 
 // change sends one message that changes something and waits for its acknowledgement.
 func (c *Conn) change(typ, flags uint16, body []byte) error {
-	_, err := execute(c.changing, typ, unix.NLM_F_ACK|flags, 0, body)
+	_, err := c.execute(&c.changing, changingSocket, typ, unix.NLM_F_ACK|flags, 0, body)
 	return err
 }
 
-func execute(sockets map[int]*nl.SocketHandle, typ, flags, answer uint16, body []byte) ([][]byte, error) {
-	req := nl.NetlinkRequest{
-		NlMsghdr: unix.NlMsghdr{Type: typ, Flags: unix.NLM_F_REQUEST | flags},
-		RawData:  body,
-		Sockets:  sockets,
+// execute tries again after an error that need not come back, from another socket: what is left of an answer that was
+// not read whole would be taken for the next one. The calling thread has to be in the namespace of Dial. Whoever adds what is there, or deletes what is not, has to bear that.
+func (c *Conn) execute(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket, error), typ, flags, answer uint16, body []byte) (msgs [][]byte, err error) {
+	const tries = 4
+	for try := 1; ; try++ {
+		req := nl.NetlinkRequest{
+			NlMsghdr: unix.NlMsghdr{Type: typ, Flags: unix.NLM_F_REQUEST | flags},
+			RawData:  body,
+			Sockets:  c.handle(*socket),
+		}
+		msgs, err = req.Execute(unix.NETLINK_ROUTE, answer)
+		if err == nil || !isPassing(err) || try == tries {
+			return msgs, err
+		}
+		if err := c.reopen(socket, open); err != nil {
+			return nil, err
+		}
 	}
-	return req.Execute(unix.NETLINK_ROUTE, answer)
+}
+
+// handle is how the library takes a socket. Each request has a number of its own, so that the answer to another one is
+// not taken for its answer.
+func (c *Conn) handle(s *nl.NetlinkSocket) map[int]*nl.SocketHandle {
+	c.requests++
+	return map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Seq: c.requests, Socket: s}}
+}
+
+func (c *Conn) reopen(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket, error)) error {
+	s, err := open()
+	if err != nil {
+		return err
+	}
+	(*socket).Close()
+	*socket = s
+	if c.snapshot != nil && socket == &c.changing {
+		clear(c.snapshot.rules)
+		c.snapshot.own, err = s.GetPid()
+	}
+	return err
+}
+
+// isPassing reports whether an error need not come back: memory was short, say.
+func isPassing(err error) bool {
+	if errors.Is(err, nl.ErrDumpInterrupted) { // which is an EINTR, too
+		return false
+	}
+	for _, errno := range []unix.Errno{unix.ENOBUFS, unix.ENOMEM, unix.EINTR, unix.EIO} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
 }
 
 // dump is request for all objects of a kind. It asks again while changes interrupt it.

@@ -1,7 +1,6 @@
 package route
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/vishvananda/netlink/nl"
@@ -63,21 +62,4 @@ func (c *Conn) readFirst(family int, f filter, add func(Route)) (done bool, err 
 		}
 	}
 	return false, nil
-}
-
-// readingSocket opens a socket that dumps objects.
-func readingSocket() (*nl.NetlinkSocket, error) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
-	}
-	limit := unix.NsecToTimeval(timeout.Nanoseconds())
-	err = errors.Join(s.SetSendTimeout(&limit), s.SetReceiveTimeout(&limit))
-	if err != nil {
-		s.Close()
-		return nil, err
-	}
-	// Linux 4.20, see Dial.
-	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return s, nil
 }

@@ -2,6 +2,7 @@ package route
 
 import (
 	"cmp"
+	"errors"
 	"hash/maphash"
 	"net/netip"
 	"slices"
@@ -69,12 +70,16 @@ func (c *Conn) each(typ, answer uint16, body []byte, f func([]byte)) error {
 	req := nl.NetlinkRequest{
 		NlMsghdr: unix.NlMsghdr{Type: typ, Flags: unix.NLM_F_REQUEST | unix.NLM_F_DUMP},
 		RawData:  body,
-		Sockets:  c.reading,
+		Sockets:  c.handle(c.reading),
 	}
-	return req.ExecuteIter(unix.NETLINK_ROUTE, answer, func(msg []byte) bool {
+	err := req.ExecuteIter(unix.NETLINK_ROUTE, answer, func(msg []byte) bool {
 		f(msg)
 		return true
 	})
+	if err != nil && isPassing(err) {
+		err = errors.Join(err, c.reopen(&c.reading, readingSocket))
+	}
+	return err
 }
 
 // Len returns how many routes there are, and Left how many of routing daemons are left out.

@@ -33,7 +33,7 @@ func (c *Conn) KeepRules() error {
 	if err != nil {
 		return fmt.Errorf("subscribe to changes of rules: %w", err)
 	}
-	own, err := c.changing[unix.NETLINK_ROUTE].Socket.GetPid()
+	own, err := c.changing.GetPid()
 	if err != nil {
 		heard.Close()
 		return fmt.Errorf("find port of rtnetlink socket: %w", err)

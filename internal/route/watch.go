@@ -75,6 +75,7 @@ const (
 	// A notification takes about 1 KiB of it: a burst of 2,000 has room (the kernel doubles it).
 	watchBuffer = 1 << 20
 	maxEvents   = 1000    // of one Next
+	maxErrors   = 100     // in a row
 	maxMessage  = 1 << 16 // the longest that the kernel sends, links with hundreds of functions apart
 )
 
@@ -132,6 +133,7 @@ func (w *Watcher) Next() ([]Event, error) {
 	var events []Event
 	var overrun bool
 	var failed error
+	errs := 0
 	err := w.conn.Read(func(fd uintptr) bool {
 		// After an overrun the kernel drops what comes, without another word, until the queue is
 		// empty. Only then is it time to read everything again.
@@ -141,8 +143,12 @@ func (w *Watcher) Next() ([]Event, error) {
 			case err == unix.EAGAIN:
 				return overrun || len(events) > 0
 			case err == unix.EINTR:
-			case err == unix.ENOBUFS:
+			case err != nil && isPassing(err):
 				overrun = true
+				if errs++; errs > maxErrors {
+					failed = err
+					return true
+				}
 			case err != nil:
 				failed = err
 				return true

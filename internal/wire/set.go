@@ -17,6 +17,8 @@ type Set struct {
 	raw  syscall.RawConn
 	buf  [64]unix.EpollEvent
 
+	errors int // in a row that need not come back
+
 	mu      sync.Mutex
 	members map[int32]member // by descriptor
 }
@@ -84,6 +86,13 @@ func (s *Set) epoll(op int, fd int32) error {
 	return nil
 }
 
+// passes reports whether an error need not come back. The datagrams wait, and are received soon.
+func (s *Set) passes(err error) bool {
+	const most = 100
+	s.errors++
+	return s.errors <= most && (errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EIO))
+}
+
 // Receive waits for datagrams and calls f with those of one connection at a time. They are
 // valid until f returns. After Close the error is os.ErrClosed.
 func (s *Set) Receive(f func(tag any, datagrams []Datagram)) error {
@@ -107,10 +116,11 @@ func (s *Set) Receive(f func(tag any, datagrams []Datagram)) error {
 			continue // it went in between
 		}
 		datagrams, err := m.conn.receive(true)
-		if err != nil && !errors.Is(err, os.ErrClosed) {
+		if err != nil && !errors.Is(err, os.ErrClosed) && !s.passes(err) {
 			return err
 		}
 		if len(datagrams) > 0 {
+			s.errors = 0
 			f(m.tag, datagrams)
 		}
 		if m.conn.size > MaxRequest {
