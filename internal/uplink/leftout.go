@@ -45,11 +45,10 @@ func (u *Uplink) TakeValues() (left []LeftOut) {
 	return left
 }
 
-// strange reports whether an address is of the other family, or none that a host can have.
+// strange says why no other host has an address. An address of the other family is a wrong argument, see Validate: no
+// network tells one.
 func (u *Uplink) strange(a netip.Addr) string {
 	switch {
-	case a.Is4() != (u.Key.Family == wire.Inet):
-		return "not of family " + u.Key.Family.String()
 	case a.Is4In6(), a.Is4() && (a.As4()[0] == 0 || a.As4()[0] >= 240), !a.IsValid(), a.IsUnspecified(), a.IsMulticast():
 		return "no host has this address"
 	case u.IsAddress() && a.WithZone("") == u.Addr():
@@ -69,7 +68,7 @@ func (u *Uplink) notServer(a netip.Addr) string {
 	switch {
 	case a.Zone() != "":
 		return "its zone is not the link of the address"
-	case a.IsLoopback() && a.Is4() == (u.Key.Family == wire.Inet):
+	case a.IsLoopback():
 		return ""
 	}
 	return u.strange(a)
@@ -78,8 +77,6 @@ func (u *Uplink) notServer(a netip.Addr) string {
 func (u *Uplink) notRoute(r StaticRoute) string {
 	dst := r.Dst.Addr()
 	switch {
-	case !r.Dst.IsValid() || dst.Is4() != (u.Key.Family == wire.Inet) || dst.Is4In6():
-		return "not a destination of family " + u.Key.Family.String()
 	case dst.IsLoopback(), dst.IsMulticast(), dst.IsLinkLocalUnicast() && dst.Is6():
 		return "packets from the address cannot take this route"
 	case r.Via.Zone() != "":
@@ -96,8 +93,7 @@ const shortestDelegated = 16
 func (u *Uplink) notDelegated(p netip.Prefix) string {
 	a := p.Addr()
 	switch {
-	case a.Is4() != (u.Key.Family == wire.Inet) || a.Is4In6():
-		return "not of family " + u.Key.Family.String()
+	case a.Is4() != (u.Key.Family == wire.Inet): // a wrong argument
 	case p.Bits() < shortestDelegated || p.IsSingleIP():
 		return fmt.Sprintf("no host is delegated a prefix shorter than /%d, or a single address", shortestDelegated)
 	case a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast(), a.IsUnspecified():

@@ -28,12 +28,12 @@ func TestTakeValues(t *testing.T) {
 			Settings{Gateways: addrs("192.0.2.1", "10.0.0.1"), Nameservers: addrs("127.0.0.53", "8.8.8.8"),
 				Static: []StaticRoute{{Dst: prefix("10.0.0.0/8")}, {Dst: prefix("0.0.0.0/0"), Via: netip.MustParseAddr("192.0.2.9")}}}, nil},
 		{"IPv4", Uplink{Key: wire.Key{Family: 2, Ifname: "wan0", Address: "192.0.2.2"}, Network: prefix("192.0.2.2/7"), Settings: Settings{
-			Gateways:    addrs("127.0.0.1", "224.0.0.1", "0.0.0.0", "255.255.255.255", "192.0.2.2", "fe80::1", "192.0.2.1"),
-			Nameservers: addrs("224.0.0.251", "255.255.255.255", "2001:db8::53", "192.0.2.1"),
+			Gateways:    addrs("127.0.0.1", "224.0.0.1", "0.0.0.0", "255.255.255.255", "192.0.2.2", "192.0.2.1"),
+			Nameservers: addrs("224.0.0.251", "255.255.255.255", "192.0.2.1"),
 			Static:      []StaticRoute{{Dst: prefix("224.0.0.0/4")}, {Dst: prefix("10.0.0.0/8"), Via: netip.MustParseAddr("224.0.0.1")}, {Dst: prefix("10.0.0.0/8")}}}},
 			Settings{Gateways: addrs("192.0.2.1"), Nameservers: addrs("192.0.2.1"), Static: []StaticRoute{{Dst: prefix("10.0.0.0/8")}}},
-			[]string{"gateway 127.0.0.1", "gateway 224.0.0.1", "gateway 0.0.0.0", "gateway 255.255.255.255", "gateway 192.0.2.2", "gateway fe80::1",
-				"route 224.0.0.0/4", "route 10.0.0.0/8 via 224.0.0.1", "nameserver 224.0.0.251", "nameserver 255.255.255.255", "nameserver 2001:db8::53",
+			[]string{"gateway 127.0.0.1", "gateway 224.0.0.1", "gateway 0.0.0.0", "gateway 255.255.255.255", "gateway 192.0.2.2",
+				"route 224.0.0.0/4", "route 10.0.0.0/8 via 224.0.0.1", "nameserver 224.0.0.251", "nameserver 255.255.255.255",
 				"netmask 192.0.2.2/7"}},
 		{"IPv6", Uplink{Key: wire.Key{Family: 10, Ifname: "wan0", Address: "2001:db8::2"}, Network: prefix("2001:db8::2/31"), Settings: Settings{
 			Gateways:    addrs("::1", "ff02::1", "::", "::ffff:192.0.2.1", "fe80::1"),
