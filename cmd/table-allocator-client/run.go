@@ -34,6 +34,8 @@ not executable, 127 if it does not exist.
       --on-loss WHAT        while the link has no route: block (default: nothing
                             leaves by another link) or fallback
       --local               reach containers, too (default), or --local=false
+      --resolv FILE         the /etc/resolv.conf of COMMAND; uplink: with the
+                            name servers of the link
       --wait SECONDS        how long to wait for a lease (0)
 `
 
@@ -49,6 +51,8 @@ func init() {
 func execute(f *flags) action {
 	b := newBindFlags(f)
 	value(f, &b.config.Wait, "wait", "", parseSeconds)
+	var resolv string
+	value(f, &resolv, "resolv", "", parseResolv)
 	f.SetInterspersed(false)
 	return func(command []string) error {
 		if len(command) == 0 {
@@ -61,7 +65,7 @@ func execute(f *flags) action {
 		if err != nil {
 			return notExecuted(command[0], err)
 		}
-		if err := b.enter(); err != nil {
+		if err := b.enter(resolv); err != nil {
 			return err
 		}
 		cli.Flush() // our lines come before those of COMMAND
@@ -89,8 +93,8 @@ func lookPath(name string) (string, error) {
 	return path, err
 }
 
-// enter binds this process to the link.
-func (b *bindFlags) enter() error {
+// enter binds this process to the link, and gives it its resolv.conf.
+func (b *bindFlags) enter(resolv string) error {
 	target, mark, err := b.bind()
 	if err != nil {
 		return err
@@ -102,7 +106,14 @@ func (b *bindFlags) enter() error {
 	defer cgroups.Close()
 	missing, err := cgroups.Enter(target, mark)
 	warnMissing(missing)
-	return err
+	if err != nil {
+		return err
+	}
+	if resolv != "" {
+		return giveResolv(resolv, target)
+	}
+	warnOfResolver(target.Ifname)
+	return nil
 }
 
 func notExecuted(name string, err error) error {

@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"strings"
 
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
+
+// maxServersText is how much room name servers have in a reply, but for the last.
+const maxServersText = 200
 
 // strangersShare is the part of the send buffer that may hold answers to users who may not ask.
 const strangersShare = 0.5
@@ -87,6 +91,11 @@ func (l *loop) serve(p packet) {
 // answer is what a holder says about its lease.
 func (s *session) answer() wire.Reply {
 	r := wire.Reply{PID: os.Getpid(), Mode: string(s.lease.uplink.Settings.Routes)}
+	for _, server := range s.lease.uplink.Nameservers() {
+		if len(r.Nameservers) < maxServersText {
+			r.Nameservers = strings.TrimPrefix(r.Nameservers+" "+server.String(), " ")
+		}
+	}
 	if s.lease.state == held {
 		r.Table, r.Expires = s.lease.table, wire.Seconds(s.lease.expires)
 	} else {

@@ -300,7 +300,9 @@ type Reply struct {
 	PID     int    // in a holder's replies: its process
 	Mode    string // in a holder's replies: what it does with routes
 	Missing string // in a holder's replies: what should be in the kernel and is not
-	Marking        // of the interface, if the request asks for it
+	// Nameservers are in a holder's replies those of its address, with spaces between.
+	Nameservers string
+	Marking     // of the interface, if the request asks for it
 }
 
 // Refuse returns a refusal with its reason.
@@ -317,6 +319,7 @@ func (r Reply) Append(b []byte) []byte {
 	o.some("pid", int64(r.PID))
 	o.someText("code", string(r.Code))
 	o.someText("mode", r.Mode)
+	o.someText("nameservers", r.Nameservers)
 	o.marking(r.Marking)
 	name, long := "error", r.Error // a reply has one of the two texts that may be long
 	if r.Missing != "" {
@@ -345,6 +348,7 @@ var replyKeys = []key{
 	11: {name: "block", most: tableMax},
 	12: {name: "fallback", most: tableMax},
 	13: {name: "lease_left", most: expiresMax},
+	14: {name: "nameservers"},
 }
 
 // ParseReply reads one reply. Keys other than version, cmd, table and lease_expires may
@@ -356,7 +360,7 @@ func ParseReply(data []byte) (Reply, error) {
 	r := Reply{
 		Table: uint32(m.number(2)), Expires: m.number(3), PID: int(m.number(4)),
 		Error: m.text(5), Code: Code(m.text(6)), Mode: m.text(7), Missing: m.text(8), Marking: m.marking(9),
-		Left: m.number(13),
+		Left: m.number(13), Nameservers: m.text(14),
 	}
 	if err := m.check(version, len(m.keys)); err != nil {
 		return Reply{}, err
