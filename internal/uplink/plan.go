@@ -61,14 +61,18 @@ func (u Uplink) Plan(m Main, table uint32) []route.Route {
 
 // all returns the routes that main would have if nothing had been taken or lost. A newer route replaces the
 // taken one in its place, and any route to a destination what the link lost: whoever configures
-// the link is putting its routes back.
+// the link is putting its routes back. Nobody can put back one by a gateway whose network has gone.
 func (m Main) all() []route.Route {
 	all := slices.Concat(m.Standing(), m.Routes)
 	known := make(map[destination]bool, len(all))
 	for _, r := range all {
 		known[destinationOf(r)] = true
 	}
-	return append(all, slices.DeleteFunc(slices.Clone(m.Lost), func(r route.Route) bool { return known[destinationOf(r)] })...)
+	onLink := slices.DeleteFunc(slices.Concat(all, m.Lost), func(r route.Route) bool { return r.Gateway.IsValid() })
+	return append(all, slices.DeleteFunc(slices.Clone(m.Lost), func(r route.Route) bool {
+		return known[destinationOf(r)] || r.Gateway.IsValid() && !r.Onlink && !r.Gateway.IsLinkLocalUnicast() &&
+			!slices.ContainsFunc(onLink, func(o route.Route) bool { return o.Dst.Contains(r.Gateway) })
+	})...)
 }
 
 // destination is what the kernel compares before metrics: routes that differ in it are no
@@ -175,13 +179,13 @@ func (u Uplink) Gives(dst netip.Prefix) bool {
 // destinations that the uplink's own routes have, and for defaults and the halves that VPNs make
 // of them.
 func (u Uplink) local(m Main, own []route.Route, table uint32) []route.Route {
-	taken := make(map[netip.Prefix]bool, len(own))
+	taken := make(map[destination]bool, len(own))
 	for _, r := range own {
-		taken[r.Dst] = true
+		taken[destinationOf(r)] = true
 	}
 	var routes []route.Route
 	for _, r := range m.Local {
-		if u.Carries(r) && !taken[r.Dst] && r.Dst.Bits() > Halves(r.Family) && !r.Dst.Addr().IsLinkLocalUnicast() {
+		if u.Carries(r) && !taken[destinationOf(r)] && r.Dst.Bits() > Halves(r.Family) && !r.Dst.Addr().IsLinkLocalUnicast() {
 			r = r.In(table, netip.Addr{})
 			r.Scope = unix.RT_SCOPE_UNIVERSE // no gateway of the uplink is looked for there
 			routes = append(routes, r)

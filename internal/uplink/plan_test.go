@@ -59,7 +59,7 @@ func mainRoute(text string) route.Route {
 	r.Protocol = uint8(number("proto", unix.RTPROT_BOOT))
 	r.Type = uint8(number("type", unix.RTN_UNICAST))
 	r.Metric = number("metric", r.Metric)
-	r.NexthopID = number("nhid", 0)
+	r.NexthopID, r.TOS = number("nhid", 0), uint8(number("tos", 0))
 	if value["src"] != "" {
 		r.Src = addr(value["src"])
 	}
@@ -153,6 +153,9 @@ func TestPlan(t *testing.T) {
 			local: 192.0.2.0/24
 			local: 192.0.2.64/26`, copied,
 			map[string]string{"172.17.0.2": "link 8", "10.64.0.1": "172.17.0.9", "192.0.2.9": "link 7", "192.0.2.65": "link 8"}},
+		{"what the link has for a type of service only", "192.0.2.5/24", plain + `
+			10.64.0.0/10 via 192.0.2.7 tos 16
+			local: 10.64.0.0/10 via 172.17.0.9`, copied, map[string]string{"10.64.0.1": "172.17.0.9"}},
 		{"the halves of a VPN are no LAN", "192.0.2.5/24", plain + `
 			local: 0.0.0.0/1 via 10.8.0.1
 			local: 64.0.0.0/7
@@ -195,7 +198,7 @@ func TestPlan(t *testing.T) {
 func wayTo(routes []route.Route, dst netip.Addr) string {
 	var best *route.Route
 	for i, r := range routes {
-		if r.Dst.Contains(dst) && (best == nil || r.Dst.Bits() > best.Dst.Bits() || r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric) {
+		if r.TOS == 0 && r.Dst.Contains(dst) && (best == nil || r.Dst.Bits() > best.Dst.Bits() || r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric) {
 			best = &routes[i]
 		}
 	}
@@ -235,6 +238,7 @@ func TestMove(t *testing.T) {
 		{"a newer one beside it", "default via 192.0.2.9 metric 10", "default via 192.0.2.1", "", "192.0.2.9", "192.0.2.1"},
 		{"what went with the link", "192.0.2.0/24", "", "192.0.2.0/24\ndefault via 192.0.2.1", "", "192.0.2.1"},
 		{"and comes back otherwise", "default via 192.0.2.9 metric 20", "", "default via 192.0.2.1", "192.0.2.9", "192.0.2.9"},
+		{"and has no way to its gateway any more", "198.51.100.0/24", "", "default via 192.0.2.1", "", "none"},
 		{"but for what was taken since", "192.0.2.0/24", "default via 192.0.2.9 metric 20", "default via 192.0.2.1", "", "192.0.2.9"},
 		{"of a nexthop object", "default via 192.0.2.1 nhid 7", "", "", "", "192.0.2.1"},
 		{"for some sources only", "default6 from 2001:db8::/48 via fe80::1", "", "", "", "none"},
