@@ -112,6 +112,14 @@ func (o *order) note(routes []route.Route) {
 	}
 }
 
+// forget drops routes that main would have lost: if they come again, they come behind the others.
+func (o *order) forget(routes []route.Route) {
+	for i := range o.places {
+		o.places[i] = slices.DeleteFunc(o.places[i], func(r route.Route) bool { return slices.ContainsFunc(routes, r.Equal) })
+	}
+	o.places = slices.DeleteFunc(o.places, func(p []route.Route) bool { return len(p) == 0 })
+}
+
 // of returns the routes of the places that routes have, in order.
 func (o *order) of(routes []route.Route) (all []route.Route) {
 	for _, p := range o.places {

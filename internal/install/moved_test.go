@@ -455,6 +455,11 @@ func TestMovedRenamed(t *testing.T) {
 	}
 }
 
+func withMetric(r route.Route, metric uint32) route.Route {
+	r.Metric = metric
+	return r
+}
+
 func TestOrder(t *testing.T) {
 	via := func(last byte) route.Route {
 		gateway := netip.AddrFrom4([4]byte{192, 0, 2, last})
@@ -486,6 +491,14 @@ func TestOrder(t *testing.T) {
 		}
 	}
 	var o order
+	o.note(some(1, 2, 3))
+	o.note([]route.Route{withMetric(via(9), 7)})
+	o.forget([]route.Route{via(1), withMetric(via(9), 7)})
+	o.note(some(1))
+	if got := o.of(some(2)); !slices.EqualFunc(got, some(2, 3, 1), route.Route.Equal) || len(o.places) != 1 {
+		t.Errorf("again: %v", o.places)
+	}
+	o = order{}
 	o.note(some(1, 2, 3))
 	for _, tt := range []struct {
 		now  []byte

@@ -146,7 +146,9 @@ func (p *placer) lose(taken bool) {
 	p.lost = append(p.lost, slices.DeleteFunc(p.last, func(r route.Route) bool { return r.Expires > 0 || r.Protocol == unix.RTPROT_KERNEL })...)
 	p.last = nil
 	if taken {
-		p.lost = append(p.lost, slices.DeleteFunc(slices.Clone(p.taken), p.isFresh)...)
+		gone := slices.DeleteFunc(slices.Clone(p.taken), p.isFresh)
+		p.env.order.forget(gone)
+		p.lost = append(p.lost, gone...)
 		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !p.isFresh(r) })
 	}
 }
