@@ -190,7 +190,7 @@ func (g *generator) redo() step {
 // link the kernel deletes its routes, and the product keeps them for whoever puts them back.
 func (g *generator) afterAddress(command string) []string {
 	words := strings.Fields(command)
-	if i := slices.Index(words, "dev"); i > 0 && words[1] == "address" {
+	if i := slices.Index(words, "dev"); i > 0 && (words[1] == "address" || strings.HasPrefix(command, "ip route add local ")) {
 		return g.restore(words[i+1])
 	}
 	return nil

@@ -201,9 +201,6 @@ func (c *comparison) family(family int) error {
 		}
 	}
 	for _, s := range c.served {
-		if *looks != "rich" {
-			break // the product has no fe80::/64 in its tables yet
-		}
 		if s.family() == unix.AF_INET6 && family == unix.AF_INET6 && s.index != 0 {
 			q := question{kind: "on the link", dst: netip.MustParseAddr("fe80::9"), src: s.addr, oif: s.index}
 			if err := c.from(s, q); err != nil {
@@ -222,6 +219,9 @@ func (c *comparison) bound(q question) error {
 		}
 		if slices.ContainsFunc(c.plain.addresses, func(b address) bool { return a.addr == b.addr && a.index != b.index }) {
 			continue // of which link its packets are, nobody can say
+		}
+		if slices.ContainsFunc(c.plain.routes, func(r route) bool { return r.typ == unix.RTN_BROADCAST && r.dst.Addr() == a.addr }) {
+			continue // it is the broadcast address of another network, and no route can have it as its source
 		}
 		q.src = a.addr
 		i := slices.IndexFunc(c.served, func(s served) bool { return s.addr == a.addr })

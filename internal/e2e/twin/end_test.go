@@ -44,6 +44,9 @@ func lines(p picture) (all []string) {
 		if r.typ == unix.RTN_ANYCAST {
 			continue // see destinations
 		}
+		if r.family == unix.AF_INET6 && r.nexthop == 0 && slices.Max(append(r.weights, 0)) == 0 { // whose next hops are routes that share the traffic
+			slices.SortFunc(r.legs, func(a, b leg) int { return strings.Compare(a.String(), b.String()) })
+		}
 		all = append(all, "route "+r.String())
 	}
 	for _, r := range p.rules {

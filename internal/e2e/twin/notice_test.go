@@ -79,7 +79,7 @@ func broken(b breakage, atTheEnd bool, stock *twins) error {
 		return err
 	}
 	f := finding{host: h}
-	w.patience = longPatience
+	w.patience = patience
 	l := &living{w, stock, &f}
 	if ok, err := l.look(atStart); err != nil || !ok {
 		return fmt.Errorf("wrong before it was broken: %v, %w\n%s", f.wrong, err, h.text())

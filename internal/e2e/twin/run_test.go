@@ -159,6 +159,7 @@ func (l *living) end() (bool, error) {
 // tally is what many lives brought to light.
 type tally struct {
 	hosts, bad, answers, wrong int
+	badSeeds                   []uint64
 	phases                     map[string]int
 	without                    map[string]int // kinds of links that hosts did without
 	kinds                      map[string]*kind
@@ -234,6 +235,7 @@ func (t *tally) add(f finding) {
 	}
 	if len(f.wrong) > 0 {
 		t.bad++
+		t.badSeeds = append(t.badSeeds, f.host.seed)
 	}
 	seen := make(map[string]bool)
 	for _, w := range f.wrong {
