@@ -455,6 +455,23 @@ func TestMovedRenamed(t *testing.T) {
 	}
 }
 
+// TestMovedToAnotherTable: a server that has lost its database may lease another table.
+func TestMovedToAnotherTable(t *testing.T) {
+	m := newMover(t, two...)
+	before := m.main()
+	i := m.placed()
+	m.Do(func() {
+		if err := i.Place(movedTable + 1); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := m.defaults("10001"); len(got) != 2 {
+		t.Errorf("the table has %q", got)
+	}
+	m.clear(i)
+	m.wantMain("after the client", before)
+}
+
 func withMetric(r route.Route, metric uint32) route.Route {
 	r.Metric = metric
 	return r

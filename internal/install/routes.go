@@ -300,8 +300,12 @@ func (p *placer) changeMain(u uplink.Uplink, routes []route.Route, change func(r
 
 // adopt takes over what a holder before this one took out of main, perhaps one that was killed.
 func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
-	if u.Settings.Routes != uplink.MoveRoutes || p.table != 0 {
+	if u.Settings.Routes != uplink.MoveRoutes {
 		return nil
+	}
+	if p.table != 0 { // the server gave another one
+		p.table = table
+		return p.writeTaken(u, m.Index)
 	}
 	files, err := movedOn(u.Family(), m.Index)
 	if err != nil {
@@ -387,7 +391,7 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 		return nil
 	}
 	m.Taken = p.taken
-	if p.wasDown || p.bare(u, m) {
+	if p.wasDown || p.bare(u, m) || p.succeeded(u, m.Index) {
 		m.Taken = nil
 	}
 	err := p.restore(u, m.Standing())
@@ -417,19 +421,26 @@ func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 
 // drop clears what is known of a table that is being emptied.
 func (p *placer) drop(u uplink.Uplink, index int) error {
-	table := p.table
+	before := *p
 	*p = placer{env: p.env}
-	if u.Settings.Routes != uplink.MoveRoutes || table == 0 {
+	if u.Settings.Routes != uplink.MoveRoutes || before.table == 0 || before.succeeded(u, index) {
 		return nil
 	}
 	files, err := movedOn(u.Family(), index)
 	if err != nil {
 		return err
 	}
-	if file, known, _ := files.read(u); known && file.Table != table {
-		return nil // that of the holder for another name of the link
-	}
 	return files.remove(u)
+}
+
+// succeeded reports whether the holder of the address for a new name of the link has taken over what was taken.
+func (p *placer) succeeded(u uplink.Uplink, index int) bool {
+	files, err := movedOn(u.Family(), index)
+	if err != nil {
+		return false // so that main gets it back once more
+	}
+	file, known, err := files.read(u)
+	return err == nil && known && file.Table != p.table
 }
 
 // withdraw deletes the routes of fallBack from main, also those of an earlier process.
