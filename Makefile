@@ -104,6 +104,8 @@ INSTALLED := \
 	644:packaging/man/table-allocator-watch.8:$(PREFIX)/share/man/man8/table-allocator-watch.8 \
 	644:packaging/man/table-allocator-run.8:$(PREFIX)/share/man/man8/table-allocator-run.8 \
 	644:packaging/man/table-allocator-explain.8:$(PREFIX)/share/man/man8/table-allocator-explain.8 \
+	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/tactl \
+	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/tactl.fish \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-client \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-server \
 	644:packaging/completion/zsh:$(PREFIX)/share/zsh/site-functions/_table-allocator \
@@ -119,6 +121,9 @@ install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (
 	@for c in $(COMMANDS); do [ -x $(BIN)/$$c ] || { echo "there is no $(BIN)/$$c yet: run make build first" >&2; exit 1; }; done
 	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(COMMANDS:%=$(BIN)/%)
 	for c in $(COMMANDS); do ln -sf $$c $(DESTDIR)$(SBINDIR)/$${c//-/_}; done # their names in the original
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	ln -sf table-allocator-client $(DESTDIR)$(SBINDIR)/tactl
+	ln -sf table-allocator-client.8 $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
 	@set -f; for f in $(INSTALLED) $(CONFIGURATION); do \
 		IFS=: read -r mode source destination <<<"$$f"; \
 		if [[ " $(CONFIGURATION) " == *" $$f "* && -e $(DESTDIR)$$destination ]]; then continue; fi; \
@@ -128,6 +133,7 @@ install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (
 
 uninstall: ## remove what make install installed, but no configuration of yours
 	for c in $(COMMANDS); do rm -f $(DESTDIR)$(SBINDIR)/{$$c,$${c//-/_}}; done
+	rm -f $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
 	@for f in $(INSTALLED); do echo "rm -f $(DESTDIR)$${f##*:}"; rm -f $(DESTDIR)$${f##*:}; done
 	@for f in $(CONFIGURATION); do \
 		IFS=: read -r mode source destination <<<"$$f"; \

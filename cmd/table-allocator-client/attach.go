@@ -11,7 +11,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/cli"
 )
 
-const attachUsage = `Usage: table-allocator-client attach --ifname IFNAME [options] PID...
+const attachUsage = `Usage: table-allocator-client attach IFNAME [options] PID...
 
 Binds running processes: what they and their future children connect to from
 now on leaves by IFNAME. Established connections stay where they are. A line
@@ -24,9 +24,10 @@ for each socket says what was done. Needs root.
       --tree                the descendants of the processes, too
       --reset               cut connections, so that programs connect again
       --wait SECONDS        how long to wait for a lease (0)
+      --force               bind to a name that no link has yet
 `
 
-const detachUsage = `Usage: table-allocator-client detach [options] PID...
+const detachUsage = `Usage: table-allocator-client detach [IFNAME] [options] PID...
 
 Undoes run and attach. Established connections stay where they are. Needs root.
 
@@ -40,6 +41,10 @@ func attach(f *flags) action {
 	tree := f.Bool("tree", false, "")
 	reset := f.Bool("reset", false, "")
 	return func(args []string) error {
+		args, err := f.takeLink(&b.config.Ifname, args)
+		if err != nil {
+			return err
+		}
 		pids, err := parsePIDs(args)
 		if err != nil {
 			return err
@@ -62,6 +67,10 @@ func detach(f *flags) action {
 	f.link(&ifname)
 	tree := f.Bool("tree", false, "")
 	return func(args []string) error {
+		args, err := f.takeLink(&ifname, args)
+		if err != nil {
+			return err
+		}
 		pids, err := parsePIDs(args)
 		if err != nil {
 			return err

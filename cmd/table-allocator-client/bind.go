@@ -5,17 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-const bindUsage = `Usage: table-allocator-client bind|unbind --ifname IFNAME WHAT [options]
+const bindUsage = `Usage: table-allocator-client bind|unbind IFNAME WHAT [options]
        table-allocator-client unbind --all
 
 Binds the traffic of a user, to a port or of a cgroup to a link. The rules for
@@ -30,6 +34,7 @@ it stay until unbind or the next boot. Needs root.
       --on-loss WHAT        while the link has no route: block (default: nothing
                             leaves by another link) or fallback
       --local               reach containers, too (default), or --local=false
+      --force               bind to a name that no link has yet
       --all                 (unbind) everything that is bound
 `
 
@@ -37,10 +42,12 @@ it stay until unbind or the next boot. Needs root.
 type bindFlags struct {
 	*flags
 	config bind.Config
+	force  bool // the link may come later
 }
 
 func newBindFlags(f *flags) *bindFlags {
 	b := &bindFlags{flags: f, config: bind.Config{OnLoss: uplink.Block}}
+	f.BoolVar(&b.force, "force", false, "")
 	f.link(&b.config.Ifname)
 	f.onLoss(&b.config.OnLoss)
 	f.BoolVar(&b.config.Local, "local", true, "")
@@ -64,6 +71,9 @@ func (f *flags) needsRoot() error {
 // bind installs the rules for the traffic. A process is bound by a cgroup of the uplink whose sockets get
 // the mark.
 func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
+	if err := b.checkLink(); err != nil {
+		return cgroup.Uplink{}, cgroup.Mark{}, err
+	}
 	b.config.Server, b.config.ServerUIDs = b.server, b.uids
 	done, err := bind.Bind(context.Background(), b.config)
 	b.debug("mark %#x/%#x, tables %v", done.Mark(), done.Marking.Mask, done.Tables)
@@ -82,6 +92,37 @@ func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
 	}
 	return cgroup.Uplink{Ifname: done.Ifname, Fallback: done.OnLoss == uplink.Fallback},
 		cgroup.Mark{Value: done.Mark(), Mask: done.Marking.Mask}, err
+}
+
+// watchFile is the configuration of the watch that is installed.
+const watchFile = "/etc/table-allocator/watch.json"
+
+// checkLink refuses a name that nothing has: a typo would cut what is bound off.
+func (b *bindFlags) checkLink() error {
+	name := b.config.Ifname
+	if b.force {
+		return nil
+	}
+	kernel, err := route.Dial()
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	if _, found, err := kernel.LinkByName(name); err != nil || found {
+		return err
+	}
+	holders, err := peer.HolderNames()
+	if err != nil || slices.ContainsFunc(holders, func(holder string) bool { return strings.HasPrefix(holder, name+"-") }) {
+		return err
+	}
+	if cfg, err := client.LoadWatchConfig(watchFile, client.WatchConfig{Server: b.server}); err == nil && cfg.Names(name) {
+		return nil
+	}
+	bound, err := bind.List(b.server, b.uids, name)
+	if err != nil || slices.ContainsFunc(bound, func(x bind.Bound) bool { return x.Ifname == name }) {
+		return err
+	}
+	return wrongUsage(fmt.Errorf("no link has the name %s: what is bound to it could send nothing; --force binds before the link exists", name))
 }
 
 // warnMissing says which BPF programs the kernel does not take.
@@ -108,6 +149,10 @@ func newTrafficFlags(f *flags) *trafficFlags {
 
 // check returns an error unless the command line names a link and one thing to bind to it.
 func (t *trafficFlags) check(args []string) error {
+	args, err := t.takeLink(&t.config.Ifname, args)
+	if err != nil {
+		return err
+	}
 	if t.traffic.Dports != (route.Ports{}) && t.traffic.IPProto == 0 {
 		return wrongUsage(errors.New("--dport needs --proto, as in --proto tcp"))
 	}

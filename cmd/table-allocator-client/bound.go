@@ -6,7 +6,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/bind"
 )
 
-const boundUsage = `Usage: table-allocator-client bound [options]
+const boundUsage = `Usage: table-allocator-client bound [IFNAME] [options]
 
 Shows which processes, users and ports are bound to which link, and the tables
 that their traffic uses. The exit code is 1 if something is missing. Needs root.
@@ -20,6 +20,10 @@ func bound(f *flags) action {
 	f.link(&ifname)
 	asJSON := f.Bool("json", false, "")
 	return func(args []string) error {
+		args, err := f.takeLink(&ifname, args)
+		if err != nil {
+			return err
+		}
 		if err := noArguments(args); err != nil {
 			return err
 		}

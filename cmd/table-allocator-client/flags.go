@@ -21,9 +21,10 @@ import (
 // flags are the options of one command. newFlags declares the ones that every command has.
 type flags struct {
 	*pflag.FlagSet
-	server string   // text of the server's abstract name
-	uids   []uint32 // users whose servers are trusted, beside root
-	log    cli.LogConfig
+	program string   // the name that this program was called by
+	server  string   // text of the server's abstract name
+	uids    []uint32 // users whose servers are trusted, beside root
+	log     cli.LogConfig
 }
 
 func newFlags(name string) *flags {
@@ -115,6 +116,23 @@ func (f *flags) link(into *string) {
 	value(f, into, "ifname", "i", func(text string) (string, error) {
 		return text, (cgroup.Uplink{Ifname: text}).Check()
 	})
+}
+
+// takeLink returns the arguments without the name of the link, which is the first one where -i is absent and into is
+// empty. That a number is no name is for commands that take processes.
+func (f *flags) takeLink(into *string, args []string) ([]string, error) {
+	if f.Changed("ifname") || *into != "" || len(args) == 0 || isNumber(args[0]) {
+		return args, nil
+	}
+	if err := f.Set("ifname", args[0]); err != nil {
+		return args, wrongUsage(fmt.Errorf("link %s: %w", args[0], err))
+	}
+	return args[1:], nil
+}
+
+func isNumber(text string) bool {
+	_, err := strconv.ParseUint(text, 10, 64)
+	return err == nil
 }
 
 // links declares the patterns of links to serve or show, and of those to leave alone.

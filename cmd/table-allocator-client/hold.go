@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,9 +25,9 @@ const holdUsage = `Or:    table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME 
 Leases a routing table for ADDR, installs the rules that lead to the table,
 prints its number (0: no table) and stays in the background until ADDR goes.
 
-  -4 | -6                   ADDR is IPv4 or IPv6; with neither, ADDR is any text
-                            and gets no rules
-  -a, --address ADDR        the address
+  -4 | -6 | --unspec        ADDR is IPv4, IPv6, or any text, which gets no
+                            rules; without one of them ADDR says it itself
+  -a, --address ADDR[/LEN]  the address, and the length of its network
   -n, --netmask MASK        255.255.255.0 or 24; not needed if ADDR is on IFNAME
   -i, --ifname IFNAME       the link that has the address, or will have it
   -t, --tag TAG             text that the server keeps with the lease
@@ -59,6 +60,8 @@ type holdFlags struct {
 	*flags
 	config                       client.Config
 	release, foreground, version bool
+	unspec                       bool // ADDR is any text
+	guessed                      bool // the family is that of ADDR
 	family                       func() (wire.Family, error)
 	netmask                      string
 	static                       []string // routes; they are parsed when the family is known
@@ -87,6 +90,7 @@ func newHoldFlags(f *flags) *holdFlags {
 	f.BoolVarP(&h.release, "release", "r", false, "")
 	f.BoolVarP(&h.foreground, "foreground", "f", false, "")
 	f.BoolVar(&h.version, "version", false, "")
+	f.BoolVar(&h.unspec, "unspec", false, "")
 	value(f, &u.Priorities, "priority", "", parsePriorities)
 	f.BoolVar(&u.NoNetwork, "no-network-rule", false, "")
 	f.BoolVar(&u.Forward, "forward", false, "")
@@ -138,11 +142,19 @@ func (h *holdFlags) complete(args []string) (err error) {
 	}
 	h.config.Server, h.config.ServerUIDs = h.server, h.uids
 	u := &h.config.Uplink
+	if u.Key.Address == "" && u.Key.Ifname == "" && h.NFlag() == 0 {
+		return errors.New("nothing to do: -a ADDRESS and -i IFNAME are needed, or a command; tactl, or status, shows how addresses stand")
+	}
 	if u.Key.Address == "" || u.Key.Ifname == "" {
 		return errors.New("-a ADDRESS and -i IFNAME are needed")
 	}
 	if u.Key.Family, err = h.family(); err != nil {
 		return err
+	}
+	if h.program != originalName {
+		if err := h.guess(); err != nil {
+			return err
+		}
 	}
 	if u.Key, err = u.Key.Canonical(); err != nil {
 		return err
@@ -172,6 +184,32 @@ func (h *holdFlags) complete(args []string) (err error) {
 		h.left = append(h.left, u.TakeValues()...) // the network this time
 	}
 	return err
+}
+
+// guess fills in what an address says itself: its family, and its network if it is ADDR/LEN.
+func (h *holdFlags) guess() error {
+	key := &h.config.Uplink.Key
+	text, length, long := strings.Cut(key.Address, "/")
+	addr, err := netip.ParseAddr(text)
+	if err != nil || h.unspec {
+		if h.unspec && key.Family != wire.Unspec {
+			return errors.New("--unspec excludes -4 and -6")
+		}
+		return nil
+	}
+	if long {
+		if h.netmask != "" && h.netmask != length {
+			return fmt.Errorf("-a %s and -n %s are two prefix lengths", key.Address, h.netmask)
+		}
+		key.Address, h.netmask = text, length
+	}
+	h.guessed = key.Family == wire.Unspec
+	if h.guessed && addr.Is4() {
+		key.Family = wire.Inet
+	} else if h.guessed {
+		key.Family = wire.Inet6
+	}
+	return nil
 }
 
 // network returns the address with its prefix length: that of -n, or that of the address on the link.
@@ -270,13 +308,51 @@ func (h *holdFlags) releaseLease() error {
 	if err != nil {
 		return err
 	}
-	err = client.Release(h.config, log)
+	err = h.releaseKey(log)
+	if h.guessed { // a lease of the same text that is no address may be meant
+		h.config.Uplink.Key.Family = wire.Unspec
+		if moreErr := h.releaseKey(log); err == nil {
+			err = moreErr
+		}
+	}
 	reportTo(os.Stdout)(0, "")
 	if errors.Is(err, peer.ErrNoServer) {
 		warn(err)
 		return nil
 	}
 	return err
+}
+
+// releaseKey releases one lease, and says on standard error what it did.
+func (h *holdFlags) releaseKey(log *slog.Logger) error {
+	key := h.config.Uplink.Key
+	held, err := holderOf(key)
+	if err != nil {
+		return err
+	}
+	err = client.Release(h.config, log)
+	switch {
+	case err != nil || h.program == originalName:
+	case held.PID != 0:
+		warn(fmt.Sprintf("%s on %s: its holder (pid %d) ended, table %d is released", key.Address, key.Ifname, held.PID, held.Table))
+	case key.Family != wire.Unspec || !h.guessed:
+		warn(fmt.Sprintf("%s on %s: no process held it; what was left of it is deleted", key.Address, key.Ifname))
+	}
+	return err
+}
+
+// holderOf asks the holder of a key; a reply without PID says that there is none.
+func holderOf(key wire.Key) (wire.Reply, error) {
+	conn, err := peer.Open(key, peer.AsAsker)
+	if err != nil {
+		return wire.Reply{}, err
+	}
+	defer conn.Close()
+	reply, err := peer.Ask(context.Background(), conn, wire.Request{Key: key, Cmd: wire.Query}, peer.HolderPatience)
+	if err != nil {
+		return wire.Reply{}, nil // whoever has its name is no holder, and Release says so
+	}
+	return reply, nil
 }
 
 func reportTo(stdout io.Writer) client.Report {

@@ -10,7 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -59,29 +59,45 @@ func (c command) help() string {
 	if c.name != "" {
 		return text
 	}
+	return "Usage: table-allocator-client COMMAND [options]\n\n" + list() + "\nhelp COMMAND prints the options of COMMAND, version prints the version.\n\n" + text
+}
+
+// list is a line for each command.
+func list() string {
 	var list strings.Builder
-	list.WriteString("Usage: table-allocator-client COMMAND [options]\n\n")
 	for _, c := range commands {
 		fmt.Fprintf(&list, "  %-8s %s\n", c.name, c.summary)
 	}
-	list.WriteString("\nCOMMAND --help prints the options of COMMAND.\n\n")
-	return list.String() + text
+	return list.String()
 }
 
-func main() { cli.Exit(run(os.Args[1:])) }
+func main() { cli.Exit(run(filepath.Base(os.Args[0]), os.Args[1:])) }
 
-func run(args []string) int {
-	c := original
-	if len(args) > 0 {
-		if at := slices.IndexFunc(commands, func(c command) bool { return c.name == args[0] }); at >= 0 {
-			c, args = commands[at], args[1:]
+// The names of this program that change what a command line means.
+const (
+	shortName    = "tactl"                  // alone it prints status
+	originalName = "table_allocator_client" // the family of an address is never guessed
+)
+
+func run(name string, args []string) int {
+	c, args := commandOf(name, args)
+	switch {
+	case c.name != "help":
+	case len(args) == 0:
+		fmt.Print(original.help())
+		return cli.ExitOK
+	default:
+		if c, _ = commandOf("", args[:1]); c.name == "" || len(args) > 1 {
+			return original.exit(wrongWord(strings.Join(args, " ")))
 		}
+		args = []string{"--help"}
 	}
 	f := newFlags(c.name)
+	f.program = name
 	do := c.declare(f)
 	err := f.parse(args)
 	if c.name == "" && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		err = fmt.Errorf("%q is not a command", args[0])
+		return c.exit(wrongWord(args[0]))
 	}
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
@@ -93,6 +109,81 @@ func run(args []string) int {
 		err = do(f.Args())
 	}
 	return c.exit(err)
+}
+
+// commandOf returns the command of a command line, and the rest of it.
+func commandOf(name string, args []string) (command, []string) {
+	if len(args) == 0 && name == shortName {
+		args = []string{"status"}
+	}
+	if len(args) == 0 {
+		return original, nil
+	}
+	for _, c := range append(commands, words...) {
+		if c.name == args[0] {
+			return c, args[1:]
+		}
+	}
+	return original, args
+}
+
+// words are commands that need no list.
+var words = []command{
+	{name: "help"},
+	{"version", "", "Usage: table-allocator-client version\n\nPrints the version.\n", 2, 1, func(*flags) action {
+		return func(args []string) error {
+			if err := noArguments(args); err != nil {
+				return err
+			}
+			fmt.Println(cli.Version())
+			return nil
+		}
+	}},
+}
+
+// wrongWord says that a word is no command, and which one is meant.
+func wrongWord(word string) error {
+	nearest, least := "", 3 // what differs by more is another word
+	for _, c := range append(commands, words...) {
+		if d := distance(word, c.name); d < least {
+			nearest, least = c.name, d
+		}
+	}
+	meant := ""
+	if nearest != "" {
+		meant = ": did you mean " + nearest + "?"
+	}
+	var names []string
+	for _, c := range commands {
+		names = append(names, c.name)
+	}
+	warn(fmt.Sprintf("%q is not a command%s (commands: %s; see --help)", word, meant, strings.Join(names, " ")))
+	return exitError{original.wrong}
+}
+
+// distance is how many letters have to be added, removed, changed or swapped with their neighbour to make b of a.
+func distance(a, b string) int {
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
+		}
+	}
+	return rows[len(a)][len(b)]
 }
 
 // exit prints an error on standard error and returns the exit code.

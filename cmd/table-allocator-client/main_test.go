@@ -38,7 +38,7 @@ func called(t *testing.T, args ...string) (code int, stdout, stderr string) {
 		}
 	}
 	out, err := catch(&os.Stdout), catch(&os.Stderr)
-	code = run(args)
+	code = run("table-allocator-client", args)
 	cli.Flush()
 	return code, out(), err()
 }
@@ -86,11 +86,12 @@ func TestExitCodes(t *testing.T) {
 		code int
 		say  string
 	}{
-		{"", 1, "-a ADDRESS and -i IFNAME are needed"},
+		{"", 1, "tactl, or status, shows"},
+		{"-a 10.77.0.2", 1, "-a ADDRESS and -i IFNAME are needed"},
 		{"-4 --frobnicate", 1, "--frobnicate (see --help)"},
 		{"-4 -a 10.77.0.2 -n 24 -i wan0 dsl", 1, `"dsl"`},
 		{"-4 -a 10.77.0.2 -n 24 -i wan0 -d " + strings.Repeat("d", 107), 1, "--destination"},
-		{"stauts", 1, `"stauts" is not a command (see --help)`},
+		{"stauts", 1, `"stauts" is not a command: did you mean status? (commands: watch status`},
 		{"watch --frobnicate", 2, "--frobnicate (see watch --help)"},
 		{"watch extra", 2, `unexpected argument "extra"`},
 		{"watch -4 -6", 2, "-4 and -6 exclude each other"},
@@ -99,12 +100,20 @@ func TestExitCodes(t *testing.T) {
 		{"watch -i [a", 2, "not a pattern"},
 		{"watch --exclude [a", 2, "exclude"},
 		{"watch -t " + strings.Repeat("x", 128), 2, "tag: 128 bytes"},
-		{"watch -c /nowhere/watch.json", 1, "/nowhere/watch.json"},
+		{"watch -c /nowhere/watch.json", 78, "/nowhere/watch.json"},
+		{"watch --check /nowhere/watch.json", 78, "/nowhere/watch.json"},
 		{"status extra", 2, "extra: no link"},
 		{"status -i [a", 2, "not a pattern"},
 		{"status -c /nowhere/watch.json", 1, "/nowhere/watch.json"},
-		{"run true", 125, "--ifname IFNAME is needed (see run --help)"},
+		{"frobnicate", 1, `"frobnicate" is not a command (commands: watch`},
+		{"help stauts", 1, "did you mean status"},
+		{"version 2", 2, `"2"`},
+		{"-a 10.77.0.2/24 -n 16 -i wan0", 1, "two prefix lengths"},
+		{"-a 10.77.0.2 --unspec -4 -i wan0", 1, "--unspec excludes"},
+		{"run true", 125, "a COMMAND is needed behind the link (see run --help)"},
+		{"run", 125, "a link and a COMMAND are needed (see run --help)"},
 		{"run" + bind, 125, "COMMAND"},
+		{"run wan0 --frobnicate true", 125, "--frobnicate"},
 		{"run -i ../x true", 125, "../x"},
 		{"run --on-loss cry -i wan0 true", 125, "--on-loss cry"},
 		{"run --wait -1 -i wan0 true", 125, "--wait -1"},
@@ -114,7 +123,7 @@ func TestExitCodes(t *testing.T) {
 		{"attach init" + bind, 2, "init"},
 		{"detach 0", 2, `"0"`},
 		{"detach", 2, "PID"},
-		{"bound wan0", 2, `"wan0"`},
+		{"bound wan0 wan1", 2, `"wan1"`},
 		{"bind" + bind, 2, "--uid"},
 		{"bind --uid 0", 2, "--ifname"},
 		{"bind --uid 0 --cgroup" + bind, 2, "one of"},

@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"syscall"
 
+	"github.com/spf13/pflag"
+
 	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
 )
@@ -21,7 +23,8 @@ const (
 	exitNotFound      = 127
 )
 
-const runUsage = `Usage: table-allocator-client run --ifname IFNAME [options] [--] COMMAND...
+const runUsage = `Usage: table-allocator-client run IFNAME [options] [--] COMMAND...
+       table-allocator-client run --ifname IFNAME [options] [--] COMMAND...
 
 Executes COMMAND in place of itself. Everything that COMMAND and its children
 send leaves by IFNAME, with a source address of IFNAME, IPv4 and IPv6. Traffic
@@ -37,6 +40,7 @@ not executable, 127 if it does not exist.
       --resolv FILE         the /etc/resolv.conf of COMMAND; uplink: with the
                             name servers of the link
       --wait SECONDS        how long to wait for a lease (0)
+      --force               bind to a name that no link has yet
 `
 
 // The command inherits attributes of a thread, such as the signal at the end of its parent, from the
@@ -55,8 +59,25 @@ func execute(f *flags) action {
 	value(f, &resolv, "resolv", "", parseResolv)
 	f.SetInterspersed(false)
 	return func(command []string) error {
+		if !f.Changed("ifname") && len(command) > 0 {
+			rest, err := f.takeLink(&b.config.Ifname, command)
+			if err == nil {
+				err = f.parse(rest) // options may follow the link
+			}
+			if errors.Is(err, pflag.ErrHelp) {
+				fmt.Print(runUsage + sharedUsage)
+				return nil
+			}
+			if err != nil {
+				return wrongUsage(err)
+			}
+			command = f.Args()
+		}
+		if b.config.Ifname == "" {
+			return wrongUsage(errors.New("a link and a COMMAND are needed"))
+		}
 		if len(command) == 0 {
-			return wrongUsage(errors.New("a COMMAND is needed"))
+			return wrongUsage(errors.New("a COMMAND is needed behind the link"))
 		}
 		if err := b.check(); err != nil {
 			return err

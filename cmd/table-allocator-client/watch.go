@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -22,10 +23,10 @@ place when watch ends, for the next watch.
   -i, --ifname PATTERN...   links to serve, like 'wan*,wwan*' (*)
       --exclude PATTERN...  links to leave alone (lo)
   -c, --config FILE         a profile for each pattern; SIGHUP reads it again
+      --check FILE          say whether FILE is right, and exit
       --clean               when watch ends, delete rules and routes and release
                             the leases
-  -s, --syslog              log to syslog
-  -l, --log-path FILE       log to a file
+  -s, --syslog  -l, --log-path FILE   log to syslog, or to a file
 for all links, unless there is a FILE:
       --routes MODE         none, copy (default) or move
       --on-loss WHAT        fallback (default) or block
@@ -78,12 +79,14 @@ type watchFlags struct {
 	*hostFlags
 	config client.WatchConfig // once it is complete
 	clean  bool
+	check  string
 	family func() (wire.Family, error)
 }
 
 func newWatchFlags(f *flags) *watchFlags {
 	w := &watchFlags{hostFlags: newHostFlags(f), family: f.family()}
 	f.BoolVar(&w.clean, "clean", false, "")
+	value(f, &w.check, "check", "", parsePath)
 	f.settings(&w.profile.Settings, &w.profile.Tag)
 	f.logging()
 	f.log.Command = "table-allocator-watch"
@@ -102,15 +105,27 @@ func (w *watchFlags) complete(args []string) error {
 	if err := w.hostFlags.complete(); err != nil {
 		return err
 	}
-	w.config, err = w.load()
-	return err
+	if w.config, err = w.load(); err != nil {
+		return exitWith(exitConfig, err)
+	}
+	return nil
 }
+
+// exitConfig is EX_CONFIG of sysexits.h: a restart does not help.
+const exitConfig = 78
 
 func watch(f *flags) action {
 	w := newWatchFlags(f)
 	return func(args []string) error {
+		if w.check != "" {
+			w.file = w.check
+		}
 		if err := w.complete(args); err != nil {
 			return err
+		}
+		if w.check != "" {
+			fmt.Println(w.check + ": right")
+			return nil
 		}
 		ctx, stop := cli.UntilSignal()
 		defer stop()

@@ -1,8 +1,10 @@
 package client
 
 import (
-	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/jsonc"
@@ -42,19 +44,12 @@ func LoadWatchConfig(file string, base WatchConfig) (WatchConfig, error) {
 func (c *WatchConfig) set(key string, value []byte) error {
 	switch key {
 	case "links":
-		var list []json.RawMessage
-		if err := jsonc.Decode(key, value, &list, "a list of objects"); err != nil {
-			return err
-		}
 		c.Profiles = nil
-		for i, entry := range list {
+		return jsonc.EachElement(key, value, "a list of objects", func(i int, entry []byte) error {
 			p, err := parseProfile(fmt.Sprintf("links[%d]", i), entry)
-			if err != nil {
-				return err
-			}
 			c.Profiles = append(c.Profiles, p)
-		}
-		return nil
+			return err
+		})
 	case "exclude":
 		c.Exclude = nil // not into the array of base, which the next reload begins with
 		return jsonc.Decode(key, value, &c.Exclude, "a list of patterns")
@@ -108,7 +103,8 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 		case key == "priority":
 			return parsePriorities(full, value, &p.Priorities)
 		}
-		return fmt.Errorf("%s: unknown key", full)
+		known := append(slices.Sorted(maps.Keys(fields)), "families", "priority")
+		return fmt.Errorf("%s: unknown key (there are %s)", full, strings.Join(known, ", "))
 	})
 	if err != nil {
 		return p, err

@@ -106,7 +106,10 @@ func TestBindRefusals(t *testing.T) {
 		code int
 		say  string
 	}{
-		{"no link", []string{"run", "true"}, 125, "--ifname"},
+		{"no link", []string{"run"}, 125, "a link and a COMMAND"},
+		{"a typo", []string{"run", "wna1", "true"}, 125, "no link has the name wna1"},
+		{"a typo of bind", []string{"bind", "--ifname", "wna1", "--uid", "4711"}, 2, "--force"},
+		{"a typo of attach", []string{"attach", "wna1", "1"}, 2, "no link has the name wna1"},
 		{"an unknown option", []string{"run", "--ifname", "wan1", "--no-such-thing", "true"}, 125, "no-such-thing"},
 		{"no such link", []string{"run", "--ifname", "wan7", "echo"}, 125, "wan7"},
 		{"without a lease", []string{"run", "-i", "lo", "echo"}, 125, "lo"},
@@ -115,7 +118,7 @@ func TestBindRefusals(t *testing.T) {
 		{"not bound to the link", []string{"detach", "--ifname", "wan1", "1"}, 1, "process 1 is not bound to wan1"},
 		{"nothing to bind", []string{"bind", "--ifname", "wan1"}, 2, "--uid"},
 		{"not bound", []string{"unbind", "--ifname", "wan1", "--uid", "4711"}, 1, "4711"},
-		{"an argument too much", []string{"bound", "wan1"}, 2, "wan1"},
+		{"an argument too much", []string{"bound", "wan1", "wan2"}, 2, "wan2"},
 	} {
 		if r := c.do(tt.args...); r.code != tt.code || r.stdout != "" || !strings.Contains(r.stderr, tt.say) || strings.Count(r.stderr, "\n") != 1 {
 			t.Errorf("%s: %+v", tt.name, r)

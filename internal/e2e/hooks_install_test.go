@@ -59,6 +59,8 @@ func TestInstall(t *testing.T) {
 	want := []string{
 		"755 /usr/local/sbin/table-allocator-server",
 		"755 /usr/local/sbin/table-allocator-client",
+		"/usr/local/sbin/tactl -> table-allocator-client",
+		"/usr/local/share/man/man8/tactl.8 -> table-allocator-client.8",
 		"/usr/local/sbin/table_allocator_server -> table-allocator-server",
 		"/usr/local/sbin/table_allocator_client -> table-allocator-client",
 		"644 /usr/local/lib/table-allocator/hook.sh",
@@ -81,6 +83,8 @@ func TestInstall(t *testing.T) {
 		"644 /usr/local/share/man/man8/table-allocator-run.8",
 		"644 /usr/local/share/man/man8/table-allocator-watch.8",
 		"644 /usr/local/share/man/man8/table-allocator-explain.8",
+		"644 /usr/local/share/bash-completion/completions/tactl",
+		"644 /usr/local/share/fish/vendor_completions.d/tactl.fish",
 		"644 /usr/local/share/bash-completion/completions/table-allocator-server",
 		"644 /usr/local/share/bash-completion/completions/table-allocator-client",
 		"644 /usr/local/share/zsh/site-functions/_table-allocator",
@@ -236,7 +240,7 @@ func TestInstalledUnits(t *testing.T) {
 	}
 	check("systemd-analyze", "verify", "--man=no", service, filepath.Join(units, "table-allocator-server.socket"))
 	pages, err := filepath.Glob(filepath.Join(dir, "usr/local/share/man/man8/*"))
-	if err != nil || len(pages) != 5 {
+	if err != nil || len(pages) != 6 {
 		t.Fatalf("manual pages: %q, %v", pages, err)
 	}
 	for _, page := range pages {

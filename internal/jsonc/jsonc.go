@@ -67,12 +67,52 @@ func Each(text []byte, set func(key string, value []byte) error) error {
 			return fmt.Errorf("%s: given twice", key)
 		}
 		seen[key] = true
-		member.Value.Standardize()
+		start := member.Value.StartOffset - len(member.Value.BeforeExtra)
+		member.Value.Standardize() // which keeps newlines
 		if err := set(key, member.Value.Pack()); err != nil {
-			return err
+			return at(err, text, member.Name.StartOffset, start)
 		}
 	}
 	return nil
+}
+
+// EachElement calls f for each element of the list that text is. want says what it has to be.
+func EachElement(key string, text []byte, want string, f func(i int, element []byte) error) error {
+	value, err := hujson.Parse(text)
+	if err != nil {
+		return err
+	}
+	list, ok := value.Value.(*hujson.Array)
+	if !ok {
+		return fmt.Errorf("%s: want %s, have %s", key, want, strings.TrimSpace(string(text)))
+	}
+	for i, element := range list.Elements {
+		start := element.StartOffset - len(element.BeforeExtra)
+		if err := f(i, element.Pack()); err != nil {
+			return at(err, text, element.StartOffset, start)
+		}
+	}
+	return nil
+}
+
+// located is an error in a line of a text.
+type located struct {
+	line int // from 1
+	error
+}
+
+func (l located) Error() string { return fmt.Sprintf("line %d: %v", l.line, l.error) }
+func (l located) Unwrap() error { return l.error }
+
+// at says in which line of text an error is: in that of the value at start if it is located in the value, else in that of
+// the key.
+func at(err error, text []byte, key, start int) error {
+	line := func(offset int) int { return bytes.Count(text[:offset], []byte("\n")) + 1 }
+	var inner located
+	if errors.As(err, &inner) {
+		return located{line(start) + inner.line - 1, inner.error}
+	}
+	return located{line(key), err}
 }
 
 // Decode reads the value of a key. The error names the key and says what it wants.

@@ -96,8 +96,12 @@ func (c Selection) Excludes(ifname string) bool {
 // Wants reports whether addresses of a link are worth a first lease. The configuration may name the link. Else the
 // link has to be one that can lead to other networks, and in any case it is up.
 func (c Selection) Wants(l Link) bool {
-	named := slices.ContainsFunc(c.Profiles, func(p Profile) bool { return p.Ifname != "*" && matches(p.Ifname, l.Name) })
-	return l.Up && (named || l.Default || !l.internal())
+	return l.Up && (c.Names(l.Name) || l.Default || !l.internal())
+}
+
+// Names reports whether a profile is for links of this name, and not for all.
+func (c Selection) Names(ifname string) bool {
+	return slices.ContainsFunc(c.Profiles, func(p Profile) bool { return p.Ifname != "*" && matches(p.Ifname, ifname) })
 }
 
 func matches(pattern, ifname string) bool {

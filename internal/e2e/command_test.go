@@ -1,0 +1,92 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestCommandNames: the names of the program, what an address says itself, and what -r says.
+func TestCommandNames(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24", "10.77.0.3/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+	h.serve()
+	named := func(name string) string {
+		path := filepath.Join(h.dir, name)
+		if err := os.Symlink(bin(t, clientBin), path); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	tactl, original := named("tactl"), named("table_allocator_client")
+	if r := h.run(tactl); r.code != 0 || !strings.Contains(r.stdout, "10.77.0.2") {
+		t.Errorf("tactl: %+v", r)
+	}
+	for _, name := range []string{original, bin(t, clientBin)} {
+		if r := h.run(name); r.code != 1 || r.stdout != "" || !strings.Contains(r.stderr, "tactl, or status") {
+			t.Errorf("%s alone: %+v", name, r)
+		}
+	}
+	if r := h.run(original, "-a", "10.77.0.2", "-i", "wan0"); r.code != 0 || r.stdout == "0\n" {
+		t.Errorf("of the original: %+v", r)
+	}
+	h.wantRules() // it is any text
+	if r := h.run(original, "-r", "-a", "10.77.0.2", "-i", "wan0"); r.code != 0 || r.stdout != "0\n" || r.stderr != "" {
+		t.Errorf("of the original, -r: %+v", r)
+	}
+	if r := h.client("-a", "10.77.0.2", "-i", "wan0"); r.code != 0 || r.stdout != "10000\n" {
+		t.Errorf("guessed: %+v", r)
+	}
+	h.wantRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
+	if r := h.client("-r", "-a", "10.77.0.2", "-i", "wan0"); r.code != 0 || r.stdout != "0\n" || !strings.Contains(r.stderr, "10.77.0.2 on wan0: its holder (pid ") {
+		t.Errorf("-r: %+v", r)
+	}
+	h.wantRules()
+	table := h.client("-a", "10.77.0.3/25", "-i", "wan0").stdout
+	h.wantRules(clientRules("10.77.0.3", "10.77.0.0/25", h.tableNumber("10.77.0.3"))...)
+	if table == "0\n" {
+		t.Error("no table")
+	}
+	h.client("-r", "-a", "10.77.0.3", "-i", "wan0")
+	h.client("--unspec", "-a", "10.77.0.3", "-i", "wan0")
+	h.wantRules()
+	if r := h.client("-r", "-a", "10.77.0.3", "-i", "wan0"); !strings.Contains(r.stderr, "its holder (pid ") { // of any family
+		t.Errorf("-r of any family: %+v", r)
+	}
+	h.waitClean()
+}
+
+// TestCommandCheck: a wrong configuration ends a watch with 78, and the error names the line and the keys.
+func TestCommandCheck(t *testing.T) {
+	h := newHost(t)
+	file := h.watchFile("{\n  // all\n  \"links\": [\n    {\"ifname\": \"wan*\"},\n    {\"ifname\": \"*\",\n     \"rotues\": \"copy\"},\n  ],\n}\n")
+	for _, args := range [][]string{{"watch", "--check", file}, {"watch", "-c", file}} {
+		r := h.run(bin(t, clientBin), args...)
+		if r.code != 78 || r.stdout != "" || !strings.Contains(r.stderr, "line 6: links[1].rotues: unknown key (there are dnsmasq_servers, ") {
+			t.Errorf("%q: %+v", args, r)
+		}
+	}
+	if r := h.run(bin(t, clientBin), "watch", "--check", "../../packaging/watch.json"); r.code != 0 || !strings.Contains(r.stdout, "right") {
+		t.Errorf("what is installed: %+v", r)
+	}
+}
+
+// TestCommandLinks: the link is the first word behind the command, and options may follow it.
+func TestCommandLinks(t *testing.T) {
+	c := newCrossing(t)
+	for _, args := range []string{"run wan1 echo yes", "run wan1 -- echo yes", "run wan1 --on-loss fallback echo yes", "run -i wan1 echo yes", "run --on-loss block wan1 echo yes"} {
+		if r := c.do(strings.Fields(args)...); r.code != 0 || r.stdout != "yes\n" {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+	if r := c.do("run", "wan1", "sh", "-c", "echo $0 $1", "--wait", "-i"); r.stdout != "--wait -i\n" {
+		t.Errorf("options of the command: %+v", r)
+	}
+	for _, args := range []string{"bind wan1 --uid 4711", "bound wan1", "unbind wan1 --uid 4711", "bind wwan7 --uid 4711 --force", "unbind wwan7 --uid 4711"} {
+		if r := c.do(strings.Fields(args)...); r.code > 1 || args == "bound wan1" && !strings.Contains(r.stdout, "4711") {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+}
