@@ -67,8 +67,9 @@ func (s *session) build() {
 		providers = append(providers, &nettest.Provider{Ifname: u.ifname, Routers: []string{u.gateway + "/24"}, Routed: []string{u.network}})
 	}
 	s.far = nettest.NewInternet(s, s.host, providers...)
-	for _, u := range uplinks {
+	for i, u := range uplinks {
 		s.host.IP(s, "address add "+u.addr+"/24 dev "+u.ifname)
+		s.host.IP(s, fmt.Sprintf("route add default via %s dev %s metric %d", u.gateway, u.ifname, 100*(i+1)))
 	}
 	s.far.Do(func() { err = echo() })
 	if err != nil {
@@ -104,11 +105,15 @@ func (s *session) play() {
 	s.serve()
 	tables := make([]string, len(uplinks))
 	for i, u := range uplinks {
-		command := fmt.Sprintf("table-allocator-client -4 -a %s -i %s -t %s", u.addr, u.ifname, u.tag)
+		command := fmt.Sprintf("table-allocator-client -a %s -i %s -t %s --routes copy", u.addr, u.ifname, u.tag)
 		tables[i] = strings.TrimSpace(s.sh(command))
-		s.sh(fmt.Sprintf("ip route add default via %s dev %s table %s", u.gateway, u.ifname, tables[i]))
 	}
 	s.sh("ip rule")
+	s.sh("ip route show table " + tables[1])
+	say("From an address, neighbours are reached on its link, and all others through its gateway:")
+	s.sh("ip route get 203.0.113.77 from " + uplinks[1].addr)
+	s.sh("ip route get " + internet + " from " + uplinks[1].addr)
+	s.sh("table-allocator-client status --no-legend")
 	s.leases()
 	say("Packets leave by the uplink that their source address belongs to:")
 	for _, u := range uplinks {

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,11 +95,54 @@ func TestDemo(t *testing.T) {
 			if regexp.MustCompile(`(?s)ip address del.*192\.0\.2\.2 lookup`).Match(out) {
 				t.Error("rules of the address that went are left")
 			}
+			checkReadme(t, string(out))
 			wantNoTraces(t, dir)
 			if t.Failed() {
 				t.Logf("it showed:\n%s", out)
 			}
 		})
+	}
+}
+
+// checkReadme compares the first session in README.md with what the demo shows: the same commands in the same order, and
+// of ip the same lines.
+func checkReadme(t *testing.T, shown string) {
+	t.Helper()
+	_, session, _ := strings.Cut(readFile(t, "../../README.md"), "\n    # ")
+	session, _, _ = strings.Cut("    # "+session, "\n\n")
+	fields := func(text string) string { return strings.Join(strings.Fields(text), " ") }
+	rest, isIP, commands := "", false, 0
+	for line := range strings.Lines(session) {
+		line = fields(line)
+		if command, ok := strings.CutPrefix(line, "# "); ok {
+			command, _, _ = strings.Cut(command, " # ")
+			if commands == 0 {
+				rest = shown
+			}
+			commands++
+			isIP = strings.HasPrefix(command, "ip ")
+			_, after, found := strings.Cut(rest, "$ "+command+"\n")
+			if !found {
+				t.Errorf("the demo does not run %q of README.md, or not in its order", command)
+				return
+			}
+			rest = after
+			continue
+		}
+		output, _, _ := strings.Cut(rest, "$ ")
+		if isIP && !slices.Contains(lines(output), line) {
+			t.Errorf("README.md has the line %q, the demo shows\n%s", line, output)
+		}
+	}
+	if commands < 6 {
+		t.Errorf("README.md begins with %d commands", commands)
+	}
+}
+
+// TestReadmeLength: README.md is what one reads on a way to a first result; the rest is in manual pages.
+func TestReadmeLength(t *testing.T) {
+	if n := strings.Count(readFile(t, "../../README.md"), "\n"); n < 120 || n > 150 {
+		t.Errorf("README.md has %d lines, want 120 to 150", n)
 	}
 }
 
