@@ -32,3 +32,44 @@ func TestOddValues(t *testing.T) {
 		h.waitClean()
 	}
 }
+
+// TestAddressOfAnotherLink: a second uplink that gets the address of the first takes nothing from it: neither packets, nor
+// rules, nor resolver lines, while it is there and after it went.
+func TestAddressOfAnotherLink(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1", "10.78.0.2/24")
+	h.serve()
+	servers := h.dir + "/servers"
+	call := func(link, gateway string, server ...string) {
+		t.Helper()
+		args := []string{"--routes", "copy", "--gateway", gateway, "--dnsmasq-servers", servers}
+		for _, s := range server {
+			args = append(args, "--nameserver", s)
+		}
+		h.lease("10.77.0.2", link, args...)
+	}
+	way := func() {
+		t.Helper()
+		if got := h.ns.IP(t, "route get 9.9.9.9 from 10.77.0.2"); !strings.Contains(got, "via 10.77.0.1 dev wan0") {
+			t.Errorf("packets go %s", got)
+		}
+	}
+	call("wan0", "10.77.0.1", "10.77.0.53", "10.77.0.54")
+	rules := h.rules()
+	way()
+	h.ns.IP(t, "address add 10.77.0.2/24 dev wan1")
+	call("wan1", "10.77.0.66", "10.77.0.66", "10.77.0.53")
+	way()
+	h.waitFile(servers, "server=10.77.0.53@10.77.0.2\nserver=10.77.0.54@10.77.0.2\nserver=10.77.0.66@10.77.0.2\nserver=10.77.0.53@10.77.0.2\n")
+	call("wan1", "10.77.0.66", "10.77.0.67")
+	h.waitFile(servers, "server=10.77.0.54@10.77.0.2\nserver=10.77.0.53@10.77.0.2\nserver=10.77.0.67@10.77.0.2\n")
+	h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan1", "--dnsmasq-servers", servers)
+	h.ns.IP(t, "address del 10.77.0.2/24 dev wan1")
+	way()
+	h.waitRules(rules...)
+	h.waitFile(servers, "server=10.77.0.54@10.77.0.2\nserver=10.77.0.53@10.77.0.2\n")
+	h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0", "--dnsmasq-servers", servers)
+	h.waitClean()
+	h.waitFile(servers, "")
+}

@@ -41,6 +41,7 @@ type Installation struct {
 	Installed   bool          // rules and routes of a lease are in place
 	RefreshAt   time.Duration // when routes that expire are followed again; 0: none does
 	ServersFile string        // the file that has resolver lines of the address; empty: none
+	servers     []netip.Addr  // of these lines
 
 	env    *Env
 	log    *slog.Logger
@@ -300,7 +301,13 @@ func (i *Installation) setLines(servers []netip.Addr) error {
 	if len(servers) == 0 {
 		i.ServersFile = ""
 	}
-	return i.env.setLines(lines{file, i.Uplink.Addr(), servers, i.Uplink.Settings.PIDFile, i.log})
+	shared, err := i.env.OtherHolder(i.Uplink.Key)
+	if err != nil {
+		return err
+	}
+	l := lines{file, i.Uplink.Addr(), servers, i.servers, shared, i.Uplink.Settings.PIDFile, i.log}
+	i.servers = servers
+	return i.env.setLines(l)
 }
 
 // Missing names rules and routes of a lease of table that the kernel does not have; "" if it has all.

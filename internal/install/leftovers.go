@@ -48,5 +48,8 @@ func (e *Env) RemoveServers(u uplink.Uplink) error {
 	if _, err := os.Stat(file); file == "" || err != nil {
 		return nil // no lines in it
 	}
-	return e.setLines(lines{file, u.Addr(), nil, u.Settings.PIDFile, e.Log.With("addr", u.Key.Address)})
+	if shared, err := e.OtherHolder(u.Key); err != nil || shared {
+		return err // the lines may be those of the other client
+	}
+	return e.setLines(lines{file: file, addr: u.Addr(), pidFile: u.Settings.PIDFile, log: e.Log.With("addr", u.Key.Address)})
 }

@@ -28,6 +28,8 @@ type lines struct {
 	file    string
 	addr    netip.Addr
 	servers []netip.Addr // none: no line
+	own     []netip.Addr // that this installation has lines for
+	shared  bool         // another client has the address on another link: its lines stay
 	pidFile string       // of the dnsmasq that reads the file; empty: the usual one
 	log     *slog.Logger
 }
@@ -46,7 +48,7 @@ const resolverLock = 0
 // Retry will do it.
 func (e *Env) setLines(l lines) error {
 	e.waiting = slices.DeleteFunc(e.waiting, func(w lines) bool { return w.file == l.file && w.addr == l.addr })
-	changed, err := setServers(l.file, l.addr, l.servers)
+	changed, err := l.write()
 	if errors.Is(err, remember.ErrBusy) {
 		e.waiting = append(e.waiting, l)
 		if e.RetryAt == 0 {
@@ -89,12 +91,15 @@ func (e *Env) Close() {
 	}
 }
 
-// setServers makes the lines of addr in a servers-file of dnsmasq those for servers, and
+// write makes the lines of the address in a servers-file of dnsmasq those for servers, and
 // reports whether that changed the file. A line names the source address of queries, and
 // the rule from there chooses the uplink; every dnsmasq reads this form, while the place
 // of an interface behind it differs between versions.
-func setServers(path string, addr netip.Addr, servers []netip.Addr) (changed bool, err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+func (l lines) write() (changed bool, err error) {
+	if l.shared && slices.Equal(l.own, l.servers) {
+		return false, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(l.file), 0o755); err != nil {
 		return false, fmt.Errorf("resolver lines: %w", err)
 	}
 	// The holders of other addresses write to the file, too. Where there can be no lock, as with a
@@ -106,31 +111,46 @@ func setServers(path string, addr netip.Addr, servers []netip.Addr) (changed boo
 	if err == nil {
 		defer unlock()
 	}
-	before, err := remember.ReadFile(path)
+	before, err := remember.ReadFile(l.file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("resolver lines: %w", err)
 	}
-	suffix := "@" + addr.String()
-	var after []byte
-	for line := range bytes.Lines(before) {
-		text := strings.TrimSpace(string(line))
-		if strings.HasPrefix(text, "server=") && strings.HasSuffix(text, suffix) {
-			continue
-		}
-		if after = append(after, line...); after[len(after)-1] != '\n' {
-			after = append(after, '\n')
-		}
-	}
-	for _, s := range servers {
-		after = append(after, "server="+s.String()+suffix+"\n"...)
-	}
+	after := l.after(before)
 	if bytes.Equal(before, after) {
 		return false, nil
 	}
-	if err := remember.ReplaceFile(path, after, 0o644); err != nil {
+	if err := remember.ReplaceFile(l.file, after, 0o644); err != nil {
 		return true, fmt.Errorf("resolver lines: %w", err)
 	}
 	return true, nil
+}
+
+// after is what the file has to say that said before.
+func (l lines) after(before []byte) (after []byte) {
+	suffix := "@" + l.addr.String()
+	line := func(server netip.Addr) string { return "server=" + server.String() + suffix }
+	own := make(map[string]int)
+	for _, s := range l.own {
+		own[line(s)]++
+	}
+	for text := range bytes.Lines(before) {
+		trimmed := strings.TrimSpace(string(text))
+		switch {
+		case !strings.HasPrefix(trimmed, "server=") || !strings.HasSuffix(trimmed, suffix):
+		case !l.shared:
+			continue
+		case own[trimmed] > 0: // the other client may have the same line
+			own[trimmed]--
+			continue
+		}
+		if after = append(after, text...); after[len(after)-1] != '\n' {
+			after = append(after, '\n')
+		}
+	}
+	for _, s := range l.servers {
+		after = append(after, line(s)+"\n"...)
+	}
+	return after
 }
 
 // tellDnsmasq makes a dnsmasq that runs read its servers-file again. None is no error: it

@@ -23,7 +23,7 @@ func TestSetServers(t *testing.T) {
 	ns := []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("192.0.2.54")}
 	set := func(addr netip.Addr, servers []netip.Addr, wantChanged bool, want ...string) {
 		t.Helper()
-		changed, err := setServers(path, addr, servers)
+		changed, err := lines{file: path, addr: addr, servers: servers}.write()
 		if err != nil || changed != wantChanged {
 			t.Errorf("changed %v, %v, want %v", changed, err, wantChanged)
 		}
@@ -124,7 +124,7 @@ func TestResolverFIFO(t *testing.T) {
 	if err := syscall.Mkfifo(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := setServers(path, netip.MustParseAddr("10.0.0.1"), nil); err == nil || !strings.Contains(err.Error(), "want a regular file") {
+	if _, err := (lines{file: path, addr: netip.MustParseAddr("10.0.0.1")}).write(); err == nil || !strings.Contains(err.Error(), "want a regular file") {
 		t.Errorf("servers-file: %v", err)
 	}
 	if err := tellDnsmasq(path); err != nil {
