@@ -110,6 +110,9 @@ func (u Uplink) own(m Main, group []route.Route) []route.Route {
 			legs = append(legs, r.Legs(m.Index)...)
 		}
 	}
+	if len(legs) < 2 {
+		return legs
+	}
 	network, others := u.network(m)
 	has := func(p netip.Prefix, r route.Route) bool { return r.Gateway.IsValid() && p.Contains(r.Gateway) }
 	mine := func(r route.Route) bool { return r.Src == u.Addr() || has(network, r) }
