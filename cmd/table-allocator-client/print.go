@@ -19,11 +19,11 @@ import (
 // screen is the most columns of a line, where the output is no terminal and lines of prose are wrapped.
 const screen = 80
 
-// show prints rows as JSON or as a table. With missing it returns errMissing.
+// show prints rows of what is bound as JSON or as a table. With missing it returns errMissing.
 func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows []T, colour bool) error) error {
 	var err error
 	if asJSON {
-		err = json.NewEncoder(os.Stdout).Encode(rows)
+		err = json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 1, "bound": rows})
 	} else {
 		err = table(os.Stdout, rows, isTerminal(os.Stdout))
 	}

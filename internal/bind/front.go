@@ -23,8 +23,7 @@ func InFront(kernel *route.Conn, b Bound) (r route.Rule, family wire.Family, fou
 		if err != nil {
 			return route.Rule{}, 0, false, err
 		}
-		got, err := kernel.Match(route.Question{Dst: far[family], Mark: b.Traffic.Mark, UID: b.Traffic.UIDs.First,
-			IPProto: b.Traffic.IPProto, Dport: b.Traffic.Dports.First})
+		got, err := kernel.Match(question(family, b.Traffic))
 		for _, r := range rules {
 			if r.Priority >= b.Priority {
 				break
@@ -63,4 +62,24 @@ func inFront(r route.Rule, family wire.Family, onLoss uplink.OnLoss) string {
 	}
 	return fmt.Sprintf("the first place for its rules: rule %q takes its %s traffic%s; give that rule a priority behind theirs (wg-quick: set Table = off, and add the rules in PostUp)",
 		r, family, drops)
+}
+
+// question asks where a packet of some traffic to the Internet leaves.
+func question(family int, t route.Traffic) route.Question {
+	return route.Question{Dst: far[family], Mark: t.Mark, UID: t.UIDs.First, IPProto: t.IPProto, Dport: t.Dports.First}
+}
+
+// blocked reports whether traffic that is bound finds no route to the Internet, in any family that it has a table in.
+func blocked(kernel *route.Conn, b Bound) bool {
+	families := 0
+	for family, tables := range b.Tables {
+		if len(tables) == 0 {
+			continue
+		}
+		families++
+		if _, err := kernel.Match(question(int(family), b.Traffic)); err == nil {
+			return false
+		}
+	}
+	return families > 0
 }

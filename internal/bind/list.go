@@ -24,10 +24,10 @@ type Row struct {
 	Ifname    string        `json:"ifname"`
 	OnLoss    uplink.OnLoss `json:"on_loss"`
 	Tables    []uint32      `json:"tables"` // of both families, which it is sent to; none: it is blocked, or may leave by any interface
-	Cgroup    string        `json:"cgroup,omitempty"`
-	Processes []Process     `json:"processes,omitempty"`
-	Traffic   string        `json:"traffic,omitempty"` // of no cgroup, as ip rule writes it
-	Missing   string        `json:"missing,omitempty"` // empty: all is as it should be
+	Cgroup    string        `json:"cgroup"`
+	Processes []Process     `json:"processes"`
+	Traffic   string        `json:"traffic"` // of no cgroup, as ip rule writes it
+	Missing   string        `json:"missing"` // empty: all is as it should be
 }
 
 // Process is a process that is bound.
@@ -59,7 +59,7 @@ func Rows(server string, uids []uint32) ([]Row, error) {
 	}
 	rows := []Row{}
 	for _, p := range processes {
-		row := Row{Ifname: p.Ifname, OnLoss: uplink.Block, Cgroup: p.Cgroup}
+		row := Row{Ifname: p.Ifname, OnLoss: uplink.Block, Tables: []uint32{}, Cgroup: p.Cgroup, Processes: []Process{}}
 		at := slices.IndexFunc(rules, func(b Bound) bool {
 			return b.Traffic.Mark == p.Value && b.Traffic.Mask == p.Mask
 		})
@@ -84,7 +84,7 @@ func Rows(server string, uids []uint32) ([]Row, error) {
 	}
 	for _, b := range rules {
 		if b.Traffic.Mask == 0 {
-			row := Row{Traffic: b.Traffic.String()}
+			row := Row{Tables: []uint32{}, Processes: []Process{}, Traffic: b.Traffic.String()}
 			row.take(b)
 			rows = append(rows, row)
 		}
@@ -113,6 +113,8 @@ func (r *Row) take(b Bound) {
 		r.Missing = "its guards"
 	case len(r.Tables) == 0:
 		r.Missing = "a lease"
+	case b.NoRoute && b.InFront == "":
+		r.Missing = "a route (blocked: no route)"
 	default:
 		r.Missing = b.InFront
 	}
@@ -126,6 +128,7 @@ type Bound struct {
 	Priority uint32                   // of the lookups; the guard is one behind
 	Guarded  []wire.Family            // that have the guard
 	Tables   map[wire.Family][]uint32 // of the lookups, in order
+	NoRoute  bool                     // it has lookups, and finds no route in any family that has
 	InFront  string                   // that a rule of another program takes the traffic before, and which; empty: none does
 }
 
@@ -166,6 +169,7 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 		if found {
 			b.InFront = inFront(rule, family, b.OnLoss)
 		}
+		b.NoRoute = b.OnLoss == uplink.Block && blocked(kernel, *b)
 		if b.Ifname = marked[b.Priority]; b.Ifname != "" {
 			continue
 		}

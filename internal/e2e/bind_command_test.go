@@ -178,16 +178,19 @@ func TestBindTraffic(t *testing.T) {
 	c.must("bind", "--ifname", "wan1", "--proto", "udp", "--dport", "1-6")
 	c.only(0, func() { root.want(inet0, "new s udp4\nask s %s", far4) })
 
-	var rows []struct {
-		Ifname, Traffic string
-		OnLoss          string `json:"on_loss"`
-		Tables          []int
+	var list struct {
+		Version int
+		Bound   []struct {
+			Ifname, Traffic string
+			OnLoss          string `json:"on_loss"`
+			Tables          []int
+		}
 	}
-	if err := json.Unmarshal([]byte(c.must("bound", "--json")), &rows); err != nil {
-		t.Fatal(err)
+	if err := json.Unmarshal([]byte(c.must("bound", "--json")), &list); err != nil || list.Version != 1 {
+		t.Fatal(list.Version, err)
 	}
 	var said []string
-	for _, r := range rows {
+	for _, r := range list.Bound {
 		said = append(said, fmt.Sprint(r.Ifname, " ", r.OnLoss, " ", r.Traffic, " ", len(r.Tables)))
 	}
 	if diff := unordered(said, []string{
@@ -284,12 +287,12 @@ func TestBindCgroup(t *testing.T) {
 			Name string
 		}
 	}
-	var rows []row
-	if err := json.Unmarshal([]byte(c.must("bound", "--json")), &rows); err != nil {
+	var list struct{ Bound []row }
+	if err := json.Unmarshal([]byte(c.must("bound", "--json")), &list); err != nil {
 		t.Fatal(err)
 	}
 	var said []string
-	for _, r := range rows {
+	for _, r := range list.Bound {
 		for _, process := range r.Processes {
 			said = append(said, fmt.Sprint(r.Ifname, " ", r.OnLoss, " ", r.Tables, " ", r.Cgroup, " ", process.PID, " ", process.Name != "", " ", r.Missing))
 		}

@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -88,5 +92,36 @@ func TestCommandLinks(t *testing.T) {
 		if r := c.do(strings.Fields(args)...); r.code > 1 || args == "bound wan1" && !strings.Contains(r.stdout, "4711") {
 			t.Errorf("%s: %+v", args, r)
 		}
+	}
+}
+
+// TestCommandBound: what is bound to a link that has a lease and no route is blocked, and bound says so.
+func TestCommandBound(t *testing.T) {
+	h := twoUplinks(t)
+	if r := h.run(bin(t, clientBin), "bind", "wan1", "--uid", "4711"); r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	says := func(code int, text string) {
+		t.Helper()
+		eventually(t, "bound says "+text, func() error {
+			if r := h.run(bin(t, clientBin), "bound", "wan1"); r.code != code || !strings.Contains(r.stdout, text) {
+				return fmt.Errorf("%+v", r)
+			}
+			return nil
+		})
+	}
+	says(0, "uidrange 4711-4711")
+	h.ns.IP(t, "route del default dev wan1")
+	h.ns.IP(t, "-6 route del default dev wan1")
+	says(1, "blocked: no route")
+	h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 metric 200")
+	says(0, "uidrange 4711-4711")
+	r := h.run(bin(t, clientBin), "bound", "--json")
+	var list struct{ Bound []map[string]any }
+	if err := json.Unmarshal([]byte(r.stdout), &list); err != nil || len(list.Bound) != 1 {
+		t.Fatalf("%v: %s", err, r.stdout)
+	}
+	if keys := strings.Join(slices.Sorted(maps.Keys(list.Bound[0])), " "); keys != "cgroup ifname missing on_loss processes tables traffic" {
+		t.Errorf("keys: %s", keys)
 	}
 }
