@@ -242,7 +242,10 @@ func (i *Installation) Clear(keep ...route.Rule) error {
 	}
 	i.dropRoutes(i.Uplink)
 	i.Installed, i.filled = false, false
-	err := i.Rules.clear(keep...)
+	var err error
+	if i.Uplink.IsAddress() { // what the holder for an old name of the link left, even if nothing was placed yet
+		err = errors.Join(i.Rules.adopt(), i.Rules.clear(keep...))
+	}
 	i.Unresolve()
 	return err
 }

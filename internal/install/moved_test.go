@@ -455,6 +455,36 @@ func TestMovedRenamed(t *testing.T) {
 	}
 }
 
+// TestMovedBesideAnother: of two addresses each has taken a default of one place, and one gives it back before.
+func TestMovedBesideAnother(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 metric 5", "append default via 203.0.113.1 metric 5 onlink dev wan0")
+	m.IP(t, "address add 203.0.113.5/24 dev wan0")
+	before := m.main()
+	first := m.placed()
+	m.uplink.Key.Address, m.uplink.Network = "203.0.113.5", netip.MustParsePrefix("203.0.113.5/24")
+	second := m.client()
+	m.Do(func() {
+		if err := second.Place(movedTable + 1); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := m.defaults("main"); len(got) != 0 {
+		t.Fatalf("main has %q", got)
+	}
+	back := first.routes.taken[0]
+	m.clear(first)
+	m.Do(func() {
+		second.routes.fresh = nil
+		second.Hear([]route.Event{{Kind: route.RouteChanged, Route: &back}}, nil, nil)
+		second.Follow(movedTable+1, false)
+	})
+	if got := m.defaults("10001"); len(got) != 1 || !strings.Contains(got[0], "203.0.113.1") {
+		t.Errorf("the table has %q", got)
+	}
+	m.clear(second)
+	m.wantMain("in the end", before)
+}
+
 // TestMovedToAnotherTable: a server that has lost its database may lease another table.
 func TestMovedToAnotherTable(t *testing.T) {
 	m := newMover(t, two...)

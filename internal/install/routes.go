@@ -20,6 +20,7 @@ type placer struct {
 	taken   []route.Route // what main lost to the table, as it was there
 	fresh   []route.Route // of that, what was deleted from main after the last event that was heard
 	last    []route.Route // what main had over the link, when the link was up last, and what others took of it
+	others  []route.Route // what holders of other addresses of the link took, or gave back to main
 	lost    []route.Route // of that, what went with the link
 	placed  int           // routes in the table after the last sync
 	added   int           // by the last sync
@@ -128,7 +129,9 @@ func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
 	if p.wasDown || empty {
 		p.lose(p.wasDown || p.bare(u, *m))
 	}
-	m.Taken = slices.Concat(p.taken, others)
+	inMain := func(r route.Route) bool { return slices.ContainsFunc(m.Routes, r.Equal) }
+	p.others = slices.Concat(others, slices.DeleteFunc(p.others, func(r route.Route) bool { return !inMain(r) }))
+	m.Taken = slices.Concat(p.taken, p.others)
 	p.wasDown, p.went = false, nil
 	p.last = slices.Concat(slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) }), others)
 	if len(p.last) > maxLost {
@@ -172,7 +175,9 @@ func (p *placer) hear(u uplink.Uplink, index int, history []route.Event) error {
 			p.last = slices.DeleteFunc(p.last, e.Route.Equal)
 		case e.Protocol != route.Protocol:
 			p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
-			p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return samePlace(r, *e.Route) && !r.Equal(*e.Route) && !p.isFresh(r) })
+			if !slices.ContainsFunc(p.others, e.Route.Equal) {
+				p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return samePlace(r, *e.Route) && !r.Equal(*e.Route) && !p.isFresh(r) })
+			}
 		}
 	}
 	p.unsure = len(history) > 0 && p.env.Picture == nil && u.Settings.Routes == uplink.MoveRoutes
@@ -215,12 +220,17 @@ func (p *placer) bare(u uplink.Uplink, m uplink.Main) bool {
 
 // standing drops what was taken and has been replaced in main since. had is how much was taken before.
 func (p *placer) standing(u uplink.Uplink, m uplink.Main, had int) error {
-	m.Taken = p.taken
-	p.taken = m.Standing()
+	p.taken = p.stands(m)
 	if len(p.taken) == had {
 		return nil
 	}
 	return p.writeTaken(u, m.Index)
+}
+
+// stands returns what main would have still of what was taken. What others took replaces nothing when they give it back.
+func (p *placer) stands(m uplink.Main) []route.Route {
+	m.Taken = slices.Concat(p.taken, p.others)
+	return slices.DeleteFunc(m.Standing(), func(r route.Route) bool { return !slices.ContainsFunc(p.taken, r.Equal) })
 }
 
 func (p *placer) writeTaken(u uplink.Uplink, index int) error {
@@ -390,11 +400,10 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table == 0 {
 		return nil
 	}
-	m.Taken = p.taken
 	if p.wasDown || p.bare(u, m) || p.succeeded(u, m.Index) {
-		m.Taken = nil
+		p.taken = nil
 	}
-	err := p.restore(u, m.Standing())
+	err := p.restore(u, p.stands(m))
 	m.Routes = slices.Concat(m.Routes, p.taken)
 	p.taken = nil
 	return errors.Join(err, p.fallBack(u, m))
@@ -423,6 +432,7 @@ func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 func (p *placer) drop(u uplink.Uplink, index int) error {
 	before := *p
 	*p = placer{env: p.env}
+	p.env.order.forget(before.taken) // else main had them back
 	if u.Settings.Routes != uplink.MoveRoutes || before.table == 0 || before.succeeded(u, index) {
 		return nil
 	}
