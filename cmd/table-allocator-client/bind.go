@@ -223,6 +223,12 @@ func bindTraffic(f *flags) action {
 		} else if err != nil {
 			return err
 		}
+		if t.traffic.UIDs.Set {
+			warn("a rule sees the owner of a socket: what setuid programs of the user send, and further subflows of MPTCP, are root's and leave by any uplink; run holds those")
+		}
+		if t.traffic != (route.Traffic{}) && t.config.OnLoss == uplink.Block {
+			warn("sockets of this traffic that have another uplink's address, as servers that are asked there, get no answers: --on-loss fallback serves them")
+		}
 		var missing []cgroup.Missing
 		switch {
 		case *t.cgroup:
