@@ -1,25 +1,33 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/cgroup"
 )
 
 const boundUsage = `Usage: table-allocator-client bound [IFNAME] [options]
+       table-allocator-client bound --check PID...
 
 Shows which processes, users and ports are bound to which link, and the tables
 that their traffic uses. The exit code is 1 if something is missing. Needs root.
 
   -i, --ifname IFNAME       show this link only
       --json                print JSON
+      --check               what holds processes, and all that descend from them
 `
 
 func bound(f *flags) action {
 	var ifname string
 	f.link(&ifname)
 	asJSON := f.Bool("json", false, "")
+	check := f.Bool("check", false, "")
 	return func(args []string) error {
+		if *check {
+			return checkBound(f, args)
+		}
 		args, err := f.takeLink(&ifname, args)
 		if err != nil {
 			return err
@@ -39,4 +47,47 @@ func bound(f *flags) action {
 		missing := slices.ContainsFunc(rows, func(r bind.Row) bool { return r.Missing != "" })
 		return show(rows, *asJSON, missing, printBound)
 	}
+}
+
+// checkBound prints what holds processes. The exit code is 1 if one of them is not held.
+func checkBound(f *flags, args []string) error {
+	pids, err := parsePIDs(args)
+	if err != nil {
+		return err
+	}
+	if err := f.needsRoot(); err != nil {
+		return err
+	}
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return err
+	}
+	defer cgroups.Close()
+	all, err := cgroups.Check(pids)
+	missing := false
+	for _, h := range all {
+		link := h.Ifname
+		switch {
+		case link == "" && h.Why == "":
+			link = "bound by its unit"
+		case h.Fallback:
+			link += " fallback"
+		case link != "":
+			link += " block"
+		}
+		fmt.Printf("%d (%s): %s\n", h.PID, h.Name, joinWords(link, h.Why))
+		missing = missing || h.Why != ""
+	}
+	if err == nil && missing {
+		return errMissing
+	}
+	return err
+}
+
+// joinWords puts a comma between two texts, of which one may be empty.
+func joinWords(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + ", " + b
 }

@@ -173,3 +173,37 @@ t.join()`
 		}
 	}
 }
+
+// TestBindCheck: bound --check says what holds a process and its children, also one that left.
+func TestBindCheck(t *testing.T) {
+	c := newCrossing(t)
+	if err := os.Mkdir(filepath.Join(c.cgroup, "app.scope"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := c.start(c.here(bin(t, clientBin), "run", "--ifname", "wan1", "sh", "-c",
+		`exec >/dev/null 2>&1; sleep 1000 & sh -c 'echo 0 >/sys/fs/cgroup/app.scope/cgroup.procs && exec sleep 2000' & unshare --net sleep 3000 & wait`))
+	pid := strconv.Itoa(p.cmd.Process.Pid)
+	eventually(t, "its children run", func() error {
+		r := c.do("bound", "--check", pid)
+		for _, want := range []string{pid + " (sh): wan1 block\n", "(sleep): wan1 block\n", "(sleep): not bound: cgroup /app.scope is none of ours\n",
+			"(sleep): wan1 block, in another network namespace"} {
+			if r.code != 1 || !strings.Contains(r.stdout, want) {
+				return fmt.Errorf("%+v lacks %q", r, want)
+			}
+		}
+		return nil
+	})
+	alone := c.start(c.here(bin(t, clientBin), "run", "--ifname", "wan1", "--on-loss", "fallback", "sleep", "1000"))
+	eventually(t, "all of a process is held", func() error {
+		if r := c.do("bound", "--check", strconv.Itoa(alone.cmd.Process.Pid)); r.code != 0 || !strings.HasSuffix(r.stdout, "(sleep): wan1 fallback\n") {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	if r := c.do("bound", "--check", "4194303"); r.code != 1 || !strings.Contains(r.stderr, "4194303") {
+		t.Errorf("a process that has ended: %+v", r)
+	}
+	if r := c.do("bound", "--check"); r.code != 2 {
+		t.Errorf("no process: %+v", r)
+	}
+}
