@@ -2,7 +2,6 @@ package client
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -107,7 +106,7 @@ func (h *host) loadSettings(u uplink.Uplink, a route.Address, log *slog.Logger) 
 	} else {
 		u.Settings = settings.Under(u.Settings)
 	}
-	log.Info("settings of a hook loaded", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))
+	log.Info("settings of a hook loaded", "tag", u.Tag, "settings", u.Settings.String())
 	return u, t
 }
 

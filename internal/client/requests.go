@@ -139,7 +139,7 @@ func (s *session) warnOfFile(p packet) {
 // update makes u the uplink of a session, which differs from the one before in tag and settings.
 func (l *loop) update(s *session, u uplink.Uplink) {
 	if !reflect.DeepEqual(s.lease.uplink, u) {
-		s.log.Info("new settings", "tag", u.Tag, "settings", fmt.Sprintf("%+v", u.Settings))
+		s.log.Info("new settings", "tag", u.Tag, "settings", u.Settings.String())
 		actions := s.lease.step(wire.Now(), event{kind: replaced, newer: u})
 		s.inst.Update(u, s.leased(), s.inMain())
 		for _, a := range actions {

@@ -125,3 +125,20 @@ func TestCommandBound(t *testing.T) {
 		t.Errorf("keys: %s", keys)
 	}
 }
+
+// TestCommandExplainPID: explain knows the mark and the user of a process that is bound, and refuses one of another
+// network namespace.
+func TestCommandExplainPID(t *testing.T) {
+	c := newCrossing(t)
+	p := c.start(c.here(bin(t, clientBin), "run", "wan1", "sleep", "1000"))
+	eventually(t, "explain says that it leaves by wan1", func() error {
+		r := c.do("explain", internet, "--pid", fmt.Sprint(p.cmd.Process.Pid))
+		if r.code != 0 || !strings.Contains(r.stdout, "leaves by wan1") || !strings.Contains(r.stdout, "mark 0x2000000") && !strings.Contains(r.stdout, "mark 0x4000000") {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	if r := c.do("explain", internet, "--pid", fmt.Sprint(os.Getpid())); r.code != 2 || !strings.Contains(r.stderr, "another network namespace") {
+		t.Errorf("of another namespace: %+v", r)
+	}
+}

@@ -60,6 +60,15 @@ const DefaultServersFile = "/run/table-allocator/dnsmasq.servers"
 // Encode is the form in which a Replace carries the settings.
 func (s Settings) Encode() ([]byte, error) { return json.Marshal(s) }
 
+// String is what Encode returns, for a log line.
+func (s Settings) String() string {
+	text, err := s.Encode()
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
 // DecodeSettings reads settings strictly: a holder must not ignore what it does not know.
 func DecodeSettings(data []byte) (Settings, error) {
 	var s Settings
