@@ -461,6 +461,10 @@ func TestMovedBesideAnother(t *testing.T) {
 	m.IP(t, "address add 203.0.113.5/24 dev wan0")
 	before := m.main()
 	first := m.placed()
+	m.Do(func() { first.Follow(movedTable, false) }) // main still has the other one
+	if got := m.defaults("10000"); len(got) != 1 || !strings.Contains(got[0], "192.0.2.1") {
+		t.Errorf("the first table has %q", got)
+	}
 	m.uplink.Key.Address, m.uplink.Network = "203.0.113.5", netip.MustParsePrefix("203.0.113.5/24")
 	second := m.client()
 	m.Do(func() {

@@ -20,7 +20,7 @@ type placer struct {
 	taken   []route.Route // what main lost to the table, as it was there
 	fresh   []route.Route // of that, what was deleted from main after the last event that was heard
 	last    []route.Route // what main had over the link, when the link was up last, and what others took of it
-	others  []route.Route // what holders of other addresses of the link took, or gave back to main
+	others  []route.Route // what others of the link took, or gave back to main, and what main had beside taken
 	lost    []route.Route // of that, what went with the link
 	placed  int           // routes in the table after the last sync
 	added   int           // by the last sync
@@ -286,6 +286,11 @@ func (p *placer) note(u uplink.Uplink, index int, routes []route.Route) error {
 	}
 	p.env.order.note(all)
 	p.taken = append(p.taken, routes...)
+	for _, r := range all { // what stands beside them is no newer route
+		if slices.ContainsFunc(routes, func(t route.Route) bool { return samePlace(t, r) && !t.Equal(r) }) {
+			p.others = append(p.others, r)
+		}
+	}
 	return p.writeTaken(u, index)
 }
 
