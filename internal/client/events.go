@@ -38,6 +38,8 @@ func (l *loop) changed(events []route.Event) {
 	l.serveNewlyBound(n)
 	large := l.followLarge(events)
 	l.noteHistory(n)
+	l.read = make(map[linkOf][]route.Address)
+	defer func() { l.read = nil }()
 	for _, s := range l.all() {
 		if n.overrun || n.concerns(s) {
 			s.noteLeaving(n.went[s.addr])

@@ -40,7 +40,8 @@ type loop struct {
 	stopped  chan struct{}
 	absent   string // why the server cannot be reached; empty: it can
 	scope    scope
-	ending   bool // everything is being taken back
+	read     map[linkOf][]route.Address // while many sessions are looked at; nil else
+	ending   bool                       // everything is being taken back
 	reloads  <-chan Reload
 	reload   func(Reload) // for each value of reloads
 }

@@ -345,6 +345,9 @@ func (m *machine) refused(now time.Duration, r wire.Reply) []action {
 		if actions != nil {
 			m.due = now + peer.TryEvery
 		}
+		if m.watched && r.Code == wire.Exhausted { // thousands of addresses may ask
+			m.due = now + min(peer.TryEvery<<min(m.sends-1, 16), refusedFor)
+		}
 		return actions // the next try is due already
 	case m.state == held && r.Code.Final() && now >= m.expires:
 		return m.quit(now, "the lease ended and is not renewed: "+m.why)

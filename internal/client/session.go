@@ -196,7 +196,7 @@ func (l *loop) look(s *session) {
 	s.inst.Index = link.Index
 	s.inst.Present = s.inst.Present || s.left == link.Index
 	s.left = 0
-	addresses, err := l.kernel.AddressesOn(s.family(), link.Index)
+	addresses, err := l.addressesOn(linkOf{s.family(), link.Index})
 	if err != nil {
 		s.lookAgain("read the addresses", err)
 		return
@@ -210,6 +210,18 @@ func (l *loop) look(s *session) {
 	if goesOn && link.Name != s.lease.uplink.Key.Ifname {
 		l.rename(s, link.Name)
 	}
+}
+
+// addressesOn reads the addresses of a link. While one session after the other is looked at, it reads them once.
+func (l *loop) addressesOn(of linkOf) ([]route.Address, error) {
+	if known, ok := l.read[of]; ok {
+		return known, nil
+	}
+	addresses, err := l.kernel.AddressesOn(of.family, of.index)
+	if err == nil && l.read != nil {
+		l.read[of] = addresses
+	}
+	return addresses, err
 }
 
 func (s *session) lookAgain(what string, err error) {

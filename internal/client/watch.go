@@ -134,9 +134,11 @@ func (h *host) settled(s *session) {
 // reconcile compares the addresses of the host with the sessions, and rules and routes with both.
 func (h *host) reconcile() {
 	h.reconcileAt = wire.Now() + cmp.Or(h.config.ReconcileEvery, DefaultReconcile)
+	h.read = make(map[linkOf][]route.Address)
 	for _, s := range h.changedSessions() {
 		h.look(s)
 	}
+	h.read = nil
 	h.blind = false
 	h.keepLocks(news{overrun: true})
 	h.retryOne()

@@ -163,6 +163,9 @@ func (i *Installation) Stale() bool {
 // lease, or 0 if there is none; then inMain says whether main has the routes.
 func (i *Installation) Follow(table uint32, inMain bool) {
 	i.RefreshAt = 0
+	if table == 0 && !inMain {
+		return // and a view costs a dump of all addresses of the link
+	}
 	v, ready := i.view()
 	if !ready {
 		return
