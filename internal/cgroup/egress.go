@@ -85,38 +85,44 @@ func egress(m Mark, lock int) asm.Instructions {
 			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.DWord),
 		},
 		lookup(lock),
-		asm.Instructions{
-			asm.JEq.Imm(asm.R0, 0, drop),
-			asm.LoadMem(asm.R0, asm.R0, 0, asm.Word),
-			asm.JEq.Imm(asm.R0, hostSource, "local"),
-			asm.JEq.Imm(asm.R9, etherIPv4, "own IPv4"),
-			asm.RSh.Imm(asm.R7, 22),
-			asm.JEq.Imm(asm.R7, 0xfe80>>6, allow),
-			asm.Ja.Label(drop),
-			asm.JEq.Imm(asm.R8, 0, allow).WithSymbol("own IPv4"),
-			asm.RSh.Imm(asm.R8, 16),
-			asm.JEq.Imm(asm.R8, 0xa9fe, allow), // 169.254/16
-			asm.Ja.Label(drop),
-
-			asm.Mov.Imm(asm.R2, target6).WithSymbol("local"),
-			asm.JNE.Imm(asm.R9, etherIPv4, "target"),
-			asm.RSh.Imm(asm.R8, 24),
-			asm.JEq.Imm(asm.R8, 127, drop),
-			asm.Mov.Imm(asm.R2, target4),
-			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("target"),
-			asm.Mov.Reg(asm.R3, asm.R10),
-			asm.Add.Imm(asm.R3, keyIPv4),
-			asm.Mov.Imm(asm.R4, 1),
-			asm.FnSkbLoadBytes.Call(),
-			asm.JNE.Imm(asm.R0, 0, drop),
-			asm.LoadMem(asm.R1, asm.R10, keyIPv4, asm.Byte),
-			asm.JEq.Imm(asm.R1, 0xff, drop), // IPv6 multicast, and broadcast
-			asm.JNE.Imm(asm.R9, etherIPv4, allow),
-			asm.JLT.Imm(asm.R1, 224, allow),
-		},
+		byLink(),
 		verdict(drop),
 		verdict(allow),
 	)
+}
+
+// byLink decides by the entry of a link in R0, for a source that has none: its first word is in R7, the address of IPv4 in
+// R8, the type of the packet in R9.
+func byLink() asm.Instructions {
+	return asm.Instructions{
+		asm.JEq.Imm(asm.R0, 0, drop),
+		asm.LoadMem(asm.R0, asm.R0, 0, asm.Word),
+		asm.JEq.Imm(asm.R0, hostSource, "local"),
+		asm.JEq.Imm(asm.R9, etherIPv4, "own IPv4"),
+		asm.RSh.Imm(asm.R7, 22),
+		asm.JEq.Imm(asm.R7, 0xfe80>>6, allow),
+		asm.Ja.Label(drop),
+		asm.JEq.Imm(asm.R8, 0, allow).WithSymbol("own IPv4"),
+		asm.RSh.Imm(asm.R8, 16),
+		asm.JEq.Imm(asm.R8, 0xa9fe, allow), // 169.254/16
+		asm.Ja.Label(drop),
+
+		asm.Mov.Imm(asm.R2, target6).WithSymbol("local"),
+		asm.JNE.Imm(asm.R9, etherIPv4, "target"),
+		asm.RSh.Imm(asm.R8, 24),
+		asm.JEq.Imm(asm.R8, 127, drop),
+		asm.Mov.Imm(asm.R2, target4),
+		asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("target"),
+		asm.Mov.Reg(asm.R3, asm.R10),
+		asm.Add.Imm(asm.R3, keyIPv4),
+		asm.Mov.Imm(asm.R4, 1),
+		asm.FnSkbLoadBytes.Call(),
+		asm.JNE.Imm(asm.R0, 0, drop),
+		asm.LoadMem(asm.R1, asm.R10, keyIPv4, asm.Byte),
+		asm.JEq.Imm(asm.R1, 0xff, drop), // IPv6 multicast, and broadcast
+		asm.JNE.Imm(asm.R9, etherIPv4, allow),
+		asm.JLT.Imm(asm.R1, 224, allow),
+	}
 }
 
 // lookup looks for the key in the stack.
