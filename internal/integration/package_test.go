@@ -94,17 +94,22 @@ func packageLife(t *testing.T, deb string) {
 		dpkg -i "$deb" 2>"$0/warnings" >&2; cat "$0/warnings" >&2; grep -o "hides the unit" "$0/warnings"
 		rm -r /usr/local/lib/systemd/system
 		head -n 1 /etc/table-allocator/server.json
-		dpkg -r table-allocator >&2
+		ip link set lo up; ip link add wan0 type veth peer name lan0; ip link set wan0 up; ip link set lan0 up
+		ip address add 192.0.2.2/24 dev wan0; ip route add default via 192.0.2.1
+		table-allocator-server 2>/dev/null & sleep 1
+		table-allocator-client -4 -a 192.0.2.2 -i wan0 --routes copy; ip rule | grep -c 192.0.2.2
+		dpkg -r table-allocator >&2; kill $!; wait
+		ip rule | grep -c "proto 116" || :
 		IFACE=wan0 MODE=start ADDRFAM=inet METHOD=static IF_ADDRESS=192.0.2.2 /etc/network/if-up.d/table-allocator
 		(interface=wan0 reason=BOUND; . /etc/dhcp/dhclient-enter-hooks.d/table-allocator)
 		dpkg -P table-allocator >&2
 		find /etc /usr /var /run -xdev -name "*table[-_]allocator*"`
-	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec", script, filepath.Join(t.TempDir(), "overlay"), deb)
+	cmd := exec.Command("unshare", "--mount", "--net", "--propagation", "private", "sh", "-ec", script, filepath.Join(t.TempDir(), "overlay"), deb)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	got := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool { return line == "" })
-	if want := []string{"0.1.0~test", "hides the unit", "// mine"}; err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+	if want := []string{"0.1.0~test", "hides the unit", "// mine", "10000", "1", "0"}; err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %q, %v, want %q\n%s", got, err, want, stderr.String())
 	}
 }
