@@ -171,7 +171,7 @@ func TestClientServersForms(t *testing.T) {
 			h.waitNoClient()
 			h.wantRules()
 			got := strings.Join(server.heard(), "\n")
-			want := `{"address":"10.77.0.2","ifname":"ta0","tag":"op1","addr_family":2,"cmd":0,"version":1,"marks":1}` + "\n" +
+			want := `{"address":"10.77.0.2","ifname":"ta0","tag":"op1","addr_family":2,"cmd":0,"version":1,"marks":1,"lease_left":1}` + "\n" +
 				`{"address":"10.77.0.2","ifname":"ta0","tag":"op1","addr_family":2,"cmd":1,"version":1}`
 			if got != want {
 				t.Errorf("requests: got\n%s\nwant\n%s", got, want)

@@ -275,7 +275,7 @@ func TestHooksSyntax(t *testing.T) {
 			}
 		}
 	}
-	if checked != 6 {
+	if checked != 7 {
 		t.Errorf("checked %d scripts", checked)
 	}
 }

@@ -17,7 +17,7 @@ echo $$ >"$1/cgroup.procs"
 export BIN="$2" container=other SYSTEMD_UNIT_PATH=/mnt/usr/lib/systemd/system:/mnt/etc/systemd/system:/lib/systemd/system
 exec unshare --fork --kill-child --pid --mount-proc --mount --propagation private --uts --ipc --cgroup sh -ec '
 	mount -t tmpfs tmpfs /mnt
-	make -C ../.. BIN="$BIN" install DESTDIR= PREFIX=/mnt/usr SYSCONFDIR=/mnt/etc
+	make -C ../.. BIN="$BIN" install DESTDIR= PREFIX=/mnt/usr SYSCONFDIR=/mnt/etc DHCPCDHOOKS=/mnt/usr/lib/dhcpcd/dhcpcd-hooks
 	mount -t tmpfs tmpfs /run
 	mount -t tmpfs tmpfs /var
 	mount -t tmpfs tmpfs /tmp # which is emptied at boot

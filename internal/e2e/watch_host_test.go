@@ -260,7 +260,7 @@ func TestWatchConfig(t *testing.T) {
 		h.watchFile(broken.text)
 		p.again()
 		p.waitLog(strings.ReplaceAll(broken.want, `"`, `\"`))
-		if r := h.run(bin(t, clientBin), "watch", "-c", file); r.code != 1 || !strings.Contains(r.stderr, broken.want) {
+		if r := h.run(bin(t, clientBin), "watch", "-c", file); r.code != 78 || !strings.Contains(r.stderr, broken.want) {
 			t.Errorf("%s: exit code %d, stderr %s", broken.text, r.code, r.stderr)
 		}
 	}
