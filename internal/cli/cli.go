@@ -35,7 +35,7 @@ func Version() string {
 // the signals have their default effect, so that a second one kills. A reader of standard
 // error who goes does not end the process any more.
 func UntilSignal() (context.Context, context.CancelFunc) {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	surviveClosed()
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, cancel)
 	return ctx, cancel

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -135,8 +137,15 @@ func (q *queue) flush(ctx context.Context) {
 // descriptions are shared with other processes, and stay as they are.
 var (
 	Stdout = newQueue(func(text []byte) (int, error) { return os.Stdout.Write(text) })
-	Stderr = newQueue(func(text []byte) (int, error) { return os.Stderr.Write(text) })
+	Stderr = newQueue(func(text []byte) (int, error) {
+		surviveClosed()
+		return os.Stderr.Write(text)
+	})
 )
+
+// surviveClosed keeps the process alive when it writes to a standard output or error that is closed at its other
+// end. Programs that this one executes do not inherit that.
+var surviveClosed = sync.OnceFunc(func() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) })
 
 // queues are those that Flush waits for.
 var queues = []*queue{Stdout, Stderr}
