@@ -104,7 +104,7 @@ func TestWatchStandsIn(t *testing.T) {
 		p.waitLog(`msg="a process that is not trusted has the holder's name of this address; serving the address from another name" ifname=wan0 addr=` + addr)
 		h.served(addr)
 	}
-	p.waitLog(fmt.Sprintf("%s", owner(stranger)))
+	p.waitLog(owner(stranger))
 	p.waitLog(`msg="another client serves this address" ifname=wan0 addr=10.77.0.3`)
 	if got := h.tableNumber("10.77.0.3"); got != client {
 		t.Errorf("table of the client: %d, want %d", got, client)
