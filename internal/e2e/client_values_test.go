@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -25,9 +26,12 @@ func TestOddValues(t *testing.T) {
 			t.Fatalf("%s: table %d", tt.name, got)
 		}
 		h.waitRoutes("10000", ourNetwork, tt.want)
-		if log := h.clientLog(); !strings.Contains(log, tt.warning) {
-			t.Errorf("%s: no warning %q in\n%s", tt.name, tt.warning, log)
-		}
+		eventually(t, tt.name+" has a warning", func() error {
+			if log := h.clientLog(); !strings.Contains(log, tt.warning) {
+				return fmt.Errorf("no %q in\n%s", tt.warning, log)
+			}
+			return nil
+		})
 		h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
 		h.waitClean()
 	}
