@@ -4,6 +4,9 @@ import (
 	"errors"
 	"os"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
@@ -19,7 +22,25 @@ func (e *Env) RemoveLeftovers(u uplink.Uplink) error {
 			tables = append(tables, table)
 		}
 	}
-	return errors.Join(e.ReturnRoutes(u, tables...), r.clear(), e.RemoveServers(u))
+	return errors.Join(e.ReturnRoutes(u, tables...), r.clear(), e.removeRoutes(u), e.RemoveServers(u))
+}
+
+// removeRoutes empties the tables with routes of ours from the address: a client that was killed before its rules stood
+// left no rule that leads there.
+func (e *Env) removeRoutes(u uplink.Uplink) error {
+	if shared, err := e.OtherHolder(u.Key); err != nil || shared {
+		return err
+	}
+	tables := make(map[uint32]bool)
+	err := e.Kernel.EachOfOurs(u.Family(), unix.RT_TABLE_UNSPEC, func(r route.Route) {
+		if r.Src == u.Addr() && r.Table != unix.RT_TABLE_MAIN {
+			tables[r.Table] = true
+		}
+	})
+	for table := range tables {
+		err = errors.Join(err, e.Kernel.FlushTable(u.Family(), table))
+	}
+	return err
 }
 
 // ReturnRoutes gives main back what a client of the address that was killed had moved into tables.
