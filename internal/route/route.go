@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -204,130 +203,6 @@ func (r *Route) UnmarshalText(text []byte) error {
 	return err
 }
 
-// String returns the route as `ip route show table all` prints it, with numbers for links and
-// protocols, and in brackets what it does not name:
-// "default via 10.0.0.1 dev #3 table 10000 proto 116 src 10.0.0.2 metric 100".
-func (r Route) String() string {
-	r = r.shown()
-	types := [...]string{"unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit", "throw"}
-	scopes := map[uint8]string{unix.RT_SCOPE_SITE: "site", unix.RT_SCOPE_LINK: "link", unix.RT_SCOPE_HOST: "host", unix.RT_SCOPE_NOWHERE: "nowhere"}
-	prefs := map[uint8]string{PrefMedium: "medium", PrefHigh: "high", PrefLow: "low"}
-	var b strings.Builder
-	add := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
-	if int(r.Type) >= len(types) {
-		add("type %d ", r.Type)
-	} else if r.Type != unix.RTN_UNICAST {
-		add("%s ", types[r.Type])
-	}
-	if r.Dst.Bits() == 0 {
-		add("default")
-	} else {
-		add("%s", selector(r.Dst))
-	}
-	if r.From.IsValid() {
-		add(" from %s", selector(r.From))
-	}
-	if r.TOS != 0 {
-		add(" tos 0x%02x", r.TOS)
-	}
-	if r.NexthopID != 0 {
-		add(" nhid %d", r.NexthopID)
-	}
-	if r.Gateway.IsValid() {
-		add(" via ")
-		if r.Family == unix.AF_INET && r.Gateway.Is6() {
-			add("inet6 ")
-		}
-		add("%s", r.Gateway)
-	}
-	if r.Index != 0 {
-		add(" dev #%d", r.Index)
-	}
-	if r.Table != unix.RT_TABLE_MAIN {
-		add(" table %s", tableName(r.Table))
-	}
-	if r.Protocol != unix.RTPROT_BOOT {
-		add(" proto %d", r.Protocol)
-	}
-	if name, ok := scopes[r.Scope]; ok {
-		add(" scope %s", name)
-	} else if r.Scope != unix.RT_SCOPE_UNIVERSE {
-		add(" scope %d", r.Scope)
-	}
-	if r.Src.IsValid() {
-		add(" src %s", r.Src)
-	}
-	if r.Metric != 0 || r.Family == unix.AF_INET6 {
-		add(" metric %d", r.Metric)
-	}
-	for _, flag := range []struct {
-		set  bool
-		name string
-	}{{r.Dead, "dead"}, {r.Onlink, "onlink"}, {r.LinkDown, "linkdown"}} {
-		if flag.set {
-			add(" %s", flag.name)
-		}
-	}
-	if r.Expires != 0 {
-		add(" expires %dsec", r.Expires)
-	}
-	named, other := r.describeRest()
-	add("%s", named)
-	if r.Family == unix.AF_INET6 {
-		if name, ok := prefs[r.Pref]; ok {
-			add(" pref %s", name)
-		} else {
-			add(" pref %d", r.Pref)
-		}
-	}
-	if len(other) > 0 {
-		add(" [%s]", strings.Join(other, " "))
-	}
-	return b.String()
-}
-
-// describeRest returns the metrics of r in the words of `ip route`, each after a space, and the
-// attributes that have none as "name=hex".
-func (r Route) describeRest() (named string, other []string) {
-	attributes := map[uint16]string{unix.RTA_FLOW: "realms", unix.RTA_MULTIPATH: "nexthops", unix.RTA_ENCAP: "encap", unix.RTA_ENCAP_TYPE: "encap_type"}
-	metrics := map[uint16]string{
-		unix.RTAX_MTU: "mtu", unix.RTAX_WINDOW: "window", unix.RTAX_SSTHRESH: "ssthresh", unix.RTAX_CWND: "cwnd",
-		unix.RTAX_ADVMSS: "advmss", unix.RTAX_REORDERING: "reordering", unix.RTAX_HOPLIMIT: "hoplimit",
-		unix.RTAX_INITCWND: "initcwnd", unix.RTAX_INITRWND: "initrwnd", unix.RTAX_QUICKACK: "quickack",
-	}
-	// rest was read attribute by attribute, and a malformed metric ends the words.
-	_ = eachAttribute([]byte(r.rest), func(typ uint16, value []byte) {
-		if typ == unix.RTA_METRICS {
-			var lock uint32
-			_ = eachAttribute(value, func(typ uint16, value []byte) {
-				if typ == unix.RTAX_LOCK {
-					lock = uint32Of(value)
-				}
-			})
-			_ = eachAttribute(value, func(typ uint16, value []byte) {
-				switch name, ok := metrics[typ]; {
-				case typ == unix.RTAX_LOCK:
-				case typ == unix.RTAX_CC_ALGO:
-					named += " congctl " + unix.ByteSliceToString(value)
-				case !ok:
-					other = append(other, fmt.Sprintf("metric%d=%x", typ, value))
-				case lock&(1<<typ) != 0:
-					named += fmt.Sprintf(" %s lock %d", name, uint32Of(value))
-				default:
-					named += fmt.Sprintf(" %s %d", name, uint32Of(value))
-				}
-			})
-			return
-		}
-		name, ok := attributes[typ]
-		if !ok {
-			name = fmt.Sprintf("attribute%d", typ)
-		}
-		other = append(other, fmt.Sprintf("%s=%x", name, value))
-	})
-	return named, other
-}
-
 // encode returns r, as normal returns it, as struct rtmsg and attributes. What it leaves out means
 // none when the message adds, but mostly any when it deletes.
 func (r Route) encode() []byte {
@@ -385,6 +260,17 @@ func (r Route) encode() []byte {
 	return b
 }
 
+// unspecifiedOf returns the address of a family that stands for none.
+func unspecifiedOf(family int) (addr netip.Addr, known bool) {
+	switch family {
+	case unix.AF_INET:
+		return netip.IPv4Unspecified(), true
+	case unix.AF_INET6:
+		return netip.IPv6Unspecified(), true
+	}
+	return netip.Addr{}, false
+}
+
 // parseRoute reads the body of an RTM_NEWROUTE or RTM_DELROUTE, and reports whether it is a clone:
 // a cached result of a lookup, which belongs to the route that it comes from.
 func parseRoute(b []byte) (r Route, cloned bool, err error) {
@@ -396,12 +282,8 @@ func parseRoute(b []byte) (r Route, cloned bool, err error) {
 		Family: int(b[0]), TOS: b[3], Table: uint32(b[4]), Protocol: b[5], Scope: b[6], Type: b[7],
 		Onlink: flags&unix.RTNH_F_ONLINK != 0, Dead: flags&unix.RTNH_F_DEAD != 0, LinkDown: flags&unix.RTNH_F_LINKDOWN != 0,
 	}
-	unspecified := netip.IPv4Unspecified()
-	switch r.Family {
-	case unix.AF_INET:
-	case unix.AF_INET6:
-		unspecified = netip.IPv6Unspecified()
-	default:
+	unspecified, known := unspecifiedOf(r.Family)
+	if !known {
 		return Route{}, false, errMalformed
 	}
 	var bad bool

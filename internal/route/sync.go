@@ -1,0 +1,356 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// lifetimeSlack is by how many seconds two lifetimes that end together may seem to differ: they are
+// read one after the other, and rounded. Where only a few are left each counts.
+const lifetimeSlack = 2
+
+func sameEnd(a, b int) bool {
+	return a == b || a > 0 && b > 0 && abs(a-b) <= min(lifetimeSlack, a/4, b/4)
+}
+
+// AddRoute adds r. That it is there already is no error. A route of ours that is different and in
+// its place, with the same destination, TOS and metric, is replaced; of another's the error tells,
+// which is an EEXIST.
+func (c *Conn) AddRoute(r Route) error {
+	r = r.normal()
+	if err := r.check(); err != nil {
+		return fmt.Errorf("add route %q: %w", r, err)
+	}
+	// Most often there is room. Otherwise a look tells what has to be done.
+	err := c.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r.encode())
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add route %q: %w", r, err)
+	}
+	for range syncRounds {
+		have, err := c.dumpRoutes(r.Family, r.Table)
+		if err != nil {
+			return fmt.Errorf("add route %q: %w", r, err)
+		}
+		to := slices.DeleteFunc(have, func(h Route) bool { return h.Dst != r.Dst })
+		// What changed is looked at once more: the kernel may have meant something else.
+		if changed, err := c.put(to, r); err != nil || !changed {
+			return err
+		}
+	}
+	return fmt.Errorf("add route %q: %w", r, errUnsettled)
+}
+
+// Replace makes wanted of what the caller put into a table for one destination before, had, without reading the
+// table: for tables with very many routes. All of them are ours, and no two of a list share a place.
+func (c *Conn) Replace(had, wanted []Route) error {
+	var errs []error
+	for _, r := range wanted {
+		if slices.ContainsFunc(had, r.Equal) {
+			continue
+		}
+		flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
+		if slices.ContainsFunc(had, func(h Route) bool { return h.normal().place() == r.normal().place() }) {
+			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		}
+		err := c.add(flags, r.normal())
+		if errors.Is(err, unix.EEXIST) { // it is there already, or another program's is
+			err = c.AddRoute(r)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("add route %q: %w", r, err))
+		}
+	}
+	for _, h := range had {
+		if slices.ContainsFunc(wanted, func(r Route) bool { return h.normal().place() == r.normal().place() }) {
+			continue // replaced, or the same
+		}
+		err := c.change(unix.RTM_DELROUTE, 0, h.normal().encode())
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("delete route %q: %w", h, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// RestoreRoute adds r beside the routes in its place, in front of them or behind them. That it is there
+// already is no error. In IPv6, where these share the traffic, it joins them.
+func (c *Conn) RestoreRoute(r Route, inFront bool) error {
+	r = r.normal()
+	if err := r.check(); err != nil {
+		return fmt.Errorf("add route %q: %w", r, err)
+	}
+	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_APPEND)
+	if inFront && r.Family == unix.AF_INET {
+		flags = unix.NLM_F_CREATE
+	}
+	if err := c.add(flags, r); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add route %q: %w", r, err)
+	}
+	return nil
+}
+
+// DeleteRoute deletes r, whatever is left of its lifetime, and nothing that resembles it. It reports whether there
+// was such a route.
+func (c *Conn) DeleteRoute(r Route) (deleted bool, err error) {
+	r = r.normal()
+	have, err := c.dumpRoutes(r.Family, r.Table)
+	if err != nil {
+		return false, fmt.Errorf("delete route %q: %w", r, err)
+	}
+	if !slices.ContainsFunc(have, r.Equal) {
+		return false, nil
+	}
+	return c.remove(have, r)
+}
+
+// FlushTable deletes the routes of family, AF_INET or AF_INET6, in table that carry our Protocol.
+func (c *Conn) FlushTable(family int, table uint32) error {
+	if _, _, err := c.SyncRoutes(family, table, nil); err != nil {
+		return fmt.Errorf("flush table %d: %w", table, err)
+	}
+	return nil
+}
+
+// SyncRoutes makes the routes of family in table that are ours, by their Protocol, equal to want,
+// and returns what it added and deleted; that a lifetime was renewed is not told. It adds before it
+// deletes, routes to links before those through gateways, and where there is room for one only
+// replaces it. Nothing of others is touched, and nothing at all where nothing differs. A lifetime
+// that runs out together with the wanted one does not.
+//
+// A route that the kernel refuses, because its gateway cannot be reached, its link is down or its
+// source address is not there yet, keeps no other from its place: the error joins those of all
+// routes, each with its name, and added and deleted tell the rest.
+func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, deleted []Route, err error) {
+	wanted := make(map[Route]bool, len(want))
+	taken := make(map[place]bool, len(want))
+	var puts []Route
+	var invalid []error
+	for _, r := range want {
+		r = r.normal()
+		err := r.check()
+		switch {
+		case err != nil:
+		case r.Family != family || r.Table != table || r.Protocol != Protocol:
+			err = fmt.Errorf("is not for family %d and table %d, or not ours", family, table)
+		case wanted[r.key()]:
+			continue
+		case taken[r.place()]:
+			err = errors.New("another route is wanted in its place")
+		}
+		if err != nil {
+			invalid = append(invalid, fmt.Errorf("add route %q: %w", r, err))
+			continue
+		}
+		wanted[r.key()], taken[r.place()] = true, true
+		puts = append(puts, r)
+	}
+	slices.SortStableFunc(puts, linksFirst)
+
+	var first []Route
+	for round := range syncRounds {
+		have, err := c.dumpRoutes(family, table)
+		if err != nil {
+			return nil, nil, errors.Join(append(invalid, err)...)
+		}
+		have = unforced(have, wanted)
+		if round == 0 {
+			first = have
+		}
+		// Only routes to the same destination are in each other's way.
+		to := make(map[netip.Prefix][]Route, len(have))
+		for _, r := range have {
+			to[r.Dst] = append(to[r.Dst], r)
+		}
+		refused := slices.Clone(invalid)
+		settled := true
+		for _, r := range puts {
+			changed, err := c.put(to[r.Dst], r)
+			settled = settled && !changed
+			if err != nil {
+				refused = append(refused, err)
+			}
+		}
+		if !settled {
+			continue // what is stale is looked up anew: some of it was replaced
+		}
+		// What was dumped last still holds, as nothing was added.
+		for _, r := range have {
+			if r.Protocol != Protocol || wanted[r.key()] {
+				continue
+			}
+			if _, err := c.remove(to[r.Dst], r); err != nil {
+				refused = append(refused, err)
+				continue
+			}
+			settled = false
+			to[r.Dst] = slices.DeleteFunc(to[r.Dst], r.Equal)
+		}
+		// Only a look tells that all is as it was meant: other programs change routes, too.
+		if settled {
+			return oursBeyond(have, first), oursBeyond(first, have), errors.Join(refused...)
+		}
+	}
+	return nil, nil, errors.Join(append(invalid, fmt.Errorf("sync table %d: %w", table, errUnsettled))...)
+}
+
+// linksFirst orders routes as they can be added: the kernel looks for the way to a gateway.
+func linksFirst(a, b Route) int {
+	switch {
+	case a.viaGateway() == b.viaGateway():
+		return 0
+	case a.viaGateway():
+		return 1
+	}
+	return -1
+}
+
+// oursBeyond returns our routes of a that are not in b.
+func oursBeyond(a, b []Route) (beyond []Route) {
+	known := make(map[Route]bool, len(b))
+	for _, r := range b {
+		known[r.key()] = true
+	}
+	for _, r := range a {
+		if r.Protocol == Protocol && !known[r.key()] {
+			beyond = append(beyond, r)
+		}
+	}
+	return beyond
+}
+
+// put adds r to its table, which has the routes to for its destination. It reports
+// whether it changed anything, or found that another program has.
+func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
+	there := slices.DeleteFunc(slices.Clone(to), func(h Route) bool { return h.place() != r.place() })
+	present := slices.IndexFunc(there, r.Equal)
+	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
+	switch {
+	case present >= 0:
+		h := there[present]
+		switch {
+		case sameEnd(h.Expires, r.Expires):
+			return false, nil
+		case h.Expires == 0 && len(there) == 1:
+			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		case h.Expires == 0:
+			// Another route may be the one that is replaced. What shares its place serves meanwhile.
+			if _, err := c.remove(to, h); err != nil {
+				return false, err
+			}
+			flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
+		default:
+			// Asked to add what has a lifetime the kernel takes over the new one, and says EEXIST.
+			// Unlike with a replacement the path MTUs that it has learnt stay.
+			flags = unix.NLM_F_CREATE
+		}
+	case len(there) > 0:
+		for _, h := range there {
+			if h.Protocol != Protocol {
+				return false, fmt.Errorf("add route %q: %q is in its place: %w", r, h, unix.EEXIST)
+			}
+		}
+		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		if i := slices.IndexFunc(there, func(h Route) bool { return h.Multipath && h.Family == unix.AF_INET6 }); i >= 0 {
+			// One of the gateways may be another's, who appended it: the kernel shows the first one's
+			// protocol for all, and a replacement takes all.
+			if _, err := c.remove(to, there[i]); err != nil {
+				return false, err
+			}
+			if len(there) == 1 {
+				flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+			}
+		}
+	}
+	err = c.add(flags, r)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return false, fmt.Errorf("add route %q: %w", r, err)
+	}
+	return true, nil
+}
+
+// add adds r. The kernel refuses a route by a gateway that no route leads to, which may have led there when main got
+// its route: it is added with the gateway on the link by force.
+func (c *Conn) add(flags uint16, r Route) error {
+	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	refused := errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)
+	if refused && r.Gateway.IsValid() && r.NexthopID == 0 && !r.Onlink {
+		r.Onlink = true
+		if c.change(unix.RTM_NEWROUTE, flags, r.encode()) == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// unforced returns routes as add was asked for them: without what it forced, where wanted has them so.
+func unforced(routes []Route, wanted map[Route]bool) []Route {
+	for i, r := range routes {
+		if r.Onlink = false; routes[i].Onlink && !wanted[routes[i].key()] && wanted[r.key()] {
+			routes[i] = r
+		}
+	}
+	return routes
+}
+
+func abs(n int) int { return max(n, -n) }
+
+// remove deletes r from its table, which has the routes have, r among them. A delete takes the
+// first route that it matches, and it matches partially. Where that was another one, it is put back
+// at once; it then stands behind the others in its place. remove reports false if r has gone already.
+func (c *Conn) remove(have []Route, r Route) (removed bool, err error) {
+	var near []Route
+	for _, h := range have {
+		if r.hits(h) && !h.Equal(r) {
+			near = append(near, h)
+		}
+	}
+	for range len(near) + 1 {
+		err := c.change(unix.RTM_DELROUTE, 0, r.encode())
+		// Routes go by themselves, with their link for one.
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("delete route %q: %w", r, err)
+		}
+		if len(near) == 0 {
+			return true, nil
+		}
+		now, err := c.dumpRoutes(r.Family, r.Table)
+		if err != nil {
+			return false, fmt.Errorf("delete route %q: %w", r, err)
+		}
+		for _, h := range near {
+			if h.Expires < 0 || slices.ContainsFunc(now, h.Equal) {
+				continue
+			}
+			err := c.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, h.encode())
+			if err != nil && !errors.Is(err, unix.EEXIST) {
+				return false, fmt.Errorf("put back route %q: %w", h, err)
+			}
+		}
+		if !slices.ContainsFunc(now, r.Equal) {
+			return true, nil
+		}
+	}
+	return false, fmt.Errorf("delete route %q: %w", r, errUnsettled)
+}
+
+// hits reports whether a request to delete d may delete r: what d does not have matches anything,
+// and what is not compared here the kernel does not compare either, or not in every version
+// (fib_table_delete, ip6_route_del).
+func (d Route) hits(r Route) bool {
+	return d.Dst == r.Dst && d.From == r.From && d.TOS == r.TOS &&
+		(d.Metric == 0 || d.Metric == r.Metric) &&
+		(d.Protocol == 0 || d.Protocol == r.Protocol) &&
+		(!d.Gateway.IsValid() || d.Gateway == r.Gateway) &&
+		(d.Index == 0 || d.Index == r.Index) &&
+		(d.Family == unix.AF_INET6 || d.Type == r.Type && d.Scope == r.Scope && (!d.Src.IsValid() || d.Src == r.Src))
+}

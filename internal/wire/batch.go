@@ -1,0 +1,124 @@
+package wire
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// batchSize datagrams are read or written with one system call.
+const batchSize = 64
+
+// credSpace is the size of one SCM_CREDENTIALS. The kernel writes that first, and closes descriptors that
+// a peer sends along, since it finds no room for them.
+var credSpace = unix.CmsgSpace(unix.SizeofUcred)
+
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+}
+
+// batch is the memory of recvmmsg and sendmmsg.
+type batch struct {
+	headers []mmsghdr
+	iovecs  []unix.Iovec
+	names   []Addr
+	data    []byte
+	control []byte
+	size    int
+	used    int // headers that the kernel has written to
+	out     []Datagram
+}
+
+func newBatch(n, size int) *batch {
+	b := &batch{
+		headers: make([]mmsghdr, n),
+		iovecs:  make([]unix.Iovec, n),
+		names:   make([]Addr, n),
+		size:    size,
+		used:    n,
+	}
+	if size > 0 {
+		b.out = make([]Datagram, n)
+		b.data = make([]byte, n*size)
+		b.control = make([]byte, n*credSpace)
+	}
+	for i := range b.headers {
+		h := &b.headers[i].hdr
+		h.Name = &b.names[i].raw[0]
+		h.Iov = &b.iovecs[i]
+		h.SetIovlen(1)
+		if size > 0 {
+			b.iovecs[i].Base = &b.data[i*size]
+			b.iovecs[i].SetLen(size)
+			h.Control = &b.control[i*credSpace]
+		}
+	}
+	return b
+}
+
+// receive reads the datagrams that wait at a socket.
+func (b *batch) receive(fd uintptr, flags int) (int, syscall.Errno) {
+	for i := range b.headers[:b.used] { // the kernel wrote to these
+		h := &b.headers[i].hdr
+		h.Namelen = unix.SizeofSockaddrUnix
+		h.SetControllen(credSpace)
+		h.Flags = 0
+	}
+	n, errno := b.call(unix.SYS_RECVMMSG, fd, len(b.headers), flags)
+	b.used = min(max(n, 0)+1, len(b.headers))
+	return n, errno
+}
+
+func (b *batch) fill(messages []Message) int {
+	n := min(len(messages), len(b.headers))
+	for i, m := range messages[:n] {
+		b.names[i] = m.To
+		b.headers[i].hdr.Namelen = m.To.len
+		b.iovecs[i].Base = unsafe.SliceData(m.Data)
+		b.iovecs[i].SetLen(len(m.Data))
+	}
+	return n
+}
+
+func (b *batch) call(trap, fd uintptr, n, flags int) (int, syscall.Errno) {
+	for {
+		done, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n), uintptr(flags), 0, 0)
+		if errno != unix.EINTR {
+			return int(done), errno
+		}
+	}
+}
+
+func (b *batch) datagrams(n int) []Datagram {
+	for i := range n {
+		h := &b.headers[i]
+		length := min(int(h.len), b.size-1)
+		name := &b.names[i]
+		name.len = min(h.hdr.Namelen, unix.SizeofSockaddrUnix)
+		clear(name.raw[name.len:]) // the rest of an earlier, longer name
+		b.out[i] = Datagram{
+			Data:      b.data[i*b.size : i*b.size+length],
+			Truncated: h.hdr.Flags&unix.MSG_TRUNC != 0 || int(h.len) >= b.size,
+			From:      *name,
+			Cred:      b.cred(i),
+		}
+	}
+	return b.out[:n]
+}
+
+// cred returns the SCM_CREDENTIALS of datagram i. Without one the sender has the overflow uid.
+func (b *batch) cred(i int) Cred {
+	nobody := Cred{UID: OverflowID(), GID: OverflowID()}
+	room := b.control[i*credSpace : (i+1)*credSpace]
+	if int(b.headers[i].hdr.Controllen) < unix.CmsgLen(unix.SizeofUcred) {
+		return nobody
+	}
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&room[0]))
+	if h.Level != unix.SOL_SOCKET || h.Type != unix.SCM_CREDENTIALS {
+		return nobody
+	}
+	cred := *(*unix.Ucred)(unsafe.Pointer(&room[unix.CmsgLen(0)]))
+	return Cred{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}
+}
