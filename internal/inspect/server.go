@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -79,22 +80,27 @@ func startOf(pid int) int64 {
 	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
 		return 0
 	}
-	return time.Now().Unix() - (now.Sec - n/ticks)
+	return time.Now().Unix() - (int64(now.Sec) - n/ticks)
 }
 
-// versionOf asks the program of a process for its version. Nobody but root may have written the file.
+// versionOf asks the server that is installed beside this program for its version, if the process runs that file. The
+// file of any other process, perhaps in a container, is not executed.
 func versionOf(pid int) string {
-	exe := fmt.Sprintf("/proc/%d/exe", pid)
-	var st unix.Stat_t
-	if err := unix.Stat(exe, &st); err != nil || st.Uid != 0 || st.Mode&0o022 != 0 || os.Geteuid() != 0 {
+	own, err := os.Executable()
+	if err != nil {
 		return ""
 	}
-	if path, err := os.Readlink(exe); err != nil || !strings.Contains(path, "/table-allocator-") && !strings.Contains(path, "/table_allocator_") {
+	server := filepath.Join(filepath.Dir(own), "table-allocator-server")
+	installed, err := os.Stat(server)
+	if err != nil {
+		return ""
+	}
+	if running, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || !os.SameFile(installed, running) {
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, exe, "--version").Output()
+	out, err := exec.CommandContext(ctx, server, "--version").Output()
 	if err != nil {
 		return ""
 	}
