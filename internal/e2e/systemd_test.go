@@ -24,6 +24,8 @@ exec unshare --fork --kill-child --pid --mount-proc --mount --propagation privat
 	mkdir -p /var/log /var/lib /var/tmp
 	! mountpoint --quiet /sys/fs/cgroup || umount /sys/fs/cgroup
 	mount -t cgroup2 cgroup2 /sys/fs/cgroup
+	# systemd mounts this at the boot of a machine, which is what lets its units see it.
+	mountpoint --quiet /sys/fs/bpf || mount -t bpf -o mode=0700 bpf /sys/fs/bpf
 	printf "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n" >/mnt/usr/lib/systemd/system/test.target
 	mkdir /mnt/usr/lib/systemd/system/test.target.wants
 	ln -s ../table-allocator-server.socket ../table-allocator-server.service ../table-allocator-watch.service \

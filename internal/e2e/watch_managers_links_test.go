@@ -31,7 +31,10 @@ func TestWatchManagersDuplicate(t *testing.T) {
 	})
 	h.waitNothing("2001:db8:1000::20")
 	h.waitExactly(auto, "2001:db8:1000::21")
-	h.waitHealthy()
+	if r := h.run(bin(t, clientBin), "status", "--no-legend"); r.code != 1 || strings.Count(r.stdout, "  ok  ") != 2 ||
+		!strings.Contains(r.stdout, "duplicate address: another host has it") {
+		t.Errorf("status: %+v", r)
+	}
 
 	h.isps[0].ns.IP(t, "address del 2001:db8:1000::20/64 dev lan")
 	h.ns.IP(t, "address del 2001:db8:1000::20/64 dev wan0")
