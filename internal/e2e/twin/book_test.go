@@ -1,6 +1,7 @@
 package twin
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -54,7 +55,10 @@ func byTheBook(h *host, stock *twins) (f finding, err error) {
 	if b.plain, err = w.plain.picture(); err != nil {
 		return f, err
 	}
-	if err := b.install(); err != nil {
+	// An address that came later may be the gateway of a route, and then the kernel takes no other route through it.
+	if err := b.install(); errors.Is(err, unix.EINVAL) {
+		return f, nil
+	} else if err != nil {
 		return f, err
 	}
 	_, err = (&living{w, stock, &f}).look(atStart)
