@@ -198,7 +198,13 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 		for _, d := range datagrams {
 			// It may be the late answer of an earlier exchange. The server also answers from sockets
 			// without a name, while others leave its answers unread.
-			if d.From != to && d.From.Bound() || !trusted.Believes(d.Cred) {
+			if d.From != to && d.From.Bound() {
+				continue
+			}
+			if !trusted.Believes(d.Cred) {
+				if d.From == to && trusted.Has(d.Cred.UID) && hasEnded(d.Cred.PID, to) {
+					return wire.Reply{}, syscall.ECONNREFUSED
+				}
 				continue
 			}
 			if reply, err := wire.ParseReply(d.Data); err == nil {
@@ -206,6 +212,13 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 			}
 		}
 	}
+}
+
+// hasEnded reports whether the process that answered from a name has ended since, and the name is nobody's: a holder
+// that is told to end answers as the last thing it does.
+func hasEnded(pid int32, name wire.Addr) bool {
+	_, err := wire.FindOwner(name)
+	return wire.StandingOf(pid) == wire.Gone && errors.Is(err, wire.ErrNobody)
 }
 
 // Ask asks the holder of req.Key or, if that does not answer, a client that stands in for it. The error is ECONNREFUSED
