@@ -53,19 +53,24 @@ func (e *event) bound4() {
 	if e.get("old_ip_address") != e.get("new_ip_address") {
 		e.lose("old_ip_address")
 	}
+	e.lease4(e.lease("dhclient"), "IF_METRIC", e.classless)
+}
+
+// lease4 holds the address of a DHCP lease, in the variables that dhclient and dhcpcd share. classless adds the
+// routes of option 121 or 249, which the two write differently.
+func (e *event) lease4(l Lease, metric string, classless func(l *Lease, own netip.Prefix)) {
 	addr, ok := e.parseOwn(variable{"new_ip_address", e.get("new_ip_address")})
 	if !ok || !addr.Is4() {
 		return
 	}
-	l := e.lease("dhclient")
 	l.Addr, l.Bits = addr, e.netmask("new_subnet_mask")
 	own := netip.PrefixFrom(addr, l.Bits)
 	l.Gateways = e.gateways(own, e.words("new_routers"))
-	l.Metric = e.metric("IF_METRIC", len(l.Gateways))
+	l.Metric = e.metric(metric, len(l.Gateways))
 	if l.Metric == 0 && len(strings.Fields(e.get("new_routers"))) > 1 {
 		l.Metric = 1 // as dhclient-script does
 	}
-	e.classless(&l, own)
+	classless(&l, own)
 	e.nameservers(&l, true, e.words("new_domain_name_servers"))
 	l.placed()
 	e.call(Hold{Lease: l})

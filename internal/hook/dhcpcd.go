@@ -20,7 +20,7 @@ func (e *event) dhcpcd() {
 	}
 	switch e.get("reason") {
 	case "BOUND", "RENEW", "REBIND", "REBOOT", "INFORM", "STATIC", "TIMEOUT":
-		e.dhcpcd4()
+		e.lease4(e.lease("dhcpcd"), "ifmetric", e.dhcpcdClassless)
 	case "BOUND6", "RENEW6", "REBIND6", "REBOOT6", "INFORM6", "DELEGATED6":
 		l := e.lease("dhcpcd")
 		e.nameservers(&l, false, e.words("new_dhcp6_name_servers"))
@@ -44,25 +44,13 @@ func (e *event) dhcpcd() {
 	}
 }
 
-func (e *event) dhcpcd4() {
-	addr, ok := e.parseOwn(variable{"new_ip_address", e.get("new_ip_address")})
-	if !ok || !addr.Is4() {
-		return
-	}
-	l := e.lease("dhcpcd")
-	l.Addr, l.Bits = addr, e.netmask("new_subnet_mask")
-	own := netip.PrefixFrom(addr, l.Bits)
-	l.Gateways = e.gateways(own, e.words("new_routers"))
-	l.Metric = e.metric("ifmetric", len(l.Gateways))
+func (e *event) dhcpcdClassless(l *Lease, own netip.Prefix) {
 	for _, name := range []string{"new_classless_static_routes", "new_ms_classless_static_routes"} {
 		if e.get(name) != "" {
-			e.dhcpcdRoutes(&l, own, name)
-			break
+			e.dhcpcdRoutes(l, own, name)
+			return
 		}
 	}
-	e.nameservers(&l, true, e.words("new_domain_name_servers"))
-	l.placed()
-	e.call(Hold{Lease: l})
 }
 
 // dhcpcdRoutes reads option 121 or 249 as dhcpcd writes it: "10.9.0.0/16 192.0.2.254 0.0.0.0/0 192.0.2.1".
