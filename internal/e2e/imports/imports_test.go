@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"internal/uplink":            {"internal/wire", "internal/route"},
 	"internal/allocator":         {"sql"},
 	"internal/cgroup":            {"internal/remember"},
+	"internal/choice":            {},
 	"internal/cli":               {},
 	"internal/cli/systemd":       {},
 	"internal/jsonc":             {},
