@@ -84,6 +84,28 @@ func TestStatusTellsWhere(t *testing.T) {
 	}
 }
 
+// TestStatusOfABranch: a link to other networks that never had a default route is as its owner wants it, and one that lost
+// its default route is not.
+func TestStatusOfABranch(t *testing.T) {
+	h := twoUplinks(t)
+	h.link("lan0", "10.79.0.2/24", "2001:db8:79::2/64")
+	h.ns.Batch(t, "route add 10.64.0.0/10 via 10.79.0.1", "route add 2001:db8:6400::/40 via 2001:db8:79::1")
+	h.client("-4", "-a", "10.79.0.2", "-i", "lan0", "--routes", "copy")
+	h.client("-6", "-a", "2001:db8:79::2", "-i", "lan0", "--routes", "copy")
+	for addr, gateway := range map[string]string{"10.79.0.2": "10.79.0.1", "2001:db8:79::2": "2001:db8:79::1"} {
+		h.waitStatus(addr, "no-default", "")
+		if r := h.run(bin(t, clientBin), "status"); r.code != 0 || !strings.Contains(r.stdout, "no default route (leaves by wan0)") {
+			t.Errorf("exit code %d:\n%s", r.code, r.stdout)
+		}
+		h.ns.IP(t, "route add default via "+gateway+" dev lan0 metric 300")
+		h.waitStatus(addr, "ok", "")
+		h.ns.IP(t, "route del default via "+gateway+" dev lan0")
+		h.waitStatus(addr, "no-route", "no route (leaves by wan0)")
+		h.ns.IP(t, "route add default via "+gateway+" dev lan0 metric 300")
+		h.waitStatus(addr, "ok", "")
+	}
+}
+
 // TestStatusCarrier: a link without carrier is said as such.
 func TestStatusCarrier(t *testing.T) {
 	h := twoUplinks(t)

@@ -64,6 +64,10 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 		if found, err = h.elsewhere(c, held.Table, &row); err != nil {
 			return row, err
 		}
+		if found != nil && found.Name == "no-route" && row.LeavesBy != "" && held.Missing == "" && h.isBranch(c, routes) {
+			*found = Finding{"no-default", Note, "no default route (leaves by " + row.LeavesBy + ")",
+				fmt.Sprintf("table %d has routes to other networks over %s, and no default route", held.Table, c.link.Name), found.Cure}
+		}
 	}
 	if found != nil {
 		row.Findings = append([]Finding{*found}, row.Findings...)
@@ -73,6 +77,24 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 			"the holder restores what others delete; if this stays: journalctl -u table-allocator-watch"})
 	}
 	return row, nil
+}
+
+// isBranch reports whether routes, those of the table of an address, lead over its link to networks that are not on it,
+// and nowhere else: the link is one to a LAN or a VPN and not to the Internet.
+func (h *host) isBranch(c candidate, routes []route.Route) bool {
+	behind := false
+	for _, r := range routes {
+		switch {
+		case r.Type != unix.RTN_UNICAST || r.Dst.Bits() <= 1:
+			return false
+		case r.Index == c.at.Index && !r.Dst.IsSingleIP() && !r.Dst.Addr().IsLinkLocalUnicast():
+			behind = behind || !slices.ContainsFunc(h.addresses, func(a route.Address) bool {
+				on := a.Network()
+				return a.Index == c.at.Index && on.Bits() <= r.Dst.Bits() && on.Contains(r.Dst.Addr())
+			})
+		}
+	}
+	return behind
 }
 
 // notUsable says why packets from an address can leave by no link.

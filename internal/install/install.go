@@ -361,10 +361,15 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 		}
 		there[uplink.WayOf(r)] = true
 	}
+	toAll := false
 	for _, want := range i.Uplink.Plan(m, table) {
+		toAll = toAll || want.Dst.Bits() == 0
 		if !there[uplink.WayOf(want)] {
 			lost = append(lost, "route "+want.String())
 		}
+	}
+	if i.routes.toAll && !toAll {
+		lost = append(lost, "the default route that main had over the link")
 	}
 	return lost, nil
 }

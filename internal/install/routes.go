@@ -24,6 +24,7 @@ type placer struct {
 	lost    []route.Route // of that, what went with the link
 	placed  int           // routes in the table after the last sync
 	added   int           // by the last sync
+	toAll   bool          // the plan has had a default route since the lease stands
 	down    bool          // the link is down, as of the last look
 	wasDown bool          // it has been down since
 	went    []netip.Addr  // IPv4 addresses that were deleted from it since
@@ -105,6 +106,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	plan := u.Plan(m, table)
 	p.expires = 0
 	for _, r := range plan {
+		p.toAll = p.toAll || r.Dst.Bits() == 0
 		if r.Expires > 0 && (p.expires == 0 || r.Expires < p.expires) {
 			p.expires = r.Expires
 		}
