@@ -67,3 +67,34 @@ func TestServerRoutesOfAddressesThatChange(t *testing.T) {
 	}
 	wantRefusal(t, p.ask(request(10, "eth1", "fd00:8::1", 0)), wire.Exhausted, "ip -6 route flush table 1000")
 }
+
+// TestServerRoutesOfManyTables: numbers that are leased one after the other are read together, and those with routes
+// are left out all the same, also behind a table that is large.
+func TestServerRoutesOfManyTables(t *testing.T) {
+	h := newHost(t)
+	h.link("eth0", "10.9.0.1/24")
+	h.link("eth1", "10.8.0.1/24")
+	var lines []string
+	for i := range 6000 {
+		lines = append(lines, fmt.Sprintf("route add blackhole 172.%d.%d.0/24 table 10020", i>>8, i&0xff))
+	}
+	for _, table := range []int{10003, 10008, 10009, 10050} {
+		lines = append(lines, fmt.Sprintf("route add blackhole 10.0.0.0/8 table %d", table))
+	}
+	h.ns.Batch(t, lines...)
+	h.serve(`"num_tables":100`)
+	p := h.cPeer("peer")
+	want := uint32(10000)
+	for n := range 95 {
+		for want == 10003 || want == 10008 || want == 10009 || want == 10020 || want == 10050 {
+			want++
+		}
+		wantTable(t, p.ask(acquire(n+1)), want)
+		want++
+	}
+	wantRefusal(t, p.ask(acquire(200)), wire.Exhausted, "routes of others are in 10003, 10008, 10009, 10020, 1 more")
+	// What was read with another number is no news of a table that was leased since.
+	p.ask(release(95))
+	h.ns.IP(t, "route add 10.0.0.0/8 dev eth1 table 10099")
+	wantRefusal(t, p.ask(acquire(200)), wire.Exhausted, "2 more")
+}

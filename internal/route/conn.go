@@ -34,7 +34,7 @@ type Conn struct {
 	requests    uint32
 	disturbance *nl.NetlinkSocket // joins a group while its objects are read, see undisturbed
 	snapshot    *snapshot         // nil: rules are read each time
-	first       *nl.NetlinkSocket // of FirstRoutes; nil: none is open
+	first       *first            // nil: none is open
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
@@ -88,13 +88,16 @@ func openSocket() (*nl.NetlinkSocket, error) {
 
 // Close closes the sockets.
 func (c *Conn) Close() {
-	for _, s := range []*nl.NetlinkSocket{c.reading, c.changing, c.disturbance, c.first} {
+	for _, s := range []*nl.NetlinkSocket{c.reading, c.changing, c.disturbance} {
 		if s != nil {
 			s.Close()
 		}
 	}
 	if c.snapshot != nil {
 		c.snapshot.heard.Close()
+	}
+	if c.first != nil {
+		c.first.socket.Close()
 	}
 }
 

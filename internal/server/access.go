@@ -19,7 +19,8 @@ type access struct {
 	uids, gids []uint32
 	cache      map[uint32]groupsOf
 	standings  map[int32]standingOf
-	hidden     bool // the standing of a sender could not be found out
+	hidden     bool          // the standing of a sender could not be found out
+	now        time.Duration // of the round at hand: to read the clock for each datagram costs more than what it is for
 }
 
 type standingOf struct {
@@ -56,14 +57,13 @@ func (a *access) standing(cred wire.Cred) wire.Standing {
 	if cred.UID != 0 || wire.OverflowID() == 0 {
 		return wire.NoRoot
 	}
-	now := wire.Now()
 	known, ok := a.standings[cred.PID]
-	if !ok || now >= known.until {
+	if !ok || a.now >= known.until {
 		const most = 1024 // processes, so that many senders do not use up the memory
 		if len(a.standings) >= most {
 			clear(a.standings)
 		}
-		known = standingOf{wire.StandingOf(cred.PID), now + standingFor}
+		known = standingOf{wire.StandingOf(cred.PID), a.now + standingFor}
 		a.standings[cred.PID] = known
 	}
 	a.hidden = a.hidden || known.Standing == wire.Hidden
@@ -86,7 +86,7 @@ func (a *access) owner(cred wire.Cred) uint32 {
 }
 
 // check returns nil if the sender may lease, or the reason why not.
-func (a *access) check(now time.Duration, cred wire.Cred) error {
+func (a *access) check(cred wire.Cred) error {
 	switch {
 	case cred.UID == wire.OverflowID():
 		return fmt.Errorf("uid %d stands for users of another user namespace, who are never permitted", cred.UID)
@@ -99,7 +99,7 @@ func (a *access) check(now time.Duration, cred wire.Cred) error {
 	case len(a.gids) == 0:
 	case slices.Contains(a.gids, cred.GID) && cred.GID != wire.OverflowID():
 		return nil
-	case slices.ContainsFunc(a.groups(now, cred.UID), func(g uint32) bool { return slices.Contains(a.gids, g) }):
+	case slices.ContainsFunc(a.groups(cred.UID), func(g uint32) bool { return slices.Contains(a.gids, g) }):
 		return nil
 	}
 	return fmt.Errorf("uid %d is not permitted: see allowed_users and allowed_groups", cred.UID)
@@ -114,8 +114,8 @@ func (a *access) first(cred wire.Cred) bool {
 	return cred.UID == a.self && a.self != 0 || a.isRoot(cred)
 }
 
-func (a *access) groups(now time.Duration, uid uint32) []uint32 {
-	if known, ok := a.cache[uid]; ok && now < known.until {
+func (a *access) groups(uid uint32) []uint32 {
+	if known, ok := a.cache[uid]; ok && a.now < known.until {
 		return known.gids
 	}
 	const most = 1024 // users, so that many senders do not use up the memory
@@ -133,6 +133,6 @@ func (a *access) groups(now time.Duration, uid uint32) []uint32 {
 			}
 		}
 	}
-	a.cache[uid] = groupsOf{gids, now + groupsFor}
+	a.cache[uid] = groupsOf{gids, a.now + groupsFor}
 	return gids
 }

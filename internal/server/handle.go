@@ -108,6 +108,7 @@ func (s *server) handle(c *socket, datagrams []wire.Datagram, now time.Duration)
 	r := &s.round
 	r.socket, r.now = c, now
 	s.rules.begin(r.now)
+	s.access.now = now
 	for len(datagrams) > 0 {
 		for _, d := range datagrams {
 			if req, ok := s.judge(r, d); ok {
@@ -144,6 +145,9 @@ func (s *server) decide(r *round, a ask) {
 	s.sign(&op, &a)
 	s.rules.left = s.rules.left[:0]
 	result := s.leases.Decide(wire.Seconds(r.now), &op)
+	if result.Outcome == allocator.Released {
+		s.rules.forgetRoutes(result.Lease.Family, result.Lease.Table)
+	}
 	if left := s.rules.sayLeft(); left != "" && result.Err == allocator.ErrExhausted {
 		result.Err = fmt.Errorf("%w%s", result.Err, left)
 	}
@@ -268,7 +272,7 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 		}
 		return req, false
 	}
-	err = s.access.check(r.now, d.Cred)
+	err = s.access.check(d.Cred)
 	if req.Cmd == wire.Release && d.Cred.UID == 0 && s.access.standing(d.Cred) == wire.Gone {
 		err = nil // it may be its own lease
 	}

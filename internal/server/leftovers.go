@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/allocator"
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -41,7 +42,7 @@ func (t *routesIn) add(r route.Route) {
 // table with routes over its own link if it held the table last, as known says; and, if lastResort, also if a key of
 // the same link did. Clients of ours delete what clients of ours left.
 func (r *rulesInUse) avoidRoutes(family allocator.Family, table uint32, key, lastHolder allocator.Key, known, lastResort bool) bool {
-	t := r.routesOf(family, table)
+	t := r.routesOf(family, table, lastResort)
 	switch {
 	case !t.others:
 		return t.ours && key.Family == allocator.Unspec && key != lastHolder
@@ -67,29 +68,73 @@ func (r *rulesInUse) leadOver(links []int, key allocator.Key) bool {
 	return len(links) == 1 && links[0] == link.Index
 }
 
-// routesOf reads the routes of a table, once in a round.
-func (r *rulesInUse) routesOf(family allocator.Family, table uint32) *routesIn {
+// routesRead are the routes of some tables, as read a moment ago.
+type routesRead struct {
+	since  time.Duration // when the first of them was read
+	tables map[tableOf]*routesIn
+	next   tableOf // the table behind the last one that was read
+	count  int     // tables that were read with it
+}
+
+// routesOf returns the routes of a table, read a moment ago; uncached: in this round. Numbers that were never leased
+// are asked for one after the other, so each time the next number is asked for, twice as many tables are read.
+func (r *rulesInUse) routesOf(family allocator.Family, table uint32, uncached bool) *routesIn {
+	read := &r.routes
+	if age := r.now - read.since; read.tables == nil || age > rulesFor || uncached && age > 0 {
+		*read = routesRead{since: r.now, tables: make(map[tableOf]*routesIn)}
+	}
 	at := tableOf{family, table}
-	if t := r.routes[at]; t != nil {
+	if t := read.tables[at]; t != nil {
 		return t
 	}
-	t := &routesIn{}
-	if r.conn == nil {
-		return t // the rules could not be read, which was logged
+	count := 1
+	if at == read.next {
+		count = 2 * read.count
 	}
-	routes, err := r.conn.FirstRoutes(int(family), table)
+	if r.conn == nil {
+		return &routesIn{} // the rules could not be read, which was logged
+	}
+	count = int(min(uint64(count), route.FirstMost, uint64(r.last-table)+1))
+	tables, err := r.conn.FirstRoutes(int(family), table, count)
 	if err != nil {
 		r.log.Warn("cannot read the routes of a table, so it may be leased with them", "table", table, "err", err)
+		tables = make([][]route.Route, 1)
 	}
-	for _, route := range routes {
-		t.add(route)
+	for i, routes := range tables {
+		t := &routesIn{}
+		for _, route := range routes {
+			t.add(route)
+		}
+		read.tables[tableOf{family, table + uint32(i)}] = t
 	}
-	if r.routes == nil {
-		r.routes = make(map[tableOf]*routesIn)
-	}
-	r.routes[at] = t
-	return t
+	read.next, read.count = tableOf{family, table + uint32(len(tables))}, len(tables)
+	return read.tables[at]
 }
+
+// forgetRoutes forgets what routes a table has. It is called when the table is leased and when the lease ends, so that
+// the next holder gets it by what it has then.
+func (r *rulesInUse) forgetRoutes(family allocator.Family, table uint32) {
+	for _, family := range familiesOf(family) {
+		delete(r.routes.tables, tableOf{family, table})
+	}
+}
+
+// familiesOf returns the families of rules and routes that concern a lease of family.
+func familiesOf(family allocator.Family) []allocator.Family {
+	switch family {
+	case allocator.Inet:
+		return ofInet
+	case allocator.Inet6:
+		return ofInet6
+	}
+	return ofAny
+}
+
+var (
+	ofAny   = []allocator.Family{allocator.Inet, allocator.Inet6}
+	ofInet  = ofAny[:1]
+	ofInet6 = ofAny[1:]
+)
 
 // tableOf is a table of a family.
 type tableOf struct {

@@ -23,7 +23,8 @@ type rulesInUse struct {
 	failed  bool
 	tables  map[allocator.Family]map[uint32][]route.Rule
 	sources map[netip.Addr][]uint32 // tables that rules look up for what comes from an address
-	routes  map[tableOf]*routesIn
+	routes  routesRead
+	last    uint32    // table that can be leased
 	left    []tableOf // that routes in them keep from the key which asks
 }
 
@@ -34,24 +35,20 @@ const rulesFor = 100 * time.Millisecond
 // grants.
 func (r *rulesInUse) begin(now time.Duration) {
 	r.now = now
-	clear(r.routes)
 }
 
 // avoid reports whether rules or routes forbid to lease table to key. lastHolder held it last, by the database.
 // lastResort says that no other table was found: avoid reads the host again, and accepts more.
 func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, lastResort bool) bool {
 	r.refresh(lastResort)
-	families := []allocator.Family{key.Family}
-	if key.Family == allocator.Unspec {
-		families = []allocator.Family{allocator.Inet, allocator.Inet6}
-	}
-	for _, family := range families {
+	for _, family := range familiesOf(key.Family) {
 		rules := r.tables[family][table]
 		known := key == lastHolder || slices.ContainsFunc(rules, func(rule route.Rule) bool { return isHost(rule.Src, key) })
 		if !harmless(rules, key, lastHolder) || r.avoidRoutes(family, table, key, lastHolder, known, lastResort) {
 			return true
 		}
 	}
+	r.forgetRoutes(key.Family, table)
 	return false
 }
 

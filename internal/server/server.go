@@ -44,7 +44,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		timeout:  cfg.Timeout,
 		conns:    conns,
 		access:   newAccess(cfg),
-		rules:    &rulesInUse{log: log},
+		rules:    &rulesInUse{log: log, last: uint32(uint64(cfg.FirstTable) + cfg.Tables - 1)},
 		noise:    newThrottle(log),
 		faults:   newThrottle(log),
 		kick:     make(chan struct{}, 1),
@@ -342,6 +342,7 @@ func (s *server) advance(began time.Duration) {
 		s.faults.write(slog.LevelError, "cannot write to the database, trying again", "err", err)
 	}
 	for _, lease := range expired {
+		s.rules.forgetRoutes(lease.Family, lease.Table)
 		s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(nil, lease)...)
 	}
 	s.arm()
