@@ -48,7 +48,7 @@ test: needs-test layer cross build race ## run all tests, as root: at most 15 mi
 		if [ "$${CI:-}" = true ]; then echo "and CI=true makes that a failure" >&2; exit 1; fi; \
 	fi
 
-integration: needs-test layer build ## run the tests that need much, as root: packages
+integration: needs-test layer build ## run the tests that need much, as root: packages on machines that boot
 	go test -tags integration -count=1 -timeout 45m -v ./internal/integration
 
 lint: needs-lint ## check format, suspicious code, go.mod and shell scripts

@@ -1,6 +1,7 @@
 //go:build integration
 
-// Package integration has the tests that take long or need much: packages. make integration runs them.
+// Package integration has the tests that take long or need much: packages, and machines that boot a Debian with
+// its systemd. make integration runs them.
 package integration
 
 import (
@@ -21,60 +22,72 @@ import (
 // debianArch is what Debian calls the architecture of this machine.
 var debianArch = map[string]string{"amd64": "amd64", "arm64": "arm64", "arm": "armhf"}[runtime.GOARCH]
 
-func TestMain(m *testing.M) { nettest.Main(m, "lintian", "rpm") }
+func TestMain(m *testing.M) {
+	if !nettest.InSandbox() && os.Geteuid() == 0 {
+		if err := nettest.MakeDebian(roots...); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	nettest.Main(m, "lintian", "rpm")
+}
 
-// packages makes a package of each kind from a copy of the module, and returns the files by kind.
-func packages(t *testing.T) (byKind map[string]string) {
-	t.Helper()
-	dir := t.TempDir()
-	byKind = make(map[string]string)
+// packages makes packages of the kinds in a copy of the module below dir, and returns the files.
+func packages(dir, version string, kinds ...string) (files []string, err error) {
 	const script = `git -C ../.. ls-files -z --cached --others --exclude-standard | tar -C ../.. --null -T - -c | tar -C "$0" -x`
 	if out, err := exec.Command("sh", "-ec", script, dir).CombinedOutput(); err != nil {
-		t.Fatalf("copy the module: %v\n%s", err, out)
+		return nil, fmt.Errorf("copy the module: %w\n%s", err, out)
 	}
-	cmd := exec.Command("make", "-C", dir, "deb", "rpm", "PACKAGE_ARCHES="+debianArch, "PACKAGE_VERSION=0.1.0~test", "SOURCE_DATE_EPOCH=1700000000")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("make deb rpm: %v\n%s", err, out)
+	args := append([]string{"-C", dir, "PACKAGE_ARCHES=" + debianArch, "PACKAGE_VERSION=" + version, "SOURCE_DATE_EPOCH=1700000000"}, kinds...)
+	if out, err := exec.Command("make", args...).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("make %q: %w\n%s", kinds, err, out)
 	}
-	for _, kind := range []string{"deb", "rpm"} {
+	for _, kind := range kinds {
 		found, err := filepath.Glob(filepath.Join(dir, "bin/*."+kind))
 		if err != nil || len(found) != 1 {
-			t.Fatalf("packages: got %q, %v", found, err)
+			return nil, fmt.Errorf("packages: got %q, %w", found, err)
 		}
-		byKind[kind] = found[0]
+		files = append(files, found[0])
 	}
-	return byKind
+	return files, nil
 }
 
 // TestPackages: packages from two folders are the same, small, and what the distributions want.
 func TestPackages(t *testing.T) {
 	t.Parallel()
-	first, second := packages(t), packages(t)
-	for kind, path := range first {
+	var made [2][]string
+	for i := range made {
+		var err error
+		if made[i], err = packages(t.TempDir(), "0.1.0~test", "deb", "rpm"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deb, rpm := made[0][0], made[0][1]
+	for i, path := range made[0] {
 		one, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		other, err := os.ReadFile(second[kind])
+		other, err := os.ReadFile(made[1][i])
 		if err != nil {
 			t.Fatal(err)
 		}
 		if sha256.Sum256(one) != sha256.Sum256(other) {
-			t.Errorf("two %s of the same commit are different", kind)
+			t.Errorf("%s is different when it is made again", path)
 		}
 		if len(one) > 6<<20 {
-			t.Errorf("%s has %d bytes", kind, len(one))
+			t.Errorf("%s has %d bytes", path, len(one))
 		}
 	}
-	out, err := exec.Command("lintian", "--tag-display-limit", "0", "--allow-root", first["deb"]).CombinedOutput()
+	out, err := exec.Command("lintian", "--tag-display-limit", "0", "--allow-root", deb).CombinedOutput()
 	if err != nil || strings.Contains(string(out), "E: ") {
 		t.Errorf("lintian: %v\n%s", err, out)
 	}
 	names := regexp.MustCompile(`(?m)^/usr/(sbin/table-allocator-server|libexec/dhcpcd-hooks/60-table-allocator|lib/NetworkManager/dispatcher.d/table-allocator)$`)
-	if out, err := exec.Command("rpm", "-qlp", first["rpm"]).CombinedOutput(); err != nil || len(names.FindAll(out, -1)) != 3 {
+	if out, err := exec.Command("rpm", "-qlp", rpm).CombinedOutput(); err != nil || len(names.FindAll(out, -1)) != 3 {
 		t.Errorf("rpm -qlp: %v\n%s", err, out)
 	}
-	t.Run("life", func(t *testing.T) { packageLife(t, first["deb"]) })
+	t.Run("life", func(t *testing.T) { packageLife(t, deb) })
 }
 
 // packageLife installs a package, upgrades, removes and purges it in a root of its own, without systemd.

@@ -28,12 +28,13 @@ const stageEnv = "NETTEST_STAGE"
 // A stage is the work of a process 1: this program starts itself again in a
 // new pid namespace to carry it out.
 type stage struct {
-	Name  string // "sandbox" or "layer"
-	Dir   string // a directory to mount things on, or the layer to build
+	Name  string // "sandbox", "layer" or "debian"
+	Dir   string // a directory to mount things on, or that of what is built
 	Layer string // the layer below the sandbox's root, or ""
 	Binds []bind // what the sandbox shares with the host
 	// Cgroup is the directory of the sandbox's cgroup, or "".
 	Cgroup string
+	Debian Debian // the root to make
 }
 
 // A bind is a path of the host that keeps its place in a sandbox.
@@ -188,6 +189,8 @@ func init() {
 		code, err = s.sandbox()
 	case "layer":
 		err = s.layer()
+	case "debian":
+		err = s.debian()
 	default:
 		err = fmt.Errorf("no stage %q", s.Name)
 	}

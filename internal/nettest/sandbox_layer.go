@@ -203,6 +203,15 @@ func removeOldLayers(cache string) error {
 
 // layer installs Packages into the overlay directory s.Dir/upper.
 func (s stage) layer() error {
+	if err := s.enterInstaller(); err != nil {
+		return err
+	}
+	return apt([]string{"update"}, slices.Concat([]string{"install", "--yes", "--no-install-recommends"}, Packages))
+}
+
+// enterInstaller makes an overlay over the host's root in s.Dir, into which packages can be installed, the
+// root of the process.
+func (s stage) enterInstaller(shared ...bind) error {
 	resolv, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -215,6 +224,11 @@ func (s stage) layer() error {
 	}
 	if err := r.mount(); err != nil {
 		return err
+	}
+	for _, b := range shared {
+		if err := r.share(b); err != nil {
+			return err
+		}
 	}
 	// /etc/resolv.conf may be a link to a file in /run, and the new /run is empty.
 	if real, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil && strings.HasPrefix(real, "/run/") {
@@ -232,27 +246,7 @@ func (s stage) layer() error {
 	if err := os.WriteFile("/usr/sbin/policy-rc.d", []byte("#!/bin/sh\nexit 101\n"), 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod("/usr/sbin/policy-rc.d", 0o755); err != nil { // the file may have existed with another mode
-		return err
-	}
-	env := append(sandboxEnv(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8")
-	install := slices.Concat([]string{"install", "--yes", "--no-install-recommends"}, Packages)
-	for _, args := range [][]string{{"update"}, install} {
-		argv := slices.Concat([]string{"apt-get", "--quiet",
-			"--option=Acquire::Retries=3", "--option=Dpkg::Use-Pty=0", "--option=Dpkg::Options::=--force-unsafe-io"}, args)
-		apt, err := exec.LookPath(argv[0])
-		if err != nil {
-			return err
-		}
-		code, err := runAndReap(apt, argv, env)
-		if err != nil {
-			return err
-		}
-		if code != 0 {
-			return fmt.Errorf("apt-get %s: exit status %d", args[0], code)
-		}
-	}
-	return nil
+	return os.Chmod("/usr/sbin/policy-rc.d", 0o755) // the file may have existed with another mode
 }
 
 // flock locks a whole file or directory.
