@@ -131,7 +131,10 @@ install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (
 		$(FILL) $$source | install -D -m $$mode /dev/stdin $(DESTDIR)$$destination; \
 	done
 
-uninstall: ## remove what make install installed, but no configuration of yours
+uninstall: ## remove what make install installed, but no configuration of yours; release all leases first
+	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && [ -x $(SBINDIR)/table-allocator-client ]; then \
+		$(SBINDIR)/table-allocator-client release --all || { echo "nothing is removed" >&2; exit 1; }; \
+	fi
 	for c in $(COMMANDS); do rm -f $(DESTDIR)$(SBINDIR)/{$$c,$${c//-/_}}; done
 	rm -f $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
 	@for f in $(INSTALLED); do echo "rm -f $(DESTDIR)$${f##*:}"; rm -f $(DESTDIR)$${f##*:}; done

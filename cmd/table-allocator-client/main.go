@@ -40,6 +40,7 @@ var commands = []command{
 	{"bind", "bind a user, a port or a cgroup to a link", bindUsage, 2, 1, bindTraffic},
 	{"unbind", "undo bind", bindUsage, 2, 1, unbindTraffic},
 	{"bound", "show which processes, users and ports are bound to which link", boundUsage, 2, 1, bound},
+	{"release", "take back leases, rules and routes of links, addresses or the host", releaseUsage, 2, 1, release},
 	{"hook", "serve the addresses that dhclient, ifup or NetworkManager tell", hookUsage, 2, 1, hookEvent},
 }
 

@@ -391,16 +391,38 @@ func numbersIn(dir string) ([]int, error) {
 // Free detaches every process that is bound by a cgroup of ours and removes those cgroups. Units with
 // BPFProgram= stay as they are.
 func (c *Cgroups) Free() error {
+	return c.free(func(Uplink, int) bool { return true })
+}
+
+// FreeFallback is Free for the interfaces that covers names, and for processes of this network namespace that may use other
+// uplinks. The others stay in their cgroups.
+func (c *Cgroups) FreeFallback(covers func(ifname string) bool) error {
+	return c.free(func(u Uplink, pid int) bool { return covers(u.Ifname) && u.Fallback && InNamespace(pid) })
+}
+
+// InNamespace reports whether a process is in the network namespace of the caller.
+func InNamespace(pid int) bool {
+	var own, theirs unix.Stat_t
+	return unix.Stat("/proc/thread-self/ns/net", &own) == nil && statNamespace(pid, &theirs) == nil && own.Ino == theirs.Ino
+}
+
+// free detaches the processes that which names, and removes the cgroup of an interface if that leaves none in it.
+func (c *Cgroups) free(which func(u Uplink, pid int) bool) error {
 	bound, err := c.Bound()
 	if err != nil {
 		return err
 	}
 	var errs []error
+	others := make(map[Uplink]bool) // that have a process which stays
 	for _, b := range bound {
 		if b.Uplink == (Uplink{}) {
 			continue
 		}
 		for _, pid := range b.PIDs {
+			if !which(b.Uplink, pid) {
+				others[b.Uplink] = true
+				continue
+			}
 			if _, err := c.Detach(pid); err != nil && !errors.Is(err, unix.ESRCH) {
 				errs = append(errs, err)
 			}
@@ -409,7 +431,9 @@ func (c *Cgroups) Free() error {
 	interfaces, err := c.Interfaces()
 	errs = append(errs, err)
 	for _, u := range interfaces {
-		errs = append(errs, c.RemoveInterface(u))
+		if !others[u] && which(u, os.Getpid()) {
+			errs = append(errs, c.RemoveInterface(u))
+		}
 	}
 	_, err = c.Bound() // sweeps
 	return errors.Join(append(errs, err)...)

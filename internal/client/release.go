@@ -3,11 +3,16 @@ package client
 import (
 	"errors"
 	"log/slog"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // Release ends the client of the address, removes the rules and routes that a client which was killed left behind, and
@@ -26,6 +31,64 @@ func Release(cfg Config, log *slog.Logger) error {
 		log.Warn("another client of this address may still run", "err", err)
 	}
 	return errors.Join(removeLeftovers(cfg.Uplink, log), server.Release(conn, cfg.Uplink.Key))
+}
+
+// Collect takes back what clients left in this network namespace that do not run any more: rules, routes, resolver lines,
+// and the leases of addresses with a rule. Then it deletes every rule that is ours, so no client may run.
+func Collect(server string, uids []uint32, log *slog.Logger) error {
+	l, err := newLoop(server, uids, func(uint32, string) {}, log)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	h := newHost(l, WatchConfig{}, true)
+	l.scope = h
+	if h.memory, err = remember.Own("told"); err != nil {
+		return err
+	}
+	if h.order, err = h.unboundOrder(uplink.Loopback); err != nil {
+		return err
+	}
+	errs := []error{h.collect()}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		_, _, err := l.kernel.SyncRules(family, func(r route.Rule) bool { return r.Protocol == route.Protocol }, nil)
+		if family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT) {
+			continue
+		}
+		routes, readErr := h.ourRoutes(family)
+		errs = append(errs, err, readErr, h.flushStale(family, routes, nil))
+	}
+	return errors.Join(errs...)
+}
+
+// Leftovers are the keys of addresses that have a rule of ours to a table, and whose link has the address.
+func Leftovers() (keys []wire.Key, err error) {
+	kernel, err := route.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer kernel.Close()
+	links, addresses, err := kernel.HostAddresses()
+	if err != nil {
+		return nil, err
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := kernel.RulesWhere(family, func(r *route.Rule) bool {
+			return r.Protocol == route.Protocol && uplink.IsHost(*r) && !uplink.LeavesTable(*r)
+		})
+		if family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addresses {
+			if slices.ContainsFunc(rules, func(r route.Rule) bool { return r.Src.Addr() == a.Addr }) {
+				keys = append(keys, wire.Key{Family: wire.Family(family), Ifname: links[a.Index].Name, Address: a.Addr.String()})
+			}
+		}
+	}
+	return keys, nil
 }
 
 func removeLeftovers(u uplink.Uplink, log *slog.Logger) error {

@@ -51,17 +51,8 @@ type Reload struct {
 	Err    error
 }
 
-// Watch keeps lease, rules, routes and resolver lines for every address of the host that
-// the configuration selects, until ctx ends; then it leaves them in place, so that the
-// next watch finds the host as this one left it. With clean it takes them back.
-func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bool, log *slog.Logger) error {
-	l, err := newLoop(cfg.Server, cfg.ServerUIDs, func(uint32, string) {}, log)
-	if err != nil {
-		return err
-	}
-	defer l.close()
-	debug.SetGCPercent(gcPercent)
-	h := &host{
+func newHost(l *loop, cfg WatchConfig, clean bool) *host {
+	return &host{
 		loop:     l,
 		config:   cfg,
 		clean:    clean,
@@ -72,6 +63,24 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 		heals:    rate.NewLimiter(rate.Every(healEvery), healBurst),
 		blames:   rate.Sometimes{First: 1, Interval: blameEvery},
 	}
+}
+
+// Watch keeps lease, rules, routes and resolver lines for every address of the host that
+// the configuration selects, until ctx ends; then it leaves them in place, so that the
+// next watch finds the host as this one left it. With clean it takes them back.
+func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bool, log *slog.Logger) error {
+	l, err := newLoop(cfg.Server, cfg.ServerUIDs, func(uint32, string) {}, log)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	debug.SetGCPercent(gcPercent)
+	name, err := peer.OpenWatch()
+	if err != nil {
+		return err
+	}
+	defer name.Close()
+	h := newHost(l, cfg, clean)
 	l.scope, l.env.Picture, l.reloads, l.reload = h, install.NewPicture(l.kernel, h.servesLink, cmp.Or(cfg.MaxRoutes, DefaultMaxRoutes)), reloads, h.reloadConfig
 	if err := l.kernel.KeepRules(); err != nil {
 		return err

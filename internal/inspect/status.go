@@ -247,7 +247,7 @@ func (h *host) withoutAddress(asker *asker, q Question, candidates []candidate, 
 		if slices.ContainsFunc(candidates, func(c candidate) bool { return c.Key.String() == name }) {
 			continue
 		}
-		for _, key := range keysOf(name) {
+		for _, key := range peer.KeysOf(name) {
 			held, err := asker.ask(key)
 			if err != nil {
 				return nil, nil, err
@@ -275,23 +275,6 @@ func (h *host) withoutAddress(asker *asker, q Question, candidates []candidate, 
 func addrOf(key wire.Key) netip.Addr {
 	addr, _ := netip.ParseAddr(key.Address) // what is no address is of no profile
 	return addr
-}
-
-// keysOf are the keys that the name of a holder, IFNAME-ADDRESS-FAMILY, may stand for.
-func keysOf(name string) (keys []wire.Key) {
-	for _, family := range []wire.Family{wire.Unspec, wire.Inet, wire.Inet6} {
-		both, ok := strings.CutSuffix(name, fmt.Sprintf("-%d", family))
-		if !ok {
-			continue
-		}
-		for i, c := range both {
-			key := wire.Key{Family: family, Ifname: both[:i], Address: both[min(i+1, len(both)):]}
-			if canonical, err := key.Canonical(); c == '-' && err == nil && canonical == key {
-				keys = append(keys, key)
-			}
-		}
-	}
-	return keys
 }
 
 // unbound asks where packets leave that are bound to nothing.

@@ -1,0 +1,49 @@
+package bind
+
+import (
+	"errors"
+	"io/fs"
+	"slices"
+
+	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// Release unbinds what is bound to interfaces that cover names, once nothing serves them any more. rules are those that
+// List listed before. Processes that were bound with block keep their lock, which is closed now, until they end.
+func Release(covers func(ifname string) bool, rules []Bound) error {
+	rules = slices.DeleteFunc(slices.Clone(rules), func(b Bound) bool { return !covers(b.Ifname) })
+	errs := []error{closeLock(rules), Unbind(rules)}
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer cgroups.Close()
+	pinned, err := cgroup.Pinned()
+	errs = append(errs, err)
+	for _, u := range pinned {
+		if covers(u.Ifname) {
+			errs = append(errs, cgroup.Unpin(u))
+		}
+	}
+	return errors.Join(append(errs, cgroups.FreeFallback(covers))...)
+}
+
+// closeLock lets nothing leave that rules bind with block.
+func closeLock(rules []Bound) error {
+	lock, err := cgroup.OpenLock()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	var errs []error
+	for _, b := range rules {
+		if b.OnLoss == uplink.Block && b.Traffic.Mask != 0 {
+			errs = append(errs, lock.Sync(b.Traffic.Mark, func(bool) (cgroup.Allowed, error) { return cgroup.Allowed{}, nil }))
+		}
+	}
+	return errors.Join(errs...)
+}
