@@ -18,8 +18,9 @@ type loader struct {
 	now     int64
 	damaged bool // leases become preferences
 
-	known map[place]*slot
-	odd   []int64 // rowids of rows of RtTables that make no sense
+	slots []*slot       // in the order of the rows
+	known map[place]int // which of them is of a table: those of history, and all of a damaged database
+	odd   []int64       // rowids of rows of RtTables that make no sense
 }
 
 // place is a table of a family.
@@ -35,7 +36,8 @@ func (l *loader) read(version int64) error {
 		return err
 	}
 	// Maps that grow on the way are a good part of a start with many leases.
-	l.known = make(map[place]*slot, rows+free)
+	l.slots = make([]*slot, 0, rows+free)
+	l.known = make(map[place]int, free)
 	l.a.byKey = make(map[Key]*slot, rows+free)
 	l.a.due = make(expiryHeap, 0, rows)
 	return errors.Join(
@@ -47,7 +49,7 @@ func (l *loader) read(version int64) error {
 
 // salvage reads the rows of a damaged database that can be read, from either end of the table.
 func (l *loader) salvage() {
-	l.known = make(map[place]*slot)
+	l.known = make(map[place]int)
 	s, version := l.a.store, int64(0)
 	if s.db == nil { // the header is damaged
 		var err error
@@ -64,7 +66,10 @@ func (l *loader) salvage() {
 	_ = s.marks(version, l.a.marks.set)
 }
 
-func (l *loader) past(s *slot) { l.known[place{s.Family, s.Table}] = s }
+func (l *loader) past(s *slot) {
+	l.known[place{s.Family, s.Table}] = len(l.slots)
+	l.slots = append(l.slots, s)
+}
 
 // lease takes a row of RtTables.
 func (l *loader) lease(row []driver.Value) error {
@@ -90,14 +95,20 @@ func (l *loader) lease(row []driver.Value) error {
 		s.held, s.reserved = false, l.a.expiry(l.now)
 	}
 	at := place{s.Family, s.Table}
-	switch other := l.known[at]; {
-	case other == nil:
-	case other.ended == 0 && compareEnds(other, s) >= 0: // only a damaged database has two leases of a table
-		return nil
-	default:
+	i, found := l.known[at]
+	if found {
+		other := l.slots[i]
+		if other.ended == 0 && compareEnds(other, s) >= 0 { // only a damaged database has two leases of a table
+			return nil
+		}
 		s.history = other.history
+		l.slots[i] = s
+		return nil
 	}
-	l.known[at] = s
+	if l.damaged {
+		l.known[at] = len(l.slots)
+	}
+	l.slots = append(l.slots, s)
 	return nil
 }
 
@@ -112,7 +123,7 @@ func (l *loader) finish() error {
 			return err
 		}
 	}
-	live, over := l.sort()
+	over := l.sort()
 	a := l.a
 	slices.SortFunc(over, compareEnds)
 	for _, s := range over {
@@ -120,36 +131,32 @@ func (l *loader) finish() error {
 		s.ended = a.ended
 		a.markUnsaved(s)
 	}
-	for _, s := range live {
+	var free []*slot
+	for _, s := range l.slots {
+		if !s.held {
+			free = append(free, s)
+			continue
+		}
 		if s.Expires = max(s.Expires, a.expiry(l.now)); s.local && !s.history {
 			a.markDirty(l.now, s)
 		} else {
 			a.markUnsaved(s)
 		}
 		s.local = false
-	}
-	var free []*slot
-	for _, s := range l.known {
-		if !s.held {
-			free = append(free, s)
-		}
+		a.index(s)
 	}
 	slices.SortFunc(free, func(x, y *slot) int { return cmp.Compare(x.ended, y.ended) })
 	for _, s := range free {
 		a.index(s)
 	}
-	// Last, so that byKey has the table that a key holds, and not one that it held.
-	for _, s := range live {
-		a.index(s)
-	}
 	return nil
 }
 
-// sort returns the leases in force, one for each key, and those that are over.
-func (l *loader) sort() (live map[Key]*slot, over []*slot) {
-	live = make(map[Key]*slot, len(l.known))
+// sort enters the leases in force into byKey, one for each key, and returns those that are over.
+func (l *loader) sort() (over []*slot) {
+	live := l.a.byKey
 	elsewhere := 0
-	for _, s := range l.known {
+	for _, s := range l.slots {
 		if s.ended > 0 {
 			l.a.ended = max(l.a.ended, s.ended)
 			continue
@@ -176,14 +183,14 @@ func (l *loader) sort() (live map[Key]*slot, over []*slot) {
 	if elsewhere > 0 && !l.damaged {
 		l.a.log.Info("leases of another boot or network namespace are preferences now", "leases", elsewhere)
 	}
-	return live, over
+	return over
 }
 
 func (l *loader) warn(s *slot, msg string) {
 	l.a.log.Warn(msg, "family", s.Family.String(), "ifname", s.Ifname, "addr", s.Addr, "table", s.Table)
 }
 
-// index enters a slot into the index. A free table outside the pool stays in the database only, for the
+// index enters a slot into the index, where byKey has all leases in force already. A free table outside the pool stays in the database only, for the
 // case that the pool contains it again later.
 func (a *Allocator) index(s *slot) {
 	p := a.pools[s.Family]
@@ -191,9 +198,10 @@ func (a *Allocator) index(s *slot) {
 	if !inside && !s.held {
 		return
 	}
-	a.byKey[s.Key] = s
 	if s.held {
 		heap.Push(&a.due, s)
+	} else if other := a.byKey[s.Key]; other == nil || !other.held {
+		a.byKey[s.Key] = s
 	}
 	if !inside {
 		return
