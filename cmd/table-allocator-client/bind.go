@@ -227,7 +227,7 @@ func bindTraffic(f *flags) action {
 			warn("a rule sees the owner of a socket: what setuid programs of the user send, and further subflows of MPTCP, are root's and leave by any uplink; run holds those")
 		}
 		if t.traffic != (route.Traffic{}) && t.config.OnLoss == uplink.Block {
-			warn("sockets of this traffic that have another uplink's address, as servers that are asked there, get no answers: --on-loss fallback serves them")
+			warn("a socket of this traffic with another uplink's address, as a server has that is asked there, leaves by that uplink in IPv4, and does not leave in IPv6: --on-loss fallback lets it leave in both")
 		}
 		var missing []cgroup.Missing
 		switch {

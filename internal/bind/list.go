@@ -261,10 +261,10 @@ func Unbind(bound []Bound) error {
 	}
 	defer kernel.Close()
 	var errs []error
-	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup, uplink.IsOwnLookup, uplink.IsLocal} {
+	for _, what := range []func(route.Rule) bool{uplink.IsGuard, uplink.IsLookup, uplink.IsOwnLookup, uplink.IsLocal, uplink.IsForeign} {
 		ours := func(r route.Rule) bool {
 			return what(r) && slices.ContainsFunc(bound, func(b Bound) bool {
-				return r.Traffic == b.Traffic && (r.Priority == b.Priority && uplink.IsLookup(r) || b.OnLoss == uplink.Block && (uplink.IsOwnLookup(r) || uplink.IsLocal(r)) || r.Priority == b.Priority+1 && uplink.IsGuard(r))
+				return r.Traffic == b.Traffic && b.owns(r)
 			})
 		}
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -274,6 +274,19 @@ func Unbind(bound []Bound) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// owns reports whether a rule for the traffic of b was made for b.
+func (b Bound) owns(r route.Rule) bool {
+	switch {
+	case uplink.IsLookup(r):
+		return r.Priority == b.Priority
+	case uplink.IsGuard(r):
+		return r.Priority == b.Priority+1
+	case uplink.IsForeign(r):
+		return r.Priority == b.Priority-1
+	}
+	return b.OnLoss == uplink.Block // own lookups, and rules to local networks
 }
 
 // UnbindAll detaches every process and removes every rule of a binding.

@@ -154,6 +154,11 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 			return b, err
 		}
 	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		if err := lock.KeepForeign(kernel, family, b.Marking, b.Ifname); err != nil {
+			return b, err
+		}
+	}
 	if b.Unkept, err = b.unkept(); err != nil {
 		return b, err
 	}
@@ -207,20 +212,23 @@ func (b Binding) lock(kernel *route.Conn, local bool) error {
 
 // placeGuards adds the guards. A kernel without IPv6 needs none for it.
 func (b Binding) placeGuards(kernel *route.Conn) error {
-	var guards []route.Rule
-	for _, t := range b.Traffic {
-		if t == (route.Traffic{}) {
-			return errors.New("all traffic cannot be bound")
-		}
-		guards = append(guards, uplink.GuardOf(b.Marking, t, b.OnLoss))
+	if slices.Contains(b.Traffic, route.Traffic{}) {
+		return errors.New("all traffic cannot be bound")
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		_, _, err := kernel.SyncRules(family, noRule, guards)
+		_, _, err := kernel.SyncRules(family, noRule, b.guards())
 		if err != nil && !(family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT)) {
 			return err
 		}
 	}
 	return nil
+}
+
+func (b Binding) guards() (guards []route.Rule) {
+	for _, t := range b.Traffic {
+		guards = append(guards, uplink.GuardOf(b.Marking, t, b.OnLoss))
+	}
+	return guards
 }
 
 func noRule(route.Rule) bool { return false }

@@ -166,7 +166,7 @@ func (h *host) use(family int, served map[netip.Addr]bool, rules []route.Rule, r
 // stale reports whether a rule is ours, and no client uses it.
 func (in *inUse) stale(r route.Rule) bool {
 	switch {
-	case r.Protocol != route.Protocol:
+	case r.Protocol != route.Protocol, uplink.IsForeign(r):
 		return false
 	case !uplink.LeavesTable(r):
 		return !in.tables[r.Table]

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/table-allocator/table-allocator/internal/lock"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -38,6 +39,7 @@ func (l *loop) serveBound(s *session) {
 		err = l.syncLookups(s)
 	}
 	s.warn(serveWhatIsBound, err)
+	s.warn(keepForeignRules, l.keepForeign(s))
 	s.warn(keepLock, l.keepLock(s))
 }
 
@@ -65,6 +67,14 @@ func (l *loop) syncLookups(s *session) error {
 	return err
 }
 
+// keepForeignRules is what keepForeign warns that it cannot do.
+const keepForeignRules = "keep the rules for bound traffic with addresses of other interfaces"
+
+// keepForeign makes rules for what is bound follow the leases of other interfaces.
+func (l *loop) keepForeign(s *session) error {
+	return lock.KeepForeign(l.kernel, s.family(), s.inst.Rules.Marking, s.lease.uplink.Key.Ifname)
+}
+
 // serveNews serves what is bound by rules and was not when guards were read last, and reports whether anything is.
 func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 	var guards []route.Rule
@@ -87,9 +97,14 @@ func (l *loop) serveNewlyBound(n news) {
 	done := make(map[ruleAt]bool)
 	for _, s := range l.sessions {
 		at := ruleAt{s.family(), s.inst.Rules.Marking.Block}
-		if n.boundTo(s) && !done[at] {
-			done[at] = true
+		switch {
+		case done[at]:
+		case n.boundTo(s):
 			l.serveBound(s)
+			done[at] = true
+		case len(n.rules)+len(n.addresses) > 0 && slices.ContainsFunc(s.inst.Rules.Guards, uplink.HasForeign):
+			s.warn(keepForeignRules, l.keepForeign(s)) // leases of other interfaces may have changed
+			done[at] = true
 		}
 	}
 }

@@ -39,7 +39,7 @@ func TestBound(t *testing.T) {
 				}
 			}
 			rules := p.boundRules()
-			if len(rules) != 2*(2*4+1) {
+			if len(rules) != 2*(2*4+1+2) { // lookups and guards, an own lookup, two for the other address
 				t.Fatalf("rules are %s", strings.Join(rules, "\n"))
 			}
 

@@ -113,7 +113,9 @@ func (r *Rules) clear(keep ...route.Rule) error {
 		return nil
 	}
 	host := r.Uplink.Host()
-	leaving, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool { return rule.Src == host && uplink.LeavesTable(*rule) })
+	leaving, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool {
+		return rule.Src == host && uplink.LeavesTable(*rule) && !uplink.IsForeign(*rule)
+	})
 	if err != nil {
 		return err
 	}
@@ -136,7 +138,9 @@ func (r *Rules) clear(keep ...route.Rule) error {
 // unblock deletes the rules that block the address if no client serves it. Several may wait for its return.
 func (r *Rules) unblock() error {
 	host := r.Uplink.Host()
-	rules, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool { return rule.Src == host && rule.Protocol == route.Protocol })
+	rules, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool {
+		return rule.Src == host && rule.Protocol == route.Protocol && !uplink.IsForeign(*rule)
+	})
 	if err != nil || slices.ContainsFunc(rules, func(rule route.Rule) bool { return !uplink.LeavesTable(rule) }) {
 		return err
 	}
@@ -243,6 +247,9 @@ func (r *Rules) Attrs(rule route.Rule) []any {
 
 // Owns reports whether a rule of the kernel belongs to the uplink.
 func (r *Rules) Owns(rule route.Rule) bool {
+	if uplink.IsForeign(rule) {
+		return false // it is of a binding to another interface
+	}
 	if rule.Protocol == route.Protocol && uplink.LeavesTable(rule) {
 		return rule.Src == r.Uplink.Host() && (!r.shared || slices.Contains(r.extra, rule))
 	}

@@ -98,7 +98,6 @@ type Selectors struct {
 	TOS      uint8
 	Tunnel   bool   // packets out of a tunnel with an id: none of this host's own
 	VRF      bool   // packets of a VRF
-	Goto     uint32 // the priority where the lookup goes on, for the action Goto
 	Group    uint32 // with HasGroup: routes over links of this group do not count
 	HasGroup bool
 	Unknown  string // what is left: selectors that this version does not know
@@ -117,8 +116,6 @@ func (r Rule) Selectors() (s Selectors) {
 			s.Tunnel = true
 		case "l3mdev":
 			s.VRF = true
-		case "goto":
-			s.Goto = hexUint32(text)
 		case "suppress_ifgroup":
 			s.Group = hexUint32(text)
 			s.HasGroup = s.Group != noSuppress

@@ -44,6 +44,7 @@ type Rule struct {
 	Traffic
 	Action uint8  // Lookup, or one without a table
 	Table  uint32 // the whole number, above 255 too
+	Goto   uint32 // the priority where the lookup goes on, for the action Goto
 	// MinLength is one more than suppress_prefixlength: where the longest match of the table is
 	// shorter, the lookup goes on with the next rule. 1 leaves out default routes, 0 nothing.
 	// Error routes (blackhole, unreachable, prohibit) count whatever their length.
@@ -85,7 +86,7 @@ func (r Rule) String() string {
 	case Lookup:
 		b.WriteString(" lookup " + tableName(r.Table))
 	case Goto:
-		fmt.Fprintf(&b, " goto %d", r.Selectors().Goto)
+		fmt.Fprintf(&b, " goto %d", r.Goto)
 	case Nop:
 		b.WriteString(" nop")
 	case Blackhole:
@@ -147,6 +148,8 @@ func (r Rule) check(family int) error {
 	case (r.Action == Lookup) != (r.Table != 0):
 		// Asked to look up table 0 the kernel picks an empty one by itself.
 		return errors.New("a lookup needs a table, any other action has none")
+	case (r.Action == Goto) != (r.Goto != 0):
+		return errors.New("a goto needs a priority, any other action has none")
 	case r.Other != "" || r.Flags&^flagInvert != 0:
 		return errors.New("has attributes that we cannot write")
 	}
@@ -179,6 +182,9 @@ func (r Rule) encode(family int) []byte {
 		b = appendAttribute(b, unix.FRA_OIFNAME, append([]byte(r.Oif), 0))
 	}
 	b = r.Traffic.append(b)
+	if r.Goto != 0 {
+		b = appendUint32(b, unix.FRA_GOTO, r.Goto)
+	}
 	if r.MinLength > 0 {
 		b = appendUint32(b, unix.FRA_SUPPRESS_PREFIXLEN, uint32(r.MinLength)-1)
 	}
@@ -187,7 +193,7 @@ func (r Rule) encode(family int) []byte {
 
 // otherNames are attributes that a Rule has no field for (linux/fib_rules.h).
 var otherNames = map[uint16]string{
-	unix.FRA_GOTO: "goto", unix.FRA_FWMARK: "fwmark", unix.FRA_FWMASK: "fwmask", unix.FRA_FLOW: "realms",
+	unix.FRA_FWMARK: "fwmark", unix.FRA_FWMASK: "fwmask", unix.FRA_FLOW: "realms",
 	unix.FRA_TUN_ID: "tun_id", unix.FRA_SUPPRESS_IFGROUP: "suppress_ifgroup", unix.FRA_SUPPRESS_PREFIXLEN: "suppress_prefixlength",
 	unix.FRA_L3MDEV: "l3mdev", unix.FRA_UID_RANGE: "uidrange", unix.FRA_IP_PROTO: "ipproto", unix.FRA_SPORT_RANGE: "sport",
 	unix.FRA_DPORT_RANGE: "dport",
@@ -236,6 +242,8 @@ func parseRule(b []byte) (Rule, error) {
 			r.Iif = unix.ByteSliceToString(value)
 		case unix.FRA_OIFNAME:
 			r.Oif = unix.ByteSliceToString(value)
+		case unix.FRA_GOTO:
+			r.Goto = uint32Of(value)
 		default:
 			if typ == unix.FRA_SUPPRESS_PREFIXLEN && uint32Of(value) == noSuppress {
 				return
@@ -281,6 +289,7 @@ func (d Rule) hits(r Rule) bool {
 	}
 	return d.Priority == r.Priority && d.Action == r.Action &&
 		(d.Table == 0 || d.Table == r.Table) &&
+		(d.Goto == 0 || d.Goto == r.Goto) &&
 		(d.Protocol == 0 || d.Protocol == r.Protocol) &&
 		(!d.Src.IsValid() || d.Src == r.Src) &&
 		(!d.Dst.IsValid() || d.Dst == r.Dst) &&

@@ -95,6 +95,44 @@ func TestLookups(t *testing.T) {
 	}
 }
 
+// TestForeignRules: users and ports with another uplink's address leave by that in IPv4, and not at all in IPv6.
+func TestForeignRules(t *testing.T) {
+	source := func(priority uint32, addr string, table uint32) route.Rule {
+		return route.Rule{Priority: priority, Src: netip.MustParsePrefix(addr), Table: table, Protocol: route.Protocol}
+	}
+	others := source(10000, "192.0.2.9/32", 10009)
+	others.Protocol = unix.RTPROT_STATIC
+	rules := []route.Rule{
+		source(5000, "192.0.2.4/32", 10004), // before the binding anyway
+		LookupOf(GuardOf(testMarking, testUser, Block), 10001),
+		source(9998, "192.0.2.6/32", unix.RT_TABLE_MAIN), source(10000, "192.0.2.5/32", 10000), source(10000, "192.0.2.6/32", 10001),
+		source(10000, "192.0.2.7/32", 10002), source(10000, "198.51.100.0/24", 10002), source(10000, "2001:db8::5/128", 10000), others,
+	}
+	marked := route.Traffic{Mark: testMarking.Mark, Mask: testMarking.Mask}
+	guards := []route.Rule{GuardOf(testMarking, testUser, Block), GuardOf(testMarking, marked, Block), GuardOf(testMarking, testUser, Fallback)}
+	rules = append(rules, guards...)
+	want := []string{
+		"9001: from 192.0.2.5 uidrange 1000-1000 goto 10000 proto 116",
+		"9001: from 192.0.2.6 uidrange 1000-1000 goto 9998 proto 116",
+		"9001: from 2001:db8::5 uidrange 1000-1000 unreachable proto 116",
+	}
+	var got []string
+	for _, r := range ForeignRules(testMarking, rules, func(a netip.Addr) bool { return a == netip.MustParseAddr("192.0.2.7") }) {
+		got = append(got, r.String())
+		if !IsForeign(r) || IsGuard(r) || IsLookup(r) || IsOwnLookup(r) || IsLocal(r) {
+			t.Errorf("%s is taken for another rule", r)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for _, r := range rules {
+		if IsForeign(r) {
+			t.Errorf("%s is taken for a foreign rule", r)
+		}
+	}
+}
+
 // TestLocalNetworks: networks of bridges and LANs are local, those of uplinks, tunnels and ports of bridges are not.
 func TestLocalNetworks(t *testing.T) {
 	links := map[int]route.Link{

@@ -81,8 +81,8 @@ func (w World) Walk(p Packet) Answer {
 		differs := why != ""
 		if why == "" {
 			if rule.Action == route.Goto {
-				if at := slices.IndexFunc(w.Rules, func(r route.Rule) bool { return r.Priority >= selectors.Goto }); at > i && w.Rules[at].Priority == selectors.Goto {
-					a.Steps = append(a.Steps, Step{Rule: rule, Why: fmt.Sprintf("goes on at %d", selectors.Goto)})
+				if at := slices.IndexFunc(w.Rules, func(r route.Rule) bool { return r.Priority >= rule.Goto }); at > i && w.Rules[at].Priority == rule.Goto {
+					a.Steps = append(a.Steps, Step{Rule: rule, Why: fmt.Sprintf("goes on at %d", rule.Goto)})
 					i = at - 1
 					continue
 				}
