@@ -61,6 +61,9 @@ func measureClient(session *nettest.Session, o options, dir string, r *report) e
 		hosts = append(hosts, h)
 	}
 	for _, measure := range []func(options, []*host, *report) error{measureTable, measureMemory, measureGone} {
+		if o.only == "watch" {
+			break
+		}
 		if err := measure(o, hosts, r); err != nil {
 			return err
 		}

@@ -22,7 +22,7 @@ every answer. Ratios compare measurements that take turns in one run.
   -json          print JSON
   -runs N        print the median of N runs (5)
   -slice D       how long one measurement lasts (100ms); each run has three of a kind
-  -only PART     server or client
+  -only PART     server, client or watch
   -clients N,N   how many ask at once (1,16,256)
   -short         small and quick: shows that it works, not how fast it is
   -dir DIR       where the databases are (below .cache); not on a tmpfs
@@ -108,7 +108,7 @@ func main() {
 	}
 	switch {
 	case slices.Min(o.clients) < 1, flag.NArg() > 0 || o.runs < 1 || o.slice <= 0 || o.leases < 1 || o.leases > tablesMax,
-		o.only != "" && o.only != "server" && o.only != "client", o.server != "" && o.original != "":
+		!slices.Contains([]string{"", "server", "client", "watch"}, o.only), o.server != "" && o.original != "":
 		flag.Usage()
 		os.Exit(2)
 	case o.server != "":
@@ -139,7 +139,7 @@ func own(session *nettest.Session, o options) error {
 		return err
 	}
 	r := newReport(o)
-	if o.only != "client" {
+	if o.only == "" || o.only == "server" {
 		if err := measureServer(o, dir, r); err != nil {
 			return err
 		}

@@ -56,6 +56,10 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 	if err != nil {
 		return nil, err
 	}
+	if err := watcher.AllRules(); err != nil {
+		watcher.Close()
+		return nil, err
+	}
 	kernel, err := route.Dial()
 	if err != nil {
 		watcher.Close()

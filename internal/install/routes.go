@@ -111,7 +111,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 			p.expires = r.Expires
 		}
 	}
-	added, deleted, syncErr := p.env.Kernel.SyncRoutes(u.Family(), table, plan)
+	added, deleted, syncErr := p.env.Kernel.SyncRoutesFrom(have, u.Family(), table, plan)
 	for _, r := range added {
 		p.env.Log.Info("route added", attrs(u, r)...)
 	}
@@ -135,20 +135,23 @@ func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
 	p.others = slices.Concat(others, slices.DeleteFunc(p.others, func(r route.Route) bool { return !inMain(r) }))
 	m.Taken = slices.Concat(p.taken, p.others)
 	p.wasDown, p.went = false, nil
-	p.last = slices.Concat(slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) }), others)
-	if len(p.last) > maxLost {
-		p.last = nil
-	}
+	now := slices.Concat(slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) }), others)
 	p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool {
-		return slices.ContainsFunc(p.last, func(l route.Route) bool { return sameDestination(l, r) })
+		return slices.ContainsFunc(now, func(l route.Route) bool { return sameDestination(l, r) })
 	})
+	p.last = nil // most often it stays that: a thousand addresses keep nothing
+	for _, r := range now {
+		// What was advertised comes with an advertisement, or was over, and the kernel's comes with an address.
+		if r.Expires == 0 && r.Protocol != unix.RTPROT_KERNEL && len(now) <= maxLost {
+			p.last = append(p.last, r)
+		}
+	}
 	m.Lost = p.lost
 }
 
 // lose notes that main has lost its routes over the link, and would have lost those that were taken.
 func (p *placer) lose(taken bool) {
-	// What was advertised comes with an advertisement, or was over, and the kernel's comes with an address.
-	p.lost = append(p.lost, slices.DeleteFunc(p.last, func(r route.Route) bool { return r.Expires > 0 || r.Protocol == unix.RTPROT_KERNEL })...)
+	p.lost = append(p.lost, p.last...)
 	p.last = nil
 	if taken {
 		gone := slices.DeleteFunc(slices.Clone(p.taken), p.isFresh)

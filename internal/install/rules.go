@@ -171,7 +171,12 @@ func (r *Rules) sync(table uint32, want []route.Rule) error {
 
 // NoteExtra notes which of the uplink's rules lead elsewhere than to the table.
 func (r *Rules) NoteExtra(want []route.Rule) {
-	r.extra = slices.DeleteFunc(slices.Clone(want), func(rule route.Rule) bool { return !uplink.LeavesTable(rule) })
+	r.extra = nil // a clone of want would keep the room of all
+	for _, rule := range want {
+		if uplink.LeavesTable(rule) {
+			r.extra = append(r.extra, rule)
+		}
+	}
 }
 
 // withRoutes are the rules that the uplink has if routes are placed for it.

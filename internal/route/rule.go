@@ -406,14 +406,14 @@ func merge(have, seen []kernelRule) []kernelRule {
 // another rule than the one meant, that one is put back at once; it then stands behind the rules
 // of its priority.
 func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added, deleted []Rule, err error) {
-	type spot struct{ priority, table uint32 }
-	near := make(map[spot]bool, len(want)) // cheaper to ask than wanted
+	spot := func(r *Rule) uint64 { return uint64(r.Priority)<<32 | uint64(r.Table) }
+	near := make(map[uint64]bool, len(want)) // cheaper to ask than wanted
 	wanted := make(map[Rule]bool, len(want))
 	for _, r := range want {
 		if err := r.check(family); err != nil {
 			return nil, nil, fmt.Errorf("add rule %q: %w", r, err)
 		}
-		wanted[r], near[spot{r.Priority, r.Table}] = true, true
+		wanted[r], near[spot(&r)] = true, true
 	}
 	// An answer does not say that all is as it was meant: other programs change rules too, and to
 	// the kernel a rule exists already if one does with a TOS, realms, an inversion or a selector
@@ -428,7 +428,7 @@ func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added,
 		var stale []Rule
 		for i := range have {
 			r := &have[i].Rule
-			if near[spot{r.Priority, r.Table}] && wanted[*r] {
+			if near[spot(r)] && wanted[*r] {
 				present[*r] = true
 			} else if owned(*r) {
 				stale = append(stale, *r)
@@ -438,17 +438,17 @@ func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added,
 		if !settled {
 			last = stale[0]
 		}
+		var missing []Rule
 		for _, r := range want {
-			if present[r] {
-				continue
+			if !present[r] {
+				present[r], settled, last = true, false, r
+				missing = append(missing, r)
 			}
-			present[r], settled, last = true, false, r
-			switch err := c.change(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r.encode(family)); {
-			case err == nil:
-				added = append(added, r)
-			case !errors.Is(err, unix.EEXIST):
-				return added, deleted, fmt.Errorf("add rule %q: %w", r, err)
-			}
+		}
+		more, err := c.addRules(family, missing)
+		added = append(added, more...)
+		if err != nil {
+			return added, deleted, err
 		}
 		if settled {
 			return added, deleted, nil
@@ -467,6 +467,27 @@ func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added,
 		}
 	}
 	return added, deleted, fmt.Errorf("sync rule %q: %w", last, errUnsettled)
+}
+
+// addRules returns those that it added, also with an error. That a rule is there already is none.
+func (c *Conn) addRules(family int, rules []Rule) (added []Rule, err error) {
+	const flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	messages := make([]change, 0, len(rules))
+	for _, r := range rules {
+		messages = append(messages, change{unix.RTM_NEWRULE, flags, r.encode(family)})
+	}
+	for i, ok := range c.changeTogether(messages) {
+		if !ok {
+			switch err := c.change(unix.RTM_NEWRULE, flags, messages[i].body); {
+			case errors.Is(err, unix.EEXIST):
+				continue
+			case err != nil:
+				return added, fmt.Errorf("add rule %q: %w", rules[i], err)
+			}
+		}
+		added = append(added, rules[i])
+	}
+	return added, nil
 }
 
 // deleteRule deletes r, a rule of have, which is in the kernel's order. It returns what have then

@@ -128,6 +128,15 @@ func (c *Conn) FlushTable(family int, table uint32) error {
 // source address is not there yet, keeps no other from its place: the error joins those of all
 // routes, each with its name, and added and deleted tell the rest.
 func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, deleted []Route, err error) {
+	have, err := c.dumpRoutes(family, table)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.SyncRoutesFrom(have, family, table, want)
+}
+
+// SyncRoutesFrom is SyncRoutes for a caller that has just read the table's routes, have.
+func (c *Conn) SyncRoutesFrom(have []Route, family int, table uint32, want []Route) (added, deleted []Route, err error) {
 	wanted := make(map[Route]bool, len(want))
 	taken := make(map[place]bool, len(want))
 	var puts []Route
@@ -155,9 +164,10 @@ func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, delete
 
 	var first []Route
 	for round := range syncRounds {
-		have, err := c.dumpRoutes(family, table)
-		if err != nil {
-			return nil, nil, errors.Join(append(invalid, err)...)
+		if round > 0 {
+			if have, err = c.dumpRoutes(family, table); err != nil {
+				return nil, nil, errors.Join(append(invalid, err)...)
+			}
 		}
 		have = unforced(have, wanted)
 		if round == 0 {
@@ -170,7 +180,14 @@ func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, delete
 		}
 		refused := slices.Clone(invalid)
 		settled := true
-		for _, r := range puts {
+		added := c.routesTogether(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, puts, func(r Route) bool {
+			return !slices.ContainsFunc(to[r.Dst], func(h Route) bool { return h.place() == r.place() })
+		})
+		for i, r := range puts {
+			if added[i] {
+				settled = false
+				continue
+			}
 			changed, err := c.put(to[r.Dst], r)
 			settled = settled && !changed
 			if err != nil {
@@ -181,8 +198,18 @@ func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, delete
 			continue // what is stale is looked up anew: some of it was replaced
 		}
 		// What was dumped last still holds, as nothing was added.
-		for _, r := range have {
-			if r.Protocol != Protocol || wanted[r.key()] {
+		stale := slices.DeleteFunc(slices.Clone(have), func(r Route) bool { return r.Protocol != Protocol || wanted[r.key()] })
+		deleted := c.routesTogether(unix.RTM_DELROUTE, 0, stale, func(r Route) bool {
+			return !slices.ContainsFunc(to[r.Dst], func(h Route) bool { return r.hits(h) && !h.Equal(r) })
+		})
+		for i, r := range stale {
+			if deleted[i] {
+				settled = false
+				to[r.Dst] = slices.DeleteFunc(to[r.Dst], r.Equal)
+			}
+		}
+		for i, r := range stale {
+			if deleted[i] {
 				continue
 			}
 			if _, err := c.remove(to[r.Dst], r); err != nil {
