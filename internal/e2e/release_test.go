@@ -75,6 +75,38 @@ func TestReleaseAll(t *testing.T) {
 	}
 }
 
+// TestReleaseImpostor: root of a container that has the name of a watch is neither ended nor waited for.
+func TestReleaseImpostor(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.serve()
+	h.watch()
+	h.served("10.77.0.2")
+	const take = `
+import socket, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(b"\0:watch--0-77-%d".ljust(108, b"\0"))
+print("taken", flush=True); time.sleep(600)`
+	impostors := make(map[string]*process)
+	for what, before := range h.impostors() {
+		p := h.start(exec.Command("sh", "-c", fmt.Sprintf("exec %s python3 -c '%s'", before, fmt.Sprintf(take, len(impostors)))))
+		p.waitLog("taken")
+		impostors[what] = p
+	}
+	r := h.run(bin(t, clientBin), "release", "--all")
+	if r.code != 0 || strings.Count(r.stdout, "is ended") != 1 {
+		t.Errorf("release --all: %+v", r)
+	}
+	h.waitClean()
+	for what, p := range impostors {
+		select {
+		case <-p.done:
+			t.Errorf("root %s was ended", what)
+		default:
+		}
+	}
+}
+
 // TestReleaseBound: while programs and users are bound nothing is released, and with --force what was bound with block
 // sends nothing more.
 func TestReleaseBound(t *testing.T) {

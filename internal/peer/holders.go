@@ -77,7 +77,8 @@ type Watch struct {
 	Unit string // of systemd, which starts it again when it ends; empty: none
 }
 
-// Watches returns the watches of this network namespace, found by their sockets.
+// Watches returns the watches of this network namespace, found by their sockets. A name that root of a container took
+// is none: nobody is to end what its owner makes look like a watch, or to wait for its end.
 func Watches() ([]Watch, error) {
 	names, err := wire.PaddedNames(ours().Has)
 	if err != nil {
@@ -99,7 +100,9 @@ func Watches() ([]Watch, error) {
 	owners, err := wire.FindOwners(addrs...)
 	var watches []Watch
 	for _, owner := range owners {
-		watches = append(watches, Watch{owner.PID, unitOf(owner.PID)})
+		if ours().believesOwner(owner) {
+			watches = append(watches, Watch{owner.PID, unitOf(owner.PID)})
+		}
 	}
 	return watches, err
 }
