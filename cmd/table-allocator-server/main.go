@@ -3,10 +3,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -21,7 +24,7 @@ Leases routing table numbers, unique on this host, to table-allocator-client.
 Without -c it serves @tas_socket with tables 10000 to 10039 for an hour each.
 
   -c, --config FILE  configuration (JSON, // comments allowed); the file of the
-                     original table_allocator_server works
+                     original table_allocator_server works; SIGHUP reads it again
       --check        say whether the configuration is right, and exit
       --debug        log renewals and replies too
       --version      print the version and exit
@@ -53,12 +56,13 @@ func run() int {
 	case flags.NArg() > 0:
 		return fail(fmt.Errorf("unexpected argument %q (see --help)", flags.Arg(0)))
 	}
-	cfg := server.Default()
+	load := func() (server.Config, error) { return server.Default(), nil }
 	if flags.Changed("config") {
-		var err error
-		if cfg, err = server.LoadConfig(*config); err != nil {
-			return fail(err)
-		}
+		load = func() (server.Config, error) { return server.LoadConfig(*config) }
+	}
+	cfg, err := load()
+	if err != nil {
+		return fail(err)
 	}
 	if *check {
 		fmt.Println("configuration ok")
@@ -70,7 +74,7 @@ func run() int {
 	if err != nil {
 		return fail(err)
 	}
-	if err := serve(cfg, log); err != nil {
+	if err := serve(cfg, load, log); err != nil {
 		log.Error("cannot serve", "err", err)
 		if cfg.Syslog || cfg.LogPath != "" {
 			return fail(err) // a user who starts the server by hand looks here
@@ -80,7 +84,7 @@ func run() int {
 	return cli.ExitOK
 }
 
-func serve(cfg server.Config, log *slog.Logger) error {
+func serve(cfg server.Config, load func() (server.Config, error), log *slog.Logger) error {
 	ctx, stop := cli.UntilSignal()
 	defer stop()
 	period, err := systemd.WatchdogInterval()
@@ -93,7 +97,32 @@ func serve(cfg server.Config, log *slog.Logger) error {
 		Stopping:    systemd.NotifyStopping,
 		Alive:       systemd.NotifyAlive,
 		AlivePeriod: period,
+		Reload:      reloads(ctx, load),
 	}, log)
+}
+
+// reloads returns a channel with the configuration for each SIGHUP, or for several at once. Names of users are looked
+// up here, where nobody waits.
+func reloads(ctx context.Context, load func() (server.Config, error)) <-chan server.Reload {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	reloads := make(chan server.Reload)
+	go func() {
+		for {
+			select {
+			case <-signals:
+			case <-ctx.Done():
+				return
+			}
+			cfg, err := load()
+			select {
+			case reloads <- server.Reload{Config: cfg, Err: err}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return reloads
 }
 
 func fail(err error) int {

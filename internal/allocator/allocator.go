@@ -63,11 +63,11 @@ type Epoch struct {
 
 // Config is what Open needs to know.
 type Config struct {
-	Path    string          // of the database file
-	Pools   map[Family]Pool // a family without a pool is not served
-	Timeout int64           // seconds that a lease lasts
-	Epoch   Epoch
-	Marks   Marks
+	Path  string          // of the database file
+	Pools map[Family]Pool // a family without a pool is not served
+	Limits
+	Epoch Epoch
+	Marks Marks
 
 	// Avoid reports whether table must not go to key now, because rules of the host refer to it, or it
 	// has routes. lastHolder held the table last, in this database and epoch, and is the zero Key if it
@@ -86,10 +86,14 @@ type Config struct {
 	// Named reports whether a rule of the host looks up a table. A nil Named never does.
 	Named func(family Family, table uint32) bool
 
-	// RootTables of each pool are for root and Self, the uid of the server; other users share the rest.
-	// UserTables is how many of each pool a user may hold of that; 0: all.
+	Self uint32 // the uid of the server
+}
+
+// Limits may change while the allocator works. RootTables of each pool are for root and Self; other users share the
+// rest. UserTables is how many of each pool a user may hold of that; 0: all.
+type Limits struct {
+	Timeout                int64 // seconds that a lease lasts
 	RootTables, UserTables uint64
-	Self                   uint32
 }
 
 // Sender tells processes that ask apart, as far as the kernel knows them. Name is a hash of the name of its
@@ -353,6 +357,9 @@ func (a *Allocator) prefer(p *pool, wanted []uint32, last *slot, fits func(uint3
 	}
 	return nil
 }
+
+// SetLimits changes the limits. Leases in force stay: the next renewal of each follows the new timeout.
+func (a *Allocator) SetLimits(l Limits) { a.cfg.Limits = l }
 
 // Held returns how many leases are in force.
 func (a *Allocator) Held() int { return len(a.due) }

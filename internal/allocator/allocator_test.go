@@ -30,7 +30,7 @@ type host struct {
 }
 
 func config(t testing.TB, pools map[Family]Pool) Config {
-	return Config{Path: filepath.Join(t.TempDir(), "state", "leases.db"), Pools: pools, Timeout: timeout, Epoch: here}
+	return Config{Path: filepath.Join(t.TempDir(), "state", "leases.db"), Pools: pools, Limits: Limits{Timeout: timeout}, Epoch: here}
 }
 
 func inet(first uint32, count uint64) map[Family]Pool {

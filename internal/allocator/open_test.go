@@ -203,7 +203,7 @@ func TestLockHolderIsNamed(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open(Config{Path: path, Pools: inet(10000, 1), Timeout: 1, Epoch: here}, 1000, slog.New(slog.DiscardHandler))
+	_, err = Open(Config{Path: path, Pools: inet(10000, 1), Limits: Limits{Timeout: 1}, Epoch: here}, 1000, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "another server uses it") {
 		t.Fatalf("got %v", err)
 	}

@@ -109,9 +109,13 @@ func TestSystemd(t *testing.T) {
 	h.waitRules(append(copyRules("10.77.1.2", "10.77.1.0/24", 10001), rules...)...)
 	systemctl("is-active", "table-allocator-server")
 
-	systemctl("reload", "table-allocator-watch")
+	systemctl("reload", "table-allocator-server", "table-allocator-watch")
 	h.ns.IP(t, "address del 10.77.1.2/24 dev wan0")
 	h.waitRules(rules...)
+	if r := inside("sh", "-c", "echo '{' >/mnt/etc/table-allocator/server.json; systemctl reload table-allocator-server"); r.code == 0 {
+		t.Error("reload with a broken configuration of the server succeeds")
+	}
+	systemctl("is-active", "table-allocator-server")
 	systemctl("stop", "table-allocator-watch", "table-allocator-server")
 	h.wantRules(rules...)
 	if r := inside("systemctl", "list-units", "--failed", "--plain", "--no-legend"); r.stdout != "" {

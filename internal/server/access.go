@@ -42,14 +42,19 @@ type groupsOf struct {
 const groupsFor = 5 * time.Second
 
 func newAccess(cfg Config) *access {
-	return &access{
-		self:  uint32(os.Geteuid()),
-		uids:  cfg.AllowedUIDs,
-		gids:  cfg.AllowedGIDs,
-		cache: make(map[uint32]groupsOf),
-
+	a := &access{
+		self:      uint32(os.Geteuid()),
+		cache:     make(map[uint32]groupsOf),
 		standings: make(map[int32]standingOf),
 	}
+	a.permit(cfg)
+	return a
+}
+
+// permit sets who may lease.
+func (a *access) permit(cfg Config) {
+	a.uids, a.gids = cfg.AllowedUIDs, cfg.AllowedGIDs
+	clear(a.cache)
 }
 
 // standing is that of a sender; of users other than root it is NoRoot.

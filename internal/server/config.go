@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/table-allocator/table-allocator/internal/allocator"
 	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -64,6 +65,11 @@ func (c *Config) rootTables() uint64 {
 		return c.Tables / 2
 	}
 	return *c.RootTables
+}
+
+// limits are those of leases.
+func (c *Config) limits() allocator.Limits {
+	return allocator.Limits{Timeout: c.Timeout, RootTables: c.rootTables(), UserTables: c.UserTables}
 }
 
 // defaultDatabase is below the state directory of the service, of the system or of a

@@ -28,6 +28,7 @@ type Host struct {
 	Stopping    func() error  // called when that ends
 	Alive       func() error  // called each AlivePeriod while the loops work
 	AlivePeriod time.Duration // 0: Alive is not called
+	Reload      <-chan Reload // nil: the configuration never changes
 }
 
 // Run serves until ctx ends. Then it finishes the rounds at hand, stores the renewals and returns nil.
@@ -38,6 +39,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	}
 	defer closeAll(conns)
 	s := &server{
+		cfg:      cfg,
 		log:      log,
 		recorder: recorder{log: log},
 		marking:  cfg.Marking,
@@ -58,17 +60,14 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	s.leases, err = allocator.Open(allocator.Config{
 		Path:    cfg.Database,
 		Pools:   pools(cfg),
-		Timeout: cfg.Timeout,
+		Limits:  cfg.limits(),
 		Epoch:   epoch,
 		Marks:   cfg.Marking.marks(),
 		Avoid:   s.rules.avoid,
 		Taken:   s.rules.taken,
 		Sources: s.rules.lookedUp,
 		Named:   s.rules.named,
-
-		RootTables: cfg.rootTables(),
-		UserTables: cfg.UserTables,
-		Self:       s.access.self,
+		Self:    s.access.self,
 	}, wire.Seconds(wire.Now()), log)
 	if err != nil {
 		return err
@@ -81,7 +80,6 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 type server struct {
 	log      *slog.Logger
 	marking  marking
-	timeout  int64 // of leases, in seconds
 	conns    []*wire.Conn
 	kick     chan struct{} // something is due before the ticker wakes
 	watchdog watchdog
@@ -90,6 +88,8 @@ type server struct {
 	warnHidden sync.Once
 
 	mu       sync.Mutex
+	cfg      Config
+	timeout  int64 // of leases, in seconds
 	leases   *allocator.Allocator
 	access   *access
 	rules    *rulesInUse
@@ -206,6 +206,7 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host, conns []*wire
 			errs <- s.receive(ctx, &socket{Conn: c}, loop)
 		})
 	}
+	running.Go(func() { s.followReloads(ctx, host.Reload) })
 	ticker := s.watchdog.add()
 	running.Go(func() { s.tick(ctx, ticker) })
 	if host.Alive != nil && host.AlivePeriod > 0 {
