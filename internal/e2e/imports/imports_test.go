@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"internal/jsonc":             {},
 	"internal/lock":              {"internal/uplink", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/peer":              {"internal/wire"},
+	"internal/probe":             {"internal/choice"},
 	"internal/remember":          {},
 	"internal/route":             {},
 	"internal/walk":              {"internal/route"},

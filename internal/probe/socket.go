@@ -1,0 +1,135 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a packet has before its payload, in bytes.
+func ipHeader(a netip.Addr) int {
+	if a.Is4() {
+		return 20
+	}
+	return 40
+}
+
+const (
+	udpHeader = 8
+	tcpHeader = 20
+	tcpOpen   = 60 // of a segment that opens a connection, with its options
+)
+
+// dial connects a socket that is bound to the address and to the link of an uplink. With the address alone the packets
+// could leave by a tunnel, or by another uplink where the table of this one is empty. Its deadline is that of ctx.
+func dial(ctx context.Context, u Uplink, kind, protocol int, to netip.AddrPort) (*os.File, error) {
+	domain := unix.AF_INET6
+	if u.Address.Is4() {
+		domain = unix.AF_INET
+	}
+	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	err = os.NewSyscallError("bind to the link", unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, u.Ifname))
+	if err == nil {
+		err = os.NewSyscallError("bind to the address", unix.Bind(fd, sockaddr(netip.AddrPortFrom(u.Address, 0))))
+	}
+	if err == nil {
+		err = os.NewSyscallError("connect", unix.Connect(fd, sockaddr(to)))
+	}
+	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		unix.Close(fd)
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "probe")
+	if deadline, ok := ctx.Deadline(); ok {
+		err = f.SetDeadline(deadline)
+	}
+	return f, err
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+// interrupt ends what waits on a socket when ctx ends, until stop is called.
+func interrupt(ctx context.Context, f *os.File) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) }) // a closed one waits for nothing
+}
+
+// exchange sends a datagram and waits for one that is the answer.
+func exchange(ctx context.Context, u Uplink, kind, protocol int, to netip.AddrPort, question []byte, isAnswer func([]byte) bool) (bytes int, err error) {
+	f, err := dial(ctx, u, kind, protocol, to)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	defer interrupt(ctx, f)()
+	header := ipHeader(u.Address)
+	if protocol == 0 {
+		header += udpHeader
+	}
+	if _, err := f.Write(question); err != nil {
+		return 0, err
+	}
+	bytes = header + len(question)
+	buf := make([]byte, 1500)
+	for {
+		n, err := f.Read(buf)
+		if err != nil {
+			return bytes, err
+		}
+		bytes += header + n
+		if isAnswer(buf[:n]) {
+			return bytes, nil
+		}
+	}
+}
+
+// open waits until a TCP connection stands. Closing it resets it, so that nothing lingers at either end.
+func open(ctx context.Context, u Uplink, to netip.AddrPort) (*os.File, error) {
+	f, err := dial(ctx, u, unix.SOCK_STREAM, unix.IPPROTO_TCP, to)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := f.SyscallConn()
+	if err == nil {
+		stop := interrupt(ctx, f)
+		err = connected(raw.Write)
+		stop()
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// connected waits, by waiting until a socket can be written to, for the end of its connect.
+func connected(wait func(func(fd uintptr) bool) error) (err error) {
+	waitErr := wait(func(fd uintptr) bool {
+		code, e := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if e == nil && code != 0 {
+			e = unix.Errno(code)
+		}
+		if e == nil {
+			if _, e = unix.Getpeername(int(fd)); errors.Is(e, unix.ENOTCONN) {
+				return false
+			}
+		}
+		if e == nil {
+			e = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
+		err = e
+		return true
+	})
+	return errors.Join(waitErr, err)
+}
