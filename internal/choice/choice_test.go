@@ -219,6 +219,8 @@ func TestChoose(t *testing.T) {
 		{"all dead, and the choice has gone", []Candidate{in(wan0, Dead)}, 2, "", 0, 0},
 		{"unknown at the start", []Candidate{in(wan0, Unknown), in(wan1, Unknown)}, 0, "", 0, 0},
 		{"unknown, chosen by the last watch", []Candidate{wan0, in(wan1, Unknown)}, 2, "", 2, 0},
+		{"one is known at the start", []Candidate{in(wan0, Unknown), wan1}, 0, "", 0, 0},
+		{"the choice has gone, and one is unknown", []Candidate{in(wan0, Unknown), wan1}, 3, "", 2, 0},
 		{"one without a default route", []Candidate{with(wan0, func(c *Candidate) { c.Default = false }), wan1}, 1, "", 2, 0},
 		{"metered", []Candidate{with(wan0, func(c *Candidate) { c.Metered = true }), wan1}, 1, "", 2, 0},
 		{"metered, and the other one degraded", []Candidate{with(wan0, func(c *Candidate) { c.Metered = true }), in(wan1, Degraded)}, 2, "", 1, 0},

@@ -39,6 +39,9 @@ func Choose(now time.Duration, all []Candidate, current uint32, pinned string) D
 		return Decision{Table: all[at].Table, Why: "the user wants it", Pinned: true}
 	}
 	at := slices.IndexFunc(all, func(c Candidate) bool { return c.Table == current })
+	if current == 0 && slices.ContainsFunc(all, func(c Candidate) bool { return c.State == Unknown }) {
+		return Decision{Why: "none, until it is known which uplinks work"}
+	}
 	if current == 0 || at < 0 {
 		if len(all) > 0 && class(all[0].State) < useless {
 			return Decision{Table: all[0].Table, Why: reason(all, all[0])}

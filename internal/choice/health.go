@@ -83,6 +83,17 @@ func (h *Health) Carrier(now time.Duration, has bool) bool {
 	return false
 }
 
+// SetOff notes why the uplink is not asked, or with "" that it is. It reports whether the state changed.
+func (h *Health) SetOff(now time.Duration, why string) bool {
+	switch {
+	case why != "" && h.State != Off && h.State != NoCarrier:
+		return h.enter(now, Off, why)
+	case why == "" && h.State == Off:
+		return h.enter(now, Unknown, "asked from now on")
+	}
+	return false
+}
+
 // Round takes over a round, and reports whether the state changed.
 func (h *Health) Round(now time.Duration, r Round) bool {
 	if h.State == NoCarrier || h.State == Off {
@@ -152,17 +163,17 @@ func (h *Health) enter(now time.Duration, s State, why string) bool {
 	if s == h.State {
 		return false
 	}
-	if h.State == Alive { // what is degraded has failed already
+	if h.State == Alive && s != Off || h.State == Off && s == NoCarrier { // what is degraded has failed already
 		h.fail(now)
 	}
-	if s == Alive && h.failure != 0 {
+	if (s == Alive || s == Off) && h.failure != 0 {
 		h.Held = now + h.hold
 	}
 	h.State, h.Since, h.Reason = s, now, why
 	if s == Dead || s == NoCarrier {
 		h.lost, h.rounds, h.RTT = 0, 0, 0
 	}
-	if s == Dead || s == NoCarrier || s == Unknown {
+	if s == Dead || s == NoCarrier || s == Unknown || s == Off {
 		h.failed, h.answered, h.portalAt = 0, 0, 0
 	}
 	return true

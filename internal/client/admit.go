@@ -45,6 +45,7 @@ func (h *host) note(n news) {
 		h.admitSoon()
 	}
 	h.noteRules(n.tables)
+	h.choices.note(n)
 }
 
 // unknown reports whether any address has no session.
@@ -130,6 +131,7 @@ func (h *host) admitSoon() {
 func (h *host) dropped(s *session) {
 	h.removeOrder(s)
 	h.dropSettings(s)
+	h.choices.soon()
 	switch {
 	case len(s.enders) > 0:
 		h.ended[s.lease.uplink.Key] = true

@@ -109,6 +109,7 @@ type news struct {
 	lost         map[tableOf]bool         // other tables that routes were deleted from
 	rules        map[ruleAt]bool          // where rules of ours were added or deleted; true: deleted
 	tables       map[uint32]bool          // tables of rules of ours that were added or deleted; true: deleted
+	choice       map[int]bool             // families of which main has lost a default route of ours, or another one took its place
 }
 
 // onLink is an address on a link.
@@ -213,6 +214,9 @@ func (n *news) addRoute(e route.Event) {
 			n.addHistory(e, e.Family, index)
 		}
 		others := e.Protocol != route.Protocol
+		if e.Route.Dst.Bits() == 0 && (e.Deleted && uplink.IsChoiceRoute(*e.Route) || others && e.Replaced) {
+			n.choice = with(n.choice, e.Family)
+		}
 		n.newDefault = n.newDefault || others && !e.Deleted && e.Route.Dst.Bits() <= uplink.Halves(e.Family)
 		n.addMain(e.Family, mainNews{others: others, silent: others && e.Replaced})
 		if others {

@@ -44,6 +44,7 @@ type loop struct {
 	ending   bool                       // everything is being taken back
 	reloads  <-chan Reload
 	reload   func(Reload) // for each value of reloads
+	calls    chan func()  // what runs beside the loop hands in
 }
 
 func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*loop, error) {
@@ -83,6 +84,7 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 		watcher:  watcher,
 		inbox:    make(chan packet),
 		changes:  make(chan []route.Event),
+		calls:    make(chan func()),
 		failures: make(chan error, 1),
 		stopped:  make(chan struct{}),
 	}
@@ -101,6 +103,14 @@ func (l *loop) close() {
 	}
 	l.kernel.Close()
 	l.env.Close()
+}
+
+// hand has the loop call f, unless the loop has ended.
+func (l *loop) hand(f func()) {
+	select {
+	case l.calls <- f:
+	case <-l.stopped:
+	}
 }
 
 // add puts a machine into the set.
@@ -147,6 +157,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.fire(wire.Now())
 		case p := <-l.inbox:
 			l.receive(p)
+		case call := <-l.calls:
+			call()
 		case events := <-l.changes:
 			l.changed(events)
 		case failure = <-l.failures:

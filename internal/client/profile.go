@@ -22,6 +22,8 @@ type WatchConfig struct {
 	// MaxRoutes is how many routes of routing daemons are carried over into each table, as read at the start; 0:
 	// DefaultMaxRoutes.
 	MaxRoutes int
+
+	Probes *ProbeConfig // nil: nothing is probed
 }
 
 // DefaultMaxRoutes is a fifth of the Internet's IPv4 routes. The table of an address that has its default routes
@@ -69,10 +71,14 @@ func (c *WatchConfig) set(key string, value []byte) error {
 		}
 		c.MaxRoutes = int(n)
 		return err
+	case "probe":
+		var err error
+		c.Probes, err = parseProbes(key, value)
+		return err
 	case "socket_path":
 		return jsonc.Decode(key, value, &c.Server, "a string")
 	}
-	return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds, max_routes and socket_path)", key)
+	return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds, max_routes, probe and socket_path)", key)
 }
 
 func parseProfile(name string, text []byte) (uplink.Profile, error) {
@@ -92,18 +98,25 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 		"specific_first":  {&p.Settings.SpecificFirst, "true or false"},
 		"nameservers":     {&p.Settings.Nameservers, "a list of addresses"},
 		"dnsmasq_servers": {&p.Settings.ServersFile, "a path"},
+		"rank":            {&p.Traits.Rank, "a number, of which lower is better"},
+		"metered":         {&p.Traits.Metered, "true or false"},
 	}
 	err := jsonc.Each(text, func(key string, value []byte) error {
 		full := name + "." + key
 		switch f, ok := fields[key]; {
 		case ok:
 			return jsonc.Decode(full, value, f.into, f.want)
+		case key == "probe":
+			probed := true
+			err := jsonc.Decode(full, value, &probed, "true or false")
+			p.Traits.NoProbe = !probed
+			return err
 		case key == "families":
 			return parseFamilies(full, value, &p.Families)
 		case key == "priority":
 			return parsePriorities(full, value, &p.Priorities)
 		}
-		known := append(slices.Sorted(maps.Keys(fields)), "families", "priority")
+		known := append(slices.Sorted(maps.Keys(fields)), "families", "priority", "probe")
 		return fmt.Errorf("%s: unknown key (there are %s)", full, strings.Join(known, ", "))
 	})
 	if err != nil {

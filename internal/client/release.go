@@ -55,8 +55,9 @@ func Collect(server string, uids []uint32, log *slog.Logger) error {
 		if family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT) {
 			continue
 		}
+		_, choiceErr := l.env.SyncChoice(family, install.Choice{})
 		routes, readErr := h.ourRoutes(family)
-		errs = append(errs, err, readErr, h.flushStale(family, routes, nil))
+		errs = append(errs, err, choiceErr, readErr, h.flushStale(family, routes, nil))
 	}
 	return errors.Join(errs...)
 }

@@ -43,6 +43,7 @@ type host struct {
 	heals       *rate.Limiter
 	blames      rate.Sometimes
 	memory      remember.Dir // of this network namespace, see remembered; "": none
+	choices     *chooser
 }
 
 // Reload is a configuration that was read again. With Err the one before stays in force.
@@ -94,6 +95,10 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	if h.order, err = h.unboundOrder(uplink.Loopback); err != nil {
 		return err
 	}
+	h.choices = newChooser(h)
+	if err = h.choices.adopt(); err != nil {
+		return err
+	}
 	log.Info("watching", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	h.reconcile()
 	err = l.run(ctx)
@@ -106,6 +111,9 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 func (h *host) awaits() bool { return !h.ending }
 
 func (h *host) leaves(failure error) bool {
+	if failure == nil {
+		h.choices.leave(h.clean)
+	}
 	if failure == nil && !h.clean {
 		h.log.Info("stopped; leases, rules and routes stay in place")
 	}
@@ -116,7 +124,7 @@ func (h *host) next() time.Duration {
 	if h.ending {
 		return 0
 	}
-	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt)
+	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt, h.choices.next())
 }
 
 func (h *host) runDue(now time.Duration) {
@@ -132,12 +140,14 @@ func (h *host) runDue(now time.Duration) {
 	if h.healAt != 0 && now >= h.healAt {
 		h.heal()
 	}
+	h.choices.runDue(now)
 }
 
 func (h *host) settled(s *session) {
 	h.appendOrder(s)
 	h.retryRefused(s)
 	h.saveSettings(s)
+	h.choices.soon()
 }
 
 // reconcile compares the addresses of the host with the sessions, and rules and routes with both.
@@ -154,6 +164,7 @@ func (h *host) reconcile() {
 	h.admit()
 	h.heal()
 	h.collectStale()
+	h.choices.soon()
 }
 
 // reloadConfig takes over another configuration. Leases stay.
@@ -171,6 +182,7 @@ func (h *host) reloadConfig(r Reload) {
 	clear(h.ended)
 	clear(h.refused)
 	h.blind = true
+	h.choices.configure()
 	h.log.Info("configuration read again", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	for _, s := range h.all() {
 		if s.inst.Index == 0 {

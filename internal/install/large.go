@@ -86,6 +86,9 @@ func (p *placer) follow(u uplink.Uplink, m uplink.Main, table uint32, changes []
 		had, want := p.planTo(u, m, table, c.dst, c.before), p.planTo(u, m, table, c.dst, c.after)
 		errs = append(errs, p.env.Kernel.Replace(had, want))
 		p.placed += len(want) - len(had)
+		if c.dst.Bits() == 0 {
+			p.noteDefault(u.Plan(m, table))
+		}
 	}
 	return errors.Join(errs...)
 }

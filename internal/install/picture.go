@@ -43,6 +43,8 @@ type main struct {
 	defaults map[int]bool // links over which there is a default route, or the half of one
 	ends     bool         // there is a default route that leads nowhere
 
+	keeps, first bool // there is a default route of somebody else; one of metric 0
+
 	// versions count changes, so that an uplink can tell whether one concerns it.
 	versions map[int]int // by ifindex
 	common   int         // of local and ends
@@ -175,7 +177,8 @@ func (p *Picture) main(family int) (*main, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.take(routes, own, p.isUplink)
+	m.noteDefaults(routes)
+	m.take(slices.DeleteFunc(routes, uplink.IsChoiceRoute), own, p.isUplink)
 	m.since = now
 	return m, nil
 }
@@ -223,7 +226,7 @@ func (m *main) sortImage() {
 	var short []route.Route
 	m.image.All(func(dst netip.Prefix, routes []route.Route) {
 		if dst.Bits() <= uplink.Halves(routes[0].Family) {
-			short = append(short, routes...)
+			short = append(short, slices.DeleteFunc(slices.Clone(routes), uplink.IsChoiceRoute)...)
 		}
 	})
 	m.links = make(map[int][]route.Route)
@@ -233,6 +236,13 @@ func (m *main) sortImage() {
 		}
 	}
 	m.defaults, m.ends = uplink.Defaults(short), slices.ContainsFunc(short, uplink.IsDeadEnd)
+	m.noteDefaults(short)
+}
+
+// noteDefaults finds out what a default route of the choice would stand beside.
+func (m *main) noteDefaults(routes []route.Route) {
+	m.keeps = slices.ContainsFunc(routes, uplink.KeepsDefault)
+	m.first = slices.ContainsFunc(routes, func(r route.Route) bool { return uplink.KeepsDefault(r) && r.Metric == 0 })
 }
 
 // take sorts the routes of an ordinary main, and counts what changed. own are destinations that are this host's.

@@ -16,23 +16,25 @@ import (
 type placer struct {
 	env *Env
 
-	table   uint32        // 0: no lease
-	taken   []route.Route // what main lost to the table, as it was there
-	fresh   []route.Route // of that, what was deleted from main after the last event that was heard
-	last    []route.Route // what main had over the link, when the link was up last, and what others took of it
-	others  []route.Route // what others of the link took, or gave back to main, and what main had beside taken
-	lost    []route.Route // of that, what went with the link
-	placed  int           // routes in the table after the last sync
-	added   int           // by the last sync
-	toAll   bool          // the plan has had a default route since the lease stands
-	down    bool          // the link is down, as of the last look
-	wasDown bool          // it has been down since
-	went    []netip.Addr  // IPv4 addresses that were deleted from it since
-	heir    bool          // a holder before this process filled the table
-	unsure  bool          // holders of other addresses may not have noted yet what main lost
-	expires int           // seconds until the first route of the table ends; 0: none does
-	looked  version       // of main, at the last look
-	seen    version       // of main, when the table was filled last
+	table      uint32        // 0: no lease
+	taken      []route.Route // what main lost to the table, as it was there
+	fresh      []route.Route // of that, what was deleted from main after the last event that was heard
+	last       []route.Route // what main had over the link, when the link was up last, and what others took of it
+	others     []route.Route // what others of the link took, or gave back to main, and what main had beside taken
+	lost       []route.Route // of that, what went with the link
+	placed     int           // routes in the table after the last sync
+	added      int           // by the last sync
+	hasDefault bool
+	metric     uint32       // of the best default route in the table, if hasDefault
+	toAll      bool         // the plan has had a default route since the lease stands
+	down       bool         // the link is down, as of the last look
+	wasDown    bool         // it has been down since
+	went       []netip.Addr // IPv4 addresses that were deleted from it since
+	heir       bool         // a holder before this process filled the table
+	unsure     bool         // holders of other addresses may not have noted yet what main lost
+	expires    int          // seconds until the first route of the table ends; 0: none does
+	looked     version      // of main, at the last look
+	seen       version      // of main, when the table was filled last
 }
 
 // maxLost bounds what is remembered of a link that may go down. Whoever has more routes has a daemon for them.
@@ -95,6 +97,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	}
 	if image := p.env.Picture.largeMain(u.Family()); image != nil {
 		p.noteLoss(u, &m, false)
+		p.noteDefault(u.Plan(m, table))
 		return errors.Join(p.standing(u, m, had), p.syncLarge(u, m, table, image))
 	}
 	have, err := p.env.Kernel.Routes(u.Family(), table)
@@ -104,6 +107,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	p.noteLoss(u, &m, !slices.ContainsFunc(have, func(r route.Route) bool { return ours(r) && r.Index == m.Index }))
 	err = p.standing(u, m, had)
 	plan := u.Plan(m, table)
+	p.noteDefault(plan)
 	p.expires = 0
 	for _, r := range plan {
 		p.toAll = p.toAll || r.Dst.Bits() == 0

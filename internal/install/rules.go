@@ -157,7 +157,10 @@ func (r *Rules) sync(table uint32, want []route.Rule) error {
 	if table == 0 {
 		r.extra = nil // another client of the address may want the same rules
 	}
-	deleted, err := r.env.SyncRules(r.Uplink.Family(), r.Owns, want, r.Attrs)
+	owned := func(rule route.Rule) bool { // that of the choice goes with the lease, and is else the chooser's
+		return r.Owns(rule) && (table == 0 || rule.Table != table || !uplink.IsChoice(rule))
+	}
+	deleted, err := r.env.SyncRules(r.Uplink.Family(), owned, want, r.Attrs)
 	if err == nil && (len(dropped) > 0 ||
 		slices.ContainsFunc(deleted, func(rule route.Rule) bool { return !uplink.IsHost(rule) && (rule.Src.IsValid() || rule.Dst.IsValid()) })) {
 		err = r.sweep(table, dropped)

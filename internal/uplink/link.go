@@ -33,7 +33,7 @@ func Links(links map[int]route.Link, defaults map[int]bool) map[int]Link {
 func Defaults(main []route.Route) map[int]bool {
 	defaults := make(map[int]bool)
 	for _, r := range main {
-		if r.Dst.Bits() > Halves(r.Family) {
+		if r.Dst.Bits() > Halves(r.Family) || IsChoiceRoute(r) {
 			continue
 		}
 		for _, index := range r.Links() {

@@ -22,6 +22,24 @@ type Profile struct {
 	NoNetwork  bool
 	Forward    bool
 	Settings   Settings
+	Traits     Traits
+}
+
+// Traits are what a profile says of its links as uplinks for traffic that is bound to none.
+type Traits struct {
+	Rank    int  // lower is better
+	Metered bool // used if no other works, and probed rarely
+	NoProbe bool // taken for one that works
+}
+
+// Traits returns those of a link.
+func (c Selection) Traits(ifname string, family wire.Family) Traits {
+	for _, p := range c.Profiles {
+		if matches(p.Ifname, ifname) && slices.Contains(p.Families, family) {
+			return p.Traits
+		}
+	}
+	return Traits{}
 }
 
 // Selection says which addresses of the host are served, and how.
@@ -71,6 +89,9 @@ func (p Profile) Validate() error {
 	}
 	if p.Priorities.Source < 3 || p.Priorities.Network == 0 || p.Priorities.Unbound == 0 || p.Priorities.Source == 1<<32-1 {
 		return errors.New("priority: want numbers above 0, and above 2 for the source rule")
+	}
+	if p.Priorities.Unbound >= ChoicePriority-1 && p.Priorities.Unbound <= ChoicePriority+1 {
+		return fmt.Errorf("priority: %d to %d are not for unbound rules, since the choice of an uplink has its rules there", ChoicePriority-1, ChoicePriority+1)
 	}
 	if p.Settings.SpecificFirst && p.Priorities.Source < leastMainFirst {
 		return fmt.Errorf("priority: want at least %d for the source rule, since specific_first has rules before it", leastMainFirst)

@@ -185,7 +185,7 @@ func (u Uplink) Unbound(table uint32) []route.Rule {
 func IsUnbound(r route.Rule) bool {
 	plain := lookup(r.Priority, r.Table)
 	plain.Iif = r.Iif
-	return r == plain && (r.Iif == Loopback || r.Iif == "") && r.Table != unix.RT_TABLE_MAIN
+	return r == plain && (r.Iif == Loopback || r.Iif == "") && r.Table != unix.RT_TABLE_MAIN && !IsChoice(r)
 }
 
 // CanBlock reports whether there is a priority for Block.

@@ -1,0 +1,231 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/install"
+	"github.com/table-allocator/table-allocator/internal/probe"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// candidates are the uplinks of a family that unbound traffic could use.
+func (c *chooser) candidates(family int) (all []choice.Candidate) {
+	age := make(map[*session]int, len(c.sessions))
+	for i, s := range c.sessions {
+		age[s] = i
+	}
+	for key, p := range c.uplinks {
+		if p.session == nil || p.session.family() != family {
+			continue
+		}
+		metric, has := p.session.inst.DefaultMetric()
+		all = append(all, choice.Candidate{
+			Ifname: key.Ifname, Address: key.Address, Table: p.session.lease.table, State: p.health.State, Rank: p.traits.Rank,
+			Metered: p.traits.Metered, Default: has, Metric: metric, Held: p.health.Held, Age: age[p.session],
+		})
+	}
+	return all
+}
+
+func (c *chooser) decideFamily(now time.Duration, family int) error {
+	if !c.active(family) {
+		c.current[family] = 0
+		return c.withdraw(family, "nothing chooses an uplink any more")
+	}
+	all := c.candidates(family)
+	current := c.current[family]
+	if current != 0 && now < c.grace && !slices.ContainsFunc(all, func(o choice.Candidate) bool { return o.Table == current }) {
+		c.in(c.grace - now) // its address may not be in service yet
+		return nil
+	}
+	d, best, err := c.choose(now, family, all)
+	if err != nil {
+		return err
+	}
+	c.announce(family, all, d)
+	if d.At != 0 {
+		c.in(max(d.At-now, decideIn))
+	}
+	if d.Table == 0 {
+		return c.withdraw(family, d.Why)
+	}
+	return c.place(now, family, d.Table, best, d.Table != current)
+}
+
+// choose returns the choice among uplinks whose tables have default routes, and the first of these. The kernel is asked,
+// since it may have emptied a table.
+func (c *chooser) choose(now time.Duration, family int, all []choice.Candidate) (choice.Decision, route.Route, error) {
+	for {
+		d := choice.Choose(now, all, c.current[family], c.pinned[family])
+		if d.Table == 0 {
+			return d, route.Route{}, nil
+		}
+		tables, err := c.kernel.FirstRoutes(family, d.Table, 1)
+		if err != nil {
+			return d, route.Route{}, err
+		}
+		if best, has := uplink.BestDefault(slices.Concat(tables...)); has {
+			return d, best, nil
+		}
+		for i := range all {
+			all[i].Default = all[i].Default && all[i].Table != d.Table
+		}
+	}
+}
+
+// announce notes a decision, and says what changed.
+func (c *chooser) announce(family int, all []choice.Candidate, d choice.Decision) {
+	before := c.decision[family]
+	c.decision[family] = d
+	from, to := c.current[family], d.Table
+	c.current[family] = to
+	name := func(table uint32) string {
+		for _, o := range all {
+			if o.Table == table {
+				return o.Ifname
+			}
+		}
+		return ""
+	}
+	kept := "kept, since none works"
+	switch {
+	case from != to:
+		c.log.Info("unbound traffic uses another uplink", "family", familyName(family), "from", name(from), "to", name(to), "table", to, "why", d.Why)
+	case d.Why == kept && before.Why != kept:
+		c.log.Warn("no uplink works; unbound traffic stays where it is, since the targets or this host may be the cause",
+			"family", familyName(family), "ifname", name(to), "table", to)
+	}
+}
+
+func familyName(family int) string {
+	if family == unix.AF_INET6 {
+		return "inet6"
+	}
+	return "inet"
+}
+
+// sessionOf returns the session that has a table.
+func (c *chooser) sessionOf(family int, table uint32) *session {
+	for _, s := range c.sessions {
+		if s.family() == family && s.lease.table == table {
+			return s
+		}
+	}
+	return nil
+}
+
+// place leads unbound traffic to a table, whose best default route main gets if it keeps one of its own. switched says
+// that this is another table than before; else nothing differs, unless another program deleted something.
+func (c *chooser) place(now time.Duration, family int, table uint32, best route.Route, switched bool) error {
+	keeps, first, err := c.env.Picture.KeepsDefault(family)
+	if err != nil {
+		return err
+	}
+	if !switched && c.placed[family] && now < c.restored {
+		c.in(c.restored - now)
+		return nil
+	}
+	s := c.sessionOf(family, table)
+	if s == nil {
+		return fmt.Errorf("table %d is of no address in service", table)
+	}
+	mode := UnboundAuto
+	if c.config.Probes != nil {
+		mode = c.config.Probes.Unbound
+	}
+	moves := slices.ContainsFunc(c.sessions, func(o *session) bool {
+		return o.family() == family && o.serves() && o.lease.uplink.Settings.Routes == uplink.MoveRoutes
+	})
+	want := install.Choice{Attrs: []any{"ifname", s.lease.uplink.Key.Ifname, "addr", s.lease.uplink.Key.Address, "family", familyName(family)}}
+	var by []string
+	if mode == UnboundAuto || mode == UnboundRule {
+		want.Rules = uplink.ChoiceRules(table, moves && !keeps)
+		by = append(by, "rule")
+	}
+	c.warning[family] = ""
+	if mode == UnboundMain || mode == UnboundAuto && keeps {
+		r := uplink.ChoiceRoute(best, s.addr)
+		want.Route = &r
+		by = append(by, "main")
+		if first {
+			c.warning[family] = "main has a default route of metric 0 of another program, before which no other comes"
+		}
+	}
+	c.by[family] = by
+	changed, err := c.env.SyncChoice(family, want)
+	if changed && !switched && c.placed[family] {
+		c.restoredSomething(now)
+	}
+	c.placed[family] = true
+	return err
+}
+
+// restoredSomething notes that another program deleted what leads to the choice. If it goes on, that is restored at times only.
+func (c *chooser) restoredSomething(now time.Duration) {
+	if !c.restores.Allow() {
+		c.restored = now + restoreEvery
+		c.blames.Do(func() {
+			c.log.Warn("another program deletes what leads unbound traffic to the chosen uplink; that is restored, but not faster than every " + restoreEvery.String() + advice)
+		})
+	}
+}
+
+// withdraw removes what leads to a choice.
+func (c *chooser) withdraw(family int, why string) error {
+	if !c.placed[family] {
+		return nil
+	}
+	changed, err := c.env.SyncChoice(family, install.Choice{})
+	if err != nil {
+		return err
+	}
+	if changed {
+		c.log.Info("no uplink is chosen for unbound traffic", "family", familyName(family), "why", why)
+	}
+	c.placed[family], c.by[family], c.warning[family] = false, nil, ""
+	return nil
+}
+
+// leave takes the route out of main at a stop: without a watch nobody would take it away when its uplink fails. The rule
+// stands behind main and before the rules of all uplinks, which serve where it leads nowhere.
+func (c *chooser) leave(clean bool) {
+	for _, family := range families {
+		if !c.placed[family] {
+			continue
+		}
+		var keep install.Choice
+		if !clean {
+			rules, err := c.kernel.RulesWhere(family, func(r *route.Rule) bool { return uplink.IsChoice(*r) })
+			if err != nil {
+				c.log.Error("cannot read the rules", "err", err)
+				continue
+			}
+			keep.Rules = rules
+		}
+		if _, err := c.env.SyncChoice(family, keep); err != nil {
+			c.log.Error("cannot take back what leads unbound traffic to the chosen uplink", "err", err)
+		}
+	}
+}
+
+// runRound runs a round until it is over or the loop is.
+func runRound(t probe.Task, stopped <-chan struct{}) (probe.Result, bool) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	result := make(chan probe.Result, 1)
+	go func() { result <- probe.Round(ctx, t) }()
+	select {
+	case r := <-result:
+		return r, true
+	case <-stopped:
+		cancel()
+		return <-result, false
+	}
+}

@@ -1,0 +1,310 @@
+package client
+
+import (
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/probe"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+const (
+	// Wait this long after an event, as for new addresses.
+	decideIn = 20 * time.Millisecond
+	// What another program deleted is restored this much later, and at this rate if it goes on.
+	restoreIn    = 250 * time.Millisecond
+	restoreEvery = 5 * time.Second
+	restoreBurst = 10
+	// For this long after the start a choice stays whose address has no session yet.
+	startGrace = 10 * time.Second
+	// maxRounds bounds the rounds at one time.
+	maxRounds = 64
+	// A round that ends this much later than it may says nothing: the process was stopped.
+	lateAfter = 2 * time.Second
+)
+
+var families = []int{unix.AF_INET, unix.AF_INET6}
+
+// chooser keeps unbound traffic on an uplink that works. Without "probe" in the configuration, and without the wish of a
+// user, it does nothing, and the host is as without it. Rounds of probes run beside the loop and hand in their results.
+type chooser struct {
+	*host
+	numbers  choice.Numbers // of the configuration
+	uplinks  map[wire.Key]*probed
+	current  map[int]uint32 // the table that unbound traffic of a family uses; 0: none is chosen
+	by       map[int][]string
+	decision map[int]choice.Decision
+	warning  map[int]string // what stands against the choice
+	pinned   map[int]string // the link that a user wants
+	decideAt time.Duration  // when the choice is made next; 0: nothing calls for that
+	restored time.Duration  // not before then is restored what others delete
+	grace    time.Duration
+	running  int // rounds
+	restores *rate.Limiter
+	placed   map[int]bool // something of the choice may be in the kernel
+}
+
+// probed is one address, whether it is in service or will be again.
+type probed struct {
+	session *session // nil: it is not in service
+	health  *choice.Health
+	habit   probe.Habit
+	plan    probe.Plan
+	traits  uplink.Traits
+	due     time.Duration
+	busy    bool // a round runs
+	bytes   uint64
+	left    time.Duration // when it went out of service
+}
+
+func newChooser(h *host) *chooser {
+	c := &chooser{
+		host: h, uplinks: make(map[wire.Key]*probed), current: make(map[int]uint32), by: make(map[int][]string),
+		decision: make(map[int]choice.Decision), warning: make(map[int]string), pinned: make(map[int]string),
+		grace: wire.Now() + startGrace, restores: rate.NewLimiter(rate.Every(restoreEvery), restoreBurst), placed: make(map[int]bool),
+	}
+	c.configure()
+	return c
+}
+
+// configure takes over the configuration.
+func (c *chooser) configure() {
+	c.numbers = choice.Default()
+	if p := c.config.Probes; p != nil {
+		c.numbers = p.Numbers
+	}
+}
+
+// adopt reads the choice of the watch before.
+func (c *chooser) adopt() error {
+	for _, family := range families {
+		rules, err := c.kernel.RulesWhere(family, func(r *route.Rule) bool { return uplink.IsChoice(*r) })
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			c.current[family] = r.Table
+		}
+		c.placed[family] = true // a route in main is looked for
+	}
+	if !c.anyActive() {
+		c.decide(wire.Now()) // which removes what is left of a choice
+	}
+	c.soon()
+	return nil
+}
+
+// active reports whether anything is chosen for a family.
+func (c *chooser) active(family int) bool { return c.config.Probes != nil || c.pinned[family] != "" }
+
+func (c *chooser) anyActive() bool {
+	return c.active(unix.AF_INET) || c.active(unix.AF_INET6)
+}
+
+// soon has the choice made again. Where nothing is chosen, that costs nothing.
+func (c *chooser) soon() {
+	if c.anyActive() || c.placed[unix.AF_INET] || c.placed[unix.AF_INET6] {
+		c.in(decideIn)
+	}
+}
+
+func (c *chooser) in(pause time.Duration) {
+	if at := wire.Now() + pause; c.decideAt == 0 || at < c.decideAt {
+		c.decideAt = at
+	}
+}
+
+// note hears of events.
+func (c *chooser) note(n news) {
+	if !c.anyActive() {
+		return
+	}
+	for _, family := range families {
+		own, forwarded := n.rules[ruleAt{family, uplink.ChoicePriority}], n.rules[ruleAt{family, uplink.ChoicePriority + 1}]
+		if own || forwarded || n.choice[family] {
+			c.in(restoreIn)
+		}
+	}
+	if n.overrun || n.nexthops || len(n.links)+len(n.addresses)+len(n.gone) > 0 || n.main[unix.AF_INET].others || n.main[unix.AF_INET6].others {
+		c.soon()
+	}
+}
+
+// next is when runDue has something to do.
+func (c *chooser) next() time.Duration {
+	at := c.decideAt
+	if c.config.Probes == nil || c.running >= maxRounds {
+		return at
+	}
+	for _, p := range c.uplinks {
+		if p.waits() {
+			at = earliest(at, max(p.due, 1))
+		}
+	}
+	return at
+}
+
+// waits reports whether a round is to come.
+func (p *probed) waits() bool {
+	return p.session != nil && !p.busy && p.health.State != choice.Off && p.health.State != choice.NoCarrier
+}
+
+func (c *chooser) runDue(now time.Duration) {
+	if c.decideAt != 0 && now >= c.decideAt {
+		c.decide(now)
+	}
+	if c.config.Probes == nil {
+		return
+	}
+	for key, p := range c.uplinks {
+		if c.running < maxRounds && p.waits() && now >= p.due {
+			c.startRound(now, key, p)
+		}
+	}
+}
+
+// startRound starts a round beside the loop.
+func (c *chooser) startRound(now time.Duration, key wire.Key, p *probed) {
+	p.busy = true
+	c.running++
+	t := probe.Task{
+		Uplink: c.probeUplink(p.session), Plan: p.plan, Habit: p.habit, Suspect: p.health.Suspect(),
+		Portal: p.health.AsksPortal(now), Timeout: p.health.Timeout(),
+	}
+	of := p.session
+	c.readers.Go(func() {
+		r, ok := runRound(t, c.stopped)
+		if ok {
+			c.hand(func() { c.finishRound(key, of, now, t.Timeout, r) })
+		}
+	})
+}
+
+func (c *chooser) probeUplink(s *session) probe.Uplink {
+	return probe.Uplink{Ifname: s.lease.uplink.Key.Ifname, Address: s.addr, Nameservers: s.lease.uplink.Settings.Nameservers}
+}
+
+// finishRound takes over a round that began at a time, of a session that may have ended since.
+func (c *chooser) finishRound(key wire.Key, of *session, began, timeout time.Duration, r probe.Result) {
+	c.running--
+	p := c.uplinks[key]
+	if p == nil {
+		return
+	}
+	now := wire.Now()
+	p.busy = false
+	p.bytes += uint64(r.Bytes)
+	p.due = now
+	if p.session != of || c.config.Probes == nil {
+		return
+	}
+	if now-began <= timeout+lateAfter {
+		p.habit = r.Habit
+		before := p.health.State
+		if p.health.Round(now, r.Round) {
+			c.changed(p, before)
+			c.decideAt = now
+		}
+	}
+	p.due = max(now, began+p.health.Pause(now, c.role(p), rand.Float64()))
+}
+
+func (c *chooser) role(p *probed) choice.Role {
+	return choice.Role{InUse: p.session.lease.table == c.current[p.session.family()], Metered: p.traits.Metered}
+}
+
+// gather makes the set of uplinks that of the addresses in service.
+func (c *chooser) gather(now time.Duration) error {
+	links, err := c.kernel.Links()
+	if err != nil {
+		return err
+	}
+	carrier := make(map[int]bool, len(links))
+	for _, l := range links {
+		carrier[l.Index] = l.Carrier
+	}
+	serving := make(map[*session]bool)
+	for _, s := range c.sessions {
+		if !s.lease.uplink.IsAddress() || !s.serves() {
+			continue
+		}
+		serving[s] = true
+		key := s.lease.uplink.Key
+		p := c.uplinks[key]
+		if p == nil {
+			p = &probed{health: choice.NewHealth(&c.numbers, now)}
+			c.uplinks[key] = p
+		}
+		if p.session != s {
+			p.session = s
+			p.due = now + time.Duration(rand.Float64()*float64(c.numbers.Suspect))
+		}
+		p.traits = c.config.Traits(key.Ifname, key.Family)
+		c.observe(now, p, carrier[s.inst.Index])
+	}
+	for key, p := range c.uplinks {
+		switch {
+		case p.session != nil && !serving[p.session]:
+			c.observe(now, p, false)
+			p.session, p.left = nil, now
+		case p.session == nil && !p.busy && now-p.left > c.numbers.Forget:
+			delete(c.uplinks, key)
+		}
+	}
+	return nil
+}
+
+// observe notes the carrier of an uplink, and whether it is probed.
+func (c *chooser) observe(now time.Duration, p *probed, carrier bool) {
+	before := p.health.State
+	off := "not probed"
+	if c.config.Probes != nil && !p.traits.NoProbe {
+		p.plan = c.config.Probes.Of(c.probeUplink(p.session))
+		if off = ""; !p.plan.Asks() {
+			off = `not probed, since neither "targets" nor its network name anybody to ask`
+		}
+	}
+	changed := p.health.Carrier(now, carrier)
+	if p.health.SetOff(now, off) || changed {
+		p.due = now
+		c.changed(p, before)
+	}
+}
+
+// changed says that the state of an uplink is another one.
+func (c *chooser) changed(p *probed, before choice.State) {
+	h := p.health
+	if h.State == before || c.config.Probes == nil {
+		return
+	}
+	p.session.log.Info("uplink is "+h.State.String(), "before", before.String(), "why", h.Reason, "table", p.session.lease.table)
+}
+
+// decide makes the choice, and the kernel what it means.
+func (c *chooser) decide(now time.Duration) {
+	c.decideAt = 0
+	if c.anyActive() {
+		if err := c.gather(now); err != nil {
+			c.log.Error("cannot read the links", "err", err)
+			c.in(lookAgain)
+			return
+		}
+	} else {
+		clear(c.uplinks)
+	}
+	var errs []error
+	for _, family := range families {
+		errs = append(errs, c.decideFamily(now, family))
+	}
+	if err := errors.Join(errs...); err != nil {
+		c.log.Error("cannot lead unbound traffic to the chosen uplink", "err", err)
+		c.in(restoreEvery)
+	}
+}

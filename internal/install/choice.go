@@ -1,0 +1,87 @@
+package install
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// Choice is what leads unbound traffic of one family to the chosen uplink. The zero Choice is none.
+type Choice struct {
+	Rules []route.Rule
+	Route *route.Route // in main; nil: none
+	Attrs []any        // of log lines
+}
+
+// SyncChoice makes rules and route of the choice what c wants, additions first, and reports whether anything differed.
+func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
+	var have []route.Route
+	if err := e.Kernel.EachOfOurs(family, unix.RT_TABLE_MAIN, func(r route.Route) {
+		if uplink.IsChoiceRoute(r) {
+			have = append(have, r)
+		}
+	}); err != nil {
+		return false, err
+	}
+	var errs []error
+	there := false
+	for _, r := range have {
+		there = there || c.Route != nil && r.Equal(*c.Route)
+	}
+	if c.Route != nil && !there {
+		changed = true
+		err := e.Kernel.AddRoute(*c.Route) // which replaces the one of the choice before
+		if err == nil {
+			e.Log.Info("default route of the chosen uplink added to main", append([]any{"route", c.Route.String()}, c.Attrs...)...)
+		}
+		errs = append(errs, err)
+	}
+	added, deleted, err := e.Kernel.SyncRules(family, uplink.IsChoice, c.Rules)
+	errs = append(errs, err)
+	for _, r := range added {
+		e.Log.Info("rule added", append([]any{"rule", r.String(), "table", r.Table, "priority", r.Priority}, c.Attrs...)...)
+	}
+	for _, r := range deleted {
+		e.Log.Info("rule removed", "rule", r.String(), "table", r.Table, "priority", r.Priority)
+	}
+	changed = changed || len(added)+len(deleted) > 0
+	for _, r := range have {
+		if c.Route != nil && (r.Equal(*c.Route) || r.Family == unix.AF_INET) {
+			continue // it is right, or was replaced
+		}
+		gone, err := e.Kernel.DeleteRoute(r)
+		if gone {
+			changed = true
+			e.Log.Info("default route of the choice deleted from main", "route", r.String())
+		}
+		errs = append(errs, err)
+	}
+	if changed {
+		e.Picture.Invalidate()
+	}
+	return changed, errors.Join(errs...)
+}
+
+// KeepsDefault reports whether main has a default route of somebody else, and whether one of metric 0, before which no
+// other comes.
+func (p *Picture) KeepsDefault(family int) (keeps, first bool, err error) {
+	m, err := p.main(family)
+	if err != nil {
+		return false, false, err
+	}
+	return m.keeps, m.first, nil
+}
+
+// DefaultMetric returns the metric of the best default route that the table of the lease has, and whether it has one.
+func (i *Installation) DefaultMetric() (metric uint32, has bool) {
+	return i.routes.metric, i.routes.hasDefault
+}
+
+// noteDefault notes which default route is the best of a plan.
+func (p *placer) noteDefault(plan []route.Route) {
+	best, has := uplink.BestDefault(plan)
+	p.metric, p.hasDefault = best.Metric, has
+}

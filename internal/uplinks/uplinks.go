@@ -1,0 +1,204 @@
+// Package uplinks is what a watch says of its uplinks, and what it is told: which work, which one unbound traffic uses and
+// why, and which one a user wants. It hides the socket: an abstract name, which is also the lock that one watch of a
+// network namespace has; whom either side believes; and that a slow peer never holds the watch.
+package uplinks
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// name is the abstract name of the socket.
+const name = "@table-allocator-uplinks"
+
+// Version is that of Report.
+const Version = 1
+
+// Request is a question to a watch. With Use it is a wish.
+type Request struct {
+	Use    string      `json:"use,omitempty"`    // a link, or Auto
+	Family wire.Family `json:"family,omitempty"` // Unspec is both
+}
+
+// Auto in Request.Use ends the wish of a user.
+const Auto = "auto"
+
+// Report is the answer.
+type Report struct {
+	Version int      `json:"version"`
+	Probing bool     `json:"probing"`
+	Targets []string `json:"targets"` // that the configuration names
+	Kinds   []string `json:"kinds"`
+	Uplinks []Uplink `json:"uplinks"`
+	Unbound []Choice `json:"unbound"` // one for each family in which there is a choice
+	Error   string   `json:"error,omitempty"`
+}
+
+// Uplink is one address in service.
+type Uplink struct {
+	Ifname      string   `json:"ifname"`
+	Family      string   `json:"family"`
+	Address     string   `json:"address"`
+	Table       uint32   `json:"table"`
+	Rank        int      `json:"rank"`
+	Metered     bool     `json:"metered"`
+	State       string   `json:"state"`
+	Reason      string   `json:"reason"`
+	Since       int64    `json:"since"` // seconds that it has been in this state
+	RTT         float64  `json:"rtt_ms"`
+	Loss        int      `json:"loss"`           // percent of the last rounds
+	Next        int64    `json:"next,omitempty"` // seconds until the next round
+	Bytes       uint64   `json:"bytes"`          // of probes, since the watch began
+	Used        bool     `json:"used"`           // by unbound traffic
+	Nameservers []string `json:"nameservers"`
+	Hour        []Minute `json:"hour,omitempty"` // the oldest first; a minute without a round has a loss of -1
+}
+
+// Minute is what the rounds of one minute brought.
+type Minute struct {
+	RTT  float64 `json:"rtt_ms"`
+	Loss int     `json:"loss"`
+}
+
+// Choice is which uplink the unbound traffic of a family uses.
+type Choice struct {
+	Family string   `json:"family"`
+	Ifname string   `json:"ifname"` // "": none is chosen
+	Table  uint32   `json:"table"`
+	Why    string   `json:"why"`
+	By     []string `json:"by"` // rule, main
+	Pinned bool     `json:"pinned"`
+	Warn   string   `json:"warn,omitempty"` // what stands against it
+}
+
+const (
+	patience    = 5 * time.Second
+	maxRequest  = 4 << 10
+	maxReport   = 16 << 20
+	connections = 16 // at the same time
+)
+
+// ErrNoWatch says that no watch runs in the network namespace.
+var ErrNoWatch = errors.New("no watch runs: systemctl start table-allocator-watch")
+
+// Ask asks the watch of this network namespace.
+func Ask(req Request) (Report, error) {
+	var report Report
+	conn, err := net.DialTimeout("unix", name, patience)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return report, ErrNoWatch
+	}
+	if err != nil {
+		return report, fmt.Errorf("ask the watch: %w", err)
+	}
+	defer conn.Close()
+	trusted, err := believes(conn.(*net.UnixConn))
+	if err == nil && !trusted {
+		err = errors.New("the process that has the name of the watch is not trusted")
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Now().Add(patience))
+	}
+	if err == nil {
+		err = json.NewEncoder(conn).Encode(req)
+	}
+	if err == nil {
+		err = json.NewDecoder(io.LimitReader(conn, maxReport)).Decode(&report)
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return report, peer.ErrNotAsked
+	}
+	if err != nil {
+		return report, fmt.Errorf("ask the watch: %w", err)
+	}
+	if report.Error != "" {
+		return report, errors.New(report.Error)
+	}
+	return report, nil
+}
+
+// believes reports whether the other end of a connection is trusted.
+func believes(conn *net.UnixConn) (trusted bool, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var cred *unix.Ucred
+	controlErr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(controlErr, err); err != nil {
+		return false, err
+	}
+	return peer.NewTrust(nil).Believes(wire.Cred{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}), nil
+}
+
+// Listener answers requests at the name.
+type Listener struct{ socket *net.UnixListener }
+
+// Listen takes the name. EADDRINUSE says that another process has it.
+func Listen() (*Listener, error) {
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	return &Listener{socket}, nil
+}
+
+// Close ends Serve.
+func (l *Listener) Close() error { return l.socket.Close() }
+
+// Serve answers the requests of users that are trusted until Close: answer is called for each, by several goroutines at
+// once, and may wait. started is called to start each of these goroutines.
+func (l *Listener) Serve(start func(func()), answer func(Request) (Report, bool)) {
+	room := make(chan struct{}, connections)
+	for {
+		conn, err := l.socket.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // too many files, say
+			time.Sleep(patience / connections)
+			continue
+		}
+		select {
+		case room <- struct{}{}:
+			start(func() {
+				defer func() { <-room }()
+				serve(conn, answer)
+			})
+		default:
+			conn.Close()
+		}
+	}
+}
+
+func serve(conn *net.UnixConn, answer func(Request) (Report, bool)) {
+	defer conn.Close()
+	if trusted, err := believes(conn); err != nil || !trusted || conn.SetDeadline(time.Now().Add(patience)) != nil {
+		return
+	}
+	line, err := bufio.NewReader(io.LimitReader(conn, maxRequest)).ReadBytes('\n')
+	if err != nil {
+		return
+	}
+	var req Request
+	report := Report{Error: "the request is not understood"}
+	if json.Unmarshal(line, &req) == nil {
+		ok := false
+		if report, ok = answer(req); !ok {
+			return
+		}
+	}
+	report.Version = Version
+	_ = json.NewEncoder(conn).Encode(report) // else the asker has gone
+}
