@@ -15,13 +15,19 @@ import (
 // far are addresses of the internet, to which nothing is sent: the kernel is asked for the way there.
 var far = map[int]netip.Addr{unix.AF_INET: netip.MustParseAddr("1.1.1.1"), unix.AF_INET6: netip.MustParseAddr("2606:4700:4700::1111")}
 
-// InFront returns the rule of another program that takes traffic before the rules of its binding do, in the family
-// where it was found. Programs that add rules without a priority, as wg-quick does, get a place before all others.
-func InFront(kernel *route.Conn, b Bound) (r route.Rule, family wire.Family, found bool, err error) {
+// Front is a rule of another program that takes traffic before the rules of its binding do. Programs that add rules
+// without a priority, as wg-quick does, get a place before all others. The zero Front is none.
+type Front struct {
+	Rule   route.Rule
+	Family wire.Family // where it was found
+}
+
+// inFront returns the first such rule.
+func inFront(kernel *route.Conn, b Bound) (Front, error) {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := kernel.Rules(family)
 		if err != nil {
-			return route.Rule{}, 0, false, err
+			return Front{}, err
 		}
 		got, err := kernel.Match(question(family, b.Traffic))
 		for _, r := range rules {
@@ -29,11 +35,11 @@ func InFront(kernel *route.Conn, b Bound) (r route.Rule, family wire.Family, fou
 				break
 			}
 			if r.Protocol != route.Protocol && mayTake(r, b.Traffic) && (err == nil && r.Action == route.Lookup && r.Table == got.Table || err != nil && stops(r)) {
-				return r, wire.Family(family), true, nil
+				return Front{r, wire.Family(family)}, nil
 			}
 		}
 	}
-	return route.Rule{}, 0, false, nil
+	return Front{}, nil
 }
 
 // mayTake reports whether a rule may select the traffic, whatever its addresses are.
@@ -54,14 +60,23 @@ const inverted = 2
 // stops reports whether a rule ends the lookup with an error.
 func stops(r route.Rule) bool { return !slices.Contains([]uint8{route.Lookup, route.Nop}, r.Action) }
 
-// inFront says that a rule takes traffic, and what to do.
-func inFront(r route.Rule, family wire.Family, onLoss uplink.OnLoss) string {
-	drops := ""
-	if onLoss == uplink.Block {
-		drops = ", and the lock drops it"
+// Cure is what to do about the rule.
+const Cure = "give that rule a priority behind theirs (wg-quick: set Table = off, and add the rules in PostUp)"
+
+// missing says that a rule takes traffic, and what to do; "" if there is none.
+func (f Front) missing(t route.Traffic, onLoss uplink.OnLoss) string {
+	if f == (Front{}) {
+		return ""
 	}
-	return fmt.Sprintf("the first place for its rules: rule %q takes its %s traffic%s; give that rule a priority behind theirs (wg-quick: set Table = off, and add the rules in PostUp)",
-		r, family, drops)
+	return fmt.Sprintf("the first place for its rules: rule %q takes its %s traffic%s; %s", f.Rule, f.Family, f.Fate(t, onLoss), Cure)
+}
+
+// Fate says what becomes of what the rule takes, if the lock holds it.
+func (f Front) Fate(t route.Traffic, onLoss uplink.OnLoss) string {
+	if onLoss == uplink.Block && t.Mask != 0 {
+		return ", and the lock drops it"
+	}
+	return ""
 }
 
 // question asks where a packet of some traffic to the Internet leaves.

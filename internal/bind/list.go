@@ -113,10 +113,10 @@ func (r *Row) take(b Bound) {
 		r.Missing = "its guards"
 	case len(r.Tables) == 0:
 		r.Missing = "a lease"
-	case b.NoRoute && b.InFront == "":
+	case b.NoRoute && b.Front == (Front{}):
 		r.Missing = "a route (blocked: no route)"
 	default:
-		r.Missing = b.InFront
+		r.Missing = b.Front.missing(b.Traffic, b.OnLoss)
 	}
 }
 
@@ -129,7 +129,7 @@ type Bound struct {
 	Guarded  []wire.Family            // that have the guard
 	Tables   map[wire.Family][]uint32 // of the lookups, in order
 	NoRoute  bool                     // it has lookups, and finds no route in any family that has
-	InFront  string                   // that a rule of another program takes the traffic before, and which; empty: none does
+	Front    Front                    // that takes the traffic before
 }
 
 // List lists what rules bind on this host. It finds the interfaces by the marks that the server gave to those of the
@@ -162,12 +162,8 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 	}
 	for i := range all {
 		b := &all[i]
-		rule, family, found, err := InFront(kernel, *b)
-		if err != nil {
+		if b.Front, err = inFront(kernel, *b); err != nil {
 			return nil, err
-		}
-		if found {
-			b.InFront = inFront(rule, family, b.OnLoss)
 		}
 		b.NoRoute = b.OnLoss == uplink.Block && blocked(kernel, *b)
 		if b.Ifname = marked[b.Priority]; b.Ifname != "" {

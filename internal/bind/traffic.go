@@ -3,6 +3,7 @@
 package bind
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -166,13 +167,11 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 		return b, err
 	}
 	for _, t := range b.Traffic {
-		rule, family, found, err := InFront(kernel, Bound{Traffic: t, Priority: uplink.GuardOf(b.Marking, t, b.OnLoss).Priority - 1})
+		front, err := inFront(kernel, Bound{Traffic: t, Priority: uplink.GuardOf(b.Marking, t, b.OnLoss).Priority - 1})
 		if err != nil {
 			return b, err
 		}
-		if found {
-			b.InFront = inFront(rule, family, b.OnLoss)
-		}
+		b.InFront = cmp.Or(b.InFront, front.missing(t, b.OnLoss))
 	}
 	if len(b.Tables) == 0 && !found {
 		return b, fmt.Errorf("%w: there is no such interface", ErrNoLease)

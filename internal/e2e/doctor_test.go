@@ -263,6 +263,7 @@ error dad
 error accept-ra
 error excluded
 warning rule-before-ours
+warning rule-in-front
 warning overlap
 warning arp-flux
 warning table-shared

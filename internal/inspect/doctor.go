@@ -36,6 +36,7 @@ var Checks = []Check{
 	{"accept-ra", Error, lookAcceptRA},
 	{"excluded", Error, lookExcluded},
 	{"rule-before-ours", Warning, lookRuleBefore},
+	{"rule-in-front", Warning, lookInFront},
 	{"overlap", Warning, lookOverlap},
 	{"arp-flux", Warning, lookARPFlux},
 	{"table-shared", Warning, lookTableShared},

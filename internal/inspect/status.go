@@ -63,6 +63,7 @@ type Report struct {
 	Unbound []Unbound `json:"unbound"`
 	Uplinks []Row     `json:"uplinks"`
 	Others  []Row     `json:"others"` // leases of programs for what is no address
+	fronts  []inFront
 }
 
 // Unbound is where packets of one family leave that are bound to nothing.
@@ -148,6 +149,10 @@ func Status(ctx context.Context, q Question) (Report, error) {
 		return report, err
 	}
 	noteUnserved(report.Uplinks)
+	if report.fronts, err = h.inFront(q); err != nil {
+		return report, err
+	}
+	noteFronts(report.Uplinks, report.fronts)
 	for _, rows := range [][]Row{report.Uplinks, report.Others} {
 		finish(rows)
 	}

@@ -16,6 +16,8 @@ import (
 
 // Packages lists the Debian packages that a sandbox has installed.
 var Packages = []string{
+	"avahi-daemon",
+	"avahi-utils",
 	"curl",
 	"dbus",
 	"dhcpcd-base",
@@ -38,6 +40,8 @@ var Packages = []string{
 	"systemd",
 	"tcpdump",
 	"udev",
+	"wireguard-go",
+	"wireguard-tools",
 }
 
 // systemDirs are the directories in "/" that packages write to.

@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	"internal/client":            {"internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/remember", "internal/wire", "internal/route", "internal/jsonc", "internal/choice", "internal/probe", "internal/uplinks"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup", "internal/lock"},
 	"internal/hook":              {"internal/uplink", "internal/remember", "internal/wire", "internal/route"},
-	"internal/inspect":           {"internal/uplink", "internal/peer", "internal/walk", "internal/wire", "internal/route"},
+	"internal/inspect":           {"internal/bind", "internal/uplink", "internal/peer", "internal/walk", "internal/wire", "internal/route"},
 	"internal/install":           {"internal/uplink", "internal/wire", "internal/route", "internal/remember"},
 	"internal/uplink":            {"internal/wire", "internal/route"},
 	"internal/allocator":         {"sql"},
