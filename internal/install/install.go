@@ -68,14 +68,14 @@ func (i *Installation) Place(table uint32) error {
 	if ready {
 		i.warnOfRoutes(i.routes.place(i.Uplink, v, table))
 		i.RefreshAt = i.refreshes(wire.Now())
-		i.filled = true
+		i.filled = i.filled || i.routes.filling == nil
 	}
 	i.Rules.Uplink = i.blockUntilFilled()
 	i.Rules.Uplink.Ties = v.Ties
 	if err := i.Rules.place(table); err != nil {
 		return err
 	}
-	if ready {
+	if ready && i.routes.filling == nil {
 		i.warn("delete routes from main", i.routes.cleanMain(i.Uplink, v))
 	}
 	if i.filled || !i.Uplink.Settings.PlacesRoutes() {
@@ -113,6 +113,9 @@ func (i *Installation) updateRules(table uint32, m uplink.Main) {
 // refreshes is when lifetimes in main have to be read again, since an advertisement extends them without an event. A
 // third of what is left is time for several tries.
 func (i *Installation) refreshes(now time.Duration) time.Duration {
+	if i.routes.filling != nil {
+		return now // in the next turn of the loop
+	}
 	if i.env.Picture.Uncertain(i.Uplink.Family()) {
 		return now + rereadEvery
 	}
@@ -168,12 +171,16 @@ func (i *Installation) Follow(table uint32, inMain bool) {
 	}
 	v, ready := i.view()
 	if !ready {
+		i.routes.filling = nil // the kernel may empty the table
 		return
 	}
 	switch {
 	case table != 0 && i.Installed:
-		i.warnOfRoutes(errors.Join(i.routes.place(i.Uplink, v, table), i.routes.cleanMain(i.Uplink, v)))
-		i.RefreshAt = i.refreshes(wire.Now())
+		err := i.routes.place(i.Uplink, v, table)
+		if i.RefreshAt = i.refreshes(wire.Now()); i.routes.filling != nil {
+			return
+		}
+		i.warnOfRoutes(errors.Join(err, i.routes.cleanMain(i.Uplink, v)))
 		i.updateRules(table, v)
 	case inMain:
 		i.warn("place the routes in main", i.routes.fallBack(i.Uplink, v))
@@ -183,7 +190,7 @@ func (i *Installation) Follow(table uint32, inMain bool) {
 // FollowChanges carries over what changed in a large main, and restores routes of the table that, as events say,
 // others deleted. table is that of the lease.
 func (i *Installation) FollowChanges(table uint32, changes []Change, events []route.Event) {
-	if !i.Installed || !i.filled {
+	if !i.Installed || !i.filled && i.routes.filling == nil {
 		return
 	}
 	m, ready := i.view()
@@ -195,7 +202,7 @@ func (i *Installation) FollowChanges(table uint32, changes []Change, events []ro
 		return
 	}
 	err := errors.Join(i.routes.follow(i.Uplink, m, table, changes), i.routes.restoreLost(i.Uplink, m, table, events))
-	if len(changes) > 0 {
+	if len(changes) > 0 && i.routes.filling == nil {
 		err = errors.Join(err, i.routes.cleanMain(i.Uplink, m))
 	}
 	i.warnOfRoutes(err)

@@ -28,51 +28,102 @@ func (p *placer) planTo(u uplink.Uplink, m uplink.Main, table uint32, dst netip.
 	return to
 }
 
-// syncLarge makes the table what a large main wants, without ever having all routes in memory: of each route of the
-// table and of the plan it keeps a hash.
-func (p *placer) syncLarge(u uplink.Uplink, m uplink.Main, table uint32, image *route.Image) error {
-	seed := maphash.MakeSeed()
-	sum := func(r route.Route) uint64 {
-		r.Onlink = false // the kernel may have forced it
-		return r.Sum(seed)
-	}
-	have, want := make(map[uint64]struct{}), make(map[uint64]struct{})
-	err := p.env.Kernel.EachOfOurs(u.Family(), table, func(r route.Route) { have[sum(r)] = struct{}{} })
-	if err != nil {
-		return err
-	}
-	var errs []error
-	gateways := false
-	put := func(r route.Route) {
-		hash := sum(r)
-		want[hash] = struct{}{}
-		if _, there := have[hash]; !there && r.Gateway.IsValid() == gateways {
-			errs = append(errs, p.env.Kernel.Replace(nil, []route.Route{r}))
+// filling is a table on its way to what a large main wants. It is filled in slices, between which the loop answers and
+// renews leases. Of each route of the table and of the plan it has a hash, never all routes.
+type filling struct {
+	table      uint32
+	of         version // of main
+	seed       maphash.Seed
+	have, want map[uint64]struct{}
+	keys       []uint64 // of destinations of main
+	at         int      // the next one
+	gateways   bool     // routes to links are in: the kernel looks for the way to a gateway
+	errs       []error
+}
+
+// slice is how many destinations of main are carried over in one turn of the loop: some milliseconds.
+const slice = 2048
+
+func (p *placer) newFilling(u uplink.Uplink, table uint32, image *route.Image) (*filling, error) {
+	f := &filling{table: table, of: p.looked, seed: maphash.MakeSeed(), have: make(map[uint64]struct{}), want: make(map[uint64]struct{}), keys: image.Keys()}
+	err := p.env.Kernel.EachOfOurs(u.Family(), table, func(r route.Route) { f.have[f.sum(r)] = struct{}{} })
+	return f, err
+}
+
+func (f *filling) sum(r route.Route) uint64 {
+	r.Onlink = false // the kernel may have forced it
+	return r.Sum(f.seed)
+}
+
+// missing returns those of routes that are due now and that the table does not have.
+func (f *filling) missing(routes []route.Route) (missing []route.Route) {
+	for _, r := range routes {
+		hash := f.sum(r)
+		f.want[hash] = struct{}{}
+		if _, there := f.have[hash]; !there && r.Gateway.IsValid() == f.gateways {
+			missing = append(missing, r)
 		}
 	}
-	for _, gateways = range []bool{false, true} { // links first: the kernel looks for the way to a gateway
-		image.All(func(dst netip.Prefix, routes []route.Route) {
-			for _, r := range p.planTo(u, m, table, dst, routes) {
-				put(r)
-			}
-		})
+	return missing
+}
+
+// replaced notes what was changed in the table meanwhile.
+func (f *filling) replaced(had, want []route.Route) {
+	if f == nil {
+		return
+	}
+	for _, r := range had {
+		delete(f.want, f.sum(r))
+	}
+	for _, r := range want {
+		f.want[f.sum(r)], f.have[f.sum(r)] = struct{}{}, struct{}{}
+	}
+}
+
+// syncLarge makes the table what a large main wants, or does the next slice of that: then p.filling says what is left.
+func (p *placer) syncLarge(u uplink.Uplink, m uplink.Main, table uint32, image *route.Image) (err error) {
+	f := p.filling
+	if f == nil || f.table != table || f.of != p.looked {
+		if f, err = p.newFilling(u, table, image); err != nil {
+			return err
+		}
+	}
+	p.filling = f
+	var missing []route.Route
+	to := min(f.at+slice, len(f.keys))
+	image.Some(f.keys[f.at:to], func(dst netip.Prefix, routes []route.Route) {
+		missing = append(missing, f.missing(p.planTo(u, m, table, dst, routes))...)
+	})
+	if f.at = to; to == len(f.keys) {
 		for _, r := range u.Plan(m, table) { // also what main has no routes to
 			if len(image.To(r.Dst)) == 0 {
-				put(r)
+				missing = append(missing, f.missing([]route.Route{r})...)
 			}
 		}
 	}
+	f.errs = append(f.errs, p.env.Kernel.Replace(nil, missing))
+	switch {
+	case f.at < len(f.keys):
+		return nil
+	case !f.gateways:
+		f.gateways, f.at = true, 0
+		return nil
+	}
+	return p.finishLarge(u, image)
+}
+
+// finishLarge deletes what a large main does not want.
+func (p *placer) finishLarge(u uplink.Uplink, image *route.Image) error {
+	f := p.filling
+	p.filling = nil
 	var stale []route.Route
-	err = p.env.Kernel.EachOfOurs(u.Family(), table, func(r route.Route) {
-		if _, wanted := want[sum(r)]; !wanted {
+	err := p.env.Kernel.EachOfOurs(u.Family(), f.table, func(r route.Route) {
+		if _, wanted := f.want[f.sum(r)]; !wanted {
 			stale = append(stale, r)
 		}
 	})
-	errs = append(errs, err)
-	for _, r := range stale {
-		errs = append(errs, p.env.Kernel.Replace([]route.Route{r}, nil))
-	}
-	p.placed = len(want)
+	errs := append(f.errs, err, p.env.Kernel.Replace(stale, nil))
+	p.placed = len(f.want)
 	if image.Left() > 0 {
 		errs = append(errs, errTooMany)
 	}
@@ -89,6 +140,7 @@ func (p *placer) follow(u uplink.Uplink, m uplink.Main, table uint32, changes []
 		if c.dst.Bits() == 0 {
 			p.noteDefault(u.Plan(m, table))
 		}
+		p.filling.replaced(had, want)
 	}
 	return errors.Join(errs...)
 }

@@ -65,6 +65,14 @@ func TestLarge(t *testing.T) {
 		}
 	})
 	inst.Index, inst.Present, inst.Usable = wan0.Index, true, true
+	n.Do(func() { watcher, err = route.Watch(route.Routes4) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Close()
+	if err := watcher.AllRules(); err != nil { // else the queue of events is too short for what is added
+		t.Fatal(err)
+	}
 	if err := inst.Place(table); err != nil {
 		t.Fatal(err)
 	}
@@ -88,16 +96,9 @@ func TestLarge(t *testing.T) {
 			t.Errorf("%s: %d routes, %d counted", when, len(have), inst.Routes())
 		}
 	}
-	check("at the start")
-	// Only now: what was added so far is more than the queue of events holds.
-	n.Do(func() { watcher, err = route.Watch(route.Routes4) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer watcher.Close()
-
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for round := range 5 {
+	change := func(round int) {
+		t.Helper()
 		var b strings.Builder
 		for range 200 {
 			verb := []string{"replace", "del", "add", "append"}[rnd.IntN(4)]
@@ -117,10 +118,50 @@ func TestLarge(t *testing.T) {
 			}
 			inst.FollowChanges(table, changes, events)
 		}
+	}
+	filled := func() int {
+		t.Helper()
+		have, err := kernel.Routes(unix.AF_INET, table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(have)
+	}
+	blocked := func() bool {
+		t.Helper()
+		rules, err := kernel.Rules(unix.AF_INET)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(fmt.Sprint(rules), "from 192.0.2.5 unreachable")
+	}
+	// The table is filled in slices, and the address is blocked until that is done. What changes meanwhile is carried over.
+	last := 0
+	for i := 0; inst.routes.filling != nil; i++ {
+		if now := filled(); now-last > slice || !blocked() || inst.RefreshAt == 0 {
+			t.Errorf("slice %d: %d routes, of %d before; blocked %v; due at %v", i, now, last, blocked(), inst.RefreshAt)
+		}
+		change(100 + i)
+		last = filled()
+		inst.Follow(table, false)
+	}
+	if last < large/4 || blocked() {
+		t.Errorf("%d routes before the last slice; blocked %v", last, blocked())
+	}
+	reread := func() {
 		if m := env.Picture.mains[unix.AF_INET]; m.stale { // after an append, say
 			m.since = 1
 			inst.Follow(table, false)
 		}
+		for inst.routes.filling != nil {
+			inst.Follow(table, false)
+		}
+	}
+	reread()
+	check("at the start")
+	for round := range 5 {
+		change(round)
+		reread()
 		check(fmt.Sprintf("after %d changes", 200*(round+1)))
 	}
 }

@@ -33,6 +33,7 @@ type placer struct {
 	heir       bool         // a holder before this process filled the table
 	unsure     bool         // holders of other addresses may not have noted yet what main lost
 	expires    int          // seconds until the first route of the table ends; 0: none does
+	filling    *filling     // of a table that a large main fills; nil: it is filled
 	looked     version      // of main, at the last look
 	seen       version      // of main, when the table was filled last
 }
@@ -100,6 +101,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 		p.noteDefault(u.Plan(m, table))
 		return errors.Join(p.standing(u, m, had), p.syncLarge(u, m, table, image))
 	}
+	p.filling = nil
 	have, err := p.env.Kernel.Routes(u.Family(), table)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"hash/maphash"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -98,20 +99,34 @@ func (i *Image) To(dst netip.Prefix) []Route {
 // All calls f for the routes to each destination, in no order.
 func (i *Image) All(f func(dst netip.Prefix, routes []Route)) {
 	for _, text := range i.routes {
-		routes := i.unpack(text)
-		for len(routes) > 0 {
-			dst := routes[0].Dst
-			var to, rest []Route
-			for _, r := range routes {
-				if r.Dst == dst {
-					to = append(to, r)
-				} else { // of the same hash
-					rest = append(rest, r)
-				}
+		i.each(text, f)
+	}
+}
+
+// Keys returns what stands for the destinations, for Some.
+func (i *Image) Keys() []uint64 { return slices.Collect(maps.Keys(i.routes)) }
+
+// Some is All for the destinations of some keys, as far as there are any still.
+func (i *Image) Some(keys []uint64, f func(dst netip.Prefix, routes []Route)) {
+	for _, key := range keys {
+		i.each(i.routes[key], f)
+	}
+}
+
+func (i *Image) each(text string, f func(dst netip.Prefix, routes []Route)) {
+	routes := i.unpack(text)
+	for len(routes) > 0 {
+		dst := routes[0].Dst
+		var to, rest []Route
+		for _, r := range routes {
+			if r.Dst == dst {
+				to = append(to, r)
+			} else { // of the same hash
+				rest = append(rest, r)
 			}
-			f(dst, to)
-			routes = rest
 		}
+		f(dst, to)
+		routes = rest
 	}
 }
 

@@ -47,16 +47,22 @@ func (c *Conn) AddRoute(r Route) error {
 	return fmt.Errorf("add route %q: %w", r, errUnsettled)
 }
 
-// Replace makes wanted of what the caller put into a table for one destination before, had, without reading the
-// table: for tables with very many routes. All of them are ours, and no two of a list share a place.
+// Replace makes wanted of what the caller put into a table before, had, without reading the table: for tables with very
+// many routes. All of them are ours, and no two of a list share a place.
 func (c *Conn) Replace(had, wanted []Route) error {
 	var errs []error
-	for _, r := range wanted {
-		if slices.ContainsFunc(had, r.Equal) {
+	inPlaceOf := func(r Route) func(Route) bool {
+		return func(o Route) bool { return o.normal().place() == r.normal().place() }
+	}
+	alone := func(Route) bool { return len(had) == 0 || len(wanted) == 0 }
+	const add = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	added := c.routesTogether(unix.RTM_NEWROUTE, add, wanted, alone)
+	for i, r := range wanted {
+		if added[i] || slices.ContainsFunc(had, r.Equal) {
 			continue
 		}
-		flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
-		if slices.ContainsFunc(had, func(h Route) bool { return h.normal().place() == r.normal().place() }) {
+		flags := uint16(add)
+		if slices.ContainsFunc(had, inPlaceOf(r)) {
 			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 		}
 		err := c.add(flags, r.normal())
@@ -67,9 +73,10 @@ func (c *Conn) Replace(had, wanted []Route) error {
 			errs = append(errs, fmt.Errorf("add route %q: %w", r, err))
 		}
 	}
-	for _, h := range had {
-		if slices.ContainsFunc(wanted, func(r Route) bool { return h.normal().place() == r.normal().place() }) {
-			continue // replaced, or the same
+	deleted := c.routesTogether(unix.RTM_DELROUTE, 0, had, alone)
+	for i, h := range had {
+		if deleted[i] || slices.ContainsFunc(wanted, inPlaceOf(h)) {
+			continue // it is replaced, or the same
 		}
 		err := c.change(unix.RTM_DELROUTE, 0, h.normal().encode())
 		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {

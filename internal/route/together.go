@@ -84,7 +84,7 @@ func (c *Conn) routesTogether(typ, flags uint16, routes []Route, may func(Route)
 	var at []int
 	for i, r := range routes {
 		if may(r) {
-			messages, at = append(messages, change{typ, flags, r.encode()}), append(at, i)
+			messages, at = append(messages, change{typ, flags, r.normal().encode()}), append(at, i)
 		}
 	}
 	if len(messages) < 2 {
