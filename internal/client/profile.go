@@ -96,6 +96,7 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 		"routes":          {&p.Settings.Routes, "none, move or copy"},
 		"on_loss":         {&p.Settings.OnLoss, "fallback or block"},
 		"specific_first":  {&p.Settings.SpecificFirst, "true or false"},
+		"own_link_only":   {&p.Settings.OwnLinkOnly, "true or false"},
 		"nameservers":     {&p.Settings.Nameservers, "a list of addresses"},
 		"dnsmasq_servers": {&p.Settings.ServersFile, "a path"},
 		"rank":            {&p.Traits.Rank, "a number, of which lower is better"},

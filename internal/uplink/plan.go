@@ -188,6 +188,9 @@ func (u Uplink) local(m Main, own []route.Route, table uint32) []route.Route {
 	}
 	var routes []route.Route
 	for _, r := range m.Local {
+		if u.Settings.OwnLinkOnly {
+			break
+		}
 		if u.Carries(r) && !taken[destinationOf(r)] && r.Dst.Bits() > Halves(r.Family) && !r.Dst.Addr().IsLinkLocalUnicast() {
 			r = r.In(table, netip.Addr{})
 			r.Scope = unix.RT_SCOPE_UNIVERSE // no gateway of the uplink is looked for there

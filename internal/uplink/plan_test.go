@@ -153,6 +153,12 @@ func TestPlan(t *testing.T) {
 			local: 192.0.2.0/24
 			local: 192.0.2.64/26`, copied,
 			map[string]string{"172.17.0.2": "link 8", "10.64.0.1": "172.17.0.9", "192.0.2.9": "link 7", "192.0.2.65": "link 8"}},
+		{"containers and a LAN, but only the own link", "192.0.2.5/24", plain + `
+			10.96.0.0/12 via 192.0.2.7
+			local: 172.17.0.0/16 src 172.17.0.1
+			local: 10.64.0.0/10 via 172.17.0.9
+			local: 192.0.2.64/26`, Settings{Routes: CopyRoutes, OwnLinkOnly: true},
+			map[string]string{"172.17.0.2": "192.0.2.1", "10.64.0.1": "192.0.2.1", "192.0.2.65": "link 7", "10.97.0.1": "192.0.2.7"}},
 		{"what the link has for a type of service only", "192.0.2.5/24", plain + `
 			10.64.0.0/10 via 192.0.2.7 tos 16
 			local: 10.64.0.0/10 via 172.17.0.9`, copied, map[string]string{"10.64.0.1": "172.17.0.9"}},
