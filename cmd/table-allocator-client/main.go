@@ -82,6 +82,7 @@ const (
 
 func run(name string, args []string) int {
 	c, args := commandOf(name, args)
+	cli.NameProcess(name, c.name)
 	switch {
 	case c.name != "help":
 	case len(args) == 0:

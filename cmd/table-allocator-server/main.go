@@ -34,7 +34,10 @@ Who has which table:
   sqlite3 /var/lib/table-allocator/leases.db 'select * from leases'
 `
 
-func main() { cli.Exit(run()) }
+func main() {
+	cli.NameProcess(os.Args[0], "")
+	cli.Exit(run())
+}
 
 func run() int {
 	flags := pflag.NewFlagSet("table-allocator-server", pflag.ContinueOnError)

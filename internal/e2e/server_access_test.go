@@ -341,7 +341,7 @@ time.sleep(1000)`))
 		h := newHost(t)
 		first := h.serve()
 		h.refuse(exec.Command(bin(t, serverBin), "-c", h.config(`"db_path":"`+h.dir+`/other.db"`)),
-			fmt.Sprintf("pid %d (table-allocator", first.cmd.Process.Pid))
+			fmt.Sprintf("pid %d (ta-server", first.cmd.Process.Pid))
 		if _, err := os.Stat(h.dir + "/other.db"); !os.IsNotExist(err) {
 			t.Errorf("database of the second: got %v, want none", err)
 		}

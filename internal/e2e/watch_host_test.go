@@ -688,7 +688,7 @@ func TestWatchTwice(t *testing.T) {
 	stop := h.hear("4")
 	file := h.watchFile(`{"links":[{"routes":"move","on_loss":"block"}],"reconcile_seconds":1}`)
 	second := h.watch("-c", file)
-	second.waitLog(fmt.Sprintf("pid %d (table-allocator", first.cmd.Process.Pid))
+	second.waitLog(fmt.Sprintf("pid %d (ta-watch", first.cmd.Process.Pid))
 	h.ns.IP(t, "address add 10.77.0.3/24 dev wan0")
 	h.served("10.77.0.3")
 	h.ns.IP(t, "address del 10.77.0.3/24 dev wan0")

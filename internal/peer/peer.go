@@ -318,17 +318,12 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// sameCommand reports whether a process may be another call of this program, which has two
-// names: the original's is spelled with underscores.
-func sameCommand(comm string) bool {
-	own, err := os.ReadFile("/proc/self/comm")
-	if err != nil {
-		return false
-	}
-	same := strings.NewReplacer("_", "-", "\n", "")
-	name := same.Replace(string(own))
-	return same.Replace(comm) == name || name == "tactl" && same.Replace(comm) == "tableallocator"
-}
+// sameCommand reports whether a process, by the name that ps shows, may be another call of this program.
+func sameCommand(comm string) bool { return slices.Contains(clientNames, comm) }
+
+// clientNames are the names of clients in ps: those that cli.NameProcess gives, and the first 15 bytes of the names of the file,
+// which versions before had.
+var clientNames = []string{"ta-client", "ta-watch", "table_allocator", "table-allocator", "tactl"}
 
 // OtherHolder reports whether a client serves the address of key on another link, so that rules from that address may
 // be those of that client.
