@@ -53,12 +53,12 @@ func attach(f *flags) action {
 			return err
 		}
 		target, mark, err := b.bind()
-		if err != nil {
-			return err
+		if err == nil {
+			err = each(pids, *tree, func(c *cgroup.Cgroups, pid int) (cgroup.Process, error) {
+				return c.Attach(pid, target, mark, *reset)
+			})
 		}
-		return each(pids, *tree, func(c *cgroup.Cgroups, pid int) (cgroup.Process, error) {
-			return c.Attach(pid, target, mark, *reset)
-		})
+		return b.undo(err)
 	}
 }
 

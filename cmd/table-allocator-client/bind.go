@@ -42,7 +42,8 @@ it stay until unbind or the next boot. Needs root.
 type bindFlags struct {
 	*flags
 	config bind.Config
-	force  bool // the link may come later
+	fresh  []bind.Bound // what bind has bound first
+	force  bool         // the link may come later
 }
 
 func newBindFlags(f *flags) *bindFlags {
@@ -76,6 +77,7 @@ func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
 	}
 	b.config.Server, b.config.ServerUIDs = b.server, b.uids
 	done, err := bind.Bind(context.Background(), b.config)
+	b.fresh = done.Fresh
 	b.debug("mark %#x/%#x, tables %v", done.Mark(), done.Marking.Mask, done.Tables)
 	for _, why := range done.Unanswered {
 		warn(why)
@@ -92,6 +94,29 @@ func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
 	}
 	return cgroup.Uplink{Ifname: done.Ifname, Fallback: done.OnLoss == uplink.Fallback},
 		cgroup.Mark{Value: done.Mark(), Mask: done.Marking.Mask}, err
+}
+
+// undo unbinds what was bound first by a command that failed, unless a process is bound by now.
+func (b *bindFlags) undo(failed error) error {
+	if failed == nil || len(b.fresh) == 0 {
+		return failed
+	}
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return failed // it is why the command failed, too
+	}
+	defer cgroups.Close()
+	bound, err := cgroups.Bound()
+	used := slices.ContainsFunc(bound, func(p cgroup.Bound) bool {
+		return slices.ContainsFunc(b.fresh, func(f bind.Bound) bool { return f.Traffic.Mark == p.Value && f.Traffic.Mask == p.Mask })
+	})
+	if err == nil && !used {
+		err = bind.Unbind(b.fresh)
+	}
+	if err != nil {
+		return errors.Join(failed, err)
+	}
+	return failed
 }
 
 // watchFile is the configuration of the watch that is installed.

@@ -86,7 +86,7 @@ func execute(f *flags) action {
 		if err != nil {
 			return notExecuted(command[0], err)
 		}
-		if err := b.enter(resolv); err != nil {
+		if err := b.undo(b.enter(resolv)); err != nil {
 			return err
 		}
 		cli.Flush() // our lines come before those of COMMAND

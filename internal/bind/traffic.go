@@ -44,6 +44,7 @@ type Binding struct {
 	Overlapping []route.Rule             // rules of other programs that look at the mask's bits
 	Unanswered  []string                 // addresses whose holders do not serve it, and why
 	InFront     string                   // that a rule of another program takes the traffic before, and which; empty: none does
+	Fresh       []Bound                  // what was bound by no guard before
 	Unkept      bool                     // no client runs that would open the lock for a link that is plugged in again
 }
 
@@ -66,7 +67,9 @@ const (
 func Bind(ctx context.Context, cfg Config) (Binding, error) {
 	b, err := once(ctx, cfg)
 	if cfg.Wait > 0 && mayCome(err) {
+		fresh := b.Fresh
 		b, err = await(ctx, cfg)
+		b.Fresh = append(fresh, b.Fresh...)
 	}
 	if err != nil {
 		return b, fmt.Errorf("bind to %s: %w", cfg.Ifname, err)
@@ -148,7 +151,7 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 		return b, err
 	}
 	if err := b.placeGuards(kernel); err != nil {
-		return b, err
+		return b, errors.Join(err, Unbind(b.Fresh))
 	}
 	if found {
 		if err := b.askHolders(ctx, kernel, conn, link); err != nil {
@@ -210,12 +213,15 @@ func (b Binding) lock(kernel *route.Conn, local bool) error {
 }
 
 // placeGuards adds the guards. A kernel without IPv6 needs none for it.
-func (b Binding) placeGuards(kernel *route.Conn) error {
+func (b *Binding) placeGuards(kernel *route.Conn) error {
 	if slices.Contains(b.Traffic, route.Traffic{}) {
 		return errors.New("all traffic cannot be bound")
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		_, _, err := kernel.SyncRules(family, noRule, b.guards())
+		added, _, err := kernel.SyncRules(family, noRule, b.guards())
+		for _, guard := range added {
+			b.Fresh = append(b.Fresh, Bound{Traffic: guard.Traffic, OnLoss: b.OnLoss, Priority: guard.Priority - 1})
+		}
 		if err != nil && !(family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT)) {
 			return err
 		}
