@@ -32,6 +32,7 @@ type action func(args []string) error
 var commands = []command{
 	{"watch", "serve every address of this host, as addresses come and go", watchUsage, 2, 1, watch},
 	{"status", "show table, lease and holder of each address, and what is missing", statusUsage, 2, 1, status},
+	{"history", "show what happened to the addresses of this host, and when", historyUsage, 2, 1, history},
 	{"explain", "say which rule and route decide where packets leave, and why", explainUsage, 2, 1, explain},
 	{"doctor", "look for what is wrong with this host", doctorUsage, 2, 1, doctor},
 	{"run", "execute a command whose traffic leaves by one link", runUsage, exitFailed, exitFailed, execute},

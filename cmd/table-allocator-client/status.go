@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 
+	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/inspect"
 )
 
@@ -22,6 +23,7 @@ for wrong usage or without rights. Needs root.
   -c, --config FILE         the configuration of the watch
       --no-legend           neither titles nor the lines about the server
       --json                print JSON
+      --follow              print a line for each change from now on
 `
 
 func status(f *flags) action {
@@ -29,7 +31,16 @@ func status(f *flags) action {
 	family := f.family()
 	asJSON := f.Bool("json", false, "")
 	noLegend := f.Bool("no-legend", false, "")
+	follow := f.Bool("follow", false, "")
 	return func(args []string) error {
+		if *follow {
+			if !h.Changed("ifname") {
+				h.ifnames = nil
+			}
+			ctx, stop := cli.UntilSignal()
+			defer stop()
+			return followEvents(ctx, append(h.ifnames, args...), *asJSON)
+		}
 		q, err := h.question(args)
 		if err != nil {
 			return err

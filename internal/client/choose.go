@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -98,6 +100,8 @@ func (c *chooser) announce(family int, all []choice.Candidate, d choice.Decision
 	switch {
 	case from != to:
 		c.log.Info("unbound traffic uses another uplink", "family", familyName(family), "from", name(from), "to", name(to), "table", to, "why", d.Why)
+		c.events.Append(events.Event{What: events.UplinkChosen, Ifname: name(to), Family: familyName(family), Table: to,
+			Text: fmt.Sprintf("unbound traffic of %s leaves by %s, not %s: %s", familyName(family), cmp.Or(name(to), "no chosen uplink"), cmp.Or(name(from), "as main says"), d.Why)})
 	case d.Why == kept && before.Why != kept:
 		c.log.Warn("no uplink works; unbound traffic stays where it is, since the targets or this host may be the cause",
 			"family", familyName(family), "ifname", name(to), "table", to)
@@ -171,7 +175,7 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 func (c *chooser) restoredSomething(now time.Duration) {
 	if !c.restores.Allow() {
 		c.restored = now + restoreEvery
-		c.blames.Do(func() {
+		c.blame.do(func() {
 			c.log.Warn("another program deletes what leads unbound traffic to the chosen uplink; that is restored, but not faster than every " + restoreEvery.String() + advice)
 		})
 	}

@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -284,7 +286,11 @@ func (c *chooser) changed(p *probed, before choice.State) {
 	if h.State == before || c.config.Probes == nil {
 		return
 	}
-	p.session.log.Info("uplink is "+h.State.String(), "before", before.String(), "why", h.Reason, "table", p.session.lease.table)
+	what := events.UplinkAlive
+	if h.State == choice.Dead || h.State == choice.Portal || h.State == choice.NoCarrier {
+		what = events.UplinkDead
+	}
+	c.tell(p.session, what, fmt.Sprintf("uplink is %s, before %s: %s", h.State, before, h.Reason))
 }
 
 // decide makes the choice, and the kernel what it means.

@@ -44,8 +44,10 @@ func (l *loop) changed(events []route.Event) {
 		if n.overrun || n.concerns(s) {
 			s.noteLeaving(n.went[s.addr])
 			l.look(s)
+			l.tellSoon(s)
 		} else if len(n.main)+len(n.lost) > 0 && !large[s.family()] {
 			s.hear(n)
+			l.tellSoon(s)
 		}
 	}
 	l.scope.note(n)

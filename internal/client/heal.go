@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -18,6 +19,8 @@ const (
 	healEvery  = 5 * time.Second
 	healBurst  = 20
 	blameEvery = time.Hour
+
+	blameWithin = 10 * time.Minute
 
 	advice = " (for systemd-networkd set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)"
 )
@@ -89,7 +92,8 @@ func (h *host) restoreRules(family int, lost []route.Rule, whose map[route.Rule]
 	if len(lost) == 0 {
 		return nil
 	}
-	h.blames.Do(func() {
+	h.tellLost(lost, whose)
+	h.blame.do(func() {
 		h.log.Warn("another program deletes our rules; they are restored, but not faster than every "+healEvery.String()+" if it goes on"+advice,
 			"rule", lost[0].String())
 	})
@@ -98,6 +102,45 @@ func (h *host) restoreRules(family int, lost []route.Rule, whose map[route.Rule]
 	none := func(route.Rule) bool { return false } // nothing is deleted
 	_, err := h.env.SyncRules(family, none, lost, func(r route.Rule) []any { return whose[r].inst.Rules.Attrs(r) })
 	return err
+}
+
+// tellLost notes for each address how many rules it lost.
+func (h *host) tellLost(lost []route.Rule, whose map[route.Rule]*session) {
+	first := make(map[*session]route.Rule)
+	count := make(map[*session]int)
+	for _, r := range lost {
+		s := whose[r]
+		if count[s]++; count[s] == 1 {
+			first[s] = r
+		}
+	}
+	for _, s := range h.sessions {
+		if count[s] > 0 {
+			h.tell(s, events.RulesLost, lossText(count[s], first[s]))
+			h.tellSoon(s)
+		}
+	}
+}
+
+func lossText(n int, first route.Rule) string {
+	if n == 1 {
+		return fmt.Sprintf("another program deleted the rule %q, which is restored", first)
+	}
+	return fmt.Sprintf("another program deleted %d rules, which are restored; the first is %q", n, first)
+}
+
+// blame is when another program was seen to delete rules. What somebody does once needs no advice.
+type blame struct{ seen, told time.Duration }
+
+// do calls f if this is not the first time within blameWithin, and f was not called for blameEvery.
+func (b *blame) do(f func()) {
+	now := wire.Now()
+	again := b.seen != 0 && now < b.seen+blameWithin
+	b.seen = now
+	if again && (b.told == 0 || now >= b.told+blameEvery) {
+		b.told = now
+		f()
+	}
 }
 
 // hearOfRules subscribes to the end of rules that lead to the table of a session, which has its lease.
@@ -120,7 +163,9 @@ func (l *loop) restoreRules(s *session) error {
 	}
 	lost, err := s.inst.Rules.Restore(s.lease.table)
 	if len(lost) > 0 {
-		s.blames.Do(func() {
+		l.tell(s, events.RulesLost, lossText(len(lost), lost[0]))
+		l.tellSoon(s)
+		s.blame.do(func() {
 			s.log.Warn("another program deletes our rules; they are restored, but not faster than once a second if it goes on"+advice, "rule", lost[0].String())
 		})
 	}

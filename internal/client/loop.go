@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -45,6 +46,9 @@ type loop struct {
 	reloads  <-chan Reload
 	reload   func(Reload) // for each value of reloads
 	calls    chan func()  // what runs beside the loop hands in
+	events   *events.Writer
+	away     bool          // the server does not answer, which was told
+	tellAt   time.Duration // when it is looked at where packets leave; 0: nothing is doubtful
 }
 
 func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*loop, error) {
@@ -81,6 +85,7 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 		clamour:  rate.NewLimiter(rate.Every(10*time.Second), 3),
 		env:      &install.Env{Kernel: kernel, Log: log, OtherHolder: peer.OtherHolder},
 		kernel:   kernel,
+		events:   events.NewWriter(log),
 		watcher:  watcher,
 		inbox:    make(chan packet),
 		changes:  make(chan []route.Event),
@@ -103,6 +108,7 @@ func (l *loop) close() {
 	}
 	l.kernel.Close()
 	l.env.Close()
+	l.events.Close()
 }
 
 // hand has the loop call f, unless the loop has ended.
@@ -122,7 +128,6 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 		conn:    conn,
 		addr:    m.uplink.Addr(),
 		repairs: rate.NewLimiter(rate.Every(repairEvery), repairBurst),
-		blames:  rate.Sometimes{First: 1, Interval: blameEvery},
 		log:     log,
 	}
 	s.inst = l.env.New(m.uplink, log, s.warn)
@@ -185,7 +190,7 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 
 // wait is how long nothing is due, and 1 ms at least: a machine whose deadline has passed must not keep the loop busy.
 func (l *loop) wait(now time.Duration) time.Duration {
-	next := earliest(now+time.Hour, l.rests.at, l.env.RetryAt, l.scope.next())
+	next := earliest(now+time.Hour, l.rests.at, l.env.RetryAt, l.tellAt, l.scope.next())
 	for _, s := range l.sessions {
 		next = earliest(next, s.lease.deadline(), s.retryAt, s.inst.RefreshAt)
 	}
@@ -206,6 +211,9 @@ func (l *loop) fire(now time.Duration) {
 	if at := l.env.RetryAt; at != 0 && now >= at {
 		l.env.Retry()
 	}
+	if l.tellAt != 0 && now >= l.tellAt {
+		l.tellExits()
+	}
 	for _, s := range l.all() {
 		if s.retryAt != 0 && now >= s.retryAt {
 			l.deliver(s, s.retry)
@@ -213,6 +221,7 @@ func (l *loop) fire(now time.Duration) {
 		if s.inst.RefreshAt != 0 && now >= s.inst.RefreshAt {
 			s.inst.RefreshAt = 0
 			l.look(s)
+			l.tellSoon(s)
 			l.serveBound(s)
 			_ = l.restoreRules(s) // which warns
 		}
@@ -229,19 +238,22 @@ func (l *loop) feed(s *session, ev event) {
 	switch {
 	case s.lease.away && !away:
 		s.log.Warn("the server does not answer; the rules stay", "table", s.lease.table)
+		l.tellServer(true)
 	case away && !s.lease.away:
 		s.log.Info("the server answers again", "table", s.lease.table)
 	}
 	switch ev.kind {
 	case unreachable:
+		l.tellServer(true)
 		if s.lease.patient() && l.absent != ev.err.Error() {
 			l.absent = ev.err.Error()
 			l.log.Warn("cannot reach the server; asking again", "err", ev.err)
 		}
 	case replied:
 		l.absent = ""
+		l.tellServer(false)
 		if before != releasing {
-			s.logRefusal(ev.reply)
+			l.tellRefusal(s, ev.reply)
 		}
 		if ev.reply.Code == wire.Exhausted {
 			l.scope.exhausted(s)
@@ -255,13 +267,16 @@ func (l *loop) feed(s *session, ev event) {
 	}
 }
 
-func (s *session) logRefusal(r wire.Reply) {
+func (l *loop) tellRefusal(s *session, r wire.Reply) {
 	if r.Table != 0 || r.Error == "" {
 		return
 	}
 	level := slog.LevelWarn
 	if s.again { // it was logged before
 		level = slog.LevelDebug
+	} else if s.refusal != r.Error {
+		s.refusal = r.Error
+		l.tell(s, events.Refused, "gets no table: "+r.Error)
 	}
 	s.log.Log(context.Background(), level, "refused by the server", "code", string(r.Code), "err", r.Error)
 }
@@ -283,13 +298,15 @@ func (l *loop) do(s *session, a action) {
 		s.clear(a.table, nil)
 	case block:
 		s.clear(a.table, s.lease.uplink.BlockOnLoss())
+		l.tellEnded(s)
 		s.inst.YieldAddress()
 	case fallBack:
 		s.inst.MakeDo()
 	case report:
 		l.answerCaller(s, a.table, a.why)
 	case finish:
-		s.log.Info("finished", "table", s.lease.table, "why", s.lease.why, "lease", a.why)
+		l.tellEnded(s)
+		s.log.Debug("finished", "table", s.lease.table, "why", s.lease.why, "lease", a.why)
 		l.drop(s)
 	}
 }

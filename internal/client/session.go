@@ -41,11 +41,15 @@ type session struct {
 	retries   int
 	enders    []wire.Addr   // who is told when everything is taken back
 	repairs   *rate.Limiter // of rules and routes that another program deletes
-	blames    rate.Sometimes
+	blame     blame
 	ordered   uint32 // the table whose unbound rule has a place in the host's order; 0: none has
 	orderedIn lane
 	hooked    bool       // a call brought settings of its own
 	saved     remembered // of these settings, for the next watch
+	served    bool       // that it has a table was told
+	told      exit       // where packets leave, as of the last event
+	doubtful  bool       // that may have changed
+	refusal   string     // of the server, as it was told
 	again     bool       // the server refused the address before, which was logged
 }
 
@@ -116,12 +120,16 @@ func (l *loop) place(s *session, table uint32) bool {
 	err := s.inst.Place(table)
 	if s.lease.state != placing { // it has the lease already, and got other settings
 		s.warn("place the rules", err)
+		l.tellSoon(s)
 		return false
 	}
 	if err == nil {
-		s.log.Info("lease granted", "table", table, "tag", s.lease.uplink.Tag, "expires", wire.Seconds(s.lease.expires))
+		s.log.Debug("lease granted", "table", table, "tag", s.lease.uplink.Tag, "expires", when(s.lease.expires))
 	}
 	l.feed(s, event{kind: rulesPlaced, err: err})
+	if err == nil {
+		l.tellServed(s)
+	}
 	return true
 }
 
@@ -254,6 +262,7 @@ func (l *loop) see(s *session, a route.Address) bool {
 	l.noteNetwork(s, a)
 	if s.lease.state == held && !s.inst.Installed {
 		s.warn("place rules and routes", s.inst.Place(s.lease.table))
+		l.tellSoon(s)
 		changed = true
 	} else {
 		s.follow()

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/remember"
@@ -41,7 +42,7 @@ type host struct {
 	retried     map[wire.Key]bool          // refused addresses that are asked for all the same
 	order       map[lane][]uint32          // tables in the order of their unbound rules
 	heals       *rate.Limiter
-	blames      rate.Sometimes
+	blame       blame
 	memory      remember.Dir // of this network namespace, see remembered; "": none
 	choices     *chooser
 }
@@ -62,7 +63,6 @@ func newHost(l *loop, cfg WatchConfig, clean bool) *host {
 		refused:  make(map[wire.Key]time.Duration),
 		excluded: make(map[string]bool),
 		heals:    rate.NewLimiter(rate.Every(healEvery), healBurst),
-		blames:   rate.Sometimes{First: 1, Interval: blameEvery},
 	}
 }
 
@@ -100,8 +100,10 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 		return err
 	}
 	log.Info("watching", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
+	h.tellHost(events.Started, "a watch started")
 	h.reconcile()
 	err = l.run(ctx)
+	h.tellHost(events.Stopped, "the watch ended")
 	if h.ending && err == nil {
 		h.collectStale() // only now no session has the addresses any more
 	}

@@ -260,7 +260,7 @@ func TestClientOptions(t *testing.T) {
 	}
 	for _, name := range []string{"a.log", "b.log"} {
 		text, err := os.ReadFile(filepath.Join(h.dir, name))
-		if err != nil || !strings.Contains(string(text), "lease granted") {
+		if err != nil || !strings.Contains(string(text), ": has table ") {
 			t.Errorf("%s: %q, %v", name, text, err)
 		}
 	}

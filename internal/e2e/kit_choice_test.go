@@ -106,11 +106,11 @@ func (c *chooser) waitState(ifname, family, state string) {
 	eventually(c.t, ifname+" is "+state, func() error {
 		last := ""
 		for line := range strings.Lines(c.watch.log.String()) {
-			if strings.Contains(line, "ifname="+ifname+" ") && strings.Contains(line, "family="+family+" ") && strings.Contains(line, `msg="uplink is `) {
+			if strings.Contains(line, "ifname="+ifname+" ") && strings.Contains(line, "family="+family+" ") && strings.Contains(line, `: uplink is `) {
 				last = line
 			}
 		}
-		if !strings.Contains(last, `msg="uplink is `+state+`"`) {
+		if !strings.Contains(last, `: uplink is `+state+`, before `) {
 			return fmt.Errorf("the last line is %q", last)
 		}
 		return nil

@@ -384,6 +384,9 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 // Routes is how many routes the table had after the last sync.
 func (i *Installation) Routes() int { return i.routes.placed }
 
+// Leads reports whether the table had a default route after the last sync.
+func (i *Installation) Leads() bool { return i.routes.hasDefault }
+
 // Moved reports whether main has lost a default route to the table.
 func (i *Installation) Moved() bool { return len(i.routes.taken) > 0 }
 

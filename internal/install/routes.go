@@ -1,10 +1,13 @@
 package install
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -119,10 +122,10 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	}
 	added, deleted, syncErr := p.env.Kernel.SyncRoutesFrom(have, u.Family(), table, plan)
 	for _, r := range added {
-		p.env.Log.Info("route added", attrs(u, r)...)
+		p.env.Log.Debug("route added", p.env.attrs(u, r)...)
 	}
 	for _, r := range deleted {
-		p.env.Log.Info("route removed", attrs(u, r)...)
+		p.env.Log.Debug("route removed", p.env.attrs(u, r)...)
 	}
 	p.placed, p.added = len(plan), len(added)
 	return errors.Join(err, syncErr)
@@ -318,7 +321,7 @@ func (p *placer) changeMain(u uplink.Uplink, routes []route.Route, change func(r
 		errs = append(errs, err)
 		if ok && err == nil {
 			changed = append(changed, r)
-			p.env.Log.Info(done, attrs(u, r)...)
+			p.env.Log.Debug(done, p.env.attrs(u, r)...)
 		}
 	}
 	return changed, errors.Join(errs...)
@@ -479,7 +482,14 @@ func (p *placer) withdraw(u uplink.Uplink, m uplink.Main) error {
 
 func ours(r route.Route) bool { return r.Protocol == route.Protocol }
 
-func attrs(u uplink.Uplink, r route.Route) []any {
-	return []any{"route", fmt.Sprint(r), "ifname", u.Key.Ifname, "addr", u.Key.Address,
+// attrs is what a log line says of a route, as ip prints it.
+func (e *Env) attrs(u uplink.Uplink, r route.Route) []any {
+	text := r.String()
+	if e.Log.Enabled(context.Background(), slog.LevelDebug) {
+		if link, found, err := e.Kernel.LinkByIndex(r.Index); err == nil && found {
+			text = strings.Replace(text, fmt.Sprintf(" dev #%d", r.Index), " dev "+link.Name, 1)
+		}
+	}
+	return []any{"route", text, "ifname", u.Key.Ifname, "addr", u.Key.Address,
 		"family", u.Key.Family.String(), "table", r.Table}
 }

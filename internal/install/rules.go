@@ -239,10 +239,10 @@ func (r *Rules) Unshare(table uint32) error {
 func (e *Env) SyncRules(family int, owned func(route.Rule) bool, want []route.Rule, attrs func(route.Rule) []any) (deleted []route.Rule, err error) {
 	added, deleted, err := e.Kernel.SyncRules(family, owned, want)
 	for _, r := range added {
-		e.Log.Info("rule added", attrs(r)...)
+		e.Log.Debug("rule added", attrs(r)...)
 	}
 	for _, r := range deleted {
-		e.Log.Info("rule removed", attrs(r)...)
+		e.Log.Debug("rule removed", attrs(r)...)
 	}
 	return deleted, err
 }

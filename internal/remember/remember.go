@@ -138,6 +138,14 @@ func Open(path string) (*os.File, error) {
 	return openRegular(path, os.O_RDONLY|syscall.O_NOFOLLOW, write)
 }
 
+// OpenAppend opens a file below Root for appending, and makes it if there is none. Nobody else can open it.
+func OpenAppend(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	return openRegular(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW, open)
+}
+
 // openRegular opens a regular file, without waiting as for the writer of a FIFO. With rights, it has
 // to be this user's, and others must not have them.
 func openRegular(path string, flags int, rights fs.FileMode) (*os.File, error) {

@@ -304,7 +304,7 @@ func (w *world) startClients() error {
 			continue // of two lengths one client is enough
 		}
 		args := w.host.watch.client(a.addr, a.network.Bits(), names[a.index])
-		p, err := w.start(w.log, `msg="lease granted"`, "table-allocator-client", args...)
+		p, err := w.start(w.log, `: has table `, "table-allocator-client", args...)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,147 @@
+package client
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/events"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// tellIn is how long after a change it is looked at where packets leave, so that a burst of changes is one event.
+const tellIn = 100 * time.Millisecond
+
+// tell notes what happened to an address, in the log and for history.
+func (l *loop) tell(s *session, what events.What, text string) {
+	key := s.lease.uplink.Key
+	s.log.Info(key.Ifname+" "+key.Address+": "+text, "table", s.lease.table)
+	l.events.Append(events.Event{What: what, Ifname: key.Ifname, Address: key.Address, Family: key.Family.String(), Table: s.lease.table, Text: text})
+}
+
+// tellHost notes what concerns no single address.
+func (l *loop) tellHost(what events.What, text string) {
+	l.events.Append(events.Event{What: what, Text: text})
+}
+
+// tellServer notes once that the server does not answer, or that it answers again.
+func (l *loop) tellServer(away bool) {
+	if away == l.away {
+		return
+	}
+	l.away = away
+	if away {
+		l.tellHost(events.ServerAway, "the server does not answer; rules and routes stay")
+	} else {
+		l.tellHost(events.ServerBack, "the server answers again")
+	}
+}
+
+// exit is where packets from an address leave.
+type exit struct {
+	known bool
+	own   bool // by the link of the address
+	text  string
+}
+
+// exitOf asks the kernel where packets from the address of a session leave.
+func (l *loop) exitOf(s *session) exit {
+	if !s.serves() || !s.inst.Present || !s.lease.uplink.Settings.PlacesRoutes() {
+		return exit{}
+	}
+	far := netip.MustParseAddr("1.1.1.1") // nothing is sent there
+	if s.addr.Is6() {
+		far = netip.MustParseAddr("2606:4700:4700::1111")
+	}
+	r, err := l.kernel.Resolve(route.Question{Dst: far, Src: s.addr})
+	if err != nil {
+		return exit{known: true, text: "nothing leaves"}
+	}
+	name := s.lease.uplink.Key.Ifname
+	if r.Index != s.inst.Index {
+		if link, found, err := l.kernel.LinkByIndex(r.Index); err == nil && found {
+			name = link.Name
+		}
+	}
+	text := "leaves by " + name
+	if r.Gateway.IsValid() {
+		text += " through " + r.Gateway.String()
+	}
+	return exit{true, r.Index == s.inst.Index, text}
+}
+
+// tellSoon has it looked at where packets of a session leave.
+func (l *loop) tellSoon(s *session) {
+	if !s.told.known {
+		return // it is told when the lease stands
+	}
+	s.doubtful = true
+	if l.tellAt == 0 {
+		l.tellAt = wire.Now() + tellIn
+	}
+}
+
+// tellExits notes which addresses leave by another link than before.
+func (l *loop) tellExits() {
+	l.tellAt = 0
+	for _, s := range l.sessions {
+		if !s.doubtful {
+			continue
+		}
+		s.doubtful = false
+		now := l.exitOf(s)
+		if !now.known || now == s.told {
+			continue
+		}
+		before := s.told
+		s.told = now
+		switch {
+		case now.own && (before.own || before.text == ""):
+			l.tell(s, events.RouteBack, now.text)
+		case now.own:
+			l.tell(s, events.RouteBack, now.text+" again")
+		default:
+			l.tell(s, events.RouteLost, l.lossOf(s)+", "+now.text)
+		}
+	}
+}
+
+// lossOf says why packets do not leave by the link of an address.
+func (l *loop) lossOf(s *session) string {
+	link, found, err := l.kernel.LinkByIndex(s.inst.Index)
+	switch {
+	case err == nil && found && !link.Up:
+		return "its link is down"
+	case err == nil && found && !link.Carrier:
+		return "its link has no carrier"
+	case s.inst.Leads():
+		return "its default route is not used"
+	}
+	return "lost its default route"
+}
+
+// tellServed notes that the lease of a session stands.
+func (l *loop) tellServed(s *session) {
+	s.served, s.told = true, l.exitOf(s)
+	text := fmt.Sprintf("has table %d", s.lease.table)
+	if s.told.known {
+		text += ", " + s.told.text
+	} else {
+		s.told.known = s.lease.uplink.Settings.PlacesRoutes() // what comes next is a change
+	}
+	l.tell(s, events.Served, text)
+}
+
+// tellEnded notes that a session that was served is so no more.
+func (l *loop) tellEnded(s *session) {
+	if s.served {
+		s.served, s.told = false, exit{}
+		l.tell(s, events.Ended, "is served no more: "+s.lease.why)
+	}
+}
+
+// when is a moment of the lease clock as the time of day.
+func when(at time.Duration) time.Time {
+	return time.Now().Add(at - wire.Now()).Round(time.Second)
+}
