@@ -339,6 +339,7 @@ func (l *loop) rename(s *session, name string) {
 	l.feed(s, event{kind: succeeded})
 	next := l.add(m, conn)
 	next.inst.Index, next.created, next.hooked = s.inst.Index, s.created, s.hooked
+	next.onLink, next.inst.OnLink = s.onLink, s.inst.OnLink
 	l.scope.settled(next)
 	l.feed(next, event{kind: start})
 	l.look(next)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -96,4 +97,56 @@ func TestCallWhileWaiting(t *testing.T) {
 			t.Errorf("%s: no table, though the server is there: %s", args[i][0], r.stderr)
 		}
 	}
+}
+
+// TestReturningAddressRenamed: a client that awaits its address follows the link to its new name, and takes over the
+// network that the address then has.
+func TestReturningAddressRenamed(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.serve()
+	h.ns.IP(t, "address add 2001:db8:1::2/56 dev wan0 nodad")
+	var clients []*process
+	for _, family := range []string{"-4 -a 10.77.0.2", "-6 -a 2001:db8:1::2"} {
+		words := strings.Fields(family)
+		clients = append(clients, h.start(h.command(append([]string{"-f", "-i", "wan0", "--on-loss", "block", "--routes", "copy"}, words...)...)))
+	}
+	all := func() string {
+		return h.ns.IP(t, "rule") + h.ns.IP(t, "-6 rule") + h.ns.IP(t, "route show table all proto 116") + h.ns.IP(t, "-6 route show table all proto 116")
+	}
+	wait := func(what string, has, not []string) {
+		t.Helper()
+		eventually(t, what, func() error {
+			got := all()
+			for _, text := range has {
+				if !strings.Contains(got, text) {
+					return fmt.Errorf("nothing has %q:\n%s", text, got)
+				}
+			}
+			for _, text := range not {
+				if strings.Contains(got, text) {
+					return fmt.Errorf("there is %q:\n%s", text, got)
+				}
+			}
+			return nil
+		})
+	}
+	lookups := []string{"to 10.77.0.0/24 lookup 1", "to 2001:db8:1::/56 lookup 1", "from 10.77.0.2 lookup 1", "from 2001:db8:1::2 lookup 1"}
+	wait("served", append([]string{"10.77.0.0/24 dev wan0 table 1", "2001:db8:1::/56 dev wan0 table 1"}, lookups...), nil)
+	h.ns.IP(t, "address del 10.77.0.2/24 dev wan0")
+	h.ns.IP(t, "address del 2001:db8:1::2/56 dev wan0")
+	wait("blocked", []string{"from 10.77.0.2 unreachable", "from 2001:db8:1::2 unreachable"}, lookups)
+	h.rename("wan0", "wan9")
+	eventually(t, "both wait under the new name", func() error {
+		for _, p := range clients {
+			if log := p.log.String(); !strings.Contains(log, "the link was renamed") {
+				return errors.New(log)
+			}
+		}
+		return nil
+	})
+	h.ns.IP(t, "address add 10.77.0.2/25 dev wan9")
+	h.ns.IP(t, "address add 2001:db8:1::2/57 dev wan9 nodad")
+	wait("served anew", []string{"to 10.77.0.0/25 lookup 1", "to 2001:db8:1::/57 lookup 1", "10.77.0.0/25 dev wan9 table 1", "2001:db8:1::/57 dev wan9 table 1"},
+		[]string{"10.77.0.0/24", "2001:db8:1::/56"})
 }
