@@ -239,8 +239,10 @@ func (g *generator) replaceRoute() step {
 		gateway = g.within(nets[0].addr, false)
 	}
 	c := fmt.Sprintf("ip route replace %s %s dev %s", words[3], gatewayWords(is4, gateway), l.name)
-	if i := slices.Index(words, "metric"); i > 0 {
-		c += " metric " + words[i+1]
+	for _, word := range []string{"metric", "tos"} {
+		if i := slices.Index(words, word); i > 0 {
+			c += " " + word + " " + words[i+1]
+		}
 	}
 	if g.chance(20) {
 		c = fmt.Sprintf("%s src %s", c, nets[0].addr.Addr())
@@ -257,6 +259,9 @@ func (g *generator) moveDefault() step {
 		return step{}
 	}
 	words := pick(g, all...)
+	if g.isMove() && words[slices.Index(words, "metric")+1] == "0" {
+		return step{} // a delete without a metric would mean the other one, if this one was moved
+	}
 	g.metric += 1 + g.IntN(50)
 	other := slices.Clone(words)
 	other[2], other[slices.Index(other, "metric")+1] = "add", fmt.Sprint(g.metric)

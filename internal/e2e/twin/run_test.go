@@ -115,6 +115,12 @@ func burst(steps []step) []step {
 
 // look compares, and reports whether all is right.
 func (l *living) look(phase string) (bool, error) {
+	if err := l.w.settle(quiet); err != nil {
+		return false, err
+	}
+	if err := l.w.tryAgain(); err != nil {
+		return false, err
+	}
 	for i := 0; ; i++ {
 		if err := l.w.settle(quiet); err != nil {
 			return false, err
@@ -142,6 +148,12 @@ func (l *living) fail(phase string, r result) {
 
 // end ends the watch, which takes everything back.
 func (l *living) end() (bool, error) {
+	if err := l.w.settle(quiet); err != nil {
+		return false, err
+	}
+	if err := l.w.tryAgain(); err != nil {
+		return false, err
+	}
 	if err := l.w.settle(quiet); err != nil {
 		return false, err
 	}

@@ -147,6 +147,7 @@ type world struct {
 	clients     map[netip.Addr][]string // arguments of those that were started
 	log         *logBuffer              // of all watches
 	refused     []string                // commands that only the real host refused
+	again       []string                // commands that the plain host refused: a manager tries again, see tryAgain
 	patience    []time.Duration
 }
 
@@ -213,6 +214,8 @@ func (w *world) apply(s step) error {
 			asked = append(asked, i)
 		case strings.Contains(c, " del "): // of several next hops some may be gone
 			asked, mayFail = append(asked, i), append(mayFail, i)
+		default:
+			w.again = append(w.again, c)
 		}
 	}
 	commands := make([]string, len(asked))
@@ -238,6 +241,7 @@ func (w *world) applyMoved(s step) error {
 		return err
 	}
 	var commands, undo []string
+	var taken []bool // by the real host
 	for i, c := range s.commands {
 		failed := slices.Contains(refused, i)
 		if failed && strings.HasPrefix(c, "ip route del") {
@@ -250,16 +254,45 @@ func (w *world) applyMoved(s step) error {
 		if to, ok := strings.CutPrefix(c, "ip route add "); ok && !failed && isDefault(strings.Fields(c)) && !strings.Contains(c, " table ") {
 			c = "ip route replace " + to
 		}
-		commands = append(commands, c)
+		commands, taken = append(commands, c), append(taken, !failed)
 	}
 	failed, err := w.plain.run(commands)
 	for _, i := range failed {
 		// Its gateway was still in a table, which follows main a moment later.
-		if undo[i] != "" && err == nil {
+		switch c := commands[i]; {
+		case err != nil:
+		case undo[i] != "":
 			_, err = w.real.run(undo[i : i+1])
+		case taken[i] && strings.Contains(c, " replace ") && strings.Contains(c, " via ") && !strings.Contains(c, " nexthop via "):
+			_, err = w.plain.run([]string{c + " onlink"})
+		}
+		if c := commands[i]; !isDefault(strings.Fields(c)) && !strings.Contains(c, " del ") {
+			w.again = append(w.again, c)
 		}
 	}
 	return err
+}
+
+// tryAgain does what managers do: a route or nexthop that the kernel refused right after its link came up they add a
+// moment later. What nobody puts back into main a table keeps, as it should.
+func (w *world) tryAgain() error {
+	again := w.again
+	w.again = nil
+	for _, c := range again {
+		if !strings.HasPrefix(c, "ip route ") && !strings.HasPrefix(c, "ip -6 route ") && !strings.HasPrefix(c, "ip nexthop ") {
+			continue
+		}
+		failed, err := w.plain.run([]string{c})
+		if err == nil && len(failed) == 0 {
+			if failed, err = w.real.run([]string{c}); len(failed) > 0 {
+				w.refused = append(w.refused, c)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *world) startServer() (*process, error) {
