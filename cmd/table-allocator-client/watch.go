@@ -138,6 +138,11 @@ func (w *watchFlags) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.config.Ready = func() {
+		if err := cli.NotifyReady(); err != nil {
+			log.Warn("systemd does not hear that the watch is ready", "err", err)
+		}
+	}
 	if err := client.Watch(ctx, w.config, w.reloads(ctx), w.clean, log); err != nil {
 		log.Error("cannot watch", "err", err)
 		return exitError{cli.ExitError}

@@ -24,6 +24,7 @@ type WatchConfig struct {
 	MaxRoutes int
 
 	Probes *ProbeConfig // nil: nothing is probed
+	Ready  func()       // is called once the watch listens to the kernel; nil: nobody waits
 }
 
 // DefaultMaxRoutes is a fifth of the Internet's IPv4 routes. The table of an address that has its default routes

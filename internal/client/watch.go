@@ -101,6 +101,9 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	}
 	log.Info("watching", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	h.tellHost(events.Started, "a watch started")
+	if cfg.Ready != nil {
+		cfg.Ready()
+	}
 	h.reconcile()
 	err = l.run(ctx)
 	h.tellHost(events.Stopped, "the watch ended")

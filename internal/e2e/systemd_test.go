@@ -112,6 +112,31 @@ func TestSystemd(t *testing.T) {
 	systemctl("reload", "table-allocator-server", "table-allocator-watch")
 	h.ns.IP(t, "address del 10.77.1.2/24 dev wan0")
 	h.waitRules(rules...)
+	if r := inside("sh", "-c", "echo '{' >/mnt/etc/table-allocator/watch.json; systemctl reload table-allocator-watch"); r.code == 0 {
+		t.Error("reload with a broken configuration of the watch succeeds")
+	}
+	systemctl("is-active", "table-allocator-watch")
+	if r := inside("systemctl", "restart", "table-allocator-watch"); r.code == 0 {
+		t.Error("a start with a broken configuration succeeds")
+	}
+	eventually(t, "the watch is not started again and again", func() error {
+		r := inside("systemctl", "show", "--property=ActiveState,ExecMainStatus,NRestarts", "table-allocator-watch")
+		if !strings.Contains(r.stdout, "ActiveState=failed") || !strings.Contains(r.stdout, "ExecMainStatus=78") || !strings.Contains(r.stdout, "NRestarts=0") {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	inside("sh", "-c", "echo '{}' >/mnt/etc/table-allocator/watch.json")
+	systemctl("mask", "--runtime", "table-allocator-server.service", "table-allocator-server.socket")
+	systemctl("stop", "table-allocator-server.service", "table-allocator-server.socket")
+	systemctl("start", "table-allocator-watch") // is up without a server
+	systemctl("is-active", "table-allocator-watch")
+	systemctl("unmask", "--runtime", "table-allocator-server.service", "table-allocator-server.socket")
+	systemctl("start", "table-allocator-server")
+	if r := inside("/mnt/usr/sbin/tactl", "release", "--all"); r.code != 1 || !strings.Contains(r.stderr, "systemctl disable --now table-allocator-watch.service") {
+		t.Errorf("release --all while the watch is a unit: %+v", r)
+	}
+	h.waitRules(rules...)
 	if r := inside("sh", "-c", "echo '{' >/mnt/etc/table-allocator/server.json; systemctl reload table-allocator-server"); r.code == 0 {
 		t.Error("reload with a broken configuration of the server succeeds")
 	}
