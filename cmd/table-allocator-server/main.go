@@ -24,7 +24,8 @@ Leases routing table numbers, unique on this host, to table-allocator-client.
 Without -c it serves @tas_socket with tables 10000 to 10039 for an hour each.
 
   -c, --config FILE  configuration (JSON, // comments allowed); the file of the
-                     original table_allocator_server works; SIGHUP reads it again
+                     original table_allocator_server works. SIGHUP reads it
+                     again
       --check        say whether the configuration is right, and exit
       --debug        log renewals and replies too
       --version      print the version and exit
