@@ -121,6 +121,10 @@ func hold(f *flags) action {
 		if h.release {
 			return h.releaseLease()
 		}
+		if text, found := handedOver(); found {
+			return h.goOn(text)
+		}
+		startDir, _ = os.Getwd() // which may be gone
 		if h.foreground {
 			log, err := cli.NewLogger(f.log)
 			if err != nil {
@@ -288,12 +292,19 @@ func (h *holdFlags) holdLease(report client.Report, log *slog.Logger) error {
 			"ifname", h.config.Uplink.Key.Ifname, "addr", h.config.Uplink.Key.Address)
 	}
 	reported := false
+	h.config.Successor = checkOwnProgram
 	err := client.Run(ctx, h.config, func(table uint32, why string) {
 		reported = true
 		report(table, why)
 	}, log)
 	if err == nil {
 		return nil
+	}
+	if to := (client.Handover{}); errors.As(err, &to) {
+		log.Error("cannot execute the installed program; this one goes on", "err", executeOwnProgram(to))
+		if h.config.Uplink, err = to.Accept(h.config.Uplink); err == nil {
+			return h.holdLease(func(uint32, string) {}, log)
+		}
 	}
 	log.Error("cannot hold a lease", "err", err)
 	if !reported {

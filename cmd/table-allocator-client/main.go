@@ -42,6 +42,7 @@ var commands = []command{
 	{"unbind", "undo bind", bindUsage, 2, 1, unbindTraffic},
 	{"bound", "show which processes, users and ports are bound to which link", boundUsage, 2, 1, bound},
 	{"release", "take back leases, rules and routes of links, addresses or the host", releaseUsage, 2, 1, release},
+	{"reexec", "make holders go on with the installed program, after an upgrade", reexecUsage, 2, 1, reexec},
 	{"hook", "serve the addresses that dhclient, ifup or NetworkManager tell", hookUsage, 2, 1, hookEvent},
 }
 

@@ -21,6 +21,8 @@ type Config struct {
 	Uplink     uplink.Uplink
 	Server     string   // text of the server's abstract name
 	ServerUIDs []uint32 // trusted, and root and the own uid are, too
+	// Successor says why the program that is to go on with the lease, when root asks for that, cannot be executed.
+	Successor func() error
 }
 
 // Report is called once, with the table that is in force, or with 0 and why there is none.
@@ -28,7 +30,7 @@ type Report func(table uint32, why string)
 
 // Run acquires a lease for the uplink and installs it, reports the table, and keeps both until the address or its link
 // is deleted or ctx ends; then it takes both back. If another client serves the address, Run reports the table of that
-// one and returns.
+// one and returns. If root asks for it, Run leaves all in place and returns a Handover.
 func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error {
 	conn, err := becomeHolder(ctx, cfg, report, log)
 	if conn == nil {
@@ -40,7 +42,7 @@ func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error
 		return err
 	}
 	defer l.close()
-	l.scope = lone{l}
+	l.scope, l.successor = lone{l}, cfg.Successor
 	s := l.add(newMachine(cfg.Uplink, true, false), conn)
 	l.feed(s, event{kind: start})
 	l.look(s)

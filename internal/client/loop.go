@@ -49,6 +49,9 @@ type loop struct {
 	events   *events.Writer
 	away     bool          // the server does not answer, which was told
 	tellAt   time.Duration // when it is looked at where packets leave; 0: nothing is doubtful
+	// successor looks for the program that Reexec asks for; nil: there is none.
+	successor func() error
+	handover  error // a Handover, which ends the loop
 }
 
 func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*loop, error) {
@@ -144,7 +147,7 @@ func (l *loop) run(ctx context.Context) error {
 	defer timer.Stop()
 	stop := ctx.Done()
 	var failure error
-	for len(l.sessions) > 0 || l.scope.awaits() {
+	for l.handover == nil && (len(l.sessions) > 0 || l.scope.awaits()) {
 		timer.Reset(l.wait(wire.Now()))
 		select {
 		case <-stop:
@@ -175,7 +178,7 @@ func (l *loop) run(ctx context.Context) error {
 		l.rests.stir(wire.Now())
 		l.scope.runDue(wire.Now())
 	}
-	return failure
+	return errors.Join(failure, l.handover)
 }
 
 func (l *loop) end(why string) {

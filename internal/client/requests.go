@@ -71,6 +71,8 @@ func (l *loop) serve(p packet) {
 		l.reply(s, p.from, wire.Refuse(wire.Ending, "the holder is taking everything back"))
 	case p.request.Cmd == wire.Replace:
 		l.replace(p)
+	case p.request.Cmd == wire.Reexec:
+		l.makeWay(p)
 	case p.request.Cmd == wire.Query && p.request.Marking != wire.Marking{}:
 		answer := s.answer()
 		l.learn(s, p.request.Marking)

@@ -121,15 +121,28 @@ func lookDuplicate(p *patient) (all []symptom) {
 	return all
 }
 
+// outdated reports whether the program of a process is not installed any more, and returns its name.
+func outdated(pid int) (exe string, is bool) {
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return exe, err == nil && strings.HasSuffix(exe, " (deleted)")
+}
+
+// renewal is what makes the holder of a lease run the installed program.
+func renewal(pid int) string {
+	if isWatch(pid) {
+		return "systemctl restart table-allocator-watch"
+	}
+	return "table-allocator-client reexec"
+}
+
 // lookHolders looks for holders whose program was replaced or deleted.
 func lookHolders(p *patient) (all []symptom) {
 	seen := make(map[int]bool)
 	for _, l := range p.leases {
-		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", l.PID))
-		if err == nil && strings.HasSuffix(exe, " (deleted)") && !seen[l.PID] {
+		if exe, is := outdated(l.PID); is && !seen[l.PID] {
 			seen[l.PID] = true
 			all = append(all, symptom{fmt.Sprintf("the holder of %s runs a version that is not installed any more", l.Address), fmt.Sprintf("pid %d, %s", l.PID, exe),
-				"systemctl restart table-allocator-watch, or release and lease the address again"})
+				renewal(l.PID)})
 		}
 	}
 	return all

@@ -42,6 +42,10 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 	if stopped := server.finding(", lease ends in " + (time.Duration(row.LeaseLeft) * time.Second).String()); stopped != nil {
 		row.Findings = append(row.Findings, *stopped)
 	}
+	if exe, is := outdated(held.PID); is {
+		row.Findings = append(row.Findings, Finding{"outdated", Note, "its holder runs a version that is not installed any more",
+			fmt.Sprintf("pid %d, %s", held.PID, exe), renewal(held.PID)})
+	}
 	return row
 }
 

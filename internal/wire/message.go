@@ -55,7 +55,7 @@ func (f Family) String() string {
 type Command int
 
 // The commands. The server serves Acquire, Release and Mark; the holder of a lease, at the
-// name of its key, serves Query, Replace and End.
+// name of its key, serves Query, Replace, End and Reexec.
 const (
 	Acquire  Command = 0 // ask for a lease, or renew it
 	Release  Command = 1
@@ -64,6 +64,7 @@ const (
 	Query    Command = 17 // which table is in force?
 	Replace  Command = 18 // take over what a newer call was told
 	End      Command = 19 // take everything back and exit
+	Reexec   Command = 20 // execute the installed program, and keep everything
 )
 
 // Code names the reason of a refusal for programs.
@@ -278,7 +279,7 @@ func parseRequest(text string) (r Request, err error) {
 		return r, err
 	}
 	switch {
-	case r.Cmd != Acquire && r.Cmd != Release && r.Cmd != Query && r.Cmd != Replace && r.Cmd != End:
+	case r.Cmd != Acquire && r.Cmd != Release && r.Cmd != Query && r.Cmd != Replace && r.Cmd != End && r.Cmd != Reexec:
 		return r, fmt.Errorf("cmd %d: unknown", r.Cmd)
 	case r.Settings != "" && r.Settings[0] != '{':
 		return r, errors.New("settings: not an object")

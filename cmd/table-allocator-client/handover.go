@@ -1,0 +1,133 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/client"
+)
+
+// handoverVariable names the environment variable by which a program that was executed in place of a holder knows what
+// to go on with.
+const handoverVariable = "TABLE_ALLOCATOR_CLIENT_HANDOVER"
+
+// handover is what the environment variable has.
+type handover struct {
+	client.Handover
+	Dir string `json:"dir"` // in which the holder was started: paths of the command line may begin there
+}
+
+// startDir is the working directory of the start.
+var startDir string
+
+// handedOver returns what a holder that executed this program has handed over.
+func handedOver() (text string, found bool) {
+	text, found = os.LookupEnv(handoverVariable)
+	os.Unsetenv(handoverVariable)
+	return text, found
+}
+
+// goOn holds a lease whose rules stand. The caller has its answer.
+func (h *holdFlags) goOn(text string) error {
+	var from handover
+	wrong := json.Unmarshal([]byte(text), &from)
+	startDir = from.Dir
+	h.log.Syslog = h.log.Syslog || !h.foreground
+	log, err := h.logAt(from.Dir)
+	if err != nil {
+		return err
+	}
+	if wrong != nil {
+		log.Error("going on with the settings of the command line", "err", fmt.Errorf("%s: %w", handoverVariable, wrong))
+	} else if u, err := from.Accept(h.config.Uplink); err != nil {
+		log.Error("going on with the settings of the command line", "err", err)
+	} else {
+		h.config.Uplink = u
+	}
+	log.Info("going on with a lease", "version", cli.Version(), "ifname", h.config.Uplink.Key.Ifname, "addr", h.config.Uplink.Key.Address)
+	return h.holdLease(func(uint32, string) {}, log)
+}
+
+// logAt opens the log as from another working directory.
+func (h *holdFlags) logAt(dir string) (*slog.Logger, error) {
+	before, err := os.Getwd()
+	if err == nil {
+		err = os.Chdir(dir)
+	}
+	if err != nil { // it may be gone
+		h.log.Path = ""
+		return cli.NewLogger(h.log)
+	}
+	log, err := cli.NewLogger(h.log)
+	return log, errors.Join(err, os.Chdir(before))
+}
+
+// executeOwnProgram executes the program that is now where this one was at its start. It returns only if it cannot.
+func executeOwnProgram(to client.Handover) error {
+	text, err := json.Marshal(handover{to, startDir})
+	if err != nil {
+		return err
+	}
+	if err := checkOwnProgram(); err != nil {
+		return err
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := closeOnExec(); err != nil {
+		return err
+	}
+	return fmt.Errorf("execute %s: %w", path, syscall.Exec(path, os.Args, append(os.Environ(), handoverVariable+"="+string(text))))
+}
+
+// checkOwnProgram says why the program that is now where this one was at its start must not be executed: whoever can
+// write it, or a directory above it, would get the rights of this process.
+func checkOwnProgram() error {
+	path, err := os.Executable() // as it was at the start
+	if err != nil {
+		return err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		return fmt.Errorf("%s is no program", path)
+	}
+	for dir := path; ; dir = filepath.Dir(dir) {
+		info, err := os.Lstat(dir)
+		if err != nil {
+			return err
+		}
+		if why := writableBy(info); why != "" {
+			return fmt.Errorf("%s is not executed, since %s %s: root alone must be able to write it", path, dir, why)
+		}
+		if dir == string(filepath.Separator) {
+			return nil
+		}
+	}
+}
+
+// writableBy says who but root can write a file; empty: nobody.
+func writableBy(info fs.FileInfo) string {
+	var who []string
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 {
+		who = append(who, "is not root's")
+	}
+	if info.Mode()&0o022 != 0 {
+		who = append(who, "is writable for others")
+	}
+	return strings.Join(who, " and ")
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+const reexecUsage = `Usage: table-allocator-client reexec [IFNAME|ADDR...] [options]
+
+Makes the holders of this network namespace execute the program that is
+installed now, after an upgrade. Each goes on as it is: leases, rules, routes
+and resolver lines stay. The program is that at the path from which the holder
+was started; the file and its directories must be root's, and writable for
+root alone. A watch is replaced by systemctl restart. Needs root.
+
+  -i, --ifname IFNAME...    only holders of these links, also as arguments
+`
+
+func reexec(f *flags) action {
+	var names []string // links and addresses; none: all
+	f.StringSliceVarP(&names, "ifname", "i", nil, "")
+	return func(args []string) error {
+		names = append(names, args...)
+		if os.Geteuid() != 0 {
+			return exitWith(2, errors.New("reexec needs root"))
+		}
+		holders, err := peer.Holders(context.Background())
+		if err != nil {
+			return err
+		}
+		conn, err := peer.Open(wire.Key{Ifname: "reexec"}, peer.AsAsker)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		failed := false
+		for _, h := range holders {
+			if len(names) > 0 && !slices.Contains(names, h.Key.Ifname) && !slices.Contains(names, h.Key.Address) {
+				continue
+			}
+			what := fmt.Sprintf("%s on %s", h.Key.Address, h.Key.Ifname)
+			reply, err := peer.Ask(context.Background(), conn, wire.Request{Key: h.Key, Cmd: wire.Reexec}, peer.HolderPatience)
+			if err == nil && reply.Table == 0 {
+				err = errors.New(reply.Error)
+			}
+			if err != nil {
+				warn(fmt.Errorf("%s (pid %d) goes on with the program that it has: %w", what, h.Reply.PID, err))
+				failed = true
+				continue
+			}
+			exe, _ := os.Readlink(filepath.Join("/proc", fmt.Sprint(reply.PID), "exe")) // it may run where this process cannot see it
+			fmt.Printf("%s: pid %d executes the installed program %s\n", what, reply.PID, exe)
+		}
+		if failed {
+			return errMissing
+		}
+		return nil
+	}
+}
