@@ -1,0 +1,77 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// wordsOf splits a line as a shell does that has quotes and no variables.
+var wordsOf = regexp.MustCompile(`"[^"]*"|'[^']*'|[^\s"']+`)
+
+// documented are the command lines in the examples of the manual pages and of README.
+func documented(t *testing.T) (lines []string) {
+	t.Helper()
+	files, err := filepath.Glob("../../packaging/man/*.[58]")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("manual pages: %q, %v", files, err)
+	}
+	for _, file := range append(files, "../../README.md") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = bytes.ReplaceAll(text, []byte(`\-`), []byte("-"))
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimPrefix(strings.TrimSpace(line), "# ")
+			line = strings.TrimPrefix(line, "sudo ")
+			line, _, _ = strings.Cut(line, " #")
+			line, _, _ = strings.Cut(line, ";")
+			line, _, _ = strings.Cut(line, " | ")
+			line, _, _ = strings.Cut(line, " >")
+			for _, before := range []string{"ExecStart=", "ExecStartPre=", "/usr/sbin/", "/usr/local/sbin/"} {
+				line = strings.TrimPrefix(line, before)
+			}
+			if words := strings.Fields(line); len(words) > 1 && (words[0] == "table-allocator-client" || words[0] == "tactl") && !strings.ContainsAny(line, "`[") && !strings.Contains(line, " - ") {
+				lines = append(lines, strings.TrimSpace(line))
+			}
+		}
+	}
+	return lines
+}
+
+// TestDocumentedLines: the options of every command line that is documented now, or was once, are taken.
+func TestDocumentedLines(t *testing.T) {
+	old, err := os.ReadFile("testdata/lines")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := documented(t)
+	if len(now) < 15 {
+		t.Fatalf("found only %q", now)
+	}
+	for _, line := range slices.Concat(now, strings.Split(strings.TrimSpace(string(old)), "\n")) {
+		words := wordsOf.FindAllString(line, -1)
+		for i := range words {
+			words[i] = strings.Trim(words[i], `"'`)
+		}
+		c, args := commandOf(words[0], words[1:])
+		if c.name == "help" {
+			continue
+		}
+		if c.name == "" && !strings.HasPrefix(args[0], "-") {
+			t.Errorf("%s: %s is no command", line, args[0])
+			continue
+		}
+		f := newFlags(c.name)
+		f.program = words[0]
+		c.declare(f)
+		if err := f.parse(args); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+}
