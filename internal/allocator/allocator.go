@@ -168,6 +168,7 @@ type Allocator struct {
 	due    expiryHeap    // all leases in force
 	ended  int64         // the newest end of a lease
 	marks  marks         // of interfaces
+	pairs  pairs
 
 	touched map[Key]struct{} // keys with a change that is not committed
 	undo    []func()         // one for each such change
@@ -214,7 +215,7 @@ func (a *Allocator) Decide(now int64, op *Op) Result {
 			return nothing
 		}
 	}
-	next := a.choose(now, p, op.Key, s, op.Want)
+	next := a.choose(now, p, op, s)
 	if next == nil && held && !moves {
 		return a.renew(now, s, op, touched)
 	}
@@ -305,11 +306,13 @@ func (a *Allocator) expiry(now int64) int64 {
 
 // choose returns a free table for a key, nil if there is none. It tries, in this order, the table that the
 // key wants, or, if it names none, those that rules from its address look up; the one that the key had
-// last; the lowest that was never granted; the one that is unused for longest. If Avoid forbids a table,
+// last; those that its interface has in the other family; the lowest that was never granted; the one that is unused for
+// longest. A table that another interface has in the other family comes behind all others. If Avoid forbids a table,
 // choose asks again, as the last resort, before it returns nil.
-func (a *Allocator) choose(now int64, p *pool, key Key, last *slot, want uint32) *slot {
-	wanted := []uint32{want}
-	if want == 0 && a.cfg.Sources != nil {
+func (a *Allocator) choose(now int64, p *pool, op *Op, last *slot) *slot {
+	key := op.Key
+	wanted := []uint32{op.Want}
+	if op.Want == 0 && a.cfg.Sources != nil {
 		wanted = a.cfg.Sources(key)
 	}
 	for _, lastResort := range []bool{false, true} {
@@ -319,7 +322,7 @@ func (a *Allocator) choose(now int64, p *pool, key Key, last *slot, want uint32)
 				return false
 			}
 			last := s.lastHolder()
-			if table == want && key.Family == Unspec && last == (Key{}) {
+			if table == op.Want && key.Family == Unspec && last == (Key{}) {
 				last = key // a holder that asks for its table again, after the database was lost: no rule shows it
 			}
 			if a.cfg.Avoid == nil || !a.cfg.Avoid(table, key, last, lastResort) {
@@ -328,16 +331,19 @@ func (a *Allocator) choose(now int64, p *pool, key Key, last *slot, want uint32)
 			avoided = true
 			return false
 		}
-		if s := a.prefer(p, wanted, last, fits); s != nil {
+		if s := a.prefer(p, op, wanted, last, fits); s != nil {
 			return s
 		}
-		first, second := p.pickUnused, p.pickOldest
-		if p.free >= p.enough {
-			first, second = second, first
-		}
-		s := first(fits)
-		if s == nil {
-			s = second(fits)
+		lone, left := a.pairs.lone(key, op.UID), false
+		s := p.pickFree(func(table uint32, s *slot) bool {
+			if !lone(table) {
+				left = true
+				return false
+			}
+			return fits(table, s)
+		})
+		if s == nil && left {
+			s = p.pickFree(fits)
 		}
 		if s != nil || !avoided {
 			return s
@@ -346,7 +352,7 @@ func (a *Allocator) choose(now int64, p *pool, key Key, last *slot, want uint32)
 	return nil
 }
 
-func (a *Allocator) prefer(p *pool, wanted []uint32, last *slot, fits func(uint32, *slot) bool) *slot {
+func (a *Allocator) prefer(p *pool, op *Op, wanted []uint32, last *slot, fits func(uint32, *slot) bool) *slot {
 	for _, table := range wanted {
 		if s := p.pick(table, fits); s != nil {
 			return s
@@ -354,6 +360,11 @@ func (a *Allocator) prefer(p *pool, wanted []uint32, last *slot, fits func(uint3
 	}
 	if last != nil && !last.held && fits(last.Table, last) {
 		return last
+	}
+	for _, table := range a.pairs.wanted(op.Key, op.UID) {
+		if s := p.pick(table, fits); s != nil {
+			return s
+		}
 	}
 	return nil
 }

@@ -23,8 +23,10 @@ func (a *Allocator) hold(s, had *slot, l Lease) {
 	l.own()
 	s.Lease, s.held = l, true
 	a.byKey[l.Key] = s
+	a.pairs.add(s)
 	heap.Push(&a.due, s)
 	a.change(s, func() {
+		a.pairs.remove(s)
 		heap.Remove(&a.due, s.index)
 		if delete(a.byKey, l.Key); had != nil {
 			a.byKey[l.Key] = had
@@ -54,6 +56,7 @@ func (a *Allocator) release(s *slot) {
 		} else if preferred {
 			a.byKey[s.Key] = s
 		}
+		a.pairs.add(s)
 		s.held, s.ended, s.local = true, ended, local
 		heap.Push(&a.due, s)
 	})
@@ -62,6 +65,7 @@ func (a *Allocator) release(s *slot) {
 // end frees the table of a lease.
 func (a *Allocator) end(s *slot) {
 	p := a.pools[s.Family]
+	a.pairs.remove(s)
 	heap.Remove(&a.due, s.index)
 	a.ended++
 	s.held, s.ended, s.local, s.reserved = false, a.ended, true, 0

@@ -199,6 +199,7 @@ func (a *Allocator) index(s *slot) {
 		return
 	}
 	if s.held {
+		a.pairs.add(s)
 		heap.Push(&a.due, s)
 	} else if other := a.byKey[s.Key]; other == nil || !other.held {
 		a.byKey[s.Key] = s

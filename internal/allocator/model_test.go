@@ -103,7 +103,7 @@ func sortByEnd(all []Lease) {
 	})
 }
 
-func (m *model) choose(k Key, wanted []uint32, avoid func(uint32, Key, Key) bool) (uint32, bool) {
+func (m *model) choose(k Key, uid uint32, wanted []uint32, avoid func(uint32, Key, Key) bool) (uint32, bool) {
 	pool := m.pools[k.Family]
 	free := func(table uint32) bool {
 		at := place{k.Family, table}
@@ -122,10 +122,28 @@ func (m *model) choose(k Key, wanted []uint32, avoid func(uint32, Key, Key) bool
 	if t, ok := m.prefer[k]; ok && m.inside(k.Family, t) && free(t) {
 		return t, true
 	}
-	best, found := uint32(0), false
+	// twin is who has a table in the other family, and whether it is the same interface of the same user.
+	twin := func(table uint32) (held, same bool) {
+		l, held := m.holder(place{Inet + Inet6 - k.Family, table})
+		return held && k.Family != Unspec, l.Ifname == k.Ifname && l.Owner == uid
+	}
 	for t := pool.First; uint64(t) < uint64(pool.First)+pool.Count; t++ {
-		if free(t) && (!found || m.past[place{k.Family, t}].ended < m.past[place{k.Family, best}].ended) {
-			best, found = t, true
+		if held, same := twin(t); held && same && free(t) {
+			return t, true
+		}
+	}
+	best, found := uint32(0), false
+	for _, lone := range []bool{true, false} {
+		if found {
+			break
+		}
+		for t := pool.First; uint64(t) < uint64(pool.First)+pool.Count; t++ {
+			if held, same := twin(t); lone && held && !same {
+				continue
+			}
+			if free(t) && (!found || m.past[place{k.Family, t}].ended < m.past[place{k.Family, best}].ended) {
+				best, found = t, true
+			}
 		}
 	}
 	return best, found
@@ -152,7 +170,7 @@ func (m *model) do(now int64, op Op, avoid func(uint32, Key, Key) bool) Result {
 		if op.Want == 0 {
 			wanted = m.sources[op.Key]
 		}
-		table, found = m.choose(op.Key, wanted, avoid)
+		table, found = m.choose(op.Key, op.UID, wanted, avoid)
 	}
 	if !held && (!found || !m.mayHold(op.Key.Family, op.UID)) {
 		return refuse(ErrExhausted)
@@ -262,7 +280,7 @@ func compare(t *testing.T, rnd *rand.Rand) {
 	boots := 0
 	var keys []Key
 	for n := range 8 {
-		keys = append(keys, key(n), key(n), Key{Inet6, "eth0", fmt.Sprint("2001:db8::", n+1)}, Key{Unspec, "eth0", fmt.Sprint(n)})
+		keys = append(keys, key(n), key(n), Key{Inet6, fmt.Sprint("eth", n%2), fmt.Sprint("2001:db8::", n+1)}, Key{Unspec, "eth0", fmt.Sprint(n)})
 	}
 
 	for step := range 150 {

@@ -45,6 +45,7 @@ func (a *Allocator) reset() (err error) {
 		}
 	}
 	a.byKey, a.due, a.unsaved, a.dirty, a.touched = make(map[Key]*slot), nil, nil, nil, make(map[Key]struct{})
+	a.pairs = newPairs()
 	a.marks = marks{Marks: a.cfg.Marks, byIfname: make(map[string]mark), ifnames: make(map[uint32]string)}
 	return nil
 }

@@ -59,7 +59,7 @@ func TestOriginalTakenOver(t *testing.T) {
 		"10000|2|192.0.2.1|4600|0|1|7", "10001|2|192.0.2.2|4600|0|1|7", "10005|10|fd00::2|4600|0|1|7",
 		"10006|0|x|4600|0|1|7", "20000|2|192.0.2.5|4600|0|1|7")
 	h.want(ops(Op{Key: key(1), UID: 1000}, get(4), get(3), get(9), Op{Key: Key{Inet6, "eth0", "fd00::2"}}, get(5)),
-		"refused: the lease belongs to another user", "granted 10003", "granted 10002", "granted 10004", "renewed 10005", "granted 10005")
+		"refused: the lease belongs to another user", "granted 10003", "granted 10002", "granted 10005", "renewed 10005", "granted 10004")
 
 	copied := cfg.Path + ".original.1"
 	info, err := os.Stat(copied)

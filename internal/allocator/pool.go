@@ -161,6 +161,18 @@ func (p *pool) pick(table uint32, fits func(uint32, *slot) bool) *slot {
 	return nil
 }
 
+// pickFree returns the lowest table that was never granted, or else the one that is unused for longest.
+func (p *pool) pickFree(fits func(uint32, *slot) bool) *slot {
+	first, second := p.pickUnused, p.pickOldest
+	if p.free >= p.enough {
+		first, second = second, first
+	}
+	if s := first(fits); s != nil {
+		return s
+	}
+	return second(fits)
+}
+
 func (p *pool) pickUnused(fits func(uint32, *slot) bool) *slot {
 	off, ok := p.unused(0)
 	for range maxAvoided {

@@ -110,8 +110,8 @@ func TestServerRulesOfOthers(t *testing.T) {
 	wantTable(t, p.ask(acquire(2)), 10008)
 	wantTable(t, p.ask(acquire(1)), 10007)
 	// Rules of inet mean nothing to inet6; an identifier may become either.
-	wantTable(t, p.ask(request(10, "eth0", "fd00::1", 0)), 10000)
-	wantTable(t, p.ask(request(10, "eth0", "fd00::2", 0)), 10002)
+	wantTable(t, p.ask(request(10, "eth1", "fd00::1", 0)), 10000)
+	wantTable(t, p.ask(request(10, "eth1", "fd00::2", 0)), 10002)
 	wantTable(t, p.ask(request(0, "eth0", "x", 0)), 10008)
 
 	for _, n := range []int{3, 4, 5} {
@@ -337,9 +337,9 @@ func TestServerView(t *testing.T) {
 	p := h.cPeer("peer")
 	before := time.Now()
 	_, expires := granted(t, p.ask(`{"tag":"DSL, \"fast\"",`+acquire(1)[1:]))
-	wantTable(t, p.askAs(uidAnna, uidAnna, request(10, "wwan0", "fd00::1", 0)), 10000)
+	wantTable(t, p.askAs(uidAnna, uidAnna, request(10, "wwan0", "fd00::1", 0)), 10001)
 	got := h.sqlite(`select "table", family, ifname, address, tag, owner from leases`)
-	if want := "10000|inet|eth0|10.9.0.1|DSL, \"fast\"|0\n10000|inet6|wwan0|fd00::1||21001\n"; got != want {
+	if want := "10000|inet|eth0|10.9.0.1|DSL, \"fast\"|0\n10001|inet6|wwan0|fd00::1||21001\n"; got != want {
 		t.Errorf("view: got %q, want %q", got, want)
 	}
 	got = strings.TrimSpace(h.sqlite("select expires_at, seconds_left from leases where family = 'inet'"))
@@ -370,7 +370,7 @@ func TestServerView(t *testing.T) {
 		t.Fatal(err)
 	}
 	started.waitLog("reading|2")
-	wantTable(t, p.ask(acquire(2)), 10001)
+	wantTable(t, p.ask(acquire(2)), 10002)
 	if _, err := fmt.Fprintln(in, "select 'still', count(*) from leases;"); err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ func TestServerRoutesOfOthers(t *testing.T) {
 	p := h.cPeer("peer")
 	wantTable(t, p.ask(acquire(1)), 10002)
 	wantTable(t, p.ask(request(0, "eth0", "x", 0)), 10002)
-	wantTable(t, p.ask(request(10, "eth0", "fd00::1", 0)), 10000) // the same number, and another table
+	wantTable(t, p.ask(request(10, "eth1", "fd00::1", 0)), 10000) // the same number, and another table
 	wantRefusal(t, p.ask(acquire(2)), wire.Exhausted, "no table is free; routes of others are in 10000, 10001: to free a table, ip route flush table 10000")
 	h.ns.IP(t, "route flush table 10000")
 	if got := p.waitLease(acquire(2)); got != 10000 {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -155,6 +156,9 @@ func (r *rulesInUse) sayLeft() string {
 	if len(r.left) == 0 {
 		return ""
 	}
+	slices.SortFunc(r.left, func(a, b tableOf) int {
+		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.table, b.table))
+	})
 	var tables []string
 	for _, at := range r.left {
 		if len(tables) == most {
