@@ -33,6 +33,7 @@ var commands = []command{
 	{"watch", "serve every address of this host, as addresses come and go", watchUsage, 2, 1, watch},
 	{"status", "show table, lease and holder of each address, and what is missing", statusUsage, 2, 1, status},
 	{"history", "show what happened to the addresses of this host, and when", historyUsage, 2, 1, history},
+	{"uplinks", "show which uplinks work, and which one unbound traffic uses", uplinksUsage, 2, 1, showUplinks},
 	{"explain", "say which rule and route decide where packets leave, and why", explainUsage, 2, 1, explain},
 	{"doctor", "look for what is wrong with this host", doctorUsage, 2, 1, doctor},
 	{"run", "execute a command whose traffic leaves by one link", runUsage, exitFailed, exitFailed, execute},

@@ -15,6 +15,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/uplinks"
 )
 
 // candidates are the uplinks of a family that unbound traffic could use.
@@ -37,6 +38,7 @@ func (c *chooser) candidates(family int) (all []choice.Candidate) {
 }
 
 func (c *chooser) decideFamily(now time.Duration, family int) error {
+	c.dropPinned(now, family)
 	if !c.active(family) {
 		c.current[family] = 0
 		return c.withdraw(family, "nothing chooses an uplink any more")
@@ -88,23 +90,17 @@ func (c *chooser) announce(family int, all []choice.Candidate, d choice.Decision
 	c.decision[family] = d
 	from, to := c.current[family], d.Table
 	c.current[family] = to
-	name := func(table uint32) string {
-		for _, o := range all {
-			if o.Table == table {
-				return o.Ifname
-			}
-		}
-		return ""
-	}
 	kept := "kept, since none works"
 	switch {
 	case from != to:
-		c.log.Info("unbound traffic uses another uplink", "family", familyName(family), "from", name(from), "to", name(to), "table", to, "why", d.Why)
-		c.events.Append(events.Event{What: events.UplinkChosen, Ifname: name(to), Family: familyName(family), Table: to,
-			Text: fmt.Sprintf("unbound traffic of %s leaves by %s, not %s: %s", familyName(family), cmp.Or(name(to), "no chosen uplink"), cmp.Or(name(from), "as main says"), d.Why)})
+		c.log.Info("unbound traffic uses another uplink", "family", familyName(family), "from", linkOfTable(all, from), "to", linkOfTable(all, to), "table", to, "why", d.Why)
+		c.events.Append(events.Event{What: events.UplinkChosen, Ifname: linkOfTable(all, to), Family: familyName(family), Table: to,
+			Text: fmt.Sprintf("unbound traffic of %s leaves by %s, not %s: %s", familyName(family), cmp.Or(linkOfTable(all, to), "no chosen uplink"), cmp.Or(linkOfTable(all, from), "as main says"), d.Why)})
+		c.emit(uplinks.Event{Event: "unbound", Family: familyName(family), Ifname: linkOfTable(all, to), Table: to,
+			From: linkOfTable(all, from), To: linkOfTable(all, to), Reason: d.Why})
 	case d.Why == kept && before.Why != kept:
 		c.log.Warn("no uplink works; unbound traffic stays where it is, since the targets or this host may be the cause",
-			"family", familyName(family), "ifname", name(to), "table", to)
+			"family", familyName(family), "ifname", linkOfTable(all, to), "table", to)
 	}
 }
 

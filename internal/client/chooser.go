@@ -14,6 +14,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/uplinks"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -51,6 +52,8 @@ type chooser struct {
 	running  int // rounds
 	restores *rate.Limiter
 	placed   map[int]bool // something of the choice may be in the kernel
+
+	followers []chan uplinks.Event
 }
 
 // probed is one address, whether it is in service or will be again.
@@ -73,6 +76,7 @@ func newChooser(h *host) *chooser {
 		grace: wire.Now() + startGrace, restores: rate.NewLimiter(rate.Every(restoreEvery), restoreBurst), placed: make(map[int]bool),
 	}
 	c.configure()
+	c.loadPinned()
 	return c
 }
 
@@ -291,6 +295,7 @@ func (c *chooser) changed(p *probed, before choice.State) {
 		what = events.UplinkDead
 	}
 	c.tell(p.session, what, fmt.Sprintf("uplink is %s, before %s: %s", h.State, before, h.Reason))
+	c.emitState(p, before)
 }
 
 // decide makes the choice, and the kernel what it means.

@@ -99,6 +99,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	if err = h.choices.adopt(); err != nil {
 		return err
 	}
+	defer h.choices.serve()()
 	log.Info("watching", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	h.tellHost(events.Started, "a watch started")
 	if cfg.Ready != nil {

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -40,5 +43,151 @@ func TestChoiceFollows(t *testing.T) {
 			t.Errorf("the rules of the choice are %q, want one for each family", rules)
 		}
 		t.Logf("%d switches", before)
+	})
+}
+
+// uplinkRow is what `uplinks --json` says of an address.
+type uplinkRow struct {
+	Ifname, Family, Address, State, Reason string
+	Table                                  uint32
+	Used                                   bool
+	Bytes                                  int
+	RTT                                    float64 `json:"rtt_ms"`
+	Hour                                   []struct{ Loss int }
+}
+
+type uplinksReport struct {
+	Version int
+	Probing bool
+	Uplinks []uplinkRow
+	Unbound []struct {
+		Family, Ifname, Why, Warn string
+		By                        []string
+		Pinned                    bool
+	}
+}
+
+func (c *chooser) report() (r uplinksReport) {
+	c.t.Helper()
+	out := c.run(bin(c.t, clientBin), "uplinks", "--json")
+	if err := json.Unmarshal([]byte(out.stdout), &r); err != nil || out.code != 0 || r.Version != 1 {
+		c.t.Fatalf("uplinks --json: %+v (%v)", out, err)
+	}
+	return r
+}
+
+// TestUplinksCommand shows the uplinks, wants one, and probes.
+func TestUplinksCommand(t *testing.T) {
+	c := newChooser(t, copyLinks)
+	client := func(args ...string) result { return c.run(bin(t, clientBin), append([]string{"uplinks"}, args...)...) }
+	if r := client("--wait", "60"); r.code != 0 {
+		t.Fatalf("uplinks --wait: %+v", r)
+	}
+	c.waitUnbound(0)
+	c.waitState("wan1", "inet6", "alive")
+	report := c.report()
+	if len(report.Uplinks) != 4 || !report.Probing || len(report.Unbound) != 2 {
+		t.Fatalf("%+v", report)
+	}
+	for _, u := range report.Uplinks {
+		if u.State != "alive" || u.RTT <= 0 || u.Bytes == 0 || len(u.Hour) != 60 || u.Used != (u.Ifname == "wan0") {
+			t.Errorf("%+v", u)
+		}
+	}
+	for _, one := range report.Unbound {
+		if one.Ifname != "wan0" || !slices.Equal(one.By, []string{"rule", "main"}) || one.Pinned {
+			t.Errorf("%+v", one)
+		}
+	}
+	follow := c.start(c.command("uplinks", "--follow"))
+	eventually(t, "a change is followed", func() error {
+		for _, ifname := range []string{"wan1", "auto"} {
+			if r := client("use", ifname, "-4"); r.code != 0 {
+				t.Fatalf("uplinks use %s: %+v", ifname, r)
+			}
+		}
+		if !strings.Contains(follow.log.String(), `"to":"wan1"`) {
+			return errors.New(follow.log.String())
+		}
+		return nil
+	})
+	if r := client("use", "wan1", "-4"); r.code != 0 || !strings.Contains(r.stdout, "IPv4  unbound traffic uses wan1: the user wants it") {
+		t.Errorf("uplinks use: %+v", r)
+	}
+	c.waitUnboundOf(4, 1)
+	c.wantUnbound(6, 0)
+	if r := client("use", "wan7"); r.code != 1 || !strings.Contains(r.stderr, "no address of wan7 is in service") {
+		t.Errorf("uplinks use of no link: %+v", r)
+	}
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"probe", "wan1"}, 0, "icmp      " + internet + "  "},
+		{[]string{"probe", "wan1", "--kind", "tcp:7", "--target", internet6}, 0, "tcp:7     " + internet6},
+		{[]string{"probe", "wan1", "--kind", "tcp:7", "--target", "10.2.0.77"}, 1, "tcp:7     10.2.0.77  no "},
+		{[]string{"probe"}, 2, ""},
+		{[]string{"use", "wan0", "-4", "-6"}, 2, ""},
+	} {
+		if r := client(test.args...); r.code != test.code || !strings.Contains(r.stdout, test.want) {
+			t.Errorf("uplinks %v: %+v", test.args, r)
+		}
+	}
+	// The next watch knows of the wish, and its rule stands meanwhile.
+	c.watch.kill()
+	if routes := c.mainRoutes(); !strings.Contains(routes, "10.2.0.1") {
+		t.Errorf("a killed watch leaves %q in main", routes)
+	}
+	c.wantUnbound(4, 1)
+	c.watch = c.uplinks.watch("--config", c.watchFile(chooserConfig(copyLinks)))
+	c.waitState("wan0", "inet", "alive")
+	c.wantUnbound(4, 1)
+	if r := client("use", "auto"); r.code != 0 {
+		t.Errorf("uplinks use auto: %+v", r)
+	}
+	c.waitUnbound(0)
+	c.wantOwnOnly()
+	follow.kill()
+}
+
+// TestChoiceWithoutProbes has a user choose where nothing is probed.
+func TestChoiceWithoutProbes(t *testing.T) {
+	eachMode(t, func(t *testing.T, links string) {
+		c := &chooser{uplinks: newHost(t).behind(routed(0), routed(1))}
+		for n := range c.isps {
+			c.address(n)
+		}
+		c.serve()
+		c.watch = c.uplinks.watch("--clean", "--config", c.watchFile(`{"links": [`+links+`]}`))
+		c.waitUplink(0, "10.1.0.2")
+		c.waitUplink(1, "10.2.0.2")
+		c.served("fd02::2")
+		if rules, routes := c.choiceRules(), c.mainRoutes(); rules != "" || routes != "" {
+			t.Errorf("nobody chooses, and there are %q and %q", rules, routes)
+		}
+		if r := c.run(bin(t, clientBin), "uplinks", "use", "wan1"); r.code != 0 {
+			t.Fatalf("uplinks use: %+v", r)
+		}
+		c.waitUnbound(1)
+		if r := c.run(bin(t, clientBin), "uplinks", "use", "wan0"); r.code != 0 {
+			t.Fatalf("uplinks use: %+v", r)
+		}
+		c.waitUnbound(0)
+		c.ns.IP(t, "link del wan0")
+		c.waitUnbound(1)
+		eventually(t, "the wish ends with the link", func() error {
+			if rules := c.choiceRules(); rules != "" || c.mainRoutes() != "" {
+				return errors.New(rules + c.mainRoutes())
+			}
+			return nil
+		})
+		if r := c.run(bin(t, clientBin), "uplinks", "use", "wan1"); r.code != 0 {
+			t.Fatalf("uplinks use: %+v", r)
+		}
+		if code := c.watch.stop(); code != 0 || c.choiceRules() != "" || c.mainRoutes() != "" {
+			t.Errorf("--clean: exit code %d, %q and %q are left", code, c.choiceRules(), c.mainRoutes())
+		}
+		c.wantOwnOnly()
 	})
 }

@@ -175,7 +175,7 @@ func TestInstalledOptions(t *testing.T) {
 		{clientBin, []string{"run"}, "table-allocator-run"}, {clientBin, []string{"attach"}, "table-allocator-run"},
 		{clientBin, []string{"detach"}, "table-allocator-run"}, {clientBin, []string{"bound"}, "table-allocator-run"},
 		{clientBin, []string{"bind"}, "table-allocator-run"}, {clientBin, []string{"unbind"}, "table-allocator-run"},
-		{clientBin, []string{"watch"}, "table-allocator-watch"}, {clientBin, []string{"status"}, "table-allocator-watch"},
+		{clientBin, []string{"watch"}, "table-allocator-watch"}, {clientBin, []string{"status"}, "table-allocator-watch"}, {clientBin, []string{"uplinks"}, "table-allocator-watch"},
 		{clientBin, []string{"release"}, clientBin}, {clientBin, []string{"reexec"}, clientBin}, {clientBin, []string{"history"}, "table-allocator-watch"}, {clientBin, []string{"explain"}, "table-allocator-explain"}, {clientBin, []string{"doctor"}, "table-allocator-explain"},
 	} {
 		name := command.name

@@ -25,7 +25,7 @@ func chooserConfig(links string, members ...string) string {
 	probe := append([]string{
 		fmt.Sprintf(`"targets": [%q, %q, %q, %q]`, internet, second, internet6, second6),
 		`"kinds": ["icmp", "dns", "tcp:7"]`,
-		`"interval": 0.4, "standby": 0.4, "metered": 0.4, "suspect": 0.2, "timeout": 0.5, "down": 4, "up": 3, "hold": 1`,
+		`"interval": 0.4, "standby": 0.4, "metered": 0.4, "suspect": 0.2, "timeout": 0.8, "down": 4, "up": 3, "hold": 1, "hold_max": 2`,
 	}, members...)
 	return fmt.Sprintf(`{"links": [%s], "probe": {%s}}`, links, strings.Join(probe, ", "))
 }

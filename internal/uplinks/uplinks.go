@@ -5,6 +5,7 @@ package uplinks
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,6 +30,24 @@ const Version = 1
 type Request struct {
 	Use    string      `json:"use,omitempty"`    // a link, or Auto
 	Family wire.Family `json:"family,omitempty"` // Unspec is both
+	Follow bool        `json:"follow,omitempty"` // events follow the report
+}
+
+// Event is a change of an uplink's state, or of the choice.
+type Event struct {
+	Time    time.Time `json:"time"`
+	Event   string    `json:"event"` // state, unbound
+	Ifname  string    `json:"ifname"`
+	Family  string    `json:"family"`
+	Address string    `json:"address"`
+	Table   uint32    `json:"table"`
+	Old     string    `json:"old"`   // of state
+	State   string    `json:"state"` // of state
+	From    string    `json:"from"`  // of unbound: a link
+	To      string    `json:"to"`
+	Reason  string    `json:"reason"`
+	RTT     float64   `json:"rtt_ms"`
+	Loss    int       `json:"loss"`
 }
 
 // Auto in Request.Use ends the wish of a user.
@@ -94,15 +113,57 @@ var ErrNoWatch = errors.New("no watch runs: systemctl start table-allocator-watc
 
 // Ask asks the watch of this network namespace.
 func Ask(req Request) (Report, error) {
-	var report Report
-	conn, err := net.DialTimeout("unix", name, patience)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		return report, ErrNoWatch
+	report, conn, err := ask(req)
+	if err == nil {
+		conn.Close()
 	}
+	return report, err
+}
+
+// Follow calls each for every event from now on, as a line of JSON, until the watch ends or each returns an error.
+func Follow(each func(line []byte) error) error {
+	_, conn, err := ask(Request{Follow: true})
 	if err != nil {
-		return report, fmt.Errorf("ask the watch: %w", err)
+		return err
 	}
 	defer conn.Close()
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() {
+		if err := each(lines.Bytes()); err != nil {
+			return err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("follow the watch: %w", err)
+	}
+	return errors.New("the watch has ended")
+}
+
+func ask(req Request) (Report, net.Conn, error) {
+	conn, err := dial()
+	if err != nil {
+		return Report{}, nil, err
+	}
+	report, err := exchange(conn, req)
+	if err != nil {
+		conn.Close()
+		return report, nil, err
+	}
+	return report, conn, nil
+}
+
+func dial() (net.Conn, error) {
+	conn, err := net.DialTimeout("unix", name, patience)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, ErrNoWatch
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the watch: %w", err)
+	}
+	return conn, nil
+}
+
+func exchange(conn net.Conn, req Request) (report Report, err error) {
 	trusted, err := believes(conn.(*net.UnixConn))
 	if err == nil && !trusted {
 		err = errors.New("the process that has the name of the watch is not trusted")
@@ -114,7 +175,13 @@ func Ask(req Request) (Report, error) {
 		err = json.NewEncoder(conn).Encode(req)
 	}
 	if err == nil {
-		err = json.NewDecoder(io.LimitReader(conn, maxReport)).Decode(&report)
+		var line []byte
+		if line, err = readLine(conn); err == nil {
+			err = json.Unmarshal(line, &report)
+		}
+	}
+	if err == nil && req.Follow {
+		err = conn.SetDeadline(time.Time{})
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		return report, peer.ErrNotAsked
@@ -126,6 +193,22 @@ func Ask(req Request) (Report, error) {
 		return report, errors.New(report.Error)
 	}
 	return report, nil
+}
+
+// readLine reads a line, and nothing of what follows it.
+func readLine(conn net.Conn) (line []byte, err error) {
+	buf := make([]byte, 64<<10)
+	for len(line) < maxReport {
+		n, err := conn.Read(buf)
+		line = append(line, buf[:n]...)
+		if bytes.HasSuffix(line, []byte("\n")) { // an event is a write of its own, and comes later
+			return line, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return nil, errors.New("the answer is too long")
 }
 
 // believes reports whether the other end of a connection is trusted.
@@ -157,9 +240,16 @@ func Listen() (*Listener, error) {
 // Close ends Serve.
 func (l *Listener) Close() error { return l.socket.Close() }
 
+// Answer is what a request gets.
+type Answer struct {
+	Report
+	Events <-chan Event // of a request to follow; its end ends the connection
+	Done   func()       // called when nobody reads Events any more
+}
+
 // Serve answers the requests of users that are trusted until Close: answer is called for each, by several goroutines at
 // once, and may wait. started is called to start each of these goroutines.
-func (l *Listener) Serve(start func(func()), answer func(Request) (Report, bool)) {
+func (l *Listener) Serve(start func(func()), answer func(Request) (Answer, bool)) {
 	room := make(chan struct{}, connections)
 	for {
 		conn, err := l.socket.AcceptUnix()
@@ -182,7 +272,7 @@ func (l *Listener) Serve(start func(func()), answer func(Request) (Report, bool)
 	}
 }
 
-func serve(conn *net.UnixConn, answer func(Request) (Report, bool)) {
+func serve(conn *net.UnixConn, answer func(Request) (Answer, bool)) {
 	defer conn.Close()
 	if trusted, err := believes(conn); err != nil || !trusted || conn.SetDeadline(time.Now().Add(patience)) != nil {
 		return
@@ -192,13 +282,43 @@ func serve(conn *net.UnixConn, answer func(Request) (Report, bool)) {
 		return
 	}
 	var req Request
-	report := Report{Error: "the request is not understood"}
+	got := Answer{Report: Report{Error: "the request is not understood"}}
 	if json.Unmarshal(line, &req) == nil {
 		ok := false
-		if report, ok = answer(req); !ok {
+		if got, ok = answer(req); !ok {
 			return
 		}
 	}
-	report.Version = Version
-	_ = json.NewEncoder(conn).Encode(report) // else the asker has gone
+	got.Version = Version
+	err = json.NewEncoder(conn).Encode(got.Report)
+	if got.Events == nil {
+		return // with an error the asker has gone
+	}
+	defer got.Done()
+	if err == nil {
+		stream(conn, got.Events)
+	}
+}
+
+// stream sends events until there are no more, or the other end goes or does not read.
+func stream(conn *net.UnixConn, events <-chan Event) {
+	gone := make(chan struct{})
+	if conn.SetReadDeadline(time.Time{}) != nil {
+		return
+	}
+	go func() { // ends with conn
+		_, _ = conn.Read(make([]byte, 1)) // nothing more comes from there
+		close(gone)
+	}()
+	defer func() { conn.Close(); <-gone }()
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok || conn.SetWriteDeadline(time.Now().Add(patience)) != nil || json.NewEncoder(conn).Encode(e) != nil {
+				return
+			}
+		case <-gone:
+			return
+		}
+	}
 }

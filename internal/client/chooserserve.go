@@ -1,0 +1,231 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/remember"
+	"github.com/table-allocator/table-allocator/internal/uplinks"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// serve answers questions about uplinks, beside the loop, until the listener is closed.
+func (c *chooser) serve() (stop func()) {
+	l, err := uplinks.Listen()
+	if err != nil {
+		c.log.Warn("the command uplinks cannot ask this watch: another process may have the name", "err", err)
+		return func() {}
+	}
+	c.readers.Go(func() { l.Serve(c.readers.Go, c.answer) })
+	return func() { _ = l.Close() } // it is open
+}
+
+// answer has the loop answer a request.
+func (c *chooser) answer(req uplinks.Request) (a uplinks.Answer, ok bool) {
+	done := make(chan uplinks.Answer, 1)
+	c.hand(func() {
+		var a uplinks.Answer
+		if req.Use != "" {
+			if err := c.use(req); err != nil {
+				done <- uplinks.Answer{Report: uplinks.Report{Error: err.Error()}}
+				return
+			}
+		}
+		a.Report = c.report(wire.Now())
+		if req.Follow {
+			events := make(chan uplinks.Event, maxEvents)
+			c.followers = append(c.followers, events)
+			a.Events = events
+			a.Done = func() { c.hand(func() { c.unfollow(events) }) }
+		}
+		done <- a
+	})
+	select {
+	case a = <-done:
+		return a, true
+	case <-c.stopped:
+		return a, false
+	}
+}
+
+// maxEvents is how far behind a follower may be. One that is further gets no more.
+const maxEvents = 64
+
+func (c *chooser) unfollow(events chan uplinks.Event) {
+	if at := slices.Index(c.followers, events); at >= 0 {
+		c.followers = slices.Delete(c.followers, at, at+1)
+		close(events)
+	}
+}
+
+// emit tells followers what happened.
+func (c *chooser) emit(e uplinks.Event) {
+	e.Time = time.Now()
+	for _, events := range slices.Clone(c.followers) {
+		select {
+		case events <- e:
+		default:
+			c.unfollow(events)
+		}
+	}
+}
+
+// emitState tells followers that the state of an uplink is another one.
+func (c *chooser) emitState(p *probed, before choice.State) {
+	h, u := p.health, p.session.lease.uplink
+	c.emit(uplinks.Event{
+		Event: "state", Ifname: u.Key.Ifname, Family: u.Key.Family.String(), Address: u.Key.Address, Table: p.session.lease.table,
+		Old: before.String(), State: h.State.String(), Reason: h.Reason, RTT: millis(h.RTT), Loss: h.Loss(),
+	})
+}
+
+// use takes over the wish of a user.
+func (c *chooser) use(req uplinks.Request) error {
+	found := req.Use == uplinks.Auto
+	for _, family := range families {
+		if req.Family != wire.Unspec && int(req.Family) != family {
+			continue
+		}
+		switch {
+		case req.Use == uplinks.Auto:
+			delete(c.pinned, family)
+		case c.serves(family, req.Use):
+			c.pinned[family] = req.Use
+			found = true
+		}
+	}
+	if !found {
+		return fmt.Errorf("no address of %s is in service: see table-allocator-client status", req.Use)
+	}
+	c.savePinned()
+	c.log.Info("a user wants an uplink for unbound traffic", "ifname", req.Use)
+	c.decide(wire.Now())
+	return nil
+}
+
+// serves reports whether an address of a link is in service.
+func (c *chooser) serves(family int, ifname string) bool {
+	return slices.ContainsFunc(c.sessions, func(s *session) bool {
+		return s.family() == family && s.lease.uplink.Key.Ifname == ifname && s.serves()
+	})
+}
+
+// dropPinned ends the wish for a link that is gone.
+func (c *chooser) dropPinned(now time.Duration, family int) {
+	ifname := c.pinned[family]
+	if ifname == "" || now < c.grace || slices.ContainsFunc(c.sessions, func(s *session) bool {
+		return s.family() == family && s.lease.uplink.Key.Ifname == ifname
+	}) {
+		return
+	}
+	c.log.Info("the link that a user wanted for unbound traffic has no address any more", "ifname", ifname, "family", familyName(family))
+	delete(c.pinned, family)
+	c.savePinned()
+}
+
+// pinnedFile has the wishes of a user for the next watch, by family.
+const pinnedFile = "pinned"
+
+func (c *chooser) savePinned() {
+	dir, err := remember.Own("uplinks")
+	if err == nil {
+		err = dir.Write(pinnedFile, map[string]string{"inet": c.pinned[unix.AF_INET], "inet6": c.pinned[unix.AF_INET6]})
+	}
+	if err != nil {
+		c.log.Warn("cannot save which uplink a user wants for the next watch", "err", err)
+	}
+}
+
+func (c *chooser) loadPinned() {
+	dir, err := remember.Own("uplinks")
+	var pinned map[string]string
+	if err == nil {
+		err = dir.Read(pinnedFile, &pinned)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.log.Warn("cannot load which uplink a user wants", "err", err)
+	}
+	for _, family := range families {
+		if ifname := pinned[familyName(family)]; ifname != "" {
+			c.pinned[family] = ifname
+		}
+	}
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// report says how the uplinks are.
+func (c *chooser) report(now time.Duration) uplinks.Report {
+	r := uplinks.Report{Probing: c.config.Probes != nil, Targets: []string{}, Kinds: []string{}, Uplinks: []uplinks.Uplink{}, Unbound: []uplinks.Choice{}}
+	if p := c.config.Probes; p != nil {
+		for _, t := range p.Targets {
+			r.Targets = append(r.Targets, t.String())
+		}
+		for _, k := range p.Kinds {
+			r.Kinds = append(r.Kinds, k.String())
+		}
+	}
+	for _, s := range c.sessions {
+		if p := c.uplinks[s.lease.uplink.Key]; p != nil && p.session == s {
+			r.Uplinks = append(r.Uplinks, c.reportOn(now, p))
+		}
+	}
+	for _, family := range families {
+		if !c.active(family) {
+			continue
+		}
+		d := c.decision[family]
+		one := uplinks.Choice{Family: familyName(family), Table: d.Table, Why: d.Why, By: append([]string{}, c.by[family]...), Pinned: d.Pinned, Warn: c.warning[family]}
+		if s := c.sessionOf(family, d.Table); s != nil {
+			one.Ifname = s.lease.uplink.Key.Ifname
+		}
+		r.Unbound = append(r.Unbound, one)
+	}
+	return r
+}
+
+func (c *chooser) reportOn(now time.Duration, p *probed) uplinks.Uplink {
+	s, h := p.session, p.health
+	key := s.lease.uplink.Key
+	u := uplinks.Uplink{
+		Ifname: key.Ifname, Family: key.Family.String(), Address: key.Address, Table: s.lease.table, Rank: p.traits.Rank, Metered: p.traits.Metered,
+		State: h.State.String(), Reason: h.Reason, Since: int64((now - h.Since) / time.Second), RTT: millis(h.RTT), Loss: h.Loss(),
+		Bytes: p.bytes, Used: c.current[s.family()] == s.lease.table, Nameservers: []string{},
+	}
+	if h.State == choice.Dead || h.State == choice.NoCarrier {
+		u.Loss = 100
+	}
+	if p.waits() && c.config.Probes != nil {
+		u.Next = int64(max(p.due-now, 0) / time.Second)
+	}
+	for _, n := range s.lease.uplink.Settings.Nameservers {
+		u.Nameservers = append(u.Nameservers, n.String())
+	}
+	if c.config.Probes == nil {
+		return u
+	}
+	for _, m := range h.Hour(now) {
+		one := uplinks.Minute{RTT: millis(m.RTT), Loss: m.Loss}
+		if !m.Any {
+			one.Loss = -1
+		}
+		u.Hour = append(u.Hour, one)
+	}
+	return u
+}
+
+// linkOfTable names the link whose address has a table.
+func linkOfTable(all []choice.Candidate, table uint32) string {
+	for _, o := range all {
+		if o.Table == table {
+			return o.Ifname
+		}
+	}
+	return ""
+}
