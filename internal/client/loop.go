@@ -346,11 +346,12 @@ func (l *loop) drop(s *session) {
 }
 
 // deliver sends to the server. The queue of the server's socket holds ten datagrams by default. A boot fills it at
-// once, and the server empties it within milliseconds, so a full queue is no failure: the request is sent again.
+// once, and the server empties it within milliseconds, so a full queue is no failure: the request is sent again, as
+// when memory is short.
 func (l *loop) deliver(s *session, m wire.Message) {
 	s.retryAt = 0
 	err := l.server.Send(s.conn, m.Data)
-	if errors.Is(err, syscall.EAGAIN) {
+	if errors.Is(err, syscall.EAGAIN) || wire.Passes(err) {
 		const longest = 5 // 32 ms
 		window := time.Millisecond << min(s.retries, longest)
 		s.retries++

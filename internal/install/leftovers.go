@@ -40,7 +40,21 @@ func (e *Env) removeRoutes(u uplink.Uplink) error {
 	for table := range tables {
 		err = errors.Join(err, e.Kernel.FlushTable(u.Family(), table))
 	}
-	return err
+	return errors.Join(err, e.removeMoved(u))
+}
+
+// removeMoved removes what a client noted that was killed before it moved anything: its rules come first, and without
+// rules nothing was moved.
+func (e *Env) removeMoved(u uplink.Uplink) error {
+	link, found, err := e.Kernel.LinkByName(u.Key.Ifname)
+	if err != nil || !found {
+		return err
+	}
+	m, err := movedOn(u.Family(), link.Index)
+	if err != nil {
+		return err
+	}
+	return m.remove(u)
 }
 
 // ReturnRoutes gives main back what a client of the address that was killed had moved into tables.

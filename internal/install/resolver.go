@@ -110,6 +110,9 @@ func (l lines) write() (changed bool, err error) {
 	}
 	if err == nil {
 		defer unlock()
+		if err := remember.RemoveTemp(l.file); err != nil {
+			return false, fmt.Errorf("resolver lines: %w", err)
+		}
 	}
 	before, err := remember.ReadFile(l.file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -149,7 +149,11 @@ func OpenAppend(path string) (*os.File, error) {
 // openRegular opens a regular file, without waiting as for the writer of a FIFO. With rights, it has
 // to be this user's, and others must not have them.
 func openRegular(path string, flags int, rights fs.FileMode) (*os.File, error) {
-	f, err := os.OpenFile(path, flags|syscall.O_NONBLOCK, 0o600)
+	var f *os.File
+	err := Again(func() (err error) {
+		f, err = os.OpenFile(path, flags|syscall.O_NONBLOCK, 0o600)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +199,7 @@ func Lock(n uint64) (unlock func(), err error) {
 		// Of this open file and no process, and of one byte, which need not be there.
 		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: int64(n & math.MaxInt64), Len: 1})
 	}
-	if err := set(unix.F_WRLCK); err != nil {
+	if err := Again(func() error { return set(unix.F_WRLCK) }); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			return nil, ErrBusy
@@ -214,16 +218,37 @@ func (d Dir) Remove(name string) error {
 	if d == "" {
 		return nil
 	}
-	err := os.Remove(d.Path(name))
+	err := Again(func() error { return os.Remove(d.Path(name)) })
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		err = nil
+	}
+	return errors.Join(err, RemoveTemp(d.Path(name)))
+}
+
+// Again calls f until its error is none that need not come back: memory was short, say, or a signal came.
+func Again(f func() error) (err error) {
+	const tries = 4
+	for range tries {
+		if err = f(); !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EIO) {
+			break
+		}
 	}
 	return err
 }
 
 // ReplaceFile lets whoever reads path see the old content or the new one, whole.
 func ReplaceFile(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	return Again(func() error { return replaceFile(path, content, mode) })
+}
+
+func replaceFile(path string, content []byte, mode fs.FileMode) error {
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	f, err := os.OpenFile(temp(path), flags, 0o600)
+	if errors.Is(err, fs.ErrExist) { // a process that was killed left it: each file has one writer at a time
+		if err = RemoveTemp(path); err == nil {
+			f, err = os.OpenFile(temp(path), flags, 0o600)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -234,6 +259,19 @@ func ReplaceFile(path string, content []byte, mode fs.FileMode) error {
 	}
 	if err != nil {
 		os.Remove(f.Name())
+	}
+	return err
+}
+
+// temp is the file that ReplaceFile writes to before it takes the place of path. It has one name, so that those of
+// processes that were killed do not pile up.
+func temp(path string) string { return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new") }
+
+// RemoveTemp removes what a process left that was killed in ReplaceFile.
+func RemoveTemp(path string) error {
+	err := Again(func() error { return os.Remove(temp(path)) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
 	return err
 }

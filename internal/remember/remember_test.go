@@ -112,3 +112,28 @@ func TestReadFile(t *testing.T) {
 		}
 	}
 }
+
+// TestReplaceFileKilled: what a process that was killed left is no obstacle, and does not stay.
+func TestReplaceFileKilled(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(temp(path), []byte("half"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReplaceFile(path, []byte("whole"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "whole" {
+		t.Errorf("%q, %v", text, err)
+	}
+	for range 2 {
+		if err := RemoveTemp(path); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(temp(path)); err == nil {
+			t.Error("it stays")
+		}
+		if err := os.WriteFile(temp(path), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -104,18 +104,23 @@ func (c *Conn) Close() {
 // request sends one message that asks, header and attributes in body, and returns the messages of
 // type answer.
 func (c *Conn) request(typ, flags, answer uint16, body []byte) ([][]byte, error) {
-	return c.execute(&c.reading, readingSocket, typ, flags, answer, body)
+	msgs, _, err := c.execute(&c.reading, readingSocket, typ, flags, answer, body)
+	return msgs, err
 }
 
 // change sends one message that changes something and waits for its acknowledgement.
 func (c *Conn) change(typ, flags uint16, body []byte) error {
-	_, err := c.execute(&c.changing, changingSocket, typ, unix.NLM_F_ACK|flags, 0, body)
+	_, again, err := c.execute(&c.changing, changingSocket, typ, unix.NLM_F_ACK|flags, 0, body)
+	if again && (errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST)) {
+		return nil // the kernel did it the first time, and the answer was lost
+	}
 	return err
 }
 
 // execute tries again after an error that need not come back, from another socket: what is left of an answer that was
-// not read whole would be taken for the next one. The calling thread has to be in the namespace of Dial. Whoever adds what is there, or deletes what is not, has to bear that.
-func (c *Conn) execute(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket, error), typ, flags, answer uint16, body []byte) (msgs [][]byte, err error) {
+// not read whole would be taken for the next one. The calling thread has to be in the namespace of Dial. again reports
+// whether it did: the kernel may have carried out the request before.
+func (c *Conn) execute(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket, error), typ, flags, answer uint16, body []byte) (msgs [][]byte, again bool, err error) {
 	const tries = 4
 	for try := 1; ; try++ {
 		req := nl.NetlinkRequest{
@@ -125,10 +130,10 @@ func (c *Conn) execute(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket
 		}
 		msgs, err = req.Execute(unix.NETLINK_ROUTE, answer)
 		if err == nil || !isPassing(err) || try == tries {
-			return msgs, err
+			return msgs, try > 1, err
 		}
 		if err := c.reopen(socket, open); err != nil {
-			return nil, err
+			return nil, true, err
 		}
 	}
 }

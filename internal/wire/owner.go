@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -98,7 +99,8 @@ func PaddedNames(trusted func(uid uint32) bool) ([]string, error) {
 		}
 		return true
 	})
-	return names, err
+	slices.Sort(names)
+	return slices.Compact(names), err // a name has one socket, which eachSocket may have begun again with
 }
 
 // unixDiagReq is struct unix_diag_req, unixDiagMsg struct unix_diag_msg of
@@ -130,8 +132,18 @@ type socket struct {
 	inode, uid uint32
 }
 
-// eachSocket calls f for the sockets of this network namespace until it returns false.
-func eachSocket(f func(socket) bool) error {
+// eachSocket calls f for the sockets of this network namespace until it returns false. After an error that need not come
+// back it begins again, with another socket: what is left of the answer would be taken for the next one.
+func eachSocket(f func(socket) bool) (err error) {
+	for range tries {
+		if err = eachSocketOnce(f); err == nil || !Passes(err) {
+			break
+		}
+	}
+	return err
+}
+
+func eachSocketOnce(f func(socket) bool) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return fmt.Errorf("unix_diag: %w", err)

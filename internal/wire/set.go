@@ -90,7 +90,7 @@ func (s *Set) epoll(op int, fd int32) error {
 func (s *Set) passes(err error) bool {
 	const most = 100
 	s.errors++
-	return s.errors <= most && (errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EIO))
+	return s.errors <= most && Passes(err)
 }
 
 // Receive waits for datagrams and calls f with those of one connection at a time. They are
