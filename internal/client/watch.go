@@ -185,6 +185,10 @@ func (h *host) reloadConfig(r Reload) {
 	}
 	before := h.config
 	h.config = cfg
+	if was, now := cmp.Or(before.MaxRoutes, DefaultMaxRoutes), cmp.Or(cfg.MaxRoutes, DefaultMaxRoutes); was != now {
+		h.log.Warn("max_routes cannot change while the watch runs; the value of its start stays in force: restart the watch", "in_force", was, "ignored", now)
+		h.config.MaxRoutes = was
+	}
 	clear(h.ended)
 	clear(h.refused)
 	h.blind = true

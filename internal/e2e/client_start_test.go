@@ -158,18 +158,34 @@ func TestClientBackground(t *testing.T) {
 // TestClientDefaultSignals: a signal that it does not catch for a purpose ends it even if
 // the caller had ignored and blocked it.
 func TestClientDefaultSignals(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGQUIT} {
-		t.Run(sig.String(), func(t *testing.T) {
-			h := newHost(t)
-			h.link("wan0", "10.77.0.2/24")
-			h.serve()
-			h.shell(`trap '' HUP QUIT; env --block-signal $CLIENT -4 -a 10.77.0.2 -i wan0`)
-			if err := syscall.Kill(h.onlyClient(), sig); err != nil {
-				t.Fatal(err)
-			}
-			h.waitNoClient()
-		})
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.serve()
+	h.shell(`trap '' HUP QUIT; env --block-signal $CLIENT -4 -a 10.77.0.2 -i wan0`)
+	if err := syscall.Kill(h.onlyClient(), syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
 	}
+	h.waitNoClient()
+}
+
+// TestClientHangup: SIGHUP ends a client in front, as it ends other programs, and none in the background.
+func TestClientHangup(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24", "10.77.0.3/24")
+	h.serve()
+	front, _ := h.front("-4", "-a", "10.77.0.3", "-i", "wan0")
+	h.lease("10.77.0.2", "wan0")
+	rules := h.rules()
+	h.signalClients(syscall.SIGHUP)
+	front.wait()
+	h.signalClients(syscall.SIGHUP)
+	// It answers, and goes on to follow its address.
+	if got := h.lease("10.77.0.2", "wan0"); got != h.tableNumber("10.77.0.2") {
+		t.Errorf("table %d", got)
+	}
+	h.wantRules(rules...)
+	h.ns.IP(t, "address del 10.77.0.2/24 dev wan0")
+	h.waitNoClient()
 }
 
 // TestClientSignals: SIGTERM and SIGINT take everything back, in front and behind.

@@ -288,6 +288,9 @@ func TestWatchConfig(t *testing.T) {
 	if strings.Contains(p.log.String(), `msg=finished ifname=wan0`) {
 		t.Error("the lease was dropped on the way")
 	}
+	h.watchFile(strings.Replace(plain, "{", `{"max_routes": 7, `, 1))
+	p.again()
+	p.waitLog("max_routes cannot change while the watch runs")
 }
 
 // TestWatchCollects: what an earlier run or a client that was killed has left goes, and
