@@ -265,7 +265,9 @@ func replaceFile(path string, content []byte, mode fs.FileMode) error {
 
 // temp is the file that ReplaceFile writes to before it takes the place of path. It has one name, so that those of
 // processes that were killed do not pile up.
-func temp(path string) string { return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new") }
+func temp(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+}
 
 // RemoveTemp removes what a process left that was killed in ReplaceFile.
 func RemoveTemp(path string) error {
