@@ -180,12 +180,14 @@ func parentPipe() *os.File {
 	return os.NewFile(pipeFD, "pipe")
 }
 
+// dropHangups makes SIGHUP do nothing. A client in the background has no terminal to lose and no configuration to read
+// again, and who sends SIGHUP to every process of a host does not mean that its rules go.
+func dropHangups() { signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) }
+
 // background holds the lease. Until the table is reported, warnings go to the terminal of the caller,
 // too.
 func (h *holdFlags) background(parent *os.File) error {
-	// A client of the background has no terminal to lose and no configuration to read again, and who sends SIGHUP to
-	// every process of a host does not mean that its rules go.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	dropHangups()
 	pipe := &parentWriter{file: parent}
 	h.log.Syslog = true // unless there is a path
 	log, err := cli.NewLogger(h.log)

@@ -122,6 +122,9 @@ func hold(f *flags) action {
 			return h.releaseLease()
 		}
 		if text, found := handedOver(); found {
+			if !h.foreground {
+				dropHangups()
+			}
 			return h.goOn(text)
 		}
 		startDir, _ = os.Getwd() // which may be gone
