@@ -1,6 +1,7 @@
 package bind
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -29,7 +30,11 @@ func inFront(kernel *route.Conn, b Bound) (Front, error) {
 		if err != nil {
 			return Front{}, err
 		}
-		got, err := kernel.Match(question(family, b.Traffic))
+		q, err := question(kernel, family, b.Traffic)
+		if err != nil {
+			return Front{}, err
+		}
+		got, err := kernel.Match(q)
 		for _, r := range rules {
 			if r.Priority >= b.Priority {
 				break
@@ -44,7 +49,7 @@ func inFront(kernel *route.Conn, b Bound) (Front, error) {
 
 // mayTake reports whether a rule may select the traffic, whatever its addresses are.
 func mayTake(r route.Rule, t route.Traffic) bool {
-	if r.Src.Bits() > 0 || r.Dst.Bits() > 0 || r.Iif != "" && r.Iif != uplink.Loopback || r.Oif != "" {
+	if r.Src.Bits() > 0 || r.Dst.Bits() > 0 || r.Iif != "" && r.Iif != cmp.Or(t.Iif, uplink.Loopback) || r.Oif != "" {
 		return false
 	}
 	marked := (t.Mark^r.Mark)&r.Mask == 0
@@ -80,8 +85,25 @@ func (f Front) Fate(t route.Traffic, onLoss uplink.OnLoss) string {
 }
 
 // question asks where a packet of some traffic to the Internet leaves.
-func question(family int, t route.Traffic) route.Question {
-	return route.Question{Dst: far[family], Mark: t.Mark, UID: t.UIDs.First, IPProto: t.IPProto, Dport: t.Dports.First}
+func question(kernel *route.Conn, family int, t route.Traffic) (route.Question, error) {
+	q := route.Question{Dst: far[family], Mark: t.Mark, UID: t.UIDs.First, IPProto: t.IPProto, Dport: t.Dports.First}
+	if t.Iif == "" {
+		return q, nil
+	}
+	link, found, err := kernel.LinkByName(t.Iif)
+	if err != nil || !found {
+		return q, err
+	}
+	addresses, err := kernel.AddressesOn(family, link.Index)
+	for _, a := range addresses {
+		if a.Scope == unix.RT_SCOPE_UNIVERSE && !a.Network().IsSingleIP() { // the sender is a neighbour: the kernel wants its address
+			q.Iif, q.Src = link.Index, a.Network().Masked().Addr()
+			if q.Src == a.Addr {
+				q.Src = a.Addr.Next()
+			}
+		}
+	}
+	return q, err
 }
 
 // blocked reports whether traffic that is bound finds no route to the Internet, in any family that it has a table in.
@@ -92,7 +114,11 @@ func blocked(kernel *route.Conn, b Bound) bool {
 			continue
 		}
 		families++
-		if _, err := kernel.Match(question(int(family), b.Traffic)); err == nil {
+		q, err := question(kernel, int(family), b.Traffic)
+		if err == nil {
+			_, err = kernel.Match(q)
+		}
+		if err == nil {
 			return false
 		}
 	}

@@ -250,7 +250,10 @@ func Remove(cfg Config) error {
 }
 
 // Unbind deletes the rules of what List has listed: guards first, since holders restore lookups while there are guards.
+// What comes from a network namespace stays bound: its guard goes with the namespace, and without it packets could leave by
+// any uplink.
 func Unbind(bound []Bound) error {
+	bound = slices.DeleteFunc(slices.Clone(bound), func(b Bound) bool { return b.Traffic.Iif != "" })
 	kernel, err := route.Dial()
 	if err != nil {
 		return err

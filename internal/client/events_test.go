@@ -103,7 +103,7 @@ func TestStale(t *testing.T) {
 		return route.Rule{Priority: 10001, Src: netip.MustParsePrefix(text), Action: route.Unreachable, Protocol: route.Protocol}
 	}
 	unbound := func(table uint32) route.Rule {
-		return route.Rule{Priority: 91000, Iif: "lo", Table: table, Protocol: route.Protocol}
+		return route.Rule{Priority: 91000, Traffic: route.Traffic{Iif: "lo"}, Table: table, Protocol: route.Protocol}
 	}
 	foreign := from("10.77.0.9/32", dead)
 	foreign.Protocol = unix.RTPROT_STATIC

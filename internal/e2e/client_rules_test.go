@@ -15,7 +15,7 @@ func originals(addr, hosted string, table uint32) []route.Rule {
 	return []route.Rule{
 		{Priority: 10000, Src: netip.MustParsePrefix(addr + "/32"), Table: table},
 		{Priority: 20000, Dst: netip.MustParsePrefix(hosted), Table: table},
-		{Priority: 91000, Iif: "lo", Table: table},
+		{Priority: 91000, Traffic: route.Traffic{Iif: "lo"}, Table: table},
 	}
 }
 

@@ -43,7 +43,7 @@ func TestLeftovers(t *testing.T) {
 		hosted  = netip.MustParsePrefix("10.77.0.2/24") // with its host bits
 		source  = route.Rule{Priority: 10000, Src: host, Table: 10000}
 		network = route.Rule{Priority: 20000, Dst: hosted, Table: 10000}
-		unbound = route.Rule{Priority: 91000, Iif: "lo", Table: 10000}
+		unbound = route.Rule{Priority: 91000, Traffic: route.Traffic{Iif: "lo"}, Table: 10000}
 	)
 	by := func(protocol uint8, r route.Rule) route.Rule { r.Protocol = protocol; return r }
 	at := func(priority uint32, r route.Rule) route.Rule { r.Priority = priority; return r }

@@ -69,7 +69,7 @@ func three(addr, network string, table uint32, protocol uint8) []Rule {
 	return []Rule{
 		{Priority: 10000, Src: netip.PrefixFrom(a, a.BitLen()), Table: table, Protocol: protocol},
 		{Priority: 20000, Dst: netip.MustParsePrefix(network), Table: table, Protocol: protocol},
-		{Priority: 91000, Iif: "lo", Table: table, Protocol: protocol},
+		{Priority: 91000, Traffic: Traffic{Iif: "lo"}, Table: table, Protocol: protocol},
 	}
 }
 
@@ -138,8 +138,8 @@ func TestRuleString(t *testing.T) {
 		{Priority: 6, Src: source, Action: Unreachable, Protocol: Protocol},
 		{Priority: 7, Src: source, Action: Prohibit, Protocol: Protocol},
 		{Priority: 8, Flags: flagInvert, Src: source, Dst: netip.MustParsePrefix("10.0.0.0/8"), Action: Blackhole, Protocol: Protocol},
-		{Priority: 9, Oif: "lo", Iif: "lo", Table: 1 << 31, Protocol: 200},
-		{Priority: 10, Src: source, Iif: "lo", Oif: "lo", Table: 9, Traffic: Traffic{Mark: 0x2000000, Mask: 0xff000000, UIDs: UIDs{1, 1<<32 - 2, true},
+		{Priority: 9, Oif: "lo", Traffic: Traffic{Iif: "lo"}, Table: 1 << 31, Protocol: 200},
+		{Priority: 10, Src: source, Oif: "lo", Table: 9, Traffic: Traffic{Iif: "lo", Mark: 0x2000000, Mask: 0xff000000, UIDs: UIDs{1, 1<<32 - 2, true},
 			IPProto: unix.IPPROTO_TCP, Sports: Ports{1, 1}, Dports: Ports{80, 65534}}, Protocol: Protocol},
 		{Priority: 11, Action: Unreachable, Traffic: Traffic{Mark: 7, Mask: 1<<32 - 1}},
 		{Priority: 11, Action: Nop, Traffic: Traffic{Mask: 0xff}},
@@ -429,7 +429,7 @@ func TestRulesDuringChanges(t *testing.T) {
 	n, c := dial(t)
 	var standing []Rule
 	for i := range 600 {
-		standing = append(standing, Rule{Priority: uint32(10000 + i), Iif: "lo", Table: 10000, Protocol: Protocol})
+		standing = append(standing, Rule{Priority: uint32(10000 + i), Traffic: Traffic{Iif: "lo"}, Table: 10000, Protocol: Protocol})
 	}
 	mustSync(t, c, unix.AF_INET, ours, standing, len(standing), 0)
 	other := dialIn(t, n)
@@ -437,7 +437,7 @@ func TestRulesDuringChanges(t *testing.T) {
 	var changes int
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		early := Rule{Priority: 5, Iif: "lo", Table: 99, Protocol: 200}.encode(unix.AF_INET)
+		early := Rule{Priority: 5, Traffic: Traffic{Iif: "lo"}, Table: 99, Protocol: 200}.encode(unix.AF_INET)
 		for ; ; changes++ {
 			select {
 			case <-stop:

@@ -40,7 +40,7 @@ type Rule struct {
 	Priority uint32
 	Flags    uint32       // FIB_RULE_*: 2 inverts the selector ("not")
 	Src, Dst netip.Prefix // the zero Prefix is "all"; host bits are kept and tell rules apart
-	Iif, Oif string
+	Oif      string
 	Traffic
 	Action uint8  // Lookup, or one without a table
 	Table  uint32 // the whole number, above 255 too
@@ -67,14 +67,11 @@ func (r Rule) String() string {
 	if r.Dst.IsValid() {
 		b.WriteString(" to " + selector(r.Dst))
 	}
-	mark := Traffic{Mark: r.Mark, Mask: r.Mask} // `ip` has links in the middle
+	first := Traffic{Iif: r.Iif, Mark: r.Mark, Mask: r.Mask} // `ip` has links in the middle
 	rest := r.Traffic
-	rest.Mark, rest.Mask = 0, 0
-	if mark != (Traffic{}) {
-		b.WriteString(" " + mark.String())
-	}
-	if r.Iif != "" {
-		b.WriteString(" iif " + r.Iif)
+	rest.Iif, rest.Mark, rest.Mask = "", 0, 0
+	if first != (Traffic{}) {
+		b.WriteString(" " + first.String())
 	}
 	if r.Oif != "" {
 		b.WriteString(" oif " + r.Oif)
@@ -175,9 +172,6 @@ func (r Rule) encode(family int) []byte {
 	if r.Dst.IsValid() {
 		b = appendAttribute(b, unix.FRA_DST, r.Dst.Addr().AsSlice())
 	}
-	if r.Iif != "" {
-		b = appendAttribute(b, unix.FRA_IIFNAME, append([]byte(r.Iif), 0))
-	}
 	if r.Oif != "" {
 		b = appendAttribute(b, unix.FRA_OIFNAME, append([]byte(r.Oif), 0))
 	}
@@ -238,8 +232,6 @@ func parseRule(b []byte) (Rule, error) {
 			r.Src = prefix(value, b[2])
 		case unix.FRA_DST:
 			r.Dst = prefix(value, b[1])
-		case unix.FRA_IIFNAME:
-			r.Iif = unix.ByteSliceToString(value)
 		case unix.FRA_OIFNAME:
 			r.Oif = unix.ByteSliceToString(value)
 		case unix.FRA_GOTO:
@@ -293,7 +285,6 @@ func (d Rule) hits(r Rule) bool {
 		(d.Protocol == 0 || d.Protocol == r.Protocol) &&
 		(!d.Src.IsValid() || d.Src == r.Src) &&
 		(!d.Dst.IsValid() || d.Dst == r.Dst) &&
-		(d.Iif == "" || d.Iif == r.Iif) &&
 		(d.Oif == "" || d.Oif == r.Oif) &&
 		d.Traffic.hits(r.Traffic) &&
 		(d.MinLength == 0 || d.MinLength == r.MinLength)

@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Traffic is what a rule can select by beside addresses and links; the zero Traffic is all.
+// Traffic is what a rule can select by beside addresses and the link that packets leave by; the zero Traffic is all.
 type Traffic struct {
+	Iif            string // the link that packets arrive by; "lo": what this host sends
 	Mark, Mask     uint32 // fwmark: packets whose mark is Mark in the bits of Mask
 	UIDs           UIDs   // of the sockets' owners
 	IPProto        uint8  // IPPROTO_*; 0: any
@@ -36,6 +37,9 @@ func (t Traffic) String() string {
 		words = append(words, "fwmark "+hex(t.Mark))
 	default:
 		words = append(words, "fwmark "+hex(t.Mark)+"/"+hex(t.Mask))
+	}
+	if t.Iif != "" {
+		words = append(words, "iif "+t.Iif)
 	}
 	if t.UIDs.Set {
 		words = append(words, fmt.Sprintf("uidrange %d-%d", t.UIDs.First, t.UIDs.Last))
@@ -119,6 +123,9 @@ func (t Traffic) Check() error {
 }
 
 func (t Traffic) append(b []byte) []byte {
+	if t.Iif != "" {
+		b = appendAttribute(b, unix.FRA_IIFNAME, append([]byte(t.Iif), 0))
+	}
 	if t.Mark != 0 || t.Mask != 0 {
 		b = appendUint32(b, unix.FRA_FWMARK, t.Mark)
 		b = appendUint32(b, unix.FRA_FWMASK, t.Mask)
@@ -143,6 +150,8 @@ func (t Traffic) append(b []byte) []byte {
 // take reads an attribute of a rule, and reports whether it was one of t's and makes sense.
 func (t *Traffic) take(typ uint16, value []byte) bool {
 	switch {
+	case typ == unix.FRA_IIFNAME:
+		t.Iif = unix.ByteSliceToString(value)
 	case typ == unix.FRA_FWMARK && len(value) == 4:
 		t.Mark = native.Uint32(value)
 	case typ == unix.FRA_FWMASK && len(value) == 4:
@@ -168,7 +177,7 @@ func portsOf(value []byte) Ports { return Ports{native.Uint16(value), native.Uin
 // hits reports whether t, in a request to delete, matches other: what it does not have
 // matches anything.
 func (t Traffic) hits(other Traffic) bool {
-	return (t.Mark == 0 || t.Mark == other.Mark) && (t.Mask == 0 || t.Mask == other.Mask) &&
+	return (t.Iif == "" || t.Iif == other.Iif) && (t.Mark == 0 || t.Mark == other.Mark) && (t.Mask == 0 || t.Mask == other.Mask) &&
 		(!t.UIDs.Set || t.UIDs == other.UIDs) &&
 		(t.IPProto == 0 || t.IPProto == other.IPProto) &&
 		(t.Sports == Ports{} || t.Sports == other.Sports) &&

@@ -132,7 +132,7 @@ func FuzzRule(f *testing.F) {
 	for _, r := range append(guards(1<<32-1), three("10.0.0.1", "10.0.0.1/24", 10000, Protocol)...) {
 		f.Add(r.encode(unix.AF_INET))
 	}
-	f.Add(Rule{Priority: 9, Iif: "lo", Oif: "lo", Src: netip.MustParsePrefix("fd00::1/128"), Table: 7, MinLength: 1}.encode(unix.AF_INET6))
+	f.Add(Rule{Priority: 9, Traffic: Traffic{Iif: "lo"}, Oif: "lo", Src: netip.MustParsePrefix("fd00::1/128"), Table: 7, MinLength: 1}.encode(unix.AF_INET6))
 	f.Add(appendUint32(appendUint32(guards(7)[0].encode(unix.AF_INET), unix.FRA_FWMASK, 0), fraDportMask, 0xff))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRule(b)

@@ -19,7 +19,7 @@ func TestHarmless(t *testing.T) {
 	}
 	ours, theirs := uint8(route.Protocol), uint8(unix.RTPROT_BOOT)
 	network := route.Rule{Dst: netip.MustParsePrefix("10.0.0.0/24"), Protocol: ours}
-	unbound := route.Rule{Iif: "lo", Protocol: ours}
+	unbound := route.Rule{Traffic: route.Traffic{Iif: "lo"}, Protocol: ours}
 	originals := unbound
 	originals.Protocol = unix.RTPROT_UNSPEC
 	not := from("10.0.0.1/32", ours)
@@ -43,7 +43,7 @@ func TestHarmless(t *testing.T) {
 		{"all of the last holder", []route.Rule{from("10.0.0.2/32", ours), network, unbound}, last, true},
 		{"some of the last holder", []route.Rule{unbound}, last, true},
 		{"some of the last holder, forwarding", []route.Rule{from("10.0.0.0/24", ours)}, last, true},
-		{"of the last holder and of another tool", []route.Rule{from("10.0.0.2/32", ours), {Iif: "lo", Protocol: theirs}}, last, false},
+		{"of the last holder and of another tool", []route.Rule{from("10.0.0.2/32", ours), {Traffic: route.Traffic{Iif: "lo"}, Protocol: theirs}}, last, false},
 		{"of a holder elsewhere", []route.Rule{from("10.0.0.2/32", ours)}, nobody, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -70,11 +70,11 @@ func TestTaken(t *testing.T) {
 	}{
 		{"no rules", nil, false},
 		{"its own", []route.Rule{from("10.0.0.1/32", ours)}, false},
-		{"of another client", []route.Rule{from("10.0.0.2/32", ours), {Iif: "lo", Protocol: ours}}, true},
+		{"of another client", []route.Rule{from("10.0.0.2/32", ours), {Traffic: route.Traffic{Iif: "lo"}, Protocol: ours}}, true},
 		{"of another program", []route.Rule{from("10.0.0.2/32", unix.RTPROT_BOOT)}, false},
 		{"for a network", []route.Rule{from("10.0.0.0/24", ours)}, false},
 		{"its own and a delegated address", []route.Rule{from("10.0.0.2/32", ours), from("10.0.0.1/32", ours)}, false},
-		{"from all", []route.Rule{{Iif: "lo", Protocol: ours}}, false},
+		{"from all", []route.Rule{{Traffic: route.Traffic{Iif: "lo"}, Protocol: ours}}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := &rulesInUse{tables: map[allocator.Family]map[uint32][]route.Rule{allocator.Inet: {10000: tt.rules}}}

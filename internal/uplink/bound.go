@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -33,9 +34,12 @@ func GuardOf(m wire.Marking, t route.Traffic, onLoss OnLoss) route.Rule {
 	return route.Rule{Priority: m.Block + 1, Traffic: t, Action: route.Unreachable, Protocol: route.Protocol}
 }
 
+// mayBind reports whether traffic can be bound. All that this host sends is not: rules for that are the unbound ones.
+func mayBind(t route.Traffic) bool { return t != (route.Traffic{}) && t.Iif != Loopback }
+
 // IsGuard reports whether a rule is a guard of some interface.
 func IsGuard(r route.Rule) bool {
-	if r.Traffic == (route.Traffic{}) || r.Action != route.Unreachable && r.Action != route.Nop {
+	if !mayBind(r.Traffic) || r.Action != route.Unreachable && r.Action != route.Nop {
 		return false
 	}
 	return r == route.Rule{Priority: r.Priority, Traffic: r.Traffic, Action: r.Action, Protocol: route.Protocol}
@@ -62,7 +66,7 @@ func LookupOf(guard route.Rule, table uint32) route.Rule {
 
 // IsLookup reports whether a rule is the lookup of something bound.
 func IsLookup(r route.Rule) bool {
-	return r.Traffic != (route.Traffic{}) && r.Action == route.Lookup &&
+	return mayBind(r.Traffic) && r.Action == route.Lookup &&
 		r == LookupOf(route.Rule{Priority: r.Priority + 1, Traffic: r.Traffic}, r.Table)
 }
 
@@ -146,6 +150,23 @@ func LocalRules(m wire.Marking, local []Local, family int) []route.Rule {
 // IsLocal reports whether a rule leads what is bound to a local network.
 func IsLocal(r route.Rule) bool {
 	return r.Mask != 0 && r.Dst.IsValid() && r == route.Rule{Priority: r.Priority, Dst: r.Dst, Table: unix.RT_TABLE_MAIN, Traffic: r.Traffic, Protocol: route.Protocol}
+}
+
+// NamespaceRule is the rule that leads to the address of a network namespace by the route that main has for the two
+// addresses of its link, before all rules of leases: the network of an uplink, or a route of another program, may
+// contain the address.
+func NamespaceRule(m wire.Marking, addr netip.Addr) (route.Rule, error) {
+	if OwnPriority(m) <= beforeOwn {
+		return route.Rule{}, fmt.Errorf("no rule has room before those of marks, which begin at %d: set a greater bind_priority in the server's configuration", OwnPriority(m))
+	}
+	return route.Rule{Priority: OwnPriority(m) - beforeOwn, Dst: netip.PrefixFrom(addr, addr.BitLen()), Table: unix.RT_TABLE_MAIN,
+		MinLength: uint8(addr.BitLen() - 1), Protocol: route.Protocol}, nil
+}
+
+// IsNamespace reports whether a rule has the form of NamespaceRule.
+func IsNamespace(r route.Rule) bool {
+	return r.Dst.IsValid() && r.Dst.IsSingleIP() && r == route.Rule{Priority: r.Priority, Dst: r.Dst, Table: unix.RT_TABLE_MAIN,
+		MinLength: uint8(r.Dst.Bits() - 1), Protocol: route.Protocol}
 }
 
 // IsHost reports whether a rule is for what comes from a single address.

@@ -31,11 +31,15 @@ func TestGuards(t *testing.T) {
 		{route.Rule{Priority: 9003, Traffic: testUser, Action: route.Unreachable, Protocol: unix.RTPROT_STATIC},
 			"9003: from all uidrange 1000-1000 unreachable proto 4", false, false},
 		{route.Rule{Priority: 9003, Action: route.Unreachable, Protocol: route.Protocol}, "9003: from all unreachable proto 116", false, false},
-		{route.Rule{Priority: 9003, Iif: "eth0", Traffic: testUser, Action: route.Unreachable, Protocol: route.Protocol},
-			"9003: from all iif eth0 uidrange 1000-1000 unreachable proto 116", false, false},
+		{route.Rule{Priority: 9003, Oif: "eth0", Traffic: testUser, Action: route.Unreachable, Protocol: route.Protocol},
+			"9003: from all oif eth0 uidrange 1000-1000 unreachable proto 116", false, false},
+		{GuardOf(testMarking, route.Traffic{Iif: "tav1"}, Block), "9003: from all iif tav1 unreachable proto 116", true, false},
+		{LookupOf(GuardOf(testMarking, route.Traffic{Iif: "tav1"}, Block), 10000), "9002: from all iif tav1 lookup 10000 proto 116", false, true},
+		{route.Rule{Priority: 9003, Traffic: route.Traffic{Iif: "lo"}, Action: route.Unreachable, Protocol: route.Protocol},
+			"9003: from all iif lo unreachable proto 116", false, false},
 		{route.Rule{Priority: 9003, Flags: 2, Traffic: testUser, Action: route.Unreachable, Protocol: route.Protocol},
 			"9003: not from all uidrange 1000-1000 unreachable proto 116", false, false},
-		{route.Rule{Priority: 91000, Iif: "lo", Table: 10000, Protocol: route.Protocol}, "91000: from all iif lo lookup 10000 proto 116", false, false},
+		{route.Rule{Priority: 91000, Traffic: route.Traffic{Iif: "lo"}, Table: 10000, Protocol: route.Protocol}, "91000: from all iif lo lookup 10000 proto 116", false, false},
 	} {
 		if got := tt.rule.String(); got != tt.text {
 			t.Errorf("got %s, want %s", got, tt.text)
@@ -59,6 +63,32 @@ func TestGuards(t *testing.T) {
 	}
 	if got := MarkFor(testMarking, Fallback); got != 0x03000000 || MarkFor(testMarking, Block) != 0x02000000 {
 		t.Errorf("the mark of fallback is %#x", got)
+	}
+}
+
+// TestNamespaceRule: the rule to a namespace is neither that of a network nor of anything bound, so that no watch takes it
+// for a stale one.
+func TestNamespaceRule(t *testing.T) {
+	for addr, want := range map[string]string{
+		"172.24.0.3": "8990: from all to 172.24.0.3 lookup main suppress_prefixlength 30 proto 116",
+		"fd00::3":    "8990: from all to fd00::3 lookup main suppress_prefixlength 126 proto 116",
+	} {
+		r, err := NamespaceRule(testMarking, netip.MustParseAddr(addr))
+		if err != nil || r.String() != want {
+			t.Errorf("got %s, %v, want %s", r, err, want)
+		}
+		if !IsNamespace(r) || IsShared(r) || IsGuard(r) || IsLookup(r) || IsLocal(r) || Orphans(nil)(r) {
+			t.Errorf("%s: taken for another rule", r)
+		}
+	}
+	network := route.Rule{Priority: 19999, Dst: netip.MustParsePrefix("192.0.2.4/31"), Table: unix.RT_TABLE_MAIN, MinLength: 31, Protocol: route.Protocol}
+	if IsNamespace(network) || !IsShared(network) {
+		t.Error("the rule of a network is taken for that of a namespace")
+	}
+	low := testMarking
+	low.Block = 10
+	if _, err := NamespaceRule(low, netip.MustParseAddr("172.24.0.3")); err == nil {
+		t.Error("a rule before the first one")
 	}
 }
 

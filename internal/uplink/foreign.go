@@ -43,9 +43,10 @@ func ForeignRules(m wire.Marking, rules []route.Rule, own func(netip.Addr) bool)
 	return want
 }
 
-// HasForeign reports whether a rule is a guard that needs ForeignRules. What has a mark has the lock instead.
+// HasForeign reports whether a rule is a guard that needs ForeignRules. What has a mark has the lock instead, and what comes
+// from a network namespace has no address of an uplink.
 func HasForeign(guard route.Rule) bool {
-	return IsGuard(guard) && guard.Action == route.Unreachable && guard.Mask == 0
+	return IsGuard(guard) && guard.Action == route.Unreachable && guard.Mask == 0 && guard.Iif == ""
 }
 
 // ForeignPriority is where the foreign rules of an interface are: before its lookups.

@@ -269,7 +269,7 @@ func Orphans(marked []route.Rule) func(route.Rule) bool {
 // IsShared reports whether a rule may be of several addresses at once: it leaves the table for a prefix
 // or for a network.
 func IsShared(r route.Rule) bool {
-	return LeavesTable(r) && !IsHost(r) && (r.Src.IsValid() || r.Dst.IsValid() && r.Traffic == (route.Traffic{}))
+	return LeavesTable(r) && !IsHost(r) && !IsNamespace(r) && (r.Src.IsValid() || r.Dst.IsValid() && r.Traffic == (route.Traffic{}))
 }
 
 // Updated is the uplink with the tag of a Replace, and with its settings if it has any: a call that only asks for the
