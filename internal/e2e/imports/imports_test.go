@@ -19,7 +19,7 @@ const module = "github.com/table-allocator/table-allocator/"
 // package needs a line here.
 var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
-	"cmd/table-allocator-client": {"internal/client", "internal/events", "internal/bind", "internal/hook", "internal/inspect", "internal/uplink", "internal/peer", "internal/cli", "internal/wire", "internal/route", "internal/cgroup", "internal/probe", "internal/uplinks"},
+	"cmd/table-allocator-client": {"internal/client", "internal/events", "internal/bind", "internal/hook", "internal/inspect", "internal/netns", "internal/uplink", "internal/peer", "internal/cli", "internal/wire", "internal/route", "internal/cgroup", "internal/probe", "internal/uplinks"},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
 	"internal/client":            {"internal/events", "internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/remember", "internal/wire", "internal/route", "internal/jsonc", "internal/choice", "internal/probe", "internal/uplinks"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup", "internal/lock"},
@@ -35,6 +35,8 @@ var allowed = map[string][]string{
 	"internal/cli/systemd":       {},
 	"internal/jsonc":             {},
 	"internal/lock":              {"internal/uplink", "internal/wire", "internal/route", "internal/cgroup"},
+	"internal/nat":               {},
+	"internal/netns":             {"internal/bind", "internal/nat", "internal/remember", "internal/uplink", "internal/route", "internal/wire"},
 	"internal/peer":              {"internal/wire"},
 	"internal/probe":             {"internal/choice"},
 	"internal/remember":          {},
@@ -53,6 +55,7 @@ var forTests = []string{"internal/bench", "internal/demo", "internal/e2e", "inte
 var homes = map[string][]string{
 	"github.com/bits-and-blooms/bitset": {"internal/allocator"},
 	"modernc.org/sqlite":                {"internal/allocator"},
+	"github.com/google/nftables":        {"internal/nat"}, // NAT and filters without the nft command, which minimal systems lack
 	"github.com/vishvananda/netlink":    {"internal/route", "internal/nettest"},
 	"github.com/vishvananda/netns":      {"internal/nettest"},
 	"github.com/spf13/pflag":            {"cmd/table-allocator-server", "cmd/table-allocator-client"},

@@ -1,0 +1,256 @@
+// Package nat keeps the nftables table of network namespaces: their packets leave by the links that they may use, with the
+// address of that link, and neither the networks behind those links nor the namespaces reach anything else through this
+// host. It hides google/nftables, and the order in which rules have to stand.
+package nat
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// TableName is the name of the table, of family inet.
+const TableName = "table-allocator"
+
+// Prefix begins the name of each link to a namespace.
+const Prefix = "tav"
+
+// Namespace is what the table says of one namespace.
+type Namespace struct {
+	Link   string // this host's link to it
+	Uplink string // the link that its packets may leave by; "": every one that leads to no namespace
+}
+
+// Ruleset is the content of the table.
+type Ruleset struct {
+	Namespaces []Namespace
+	// Closed are links of this host whose forwarding is for namespaces alone: what arrives there goes to a namespace, as a
+	// reply, or nowhere.
+	Closed []string
+}
+
+// A chain is one chain of the table, and its rules.
+type chain struct {
+	name     string
+	kind     nftables.ChainType // "": packets come by a jump
+	hook     *nftables.ChainHook
+	priority int
+	rules    [][]expr.Any
+}
+
+// fromChain is the name of the chain for what a namespace sends to this host.
+const fromChain = "from-namespace"
+
+// beforeFilters is the priority of the filters: before those of others, so that what those count is what passes.
+const beforeFilters = -10
+
+// chains returns the chains of the table, in the order in which they are added.
+func (r Ruleset) chains() []chain {
+	from := chain{name: fromChain, rules: fromNamespace()}
+	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: beforeFilters}
+	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: beforeFilters}
+	post := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 100}
+	for _, n := range r.Namespaces {
+		input.add(arrivesBy(n.Link), jump(from.name))
+		if n.Uplink == "" {
+			forward.add(arrivesBy(n.Link), leavesByNo(Prefix), verdict(expr.VerdictAccept))
+		} else {
+			forward.add(arrivesBy(n.Link), leavesBy(n.Uplink), verdict(expr.VerdictAccept))
+		}
+		forward.add(arrivesBy(n.Link), verdict(expr.VerdictDrop))
+		forward.add(leavesBy(n.Link), isReply(), verdict(expr.VerdictAccept))
+		forward.add(leavesBy(n.Link), verdict(expr.VerdictDrop))
+		post.add(arrivesBy(n.Link), []expr.Any{&expr.Masq{}})
+	}
+	for _, link := range r.Closed {
+		forward.add(arrivesBy(link), verdict(expr.VerdictDrop))
+	}
+	return []chain{from, input, forward, post}
+}
+
+func (c *chain) add(parts ...[]expr.Any) { c.rules = append(c.rules, slices.Concat(parts...)) }
+
+// fromNamespace is what a namespace may send to this host itself: what IP needs, and replies.
+func fromNamespace() [][]expr.Any {
+	rules := [][]expr.Any{slices.Concat(isReply(), verdict(expr.VerdictAccept))}
+	for _, t := range []byte{8, 3, 11, 12} { // echo request, unreachable, time exceeded, parameter problem
+		rules = append(rules, slices.Concat(isICMP(unix.IPPROTO_ICMP, t), verdict(expr.VerdictAccept)))
+	}
+	for _, t := range []byte{1, 2, 3, 4, 128, 133, 135, 136} { // the same, packet too big, and neighbours
+		rules = append(rules, slices.Concat(isICMP(unix.IPPROTO_ICMPV6, t), verdict(expr.VerdictAccept)))
+	}
+	return append(rules, verdict(expr.VerdictDrop))
+}
+
+// register is where an expression leaves a value for the next one.
+const register = 1
+
+func arrivesBy(link string) []expr.Any {
+	return isLink(expr.MetaKeyIIFNAME, expr.CmpOpEq, padded(link))
+}
+func leavesBy(link string) []expr.Any { return isLink(expr.MetaKeyOIFNAME, expr.CmpOpEq, padded(link)) }
+
+// leavesByNo is for packets that leave by no link whose name begins so.
+func leavesByNo(prefix string) []expr.Any {
+	return isLink(expr.MetaKeyOIFNAME, expr.CmpOpNeq, []byte(prefix))
+}
+
+func isLink(key expr.MetaKey, op expr.CmpOp, name []byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: register}, &expr.Cmp{Op: op, Register: register, Data: name}}
+}
+
+// padded is a name as the kernel compares it, whole.
+func padded(link string) []byte {
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, link)
+	return name
+}
+
+func isReply() []expr.Any {
+	states := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: register},
+		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 4, Mask: states, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: make([]byte, 4)},
+	}
+}
+
+func isICMP(protocol, kind byte) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{protocol}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{kind}},
+	}
+}
+
+func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+func jump(to string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: to}}
+}
+
+// Sync makes the table be what r says, in one transaction; without namespaces and links there is no table. Flows that are
+// open go on. It reports whether the table was another one.
+func Sync(r Ruleset) (changed bool, err error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	var chains []chain
+	if len(r.Namespaces) > 0 || len(r.Closed) > 0 {
+		chains = r.chains()
+	}
+	table := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
+	have, found, err := comments(c, table)
+	if err != nil || found == (len(chains) > 0) && slices.Equal(have, wanted(chains)) {
+		return false, err
+	}
+	c.AddTable(table) // else there may be none to delete
+	c.DelTable(table)
+	if len(chains) > 0 {
+		add(c, table, chains)
+	}
+	if err := c.Flush(); err != nil {
+		return false, fmt.Errorf("change nftables table inet %s (the kernel needs nf_tables, nft_masq and nft_ct): %w", TableName, err)
+	}
+	return true, nil
+}
+
+func add(c *nftables.Conn, table *nftables.Table, chains []chain) {
+	c.AddTable(table)
+	texts := wanted(chains)
+	for _, of := range chains {
+		to := &nftables.Chain{Name: of.name, Table: table, Type: of.kind, Hooknum: of.hook}
+		if of.hook != nil {
+			to.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(of.priority))
+		}
+		c.AddChain(to)
+		for _, exprs := range of.rules {
+			c.AddRule(&nftables.Rule{Table: table, Chain: to, Exprs: exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, texts[0])})
+			texts = texts[1:]
+		}
+	}
+}
+
+// wanted are the comments of the rules of chains. By them Sync knows the table again: what the kernel tells of an
+// expression is not always what it was told.
+func wanted(chains []chain) []string {
+	sum := fnv.New64a()
+	for _, c := range chains {
+		for _, exprs := range c.rules {
+			for _, e := range exprs {
+				fmt.Fprintf(sum, "%s %T %+v\n", c.name, e, e)
+			}
+		}
+	}
+	var texts []string
+	for _, c := range chains {
+		for i := range c.rules {
+			texts = append(texts, fmt.Sprintf("%s %s %d %x", TableName, c.name, i, sum.Sum64()))
+		}
+	}
+	return texts
+}
+
+// comments reads the comments of the rules of the table, and whether there is a table.
+func comments(c *nftables.Conn, table *nftables.Table) (texts []string, found bool, err error) {
+	chains, err := c.ListChainsOfTableFamily(table.Family)
+	if err != nil {
+		return nil, false, fmt.Errorf("list nftables chains: %w", err)
+	}
+	for _, name := range []string{fromChain, "input", "forward", "postrouting"} {
+		at := slices.IndexFunc(chains, func(o *nftables.Chain) bool { return o.Table.Name == table.Name && o.Name == name })
+		if at < 0 {
+			continue
+		}
+		found = true
+		rules, err := c.GetRules(table, chains[at])
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // it may have been deleted since
+			return nil, false, fmt.Errorf("list nftables rules: %w", err)
+		}
+		for _, r := range rules {
+			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			texts = append(texts, text)
+		}
+	}
+	return texts, found, nil
+}
+
+// A Watcher hears of changes of any table of this network namespace.
+type Watcher struct{ file *os.File }
+
+// Watch subscribes to changes.
+func Watch() (*Watcher, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
+		if err != nil {
+			_ = unix.Close(fd) // err is what went wrong
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("watch nftables: %w", err)
+	}
+	return &Watcher{os.NewFile(uintptr(fd), "nftables")}, nil
+}
+
+// Next waits for changes. What they were it does not say. After Close the error is os.ErrClosed.
+func (w *Watcher) Next() error {
+	buf := make([]byte, 1<<16)
+	_, err := w.file.Read(buf)
+	if errors.Is(err, unix.ENOBUFS) { // some were lost, which is a change, too
+		return nil
+	}
+	return err
+}
+
+// Close ends the subscription, and a Next that waits.
+func (w *Watcher) Close() error { return w.file.Close() }
