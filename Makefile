@@ -96,6 +96,7 @@ INSTALLED := \
 	644:packaging/systemd/table-allocator-server.service.in:$(PREFIX)/lib/systemd/system/table-allocator-server.service \
 	644:packaging/systemd/table-allocator-server.socket:$(PREFIX)/lib/systemd/system/table-allocator-server.socket \
 	644:packaging/systemd/table-allocator-watch.service.in:$(PREFIX)/lib/systemd/system/table-allocator-watch.service \
+	644:packaging/systemd/table-allocator-netns.service.in:$(PREFIX)/lib/systemd/system/table-allocator-netns.service \
 	644:packaging/systemd/networkd.conf:$(PREFIX)/lib/systemd/networkd.conf.d/table-allocator.conf \
 	644:packaging/sysctl.conf:$(PREFIX)/lib/sysctl.d/60-table-allocator.conf \
 	644:packaging/rt_protos.conf:$(SYSCONFDIR)/iproute2/rt_protos.d/table-allocator.conf \
@@ -103,6 +104,7 @@ INSTALLED := \
 	644:packaging/man/table-allocator-client.8:$(PREFIX)/share/man/man8/table-allocator-client.8 \
 	644:packaging/man/table-allocator-watch.8:$(PREFIX)/share/man/man8/table-allocator-watch.8 \
 	644:packaging/man/table-allocator-run.8:$(PREFIX)/share/man/man8/table-allocator-run.8 \
+	644:packaging/man/table-allocator-netns.8:$(PREFIX)/share/man/man8/table-allocator-netns.8 \
 	644:packaging/man/table-allocator-explain.8:$(PREFIX)/share/man/man8/table-allocator-explain.8 \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/tactl \
 	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/tactl.fish \

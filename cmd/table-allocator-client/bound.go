@@ -6,6 +6,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/netns"
 )
 
 const boundUsage = `Usage: table-allocator-client bound [IFNAME] [options]
@@ -43,10 +44,24 @@ func bound(f *flags) action {
 			return err
 		}
 		rows = slices.DeleteFunc(rows, func(r bind.Row) bool { return ifname != "" && r.Ifname != ifname })
+		if err := nameNamespaces(rows); err != nil {
+			return err
+		}
 		f.debug("%d cgroups and kinds of traffic", len(rows))
 		missing := slices.ContainsFunc(rows, func(r bind.Row) bool { return r.Missing != "" })
 		return show(rows, *asJSON, missing, printBound)
 	}
+}
+
+// nameNamespaces says of links to namespaces whose they are.
+func nameNamespaces(rows []bind.Row) error {
+	names, err := netns.Names()
+	for i := range rows {
+		if name := names[rows[i].Traffic]; name != "" {
+			rows[i].Traffic += " (namespace " + name + ")"
+		}
+	}
+	return err
 }
 
 // checkBound prints what holds processes. The exit code is 1 if one of them is not held.

@@ -44,6 +44,7 @@ var commands = []command{
 	{"bound", "show which processes, users and ports are bound to which link", boundUsage, 2, 1, bound},
 	{"release", "take back leases, rules and routes of links, addresses or the host", releaseUsage, 2, 1, release},
 	{"reexec", "make holders go on with the installed program, after an upgrade", reexecUsage, 2, 1, reexec},
+	{"netns", "run programs in network namespaces whose only way out is one link", netnsUsage, 2, 1, netnsCommand},
 	{"hook", "serve the addresses that dhclient, ifup or NetworkManager tell", hookUsage, 2, 1, hookEvent},
 }
 

@@ -209,7 +209,7 @@ func (r *releaseFlags) checkBound() error {
 	if err := printBound(os.Stdout, rows, false); err != nil {
 		return err
 	}
-	return exitWith(1, errors.New("nothing is released, since these programs and rules are bound to links that would have no lease any more: detach, unbind or end them, or --force"))
+	return exitWith(1, errors.New("nothing is released, since these programs and rules are bound to links that would have no lease any more: detach, unbind or end them, delete namespaces by netns del, or --force"))
 }
 
 // endHolders ends holders, and deletes what those left that were killed.

@@ -47,7 +47,7 @@ not executable, 127 if it does not exist.
 // thread that executes it. That has to be the first thread of this process: lock it before the runtime
 // moves the main goroutine to another.
 func init() {
-	if len(os.Args) > 1 && os.Args[1] == "run" {
+	if len(os.Args) > 1 && (os.Args[1] == "run" || os.Args[1] == "netns") {
 		runtime.LockOSThread()
 	}
 }

@@ -1,0 +1,354 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/netns"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+const netnsUsage = `Usage: table-allocator-client netns add|set|del|exec|stop NAME [options]
+       table-allocator-client netns list|ps|serve [options]
+Network namespaces whose only way out is one link, and programs in them:
+exec NAME [options] [--] COMMAND... Needs root; see table-allocator-netns(8).
+  -i, --ifname IFNAME    (add, set) the link; it may get its lease later
+      --on-loss WHAT     (add) without a route: block (default) or fallback
+      --resolv SERVERS   (add) uplink (default), ADDRESS,... or FILE
+      --no-ipv6          (add) IPv4 only
+      --kill SECONDS     (del) end its programs, SIGKILL after SECONDS
+      --all              (del) all namespaces
+      --json             (list, ps) print JSON
+      --user USER        (exec) run COMMAND as USER
+      --pty              (exec) on a terminal of its own
+      --detach           (exec) in the background; prints the pid
+      --log FILE         (exec --detach) append what COMMAND prints to FILE
+      --wait SECONDS     (exec) how long to wait for a lease (0)
+      --signal SIGNAL    (stop) the first signal (TERM)
+      --timeout SECONDS  (stop) SIGKILL follows so much later (5)
+  -s, --syslog           (serve) log to syslog
+  -l, --log-path FILE    (serve) append log lines to FILE
+`
+
+// netnsFlags are the options of the netns commands.
+type netnsFlags struct {
+	*flags
+	config                             netns.Config
+	kill, wait, timeout                time.Duration
+	all, asJSON, pty, detach, onlyInet bool
+	user                               *netns.User
+	log                                string
+	signal                             unix.Signal
+}
+
+// A netnsVerb is the word behind netns.
+type netnsVerb struct {
+	name    string
+	options []string // those that it has, beside those of every command
+	do      func(n *netnsFlags, h *netns.Host, args []string) error
+}
+
+var netnsVerbs = []netnsVerb{
+	{"add", []string{"ifname", "on-loss", "resolv", "no-ipv6"}, (*netnsFlags).add},
+	{"set", []string{"ifname"}, (*netnsFlags).set},
+	{"del", []string{"kill", "all"}, (*netnsFlags).del},
+	{"list", []string{"json"}, (*netnsFlags).list},
+	{"exec", []string{"user", "pty", "detach", "log", "wait"}, (*netnsFlags).exec},
+	{"ps", []string{"json"}, (*netnsFlags).ps},
+	{"stop", []string{"signal", "timeout"}, (*netnsFlags).stop},
+	{"serve", []string{"syslog", "log-path"}, (*netnsFlags).serve},
+}
+
+func netnsCommand(f *flags) action {
+	n := &netnsFlags{flags: f, config: netns.Config{OnLoss: uplink.Block, Resolv: netns.Uplink}, timeout: 5 * time.Second, signal: unix.SIGTERM}
+	f.link(&n.config.Ifname)
+	f.onLoss(&n.config.OnLoss)
+	value(f, &n.config.Resolv, "resolv", "", parseServers)
+	value(f, &n.kill, "kill", "", parseSeconds)
+	value(f, &n.wait, "wait", "", parseSeconds)
+	value(f, &n.timeout, "timeout", "", parseSeconds)
+	value(f, &n.user, "user", "", parseAccount)
+	value(f, &n.log, "log", "", parsePath)
+	value(f, &n.signal, "signal", "", parseSignal)
+	for name, into := range map[string]*bool{"all": &n.all, "json": &n.asJSON, "pty": &n.pty, "detach": &n.detach, "no-ipv6": &n.onlyInet} {
+		f.BoolVar(into, name, false, "")
+	}
+	n.logging()
+	f.SetInterspersed(false)
+	return n.run
+}
+
+// run finds the verb and calls it.
+func (n *netnsFlags) run(args []string) error {
+	if len(args) == 0 {
+		return wrongUsage(errors.New("add, set, del, list, exec, ps, stop or serve is needed"))
+	}
+	at := slices.IndexFunc(netnsVerbs, func(v netnsVerb) bool { return v.name == args[0] })
+	if at < 0 {
+		return wrongUsage(fmt.Errorf("%q is none of add, set, del, list, exec, ps, stop and serve", args[0]))
+	}
+	verb := netnsVerbs[at]
+	err := n.call(verb, args[1:])
+	usage, coded := usageError{}, exitError{}
+	if verb.name == "exec" && err != nil && !errors.As(err, &coded) {
+		if errors.As(err, &usage) {
+			err = fmt.Errorf("%w (see netns --help)", err)
+		}
+		return exitWith(exitFailed, err)
+	}
+	return err
+}
+
+func (n *netnsFlags) call(verb netnsVerb, args []string) error {
+	n.SetInterspersed(verb.name != "exec")
+	err := n.parse(args)
+	if args = n.Args(); err == nil && verb.name == "exec" && len(args) > 0 && n.ArgsLenAtDash() < 0 {
+		err = n.parse(args[1:]) // options may follow the name
+		args = append(args[:1:1], n.Args()...)
+	}
+	if errors.Is(err, pflag.ErrHelp) {
+		fmt.Print(netnsUsage + sharedUsage)
+		return nil
+	}
+	if err != nil {
+		return wrongUsage(err)
+	}
+	n.VisitAll(func(o *pflag.Flag) {
+		common := slices.Contains([]string{"destination", "server-user", "debug"}, o.Name)
+		if o.Changed && !common && !slices.Contains(verb.options, o.Name) && err == nil {
+			err = wrongUsage(fmt.Errorf("netns %s has no option --%s", verb.name, o.Name))
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("netns %s needs root, for namespaces, links and rules", verb.name)
+	}
+	h, err := netns.Open(n.server, n.uids)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	h.Step = func(what string) { n.debug("%s", what) }
+	return verb.do(n, h, args)
+}
+
+// name takes the name of a namespace, the first argument.
+func (n *netnsFlags) name(args []string) (name string, rest []string, err error) {
+	if len(args) == 0 {
+		return "", nil, wrongUsage(errors.New("the NAME of a namespace is needed"))
+	}
+	if err := netns.CheckName(args[0]); err != nil {
+		return "", nil, wrongUsage(err)
+	}
+	return args[0], args[1:], nil
+}
+
+func (n *netnsFlags) onlyName(args []string) (string, error) {
+	name, rest, err := n.name(args)
+	if err == nil {
+		err = noArguments(rest)
+	}
+	return name, err
+}
+
+func (n *netnsFlags) add(h *netns.Host, args []string) error {
+	name, err := n.onlyName(args)
+	if err == nil && n.config.Ifname == "" {
+		err = wrongUsage(errors.New("--ifname IFNAME is needed"))
+	}
+	if err != nil {
+		return err
+	}
+	n.config.Name, n.config.IPv6 = name, !n.onlyInet
+	lacking, err := h.Add(context.Background(), n.config)
+	for _, what := range lacking {
+		warn(what)
+	}
+	return err
+}
+
+func (n *netnsFlags) set(h *netns.Host, args []string) error {
+	name, err := n.onlyName(args)
+	if err == nil && n.config.Ifname == "" {
+		err = wrongUsage(errors.New("--ifname IFNAME is needed"))
+	}
+	if err != nil {
+		return err
+	}
+	lacking, err := h.Set(context.Background(), name, n.config.Ifname)
+	for _, what := range lacking {
+		warn(what)
+	}
+	return err
+}
+
+func (n *netnsFlags) del(h *netns.Host, args []string) error {
+	var names []string
+	if n.all {
+		if err := noArguments(args); err != nil {
+			return err
+		}
+		rows, err := h.List()
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			names = append(names, r.Name)
+		}
+	} else {
+		name, err := n.onlyName(args)
+		if err != nil {
+			return err
+		}
+		names = []string{name}
+	}
+	var errs []error
+	for _, name := range names {
+		errs = append(errs, n.delOne(h, name))
+	}
+	return errors.Join(errs...)
+}
+
+// delOne deletes a namespace unless programs are in it, or ends those.
+func (n *netnsFlags) delOne(h *netns.Host, name string) error {
+	programs, err := h.Programs(name)
+	if errors.Is(err, netns.ErrUnknown) { // it may be half of one
+		programs, err = nil, nil
+	}
+	if err != nil {
+		return err
+	}
+	if len(programs) > 0 && !n.Changed("kill") {
+		_ = printPrograms(programs) // the error below counts
+		return fmt.Errorf("namespace %s: programs run in it: netns stop %s ends them, and --kill SECONDS does before it deletes", name, name)
+	}
+	if len(programs) > 0 {
+		if _, err := h.Stop(context.Background(), name, unix.SIGTERM, n.kill, nil); err != nil {
+			return err
+		}
+	}
+	return h.Delete(name)
+}
+
+func (n *netnsFlags) list(h *netns.Host, args []string) error {
+	if err := noArguments(args); err != nil {
+		return err
+	}
+	rows, err := h.List()
+	if err != nil {
+		return err
+	}
+	if n.asJSON {
+		err = json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 1, "namespaces": rows})
+	} else {
+		err = printNamespaces(rows)
+	}
+	if err == nil && slices.ContainsFunc(rows, func(r netns.Row) bool { return r.Missing != "" }) {
+		err = errMissing
+	}
+	return err
+}
+
+func printNamespaces(rows []netns.Row) error {
+	const format = "%-15s %-15s %-8s %-12s %-9s %-12s %s\n"
+	_, err := fmt.Printf(format, "NAME", "IFNAME", "ON-LOSS", "TABLES", "PROGRAMS", "RESOLV", "ADDRESSES")
+	for _, r := range rows {
+		tables := strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Tables), " ", ","), "[]")
+		_, lineErr := fmt.Printf(format, r.Name, r.Ifname, r.OnLoss, orDefault(tables, "-"), fmt.Sprint(len(r.Programs)), r.Resolv, strings.Join(r.Addresses, " "))
+		err = errors.Join(err, lineErr)
+		if r.Missing != "" {
+			printMissing(os.Stdout, r.Missing, isTerminal(os.Stdout))
+		}
+	}
+	return err
+}
+
+func (n *netnsFlags) ps(h *netns.Host, args []string) error {
+	name := ""
+	if len(args) > 0 {
+		var err error
+		if name, err = n.onlyName(args); err != nil {
+			return err
+		}
+	}
+	programs, err := h.Programs(name)
+	if err != nil {
+		return err
+	}
+	if n.asJSON {
+		return json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 1, "programs": programs})
+	}
+	return printPrograms(programs)
+}
+
+func printPrograms(programs []netns.Program) error {
+	const format = "%-15s %8v %8v %-19s %s\n"
+	_, err := fmt.Printf(format, "NAMESPACE", "PID", "UID", "STARTED", "COMMAND")
+	for _, p := range programs {
+		_, lineErr := fmt.Printf(format, p.Namespace, p.PID, p.UID, time.Unix(p.Started, 0).Format(time.DateTime), p.Command)
+		err = errors.Join(err, lineErr)
+	}
+	return err
+}
+
+func (n *netnsFlags) stop(h *netns.Host, args []string) error {
+	name, rest, err := n.name(args)
+	if err != nil {
+		return err
+	}
+	var pids []int
+	if len(rest) > 0 {
+		if pids, err = parsePIDs(rest); err != nil {
+			return err
+		}
+	}
+	_, err = h.Stop(context.Background(), name, n.signal, n.timeout, pids)
+	return err
+}
+
+// serve keeps the namespaces as they should be until a signal ends it.
+func (n *netnsFlags) serve(h *netns.Host, args []string) error {
+	if err := noArguments(args); err != nil {
+		return err
+	}
+	log, err := cli.NewLogger(n.flags.log)
+	if err != nil {
+		return err
+	}
+	ctx, stop := cli.UntilSignal()
+	defer stop()
+	return h.Serve(ctx, log)
+}
+
+// parseServers reads the value of --resolv.
+func parseServers(text string) (string, error) {
+	if strings.ContainsRune(text, '/') {
+		return filepath.Abs(text)
+	}
+	return text, (netns.Config{Name: "any", Ifname: "any", Resolv: text}).Check()
+}
+
+// parseSignal reads the name or number of a signal.
+func parseSignal(text string) (unix.Signal, error) {
+	if s := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(text), "SIG")); s != 0 {
+		return s, nil
+	}
+	var number int
+	if _, err := fmt.Sscanf(text, "%d", &number); err != nil || number < 1 || number > 64 {
+		return 0, errors.New("want a signal, as TERM or 15")
+	}
+	return unix.Signal(number), nil
+}

@@ -1,0 +1,260 @@
+package netns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nat"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// Host changes the namespaces of this host. Its methods may be called by several processes at once: one of them waits for
+// the other.
+type Host struct {
+	Server     string
+	ServerUIDs []uint32
+	Step       func(what string) // told of each step, for --debug
+
+	memory  memory
+	follows bool // what happens later changes the namespaces, too
+	kernel  *route.Conn
+	pools   Pools
+}
+
+// Open returns the host of this process's network namespace. The caller closes it.
+func Open(server string, uids []uint32) (*Host, error) {
+	h := &Host{Server: server, ServerUIDs: uids, Step: func(string) {}}
+	var err error
+	if h.memory, err = openMemory(); err != nil {
+		return nil, err
+	}
+	h.kernel, err = route.Dial()
+	return h, err
+}
+
+// Close ends the use of the host.
+func (h *Host) Close() { h.kernel.Close() }
+
+// ErrExists says that there is a namespace of that name already.
+var ErrExists = errors.New("there is a namespace of this name already")
+
+// ErrUnknown says that there is no namespace of that name.
+var ErrUnknown = errors.New("there is no namespace of this name")
+
+// locked calls f with the lock of all changes, after it cured what a process that was killed has left.
+func (h *Host) locked(f func() error) error {
+	unlock, err := h.memory.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if h.pools, err = h.memory.pools(); err != nil {
+		return err
+	}
+	if err := h.sweep(); err != nil {
+		return err
+	}
+	return f()
+}
+
+// Add makes a namespace. An error leaves nothing of it. What may be lacking all the same are words for the user: there is
+// no lease yet.
+func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error) {
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	err = h.locked(func() error {
+		s, found, err := h.memory.get(cfg.Name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case found && s.Phase != Up: // of a process that was killed
+			if err := h.remove(s); err != nil {
+				return err
+			}
+		case found:
+			return ErrExists
+		case exists(netPin(cfg.Name)):
+			return fmt.Errorf("another program made %s: choose another name", netPin(cfg.Name))
+		}
+		s = State{Config: cfg, Phase: Adding}
+		if s.Number, err = h.number(); err != nil {
+			return err
+		}
+		if err := h.memory.put(s); err != nil {
+			return err
+		}
+		if lacking, err = h.sync(ctx, s); err == nil {
+			s.Phase = Up
+			err = h.memory.put(s)
+		}
+		if err != nil {
+			return errors.Join(err, h.remove(s))
+		}
+		return nil
+	})
+	return lacking, named(cfg.Name, err)
+}
+
+// Set gives a namespace another uplink. Its programs stay.
+func (h *Host) Set(ctx context.Context, name, ifname string) (lacking []string, err error) {
+	err = h.locked(func() error {
+		s, err := h.known(name)
+		if err != nil {
+			return err
+		}
+		s.Ifname = ifname
+		if err := s.Check(); err != nil {
+			return err
+		}
+		if err := h.memory.put(s); err != nil {
+			return err
+		}
+		lacking, err = h.sync(ctx, s)
+		return err
+	})
+	return lacking, named(name, err)
+}
+
+// Delete deletes a namespace. Programs that are in it lose all connections with the first step.
+func (h *Host) Delete(name string) error {
+	return named(name, h.locked(func() error {
+		s, found, err := h.memory.get(name)
+		if err == nil && !found {
+			err = ErrUnknown
+		}
+		if err != nil {
+			return err
+		}
+		return h.remove(s)
+	}))
+}
+
+// known returns a namespace that is up.
+func (h *Host) known(name string) (State, error) {
+	s, found, err := h.memory.get(name)
+	if err == nil && (!found || s.Phase != Up) {
+		err = ErrUnknown
+	}
+	return s, err
+}
+
+func named(name string, err error) error {
+	if err != nil {
+		return fmt.Errorf("namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// number chooses the number of a new namespace.
+func (h *Host) number() (int, error) {
+	states, err := h.memory.all()
+	if err != nil {
+		return 0, err
+	}
+	if len(states) >= MaxNamespaces {
+		return 0, fmt.Errorf("there are %d namespaces already, which is the most", len(states))
+	}
+	taken := make(map[int]bool)
+	for _, s := range states {
+		taken[s.Number] = true
+	}
+	links, addresses, err := h.kernel.HostAddresses()
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range links { // of another program
+		var number int
+		if _, err := fmt.Sscanf(l.Name, nat.Prefix+"%d", &number); err == nil {
+			taken[number] = true
+		}
+	}
+	var used []netip.Prefix
+	for _, a := range addresses {
+		used = append(used, a.Network().Masked())
+	}
+	for _, family := range families {
+		routes, err := h.kernel.Routes(family, unix.RT_TABLE_UNSPEC)
+		if err != nil {
+			return 0, err
+		}
+		for _, r := range routes {
+			used = append(used, r.Dst)
+		}
+	}
+	return freeNumber(taken, used, h.pools)
+}
+
+var families = []int{unix.AF_INET, unix.AF_INET6}
+
+// remove deletes all that belongs to a namespace: the link first, which ends all its traffic at once.
+func (h *Host) remove(s State) error {
+	s.Phase = Deleting
+	if err := h.memory.put(s); err != nil {
+		return err
+	}
+	p := planOf(s.Number, h.pools)
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"delete the link", func() error { return h.kernel.DeleteLink(p.link) }},
+		{"delete rules", func() error { return h.deleteRules(p.ofNamespace) }},
+		{"delete the namespaces", func() error { return h.memory.unpin(s.Name) }},
+		{"delete resolv.conf", func() error { return removeFile(h.memory.resolvFile(s.Name)) }},
+		{"forget it", func() error { return h.memory.dir.Remove(s.Name) }},
+		{"delete NAT and filter", h.syncForwarding},
+		{"unmount the directory of pins", h.memory.removePins},
+	} {
+		h.Step(step.name)
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	return nil
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// deleteRules deletes rules in both families: guards first, since holders restore lookups while there are guards.
+func (h *Host) deleteRules(owned func(route.Rule) bool) error {
+	for _, which := range []func(route.Rule) bool{uplink.IsGuard, func(route.Rule) bool { return true }} {
+		for _, family := range families {
+			_, _, err := h.kernel.SyncRules(family, func(r route.Rule) bool { return which(r) && owned(r) }, nil)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// sweep deletes what belongs to no namespace any more: rules of namespaces that are forgotten, and settings. A process that
+// was killed left it.
+func (h *Host) sweep() error {
+	states, err := h.memory.all()
+	if err != nil {
+		return err
+	}
+	var plans []plan
+	for _, s := range states {
+		plans = append(plans, planOf(s.Number, h.pools))
+	}
+	if err := h.deleteRules(func(r route.Rule) bool { return strayRule(r, plans) }); err != nil {
+		return err
+	}
+	return h.syncForwarding()
+}

@@ -1,0 +1,317 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// netRoot is where ip-netns(8) looks for network namespaces.
+const netRoot = "/run/netns"
+
+func netPin(name string) string { return filepath.Join(netRoot, name) }
+
+// mountPins is the directory of the pins of mount namespaces.
+func (m memory) mountPins() string { return m.path(".mnt") }
+
+func (m memory) mountPin(name string) string { return filepath.Join(m.mountPins(), name) }
+
+// resolvFile is the file that programs in a namespace have at /etc/resolv.conf.
+func (m memory) resolvFile(name string) string { return m.path("." + name + ".resolv") }
+
+// isPinned reports whether a file stands for a namespace.
+func isPinned(path string) bool {
+	var stat unix.Statfs_t
+	return unix.Statfs(path, &stat) == nil && stat.Type == unix.NSFS_MAGIC
+}
+
+// pin makes the network namespace and the mount namespace of a name, unless both are there.
+func (m memory) pin(name string) error {
+	if isPinned(netPin(name)) && isPinned(m.mountPin(name)) {
+		return nil
+	}
+	if err := m.makePinDirs(); err != nil {
+		return err
+	}
+	// The kernel takes the pin of a mount namespace only in an older one, which it tells by their numbers. From Linux 6.18
+	// on each processor has numbers of its own: where those of one are too small, those of another one are not.
+	var all unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return err
+	}
+	for cpu := range len(all) * 64 {
+		if !all.IsSet(cpu) {
+			continue
+		}
+		if err := m.unpin(name); err != nil {
+			return err
+		}
+		if err := m.pinOn(cpu, name); !errors.Is(err, errYounger) {
+			return err
+		}
+	}
+	return errYounger
+}
+
+// errYounger says that the kernel takes this process's mount namespace for the younger one.
+var errYounger = errors.New("the kernel refuses to mount the mount namespace in that of this process: try it outside of this container or unit")
+
+// pinOn is pin with namespaces that are made on a processor.
+func (m memory) pinOn(cpu int, name string) error {
+	for _, path := range []string{netPin(name), m.mountPin(name)} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			return err
+		}
+	}
+	ready, pinned := make(chan error, 1), make(chan struct{})
+	var dir string
+	go func() {
+		runtime.LockOSThread() // the thread ends with this goroutine: it cannot return
+		var one unix.CPUSet
+		one.Set(cpu)
+		err := unix.SchedSetaffinity(0, &one)
+		if err == nil {
+			err = unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			dir = fmt.Sprintf("/proc/%d/task/%d/ns/", os.Getpid(), unix.Gettid())
+			err = m.prepare(name)
+		}
+		ready <- err
+		<-pinned
+	}()
+	defer close(pinned)
+	if err := <-ready; err != nil {
+		return err
+	}
+	if err := unix.Mount(dir+"net", netPin(name), "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount the network namespace at %s: %w", netPin(name), err)
+	}
+	err := unix.Mount(dir+"mnt", m.mountPin(name), "", unix.MS_BIND, "")
+	if errors.Is(err, unix.EINVAL) {
+		return errYounger
+	}
+	if err != nil {
+		return fmt.Errorf("mount the mount namespace at %s: %w", m.mountPin(name), err)
+	}
+	return nil
+}
+
+// makePinDirs makes the directories of pins. That of network namespaces is shared with other mount namespaces, as
+// ip-netns(8) makes it, so that a deleted namespace goes everywhere. Mount namespaces cannot be pinned in such a place.
+func (m memory) makePinDirs() error {
+	if err := m.dir.Make(); err != nil {
+		return err
+	}
+	for _, dir := range []struct {
+		path        string
+		mode        fs.FileMode
+		propagation uintptr
+	}{{netRoot, 0o755, unix.MS_SHARED | unix.MS_REC}, {m.mountPins(), 0o700, unix.MS_PRIVATE}} {
+		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
+			return err
+		}
+		err := unix.Mount("", dir.path, "", dir.propagation, "")
+		if errors.Is(err, unix.EINVAL) { // it is no mount point yet
+			if err = unix.Mount(dir.path, dir.path, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+				err = unix.Mount("", dir.path, "", dir.propagation, "")
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", dir.path, err)
+		}
+	}
+	return nil
+}
+
+// unpin lets the namespaces of a name go. The kernel removes each with its last program.
+func (m memory) unpin(name string) error {
+	var errs []error
+	for _, path := range []string{netPin(name), m.mountPin(name)} {
+		for unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil { // once for each mount there
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removePins removes the directory of pins of mount namespaces, after the last namespace.
+func (m memory) removePins() error {
+	entries, err := os.ReadDir(m.mountPins())
+	if err != nil || len(entries) > 0 {
+		return nil // there is none, or some are left
+	}
+	for unix.Unmount(m.mountPins(), unix.MNT_DETACH) == nil {
+	}
+	return os.Remove(m.mountPins())
+}
+
+// masked are the directories of resolvers of the host, which would answer for the host and not for the namespace.
+var masked = []string{"/run/nscd", "/run/systemd/resolve", "/run/avahi-daemon"}
+
+// prepare makes this thread's new namespaces what programs find in them.
+func (m memory) prepare(name string) error {
+	// What the host mounts later appears in here, too, and nothing of this appears there.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts ours: %w", err)
+	}
+	if err := errors.Join(mountFiles(name), m.mountResolver(name), m.mountSys()); err != nil {
+		return err
+	}
+	for path, value := range map[string]string{
+		"ipv6/conf/all/disable_ipv6": "0", "ipv6/conf/default/disable_ipv6": "0", "ipv6/conf/default/accept_ra": "0", "ipv6/conf/all/accept_ra": "0",
+		"ipv4/ping_group_range": "0\t2147483647",
+	} {
+		if err := writeSetting(path, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remount mounts again what is no longer in its place in a namespace: another program renamed a file over it, or its service
+// began later.
+func (m memory) remount(name string) error {
+	return m.withMounts(name, func() error { return m.mountResolver(name) })
+}
+
+// withMounts calls f on a thread with the mounts of a namespace.
+func (m memory) withMounts(name string, f func() error) error {
+	return onThread(m.mountPin(name), unix.CLONE_NEWNS, f)
+}
+
+// mountResolver mounts the namespace's resolv.conf, and empty directories over those of the host's resolvers, where that has
+// not been done.
+func (m memory) mountResolver(name string) error {
+	conf, err := filepath.EvalSymlinks(resolvConf)
+	if err != nil {
+		return fmt.Errorf("programs need %s: %w", resolvConf, err)
+	}
+	for _, dir := range masked {
+		if err := mask(dir, conf); err != nil {
+			return err
+		}
+	}
+	have, ok := identity(conf)
+	if want, found := identity(m.resolvFile(name)); ok && found && have == want {
+		return nil
+	}
+	if err := unix.Mount(m.resolvFile(name), conf, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount at %s: %w", conf, err)
+	}
+	return nil
+}
+
+// maskSource is the name of the file systems of masks.
+const maskSource = "table-allocator"
+
+// isMasked reports whether a directory is masked.
+func isMasked(dir string) bool {
+	text, err := os.ReadFile("/proc/thread-self/mountinfo")
+	last := ""
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == dir {
+			last = line
+		}
+	}
+	return err == nil && strings.Contains(last, " "+maskSource+" ")
+}
+
+// mask mounts an empty directory over one, if there is one. keep is a file in it that has to be there, as a place for a
+// mount.
+func mask(dir, keep string) error {
+	if _, err := os.Stat(dir); err != nil {
+		return nil // there is none
+	}
+	if isMasked(dir) {
+		return nil
+	}
+	if err := unix.Mount(maskSource, dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=64k"); err != nil {
+		return fmt.Errorf("mount over %s: %w", dir, err)
+	}
+	if rest, below := strings.CutPrefix(keep, dir+"/"); below {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, rest)), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(keep, nil, 0o644); err != nil {
+			return err
+		}
+	}
+	return unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+}
+
+// mountFiles mounts the files of /etc/netns/NAME over those of /etc, as ip-netns(8) does. resolv.conf is not among them.
+func mountFiles(name string) error {
+	dir := filepath.Join("/etc/netns", name)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		file := filepath.Join(dir, e.Name())
+		if e.Name() == "resolv.conf" {
+			continue
+		}
+		if err := isRoots(file); err != nil {
+			return err
+		}
+		if err := unix.Mount(file, filepath.Join("/etc", e.Name()), "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s at /etc/%s: %w", file, e.Name(), err)
+		}
+	}
+	return err
+}
+
+// mountSys shows the links of the namespace, and not those of the host, in /sys. The rest, cgroups among it, stays.
+func (m memory) mountSys() error {
+	dir := m.path(".sys")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("sysfs", dir, "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("mount sysfs: %w", err)
+	}
+	for _, part := range []string{"class/net", "devices/virtual/net"} {
+		if err := unix.Mount(filepath.Join(dir, part), filepath.Join("/sys", part), "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount at /sys/%s: %w", part, err)
+		}
+	}
+	return unix.Unmount(dir, unix.MNT_DETACH)
+}
+
+// inside calls f on a thread in the network namespace of a name.
+func inside(name string, f func() error) error { return onThread(netPin(name), unix.CLONE_NEWNET, f) }
+
+// onThread calls f on a thread in the namespace of a pin.
+func onThread(pin string, kind int, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // as in pinOn
+		ns, err := os.Open(pin)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer ns.Close()
+		if kind == unix.CLONE_NEWNS { // a thread whose directory others share cannot change its mounts
+			err = unix.Unshare(unix.CLONE_FS)
+		}
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), kind)
+		}
+		if err != nil {
+			done <- fmt.Errorf("enter %s: %w", pin, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

@@ -1,0 +1,210 @@
+// Package netns makes network namespaces whose only way out is one uplink, and lets programs enter them. It hides what a
+// namespace consists of: its pins, the link to it, addresses, rules, NAT, settings of the kernel and files; in which order
+// they come and go, so that no packet leaves by another uplink and a process that is killed leaves nothing that the next
+// one cannot cure.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nat"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// Config is what the user says of a namespace.
+type Config struct {
+	Name   string
+	Ifname string
+	OnLoss uplink.OnLoss
+	Resolv string // Uplink, addresses with commas, or the absolute path of a file
+	IPv6   bool
+}
+
+// Uplink, as Config.Resolv, is for the name servers of the link.
+const Uplink = "uplink"
+
+// Phases of a namespace's life.
+const (
+	Adding   = "adding" // something may be missing
+	Up       = "up"
+	Deleting = "deleting"
+)
+
+// State is a namespace as this host remembers it.
+type State struct {
+	Config
+	Number int // of the link and the addresses
+	Phase  string
+}
+
+// MaxNamespaces is how many namespaces a host has at most: each costs two rules in each family, which all packets pass.
+const MaxNamespaces = 64
+
+var nameSyntax = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,14}$`)
+
+// CheckName returns why a namespace cannot have a name.
+func CheckName(name string) error {
+	if !nameSyntax.MatchString(name) {
+		return fmt.Errorf("%q is no name of a namespace: want a letter, and up to 14 letters, digits, _ and - behind it", name)
+	}
+	return nil
+}
+
+// Check returns what is wrong with a configuration.
+func (c Config) Check() error {
+	if err := CheckName(c.Name); err != nil {
+		return err
+	}
+	if c.Ifname == "" || len(c.Ifname) >= unix.IFNAMSIZ || strings.ContainsAny(c.Ifname, "/ \n") || strings.HasPrefix(c.Ifname, nat.Prefix) {
+		return fmt.Errorf("%q is no name of an uplink", c.Ifname)
+	}
+	if c.Resolv == Uplink || strings.HasPrefix(c.Resolv, "/") {
+		return nil
+	}
+	servers, err := parseServers(c.Resolv)
+	if err == nil && slices.ContainsFunc(servers, netip.Addr.IsLoopback) {
+		err = errors.New("a name server at a loopback address is not reached from a namespace")
+	}
+	return err
+}
+
+// parseServers reads a list of addresses.
+func parseServers(text string) (servers []netip.Addr, err error) {
+	for word := range strings.SplitSeq(text, ",") {
+		addr, err := netip.ParseAddr(word)
+		if err != nil {
+			return nil, fmt.Errorf("name servers %q: want %s, addresses with commas, or the path of a file", text, Uplink)
+		}
+		servers = append(servers, addr)
+	}
+	return servers, nil
+}
+
+// A side has the addresses of one end of the link between this host and a namespace, each with the length of its network.
+type side struct{ inet, inet6 netip.Prefix }
+
+// A plan is what a number means.
+type plan struct {
+	link       string // on this host
+	here, ours side   // of this host, and of the namespace
+}
+
+// Pools are the networks that namespaces have their addresses from.
+type Pools struct{ Inet, Inet6 netip.Prefix }
+
+// DefaultInet is the pool of IPv4 addresses.
+var DefaultInet = netip.MustParsePrefix("172.24.0.0/16")
+
+// planOf returns what the number of a namespace means: the pair of addresses of that number in each pool.
+func planOf(number int, pools Pools) plan {
+	pair := func(pool netip.Prefix) (here, there netip.Prefix) {
+		addr := pool.Masked().Addr().AsSlice()
+		addr[len(addr)-2] |= byte(number >> 7)
+		addr[len(addr)-1] |= byte(number << 1)
+		first, _ := netip.AddrFromSlice(addr) // has the length of an address
+		return netip.PrefixFrom(first, first.BitLen()-1), netip.PrefixFrom(first.Next(), first.BitLen()-1)
+	}
+	p := plan{link: linkOf(number)}
+	p.here.inet, p.ours.inet = pair(pools.Inet)
+	p.here.inet6, p.ours.inet6 = pair(pools.Inet6)
+	return p
+}
+
+// linkOf is this host's link to the namespace of a number.
+func linkOf(number int) string { return fmt.Sprintf("%s%d", nat.Prefix, number) }
+
+// traffic is what comes from the namespace.
+func (p plan) traffic() route.Traffic { return route.Traffic{Iif: p.link} }
+
+// in returns the side's address of a family.
+func (s side) in(family int) netip.Prefix {
+	if family == unix.AF_INET {
+		return s.inet
+	}
+	return s.inet6
+}
+
+// maxNumber is the greatest number of a namespace: a pool of 9 bits has room for its pair of addresses.
+const maxNumber = 255
+
+// shortest is the length of the shortest network that counts as used: a VPN may have a route to one half of all addresses.
+const shortest = 8
+
+// freeNumber returns the first number that no namespace has and whose addresses overlap nothing in use.
+func freeNumber(taken map[int]bool, used []netip.Prefix, pools Pools) (int, error) {
+	for number := 1; number <= maxNumber; number++ {
+		p := planOf(number, pools)
+		overlaps := slices.ContainsFunc(used, func(u netip.Prefix) bool {
+			return u.Bits() >= shortest && (u.Overlaps(p.here.inet) || u.Overlaps(p.here.inet6))
+		})
+		if !taken[number] && !overlaps {
+			return number, nil
+		}
+	}
+	return 0, fmt.Errorf("routes or addresses of this host use all of %s", pools.Inet)
+}
+
+// rules are the rules of a namespace in a family: the one that leads to its address, and its guard.
+func (p plan) rules(m wire.Marking, onLoss uplink.OnLoss, family int) ([]route.Rule, error) {
+	to, err := uplink.NamespaceRule(m, p.ours.in(family).Addr())
+	return []route.Rule{to, uplink.GuardOf(m, p.traffic(), onLoss)}, err
+}
+
+// ofNamespace reports whether a rule is for the namespace of a plan, whatever uplink it has.
+func (p plan) ofNamespace(r route.Rule) bool {
+	return r.Protocol == route.Protocol && (r.Iif == p.link ||
+		uplink.IsNamespace(r) && (r.Dst.Addr() == p.ours.inet.Addr() || r.Dst.Addr() == p.ours.inet6.Addr()))
+}
+
+// strayRule reports whether a rule is that of a namespace, and of none of these.
+func strayRule(r route.Rule, plans []plan) bool {
+	ours := r.Protocol == route.Protocol && strings.HasPrefix(r.Iif, nat.Prefix) || uplink.IsNamespace(r)
+	return ours && !slices.ContainsFunc(plans, func(p plan) bool { return p.ofNamespace(r) })
+}
+
+// ruleset is the nftables table for all namespaces. closed are links whose forwarding is for them alone.
+func ruleset(states []State, pools Pools, closed []string) nat.Ruleset {
+	r := nat.Ruleset{Closed: closed}
+	for _, s := range states {
+		n := nat.Namespace{Link: planOf(s.Number, pools).link}
+		if s.OnLoss == uplink.Block {
+			n.Uplink = s.Ifname
+		}
+		r.Namespaces = append(r.Namespaces, n)
+	}
+	return r
+}
+
+// settings are the settings of the kernel that forwarding between namespaces and links needs, as paths below
+// /proc/sys/net. uplinks are the links that a namespace with fallback may use.
+func settings(states []State, pools Pools, uplinks []string) []string {
+	links := []string{}
+	for _, s := range states {
+		if s.Phase == Deleting {
+			continue
+		}
+		of := []string{planOf(s.Number, pools).link, s.Ifname}
+		if s.OnLoss == uplink.Fallback {
+			of = append(of, uplinks...)
+		}
+		for _, link := range of {
+			if !slices.Contains(links, link) {
+				links = append(links, link)
+			}
+		}
+	}
+	var paths []string
+	for _, link := range links {
+		paths = append(paths, "ipv4/conf/"+link+"/forwarding", "ipv6/conf/"+link+"/force_forwarding")
+	}
+	return paths
+}

@@ -1,0 +1,279 @@
+package netns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// Program is a process in a namespace.
+type Program struct {
+	Namespace string `json:"namespace"`
+	PID       int    `json:"pid"`
+	UID       uint32 `json:"uid"`
+	Started   int64  `json:"started"` // seconds since 1970
+	Command   string `json:"command"`
+}
+
+// Row is a namespace, as list shows it.
+type Row struct {
+	Name      string        `json:"name"`
+	Ifname    string        `json:"ifname"`
+	OnLoss    uplink.OnLoss `json:"on_loss"`
+	State     string        `json:"state"` // Up, or what became of a command that was killed
+	Tables    []uint32      `json:"tables"`
+	Addresses []string      `json:"addresses"`
+	Resolv    string        `json:"resolv"`
+	Programs  []Program     `json:"programs"`
+	Missing   string        `json:"missing"` // empty: all is as it should be
+}
+
+// Names are the names of namespaces by their traffic, as rules select it: "iif tav1".
+func Names() (map[string]string, error) {
+	m, err := openMemory()
+	if err != nil {
+		return nil, err
+	}
+	states, err := m.all()
+	names := make(map[string]string)
+	for _, s := range states {
+		names[route.Traffic{Iif: linkOf(s.Number)}.String()] = s.Name
+	}
+	return names, err
+}
+
+// List returns all namespaces, by name.
+func (h *Host) List() ([]Row, error) {
+	states, err := h.memory.all()
+	if err != nil || len(states) == 0 {
+		return []Row{}, err
+	}
+	if h.pools, err = h.memory.pools(); err != nil {
+		return nil, err
+	}
+	programs, err := h.Programs("")
+	if err != nil {
+		return nil, err
+	}
+	rows := []Row{}
+	for _, s := range states {
+		p := planOf(s.Number, h.pools)
+		row := Row{Name: s.Name, Ifname: s.Ifname, OnLoss: s.OnLoss, State: s.Phase, Tables: []uint32{}, Resolv: s.Resolv,
+			Addresses: []string{p.ours.inet.Addr().String()}, Programs: []Program{}}
+		if s.IPv6 {
+			row.Addresses = append(row.Addresses, p.ours.inet6.Addr().String())
+		}
+		for _, of := range programs {
+			if of.Namespace == s.Name {
+				row.Programs = append(row.Programs, of)
+			}
+		}
+		if err := h.inspect(&row, s, p); err != nil {
+			return nil, err
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+// inspect finds the tables of a namespace, and what is missing.
+func (h *Host) inspect(row *Row, s State, p plan) error {
+	_, linked, err := h.kernel.LinkByName(p.link)
+	if err != nil {
+		return err
+	}
+	guards := 0
+	for _, family := range families {
+		rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool { return p.ofNamespace(*r) })
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			if uplink.IsGuard(r) {
+				guards++
+			}
+			if uplink.IsLookup(r) && !slices.Contains(row.Tables, r.Table) {
+				row.Tables = append(row.Tables, r.Table)
+			}
+		}
+	}
+	switch {
+	case s.Phase != Up:
+		row.Missing = "the end of a command that was killed: add or delete it again"
+	case !isPinned(netPin(s.Name)) || !isPinned(h.memory.mountPin(s.Name)):
+		row.Missing = "its namespaces"
+	case !linked:
+		row.Missing = "its link " + p.link
+	case guards == 0:
+		row.Missing = "its guards"
+	case len(row.Tables) == 0:
+		row.Missing = "a lease"
+	}
+	return nil
+}
+
+// Programs lists the processes in a namespace, or with "" in all of them, however they came there.
+func (h *Host) Programs(name string) ([]Program, error) {
+	states, err := h.memory.all()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[unix.Stat_t]string)
+	for _, s := range states {
+		if id, ok := identity(netPin(s.Name)); ok && isPinned(netPin(s.Name)) && (name == "" || name == s.Name) {
+			names[id] = s.Name
+		}
+	}
+	if name != "" && len(names) == 0 {
+		return nil, named(name, ErrUnknown)
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	programs := []Program{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		id, ok := identity(fmt.Sprintf("/proc/%d/ns/net", pid))
+		if of := names[id]; ok && of != "" {
+			if p, ok := programOf(pid); ok {
+				p.Namespace = of
+				programs = append(programs, p)
+			}
+		}
+	}
+	return programs, nil
+}
+
+// identity is what tells the file of a namespace from others.
+func identity(path string) (id unix.Stat_t, ok bool) {
+	var stat unix.Stat_t
+	if unix.Stat(path, &stat) != nil {
+		return id, false
+	}
+	id.Dev, id.Ino = stat.Dev, stat.Ino
+	return id, true
+}
+
+// userHZ is the unit of times in /proc, a second.
+const userHZ = 100
+
+// programOf reads what /proc says of a process; not ok: it has ended.
+func programOf(pid int) (p Program, ok bool) {
+	dir := fmt.Sprintf("/proc/%d", pid)
+	info, err := os.Stat(dir)
+	if err != nil {
+		return p, false
+	}
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return p, false
+	}
+	p.PID = pid
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+		p.UID = owner.Uid
+	}
+	text := string(stat)
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	const state, start = 0, 19 // fields 3 and 22 of proc_pid_stat(5)
+	if len(fields) <= start || fields[state] == "Z" {
+		return p, false
+	}
+	ticks, err := strconv.ParseInt(fields[start], 10, 64)
+	var up unix.Timespec
+	if err == nil && unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) == nil {
+		p.Started = time.Now().Unix() - int64(up.Sec) + ticks/userHZ
+	}
+	line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	if err != nil {
+		return p, false
+	}
+	p.Command = printable(strings.TrimRight(strings.ReplaceAll(string(line), "\x00", " "), " "))
+	return p, true
+}
+
+// printable is a text without characters that would change a terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// Stop ends programs: with a signal first, and those that are there after the timeout with SIGKILL. It reports how many it
+// ended. pids are those to end; none: all that are in the namespace.
+func (h *Host) Stop(ctx context.Context, name string, signal unix.Signal, timeout time.Duration, pids []int) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	ended, all := make(map[int]bool), len(pids) == 0
+	for tick := time.NewTicker(20 * time.Millisecond); ; {
+		programs, err := h.Programs(name)
+		if err != nil {
+			return len(ended), err
+		}
+		programs = slices.DeleteFunc(programs, func(p Program) bool { return !all && !slices.Contains(pids, p.PID) })
+		if len(programs) == 0 {
+			return len(ended), notThere(pids, ended)
+		}
+		for _, p := range programs {
+			with := signal
+			if ctx.Err() != nil {
+				with = unix.SIGKILL
+			}
+			if ended[p.PID] && with == signal {
+				continue // it was told
+			}
+			if err := h.signal(name, p.PID, with); err != nil {
+				return len(ended), err
+			}
+			ended[p.PID] = true
+		}
+		<-tick.C
+	}
+}
+
+func notThere(pids []int, ended map[int]bool) error {
+	for _, pid := range pids {
+		if !ended[pid] {
+			return fmt.Errorf("process %d is not in the namespace", pid)
+		}
+	}
+	return nil
+}
+
+// signal sends a signal to a process if it is in a namespace: the number may be another process's by now.
+func (h *Host) signal(name string, pid int, signal unix.Signal) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	there, ok := identity(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if want, found := identity(netPin(name)); !ok || !found || there != want {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal process %d: %w", pid, err)
+	}
+	return nil
+}

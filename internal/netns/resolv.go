@@ -1,0 +1,120 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/table-allocator/table-allocator/internal/bind"
+)
+
+const resolvConf = "/etc/resolv.conf"
+
+// maxResolv is how much of a resolv.conf is read, in bytes.
+const maxResolv = 64 << 10
+
+// isRoots returns an error unless a file and all directories above it are root's, and nobody else can write to them.
+func isRoots(path string) error {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	for at := path; ; at = filepath.Dir(at) {
+		info, err := os.Lstat(at)
+		if err != nil {
+			return err
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 && at != path // in /tmp nobody can replace what is root's
+		if !ok || stat.Uid != 0 || info.Mode().Perm()&0o022 != 0 && !sticky {
+			return fmt.Errorf("%s: want a file of root, in directories of root, that nobody else can write to; %s is not", path, at)
+		}
+		if at == "/" {
+			return nil
+		}
+	}
+}
+
+// errNoServers says that nobody knows the name servers of a link.
+var errNoServers = errors.New("nobody said which name servers it has (--nameserver, a hook, systemd-resolved): use --resolv ADDRESS,... or --resolv FILE")
+
+// resolv returns the content of a namespace's resolv.conf.
+func (c Config) resolv() (text string, err error) {
+	host, err := os.ReadFile(resolvConf)
+	if err != nil {
+		return "", err
+	}
+	if strings.HasPrefix(c.Resolv, "/") {
+		return copyOf(c.Resolv)
+	}
+	if c.Resolv == Uplink {
+		if given := filepath.Join("/etc/netns", c.Name, "resolv.conf"); exists(given) {
+			return copyOf(given)
+		}
+		servers, err := bind.Nameservers(c.Ifname)
+		if err != nil {
+			return "", err
+		}
+		if len(servers) == 0 {
+			return "", fmt.Errorf("the name servers of %s: %w", c.Ifname, errNoServers)
+		}
+		return resolvText(servers, string(host)), nil
+	}
+	servers, err := parseServers(c.Resolv)
+	return resolvText(servers, string(host)), err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// resolvText has name servers, and the other lines of the host's file.
+func resolvText(servers []netip.Addr, host string) string {
+	var text strings.Builder
+	for _, s := range servers {
+		if !s.IsLoopback() { // that of the host is not reached
+			fmt.Fprintf(&text, "nameserver %s\n", s)
+		}
+	}
+	for line := range strings.Lines(host) {
+		if f := strings.Fields(line); len(f) > 1 && (f[0] == "search" || f[0] == "domain" || f[0] == "options") {
+			text.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	return text.String()
+}
+
+func copyOf(path string) (string, error) {
+	if err := isRoots(path); err != nil {
+		return "", err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxResolv))
+	return string(text), err
+}
+
+// writeResolv writes a namespace's resolv.conf into the file that is mounted there, so that programs that run see it.
+func (m memory) writeResolv(name, text string) error {
+	path := m.resolvFile(name)
+	if have, err := os.ReadFile(path); err == nil && string(have) == text {
+		return nil
+	}
+	if err := m.dir.Make(); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o644) // whatever the umask is
+}

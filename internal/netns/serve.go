@@ -1,0 +1,189 @@
+package netns
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nat"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+const (
+	settle    = 100 * time.Millisecond // in which events that belong together come
+	reconcile = time.Minute            // between looks without an event
+	mountPoll = time.Second            // how long the end of a keeper may take
+)
+
+// Serve keeps all namespaces as they should be until ctx ends: it restores what other programs delete, follows the link of
+// the uplink, and the name servers that it gets. Namespaces stay when it ends.
+func (h *Host) Serve(ctx context.Context, log *slog.Logger) error {
+	h.follows = true
+	events := make(chan struct{}, 1)
+	hint := func() {
+		select {
+		case events <- struct{}{}:
+		default: // one is waiting
+		}
+	}
+	links, err := route.Watch(route.Links | route.Addresses4 | route.Addresses6 | route.Rules4 | route.Rules6)
+	if err != nil {
+		return err
+	}
+	tables, err := nat.Watch()
+	if err != nil {
+		return errors.Join(err, links.Close())
+	}
+	var readers sync.WaitGroup
+	failed := make(chan error, 2)
+	readers.Go(func() {
+		err := error(nil)
+		for ; err == nil; _, err = links.Next() {
+			hint()
+		}
+		failed <- err
+	})
+	readers.Go(func() {
+		err := error(nil)
+		for ; err == nil; err = tables.Next() {
+			hint()
+		}
+		failed <- err
+	})
+	keepers := make(map[string]func())
+	defer func() {
+		_, _ = links.Close(), tables.Close() // they were only read
+		for _, stop := range keepers {
+			stop()
+		}
+		readers.Wait()
+	}()
+	log.Info("serving namespaces")
+	warned := make(map[string]string)
+	for {
+		h.syncAll(ctx, log, warned)
+		h.keepMounts(keepers, hint, log)
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-events:
+		case <-time.After(reconcile):
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
+	}
+}
+
+// syncAll makes all namespaces what their states say. What it warns of it says once.
+func (h *Host) syncAll(ctx context.Context, log *slog.Logger, warned map[string]string) {
+	err := h.locked(func() error {
+		states, err := h.memory.all()
+		for _, s := range states {
+			if s.Phase != Up {
+				continue // a command is at it, or was killed
+			}
+			lacking, err := h.sync(ctx, s)
+			text := ""
+			if err != nil {
+				text = err.Error()
+			} else if len(lacking) > 0 {
+				text = lacking[0]
+			}
+			if text != "" && text != warned[s.Name] {
+				log.Warn("namespace is not as it should be", "namespace", s.Name, "ifname", s.Ifname, "err", text)
+			} else if text == "" && warned[s.Name] != "" {
+				log.Info("namespace is as it should be", "namespace", s.Name, "ifname", s.Ifname)
+			}
+			warned[s.Name] = text
+		}
+		return err
+	})
+	if err != nil {
+		log.Error("cannot keep namespaces", "err", err)
+	}
+}
+
+// keepMounts begins to watch the mounts of new namespaces, and ends it for those that are deleted.
+func (h *Host) keepMounts(keepers map[string]func(), hint func(), log *slog.Logger) {
+	states, err := h.memory.all()
+	if err != nil {
+		log.Error("cannot read the namespaces", "err", err)
+		return
+	}
+	for name, stop := range keepers {
+		if !slices.ContainsFunc(states, func(s State) bool { return s.Name == name && s.Phase == Up }) {
+			stop()
+			delete(keepers, name)
+		}
+	}
+	for _, s := range states {
+		if keepers[s.Name] != nil || s.Phase != Up {
+			continue
+		}
+		stop, err := h.memory.watchMounts(s.Name, hint)
+		if err != nil {
+			log.Warn("cannot watch the mounts of a namespace", "namespace", s.Name, "err", err)
+			continue
+		}
+		keepers[s.Name] = stop
+	}
+}
+
+// watchMounts calls hint when the mounts of a namespace change, as when another program renames a file over a place of a
+// mount.
+func (m memory) watchMounts(name string, hint func()) (stop func(), err error) {
+	var mounts *os.File
+	if err := m.withMounts(name, func() (err error) {
+		mounts, err = os.Open("/proc/thread-self/mountinfo") // of this thread's mounts, whoever reads it
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	done := make(chan struct{})
+	var keeper sync.WaitGroup
+	keeper.Go(func() {
+		defer mounts.Close()
+		for {
+			fds := []unix.PollFd{{Fd: int32(mounts.Fd()), Events: unix.POLLPRI}}
+			n, err := unix.Poll(fds, int(mountPoll/time.Millisecond))
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if err == nil && n > 0 {
+				hint()
+			}
+		}
+	})
+	return func() {
+		close(done)
+		keeper.Wait()
+	}, nil
+}
+
+// defaultRoute is the default route in a namespace. While its uplink has no lease in the family, programs get an error at
+// once, where the guard would have them wait.
+func (h *Host) defaultRoute(s State, p plan, family, index int) (route.Route, error) {
+	way := route.NewRoute(unix.RT_TABLE_MAIN, anywhere(family), p.here.in(family).Addr(), index)
+	if !h.follows || s.OnLoss == uplink.Fallback {
+		return way, nil
+	}
+	rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Iif == p.link && uplink.IsLookup(*r) })
+	if err == nil && len(rules) == 0 {
+		way = route.Route{Family: family, Dst: anywhere(family), Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNREACHABLE, Protocol: route.Protocol}
+	}
+	return way, err
+}

@@ -1,0 +1,188 @@
+package netns
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/nat"
+	"github.com/table-allocator/table-allocator/internal/remember"
+)
+
+// Names of files of the memory, beside those of namespaces. No namespace can have them.
+const (
+	poolsFile    = ".pools"
+	settingsFile = ".settings"
+)
+
+// memory is what is remembered of the namespaces of this host's network namespace until the next boot.
+type memory struct{ dir remember.Dir }
+
+func openMemory() (memory, error) {
+	dir, err := remember.Own("netns")
+	return memory{dir}, err
+}
+
+// path is a file of the memory.
+func (m memory) path(name string) string { return m.dir.Path(name) }
+
+// lockNumber is the lock of all changes. Others are 0, and those of cgroups, inode numbers that are smaller.
+const lockNumber = 1<<62 + 1
+
+// lockPatience is how long a command waits for another one to end.
+const lockPatience = 30 * time.Second
+
+// lock waits for the lock of all changes.
+func (m memory) lock() (unlock func(), err error) {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(20 * time.Millisecond) {
+		unlock, err = remember.Lock(lockNumber)
+		if !errors.Is(err, remember.ErrBusy) || time.Now().After(deadline) {
+			return unlock, err
+		}
+	}
+}
+
+// all returns the namespaces, by name.
+func (m memory) all() ([]State, error) {
+	entries, err := os.ReadDir(string(m.dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var states []State
+	for _, e := range entries {
+		if CheckName(e.Name()) != nil || !e.Type().IsRegular() {
+			continue
+		}
+		s, found, err := m.get(e.Name())
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			states = append(states, s)
+		}
+	}
+	return states, nil
+}
+
+// get returns the namespace of a name, and whether there is one.
+func (m memory) get(name string) (s State, found bool, err error) {
+	err = m.dir.Read(name, &s)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, false, nil
+	}
+	if err == nil && (s.Name != name || s.Number < 1 || s.Number > maxNumber) {
+		err = fmt.Errorf("%s: is no namespace of this name", m.path(name))
+	}
+	return s, true, err
+}
+
+func (m memory) put(s State) error { return m.dir.Write(s.Name, s) }
+
+// pools returns the pools of addresses. That of IPv6 is a random one (RFC 4193), chosen once.
+func (m memory) pools() (Pools, error) {
+	var p Pools
+	err := m.dir.Read(poolsFile, &p)
+	if err == nil && p.Inet.IsValid() && p.Inet6.IsValid() {
+		return p, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return p, err
+	}
+	addr := [16]byte{0xfd}
+	if _, err := rand.Read(addr[1:6]); err != nil {
+		return p, err
+	}
+	p = Pools{Inet: DefaultInet, Inet6: netip.PrefixFrom(netip.AddrFrom16(addr), 64)}
+	return p, m.dir.Write(poolsFile, p)
+}
+
+// sysctlRoot is where the kernel has the settings of networks.
+const sysctlRoot = "/proc/sys/net/"
+
+// closed are the uplinks among the links of settings that forward, or will, because of us.
+func (m memory) closed(want []string) ([]string, error) {
+	changed := []string{}
+	if err := m.dir.Read(settingsFile, &changed); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var links []string
+	for _, path := range want {
+		link := strings.Split(path, "/")[2]
+		ours := readSetting(path) == "0" || slices.Contains(changed, path)
+		if ours && !strings.HasPrefix(link, nat.Prefix) && readSetting(generalOf(path)) != "1" && !slices.Contains(links, link) {
+			links = append(links, link)
+		}
+	}
+	return links, nil
+}
+
+// canForwardIPv6 reports whether links can forward IPv6 each for itself, which came with Linux 6.17, or all do.
+func canForwardIPv6() bool {
+	return readSetting("ipv6/conf/all/force_forwarding") != "" || readSetting("ipv6/conf/all/forwarding") == "1"
+}
+
+// syncSettings sets the wanted settings to 1, remembers which were 0, and puts those back that are no longer wanted.
+func (m memory) syncSettings(want []string) error {
+	changed := []string{}
+	if err := m.dir.Read(settingsFile, &changed); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	was := slices.Clone(changed)
+	for _, path := range want {
+		if readSetting(path) == "0" && !slices.Contains(changed, path) {
+			changed = append(changed, path)
+		}
+	}
+	if !slices.Equal(was, changed) { // first, so that what a killed process has set is known
+		if err := m.dir.Write(settingsFile, changed); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	kept := []string{}
+	for _, path := range changed {
+		to := "0"
+		if slices.Contains(want, path) {
+			to, kept = "1", append(kept, path)
+		}
+		if readSetting(generalOf(path)) != "1" { // else the host forwards for others, too
+			errs = append(errs, writeSetting(path, to))
+		}
+	}
+	if err := errors.Join(errs...); err != nil || len(kept) == len(changed) {
+		return err
+	}
+	return m.dir.Write(settingsFile, kept)
+}
+
+// generalOf is the setting of all links beside that of one.
+func generalOf(path string) string {
+	return strings.SplitN(path, "/conf/", 2)[0] + "/conf/all/forwarding"
+}
+
+// readSetting is "" for a setting that there is not: the link is gone, or the kernel is older.
+func readSetting(path string) string {
+	text, err := os.ReadFile(sysctlRoot + path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// writeSetting sets a setting, if there is one and it differs.
+func writeSetting(path, value string) error {
+	if have := readSetting(path); have == "" || have == value {
+		return nil
+	}
+	err := os.WriteFile(sysctlRoot+path, []byte(value), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
