@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -46,6 +47,74 @@ func TestChoiceFollows(t *testing.T) {
 	})
 }
 
+// TestChoiceFaults: what fails in one family moves that family only, what says nothing of an uplink moves nothing, and
+// while no uplink works unbound traffic stays where it is.
+func TestChoiceFaults(t *testing.T) {
+	eachMode(t, func(t *testing.T, links string) {
+		c := newChooser(t, links)
+		c.waitUnbound(0)
+		c.fault(0, noInternet6)
+		c.waitUnboundOf(6, 1)
+		c.wantUnbound(4, 0)
+		c.mend(0)
+		c.waitUnboundOf(6, 0)
+
+		before := c.switches()
+		c.fault(0, noICMP) // the other kinds of probes answer
+		c.waitAsked("wan0", 20)
+		c.mend(0)
+		c.wantUnbound(4, 0)
+		if n := c.switches(); n != before {
+			t.Errorf("%d switches while ICMP was filtered", n-before)
+		}
+
+		for n := range 2 {
+			c.fault(n, noInternet)
+		}
+		for _, ifname := range []string{"wan0", "wan1"} {
+			c.waitState(ifname, "inet", "dead")
+			c.waitState(ifname, "inet6", "dead")
+		}
+		at := c.used()
+		c.waitAsked("wan0", 5)
+		if now := c.used(); now != at {
+			t.Errorf("no uplink works, and unbound traffic moved from %q to %q", at, now)
+		}
+		for n := range 2 {
+			c.mend(n)
+		}
+		c.waitUnbound(0)
+		c.wantOwnOnly()
+	})
+}
+
+// TestChoiceRestored: rules and routes of the choice that another program deletes come back, and release takes all.
+func TestChoiceRestored(t *testing.T) {
+	eachMode(t, func(t *testing.T, links string) {
+		c := newChooser(t, links)
+		c.waitUnbound(0)
+		c.waitState("wan1", "inet6", "alive")
+		main, rules := c.mainRoutes(), c.choiceRules()
+		for _, line := range []string{"rule flush protocol 116", "-6 rule flush protocol 116", "route flush table main protocol 116", "-6 route flush table main protocol 116"} {
+			c.ns.IP(t, line)
+		}
+		eventually(t, "the choice is restored", func() error {
+			if m, r := c.mainRoutes(), c.choiceRules(); m != main || r != rules {
+				return fmt.Errorf("main has %q, want %q; rules %q, want %q", m, main, r, rules)
+			}
+			return nil
+		})
+		c.waitUnbound(0)
+		c.wantOwnOnly()
+		if r := c.run(bin(t, clientBin), "release", "--all"); r.code != 0 {
+			t.Errorf("release --all: %+v", r)
+		}
+		if m, r := c.mainRoutes(), c.choiceRules(); m != "" || r != "" {
+			t.Errorf("after release --all main has %q, and rules are %q", m, r)
+		}
+	})
+}
+
 // uplinkRow is what `uplinks --json` says of an address.
 type uplinkRow struct {
 	Ifname, Family, Address, State, Reason string
@@ -74,6 +143,40 @@ func (c *chooser) report() (r uplinksReport) {
 		c.t.Fatalf("uplinks --json: %+v (%v)", out, err)
 	}
 	return r
+}
+
+// used is the links that unbound traffic uses.
+func (c *chooser) used() string {
+	c.t.Helper()
+	var all []string
+	for _, one := range c.report().Unbound {
+		all = append(all, one.Family+" "+one.Ifname)
+	}
+	return strings.Join(all, ", ")
+}
+
+// waitAsked waits until probes of both families have sent this many more packets through a link.
+func (c *chooser) waitAsked(ifname string, packets int) {
+	c.t.Helper()
+	const packet = 100 // bytes, about
+	bytes := func() map[string]int {
+		all := make(map[string]int)
+		for _, u := range c.report().Uplinks {
+			if u.Ifname == ifname {
+				all[u.Family] += u.Bytes
+			}
+		}
+		return all
+	}
+	before := bytes()
+	eventually(c.t, "probes are sent through "+ifname, func() error {
+		for family, n := range bytes() {
+			if n < before[family]+packets*packet {
+				return fmt.Errorf("%d bytes in %s, from %d on", n, family, before[family])
+			}
+		}
+		return nil
+	})
 }
 
 // TestUplinksCommand shows the uplinks, wants one, and probes.

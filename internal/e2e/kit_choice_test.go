@@ -96,11 +96,10 @@ func (c *chooser) mend(n int) {
 const (
 	noInternet  = `chain f { type filter hook forward priority -300; drop; }`
 	noInternet6 = `chain f { type filter hook forward priority -300; meta nfproto ipv6 drop; }`
-	losses      = `chain f { type filter hook forward priority -300; numgen random mod 100 < 16 drop; }` // 30 % there and back
 	noICMP      = `chain f { type filter hook forward priority -300; meta l4proto { icmp, ipv6-icmp } drop; }`
 )
 
-// waitChosen waits until the log of the watch says for the n-th time that an uplink is chosen.
+// waitState waits until the log of the watch says that an uplink is in a state.
 func (c *chooser) waitState(ifname, family, state string) {
 	c.t.Helper()
 	eventually(c.t, ifname+" is "+state, func() error {
