@@ -35,6 +35,10 @@ func reexec(f *flags) action {
 		if err != nil {
 			return err
 		}
+		watches, err := peer.Watches()
+		if err != nil {
+			return err
+		}
 		conn, err := peer.Open(wire.Key{Ifname: "reexec"}, peer.AsAsker)
 		if err != nil {
 			return err
@@ -44,6 +48,9 @@ func reexec(f *flags) action {
 		for _, h := range holders {
 			if len(names) > 0 && !slices.Contains(names, h.Key.Ifname) && !slices.Contains(names, h.Key.Address) {
 				continue
+			}
+			if slices.ContainsFunc(watches, func(w peer.Watch) bool { return w.PID == h.Reply.PID }) {
+				continue // a restart replaces it
 			}
 			what := fmt.Sprintf("%s on %s", h.Key.Address, h.Key.Ifname)
 			reply, err := peer.Ask(context.Background(), conn, wire.Request{Key: h.Key, Cmd: wire.Reexec}, peer.HolderPatience)

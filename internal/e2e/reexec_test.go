@@ -164,6 +164,16 @@ func TestReexec(t *testing.T) {
 	if tag := h.sqlite("SELECT Tag FROM RtTables WHERE Addr LIKE '10.77%'"); strings.TrimSpace(tag) != "later" {
 		t.Errorf("tag %q", tag)
 	}
+	// A watch is none of its business.
+	watch := h.watch()
+	h.ns.IP(t, "address add 10.78.0.2/24 dev wan0")
+	h.served("10.78.0.2")
+	if r := reexec(0); strings.Count(r.stdout, "executes") != 2 || r.stderr != "" {
+		t.Errorf("reexec beside a watch: %+v", r)
+	}
+	h.ns.IP(t, "address del 10.78.0.2/24 dev wan0")
+	h.waitNotServed("10.78.0.2")
+	watch.stop()
 	// Nothing is left when the link goes.
 	h.ns.IP(t, "link delete wan0")
 	h.waitClean()
