@@ -13,6 +13,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/route"
 )
 
 // handoverVariable names the environment variable by which a program that was executed in place of a holder knows what
@@ -52,8 +53,53 @@ func (h *holdFlags) goOn(text string) error {
 	} else {
 		h.config.Uplink = u
 	}
-	log.Info("going on with a lease", "version", cli.Version(), "ifname", h.config.Uplink.Key.Ifname, "addr", h.config.Uplink.Key.Address)
+	key := h.config.Uplink.Key
+	log.Info("going on with a lease", "version", cli.Version(), "ifname", key.Ifname, "addr", key.Address)
+	if goesOn, err := h.follow(from.Index, log); !goesOn {
+		return err
+	}
 	return h.holdLease(func(uint32, string) {}, log)
+}
+
+// follow takes back what was there for an address that went during the exec, and goes on with the link if that has
+// another name since. It reports whether there is an address to go on with.
+func (h *holdFlags) follow(index int, log *slog.Logger) (goesOn bool, err error) {
+	u := &h.config.Uplink
+	name, err := h.linkNow(index)
+	if err != nil || name == u.Key.Ifname {
+		return true, nil // without an answer of the kernel, the client waits for the address
+	}
+	log.Info("the address went meanwhile: what was there for it is taken back", "ifname", u.Key.Ifname, "addr", u.Key.Address, "now", name)
+	err = client.Release(h.config, log)
+	u.Key.Ifname = name
+	return name != "", err
+}
+
+// linkNow returns the name of the link that has the address, which is that of index or one of the same name; empty: none has.
+func (h *holdFlags) linkNow(index int) (string, error) {
+	u := h.config.Uplink
+	if !u.IsAddress() {
+		return u.Key.Ifname, nil
+	}
+	kernel, err := route.Dial()
+	if err != nil {
+		return "", err
+	}
+	defer kernel.Close()
+	links, addresses, err := kernel.HostAddresses()
+	name := ""
+	for _, a := range addresses {
+		if a.Addr != u.Addr() {
+			continue
+		}
+		switch link := links[a.Index]; {
+		case link.Name == u.Key.Ifname:
+			return link.Name, nil
+		case a.Index == index:
+			name = link.Name
+		}
+	}
+	return name, err
 }
 
 // logAt opens the log as from another working directory.

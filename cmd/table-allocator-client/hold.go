@@ -67,6 +67,7 @@ type holdFlags struct {
 	static                       []string // routes; they are parsed when the family is known
 	classless                    []uplink.StaticRoute
 	left                         []uplink.LeftOut // values that cannot be right
+	handedOver                   bool             // by a holder that executed this program
 }
 
 // parseClassless takes the routes that can be read.
@@ -115,13 +116,15 @@ func hold(f *flags) action {
 			fmt.Println(cli.Version())
 			return nil
 		}
+		text, found := handedOver()
+		h.handedOver = found
 		if err := h.complete(args); err != nil {
 			return wrongUsage(err)
 		}
 		if h.release {
 			return h.releaseLease()
 		}
-		if text, found := handedOver(); found {
+		if h.handedOver {
 			if !h.foreground {
 				dropHangups()
 			}
@@ -229,8 +232,8 @@ func (h *holdFlags) network(addr netip.Addr) (netip.Prefix, error) {
 		return netip.PrefixFrom(addr, length), nil
 	}
 	alone := netip.PrefixFrom(addr, addr.BitLen())
-	if h.release {
-		return alone, nil // a release installs no rule
+	if h.release || h.handedOver {
+		return alone, nil // a release installs no rule, and the holder before hands over its network
 	}
 	kernel, err := route.Dial()
 	if err != nil {

@@ -3,6 +3,7 @@ package client
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -11,7 +12,9 @@ import (
 // Handover is what a holder hands to the program that goes on with its lease, and the error by which Run ends then.
 // Lease, rules and routes are in place, and nobody renews the lease meanwhile.
 type Handover struct {
-	Ifname   string          `json:"ifname"` // of the link, which may have another name than at the start
+	Ifname   string          `json:"ifname"`  // of the link, which may have another name than at the start
+	Index    int             `json:"index"`   // of the link; 0: there is none
+	Network  netip.Prefix    `json:"network"` // the address, which may be gone, with its prefix length; of what is no address: none
 	Tag      string          `json:"tag,omitempty"`
 	Settings json.RawMessage `json:"settings"`
 }
@@ -20,7 +23,7 @@ func (Handover) Error() string { return "another program goes on with the lease"
 
 // Accept makes an uplink what it was for the program before.
 func (h Handover) Accept(u uplink.Uplink) (uplink.Uplink, error) {
-	u.Key.Ifname = h.Ifname
+	u.Key.Ifname, u.Network = h.Ifname, h.Network
 	return u.Updated(wire.Request{Key: u.Key, Tag: h.Tag, Settings: string(h.Settings)})
 }
 
@@ -31,7 +34,7 @@ func (l *loop) makeWay(p packet) {
 	if err == nil {
 		var settings []byte
 		if settings, err = s.lease.uplink.Settings.Encode(); err == nil {
-			l.handover = Handover{s.lease.uplink.Key.Ifname, s.lease.uplink.Tag, settings}
+			l.handover = Handover{s.lease.uplink.Key.Ifname, s.inst.Index, s.lease.uplink.Network, s.lease.uplink.Tag, settings}
 			s.log.Info("executing the installed program, which goes on with the lease", "table", s.lease.table, "pid", p.cred.PID)
 		}
 	}

@@ -174,7 +174,18 @@ func TestReexec(t *testing.T) {
 	h.ns.IP(t, "address del 10.78.0.2/24 dev wan0")
 	h.waitNotServed("10.78.0.2")
 	watch.stop()
-	// Nothing is left when the link goes.
-	h.ns.IP(t, "link delete wan0")
+	// The link has another name than on the command lines, and is gone before the new program looks.
+	h.ns.IP(t, "link set wan0 name wan7")
+	renamed := func() error {
+		if got := h.sqlite("SELECT group_concat(DISTINCT Ifname) FROM RtTables"); strings.TrimSpace(got) != "wan7" {
+			return fmt.Errorf("leases of %s", got)
+		}
+		return served()
+	}
+	eventually(t, "the renamed link is served", renamed)
+	reexec(0)
+	eventually(t, "the new program serves the renamed link", renamed)
+	reexec(0)
+	h.ns.IP(t, "link delete wan7")
 	h.waitClean()
 }
