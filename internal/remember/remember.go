@@ -213,9 +213,13 @@ func Lock(n uint64) (unlock func(), err error) {
 	}, nil
 }
 
-// Remove deletes what is stored under name, if anything is.
+// Remove deletes what is stored under name, if anything is. In the directory of another user nothing is that this one
+// stored.
 func (d Dir) Remove(name string) error {
 	if d == "" {
+		return nil
+	}
+	if info, err := os.Lstat(string(d)); err == nil && !isOwn(info, write) || errors.Is(err, fs.ErrPermission) {
 		return nil
 	}
 	err := Again(func() error { return os.Remove(d.Path(name)) })
