@@ -242,7 +242,7 @@ func TestInstalledUnits(t *testing.T) {
 	}
 	check("systemd-analyze", "verify", "--man=no", service, filepath.Join(units, "table-allocator-server.socket"))
 	pages, err := filepath.Glob(filepath.Join(dir, "usr/local/share/man/man8/*"))
-	if err != nil || len(pages) != 6 {
+	if err != nil || len(pages) != 7 {
 		t.Fatalf("manual pages: %q, %v", pages, err)
 	}
 	for _, page := range pages {
