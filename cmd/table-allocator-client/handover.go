@@ -43,8 +43,11 @@ func (h *holdFlags) goOn(text string) error {
 	startDir = from.Dir
 	h.log.Syslog = h.log.Syslog || !h.foreground
 	log, err := h.logAt(from.Dir)
-	if err != nil {
-		return err
+	if err != nil { // its directory may be gone; rules and lease are there all the same
+		h.log.Path = ""
+		if log, err = cli.NewLogger(h.log); err != nil {
+			return err
+		}
 	}
 	if wrong != nil {
 		log.Error("going on with the settings of the command line", "err", fmt.Errorf("%s: %w", handoverVariable, wrong))
@@ -122,10 +125,7 @@ func executeOwnProgram(to client.Handover) error {
 	if err != nil {
 		return err
 	}
-	if err := checkOwnProgram(); err != nil {
-		return err
-	}
-	path, err := os.Executable()
+	path, err := ownProgram()
 	if err != nil {
 		return err
 	}
@@ -135,33 +135,39 @@ func executeOwnProgram(to client.Handover) error {
 	return fmt.Errorf("execute %s: %w", path, syscall.Exec(path, os.Args, append(os.Environ(), handoverVariable+"="+string(text))))
 }
 
-// checkOwnProgram says why the program that is now where this one was at its start must not be executed: whoever can
-// write it, or a directory above it, would get the rights of this process.
+// checkOwnProgram says why ownProgram must not be executed.
 func checkOwnProgram() error {
+	_, err := ownProgram()
+	return err
+}
+
+// ownProgram returns the program that is now where this one was at its start, without symbolic links, which may change.
+// It returns an error if anybody else can write it, or a directory above it: he would get the rights of this process.
+func ownProgram() (string, error) {
 	path, err := os.Executable() // as it was at the start
 	if err != nil {
-		return err
+		return "", err
 	}
 	if path, err = filepath.EvalSymlinks(path); err != nil {
-		return err
+		return "", err
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
-		return fmt.Errorf("%s is no program", path)
+		return "", fmt.Errorf("%s is no program", path)
 	}
 	for dir := path; ; dir = filepath.Dir(dir) {
 		info, err := os.Lstat(dir)
 		if err != nil {
-			return err
+			return "", err
 		}
 		if why := writableBy(info); why != "" {
-			return fmt.Errorf("%s is not executed, since %s %s: root alone must be able to write it", path, dir, why)
+			return "", fmt.Errorf("%s is not executed, since %s %s: root alone must be able to write it", path, dir, why)
 		}
 		if dir == string(filepath.Separator) {
-			return nil
+			return path, nil
 		}
 	}
 }

@@ -23,7 +23,12 @@ func (c *chooser) serve() (stop func()) {
 		return func() {}
 	}
 	c.readers.Go(func() { l.Serve(c.readers.Go, c.answer) })
-	return func() { _ = l.Close() } // it is open
+	return func() {
+		_ = l.Close() // it is open
+		for _, events := range slices.Clone(c.followers) {
+			c.unfollow(events) // else who follows would keep the process
+		}
+	}
 }
 
 // answer has the loop answer a request.
@@ -87,6 +92,9 @@ func (c *chooser) emitState(p *probed, before choice.State) {
 
 // use takes over the wish of a user.
 func (c *chooser) use(req uplinks.Request) error {
+	if c.ending {
+		return errors.New("the watch is ending")
+	}
 	found := req.Use == uplinks.Auto
 	for _, family := range families {
 		if req.Family != wire.Unspec && int(req.Family) != family {
@@ -129,13 +137,22 @@ func (c *chooser) dropPinned(now time.Duration, family int) {
 	c.savePinned()
 }
 
-// pinnedFile has the wishes of a user for the next watch, by family.
+// pinnedFile has the wishes of a user for the next watch.
 const pinnedFile = "pinned"
 
+// pinned is what pinnedFile has.
+type pinned struct {
+	Namespace uint64            `json:"namespace"` // of which the wishes are, see remember.Namespace
+	Ifnames   map[string]string `json:"ifnames"`   // by family
+}
+
 func (c *chooser) savePinned() {
-	dir, err := remember.Own("uplinks")
+	namespace, err := remember.Namespace()
 	if err == nil {
-		err = dir.Write(pinnedFile, map[string]string{"inet": c.pinned[unix.AF_INET], "inet6": c.pinned[unix.AF_INET6]})
+		var dir remember.Dir
+		if dir, err = remember.Own("uplinks"); err == nil {
+			err = dir.Write(pinnedFile, pinned{namespace, map[string]string{"inet": c.pinned[unix.AF_INET], "inet6": c.pinned[unix.AF_INET6]}})
+		}
 	}
 	if err != nil {
 		c.log.Warn("cannot save which uplink a user wants for the next watch", "err", err)
@@ -143,16 +160,22 @@ func (c *chooser) savePinned() {
 }
 
 func (c *chooser) loadPinned() {
-	dir, err := remember.Own("uplinks")
-	var pinned map[string]string
+	namespace, err := remember.Namespace()
+	var p pinned
 	if err == nil {
-		err = dir.Read(pinnedFile, &pinned)
+		var dir remember.Dir
+		if dir, err = remember.Own("uplinks"); err == nil {
+			err = dir.Read(pinnedFile, &p)
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.Warn("cannot load which uplink a user wants", "err", err)
 	}
+	if p.Namespace != namespace {
+		return // it was left by a namespace that had the same inode number
+	}
 	for _, family := range families {
-		if ifname := pinned[familyName(family)]; ifname != "" {
+		if ifname := p.Ifnames[familyName(family)]; ifname != "" {
 			c.pinned[family] = ifname
 		}
 	}

@@ -51,7 +51,10 @@ func Collect(server string, uids []uint32, log *slog.Logger) error {
 	}
 	errs := []error{h.collect()}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		_, _, err := l.kernel.SyncRules(family, func(r route.Rule) bool { return r.Protocol == route.Protocol }, nil)
+		// The guards of a namespace with programs in it stay: without them its packets could leave by any uplink.
+		_, _, err := l.kernel.SyncRules(family, func(r route.Rule) bool {
+			return r.Protocol == route.Protocol && (r.Iif == "" || r.Iif == uplink.Loopback) && !uplink.IsNamespace(r)
+		}, nil)
 		if family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT) {
 			continue
 		}

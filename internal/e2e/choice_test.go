@@ -188,7 +188,16 @@ func TestUplinksCommand(t *testing.T) {
 	}
 	c.waitUnbound(0)
 	c.waitState("wan1", "inet6", "alive")
-	report := c.report()
+	var report uplinksReport
+	eventually(t, "all work, and wan0 is used", func() error { // the first probes may have come before the providers' links
+		report = c.report()
+		for _, u := range report.Uplinks {
+			if u.State != "alive" || u.Used != (u.Ifname == "wan0") {
+				return fmt.Errorf("%+v", u)
+			}
+		}
+		return nil
+	})
 	if len(report.Uplinks) != 4 || !report.Probing || len(report.Unbound) != 2 {
 		t.Fatalf("%+v", report)
 	}
@@ -252,6 +261,20 @@ func TestUplinksCommand(t *testing.T) {
 	c.waitUnbound(0)
 	c.wantOwnOnly()
 	follow.kill()
+	// Whoever follows does not keep a watch that is to end.
+	last := c.start(c.command("uplinks", "--follow", "--json"))
+	eventually(t, "a change is followed", func() error {
+		for _, ifname := range []string{"wan1", "auto"} {
+			client("use", ifname, "-4")
+		}
+		if last.log.String() == "" {
+			return errors.New("nothing is said")
+		}
+		return nil
+	})
+	if code := c.watch.stop(); code != 0 {
+		t.Errorf("the watch ended with %d", code)
+	}
 }
 
 // TestChoiceWithoutProbes has a user choose where nothing is probed.

@@ -31,10 +31,11 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 	for _, r := range have {
 		there = there || c.Route != nil && r.Equal(*c.Route)
 	}
+	stands := there
 	if c.Route != nil && !there {
-		changed = true
 		err := e.Kernel.AddRoute(*c.Route) // which replaces the one of the choice before
 		if err == nil {
+			changed, stands = true, true
 			e.Log.Info("default route of the chosen uplink added to main", append([]any{"route", c.Route.String()}, c.Attrs...)...)
 		}
 		errs = append(errs, err)
@@ -49,7 +50,7 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 	}
 	changed = changed || len(added)+len(deleted) > 0
 	for _, r := range have {
-		if c.Route != nil && (r.Equal(*c.Route) || r.Family == unix.AF_INET) {
+		if c.Route != nil && (r.Equal(*c.Route) || stands && r.Family == unix.AF_INET) {
 			continue // it is right, or was replaced
 		}
 		gone, err := e.Kernel.DeleteRoute(r)

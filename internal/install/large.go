@@ -76,7 +76,10 @@ func (f *filling) replaced(had, want []route.Route) {
 		delete(f.want, f.sum(r))
 	}
 	for _, r := range want {
-		f.want[f.sum(r)], f.have[f.sum(r)] = struct{}{}, struct{}{}
+		f.want[f.sum(r)] = struct{}{}
+		if !slices.ContainsFunc(had, r.Equal) { // else it was not added: its turn may still come
+			f.have[f.sum(r)] = struct{}{}
+		}
 	}
 }
 

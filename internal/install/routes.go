@@ -47,7 +47,7 @@ const maxLost = 1000
 // look reads what a plan is made from, and reports whether the link is up and has the address: routes wait for both.
 func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, ready bool, err error) {
 	if p.down = !link.Up; p.down {
-		p.wasDown, p.fresh = true, nil
+		p.wasDown, p.fresh, p.filling = true, nil, nil
 		return m, false, false, nil
 	}
 	var addresses []route.Address

@@ -260,10 +260,11 @@ func mountFiles(name string) error {
 		if e.Name() == "resolv.conf" {
 			continue
 		}
-		if err := isRoots(file); err != nil {
+		source, err := rootsFile(file)
+		if err != nil {
 			return err
 		}
-		if err := unix.Mount(file, filepath.Join("/etc", e.Name()), "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(source, filepath.Join("/etc", e.Name()), "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount %s at /etc/%s: %w", file, e.Name(), err)
 		}
 	}

@@ -72,6 +72,7 @@ func (h *Host) Serve(ctx context.Context, log *slog.Logger) error {
 		h.keepMounts(keepers, hint, log)
 		select {
 		case <-ctx.Done():
+			h.leave(log, warned)
 			return nil
 		case err := <-failed:
 			return err
@@ -172,6 +173,15 @@ func (m memory) watchMounts(name string, hint func()) (stop func(), err error) {
 		close(done)
 		keeper.Wait()
 	}, nil
+}
+
+// leave makes namespaces wait for a lease again, since nobody will be there to open them when it comes.
+func (h *Host) leave(log *slog.Logger, warned map[string]string) {
+	const patience = 5 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	h.follows = false
+	h.syncAll(ctx, log, warned)
 }
 
 // defaultRoute is the default route in a namespace. While its uplink has no lease in the family, programs get an error at

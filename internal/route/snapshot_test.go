@@ -52,7 +52,7 @@ func TestKeepRules(t *testing.T) {
 				r.Src, r.Iif = netip.Prefix{}, "lo"
 			}
 			if rnd.IntN(3) == 0 {
-				r.Traffic = Traffic{Mark: uint32(rnd.IntN(2)), Mask: 1, IPProto: unix.IPPROTO_TCP, Dports: Ports{443, 443}}
+				r.Traffic = Traffic{Iif: r.Iif, Mark: uint32(rnd.IntN(2)), Mask: 1, IPProto: unix.IPPROTO_TCP, Dports: Ports{443, 443}}
 			}
 			if !slices.Contains(want, r) {
 				want = append(want, r)
