@@ -286,9 +286,11 @@ func TestChoiceWithoutProbes(t *testing.T) {
 		}
 		c.serve()
 		c.watch = c.uplinks.watch("--clean", "--config", c.watchFile(`{"links": [`+links+`]}`))
+		for _, addr := range []string{"10.1.0.2", "10.2.0.2", "fd02::2"} { // before that, packets leave by main
+			c.served(addr)
+		}
 		c.waitUplink(0, "10.1.0.2")
 		c.waitUplink(1, "10.2.0.2")
-		c.served("fd02::2")
 		if rules, routes := c.choiceRules(), c.mainRoutes(); rules != "" || routes != "" {
 			t.Errorf("nobody chooses, and there are %q and %q", rules, routes)
 		}

@@ -5,7 +5,6 @@ package uplinks
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -113,7 +112,7 @@ var ErrNoWatch = errors.New("no watch runs: systemctl start table-allocator-watc
 
 // Ask asks the watch of this network namespace.
 func Ask(req Request) (Report, error) {
-	report, conn, err := ask(req)
+	report, conn, _, err := ask(req)
 	if err == nil {
 		conn.Close()
 	}
@@ -122,12 +121,12 @@ func Ask(req Request) (Report, error) {
 
 // Follow calls each for every event from now on, as a line of JSON, until the watch ends or each returns an error.
 func Follow(each func(line []byte) error) error {
-	_, conn, err := ask(Request{Follow: true})
+	_, conn, more, err := ask(Request{Follow: true})
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	lines := bufio.NewScanner(conn)
+	lines := bufio.NewScanner(more)
 	for lines.Scan() {
 		if err := each(lines.Bytes()); err != nil {
 			return err
@@ -139,17 +138,17 @@ func Follow(each func(line []byte) error) error {
 	return errors.New("the watch has ended")
 }
 
-func ask(req Request) (Report, net.Conn, error) {
-	conn, err := dial()
-	if err != nil {
-		return Report{}, nil, err
+// ask returns what comes behind the report as more, some of which may have been read with it.
+func ask(req Request) (report Report, conn net.Conn, more *bufio.Reader, err error) {
+	if conn, err = dial(); err != nil {
+		return Report{}, nil, nil, err
 	}
-	report, err := exchange(conn, req)
-	if err != nil {
+	more = bufio.NewReaderSize(conn, 64<<10)
+	if report, err = exchange(conn, more, req); err != nil {
 		conn.Close()
-		return report, nil, err
+		return report, nil, nil, err
 	}
-	return report, conn, nil
+	return report, conn, more, nil
 }
 
 func dial() (net.Conn, error) {
@@ -163,7 +162,7 @@ func dial() (net.Conn, error) {
 	return conn, nil
 }
 
-func exchange(conn net.Conn, req Request) (report Report, err error) {
+func exchange(conn net.Conn, answers *bufio.Reader, req Request) (report Report, err error) {
 	trusted, err := believes(conn.(*net.UnixConn))
 	if err == nil && !trusted {
 		err = errors.New("the process that has the name of the watch is not trusted")
@@ -176,7 +175,7 @@ func exchange(conn net.Conn, req Request) (report Report, err error) {
 	}
 	if err == nil {
 		var line []byte
-		if line, err = readLine(conn); err == nil {
+		if line, err = readLine(answers); err == nil {
 			err = json.Unmarshal(line, &report)
 		}
 	}
@@ -195,16 +194,15 @@ func exchange(conn net.Conn, req Request) (report Report, err error) {
 	return report, nil
 }
 
-// readLine reads a line, and nothing of what follows it.
-func readLine(conn net.Conn) (line []byte, err error) {
-	buf := make([]byte, 64<<10)
+// readLine reads a line of an answer.
+func readLine(r *bufio.Reader) (line []byte, err error) {
 	for len(line) < maxReport {
-		n, err := conn.Read(buf)
-		line = append(line, buf[:n]...)
-		if bytes.HasSuffix(line, []byte("\n")) { // an event is a write of its own, and comes later
+		part, err := r.ReadSlice('\n')
+		line = append(line, part...)
+		if err == nil {
 			return line, nil
 		}
-		if err != nil {
+		if !errors.Is(err, bufio.ErrBufferFull) {
 			return nil, err
 		}
 	}
