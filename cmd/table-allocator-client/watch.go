@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
@@ -143,33 +140,15 @@ func (w *watchFlags) serve(ctx context.Context) error {
 			log.Warn("systemd does not hear that the watch is ready", "err", err)
 		}
 	}
-	if err := client.Watch(ctx, w.config, w.reloads(ctx), w.clean, log); err != nil {
+	if err := client.Watch(ctx, w.config, cli.Reloads(ctx, w.reload), w.clean, log); err != nil {
 		log.Error("cannot watch", "err", err)
 		return exitError{cli.ExitError}
 	}
 	return nil
 }
 
-// reloads returns a channel with the configuration for each SIGHUP, or for several at once. The
-// goroutine that reads the file may wait for it, the watch does not.
-func (w *watchFlags) reloads(ctx context.Context) <-chan client.Reload {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP)
-	reloads := make(chan client.Reload)
-	go func() {
-		for {
-			select {
-			case <-signals:
-			case <-ctx.Done():
-				return
-			}
-			cfg, err := w.load()
-			select {
-			case reloads <- client.Reload{Config: cfg, Err: err}:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return reloads
+// reload reads the configuration again.
+func (w *watchFlags) reload() client.Reload {
+	cfg, err := w.load()
+	return client.Reload{Config: cfg, Err: err}
 }

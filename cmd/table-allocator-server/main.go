@@ -3,13 +3,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -101,32 +98,11 @@ func serve(cfg server.Config, load func() (server.Config, error), log *slog.Logg
 		Stopping:    systemd.NotifyStopping,
 		Alive:       systemd.NotifyAlive,
 		AlivePeriod: period,
-		Reload:      reloads(ctx, load),
-	}, log)
-}
-
-// reloads returns a channel with the configuration for each SIGHUP, or for several at once. Names of users are looked
-// up here, where nobody waits.
-func reloads(ctx context.Context, load func() (server.Config, error)) <-chan server.Reload {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP)
-	reloads := make(chan server.Reload)
-	go func() {
-		for {
-			select {
-			case <-signals:
-			case <-ctx.Done():
-				return
-			}
+		Reload: cli.Reloads(ctx, func() server.Reload {
 			cfg, err := load()
-			select {
-			case reloads <- server.Reload{Config: cfg, Err: err}:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return reloads
+			return server.Reload{Config: cfg, Err: err}
+		}),
+	}, log)
 }
 
 func fail(err error) int {
