@@ -2,10 +2,10 @@ package bind
 
 import (
 	"errors"
-	"io/fs"
 	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/lock"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
@@ -31,19 +31,11 @@ func Release(covers func(ifname string) bool, rules []Bound) error {
 
 // closeLock lets nothing leave that rules bind with block.
 func closeLock(rules []Bound) error {
-	lock, err := cgroup.OpenLock()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	var errs []error
+	var marks []uint32
 	for _, b := range rules {
 		if b.OnLoss == uplink.Block && b.Traffic.Mask != 0 {
-			errs = append(errs, lock.Sync(b.Traffic.Mark, func(bool) (cgroup.Allowed, error) { return cgroup.Allowed{}, nil }))
+			marks = append(marks, b.Traffic.Mark)
 		}
 	}
-	return errors.Join(errs...)
+	return lock.Shut(marks)
 }

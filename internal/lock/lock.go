@@ -43,6 +43,27 @@ func Keep(kernel *route.Conn, m wire.Marking, ifname string) error {
 
 // Remove removes links that went from the lock, if there is one: another link may get the ifindex.
 func Remove(links map[int]bool) error {
+	return ifThere(func(lock *cgroup.Lock) error {
+		var errs []error
+		for index := range links {
+			errs = append(errs, lock.RemoveLink(index))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// Shut lets nothing leave that has one of marks, if there is a lock.
+func Shut(marks []uint32) error {
+	return ifThere(func(lock *cgroup.Lock) error {
+		var errs []error
+		for _, mark := range marks {
+			errs = append(errs, lock.Sync(mark, func(bool) (cgroup.Allowed, error) { return cgroup.Allowed{}, nil }))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func ifThere(do func(*cgroup.Lock) error) error {
 	lock, err := cgroup.OpenLock()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -51,11 +72,7 @@ func Remove(links map[int]bool) error {
 		return err
 	}
 	defer lock.Close()
-	var errs []error
-	for index := range links {
-		errs = append(errs, lock.RemoveLink(index))
-	}
-	return errors.Join(errs...)
+	return do(lock)
 }
 
 func sync(kernel *route.Conn, lock *cgroup.Lock, m wire.Marking, ifname string) error {
