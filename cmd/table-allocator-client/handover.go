@@ -4,15 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
+	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
@@ -141,45 +139,19 @@ func checkOwnProgram() error {
 	return err
 }
 
-// ownProgram returns the program that is now where this one was at its start, without symbolic links, which may change.
-// It returns an error if anybody else can write it, or a directory above it: he would get the rights of this process.
+// ownProgram returns the program that is now where this one was at its start. It returns an error if anybody else can
+// write it: he would get the rights of this process.
 func ownProgram() (string, error) {
 	path, err := os.Executable() // as it was at the start
 	if err != nil {
 		return "", err
 	}
-	if path, err = filepath.EvalSymlinks(path); err != nil {
+	if path, err = remember.RootsFile(path); err != nil {
 		return "", err
 	}
 	info, err := os.Stat(path)
-	if err != nil {
-		return "", err
+	if err == nil && (!info.Mode().IsRegular() || info.Mode()&0o111 == 0) {
+		err = fmt.Errorf("%s is no program", path)
 	}
-	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
-		return "", fmt.Errorf("%s is no program", path)
-	}
-	for dir := path; ; dir = filepath.Dir(dir) {
-		info, err := os.Lstat(dir)
-		if err != nil {
-			return "", err
-		}
-		if why := writableBy(info); why != "" {
-			return "", fmt.Errorf("%s is not executed, since %s %s: root alone must be able to write it", path, dir, why)
-		}
-		if dir == string(filepath.Separator) {
-			return path, nil
-		}
-	}
-}
-
-// writableBy says who but root can write a file; empty: nobody.
-func writableBy(info fs.FileInfo) string {
-	var who []string
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 {
-		who = append(who, "is not root's")
-	}
-	if info.Mode()&0o022 != 0 {
-		who = append(who, "is writable for others")
-	}
-	return strings.Join(who, " and ")
+	return path, err
 }

@@ -307,7 +307,7 @@ func TestNetnsRefused(t *testing.T) {
 		{2, "serve x", "unexpected argument"},
 		{1, "add foreign --ifname wan1 --resolv 192.0.2.53", "another program made /run/netns/foreign"},
 		{1, "add work --ifname wan1", "nobody said which name servers it has"},
-		{1, "add work --ifname wan1 --resolv /run/resolv", "nobody else can write to"},
+		{1, "add work --ifname wan1 --resolv /run/resolv", "/run/resolv is writable for others: root alone must be able to write it"},
 		{1, "set work --ifname wan1", "there is no namespace of this name"},
 		{1, "del work", "there is no namespace of this name"},
 		{1, "ps work", "there is no namespace of this name"},

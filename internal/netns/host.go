@@ -234,7 +234,7 @@ func (h *Host) deleteRules(owned func(route.Rule) bool) error {
 	for _, which := range []func(route.Rule) bool{uplink.IsGuard, func(route.Rule) bool { return true }} {
 		for _, family := range families {
 			_, _, err := h.kernel.SyncRules(family, func(r route.Rule) bool { return which(r) && owned(r) }, nil)
-			if err != nil {
+			if err != nil && !(family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT)) {
 				return err
 			}
 		}

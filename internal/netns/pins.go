@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
 // netRoot is where ip-netns(8) looks for network namespaces.
@@ -260,7 +262,7 @@ func mountFiles(name string) error {
 		if e.Name() == "resolv.conf" {
 			continue
 		}
-		source, err := rootsFile(file)
+		source, err := remember.RootsFile(file)
 		if err != nil {
 			return err
 		}

@@ -4,43 +4,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
 const resolvConf = "/etc/resolv.conf"
 
 // maxResolv is how much of a resolv.conf is read, in bytes.
 const maxResolv = 64 << 10
-
-// rootsFile returns the path of a file without symbolic links: that has to be used, since a link may change. It returns
-// an error unless the file and all directories above it are root's, and nobody else can write to them.
-func rootsFile(path string) (string, error) {
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return "", err
-	}
-	for at := path; ; at = filepath.Dir(at) {
-		info, err := os.Lstat(at)
-		if err != nil {
-			return "", err
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 && at != path // in /tmp nobody can replace what is root's
-		if !ok || stat.Uid != 0 || info.Mode().Perm()&0o022 != 0 && !sticky {
-			return "", fmt.Errorf("%s: want a file of root, in directories of root, that nobody else can write to; %s is not", path, at)
-		}
-		if at == "/" {
-			return path, nil
-		}
-	}
-}
 
 // errNoServers says that nobody knows the name servers of a link.
 var errNoServers = errors.New("nobody said which name servers it has (--nameserver, a hook, systemd-resolved): use --resolv ADDRESS,... or --resolv FILE")
@@ -93,7 +69,7 @@ func resolvText(servers []netip.Addr, host string) string {
 }
 
 func copyOf(path string) (string, error) {
-	path, err := rootsFile(path)
+	path, err := remember.RootsFile(path)
 	if err != nil {
 		return "", err
 	}
