@@ -63,6 +63,9 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 	return c.place(now, family, d.Table, best, d.Table != current)
 }
 
+// someRoutes is fewer than FirstRoutes reads of a table that has more.
+const someRoutes = 100
+
 // choose returns the choice among uplinks whose tables have default routes, and the first of these. The kernel is asked,
 // since it may have emptied a table.
 func (c *chooser) choose(now time.Duration, family int, all []choice.Candidate) (choice.Decision, route.Route, error) {
@@ -75,7 +78,15 @@ func (c *chooser) choose(now time.Duration, family int, all []choice.Candidate) 
 		if err != nil {
 			return d, route.Route{}, err
 		}
-		if best, has := uplink.BestDefault(slices.Concat(tables...)); has {
+		routes := slices.Concat(tables...)
+		best, has := uplink.BestDefault(routes)
+		if !has && len(routes) >= someRoutes { // the default routes of IPv6 come last
+			if routes, err = c.kernel.Routes(family, d.Table); err != nil {
+				return d, route.Route{}, err
+			}
+			best, has = uplink.BestDefault(routes)
+		}
+		if has {
 			return d, best, nil
 		}
 		for i := range all {

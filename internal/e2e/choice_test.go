@@ -115,6 +115,24 @@ func TestChoiceRestored(t *testing.T) {
 	})
 }
 
+// TestChoiceManyRoutes: a default route is found behind thousands of others.
+func TestChoiceManyRoutes(t *testing.T) {
+	c := newChooser(t, copyLinks)
+	c.waitUnbound(0)
+	c.waitState("wan0", "inet6", "alive")
+	c.waitState("wan1", "inet6", "alive")
+	var lines []string
+	for i := range 3000 {
+		lines = append(lines, fmt.Sprintf("route add 2001:db8:%x::/64 via fd02::1 dev wan1", 0x8000+i), fmt.Sprintf("route add 100.64.%d.%d/32 via 10.2.0.1 dev wan1", i>>8, i&0xff))
+	}
+	c.ns.Batch(t, lines...)
+	c.fault(0, noInternet)
+	c.waitState("wan0", "inet", "dead")
+	c.waitState("wan0", "inet6", "dead")
+	c.waitUnbound(1)
+	c.wantOwnOnly()
+}
+
 // uplinkRow is what `uplinks --json` says of an address.
 type uplinkRow struct {
 	Ifname, Family, Address, State, Reason string
