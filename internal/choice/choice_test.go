@@ -104,6 +104,19 @@ func TestPause(t *testing.T) {
 	}
 }
 
+// TestForgetPortal: without a page to ask for, nothing would end the state.
+func TestForgetPortal(t *testing.T) {
+	numbers, now := Default(), time.Duration(0)
+	h := NewHealth(&numbers, now)
+	script(h, &now, "p+")
+	if !h.ForgetPortal(now) || h.State != Unknown || h.ForgetPortal(now) {
+		t.Errorf("%v (%s)", h.State, h.Reason)
+	}
+	if script(h, &now, "+"); h.State != Alive {
+		t.Errorf("with an answer: %v (%s)", h.State, h.Reason)
+	}
+}
+
 func TestHold(t *testing.T) {
 	numbers, now := Default(), time.Duration(0)
 	h := NewHealth(&numbers, now)

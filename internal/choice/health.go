@@ -94,6 +94,11 @@ func (h *Health) SetOff(now time.Duration, why string) bool {
 	return false
 }
 
+// ForgetPortal ends a state that only a page could end which nobody asks for any more. It reports whether the state changed.
+func (h *Health) ForgetPortal(now time.Duration) bool {
+	return h.State == Portal && h.enter(now, Unknown, "no page is asked for any more")
+}
+
 // Round takes over a round, and reports whether the state changed.
 func (h *Health) Round(now time.Duration, r Round) bool {
 	if h.State == NoCarrier || h.State == Off {

@@ -278,6 +278,9 @@ func (c *chooser) observe(now time.Duration, p *probed, carrier bool) {
 		}
 	}
 	changed := p.health.Carrier(now, carrier)
+	if p.plan.Page == nil {
+		changed = p.health.ForgetPortal(now) || changed
+	}
 	if p.health.SetOff(now, off) || changed {
 		p.due = now
 		c.changed(p, before)
