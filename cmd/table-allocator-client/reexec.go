@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,11 @@ func reexec(f *flags) action {
 	f.StringSliceVarP(&names, "ifname", "i", nil, "")
 	return func(args []string) error {
 		names = append(names, args...)
+		for i, name := range names {
+			if addr, err := netip.ParseAddr(name); err == nil {
+				names[i] = addr.Unmap().String() // as holders write it
+			}
+		}
 		if os.Geteuid() != 0 {
 			return exitWith(2, errors.New("reexec needs root"))
 		}
@@ -44,11 +50,13 @@ func reexec(f *flags) action {
 			return err
 		}
 		defer conn.Close()
+		found := make(map[string]bool)
 		failed := false
 		for _, h := range holders {
 			if len(names) > 0 && !slices.Contains(names, h.Key.Ifname) && !slices.Contains(names, h.Key.Address) {
 				continue
 			}
+			found[h.Key.Ifname], found[h.Key.Address] = true, true
 			if slices.ContainsFunc(watches, func(w peer.Watch) bool { return w.PID == h.Reply.PID }) {
 				continue // a restart replaces it
 			}
@@ -64,6 +72,11 @@ func reexec(f *flags) action {
 			}
 			exe, _ := os.Readlink(filepath.Join("/proc", fmt.Sprint(reply.PID), "exe")) // it may run where this process cannot see it
 			fmt.Printf("%s: pid %d executes the installed program %s\n", what, reply.PID, exe)
+		}
+		for _, name := range names {
+			if !found[name] {
+				return exitWith(2, fmt.Errorf("%s: no holder serves an address or a link of this name", name))
+			}
 		}
 		if failed {
 			return errMissing

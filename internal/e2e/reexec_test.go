@@ -164,6 +164,12 @@ func TestReexec(t *testing.T) {
 	if tag := h.sqlite("SELECT Tag FROM RtTables WHERE Addr LIKE '10.77%'"); strings.TrimSpace(tag) != "later" {
 		t.Errorf("tag %q", tag)
 	}
+	if r := h.run(client, "reexec", "wan9"); r.code != 2 || !strings.Contains(r.stderr, "wan9: no holder serves") {
+		t.Errorf("reexec of a name that nothing has: %+v", r)
+	}
+	if r := h.run(client, "reexec", "FD77::2"); r.code != 0 || strings.Count(r.stdout, "executes") != 1 {
+		t.Errorf("reexec of an address: %+v", r)
+	}
 	// A watch is none of its business.
 	watch := h.watch()
 	h.ns.IP(t, "address add 10.78.0.2/24 dev wan0")
