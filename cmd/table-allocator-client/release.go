@@ -231,6 +231,9 @@ func (r *releaseFlags) endHolders() error {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("%s%w", what, err))
 			continue
+		case h.Silent:
+			errs = append(errs, fmt.Errorf("%sits holder does not answer, and may restore its rules: end that process", what))
+			continue
 		case h.Reply.PID == 0:
 			what += "what was left of it is deleted"
 		case slices.ContainsFunc(r.watches, func(w peer.Watch) bool { return w.PID == h.Reply.PID }):

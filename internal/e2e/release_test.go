@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -73,6 +74,26 @@ func TestReleaseAll(t *testing.T) {
 	if r := h.run(bin(t, clientBin), "release", "--all"); r.code != 0 || !strings.Contains(r.stdout, "no lease was held") {
 		t.Errorf("again: %+v", r)
 	}
+}
+
+// TestReleaseSilent: a holder that is stopped may go on later, so what it holds is not called released.
+func TestReleaseSilent(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.serve()
+	p, _ := h.front("-4", "-a", "10.77.0.2", "-i", "wan0")
+	h.served("10.77.0.2")
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if r := h.run(bin(t, clientBin), "release", "wan0"); r.code != 1 || !strings.Contains(r.stderr, "10.77.0.2 on wan0: its holder does not answer") || r.stdout != "" {
+		t.Errorf("release wan0: %+v", r)
+	}
+	p.kill()
+	if r := h.run(bin(t, clientBin), "release", "--all"); r.code != 0 {
+		t.Errorf("release --all: %+v", r)
+	}
+	h.waitClean()
 }
 
 // TestReleaseImpostor: root of a container that has the name of a watch is neither ended nor waited for.

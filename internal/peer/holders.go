@@ -16,7 +16,9 @@ import (
 // Holder is a client that has the holder's name of a key.
 type Holder struct {
 	Key   wire.Key
-	Reply wire.Reply // without a PID the holder does not answer
+	Reply wire.Reply
+	// Silent says that a process has the name, and did not answer.
+	Silent bool
 }
 
 // Holders returns the holders of this network namespace, found by their sockets. A name that does not answer counts as
@@ -41,7 +43,7 @@ func Holders(ctx context.Context) ([]Holder, error) {
 			case errors.Is(err, syscall.ECONNREFUSED), err != nil && key.Family == wire.Unspec:
 				continue
 			}
-			all = append(all, Holder{key, reply})
+			all = append(all, Holder{key, reply, err != nil})
 			break
 		}
 	}
