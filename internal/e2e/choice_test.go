@@ -58,6 +58,7 @@ func TestChoiceFaults(t *testing.T) {
 		c.wantUnbound(4, 0)
 		c.mend(0)
 		c.waitUnboundOf(6, 0)
+		c.waitUsed("wan0")
 
 		before := c.switches()
 		c.fault(0, noICMP) // the other kinds of probes answer
@@ -92,8 +93,7 @@ func TestChoiceFaults(t *testing.T) {
 func TestChoiceRestored(t *testing.T) {
 	eachMode(t, func(t *testing.T, links string) {
 		c := newChooser(t, links)
-		c.waitUnbound(0)
-		c.waitState("wan1", "inet6", "alive")
+		c.waitUsed("wan0")
 		main, rules := c.mainRoutes(), c.choiceRules()
 		for _, line := range []string{"rule flush protocol 116", "-6 rule flush protocol 116", "route flush table main protocol 116", "-6 route flush table main protocol 116"} {
 			c.ns.IP(t, line)
@@ -118,9 +118,7 @@ func TestChoiceRestored(t *testing.T) {
 // TestChoiceManyRoutes: a default route is found behind thousands of others.
 func TestChoiceManyRoutes(t *testing.T) {
 	c := newChooser(t, copyLinks)
-	c.waitUnbound(0)
-	c.waitState("wan0", "inet6", "alive")
-	c.waitState("wan1", "inet6", "alive")
+	c.waitUsed("wan0")
 	var lines []string
 	for i := range 3000 {
 		lines = append(lines, fmt.Sprintf("route add 2001:db8:%x::/64 via fd02::1 dev wan1", 0x8000+i), fmt.Sprintf("route add 100.64.%d.%d/32 via 10.2.0.1 dev wan1", i>>8, i&0xff))
@@ -161,6 +159,29 @@ func (c *chooser) report() (r uplinksReport) {
 		c.t.Fatalf("uplinks --json: %+v (%v)", out, err)
 	}
 	return r
+}
+
+// waitUsed waits until all uplinks work and unbound traffic of both families uses a link, and returns what is reported then.
+// The first probes may have come before the links of the providers.
+func (c *chooser) waitUsed(ifname string) (report uplinksReport) {
+	c.t.Helper()
+	eventually(c.t, "all uplinks work, and "+ifname+" is used", func() error {
+		report = c.report()
+		used := 0
+		for _, u := range report.Uplinks {
+			if u.State != "alive" || u.Used != (u.Ifname == ifname) {
+				return fmt.Errorf("%+v", u)
+			}
+			if u.Used {
+				used++
+			}
+		}
+		if used != 2 {
+			return fmt.Errorf("%+v", report)
+		}
+		return nil
+	})
+	return report
 }
 
 // used is the links that unbound traffic uses.
@@ -204,18 +225,7 @@ func TestUplinksCommand(t *testing.T) {
 	if r := client("--wait", "60"); r.code != 0 {
 		t.Fatalf("uplinks --wait: %+v", r)
 	}
-	c.waitUnbound(0)
-	c.waitState("wan1", "inet6", "alive")
-	var report uplinksReport
-	eventually(t, "all work, and wan0 is used", func() error { // the first probes may have come before the providers' links
-		report = c.report()
-		for _, u := range report.Uplinks {
-			if u.State != "alive" || u.Used != (u.Ifname == "wan0") {
-				return fmt.Errorf("%+v", u)
-			}
-		}
-		return nil
-	})
+	report := c.waitUsed("wan0")
 	if len(report.Uplinks) != 4 || !report.Probing || len(report.Unbound) != 2 {
 		t.Fatalf("%+v", report)
 	}
