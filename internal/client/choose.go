@@ -28,10 +28,10 @@ func (c *chooser) candidates(family int) (all []choice.Candidate) {
 		if p.session == nil || p.session.family() != family {
 			continue
 		}
-		metric, has := p.session.inst.DefaultMetric()
+		leads := p.session.inst.Default()
 		all = append(all, choice.Candidate{
 			Ifname: key.Ifname, Address: key.Address, Table: p.session.lease.table, State: p.health.State, Rank: p.traits.Rank,
-			Metered: p.traits.Metered, Default: has, Metric: metric, Held: p.health.Held, Age: age[p.session],
+			Metered: p.traits.Metered, Default: leads.Has, Metric: leads.Metric, Held: p.health.Held, Age: age[p.session],
 		})
 	}
 	return all
@@ -89,6 +89,7 @@ func (c *chooser) choose(now time.Duration, family int, all []choice.Candidate) 
 		if has {
 			return d, best, nil
 		}
+		c.in(restoreEvery) // its holder adds the route again
 		for i := range all {
 			all[i].Default = all[i].Default && all[i].Table != d.Table
 		}

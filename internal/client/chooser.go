@@ -11,6 +11,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/choice"
 	"github.com/table-allocator/table-allocator/internal/events"
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -63,6 +64,7 @@ type probed struct {
 	habit   probe.Habit
 	plan    probe.Plan
 	traits  uplink.Traits
+	leads   install.Default // of its table, as of the last turn of the loop
 	due     time.Duration
 	busy    bool // a round runs
 	bytes   uint64
@@ -138,7 +140,8 @@ func (c *chooser) note(n news) {
 			c.in(restoreIn)
 		}
 	}
-	if n.overrun || n.nexthops || len(n.links)+len(n.addresses)+len(n.gone) > 0 || n.main[unix.AF_INET].others || n.main[unix.AF_INET6].others {
+	// Other routes of main change no choice: a host with a routing daemon has a thousand changes of these a second.
+	if n.overrun || n.nexthops || len(n.links)+len(n.addresses)+len(n.gone) > 0 || len(n.defaults) > 0 {
 		c.soon()
 	}
 }
@@ -163,6 +166,9 @@ func (p *probed) waits() bool {
 }
 
 func (c *chooser) runDue(now time.Duration) {
+	if c.tablesChanged() {
+		c.in(decideIn)
+	}
 	if c.decideAt != 0 && now >= c.decideAt {
 		c.decide(now)
 	}
@@ -174,6 +180,19 @@ func (c *chooser) runDue(now time.Duration) {
 			c.startRound(now, key, p)
 		}
 	}
+}
+
+// tablesChanged reports whether a table has got or lost its default route, or is filled now: no event of main says when.
+func (c *chooser) tablesChanged() (changed bool) {
+	for _, p := range c.uplinks {
+		if p.session == nil {
+			continue
+		}
+		now := p.session.inst.Default()
+		changed = changed || now != p.leads
+		p.leads = now
+	}
+	return changed
 }
 
 // startRound starts a round beside the loop.

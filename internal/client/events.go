@@ -111,6 +111,7 @@ type news struct {
 	lost         map[tableOf]bool         // other tables that routes were deleted from
 	rules        map[ruleAt]bool          // where rules of ours were added or deleted; true: deleted
 	tables       map[uint32]bool          // tables of rules of ours that were added or deleted; true: deleted
+	defaults     map[int]bool             // families of which another program changed a default route of main
 	choice       map[int]bool             // families of which main has lost a default route of ours, or another one took its place
 }
 
@@ -218,6 +219,9 @@ func (n *news) addRoute(e route.Event) {
 		others := e.Protocol != route.Protocol
 		if e.Route.Dst.Bits() == 0 && (e.Deleted && uplink.IsChoiceRoute(*e.Route) || others && e.Replaced) {
 			n.choice = with(n.choice, e.Family)
+		}
+		if others && e.Route.Dst.Bits() == 0 {
+			n.defaults = with(n.defaults, e.Family)
 		}
 		n.newDefault = n.newDefault || others && !e.Deleted && e.Route.Dst.Bits() <= uplink.Halves(e.Family)
 		n.addMain(e.Family, mainNews{others: others, silent: others && e.Replaced})

@@ -31,11 +31,16 @@ func TestDigest(t *testing.T) {
 		return route.Event{Kind: route.RouteChanged, Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Index: index, Protocol: protocol,
 			Route: &route.Route{Dst: netip.MustParsePrefix("10.99.0.0/16")}}
 	}
+	toAll := func(protocol uint8, deleted bool) route.Event {
+		return route.Event{Kind: route.RouteChanged, Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Index: 8, Protocol: protocol, Deleted: deleted,
+			Route: &route.Route{Dst: netip.MustParsePrefix("0.0.0.0/0")}}
+	}
 	inTable := func(table uint32, index int, deleted bool) route.Event {
 		return route.Event{Kind: route.RouteChanged, Family: unix.AF_INET, Table: table, Index: index, Protocol: route.Protocol, Deleted: deleted}
 	}
-	// What there may be to know: concerns, boundTo and lostLookups of the session, routes of main, lost routes.
-	const concerns, bound, lookups, followed, lost = "concerns", "bound", "lookups", "main", "routes"
+	// What there may be to know: concerns, boundTo and lostLookups of the session, routes of main, its default
+	// routes, lost routes.
+	const concerns, bound, lookups, followed, defaults, lost = "concerns", "bound", "lookups", "main", "defaults", "routes"
 	for _, tt := range []struct {
 		name  string
 		event route.Event
@@ -56,6 +61,9 @@ func TestDigest(t *testing.T) {
 		{"a route of main that is ours", inMain(index, route.Protocol), nil},
 		{"a route of main by several links", inMain(0, unix.RTPROT_BOOT), []string{followed}},
 		{"a route of main by another link", inMain(8, unix.RTPROT_BOOT), nil},
+		{"a default route of main", toAll(unix.RTPROT_BOOT, false), []string{defaults}},
+		{"a default route of main, deleted", toAll(unix.RTPROT_RA, true), []string{defaults}},
+		{"a default route of main that is ours", toAll(route.Protocol, false), nil},
 		{"a route of its table", inTable(table, index, false), nil},
 		{"a route of its table, deleted", inTable(table, index, true), []string{lost}},
 		{"a route of its table over another link, deleted", inTable(table, 8, true), []string{lost}},
@@ -67,6 +75,7 @@ func TestDigest(t *testing.T) {
 			for name, is := range map[string]bool{
 				concerns: n.concerns(s), bound: n.boundTo(s), lookups: n.lostLookups(s),
 				followed: n.mainOn[linkOf{unix.AF_INET, index}] || n.mainOn[linkOf{unix.AF_INET, 0}], lost: n.lost[tableOf{unix.AF_INET, table}],
+				defaults: n.defaults[unix.AF_INET],
 			} {
 				if is {
 					got = append(got, name)

@@ -76,9 +76,16 @@ func (p *Picture) KeepsDefault(family int) (keeps, first bool, err error) {
 	return m.keeps, m.first, nil
 }
 
-// DefaultMetric returns the metric of the best default route that the table of the lease has, and whether it has one.
-func (i *Installation) DefaultMetric() (metric uint32, has bool) {
-	return i.routes.metric, i.routes.hasDefault
+// Default is the best default route of a table.
+type Default struct {
+	Metric  uint32
+	Has     bool
+	Filling bool // the kernel may not have it yet
+}
+
+// Default returns that of the table of the lease.
+func (i *Installation) Default() Default {
+	return Default{i.routes.metric, i.routes.hasDefault, i.routes.filling != nil}
 }
 
 // noteDefault notes which default route is the best of a plan.
