@@ -67,7 +67,7 @@ type holdFlags struct {
 	static                       []string // routes; they are parsed when the family is known
 	classless                    []uplink.StaticRoute
 	left                         []uplink.LeftOut // values that cannot be right
-	handedOver                   bool             // by a holder that executed this program
+	from                         *handover        // of a holder that executed this program; nil: there is none
 }
 
 // parseClassless takes the routes that can be read.
@@ -116,19 +116,21 @@ func hold(f *flags) action {
 			fmt.Println(cli.Version())
 			return nil
 		}
-		text, found := handedOver()
-		h.handedOver = found
+		var err error
+		if h.from, err = handedOver(); err != nil {
+			return err
+		}
 		if err := h.complete(args); err != nil {
 			return wrongUsage(err)
 		}
 		if h.release {
 			return h.releaseLease()
 		}
-		if h.handedOver {
-			if !h.foreground {
-				dropHangups()
-			}
-			return h.goOn(text)
+		switch {
+		case h.from != nil && h.from.Check:
+			return h.check()
+		case h.from != nil:
+			return h.goOn()
 		}
 		startDir, _ = os.Getwd() // which may be gone
 		if h.foreground {
@@ -232,7 +234,7 @@ func (h *holdFlags) network(addr netip.Addr) (netip.Prefix, error) {
 		return netip.PrefixFrom(addr, length), nil
 	}
 	alone := netip.PrefixFrom(addr, addr.BitLen())
-	if h.release || h.handedOver {
+	if h.release || h.from != nil {
 		return alone, nil // a release installs no rule, and the holder before hands over its network
 	}
 	kernel, err := route.Dial()
@@ -307,16 +309,30 @@ func (h *holdFlags) holdLease(report client.Report, log *slog.Logger) error {
 		return nil
 	}
 	if to := (client.Handover{}); errors.As(err, &to) {
-		log.Error("cannot execute the installed program; this one goes on", "err", executeOwnProgram(to))
-		if h.config.Uplink, err = to.Accept(h.config.Uplink); err == nil {
-			return h.holdLease(func(uint32, string) {}, log)
-		}
+		return h.keepOn(to, executeOwnProgram(to), log)
 	}
 	log.Error("cannot hold a lease", "err", err)
 	if !reported {
 		report(0, err.Error())
 	}
 	return exitError{cli.ExitError}
+}
+
+// keepOn goes on with what was to be handed over.
+func (h *holdFlags) keepOn(to client.Handover, why error, log *slog.Logger) error {
+	log.Error("cannot execute the installed program; this one goes on", "err", why)
+	if err := to.Answer(0, why.Error()); err != nil {
+		log.Debug("nobody waits for the answer", "err", err)
+	}
+	u, err := to.Accept(h.config.Uplink)
+	if err != nil { // never: it is what this program wrote
+		log.Error("going on with the settings of the command line", "err", err)
+	} else {
+		h.config.Uplink = u
+	}
+	to.Asker = wire.Addr{}
+	h.config.From = &to
+	return h.holdLease(func(uint32, string) {}, log)
 }
 
 // releaseLease is -r. It prints 0, the table after the release.

@@ -66,7 +66,7 @@ func reexec(f *flags) action {
 				err = errors.New(reply.Error)
 			}
 			if err != nil {
-				warn(fmt.Errorf("%s (pid %d) goes on with the program that it has: %w", what, h.Reply.PID, err))
+				warn(fmt.Errorf("%s (pid %d) is not served by the installed program: %w", what, h.Reply.PID, err))
 				failed = true
 				continue
 			}

@@ -21,8 +21,11 @@ type Config struct {
 	Uplink     uplink.Uplink
 	Server     string   // text of the server's abstract name
 	ServerUIDs []uint32 // trusted, and root and the own uid are, too
-	// Successor says why the program that is to go on with the lease, when root asks for that, cannot be executed.
-	Successor func() error
+	// Successor says why the program that is to go on with the lease, when root asks for that, cannot. It runs beside
+	// the loop.
+	Successor func(Handover) error
+	// From is what the program before has handed over.
+	From *Handover
 }
 
 // Report is called once, with the table that is in force, or with 0 and why there is none.
@@ -32,7 +35,7 @@ type Report func(table uint32, why string)
 // is deleted or ctx ends; then it takes both back. If another client serves the address, Run reports the table of that
 // one and returns. If root asks for it, Run leaves all in place and returns a Handover.
 func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error {
-	conn, err := becomeHolder(ctx, cfg, report, log)
+	conn, err := holderSocket(ctx, cfg, report, log)
 	if conn == nil {
 		return err
 	}
@@ -43,10 +46,25 @@ func Run(ctx context.Context, cfg Config, report Report, log *slog.Logger) error
 	}
 	defer l.close()
 	l.scope, l.successor = lone{l}, cfg.Successor
+	if cfg.From != nil {
+		l.executedFor = cfg.From.Asker
+	}
 	s := l.add(newMachine(cfg.Uplink, true, false), conn)
 	l.feed(s, event{kind: start})
 	l.look(s)
 	return l.run(ctx)
+}
+
+// holderSocket returns the socket of the program before, or one of its own.
+func holderSocket(ctx context.Context, cfg Config, report Report, log *slog.Logger) (*wire.Conn, error) {
+	if cfg.From != nil && cfg.From.Socket != nil {
+		conn, err := wire.FromFile(cfg.From.Socket, wire.MaxReplace)
+		if err == nil {
+			return conn, nil
+		}
+		log.Error("the socket of the program before cannot be used; taking its name again", "err", err)
+	}
+	return becomeHolder(ctx, cfg, report, log)
 }
 
 // becomeHolder returns a socket at the holder's name of the key. If another client has the name, becomeHolder asks it,

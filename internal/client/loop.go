@@ -50,8 +50,10 @@ type loop struct {
 	away     bool          // the server does not answer, which was told
 	tellAt   time.Duration // when it is looked at where packets leave; 0: nothing is doubtful
 	// successor looks for the program that Reexec asks for; nil: there is none.
-	successor func() error
-	handover  error // a Handover, which ends the loop
+	successor   func(Handover) error
+	makingWay   bool      // successor runs
+	handover    error     // a Handover, which ends the loop
+	executedFor wire.Addr // who asked for the execution of this program; the zero value: nobody
 }
 
 func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*loop, error) {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -65,6 +66,22 @@ func (a Addr) String() string {
 		return strconv.Quote(string(name[:end]))
 	}
 	return strconv.Quote("@" + string(name[1:end]))
+}
+
+// MarshalText writes the address for another program of this host.
+func (a Addr) MarshalText() ([]byte, error) {
+	return base64.StdEncoding.AppendEncode(nil, a.raw[:a.len]), nil
+}
+
+// UnmarshalText reads what MarshalText wrote.
+func (a *Addr) UnmarshalText(text []byte) error {
+	raw, err := base64.StdEncoding.AppendDecode(nil, text)
+	if err != nil || len(raw) > len(a.raw) {
+		return fmt.Errorf("socket address %q: want at most %d bytes in base64", text, len(a.raw))
+	}
+	*a = Addr{len: uint32(len(raw))}
+	copy(a.raw[:], raw)
+	return nil
 }
 
 // path returns the part of sun_path that belongs to the address: unix_diag calls it the name.
@@ -157,6 +174,16 @@ func FromFile(f *os.File, size int) (*Conn, error) {
 		return nil, fmt.Errorf("socket that was passed in: %w", err)
 	}
 	return newConn(fd, addr, size)
+}
+
+// File returns a duplicate of the socket, which a program that is executed next can take by FromFile.
+func (c *Conn) File() (*os.File, error) {
+	duplicate, errno := 0, error(nil)
+	err := c.raw.Control(func(fd uintptr) { duplicate, errno = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) })
+	if err = errors.Join(err, errno); err != nil {
+		return nil, fmt.Errorf("duplicate socket %s: %w", c.addr, err)
+	}
+	return os.NewFile(uintptr(duplicate), c.addr.String()), nil
 }
 
 func checkSocket(fd int) (Addr, error) {

@@ -323,3 +323,45 @@ func TestCharge(t *testing.T) {
 		}
 	}
 }
+
+// TestHandedOn: a socket keeps its name and what waits in it while its process executes another program, which gets a
+// duplicate and the address of who asked.
+func TestHandedOn(t *testing.T) {
+	addr, err := Exact(name(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := Listen(addr, MaxRequest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := addr.MarshalText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var to Addr
+	if err := to.UnmarshalText(text); err != nil || to != addr {
+		t.Fatalf("%s became %s, %v", addr, to, err)
+	}
+	if err := SendApart(Message{Data: []byte("waits"), To: to}); err != nil {
+		t.Fatal(err)
+	}
+	file, err := before.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before.Close()
+	after, err := FromFile(file, MaxRequest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer after.Close()
+	if got, err := after.ReceiveNow(); err != nil || len(got) != 1 || string(got[0].Data) != "waits" || after.Addr() != addr {
+		t.Errorf("at %s: %v, %v", after.Addr(), got, err)
+	}
+	for _, wrong := range []string{"%", strings.Repeat("AAAA", 40)} {
+		if err := to.UnmarshalText([]byte(wrong)); err == nil {
+			t.Errorf("%q was taken as %s", wrong, to)
+		}
+	}
+}
