@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -47,10 +48,10 @@ func (l *loop) makeWay(p packet) {
 		}
 		return
 	}
-	to, err := l.mayMakeWay(p)
-	if err == nil && l.makingWay {
-		return // the asker asks again
+	if l.makingWay || slices.ContainsFunc(l.sessions, func(s *session) bool { return s.lease.state == releasing }) {
+		return // the asker asks again, and what is left of the link's former name is gone then
 	}
+	to, err := l.mayMakeWay(p)
 	if err != nil {
 		l.stay(s, p.from, err)
 		return
