@@ -7,7 +7,7 @@ import (
 )
 
 // script drives a health: a + is a round with an answer, - one without, 2 one of the second target only, p one that a
-// portal answers, e one with the expected page, c loss of the carrier, C its return; each a second after the last one.
+// portal answers, e one with the expected page, u one in which the page does not come, c loss of the carrier, C its return; each a second after the last one.
 func script(h *Health, now *time.Duration, text string) {
 	for _, what := range text {
 		*now += time.Second
@@ -21,6 +21,8 @@ func script(h *Health, now *time.Duration, text string) {
 			r.Portal = Intercepted
 		case 'e':
 			r.Portal = Expected
+		case 'u':
+			r.Portal = Unanswered
 		case 'c', 'C':
 			h.Carrier(*now, what == 'C')
 			continue
@@ -164,6 +166,15 @@ func TestAsksPortal(t *testing.T) {
 		{"asked", "e", 0, false},
 		{"five minutes later", "e", 5 * time.Minute, true},
 		{"behind a portal", "p", 30 * time.Second, true},
+		{"without an answer", "u", 5 * time.Second, false},
+		{"without an answer, again", "u", 10 * time.Second, true},
+		{"without the second answer", "uu", 10 * time.Second, false},
+		{"without the second answer, again", "uu", 20 * time.Second, true},
+		{"without answers for long", strings.Repeat("u", 100), 5 * time.Minute, true},
+		{"without answers for long, soon", strings.Repeat("u", 100), 5*time.Minute - time.Second, false},
+		{"an answer after none", "uue", 20 * time.Second, false},
+		{"behind a portal that went silent", "puuu", 30 * time.Second, true},
+		{"with a new carrier", "uuucC", 0, true},
 		{"dead", "e-----", 0, false},
 		{"before it is believed", "e-----++++", 0, true},
 	} {

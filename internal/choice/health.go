@@ -32,9 +32,10 @@ type Answer int
 
 // The answers.
 const (
-	Unasked     Answer = iota // or no answer, which says nothing of a portal
-	Expected                  // the page that the configuration names
-	Intercepted               // another page
+	Unasked     Answer = iota
+	Expected           // the page that the configuration names
+	Intercepted        // another page
+	Unanswered         // the page was asked for, and nothing came, which says nothing of a portal
 )
 
 // Round is what one round of probes brought.
@@ -63,7 +64,8 @@ type Health struct {
 	rounds           int    // how many of these bits count
 	hold             time.Duration
 	failure          time.Duration // when it failed last; 0: never
-	portalAt         time.Duration // when a portal was asked for last
+	portalAt         time.Duration // when a portal was asked for last; 0: never
+	unanswered       int           // of these questions in a row
 	hour             hour
 }
 
@@ -105,9 +107,7 @@ func (h *Health) Round(now time.Duration, r Round) bool {
 		return false // a late one
 	}
 	h.count(now, r)
-	if r.Portal != Unasked {
-		h.portalAt = now
-	}
+	h.notePortal(now, r.Portal)
 	if !r.Answered {
 		return h.silent(now, r)
 	}
@@ -128,6 +128,18 @@ func (h *Health) Round(now time.Duration, r Round) bool {
 		return h.enter(now, Alive, fmt.Sprintf("%d %% of the last %d rounds lost", h.Loss(), window))
 	}
 	return false
+}
+
+func (h *Health) notePortal(now time.Duration, a Answer) {
+	switch a {
+	case Unasked:
+		return
+	case Unanswered:
+		h.unanswered++
+	default:
+		h.unanswered = 0
+	}
+	h.portalAt = max(now, 1)
 }
 
 // silent is a round without any answer.
@@ -179,7 +191,7 @@ func (h *Health) enter(now time.Duration, s State, why string) bool {
 		h.lost, h.rounds, h.RTT = 0, 0, 0
 	}
 	if s == Dead || s == NoCarrier || s == Unknown || s == Off {
-		h.failed, h.answered, h.portalAt = 0, 0, 0
+		h.failed, h.answered, h.portalAt, h.unanswered = 0, 0, 0, 0
 	}
 	return true
 }
@@ -245,6 +257,8 @@ func (h *Health) AsksPortal(now time.Duration) bool {
 		return h.answered+1 >= h.numbers.Up
 	case h.State == Portal:
 		every = min(every, portalRounds*h.numbers.Interval)
+	case h.unanswered > 0: // the page may be lost, or its server gone
+		every = min(every, h.numbers.Interval<<min(h.unanswered, mostDoubled))
 	}
 	return h.portalAt == 0 || now-h.portalAt >= every
 }

@@ -44,5 +44,6 @@ const (
 	patience       = 4   // times the smoothed round trip
 	firstRounds    = 2   // without an answer before a new uplink is dead
 	portalRounds   = 6   // Intervals between questions, while a portal answers
+	mostDoubled    = 10  // times that the pause after a page without an answer doubles
 	jitter         = 0.1 // of a pause, which is that much shorter at most
 )

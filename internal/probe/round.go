@@ -83,8 +83,10 @@ func Round(ctx context.Context, t Task) Result {
 			r.Round.Portal = choice.Expected
 		case errors.Is(page.Err, errStatus):
 			r.Round.Portal = choice.Intercepted
+		default:
+			r.Round.Portal = choice.Unanswered
 		}
-		if r.Round.Portal != choice.Unasked && !r.Answered { // it answers, whoever it is
+		if r.Round.Portal != choice.Unanswered && !r.Answered { // it answers, whoever it is
 			r.Answered, r.RTT = true, time.Since(begin)
 		}
 	}
