@@ -136,7 +136,7 @@ func (c *chooser) sessionOf(family int, table uint32) *session {
 // place leads unbound traffic to a table, whose best default route main gets if it keeps one of its own. switched says
 // that this is another table than before; else nothing differs, unless another program deleted something.
 func (c *chooser) place(now time.Duration, family int, table uint32, best route.Route, switched bool) error {
-	keeps, first, err := c.env.Picture.KeepsDefault(family)
+	kept, err := c.env.Picture.KeptDefaults(family)
 	if err != nil {
 		return err
 	}
@@ -158,25 +158,39 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 	want := install.Choice{Attrs: []any{"ifname", s.lease.uplink.Key.Ifname, "addr", s.lease.uplink.Key.Address, "family", familyName(family)}}
 	var by []string
 	if mode == UnboundAuto || mode == UnboundRule {
-		want.Rules = uplink.ChoiceRules(table, moves && !keeps)
+		want.Rules = uplink.ChoiceRules(table, moves && !kept.Any)
 		by = append(by, "rule")
 	}
-	c.warning[family] = ""
-	if mode == UnboundMain || mode == UnboundAuto && keeps {
+	inMain := mode == UnboundMain || mode == UnboundAuto && kept.Any
+	taken := slices.ContainsFunc(kept.Front, func(r route.Route) bool { return r.Metric == uplink.ChoiceMetric })
+	if inMain && !taken {
 		r := uplink.ChoiceRoute(best, s.addr)
 		want.Route = &r
 		by = append(by, "main")
-		if first {
-			c.warning[family] = "main has a default route of metric 0 of another program, before which no other comes"
-		}
 	}
 	c.by[family] = by
+	c.warn(family, s, inMain, kept.Front)
 	changed, err := c.env.SyncChoice(family, want)
-	if changed && !switched && c.placed[family] {
+	if changed && c.placed[family] && want.Equal(c.wanted[family]) {
 		c.restoredSomething(now)
 	}
-	c.placed[family] = true
+	c.placed[family], c.wanted[family] = true, want
 	return err
+}
+
+// warn notes what stands against the choice: a default route of another program, unless that leads to the chosen uplink.
+// The log has each once.
+func (c *chooser) warn(family int, s *session, inMain bool, front []route.Route) {
+	c.warning[family] = ""
+	if !inMain || len(front) == 0 || slices.Equal(front[0].Links(), []int{s.inst.Index}) {
+		return
+	}
+	text := fmt.Sprintf("main has %q of another program, before which no route of the choice can stand", c.env.RouteText(front[0]))
+	c.warning[family] = text
+	if text != c.warned[family] {
+		c.warned[family] = text
+		c.log.Warn("unbound traffic may not use the chosen uplink: "+text+`; give the link of that route "routes": "move"`, "family", familyName(family), "ifname", s.lease.uplink.Key.Ifname)
+	}
 }
 
 // restoredSomething notes that another program deleted what leads to the choice. If it goes on, that is restored at times only.
@@ -201,7 +215,7 @@ func (c *chooser) withdraw(family int, why string) error {
 	if changed {
 		c.log.Info("no uplink is chosen for unbound traffic", "family", familyName(family), "why", why)
 	}
-	c.placed[family], c.by[family], c.warning[family] = false, nil, ""
+	c.placed[family], c.by[family], c.warning[family], c.wanted[family] = false, nil, "", install.Choice{}
 	return nil
 }
 

@@ -46,6 +46,9 @@ type chooser struct {
 	by       map[int][]string
 	decision map[int]choice.Decision
 	warning  map[int]string // what stands against the choice
+	warned   map[int]string // the last one in the log
+	wanted   map[int]install.Choice
+	failure  string         // the last one in the log, until the choice is placed
 	pinned   map[int]string // the link that a user wants
 	decideAt time.Duration  // when the choice is made next; 0: nothing calls for that
 	restored time.Duration  // not before then is restored what others delete
@@ -74,7 +77,7 @@ type probed struct {
 func newChooser(h *host) *chooser {
 	c := &chooser{
 		host: h, uplinks: make(map[wire.Key]*probed), current: make(map[int]uint32), by: make(map[int][]string),
-		decision: make(map[int]choice.Decision), warning: make(map[int]string), pinned: make(map[int]string),
+		decision: make(map[int]choice.Decision), warning: make(map[int]string), warned: make(map[int]string), wanted: make(map[int]install.Choice), pinned: make(map[int]string),
 		grace: wire.Now() + startGrace, restores: rate.NewLimiter(rate.Every(restoreEvery), restoreBurst), placed: make(map[int]bool),
 	}
 	c.configure()
@@ -336,8 +339,14 @@ func (c *chooser) decide(now time.Duration) {
 	for _, family := range families {
 		errs = append(errs, c.decideFamily(now, family))
 	}
-	if err := errors.Join(errs...); err != nil {
-		c.log.Error("cannot lead unbound traffic to the chosen uplink", "err", err)
-		c.in(restoreEvery)
+	err := errors.Join(errs...)
+	if err == nil {
+		c.failure = ""
+		return
 	}
+	if text := err.Error(); text != c.failure {
+		c.failure = text
+		c.log.Error("cannot lead unbound traffic to the chosen uplink; that is tried again", "err", err)
+	}
+	c.in(restoreEvery)
 }

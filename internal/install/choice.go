@@ -2,6 +2,7 @@ package install
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -14,6 +15,12 @@ type Choice struct {
 	Rules []route.Rule
 	Route *route.Route // in main; nil: none
 	Attrs []any        // of log lines
+}
+
+// Equal reports whether two choices have the same rules and the same route.
+func (c Choice) Equal(o Choice) bool {
+	same := c.Route == nil && o.Route == nil || c.Route != nil && o.Route != nil && c.Route.Equal(*o.Route)
+	return same && slices.Equal(c.Rules, o.Rules)
 }
 
 // SyncChoice makes rules and route of the choice what c wants, additions first, and reports whether anything differed.
@@ -36,7 +43,7 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 		err := e.Kernel.AddRoute(*c.Route) // which replaces the one of the choice before
 		if err == nil {
 			changed, stands = true, true
-			e.Log.Info("default route of the chosen uplink added to main", append([]any{"route", c.Route.String()}, c.Attrs...)...)
+			e.Log.Info("default route of the chosen uplink added to main", append([]any{"route", e.RouteText(*c.Route)}, c.Attrs...)...)
 		}
 		errs = append(errs, err)
 	}
@@ -56,7 +63,7 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 		gone, err := e.Kernel.DeleteRoute(r)
 		if gone {
 			changed = true
-			e.Log.Info("default route of the choice deleted from main", "route", r.String())
+			e.Log.Info("default route of the choice deleted from main", "route", e.RouteText(r))
 		}
 		errs = append(errs, err)
 	}
@@ -66,14 +73,19 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 	return changed, errors.Join(errs...)
 }
 
-// KeepsDefault reports whether main has a default route of somebody else, and whether one of metric 0, before which no
-// other comes.
-func (p *Picture) KeepsDefault(family int) (keeps, first bool, err error) {
+// Kept is which default routes of others main has.
+type Kept struct {
+	Any   bool
+	Front []route.Route // those of the metric of the choice's route, in whose place it cannot be, or of a better one
+}
+
+// KeptDefaults returns which default routes of others main has.
+func (p *Picture) KeptDefaults(family int) (Kept, error) {
 	m, err := p.main(family)
 	if err != nil {
-		return false, false, err
+		return Kept{}, err
 	}
-	return m.keeps, m.first, nil
+	return m.kept, nil
 }
 
 // Default is the best default route of a table.

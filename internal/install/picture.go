@@ -43,7 +43,7 @@ type main struct {
 	defaults map[int]bool // links over which there is a default route, or the half of one
 	ends     bool         // there is a default route that leads nowhere
 
-	keeps, first bool // there is a default route of somebody else; one of metric 0
+	kept Kept
 
 	// versions count changes, so that an uplink can tell whether one concerns it.
 	versions map[int]int // by ifindex
@@ -241,8 +241,15 @@ func (m *main) sortImage() {
 
 // noteDefaults finds out what a default route of the choice would stand beside.
 func (m *main) noteDefaults(routes []route.Route) {
-	m.keeps = slices.ContainsFunc(routes, uplink.KeepsDefault)
-	m.first = slices.ContainsFunc(routes, func(r route.Route) bool { return uplink.KeepsDefault(r) && r.Metric == 0 })
+	m.kept = Kept{}
+	for _, r := range routes {
+		if uplink.KeepsDefault(r) {
+			m.kept.Any = true
+			if r.Metric <= uplink.ChoiceMetric {
+				m.kept.Front = append(m.kept.Front, r)
+			}
+		}
+	}
 }
 
 // take sorts the routes of an ordinary main, and counts what changed. own are destinations that are this host's.

@@ -486,10 +486,17 @@ func ours(r route.Route) bool { return r.Protocol == route.Protocol }
 func (e *Env) attrs(u uplink.Uplink, r route.Route) []any {
 	text := r.String()
 	if e.Log.Enabled(context.Background(), slog.LevelDebug) {
-		if link, found, err := e.Kernel.LinkByIndex(r.Index); err == nil && found {
-			text = strings.Replace(text, fmt.Sprintf(" dev #%d", r.Index), " dev "+link.Name, 1)
-		}
+		text = e.RouteText(r)
 	}
 	return []any{"route", text, "ifname", u.Key.Ifname, "addr", u.Key.Address,
 		"family", u.Key.Family.String(), "table", r.Table}
+}
+
+// RouteText is a route as `ip route` prints it, with the name of its link.
+func (e *Env) RouteText(r route.Route) string {
+	text := r.String()
+	if link, found, err := e.Kernel.LinkByIndex(r.Index); err == nil && found {
+		text = strings.Replace(text, fmt.Sprintf(" dev #%d", r.Index), " dev "+link.Name, 1)
+	}
+	return text
 }
