@@ -50,6 +50,9 @@ func (l *loop) changed(events []route.Event) {
 			l.tellSoon(s)
 		}
 	}
+	if n.overrun || n.newDefault || len(n.addresses)+len(n.tables) > 0 {
+		l.checkPrefixes()
+	}
 	l.scope.note(n)
 }
 

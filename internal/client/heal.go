@@ -161,6 +161,7 @@ func (l *loop) restoreRules(s *session) error {
 	if !s.serves() || s.lease.watched || !s.lease.uplink.IsAddress() {
 		return nil
 	}
+	l.checkPrefixes()
 	lost, err := s.inst.Rules.Restore(s.lease.table)
 	if len(lost) > 0 {
 		l.tell(s, events.RulesLost, lossText(len(lost), lost[0]))

@@ -51,6 +51,7 @@ type session struct {
 	doubtful  bool       // that may have changed
 	refusal   string     // of the server, as it was told
 	again     bool       // the server refused the address before, which was logged
+	leftOut   string     // the prefix that was left out last, and why
 }
 
 // leased is the table of the lease, if there is one; else 0.
@@ -117,6 +118,7 @@ func (l *loop) place(s *session, table uint32) bool {
 	if !s.lease.watched && s.lease.uplink.IsAddress() {
 		l.hearOfRules(s) // before there are any
 	}
+	l.checkPrefix(s, l.delegating())
 	err := s.inst.Place(table)
 	if s.lease.state != placing { // it has the lease already, and got other settings
 		s.warn("place the rules", err)
@@ -129,6 +131,9 @@ func (l *loop) place(s *session, table uint32) bool {
 	l.feed(s, event{kind: rulesPlaced, err: err})
 	if err == nil {
 		l.tellServed(s)
+	}
+	if err == nil && s.lease.uplink.Settings.Prefix.IsValid() {
+		l.checkPrefixes() // of other links that are in the prefix; and another process may have placed the same one now
 	}
 	return true
 }

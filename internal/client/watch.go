@@ -168,6 +168,7 @@ func (h *host) reconcile() {
 	h.keepLocks(news{overrun: true})
 	h.retryOne()
 	h.admit()
+	h.checkPrefixes()
 	h.heal()
 	h.collectStale()
 	h.choices.soon()

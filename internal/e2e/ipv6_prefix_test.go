@@ -60,8 +60,8 @@ func (h *home) waitDelegated(inside []*home) {
 }
 
 var rulesOfDelegated = []string{
-	"9999: from 2001:db8:1800::/56 lookup main suppress_prefixlength 6 proto 116",
-	"10000: from 2001:db8:1800::/56 lookup TABLE proto 116",
+	"10002: from 2001:db8:1800::/56 lookup main suppress_prefixlength 6 proto 116",
+	"10003: from 2001:db8:1800::/56 lookup TABLE proto 116",
 }
 
 // waitRulesOfDelegated waits until the prefix has one rule for main and one for each table.
@@ -124,7 +124,7 @@ func TestIPv6Prefix(t *testing.T) {
 	h.lease6("2001:db8:1000::21", "wan0", "--routes", "copy", "--prefix", delegated)
 	h.waitRulesOfDelegated(h.tableOf("2001:db8:1000::21"))
 	h.waitDelegated(inside)
-	h.ns.IP(t, "-6 rule del pref 9999 from "+delegated)
+	h.ns.IP(t, "-6 rule del pref 10002 from "+delegated)
 	h.waitRulesOfDelegated(h.tableOf("2001:db8:1000::21"))
 	h.watch.kill()
 	h.client("-6", "-r", "-a", "2001:db8:1000::21", "-i", "wan0")

@@ -22,7 +22,7 @@ func TestIPv6(t *testing.T) {
 	if got := h.lease6("2001:db8:0::02", "wan0", "--routes", "move", "--gateway", "fe80::1", "--prefix", "2001:db8:1::/56"); got != "10000" {
 		t.Fatalf("table: got %s", got)
 	}
-	rules := append(moveRules6Of2, "9999: from 2001:db8:1::/56 lookup main suppress_prefixlength 6 proto 116", "10000: from 2001:db8:1::/56 lookup 10000 proto 116")
+	rules := append(moveRules6Of2, "10002: from 2001:db8:1::/56 lookup main suppress_prefixlength 6 proto 116", "10003: from 2001:db8:1::/56 lookup 10000 proto 116")
 	h.waitRules6(rules...)
 	want := []string{
 		"2001:db8::/64 dev wan0 proto 116 src 2001:db8::2 metric 256",

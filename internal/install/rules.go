@@ -2,6 +2,7 @@ package install
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -14,6 +15,10 @@ type Rules struct {
 	Uplink  uplink.Uplink
 	Marking wire.Marking // of the interface; zero: not known
 	Guards  []route.Rule // of what is bound to the interface, as read last
+	// NoPrefix leaves out the rules for the delegated prefix, which cannot be this uplink's.
+	NoPrefix bool
+	// Delegated leaves out the block rule: the address is in a prefix that another uplink delegates, and leaves by that.
+	Delegated bool
 
 	env       *Env
 	adopted   bool
@@ -284,5 +289,12 @@ func (r *Rules) ReadGuards() error {
 func (r *Rules) Want(table uint32) []route.Rule { return r.wantWith(r.Guards, table) }
 
 func (r *Rules) wantWith(guards []route.Rule, table uint32) []route.Rule {
-	return append(r.Uplink.Rules(table), r.Uplink.Lookups(r.Marking, guards, table)...)
+	u := r.Uplink
+	if r.NoPrefix {
+		u.Settings.Prefix = netip.Prefix{}
+	}
+	if r.Delegated {
+		u.Settings.OnLoss = uplink.Fallback
+	}
+	return append(u.Rules(table), r.Uplink.Lookups(r.Marking, guards, table)...)
 }

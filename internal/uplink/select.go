@@ -3,6 +3,7 @@ package uplink
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"path"
 	"path/filepath"
@@ -87,8 +88,8 @@ func (p Profile) Validate() error {
 	if err := wire.CheckTag(p.Tag); err != nil {
 		return err
 	}
-	if p.Priorities.Source < 3 || p.Priorities.Network == 0 || p.Priorities.Unbound == 0 || p.Priorities.Source == 1<<32-1 {
-		return errors.New("priority: want numbers above 0, and above 2 for the source rule")
+	if p.Priorities.Source < 3 || p.Priorities.Network == 0 || p.Priorities.Unbound == 0 || p.Priorities.Source > math.MaxUint32-behindHosts {
+		return errors.New("priority: want numbers above 0, and for the source rule above 2 and below 4294967293")
 	}
 	if p.Priorities.Unbound >= ChoicePriority-1 && p.Priorities.Unbound <= ChoicePriority+1 {
 		return fmt.Errorf("priority: %d to %d are not for unbound rules, since the choice of an uplink has its rules there", ChoicePriority-1, ChoicePriority+1)

@@ -65,7 +65,7 @@ func (u Uplink) Rules(table uint32) []route.Rule {
 		return nil
 	}
 	rules := append(u.mainFirst(table), u.fromAddress(table)...)
-	rules = append(rules, u.fromPrefix(table)...)
+	rules = append(rules, u.fromNetworks(table)...)
 	rules = append(rules, u.toNetwork(table)...)
 	return append(rules, u.Unbound(table)...)
 }
@@ -101,7 +101,7 @@ func (u Uplink) mainFirst(table uint32) []route.Rule {
 // minLength is for lookups of main in which defaults and halves do not count.
 func minLength(family int) uint8 { return uint8(Halves(family) + 1) }
 
-// fromAddress are the rules for what comes from the address, or with Forward from its network.
+// fromAddress are the rules for what comes from the address.
 func (u Uplink) fromAddress(table uint32) []route.Rule {
 	host := lookup(u.Priorities.Source, table)
 	host.Src = u.Host()
@@ -111,26 +111,29 @@ func (u Uplink) fromAddress(table uint32) []route.Rule {
 		// before they come to other uplinks.
 		rules = append(rules, u.Block())
 	}
-	if u.Forward && !u.Network.IsSingleIP() {
-		forward := lookup(u.Priorities.Source, table)
-		forward.Src = u.Network.Masked()
-		rules = append(rules, forward)
-	}
 	return rules
 }
 
-// fromPrefix are the rules for a prefix that the network delegates to this host. Links behind the host have
-// parts of the prefix: what main knows of them comes first.
-func (u Uplink) fromPrefix(table uint32) []route.Rule {
-	if !u.Settings.Prefix.IsValid() {
-		return nil
+// behindHosts is how far behind the source rule the rule from a network or prefix stands. Rules from single addresses
+// come first: the network may contain an address of another uplink.
+const behindHosts = 3
+
+// fromNetworks are the rules for what comes from the network of the address, and from a prefix that the network
+// delegates to this host. Links behind the host have parts of the prefix: what main knows of them comes first.
+func (u Uplink) fromNetworks(table uint32) (rules []route.Rule) {
+	rule := lookup(u.Priorities.Source+behindHosts, table)
+	if u.Forward && !u.Network.IsSingleIP() {
+		rule.Src = u.Network.Masked()
+		rules = append(rules, rule)
 	}
-	rule := lookup(u.Priorities.Source, table)
+	if !u.Settings.Prefix.IsValid() {
+		return rules
+	}
 	rule.Src = u.Settings.Prefix.Masked()
 	specific := rule
 	specific.Priority--
 	specific.Table, specific.MinLength = unix.RT_TABLE_MAIN, minLength(u.Family())
-	return []route.Rule{specific, rule}
+	return append(rules, specific, rule)
 }
 
 // toNetwork are the rules for what goes to the network of the address: what main knows at the length of the

@@ -73,7 +73,7 @@ func TestRules(t *testing.T) {
 		}},
 		{"forward", func(u *Uplink) { u.Forward = true }, []string{
 			"10000: from 10.77.0.2 lookup 4000000000 proto 116",
-			"10000: from 10.77.0.0/24 lookup 4000000000 proto 116",
+			"10003: from 10.77.0.0/24 lookup 4000000000 proto 116",
 			"20000: from all to 10.77.0.0/24 lookup 4000000000 proto 116",
 			"91000: from all iif lo lookup 4000000000 proto 116",
 		}},
@@ -89,8 +89,8 @@ func TestRules(t *testing.T) {
 			u.Settings.Prefix = netip.MustParsePrefix("2001:db8:1::/56")
 		}, []string{
 			"10000: from fd00::2 lookup 4000000000 proto 116",
-			"9999: from 2001:db8:1::/56 lookup main suppress_prefixlength 6 proto 116",
-			"10000: from 2001:db8:1::/56 lookup 4000000000 proto 116",
+			"10002: from 2001:db8:1::/56 lookup main suppress_prefixlength 6 proto 116",
+			"10003: from 2001:db8:1::/56 lookup 4000000000 proto 116",
 			"20000: from all to fd00::/64 lookup 4000000000 proto 116",
 			"91000: from all iif lo lookup 4000000000 proto 116",
 		}},

@@ -3,6 +3,7 @@ package uplink
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -53,8 +54,8 @@ func (u Uplink) validateSettings() error {
 	switch {
 	case s.SpecificFirst && u.Priorities.Source < leastMainFirst:
 		return errors.New("specific-first: no room for two rules before the priority of the source rule")
-	case s.Prefix.IsValid() && u.Priorities.Source < 2:
-		return errors.New("prefix: no room for a rule before the priority of the source rule")
+	case (s.Prefix.IsValid() || u.Forward) && u.Priorities.Source > math.MaxUint32-behindHosts:
+		return errors.New("prefix, forward: no room for rules behind the priority of the source rule")
 	case s.OnLoss == Block && !u.CanBlock():
 		return errors.New("on-loss block: no room for a rule behind the source rule")
 	}

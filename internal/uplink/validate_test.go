@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -45,9 +46,9 @@ func TestValidate(t *testing.T) {
 		{"a prefix of IPv6", func(u *Uplink) { u.Settings.Prefix = netip.MustParsePrefix("2001:db8::/56") }, "prefix 2001:db8::/56"},
 		{"everything as a prefix", func(u *Uplink) { u.Settings.Prefix = netip.MustParsePrefix("0.0.0.0/0") }, "prefix 0.0.0.0/0"},
 		{"an address as a prefix", func(u *Uplink) { u.Settings.Prefix = netip.MustParsePrefix("192.0.2.7/32") }, "prefix 192.0.2.7/32"},
-		{"no room before, for a prefix", func(u *Uplink) {
-			u.Priorities.Source, u.Settings.Prefix = 1, netip.MustParsePrefix("198.51.100.0/24")
-		}, "prefix: no room"},
+		{"no room, for a prefix", func(u *Uplink) {
+			u.Priorities.Source, u.Settings.Prefix = math.MaxUint32-2, netip.MustParsePrefix("198.51.100.0/24")
+		}, "prefix, forward: no room"},
 		{"no room before", func(u *Uplink) { u.Priorities.Source, u.Settings.SpecificFirst = 2, true }, "specific-first: no room"},
 		{"no room behind", func(u *Uplink) { u.Priorities.Source, u.Settings.OnLoss = 1<<32-1, Block }, "on-loss block: no room"},
 		{"settings", func(u *Uplink) { u.Settings.OnLoss = "cry" }, "on-loss"},
@@ -71,7 +72,7 @@ func TestValidate(t *testing.T) {
 func TestUpdatedRefuses(t *testing.T) {
 	u := Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}, Priorities: Priorities{1, 2, 3}}
 	for _, settings := range []string{
-		`{"routes":"none","on_loss":"fallback","prefix":"198.51.100.0/24"}`,
+		`{"routes":"none","on_loss":"fallback","prefix":"198.51.100.7/32"}`,
 		`{"routes":"none","on_loss":"fallback","specific_first":true}`,
 		`{"routes":"copy","on_loss":"fallback","gateways":["fe80::1"]}`,
 	} {

@@ -1,0 +1,138 @@
+package client
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// checkPrefixes compares the delegated prefixes of all sessions with the other uplinks, and makes the rules follow.
+func (l *loop) checkPrefixes() {
+	delegating := l.delegating()
+	for _, s := range l.all() {
+		if s.serves() && l.checkPrefix(s, delegating) {
+			s.warn("place the rules", s.inst.Place(s.lease.table))
+		}
+	}
+}
+
+// delegating are the sessions whose uplinks delegate a prefix.
+func (l *loop) delegating() (all []*session) {
+	for _, s := range l.sessions {
+		if s.lease.uplink.Settings.Prefix.IsValid() {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// checkPrefix reports whether a session needs other rules than before, since a delegated prefix takes traffic of
+// another uplink, or takes it no longer.
+func (l *loop) checkPrefix(s *session, delegating []*session) bool {
+	before := s.inst.Rules
+	s.inst.Rules.Delegated = slices.ContainsFunc(delegating, func(other *session) bool {
+		return other.lease.uplink.Settings.Prefix.Contains(s.addr) && other.inst.Index != s.inst.Index && other.serves() && !other.inst.Rules.NoPrefix
+	})
+	prefix := s.lease.uplink.Settings.Prefix
+	why := ""
+	if prefix.IsValid() {
+		var err error
+		why, err = l.takenPrefix(s, prefix.Masked())
+		s.warn("compare the delegated prefix with other uplinks", err)
+		if err != nil {
+			return false // as it is
+		}
+	}
+	s.inst.Rules.NoPrefix = why != ""
+	if text := prefix.String() + why; why != "" && s.leftOut != text {
+		s.leftOut = text
+		s.log.Warn("a value is left out, since it cannot be right", "option", "--prefix", "value", prefix.String(), "why", why)
+	}
+	return before.NoPrefix != s.inst.Rules.NoPrefix || before.Delegated != s.inst.Rules.Delegated
+}
+
+// takenPrefix says why a prefix cannot be delegated to an uplink: another uplink has a part of it. That is a link with
+// a lease and a default route of its own. Links behind this host, which have parts of the prefix, have no default.
+func (l *loop) takenPrefix(s *session, prefix netip.Prefix) (why string, err error) {
+	rules, err := l.kernel.RulesWhere(s.family(), func(r *route.Rule) bool {
+		return r.Protocol == route.Protocol && r.Src.IsValid() && !uplink.LeavesTable(*r)
+	})
+	if err != nil {
+		return "", err
+	}
+	addresses, err := l.kernel.Addresses(s.family())
+	if err != nil {
+		return "", err
+	}
+	others := otherUplinks(rules, addresses, s.inst.Index)
+	stands := slices.ContainsFunc(rules, func(r route.Rule) bool { return r.Src == prefix && r.Table == s.lease.table })
+	for _, r := range rules {
+		index, other := others[r.Table]
+		if !other || uplink.IsHost(r) || !r.Src.Overlaps(prefix) || isNetworkOf(index, r.Src, addresses) {
+			continue
+		}
+		if !stands || r.Table < s.lease.table { // of two that came at once, one stays
+			return fmt.Sprintf("another uplink has the prefix %s", r.Src), nil
+		}
+	}
+	for table, index := range others {
+		part, leads, err := l.partOf(prefix, s.family(), table, index, addresses)
+		if err != nil {
+			return "", err
+		}
+		if leads && part.IsValid() {
+			return fmt.Sprintf("another uplink has %s", part), nil
+		}
+	}
+	return "", nil
+}
+
+// otherUplinks are the tables of addresses on other links than index, and their links.
+func otherUplinks(rules []route.Rule, addresses []route.Address, index int) map[uint32]int {
+	links := make(map[netip.Addr][]int)
+	for _, a := range addresses {
+		links[a.Addr] = append(links[a.Addr], a.Index)
+	}
+	others := make(map[uint32]int)
+	for _, r := range rules {
+		if on := links[r.Src.Addr()]; uplink.IsHost(r) && len(on) > 0 && !slices.Contains(on, index) {
+			others[r.Table] = on[0]
+		}
+	}
+	return others
+}
+
+// isNetworkOf reports whether a prefix is the network of a link, which has a rule if this host forwards for it.
+func isNetworkOf(index int, prefix netip.Prefix, addresses []route.Address) bool {
+	return slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Index == index && a.Network().Masked() == prefix })
+}
+
+// partOf returns an address or on-link network of a link that is in a prefix, if there is one, and reports whether the
+// table of the link or main has a default route over it.
+func (l *loop) partOf(prefix netip.Prefix, family int, table uint32, index int, addresses []route.Address) (part netip.Prefix, leads bool, err error) {
+	routes, err := l.kernel.RoutesOn(family, table, index)
+	if err != nil {
+		return part, false, err
+	}
+	for _, a := range addresses {
+		if a.Index == index && prefix.Contains(a.Addr) && !part.IsValid() {
+			part = a.Network()
+		}
+	}
+	for _, r := range routes {
+		leads = leads || r.Dst.Bits() <= uplink.Halves(family)
+		if !part.IsValid() && !r.Gateway.IsValid() && r.Dst.Bits() >= prefix.Bits() && prefix.Contains(r.Dst.Addr()) {
+			part = r.Dst
+		}
+	}
+	if leads || !part.IsValid() {
+		return part, leads, nil
+	}
+	main, err := l.kernel.RoutesOn(family, unix.RT_TABLE_MAIN, index)
+	return part, uplink.Defaults(main)[index], err
+}
