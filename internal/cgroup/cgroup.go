@@ -352,13 +352,15 @@ func verify(m Mark) error {
 	return nil
 }
 
+var errNotMounted = errors.New("no cgroup2 file system is mounted where others could see the cgroup: mount one with `mount -t cgroup2 cgroup2 /sys/fs/cgroup`")
+
 // Interface makes the cgroup of an interface and returns its path: whoever is put into it is bound.
 func (c *Cgroups) Interface(u Uplink, m Mark) (dir string, missing []Missing, err error) {
 	if err := u.Check(); err != nil {
 		return "", nil, err
 	}
 	if c.private != nil {
-		return "", nil, errors.New("no cgroup2 file system is mounted where others could see the cgroup: mount one with `mount -t cgroup2 cgroup2 /sys/fs/cgroup`")
+		return "", nil, errNotMounted
 	}
 	cgroup := path.Join(rootName, u.String())
 	if missing, err = c.place(-1, cgroup, m); err != nil {
@@ -410,8 +412,11 @@ func (c *Cgroups) sweepIn(cgroup string) {
 	}
 }
 
-// sweep removes a cgroup of ours if it is empty and nobody is about to enter it.
+// sweep removes a cgroup of ours if it is empty, is not to stand, and nobody is about to enter it.
 func sweep(dir string) {
+	if stands(dir) {
+		return
+	}
 	unlock, busy := lock(dir, 1)
 	if busy {
 		return

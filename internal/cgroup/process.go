@@ -232,7 +232,7 @@ func (c *Cgroups) Bound() ([]Bound, error) {
 	}
 	var bound []Bound
 	for _, b := range all {
-		if len(b.PIDs) == 0 && strings.HasPrefix(path.Base(b.Cgroup), childPrefix) {
+		if len(b.PIDs) == 0 && strings.HasPrefix(path.Base(b.Cgroup), childPrefix) && !stands(c.file(b.Cgroup)) {
 			sweep(c.file(b.Cgroup))
 			continue
 		}
@@ -433,6 +433,12 @@ func (c *Cgroups) free(which func(u Uplink, pid int) bool) error {
 	for _, u := range interfaces {
 		if !others[u] && which(u, os.Getpid()) {
 			errs = append(errs, c.RemoveInterface(u))
+		}
+	}
+	for _, u := range c.AllStanding() {
+		if !others[u] && which(u, os.Getpid()) {
+			_, err := c.RemoveStanding(u)
+			errs = append(errs, err)
 		}
 	}
 	_, err = c.Bound() // sweeps

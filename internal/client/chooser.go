@@ -260,7 +260,7 @@ func (c *chooser) gather(now time.Duration) error {
 	}
 	serving := make(map[*session]bool)
 	for _, s := range c.sessions {
-		if !s.lease.uplink.IsAddress() || !s.serves() {
+		if !s.lease.uplink.IsAddress() || s.lease.uplink.NoUnbound || !s.serves() {
 			continue
 		}
 		serving[s] = true

@@ -83,7 +83,7 @@ func (c *WatchConfig) set(key string, value []byte) error {
 }
 
 func parseProfile(name string, text []byte) (uplink.Profile, error) {
-	p := uplink.DefaultProfile()
+	p, unbound := uplink.DefaultProfile(), true
 	type field struct {
 		into any
 		want string
@@ -98,6 +98,8 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 		"on_loss":         {&p.Settings.OnLoss, "fallback or block"},
 		"specific_first":  {&p.Settings.SpecificFirst, "true or false"},
 		"own_link_only":   {&p.Settings.OwnLinkOnly, "true or false"},
+		"unbound":         {&unbound, "true or false"},
+		"cgroup":          {&p.Cgroup, "true or false"},
 		"nameservers":     {&p.Settings.Nameservers, "a list of addresses"},
 		"dnsmasq_servers": {&p.Settings.ServersFile, "a path"},
 		"rank":            {&p.Traits.Rank, "a number, of which lower is better"},
@@ -124,6 +126,7 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 	if err != nil {
 		return p, err
 	}
+	p.NoUnbound = !unbound
 	if err := p.Validate(); err != nil {
 		return p, fmt.Errorf("%s: %w", name, err)
 	}

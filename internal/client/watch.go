@@ -45,6 +45,7 @@ type host struct {
 	blame       blame
 	memory      remember.Dir // of this network namespace, see remembered; "": none
 	choices     *chooser
+	cgroups     *cgroups
 }
 
 // Reload is a configuration that was read again. With Err the one before stays in force.
@@ -95,7 +96,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	if h.order, err = h.unboundOrder(uplink.Loopback); err != nil {
 		return err
 	}
-	h.choices = newChooser(h)
+	h.choices, h.cgroups = newChooser(h), newCgroups(h)
 	if err = h.choices.adopt(); err != nil {
 		return err
 	}
@@ -154,6 +155,7 @@ func (h *host) settled(s *session) {
 	h.retryRefused(s)
 	h.saveSettings(s)
 	h.choices.soon()
+	h.cgroups.keep()
 }
 
 // reconcile compares the addresses of the host with the sessions, and rules and routes with both.
@@ -172,6 +174,7 @@ func (h *host) reconcile() {
 	h.heal()
 	h.collectStale()
 	h.choices.soon()
+	h.cgroups.keep()
 }
 
 // reloadConfig takes over another configuration. Leases stay.

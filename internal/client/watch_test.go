@@ -33,7 +33,7 @@ func TestLoadWatchConfig(t *testing.T) {
 		"links": [
 			{
 				"ifname": "wan*", "families": ["inet"], "tag": "cable", "table": 10017, "priority": [1000, 2000, 9000],
-				"no_network_rule": true, "forward": true, "routes": "move", "on_loss": "block", "specific_first": true, "own_link_only": true,
+				"no_network_rule": true, "forward": true, "routes": "move", "on_loss": "block", "specific_first": true, "own_link_only": true, "unbound": false, "cgroup": true,
 				"nameservers": ["192.0.2.53", "2001:db8::53"], "dnsmasq_servers": "/run/x",
 			},
 			{},
@@ -44,7 +44,7 @@ func TestLoadWatchConfig(t *testing.T) {
 	}
 	want := WatchConfig{Server: "other", ReconcileEvery: 5 * time.Second, Selection: uplink.Selection{Exclude: []string{"x*"}, Profiles: []uplink.Profile{{
 		Ifname: "wan*", Families: []wire.Family{wire.Inet}, Tag: "cable", Want: 10017, Priorities: uplink.Priorities{Source: 1000, Network: 2000, Unbound: 9000},
-		NoNetwork: true, Forward: true,
+		NoNetwork: true, NoUnbound: true, Cgroup: true, Forward: true,
 		Settings: uplink.Settings{Routes: uplink.MoveRoutes, OnLoss: uplink.Block, SpecificFirst: true, OwnLinkOnly: true, ServersFile: "/run/x",
 			Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}},
 	}, uplink.DefaultProfile()}}}

@@ -103,6 +103,20 @@ func TestSystemd(t *testing.T) {
 		}
 	}
 
+	// Within its sandbox the watch makes the cgroup of a link, and removes it.
+	for _, tt := range [][2]string{{`{"links":[{"cgroup":true}]}`, "test -k"}, {`{"links":[{}]}`, "test ! -e"}} {
+		config, want := tt[0], tt[1]
+		inside("sh", "-c", `echo "$1" >/mnt/etc/table-allocator/watch.json`, "sh", config)
+		systemctl("reload", "table-allocator-watch")
+		eventually(t, want+" its cgroup with "+config, func() error {
+			if r := inside("sh", "-c", want+" /sys/fs/cgroup/ta-wan0"); r.code != 0 {
+				return fmt.Errorf("%+v", r)
+			}
+			return nil
+		})
+	}
+	h.waitRules(rules...)
+
 	// A server that was stopped is started by whoever asks.
 	systemctl("stop", "table-allocator-server.service")
 	h.ns.IP(t, "address add 10.77.1.2/24 dev wan0")

@@ -21,6 +21,8 @@ type Profile struct {
 	Want       uint32 // the table to ask for, which one address can have; 0: any
 	Priorities Priorities
 	NoNetwork  bool
+	NoUnbound  bool // nor is the uplink chosen for unbound traffic
+	Cgroup     bool // there is a cgroup whose processes are bound to the link
 	Forward    bool
 	Settings   Settings
 	Traits     Traits
@@ -31,6 +33,12 @@ type Traits struct {
 	Rank    int  // lower is better
 	Metered bool // used if no other works, and probed rarely
 	NoProbe bool // taken for one that works
+}
+
+// HasCgroup reports whether a link has a cgroup: that of the first profile that names it.
+func (c Selection) HasCgroup(ifname string) bool {
+	at := slices.IndexFunc(c.Profiles, func(p Profile) bool { return matches(p.Ifname, ifname) })
+	return at >= 0 && c.Profiles[at].Cgroup && !c.Excludes(ifname)
 }
 
 // Traits returns those of a link.
@@ -161,6 +169,7 @@ func (c Selection) Uplink(a route.Address, ifname string) (Uplink, bool) {
 			Want:       p.Want,
 			Priorities: p.Priorities,
 			NoNetwork:  p.NoNetwork,
+			NoUnbound:  p.NoUnbound,
 			Forward:    p.Forward,
 			Settings:   settings,
 		}, true

@@ -29,6 +29,7 @@ type Uplink struct {
 	Want       uint32 // the table to ask for; 0: any
 	Priorities Priorities
 	NoNetwork  bool // leave the network rule out
+	NoUnbound  bool // leave the unbound rules out: what is bound to nothing never uses this uplink
 	Forward    bool // rule for forwarded traffic that comes from the network, too
 	Settings   Settings
 	Ties       []Tie // with main first, as main has them now
@@ -176,6 +177,9 @@ func MainKnowsNetwork(rules []route.Rule, table uint32) bool {
 // Unbound are the rules for what is bound to nothing, where main has no route. With move main has lost its
 // defaults, so that forwarded packets need a rule, too, and iif lo is for what this host sends.
 func (u Uplink) Unbound(table uint32) []route.Rule {
+	if u.NoUnbound {
+		return nil
+	}
 	own := lookup(u.Priorities.Unbound, table)
 	own.Iif = Loopback
 	if u.Settings.Routes != MoveRoutes || u.Priorities.Unbound == math.MaxUint32 {

@@ -21,7 +21,7 @@ var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
 	"cmd/table-allocator-client": {"internal/client", "internal/events", "internal/bind", "internal/hook", "internal/inspect", "internal/netns", "internal/uplink", "internal/peer", "internal/cli", "internal/remember", "internal/wire", "internal/route", "internal/cgroup", "internal/probe", "internal/uplinks"},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
-	"internal/client":            {"internal/events", "internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/remember", "internal/wire", "internal/route", "internal/jsonc", "internal/choice", "internal/probe", "internal/uplinks"},
+	"internal/client":            {"internal/events", "internal/bind", "internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/remember", "internal/wire", "internal/route", "internal/jsonc", "internal/choice", "internal/probe", "internal/uplinks"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup", "internal/lock"},
 	"internal/events":            {"internal/remember"},
 	"internal/hook":              {"internal/uplink", "internal/remember", "internal/wire", "internal/route"},

@@ -1,0 +1,70 @@
+package bind
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// Stand makes the cgroup of an interface that stands as long as somebody wants it. What is put into it is bound to the
+// interface, with block.
+func Stand(ctx context.Context, cfg Config) ([]cgroup.Missing, error) {
+	cfg.OnLoss = uplink.Block
+	b, err := Bind(ctx, cfg)
+	if err != nil && !errors.Is(err, ErrNoLease) { // the lease may have ended just now
+		return nil, err
+	}
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer cgroups.Close()
+	return cgroups.Standing(cgroup.Uplink{Ifname: b.Ifname}, cgroup.Mark{Value: b.Mark(), Mask: b.Marking.Mask})
+}
+
+// Standing are the interfaces with a cgroup that Stand made.
+func Standing() (ifnames []string) {
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return nil // then there are none
+	}
+	defer cgroups.Close()
+	for _, u := range cgroups.AllStanding() {
+		ifnames = append(ifnames, u.Ifname)
+	}
+	return ifnames
+}
+
+// Stands reports whether an interface has a cgroup that Stand made.
+func Stands(ifname string) bool { return slices.Contains(Standing(), ifname) }
+
+// Fell undoes Stand. While there are processes in the cgroup they stay bound, and used is true.
+func Fell(cfg Config) (used bool, err error) {
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return true, err
+	}
+	defer cgroups.Close()
+	if used, err = cgroups.RemoveStanding(cgroup.Uplink{Ifname: cfg.Ifname}); used || err != nil {
+		return used, err
+	}
+	processes, err := cgroups.Bound()
+	if err != nil {
+		return false, err
+	}
+	pinned, err := cgroup.Pinned()
+	if err != nil || slices.ContainsFunc(pinned, func(u cgroup.Uplink) bool { return u.Ifname == cfg.Ifname }) {
+		return false, err
+	}
+	rules, err := List(cfg.Server, cfg.ServerUIDs, cfg.Ifname)
+	if err != nil {
+		return false, err
+	}
+	return false, Unbind(slices.DeleteFunc(rules, func(b Bound) bool {
+		others := slices.ContainsFunc(processes, func(p cgroup.Bound) bool { return p.Value == b.Traffic.Mark && p.Mask == b.Traffic.Mask })
+		return b.Ifname != cfg.Ifname || b.OnLoss != uplink.Block || b.Traffic.Mask == 0 || others
+	}))
+}
