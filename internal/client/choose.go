@@ -58,9 +58,18 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 		c.in(max(d.At-now, decideIn))
 	}
 	if d.Table == 0 {
-		return c.withdraw(family, d.Why)
+		err = c.withdraw(family, d.Why)
+	} else {
+		err = c.place(now, family, d.Table, best, d.Table != current)
 	}
-	return c.place(now, family, d.Table, best, d.Table != current)
+	if e, switched := c.unsaid[family]; switched && err == nil {
+		delete(c.unsaid, family)
+		if best.Gateway.IsValid() {
+			e.Gateway = best.Gateway.String()
+		}
+		c.emit(e)
+	}
+	return err
 }
 
 // someRoutes is fewer than FirstRoutes reads of a table that has more.
@@ -108,8 +117,12 @@ func (c *chooser) announce(family int, all []choice.Candidate, d choice.Decision
 		c.log.Info("unbound traffic uses another uplink", "family", familyName(family), "from", linkOfTable(all, from), "to", linkOfTable(all, to), "table", to, "why", d.Why)
 		c.events.Append(events.Event{What: events.UplinkChosen, Ifname: linkOfTable(all, to), Family: familyName(family), Table: to,
 			Text: fmt.Sprintf("unbound traffic of %s leaves by %s, not %s: %s", familyName(family), cmp.Or(linkOfTable(all, to), "no chosen uplink"), cmp.Or(linkOfTable(all, from), "as main says"), d.Why)})
-		c.emit(uplinks.Event{Event: "unbound", Family: familyName(family), Ifname: linkOfTable(all, to), Table: to,
-			From: linkOfTable(all, from), To: linkOfTable(all, to), Reason: d.Why})
+		e := uplinks.Event{Event: "unbound", Family: familyName(family), Ifname: linkOfTable(all, to), Table: to,
+			From: linkOfTable(all, from), To: linkOfTable(all, to), Reason: d.Why}
+		if s := c.sessionOf(family, to); s != nil {
+			e.Address = s.lease.uplink.Key.Address
+		}
+		c.unsaid[family] = e
 	case d.Why == kept && before.Why != kept:
 		c.log.Warn("no uplink works; unbound traffic stays where it is, since the targets or this host may be the cause",
 			"family", familyName(family), "ifname", linkOfTable(all, to), "table", to)

@@ -12,6 +12,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/choice"
 	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/install"
+	"github.com/table-allocator/table-allocator/internal/onchange"
 	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -57,7 +58,9 @@ type chooser struct {
 	restores *rate.Limiter
 	placed   map[int]bool // something of the choice may be in the kernel
 
+	unsaid    map[int]uplinks.Event // choices that the kernel does not have yet
 	followers []chan uplinks.Event
+	program   *onchange.Runner
 }
 
 // probed is one address, whether it is in service or will be again.
@@ -79,6 +82,7 @@ func newChooser(h *host) *chooser {
 		host: h, uplinks: make(map[wire.Key]*probed), current: make(map[int]uint32), by: make(map[int][]string),
 		decision: make(map[int]choice.Decision), warning: make(map[int]string), warned: make(map[int]string), wanted: make(map[int]install.Choice), pinned: make(map[int]string),
 		grace: wire.Now() + startGrace, restores: rate.NewLimiter(rate.Every(restoreEvery), restoreBurst), placed: make(map[int]bool),
+		unsaid: make(map[int]uplinks.Event), program: onchange.NewRunner(h.log),
 	}
 	c.configure()
 	c.loadPinned()
@@ -88,8 +92,12 @@ func newChooser(h *host) *chooser {
 // configure takes over the configuration.
 func (c *chooser) configure() {
 	c.numbers = choice.Default()
+	program := ""
 	if p := c.config.Probes; p != nil {
-		c.numbers = p.Numbers
+		c.numbers, program = p.Numbers, p.OnChange
+	}
+	if err := c.program.Set(program); err != nil {
+		c.log.Error("the program of on_change is not executed as it is: root alone must be able to write it and to replace it", "program", program, "err", err)
 	}
 }
 

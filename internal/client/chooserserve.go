@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/onchange"
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/uplinks"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -69,9 +70,10 @@ func (c *chooser) unfollow(events chan uplinks.Event) {
 	}
 }
 
-// emit tells followers what happened.
+// emit tells followers what happened, and the program of on_change.
 func (c *chooser) emit(e uplinks.Event) {
 	e.Time = time.Now()
+	c.execute(e)
 	for _, events := range slices.Clone(c.followers) {
 		select {
 		case events <- e:
@@ -79,6 +81,21 @@ func (c *chooser) emit(e uplinks.Event) {
 			c.unfollow(events)
 		}
 	}
+}
+
+// execute has the program of on_change executed for an event.
+func (c *chooser) execute(e uplinks.Event) {
+	subject := e.Event + " " + e.Family
+	values := []onchange.Value{{Name: "EVENT", Text: e.Event}, {Name: "FAMILY", Text: e.Family}, {Name: "IFNAME", Text: e.Ifname},
+		{Name: "ADDRESS", Text: e.Address}, {Name: "TABLE", Text: fmt.Sprint(e.Table)}, {Name: "REASON", Text: e.Reason}}
+	if e.Event == "unbound" {
+		values = append(values, onchange.Value{Name: "FROM", Text: e.From}, onchange.Value{Name: "TO", Text: e.To}, onchange.Value{Name: "GATEWAY", Text: e.Gateway})
+	} else {
+		subject += " " + e.Ifname + " " + e.Address
+		values = append(values, onchange.Value{Name: "STATE", Text: e.State}, onchange.Value{Name: "OLD_STATE", Text: e.Old},
+			onchange.Value{Name: "RTT_MS", Text: fmt.Sprint(e.RTT)}, onchange.Value{Name: "LOSS", Text: fmt.Sprint(e.Loss)})
+	}
+	c.program.Tell(subject, values...)
 }
 
 // emitState tells followers that the state of an uplink is another one.

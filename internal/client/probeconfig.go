@@ -11,6 +11,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/choice"
 	"github.com/table-allocator/table-allocator/internal/jsonc"
+	"github.com/table-allocator/table-allocator/internal/onchange"
 	"github.com/table-allocator/table-allocator/internal/probe"
 )
 
@@ -18,7 +19,8 @@ import (
 type ProbeConfig struct {
 	probe.Plan
 	choice.Numbers
-	Unbound Unbound
+	Unbound  Unbound
+	OnChange string // the path of a program that is executed for each change; "": none
 }
 
 // Unbound says what leads unbound traffic to the chosen uplink.
@@ -52,6 +54,7 @@ func parseProbes(name string, text []byte) (*ProbeConfig, error) {
 		"kinds":      c.parseKinds,
 		"portal_url": c.parsePage,
 		"unbound":    c.parseUnbound,
+		"on_change":  c.parseOnChange,
 	}
 	err := jsonc.Each(text, func(key string, value []byte) error {
 		full := name + "." + key
@@ -154,6 +157,16 @@ func (c *ProbeConfig) parseUnbound(key string, value []byte) error {
 	}
 	if !slices.Contains([]Unbound{UnboundAuto, UnboundRule, UnboundMain, UnboundOff}, c.Unbound) {
 		return fmt.Errorf("%s: want %s", key, want)
+	}
+	return nil
+}
+
+func (c *ProbeConfig) parseOnChange(key string, value []byte) error {
+	if err := jsonc.Decode(key, value, &c.OnChange, "a string"); err != nil {
+		return err
+	}
+	if err := onchange.CheckPath(c.OnChange); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
 	}
 	return nil
 }

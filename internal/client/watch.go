@@ -97,6 +97,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 		return err
 	}
 	h.choices, h.cgroups = newChooser(h), newCgroups(h)
+	defer h.choices.program.Close()
 	if err = h.choices.adopt(); err != nil {
 		return err
 	}

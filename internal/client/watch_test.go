@@ -56,6 +56,9 @@ func TestLoadWatchConfig(t *testing.T) {
 	}
 	for _, tt := range []struct{ text, want string }{
 		{`{}`, ""},
+		{`{"probe":{"on_change":"changed"}}`, "probe.on_change: want the absolute path of a program"},
+		{`{"probe":{"on_change":"/etc/../tmp/changed"}}`, "probe.on_change: want the absolute path of a program"},
+		{`{"probe":{"on_change":"/etc/table-allocator/changed"}}`, ""},
 		{`{"links":{}}`, "links: want a list of objects, have {}"},
 		{`{"links":[]}`, "links: none"},
 		{`{"links":[7]}`, "not a JSON object"},

@@ -44,6 +44,7 @@ type Event struct {
 	State   string    `json:"state"` // of state
 	From    string    `json:"from"`  // of unbound: a link
 	To      string    `json:"to"`
+	Gateway string    `json:"gateway"` // of unbound
 	Reason  string    `json:"reason"`
 	RTT     float64   `json:"rtt_ms"`
 	Loss    int       `json:"loss"`
