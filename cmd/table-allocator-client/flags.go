@@ -98,6 +98,7 @@ func (f *flags) settings(s *uplink.Settings, tag *string) {
 	value(f, &s.Routes, "routes", "", oneOf(uplink.NoRoutes, uplink.MoveRoutes, uplink.CopyRoutes))
 	f.onLoss(&s.OnLoss)
 	f.BoolVar(&s.SpecificFirst, "specific-first", false, "")
+	f.BoolVar(&s.MPTCP, "mptcp", false, "")
 	value(f, tag, "tag", "t", func(text string) (string, error) { return text, wire.CheckTag(text) })
 }
 

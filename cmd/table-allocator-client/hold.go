@@ -41,6 +41,7 @@ prints its number (0: no table) and stays in the background until ADDR goes.
       --forward             one more rule "from NETWORK"
       --prefix PREFIX       one more rule "from PREFIX"
       --specific-first      routes of main come first, except its default
+      --mptcp               an MPTCP endpoint, for further subflows
       --on-loss WHAT        while the table has no route: fallback (default: use
                             other links) or block
       --routes MODE         of ADDR in main: none (default: leave them), move or

@@ -21,13 +21,13 @@ place when watch ends, for the next watch.
       --exclude PATTERN...  links to leave alone (lo)
   -c, --config FILE         a profile for each pattern; SIGHUP reads it again
       --check FILE          say whether FILE is right, and exit
-      --clean               when watch ends, delete rules and routes and release
-                            the leases
+      --clean               at the end delete rules and routes, release leases
   -s, --syslog  -l, --log-path FILE   log to syslog, or to a file
 for all links, unless there is a FILE:
       --routes MODE         none, copy (default) or move
       --on-loss WHAT        fallback (default) or block
       --specific-first      routes of main come first, except its default
+      --mptcp               an MPTCP endpoint, for further subflows
   -t, --tag TAG             text that the server keeps with the leases
   -4 | -6                   IPv4 only, or IPv6 only
 in general:

@@ -100,6 +100,7 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 		"own_link_only":   {&p.Settings.OwnLinkOnly, "true or false"},
 		"unbound":         {&unbound, "true or false"},
 		"cgroup":          {&p.Cgroup, "true or false"},
+		"mptcp":           {&p.Settings.MPTCP, "true or false"},
 		"nameservers":     {&p.Settings.Nameservers, "a list of addresses"},
 		"dnsmasq_servers": {&p.Settings.ServersFile, "a path"},
 		"rank":            {&p.Traits.Rank, "a number, of which lower is better"},

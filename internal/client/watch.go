@@ -167,6 +167,11 @@ func (h *host) reconcile() {
 		h.look(s)
 	}
 	h.read = nil
+	for _, s := range h.all() {
+		if s.serves() && s.lease.uplink.Settings.MPTCP { // the kernel has no event of endpoints
+			s.inst.SyncEndpoint()
+		}
+	}
 	h.blind = false
 	h.keepLocks(news{overrun: true})
 	h.retryOne()

@@ -33,7 +33,7 @@ func TestLoadWatchConfig(t *testing.T) {
 		"links": [
 			{
 				"ifname": "wan*", "families": ["inet"], "tag": "cable", "table": 10017, "priority": [1000, 2000, 9000],
-				"no_network_rule": true, "forward": true, "routes": "move", "on_loss": "block", "specific_first": true, "own_link_only": true, "unbound": false, "cgroup": true,
+				"no_network_rule": true, "forward": true, "routes": "move", "on_loss": "block", "specific_first": true, "own_link_only": true, "unbound": false, "cgroup": true, "mptcp": true,
 				"nameservers": ["192.0.2.53", "2001:db8::53"], "dnsmasq_servers": "/run/x",
 			},
 			{},
@@ -45,7 +45,7 @@ func TestLoadWatchConfig(t *testing.T) {
 	want := WatchConfig{Server: "other", ReconcileEvery: 5 * time.Second, Selection: uplink.Selection{Exclude: []string{"x*"}, Profiles: []uplink.Profile{{
 		Ifname: "wan*", Families: []wire.Family{wire.Inet}, Tag: "cable", Want: 10017, Priorities: uplink.Priorities{Source: 1000, Network: 2000, Unbound: 9000},
 		NoNetwork: true, NoUnbound: true, Cgroup: true, Forward: true,
-		Settings: uplink.Settings{Routes: uplink.MoveRoutes, OnLoss: uplink.Block, SpecificFirst: true, OwnLinkOnly: true, ServersFile: "/run/x",
+		Settings: uplink.Settings{Routes: uplink.MoveRoutes, OnLoss: uplink.Block, SpecificFirst: true, OwnLinkOnly: true, MPTCP: true, ServersFile: "/run/x",
 			Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}},
 	}, uplink.DefaultProfile()}}}
 	if !reflect.DeepEqual(got, want) {
@@ -91,7 +91,7 @@ func TestLoadWatchConfig(t *testing.T) {
 
 func FuzzWatchConfig(f *testing.F) {
 	f.Add([]byte(`{"links":[{"ifname":"wan*","families":["inet"],"tag":"cable","table":10017,"priority":[1000,2000,9000],"forward":true,` +
-		`"routes":"move","on_loss":"block","specific_first":true,"own_link_only":true,"nameservers":["192.0.2.53","2001:db8::53"]},{},],"exclude":["x*"],}`))
+		`"routes":"move","on_loss":"block","specific_first":true,"own_link_only":true,"mptcp":true,"nameservers":["192.0.2.53","2001:db8::53"]},{},],"exclude":["x*"],}`))
 	f.Add([]byte(`{"reconcile_seconds":5,"socket_path":"other","links":[{"no_network_rule":true,"dnsmasq_servers":"/run/x"}]} // x`))
 	address := route.Address{Addr: netip.MustParseAddr("192.0.2.5")}
 	f.Fuzz(func(t *testing.T, text []byte) {

@@ -81,6 +81,7 @@ func (i *Installation) Place(table uint32) error {
 	if i.filled || !i.Uplink.Settings.PlacesRoutes() {
 		i.resolve()
 	}
+	i.SyncEndpoint()
 	return nil
 }
 
@@ -243,6 +244,9 @@ func (i *Installation) Elsewhere() bool {
 
 // Clear removes everything, but for rules to keep. While the link is up, main gets its routes back first.
 func (i *Installation) Clear(keep ...route.Rule) error {
+	if i.Index != 0 {
+		i.warn("delete the MPTCP endpoint", i.env.deleteEndpoint(i.Uplink.Key.Address, i.Index))
+	}
 	if m, up, ready := i.viewOf(i.Uplink); up {
 		err := i.routes.putBack(i.Uplink, m)
 		if !ready { // of an address that went the kernel refuses some, as it deletes them

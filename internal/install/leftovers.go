@@ -22,7 +22,7 @@ func (e *Env) RemoveLeftovers(u uplink.Uplink) error {
 			tables = append(tables, table)
 		}
 	}
-	return errors.Join(e.ReturnRoutes(u, tables...), r.clear(), e.removeRoutes(u), e.RemoveServers(u))
+	return errors.Join(e.ReturnRoutes(u, tables...), r.clear(), e.removeRoutes(u), e.removeEndpoint(u), e.RemoveServers(u))
 }
 
 // removeRoutes empties the tables with routes of ours from the address: a client that was killed before its rules stood

@@ -47,6 +47,7 @@ type Settings struct {
 	OnLoss        OnLoss        `json:"on_loss"`
 	SpecificFirst bool          `json:"specific_first,omitempty"`
 	OwnLinkOnly   bool          `json:"own_link_only,omitempty"` // no routes of main over links that are no uplinks
+	MPTCP         bool          `json:"mptcp,omitempty"`         // the address has an MPTCP endpoint
 	Nameservers   []netip.Addr  `json:"nameservers,omitempty"`
 	ServersFile   string        `json:"servers_file,omitempty"` // of dnsmasq
 	PIDFile       string        `json:"pid_file,omitempty"`     // of dnsmasq; empty: where Debian has it
