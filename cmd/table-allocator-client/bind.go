@@ -96,27 +96,12 @@ func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
 		cgroup.Mark{Value: done.Mark(), Mask: done.Marking.Mask}, err
 }
 
-// undo unbinds what was bound first by a command that failed, unless a process is bound by now.
+// undo unbinds what was bound first by a command that failed, unless something else is bound by now.
 func (b *bindFlags) undo(failed error) error {
 	if failed == nil || len(b.fresh) == 0 {
 		return failed
 	}
-	cgroups, err := cgroup.Open()
-	if err != nil {
-		return failed // it is why the command failed, too
-	}
-	defer cgroups.Close()
-	bound, err := cgroups.Bound()
-	used := slices.ContainsFunc(bound, func(p cgroup.Bound) bool {
-		return slices.ContainsFunc(b.fresh, func(f bind.Bound) bool { return f.Traffic.Mark == p.Value && f.Traffic.Mask == p.Mask })
-	})
-	if err == nil && !used {
-		err = bind.Unbind(b.fresh)
-	}
-	if err != nil {
-		return errors.Join(failed, err)
-	}
-	return failed
+	return errors.Join(failed, bind.UnbindUnused(b.config.Ifname, b.fresh))
 }
 
 // watchFile is the configuration of the watch that is installed.

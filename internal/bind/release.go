@@ -29,6 +29,26 @@ func Release(covers func(ifname string) bool, rules []Bound) error {
 	return errors.Join(append(errs, cgroups.FreeFallback(covers))...)
 }
 
+// UnbindUnused unbinds the traffic of an interface whose mark no cgroup and no program for units has.
+func UnbindUnused(ifname string, rules []Bound) error {
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return err
+	}
+	defer cgroups.Close()
+	processes, err := cgroups.Bound()
+	if err != nil {
+		return err
+	}
+	pinned, err := cgroup.Pinned()
+	if err != nil || slices.ContainsFunc(pinned, func(u cgroup.Uplink) bool { return u.Ifname == ifname }) {
+		return err
+	}
+	return Unbind(slices.DeleteFunc(slices.Clone(rules), func(b Bound) bool {
+		return slices.ContainsFunc(processes, func(p cgroup.Bound) bool { return p.Value == b.Traffic.Mark && p.Mask == b.Traffic.Mask })
+	}))
+}
+
 // closeLock lets nothing leave that rules bind with block.
 func closeLock(rules []Bound) error {
 	var marks []uint32

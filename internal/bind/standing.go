@@ -51,20 +51,11 @@ func Fell(cfg Config) (used bool, err error) {
 	if used, err = cgroups.RemoveStanding(cgroup.Uplink{Ifname: cfg.Ifname}); used || err != nil {
 		return used, err
 	}
-	processes, err := cgroups.Bound()
-	if err != nil {
-		return false, err
-	}
-	pinned, err := cgroup.Pinned()
-	if err != nil || slices.ContainsFunc(pinned, func(u cgroup.Uplink) bool { return u.Ifname == cfg.Ifname }) {
-		return false, err
-	}
 	rules, err := List(cfg.Server, cfg.ServerUIDs, cfg.Ifname)
 	if err != nil {
 		return false, err
 	}
-	return false, Unbind(slices.DeleteFunc(rules, func(b Bound) bool {
-		others := slices.ContainsFunc(processes, func(p cgroup.Bound) bool { return p.Value == b.Traffic.Mark && p.Mask == b.Traffic.Mask })
-		return b.Ifname != cfg.Ifname || b.OnLoss != uplink.Block || b.Traffic.Mask == 0 || others
+	return false, UnbindUnused(cfg.Ifname, slices.DeleteFunc(rules, func(b Bound) bool {
+		return b.Ifname != cfg.Ifname || b.OnLoss != uplink.Block || b.Traffic.Mask == 0
 	}))
 }

@@ -41,6 +41,19 @@ func (l *loop) serveBound(s *session) {
 	s.warn(serveWhatIsBound, err)
 	s.warn(keepForeignRules, l.keepForeign(s))
 	s.warn(keepLock, l.keepLock(s))
+	if err == nil && len(s.inst.Rules.Guards) == 0 {
+		l.forget(s)
+	}
+}
+
+// forget forgets the marking of an interface to which nothing is bound: the server may give the mark to another
+// interface, whose traffic this one must not take. Whoever binds something again tells the marking.
+func (l *loop) forget(s *session) {
+	for _, other := range l.sessions {
+		if other.family() == s.family() && other.lease.uplink.Key.Ifname == s.lease.uplink.Key.Ifname {
+			other.inst.Rules.Marking = wire.Marking{}
+		}
+	}
 }
 
 func (l *loop) syncLookups(s *session) error {
