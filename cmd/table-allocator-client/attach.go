@@ -121,13 +121,13 @@ func each(pids []int, tree bool, do func(*cgroup.Cgroups, int) (cgroup.Process, 
 		p, err := do(cgroups, pid)
 		warnMissing(p.Missing)
 		if p.Cgroup != "" {
-			fmt.Printf("%d (%s): cgroup %s\n", p.PID, p.Name, p.Cgroup)
+			fmt.Printf("%d (%s): cgroup %s\n", p.PID, quoted(p.Name), quoted(p.Cgroup))
 		}
 		for _, s := range p.Sockets {
-			fmt.Println(" ", s)
+			fmt.Println(" ", quoted(s.String()))
 		}
 		for _, what := range p.Unseen {
-			fmt.Println("  left alone:", what)
+			fmt.Println("  left alone:", quoted(what))
 		}
 		if err != nil && !(tree && errors.Is(err, unix.ESRCH)) { // a descendant may end at any time
 			warn(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 const bindUsage = `Usage: table-allocator-client bind|unbind IFNAME WHAT [options]
@@ -110,6 +111,9 @@ const watchFile = "/etc/table-allocator/watch.json"
 // checkLink refuses a name that nothing has: a typo would cut what is bound off.
 func (b *bindFlags) checkLink() error {
 	name := b.config.Ifname
+	if _, err := (wire.Key{Ifname: name, Address: "any"}).Canonical(); err != nil {
+		return wrongUsage(fmt.Errorf("%s: the server refuses this name of a link: %w", name, err))
+	}
 	if b.force {
 		return nil
 	}
@@ -247,7 +251,7 @@ func bindTraffic(f *flags) action {
 			var values []string
 			values, missing, err = cgroup.Pin(target, mark)
 			for _, v := range values {
-				fmt.Println("BPFProgram=" + v)
+				fmt.Println("BPFProgram=" + quoted(v))
 			}
 		default:
 			return nil
@@ -266,7 +270,7 @@ func makeCgroup(target cgroup.Uplink, mark cgroup.Mark) ([]cgroup.Missing, error
 	defer cgroups.Close()
 	dir, missing, err := cgroups.Interface(target, mark)
 	if err == nil {
-		fmt.Println(dir)
+		fmt.Println(quoted(dir))
 	}
 	return missing, err
 }

@@ -90,7 +90,7 @@ func checkBound(f *flags, args []string) error {
 		case link != "":
 			link += " block"
 		}
-		fmt.Printf("%d (%s): %s\n", h.PID, h.Name, joinWords(link, h.Why))
+		fmt.Printf("%d (%s): %s\n", h.PID, quoted(h.Name), quoted(joinWords(link, h.Why)))
 		missing = missing || h.Why != ""
 	}
 	if err == nil && missing {

@@ -189,6 +189,7 @@ func destinations(name string, p inspect.Packet) (addrs []netip.Addr, err error)
 }
 
 func (x *explainFlags) print(e inspect.Explanation) error {
+	e = printable(e)
 	if x.asJSON {
 		return json.NewEncoder(os.Stdout).Encode(e)
 	}

@@ -66,7 +66,7 @@ func concerns(e events.Event, names []string) bool {
 func printEvents(out io.Writer, all []events.Event) error {
 	encoder := json.NewEncoder(out)
 	for _, e := range all {
-		if err := encoder.Encode(e); err != nil {
+		if err := encoder.Encode(printable(e)); err != nil {
 			return err
 		}
 	}
@@ -81,7 +81,7 @@ func printHistory(out io.Writer, all []events.Event, rows []inspect.Row) error {
 	for _, e := range all {
 		printEvent(w, e)
 	}
-	for _, r := range rows {
+	for _, r := range printable(rows) {
 		text := r.Text()
 		if r.Table != 0 {
 			until := time.Now().Add(time.Duration(r.LeaseLeft) * time.Second)
@@ -96,6 +96,7 @@ func printHistory(out io.Writer, all []events.Event, rows []inspect.Row) error {
 }
 
 func printEvent(w io.Writer, e events.Event) {
+	e = printable(e)
 	at := e.Time.Local().Format(moment)
 	if e.Dropped > 0 {
 		fmt.Fprintf(w, "%s  %-8s  %d events were dropped, since they could not be written in time\n", at, "-", e.Dropped)

@@ -230,4 +230,4 @@ func exitWith(code int, err error) error {
 var errMissing = exitError{1}
 
 // warn prints a message for the caller on standard error.
-func warn(what any) { fmt.Fprintln(cli.Stderr, "table-allocator-client:", what) }
+func warn(what any) { fmt.Fprintln(cli.Stderr, "table-allocator-client:", message(fmt.Sprint(what))) }

@@ -251,6 +251,7 @@ func (n *netnsFlags) list(h *netns.Host, args []string) error {
 	if err != nil {
 		return err
 	}
+	rows = printable(rows)
 	if n.asJSON {
 		err = json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 1, "namespaces": rows})
 	} else {
@@ -288,6 +289,7 @@ func (n *netnsFlags) ps(h *netns.Host, args []string) error {
 	if err != nil {
 		return err
 	}
+	programs = printable(programs)
 	if n.asJSON {
 		return json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 1, "programs": programs})
 	}
@@ -297,7 +299,7 @@ func (n *netnsFlags) ps(h *netns.Host, args []string) error {
 func printPrograms(programs []netns.Program) error {
 	const format = "%-15s %8v %8v %-19s %s\n"
 	_, err := fmt.Printf(format, "NAMESPACE", "PID", "UID", "STARTED", "COMMAND")
-	for _, p := range programs {
+	for _, p := range printable(programs) {
 		_, lineErr := fmt.Printf(format, p.Namespace, p.PID, p.UID, time.Unix(p.Started, 0).Format(time.DateTime), p.Command)
 		err = errors.Join(err, lineErr)
 	}

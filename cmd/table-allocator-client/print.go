@@ -22,6 +22,7 @@ const screen = 80
 // show prints rows of what is bound as JSON or as a table. With missing it returns errMissing.
 func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows []T, colour bool) error) error {
 	var err error
+	rows = printable(rows)
 	if asJSON {
 		err = json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 1, "bound": rows})
 	} else {
@@ -210,7 +211,7 @@ func printBound(out io.Writer, rows []bind.Row, colour bool) error {
 	if _, err := fmt.Fprintf(out, format, "IFNAME", "ON-LOSS", "TABLES", "WHAT"); err != nil {
 		return err
 	}
-	for _, r := range rows {
+	for _, r := range printable(rows) {
 		tables := strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Tables), " ", ","), "[]")
 		what := []string{r.Traffic}
 		if r.Cgroup != "" {

@@ -71,7 +71,7 @@ func reexec(f *flags) action {
 				continue
 			}
 			exe, _ := os.Readlink(filepath.Join("/proc", fmt.Sprint(reply.PID), "exe")) // it may run where this process cannot see it
-			fmt.Printf("%s: pid %d executes the installed program %s\n", what, reply.PID, exe)
+			fmt.Printf("%s: pid %d executes the installed program %s\n", quoted(what), reply.PID, quoted(exe))
 		}
 		for _, name := range names {
 			if !found[name] {

@@ -245,7 +245,7 @@ func (r *releaseFlags) endHolders() error {
 		if h.Reply.Table != 0 {
 			what += fmt.Sprintf(", table %d is released", h.Reply.Table)
 		}
-		fmt.Println(what)
+		fmt.Println(quoted(what))
 	}
 	for pid, goesOn := range watched {
 		if goesOn {

@@ -53,6 +53,7 @@ func status(f *flags) action {
 			return asked(err)
 		}
 		f.debug("%d addresses", len(report.Uplinks))
+		report = printable(report)
 		if *asJSON {
 			err = json.NewEncoder(os.Stdout).Encode(report)
 		} else {

@@ -68,7 +68,7 @@ func showUplinks(f *flags) action {
 			return wrongUsage(fmt.Errorf("unexpected argument %q: want use IFNAME|auto, probe IFNAME or none", args[0]))
 		case u.follow:
 			return asked(uplinks.Follow(func(line []byte) error {
-				_, err := fmt.Println(string(line))
+				_, err := fmt.Println(message(string(line)))
 				return err
 			}))
 		case f.Changed("wait"):
@@ -90,6 +90,7 @@ func (u *uplinksFlags) ofFamily(name string) bool {
 func (u *uplinksFlags) show(report uplinks.Report) error {
 	report.Uplinks = slices.DeleteFunc(report.Uplinks, func(l uplinks.Uplink) bool { return !u.ofFamily(l.Family) || u.ifname != "" && l.Ifname != u.ifname })
 	report.Unbound = slices.DeleteFunc(report.Unbound, func(c uplinks.Choice) bool { return !u.ofFamily(c.Family) })
+	report = printable(report)
 	if u.asJSON {
 		return json.NewEncoder(os.Stdout).Encode(report)
 	}
@@ -211,6 +212,7 @@ func (u *uplinksFlags) printAnswers(answers []probe.Answer) error {
 		some = some || a.Err == nil
 	}
 	var err error
+	rows = printable(rows)
 	if u.asJSON {
 		err = json.NewEncoder(os.Stdout).Encode(map[string]any{"version": uplinks.Version, "answers": rows})
 	} else {

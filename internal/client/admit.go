@@ -192,6 +192,7 @@ func (h *host) admit() {
 		link := links[a.Index]
 		u, ok := h.config.Uplink(a, link.Name)
 		switch key := u.Key; {
+		case ok && !sessions[key] && h.config.Wants(link) && h.noteUnservable(key):
 		case !ok || sessions[key] || h.refused[key] != 0 || !h.config.Wants(link):
 			h.noteExcluded(link)
 		case h.ended[key]:
@@ -234,6 +235,16 @@ func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
 		return 1
 	})
 	return uplink.Links(links, defaults), addresses, nil
+}
+
+// noteUnservable reports whether the server refuses the name of a link, and says so once.
+func (h *host) noteUnservable(key wire.Key) bool {
+	_, err := key.Canonical()
+	if err != nil && !h.excluded[key.Ifname] {
+		h.excluded[key.Ifname] = true
+		h.log.Warn("a link of this name cannot be served: rename it", "ifname", key.Ifname, "err", err)
+	}
+	return err != nil
 }
 
 // noteExcluded says once of a link that looks like an uplink that the configuration leaves it alone.

@@ -20,8 +20,12 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 	row := Row{Ifname: key.Ifname, Address: key.Address, Family: key.Family.String()}
 	switch {
 	case held.absent:
-		row.Findings = append(row.Findings, Finding{"not-served", Note, "not served: systemctl enable --now table-allocator-watch",
-			"there is no client for the address, and no watch", "systemctl enable --now table-allocator-watch"})
+		f := Finding{"not-served", Note, "not served: systemctl enable --now table-allocator-watch",
+			"there is no client for the address, and no watch", "systemctl enable --now table-allocator-watch"}
+		if err := unservable(key.Ifname); err != nil {
+			f.What, f.Evidence, f.Cure = "not served: "+err.Error(), "the server refuses such a name of a link", "rename the link: ip link set dev ... name NAME"
+		}
+		row.Findings = append(row.Findings, f)
 		return row
 	case held.silent != nil:
 		row.Findings = append(row.Findings, Finding{"silent", Error, "no answer of its holder", *held.silent, "end that process; a watch takes the address over"})

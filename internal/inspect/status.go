@@ -191,11 +191,19 @@ func noteUnserved(rows []Row) {
 	for i := range rows {
 		for j := range rows[i].Findings {
 			if f := &rows[i].Findings[j]; f.Name == "not-served" && watched {
-				f.Severity, f.What = Error, "not served by the watch that runs"
-				f.Cure = "journalctl -u table-allocator-watch"
+				f.Severity = Error
+				if unservable(rows[i].Ifname) == nil {
+					f.What, f.Cure = "not served by the watch that runs", "journalctl -u table-allocator-watch"
+				}
 			}
 		}
 	}
+}
+
+// unservable says why no link of a name can be served; nil if one can.
+func unservable(ifname string) error {
+	_, err := wire.Key{Ifname: ifname, Address: "any"}.Canonical()
+	return err
 }
 
 // isWatch reports whether a process is a watch.
