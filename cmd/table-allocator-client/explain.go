@@ -18,7 +18,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/inspect"
 )
 
-const explainUsage = `Usage: table-allocator-client explain DST [options]
+const explainUsage = `Usage: table-allocator-client explain [DST] [options]
 
 Says which rule and which route decide where packets to DST, an address or a
 name, leave, from which source, what would change that, and whether replies are
@@ -30,10 +30,10 @@ none, 2 for wrong usage, 3 if the kernel disagrees, which is a bug.
       --iif or --forwarded-from IFNAME  arriving by this link
       --mark M              of a socket with this mark
       --uid USER            of a socket of this user (the caller)
-      --pid PID             as this process would send them
+      --pid PID             as this process, or without DST each of its sockets
+      --socket LOCAL-REMOTE  of the socket with these ends, each ADDR:PORT
       --proto PROTOCOL      tcp, udp, icmp, ... (udp)
-      --sport N             from this port
-      --dport N             to this port
+      --sport N, --dport N  from this port, to this port
       --tos N               with this TOS
       --all                 show rules for other packets, too
       --json                print JSON
@@ -50,6 +50,7 @@ type explainFlags struct {
 	*flags
 	packet      inspect.Packet
 	pid         int
+	ends        [2]netip.AddrPort // of a socket; zero: none is asked for
 	all, asJSON bool
 }
 
@@ -64,6 +65,7 @@ func newExplainFlags(f *flags) *explainFlags {
 	value(f, &x.packet.Mark, "mark", "", parseMark)
 	value(f, &x.packet.UID, "uid", "", parseUser)
 	f.IntVar(&x.pid, "pid", 0, "")
+	value(f, &x.ends, "socket", "", parseEnds)
 	value(f, &x.packet.IPProto, "proto", "", parseProtocol)
 	f.Uint16Var(&x.packet.Sport, "sport", 0, "")
 	f.Uint16Var(&x.packet.Dport, "dport", 0, "")
@@ -87,23 +89,31 @@ func parseMark(text string) (uint32, error) {
 	return uint32(mark & mask), nil
 }
 
+// parseEnds reads both ends of a socket, as in 192.0.2.2:51034-203.0.113.9:443.
+func parseEnds(text string) (ends [2]netip.AddrPort, err error) {
+	local, remote, ok := strings.Cut(text, "-")
+	if ok {
+		ends[0], err = netip.ParseAddrPort(local)
+	}
+	if ok && err == nil {
+		ends[1], err = netip.ParseAddrPort(remote)
+	}
+	if !ok || err != nil {
+		return ends, errors.New("want both ends, as in 192.0.2.2:51034-203.0.113.9:443 or [2001:db8::2]:51034-[2001:db8::9]:443")
+	}
+	return ends, nil
+}
+
 func explain(f *flags) action {
 	x := newExplainFlags(f)
 	return func(args []string) error {
-		if len(args) != 1 {
-			return wrongUsage(errors.New("one destination is needed"))
-		}
-		if err := x.check(); err != nil {
+		packets, err := x.packets(args)
+		if err != nil {
 			return err
 		}
-		addrs, err := destinations(args[0], x.packet)
-		if err != nil {
-			return wrongUsage(err)
-		}
 		code := 0
-		for i, addr := range addrs {
-			x.packet.Dst = addr
-			e, err := inspect.Explain(x.packet)
+		for i, p := range packets {
+			e, err := inspect.Explain(p)
 			if errors.Is(err, inspect.ErrNoLink) {
 				return wrongUsage(err)
 			}
@@ -128,6 +138,47 @@ func explain(f *flags) action {
 		}
 		return nil
 	}
+}
+
+// packets are what is asked for: one for each address of the destination, or for each socket.
+func (x *explainFlags) packets(args []string) (packets []inspect.Packet, err error) {
+	ofSocket := x.Changed("socket")
+	switch {
+	case ofSocket && (len(args) > 0 || x.pid != 0):
+		return nil, wrongUsage(errors.New("--socket says where packets go: no destination and no --pid"))
+	case ofSocket:
+		s, err := inspect.SocketOf(x.ends[0], x.ends[1])
+		if errors.Is(err, inspect.ErrNoSocket) {
+			return nil, wrongUsage(err)
+		}
+		return []inspect.Packet{s.Packet()}, err
+	case len(args) == 0 && x.pid != 0:
+		sockets, err := inspect.SocketsOf(x.pid)
+		if err == nil && len(sockets) == 0 {
+			err = fmt.Errorf("process %d has no socket with a far end: name a destination", x.pid)
+		}
+		if err != nil {
+			return nil, wrongUsage(err)
+		}
+		for _, s := range sockets {
+			packets = append(packets, s.Packet())
+		}
+		return packets, nil
+	case len(args) != 1:
+		return nil, wrongUsage(errors.New("one destination is needed, or --pid or --socket"))
+	}
+	if err := x.check(); err != nil {
+		return nil, err
+	}
+	addrs, err := destinations(args[0], x.packet)
+	if err != nil {
+		return nil, wrongUsage(err)
+	}
+	for _, addr := range addrs {
+		x.packet.Dst = addr
+		packets = append(packets, x.packet)
+	}
+	return packets, nil
 }
 
 // check fills in what a process sends with, and checks what was given together.
@@ -220,6 +271,9 @@ func printExplanation(w io.Writer, e inspect.Explanation, all bool) {
 			text += " through " + r.Gateway
 		}
 		fmt.Fprintf(w, "%s, MTU %d (%s)\n", text, r.MTU, r.MTUFrom)
+	}
+	for _, text := range e.Warnings {
+		fmt.Fprintln(w, "warning: "+text)
 	}
 	for _, x := range e.Without {
 		fmt.Fprintf(w, "without %s: %s\n", x.What, orDefault(x.Link, "no route: "+x.Error))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -140,5 +141,51 @@ func TestCommandExplainPID(t *testing.T) {
 	})
 	if r := c.do("explain", internet, "--pid", fmt.Sprint(os.Getpid())); r.code != 2 || !strings.Contains(r.stderr, "another network namespace") {
 		t.Errorf("of another namespace: %+v", r)
+	}
+}
+
+// TestCommandExplainSocket: explain finds a socket by its ends, and those of a process, with what they are bound to.
+func TestCommandExplainSocket(t *testing.T) {
+	c := newCrossing(t)
+	for _, tt := range []struct{ name, target, option string }{
+		{"mark", "UDP4:" + internet + ":9", ""},
+		{"mark, IPv6", "UDP6:[" + internet6 + "]:9", ""},
+		{"device", "UDP4:" + internet + ":10,so-bindtodevice=wan1", "bound to wan1"},
+	} {
+		command := []string{"socat", tt.target, "EXEC:sleep 1000"}
+		if tt.option == "" {
+			command = append([]string{bin(t, clientBin), "run", "wan1"}, command...)
+		}
+		p := c.start(c.here(command[0], command[1:]...))
+		var asked struct {
+			Question struct {
+				From, To     string
+				Sport, Dport uint16
+				Mark         uint32
+			}
+			Result struct{ Link string }
+		}
+		eventually(t, "explain knows the socket of the process", func() error {
+			r := c.do("explain", "--pid", fmt.Sprint(p.cmd.Process.Pid), "--json")
+			if r.code != 0 {
+				return fmt.Errorf("%+v", r)
+			}
+			return json.Unmarshal([]byte(r.stdout), &asked)
+		})
+		q := asked.Question
+		if asked.Result.Link != "wan1" || tt.option == "" && q.Mark == 0 {
+			t.Errorf("%s: %+v", tt.name, asked)
+		}
+		from, to := netip.MustParseAddr(q.From), netip.MustParseAddr(q.To)
+		ends := netip.AddrPortFrom(from, q.Sport).String() + "-" + netip.AddrPortFrom(to, q.Dport).String()
+		if r := c.do("explain", "--socket", ends); r.code != 0 || !strings.Contains(r.stdout, "leaves by wan1") || !strings.Contains(r.stdout, tt.option) {
+			t.Errorf("%s, --socket %s: %+v", tt.name, ends, r)
+		}
+		p.kill()
+	}
+	for _, args := range []string{"--socket 192.0.2.9:1-192.0.2.10:2", "--socket 192.0.2.9:1", "--socket 192.0.2.9:1-192.0.2.10:2 9.9.9.9", "--pid 4194304"} {
+		if r := c.do(append([]string{"explain"}, strings.Fields(args)...)...); r.code != 2 || r.stdout != "" {
+			t.Errorf("%s: %+v", args, r)
+		}
 	}
 }

@@ -215,7 +215,7 @@ func TestExplainSchema(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", name, got, want)
 		}
 	}
-	if got := keys([]byte(r.stdout)); got != "kernel question result reverse second steps without" {
+	if got := keys([]byte(r.stdout)); got != "kernel question result reverse second steps warnings without" {
 		t.Errorf("got %s", got)
 	}
 }

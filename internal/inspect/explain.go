@@ -30,6 +30,7 @@ type Explanation struct {
 	Without  []Without `json:"without"`
 	Reverse  *Reverse  `json:"reverse"` // null: replies do not arrive from another host, or it is IPv6
 	Kernel   Kernel    `json:"kernel"`
+	Warnings []string  `json:"warnings"` // what rules and routes do not say of the packet
 }
 
 // Asked is the question.
@@ -119,16 +120,40 @@ func (h *host) explain(p Packet) (e Explanation, err error) {
 		name  string
 		index *int
 	}{{p.Iif, &q.Iif}, {p.Oif, &q.Oif}} {
-		if *l.index = h.linkNamed(l.name).Index; l.name != "" && *l.index == 0 {
+		if l.name == "" {
+			continue // a socket has the ifindex
+		}
+		if *l.index = h.linkNamed(l.name).Index; *l.index == 0 {
 			return e, fmt.Errorf("%s: %w", l.name, ErrNoLink)
 		}
 	}
+	if p.Oif == "" && q.Oif != 0 {
+		p.Oif = h.linkName(q.Oif)
+	}
 	e = Explanation{Question: Asked{To: q.Dst.String(), Iif: p.Iif, Oif: p.Oif, Mark: q.Mark, UID: q.UID, TOS: q.TOS, Proto: q.IPProto, Sport: q.Sport, Dport: q.Dport},
-		Steps: []Step{}, Second: []Step{}, Without: []Without{}}
+		Steps: []Step{}, Second: []Step{}, Without: []Without{}, Warnings: []string{}}
 	if q.Src.IsValid() {
 		e.Question.From = q.Src.String()
 	}
-	return e, h.fill(&e, q)
+	err = h.fill(&e, q)
+	e.Warnings = append(e.Warnings, h.warnings(e.Result, q)...)
+	return e, err
+}
+
+// warnings say what becomes of a packet although it has a route.
+func (h *host) warnings(r Result, q route.Question) (all []string) {
+	if link := h.linkNamed(r.Link); r.Error == "" && link.Index != 0 && !link.Carrier {
+		all = append(all, r.Link+" has no carrier: the packet is lost")
+	}
+	if q.IPProto != unix.IPPROTO_TCP || q.Sport != 0 {
+		return all
+	}
+	for _, rule := range h.rules[q.Family()] {
+		if rule.Sports != (route.Ports{}) && (rule.IPProto == 0 || rule.IPProto == unix.IPPROTO_TCP) {
+			all = append(all, fmt.Sprintf("rule %d selects by source port: TCP chooses its port after the source, and may leave elsewhere with this source", rule.Priority))
+		}
+	}
+	return all
 }
 
 // fill walks, asks, and compares.
