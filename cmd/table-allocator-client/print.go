@@ -63,7 +63,7 @@ func printStatus(out io.Writer, report inspect.Report, legend bool, width int) e
 		}
 		t.lines, t.below = append(t.lines, line), append(t.below, nil)
 		if legend {
-			t.below[len(t.below)-1] = whatToDo(r.Findings)
+			t.below[len(t.below)-1] = whatToDo(r)
 		}
 	}
 	t.print(w)
@@ -71,8 +71,11 @@ func printStatus(out io.Writer, report inspect.Report, legend bool, width int) e
 }
 
 // whatToDo are the lines below an address that has faults: the first is in the line of the address.
-func whatToDo(findings []inspect.Finding) (lines []string) {
-	for i, f := range findings {
+func whatToDo(r inspect.Row) (lines []string) {
+	if r.Since != 0 {
+		lines = append(lines, time.Unix(r.Since, 0).Format("since "+moment))
+	}
+	for i, f := range r.Findings {
 		if i > 0 {
 			lines = append(lines, "and "+f.What)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -254,6 +255,7 @@ func (h *host) noteExcluded(link uplink.Link) {
 	}
 	h.excluded[link.Name] = true
 	h.log.Warn("the configuration excludes a link that main has a default route over: its addresses are not served", "ifname", link.Name)
+	h.events.Append(events.Event{What: events.Excluded, Ifname: link.Name, Text: "main has a default route over this link, and the configuration excludes it"})
 }
 
 // exhausted ends the session of an address on a link without any route of main, so that one on a link that has routes

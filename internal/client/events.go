@@ -48,6 +48,8 @@ func (l *loop) changed(events []route.Event) {
 		} else if len(n.main)+len(n.lost) > 0 && !large[s.family()] {
 			s.hear(n)
 			l.tellSoon(s)
+		} else if n.others[s.family()] {
+			l.tellSoon(s)
 		}
 	}
 	if n.overrun || n.newDefault || len(n.addresses)+len(n.tables) > 0 {
@@ -116,6 +118,7 @@ type news struct {
 	tables       map[uint32]bool          // tables of rules of ours that were added or deleted; true: deleted
 	defaults     map[int]bool             // families of which another program changed a default route of main
 	choice       map[int]bool             // families of which main has lost a default route of ours, or another one took its place
+	others       map[int]bool             // families of which another program changed rules, or default routes of other tables
 }
 
 // onLink is an address on a link.
@@ -231,8 +234,13 @@ func (n *news) addRoute(e route.Event) {
 		if others {
 			n.mainOn[linkOf{e.Family, e.Index}] = true
 		}
-	} else if e.Deleted {
+		return
+	}
+	if e.Deleted {
 		n.lost[tableOf{e.Family, e.Table}] = true
+	}
+	if e.Protocol != route.Protocol && e.Route.Dst.Bits() <= uplink.Halves(e.Family) {
+		n.others = with(n.others, e.Family)
 	}
 }
 
@@ -246,6 +254,7 @@ func (n *news) addMain(family int, m mainNews) {
 
 func (n *news) addRule(e route.Event) {
 	if e.Protocol != route.Protocol {
+		n.others = with(n.others, e.Family)
 		return
 	}
 	if n.rules == nil {

@@ -41,8 +41,14 @@ func (l *loop) tellServer(away bool) {
 // exit is where packets from an address leave.
 type exit struct {
 	known bool
-	own   bool // by the link of the address
+	own   bool   // by the link of the address
+	table uint32 // that leads there; 0: nothing leaves
 	text  string
+}
+
+// same reports whether nothing has to be told: of packets that leave by their own link the table is of no interest.
+func (e exit) same(o exit) bool {
+	return e.known == o.known && e.own == o.own && e.text == o.text && (e.own || e.table == o.table)
 }
 
 // exitOf asks the kernel where packets from the address of a session leave.
@@ -54,21 +60,27 @@ func (l *loop) exitOf(s *session) exit {
 	if s.addr.Is6() {
 		far = netip.MustParseAddr("2606:4700:4700::1111")
 	}
-	r, err := l.kernel.Resolve(route.Question{Dst: far, Src: s.addr})
+	q := route.Question{Dst: far, Src: s.addr}
+	r, err := l.kernel.Resolve(q)
 	if err != nil {
 		return exit{known: true, text: "nothing leaves"}
 	}
+	found, err := l.kernel.Match(q)
+	if err != nil {
+		return exit{known: true, text: "nothing leaves"} // the rules have changed in between
+	}
 	name := s.lease.uplink.Key.Ifname
-	if r.Index != s.inst.Index {
-		if link, found, err := l.kernel.LinkByIndex(r.Index); err == nil && found {
-			name = link.Name
+	if link, exists, err := l.kernel.LinkByIndex(r.Index); err == nil && exists {
+		name = link.Name
+		if !link.Carrier { // the kernel answers with such a link
+			return exit{known: true, text: "nothing leaves"}
 		}
 	}
 	text := "leaves by " + name
 	if r.Gateway.IsValid() {
 		text += " through " + r.Gateway.String()
 	}
-	return exit{true, r.Index == s.inst.Index, text}
+	return exit{true, r.Index == s.inst.Index, found.Table, text}
 }
 
 // tellSoon has it looked at where packets of a session leave.
@@ -91,7 +103,7 @@ func (l *loop) tellExits() {
 		}
 		s.doubtful = false
 		now := l.exitOf(s)
-		if !now.known || now == s.told {
+		if !now.known || now.same(s.told) {
 			continue
 		}
 		before := s.told
@@ -102,21 +114,25 @@ func (l *loop) tellExits() {
 		case now.own:
 			l.tell(s, events.RouteBack, now.text+" again")
 		default:
-			l.tell(s, events.RouteLost, l.lossOf(s)+", "+now.text)
+			l.tell(s, events.RouteLost, l.lossOf(s, now)+", "+now.text)
 		}
 	}
 }
 
 // lossOf says why packets do not leave by the link of an address.
-func (l *loop) lossOf(s *session) string {
+func (l *loop) lossOf(s *session, now exit) string {
 	link, found, err := l.kernel.LinkByIndex(s.inst.Index)
 	switch {
 	case err == nil && found && !link.Up:
 		return "its link is down"
 	case err == nil && found && !link.Carrier:
 		return "its link has no carrier"
+	case now.table == s.lease.table:
+		return fmt.Sprintf("another program has a default route in table %d", now.table)
+	case s.inst.Leads() && now.table != 0:
+		return fmt.Sprintf("another rule comes first and leads to table %d", now.table)
 	case s.inst.Leads():
-		return "its default route is not used"
+		return "another rule comes first"
 	}
 	return "lost its default route"
 }

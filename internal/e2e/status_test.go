@@ -180,7 +180,7 @@ func TestStatusSchema(t *testing.T) {
 	}{
 		{"report", report, "others server unbound uplinks version"},
 		{"server", server, "pid since state uid version"},
-		{"uplink", uplinks[0], "address family findings gateway ifname lease_left leaves_by missing mode pid state table"},
+		{"uplink", uplinks[0], "address family findings gateway ifname lease_left leaves_by missing mode pid since state table"},
 		{"finding", findings[0], "cure evidence name severity what"},
 	} {
 		var keys []string

@@ -42,6 +42,7 @@ const (
 	RouteLost    What = "route-lost"    // packets from an address leave by another link than its own, or nowhere
 	RouteBack    What = "route-back"    // they leave by their link again
 	RulesLost    What = "rules-lost"    // another program deleted rules, which are restored
+	Excluded     What = "excluded"      // a link that looks like an uplink is none by the configuration
 	Ended        What = "ended"         // an address is served no more
 	ServerAway   What = "server-away"   // the server does not answer
 	ServerBack   What = "server-back"   // it answers again

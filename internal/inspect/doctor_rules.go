@@ -43,6 +43,9 @@ func lookTableGateway(p *patient) (all []symptom) {
 	for _, l := range p.leases {
 		routes := p.routes(l.family, l.Table)
 		for _, r := range routes {
+			if r.Protocol != route.Protocol && l.Mode != string(uplink.NoRoutes) {
+				continue // table-shared finds it
+			}
 			if r.Dst.Bits() != 0 || !r.Gateway.IsValid() || r.Gateway.IsLinkLocalUnicast() || r.Onlink || r.Type != unix.RTN_UNICAST || l.family == unix.AF_INET && r.Gateway.Is6() {
 				continue
 			}

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -28,6 +29,14 @@ type Question struct {
 	Family    wire.Family // Unspec: both
 	Server    string      // its name
 	UIDs      []uint32    // users whose servers are trusted, beside root
+
+	Namespaces func() []Namespace // of Doctor: lists network namespaces on uplinks; nil: none
+}
+
+// Namespace is a network namespace whose only way out is one uplink.
+type Namespace struct {
+	Name, Ifname string
+	Missing      string // empty: all is as it should be
 }
 
 // ErrNoLink says that no link and no lease has a name.
@@ -87,6 +96,7 @@ type Row struct {
 	Missing   string    `json:"missing"`    // empty: nothing is wrong
 	State     string    `json:"state"`      // ok, or the name of the first finding
 	LeavesBy  string    `json:"leaves_by"`  // the links by which packets from the address reach the Internet
+	Since     int64     `json:"since"`      // when a fault began, in seconds since 1970; 0: there is none, or nobody noted it
 	Findings  []Finding `json:"findings"`
 }
 
@@ -155,6 +165,10 @@ func Status(ctx context.Context, q Question) (Report, error) {
 	noteFronts(report.Uplinks, report.fronts)
 	for _, rows := range [][]Row{report.Uplinks, report.Others} {
 		finish(rows)
+	}
+	if report.IsFault() {
+		history, _ := events.Read() // only root may, and status says what is wrong without it
+		noteSince(report.Uplinks, history)
 	}
 	report.Unbound, err = h.unbound()
 	return report, err
