@@ -152,7 +152,7 @@ func TestCommandExplainSocket(t *testing.T) {
 		{"mark, IPv6", "UDP6:[" + internet6 + "]:9", ""},
 		{"device", "UDP4:" + internet + ":10,so-bindtodevice=wan1", "bound to wan1"},
 	} {
-		command := []string{"socat", tt.target, "EXEC:sleep 1000"}
+		command := []string{"socat", "-u", tt.target, "OPEN:/dev/null,wronly"}
 		if tt.option == "" {
 			command = append([]string{bin(t, clientBin), "run", "wan1"}, command...)
 		}

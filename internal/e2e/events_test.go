@@ -48,7 +48,7 @@ func TestHistory(t *testing.T) {
 	w := h.watch("-i", "wan1")
 	const four = "10.78.0.2"
 	h.waitHistory("", "a watch started", four+": has table 1000")
-	h.waitHistory("wan1", "2001:db8:78::2: leaves by wan1 through 2001:db8:78::1")
+	h.waitHistory("wan1", "2001:db8:78::2: ", "leaves by wan1 through 2001:db8:78::1") // with the table, or when the address is usable
 	h.lease("10.77.0.2", "wan0", "--routes", "copy")
 	h.ns.IP(t, "route del default via 10.78.0.1")
 	h.waitHistory("wan1", four+": lost its default route, leaves by wan0 through 10.77.0.1")
