@@ -1,0 +1,61 @@
+package install
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+)
+
+func TestOrder(t *testing.T) {
+	via := func(last byte) route.Route {
+		gateway := netip.AddrFrom4([4]byte{192, 0, 2, last})
+		return route.NewRoute(unix.RT_TABLE_MAIN, netip.MustParsePrefix("0.0.0.0/0"), gateway, 2)
+	}
+	some := func(last ...byte) (routes []route.Route) {
+		for _, l := range last {
+			routes = append(routes, via(l))
+		}
+		return routes
+	}
+	for _, tt := range []struct {
+		name  string
+		notes [][]byte // what main had, one after the other
+		want  []byte
+	}{
+		{"once", [][]byte{{3, 1, 2}}, []byte{3, 1, 2}},
+		{"in front", [][]byte{{2, 3}, {1, 2, 3}}, []byte{1, 2, 3}},
+		{"between", [][]byte{{1, 3}, {1, 2, 3}}, []byte{1, 2, 3}},
+		{"behind", [][]byte{{1, 2}, {1, 2, 3}}, []byte{1, 2, 3}},
+		{"beside what main lost", [][]byte{{1, 2}, {3}, {4, 3}}, []byte{1, 2, 4, 3}},
+	} {
+		var o order
+		for _, n := range tt.notes {
+			o.note(some(n...))
+		}
+		if got := o.of(some(tt.want[0])); !slices.EqualFunc(got, some(tt.want...), route.Route.Equal) {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+	var o order
+	o.note(some(1, 2, 3))
+	o.note([]route.Route{withMetric(via(9), 7)})
+	o.forget([]route.Route{via(1), withMetric(via(9), 7)})
+	o.note(some(1))
+	if got := o.of(some(2)); !slices.EqualFunc(got, some(2, 3, 1), route.Route.Equal) || len(o.places) != 1 {
+		t.Errorf("again: %v", o.places)
+	}
+	o = order{}
+	o.note(some(1, 2, 3))
+	for _, tt := range []struct {
+		now  []byte
+		want bool
+	}{{nil, false}, {[]byte{1}, false}, {[]byte{3}, true}, {[]byte{1, 3}, false}, {[]byte{9}, false}} {
+		if got := o.inFront(via(2), some(tt.now...)); got != tt.want {
+			t.Errorf("in front of %v: %v", tt.now, got)
+		}
+	}
+}
