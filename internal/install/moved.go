@@ -1,6 +1,7 @@
 package install
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -130,16 +131,43 @@ func (o *order) of(routes []route.Route) (all []route.Route) {
 	return all
 }
 
-// inFront reports whether r belongs in front of the routes that main has now in its place. The kernel adds it there or
-// behind all of them. If it stood between two of them it goes behind, so that the first one stays that.
-func (o *order) inFront(r route.Route, now []route.Route) bool {
-	for _, p := range o.places {
-		at := slices.IndexFunc(p, r.Equal)
-		if at < 0 {
-			continue
+// around divides routes that main gets back into those that belong in front of what main has now in their places, and
+// those behind, each in order: the kernel adds a route there or there. What stood between two that main has goes behind
+// them, so that the first one stays that.
+func (o *order) around(now, routes []route.Route) (front, behind []route.Route) {
+	routes = slices.Clone(routes)
+	slices.SortStableFunc(routes, func(a, b route.Route) int {
+		placeA, atA := o.find(a)
+		placeB, atB := o.find(b)
+		return cmp.Or(placeA-placeB, atA-atB)
+	})
+	for _, r := range routes {
+		if o.inFront(r, now) {
+			front = append(front, r)
+		} else {
+			behind = append(behind, r)
 		}
-		there := func(o route.Route) bool { return slices.ContainsFunc(now, o.Equal) }
-		return !slices.ContainsFunc(p[:at], there) && slices.ContainsFunc(p[at+1:], there)
 	}
-	return false
+	return front, behind
+}
+
+// find returns where r stood: its place, and where in that; -1 and 0 if that is not known.
+func (o *order) find(r route.Route) (place, at int) {
+	for i, p := range o.places {
+		if at := slices.IndexFunc(p, r.Equal); at >= 0 {
+			return i, at
+		}
+	}
+	return -1, 0
+}
+
+// inFront reports whether r stood in front of the routes that main has now in its place.
+func (o *order) inFront(r route.Route, now []route.Route) bool {
+	place, at := o.find(r)
+	if place < 0 {
+		return false
+	}
+	p := o.places[place]
+	there := func(o route.Route) bool { return slices.ContainsFunc(now, o.Equal) }
+	return !slices.ContainsFunc(p[:at], there) && slices.ContainsFunc(p[at+1:], there)
 }

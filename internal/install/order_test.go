@@ -58,4 +58,20 @@ func TestOrder(t *testing.T) {
 			t.Errorf("in front of %v: %v", tt.now, got)
 		}
 	}
+	o = order{}
+	o.note(some(1, 2, 3, 4))
+	for _, tt := range []struct{ now, back, front, behind []byte }{
+		{nil, []byte{2, 3}, nil, []byte{2, 3}},
+		{[]byte{1}, []byte{2, 3}, nil, []byte{2, 3}}, // one uplink has its default back, and the next one gets its two
+		{[]byte{1}, []byte{3, 2}, nil, []byte{2, 3}},
+		{[]byte{4}, []byte{2, 3}, []byte{2, 3}, nil},
+		{[]byte{3}, []byte{1, 4, 2}, []byte{1, 2}, []byte{4}},
+		{[]byte{1, 4}, []byte{2, 3}, nil, []byte{2, 3}},
+		{[]byte{9}, []byte{2, 3}, nil, []byte{2, 3}},
+	} {
+		front, behind := o.around(some(tt.now...), some(tt.back...))
+		if !slices.EqualFunc(front, some(tt.front...), route.Route.Equal) || !slices.EqualFunc(behind, some(tt.behind...), route.Route.Equal) {
+			t.Errorf("%v beside %v: %v in front and %v behind", tt.back, tt.now, front, behind)
+		}
+	}
 }

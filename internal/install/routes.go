@@ -428,7 +428,7 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	return errors.Join(err, p.fallBack(u, m))
 }
 
-// restore gives main routes back, where they stood. The last one is the first: others go in front of it.
+// restore gives main routes back, where they stood.
 func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 	if len(routes) == 0 {
 		return nil
@@ -437,14 +437,14 @@ func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 	if err != nil {
 		return err
 	}
-	routes = slices.Clone(routes)
-	slices.Reverse(routes)
-	_, err = p.changeMain(u, routes, func(r route.Route) (bool, error) {
-		inFront := p.env.order.inFront(r, now)
-		now = append(now, r)
-		return true, p.env.Kernel.RestoreRoute(r, inFront)
-	}, "route restored in main")
-	return err
+	front, behind := p.env.order.around(now, routes)
+	slices.Reverse(front)
+	back := func(inFront bool) func(route.Route) (bool, error) {
+		return func(r route.Route) (bool, error) { return true, p.env.Kernel.RestoreRoute(r, inFront) }
+	}
+	_, err = p.changeMain(u, behind, back(false), "route restored in main")
+	_, frontErr := p.changeMain(u, front, back(true), "route restored in main")
+	return errors.Join(err, frontErr)
 }
 
 // drop clears what is known of a table that is being emptied.
