@@ -61,15 +61,20 @@ func (u Uplink) Plan(m Main, table uint32) []route.Route {
 
 // all returns the routes that main would have if nothing had been taken or lost. A newer route replaces the
 // taken one in its place, and any route to a destination what the link lost: whoever configures
-// the link is putting its routes back. Nobody can put back one by a gateway whose network has gone.
+// the link is putting its routes back. Nobody can put back one by a gateway whose network has gone,
+// nor the next hop of one.
 func (m Main) all() []route.Route {
 	all := slices.Concat(m.Standing(), m.Routes)
 	known := make(map[destination]bool, len(all))
 	for _, r := range all {
 		known[destinationOf(r)] = true
 	}
-	onLink := slices.DeleteFunc(slices.Concat(all, m.Lost), func(r route.Route) bool { return r.Gateway.IsValid() })
-	return append(all, slices.DeleteFunc(slices.Clone(m.Lost), func(r route.Route) bool {
+	var lost []route.Route
+	for _, r := range m.Lost {
+		lost = append(lost, r.Legs(m.Index)...)
+	}
+	onLink := slices.DeleteFunc(slices.Concat(all, lost), func(r route.Route) bool { return r.Gateway.IsValid() || r.Multipath })
+	return append(all, slices.DeleteFunc(lost, func(r route.Route) bool {
 		return known[destinationOf(r)] || r.Gateway.IsValid() && !r.Onlink && !r.Gateway.IsLinkLocalUnicast() &&
 			!slices.ContainsFunc(onLink, func(o route.Route) bool { return o.Dst.Contains(r.Gateway) })
 	})...)

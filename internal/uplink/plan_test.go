@@ -1,6 +1,8 @@
 package uplink
 
 import (
+	"encoding/base64"
+	"encoding/binary"
 	"net/netip"
 	"strings"
 	"testing"
@@ -270,6 +272,43 @@ func TestMove(t *testing.T) {
 				t.Errorf("copy takes %v", got)
 			}
 		})
+	}
+}
+
+// TestLostLegs: of a route of several next hops that went with the link, those stay that whoever configures the link could
+// put back.
+func TestLostLegs(t *testing.T) {
+	several := func(gateways ...string) (r route.Route) {
+		t.Helper()
+		var hops []byte
+		for _, g := range gateways {
+			hops = append(binary.NativeEndian.AppendUint16(hops, 16), 0, 0)
+			hops = binary.NativeEndian.AppendUint32(hops, planLink)
+			hops = append(binary.NativeEndian.AppendUint16(hops, 8), unix.RTA_GATEWAY, 0)
+			hops = append(hops, addr(g).AsSlice()...)
+		}
+		body := []byte{unix.AF_INET, 0, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST, 0, 0, 0, 0}
+		body = append(binary.NativeEndian.AppendUint16(body, uint16(4+len(hops))), unix.RTA_MULTIPATH, 0)
+		if err := r.UnmarshalText(base64.StdEncoding.AppendEncode(nil, append(body, hops...))); err != nil || !r.Multipath {
+			t.Fatalf("%v: %v", r, err)
+		}
+		return r
+	}
+	for _, tt := range []struct {
+		lost []route.Route
+		want string
+	}{
+		{[]route.Route{several("192.0.2.1", "192.0.2.2")}, "192.0.2.1"},
+		{[]route.Route{several("198.51.100.1", "192.0.2.2")}, "192.0.2.2"},
+		{[]route.Route{several("198.51.100.1", "198.51.100.2")}, "none"},
+		{[]route.Route{several("192.0.2.1"), mainRoute("default via 198.51.100.1 metric 5")}, "192.0.2.1"},
+		{[]route.Route{mainRoute("default via 198.51.100.1"), several("198.51.100.2", "198.51.100.3")}, "none"},
+	} {
+		m := mainOf("192.0.2.5/24", "192.0.2.0/24")
+		m.Lost = tt.lost
+		if got := wayTo(uplinkOf(m, Settings{Routes: CopyRoutes}).Plan(m, planTable), addr("9.9.9.9")); got != tt.want {
+			t.Errorf("%v: the table leads to %s, want %s", tt.lost, got, tt.want)
+		}
 	}
 }
 
