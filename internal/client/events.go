@@ -64,11 +64,12 @@ func (l *loop) noteHistory(n news) {
 	if len(n.silent) > 0 {
 		l.env.Picture.Emptied(n.silent)
 	}
-	if len(n.history) == 0 && len(n.went) == 0 {
+	if len(n.history)+len(n.went)+len(n.objects) == 0 {
 		return
 	}
 	for _, s := range l.sessions {
 		s.inst.Hear(n.history[linkOf{s.family(), s.inst.Index}], n.went, n.back)
+		s.inst.ForgetObjects(n.objects)
 	}
 }
 
@@ -101,6 +102,7 @@ type news struct {
 	main         map[int]mainNews         // by family
 	newDefault   bool                     // main has a new default route, or a half of one: its link is an uplink, whatever else it is
 	nexthops     bool                     // nexthop objects changed
+	objects      map[uint32]bool          // of those, the deleted
 	linksChanged bool                     // links were added, or changed
 	addresses    map[netip.Addr]bool      // that were added, changed or deleted
 	came         map[onLink]bool          // addresses that were added, or changed
@@ -171,6 +173,12 @@ func digest(events []route.Event) news {
 			n.addRoute(e)
 		case route.NexthopChanged:
 			n.nexthops = true
+			if e.Deleted {
+				if n.objects == nil {
+					n.objects = make(map[uint32]bool)
+				}
+				n.objects[e.Nexthop] = true
+			}
 			for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 				n.addMain(family, mainNews{silent: true})
 			}

@@ -407,3 +407,11 @@ func (i *Installation) Hear(history []route.Event, went map[netip.Addr][]int, ba
 		}
 	}
 }
+
+// ForgetObjects takes over that nexthop objects were deleted. With them the kernel deletes routes, without an event; what
+// the link had lost of these before nobody puts back.
+func (i *Installation) ForgetObjects(deleted map[uint32]bool) {
+	of := func(r route.Route) bool { return deleted[r.NexthopID] }
+	i.routes.last = slices.DeleteFunc(i.routes.last, of)
+	i.routes.lost = slices.DeleteFunc(i.routes.lost, of)
+}

@@ -84,6 +84,19 @@ func (r *Route) resolve(objects map[uint32]nexthop) {
 	r.rest += string(appendAttribute(nil, unix.RTA_MULTIPATH, hops))
 }
 
+// nexthopID returns the number of the object that a message is about.
+func nexthopID(body []byte) (id uint32, err error) {
+	if len(body) < sizeofNhmsg {
+		return 0, errMalformed
+	}
+	err = eachAttribute(body[sizeofNhmsg:], func(typ uint16, value []byte) {
+		if typ == nhaID {
+			id = uint32Of(value)
+		}
+	})
+	return id, err
+}
+
 // nexthops returns the nexthop objects by number.
 func (c *Conn) nexthops() (map[uint32]nexthop, error) {
 	msgs, err := c.dump(rtmGetNexthop, rtmNewNexthop, make([]byte, sizeofNhmsg))

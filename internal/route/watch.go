@@ -22,7 +22,7 @@ const (
 	LinkGone                        // no longer here: Index, Name, Down
 	RuleChanged                     // Family, Priority, Table, Protocol, Deleted
 	RouteChanged                    // Family, Table, Index (0 for none or several), Protocol, Deleted, Route, Replaced
-	NexthopChanged                  // a nexthop object, of which routes may have their gateway
+	NexthopChanged                  // a nexthop object, of which routes may have their gateway: Nexthop, Deleted
 )
 
 func (k EventKind) String() string {
@@ -47,7 +47,8 @@ type Event struct {
 	Priority uint32
 	// Protocol tells what is ours. Not who changed it: the kernel and other programs delete ours too.
 	Protocol uint8
-	Deleted  bool // the address, rule or route, rather than added or changed
+	Nexthop  uint32 // the number of a nexthop object
+	Deleted  bool   // the address, rule, route or object, rather than added or changed
 	// Route is the route as the notification has it, and Replaced says that it took the place of
 	// another one, of which there is no notification.
 	Route    *Route
@@ -238,7 +239,8 @@ func parseEvent(typ, flags uint16, body []byte) (Event, bool, error) {
 			Deleted: typ == unix.RTM_DELROUTE, Route: &r, Replaced: typ == unix.RTM_NEWROUTE && flags&unix.NLM_F_REPLACE != 0,
 		}, !cloned, err
 	case rtmNewNexthop, rtmDelNexthop:
-		return Event{Kind: NexthopChanged}, true, nil
+		id, err := nexthopID(body)
+		return Event{Kind: NexthopChanged, Nexthop: id, Deleted: typ == rtmDelNexthop}, true, err
 	}
 	return Event{}, false, nil
 }
