@@ -51,6 +51,9 @@ func byTheBook(h *host, stock *twins) (f finding, err error) {
 	if err := w.settle(10 * quiet); err != nil { // carriers come later than links, and addresses with them
 		return f, err
 	}
+	if err := w.tryAgain(); err != nil {
+		return f, err
+	}
 	b := &book{w: w}
 	if b.plain, err = w.plain.picture(); err != nil {
 		return f, err
