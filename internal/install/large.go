@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -43,6 +44,9 @@ type filling struct {
 
 // slice is how many destinations of main are carried over in one turn of the loop: some milliseconds.
 const slice = 2048
+
+// holdFor is longer than one slice takes on a busy machine.
+const holdFor = 10 * time.Second
 
 func (p *placer) newFilling(u uplink.Uplink, table uint32, image *route.Image) (*filling, error) {
 	f := &filling{table: table, of: p.looked, seed: maphash.MakeSeed(), have: make(map[uint64]struct{}), want: make(map[uint64]struct{}), keys: image.Keys()}
@@ -105,6 +109,7 @@ func (p *placer) syncLarge(u uplink.Uplink, m uplink.Main, table uint32, image *
 		}
 	}
 	f.errs = append(f.errs, p.env.Kernel.Replace(nil, missing))
+	p.env.Picture.hold(u.Family(), holdFor)
 	switch {
 	case f.at < len(f.keys):
 		return nil
@@ -119,6 +124,7 @@ func (p *placer) syncLarge(u uplink.Uplink, m uplink.Main, table uint32, image *
 func (p *placer) finishLarge(u uplink.Uplink, image *route.Image) error {
 	f := p.filling
 	p.filling = nil
+	p.env.Picture.hold(u.Family(), 0)
 	var stale []route.Route
 	err := p.env.Kernel.EachOfOurs(u.Family(), f.table, func(r route.Route) {
 		if _, wanted := f.want[f.sum(r)]; !wanted {

@@ -142,6 +142,11 @@ func TestLarge(t *testing.T) {
 			t.Errorf("slice %d: %d routes, of %d before; blocked %v; due at %v", i, now, last, blocked(), inst.RefreshAt)
 		}
 		change(100 + i)
+		if i > 10*routes/slice {
+			t.Fatal("the filling has no end")
+		}
+		m := env.Picture.mains[unix.AF_INET]
+		m.stale, m.since = true, 1 // as after an append, when the last look is long ago
 		last = filled()
 		inst.Follow(table, false)
 	}

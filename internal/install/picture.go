@@ -37,8 +37,9 @@ type main struct {
 	links map[int][]route.Route // by ifindex
 	local []route.Route         // over links that are no uplinks
 
-	image *route.Image // of a large one
-	stale bool         // the image is not certain
+	image *route.Image  // of a large one
+	stale bool          // the image is not certain
+	held  time.Duration // not before then is it read again: tables are being filled from it
 
 	defaults map[int]bool // links over which there is a default route, or the half of one
 	ends     bool         // there is a default route that leads nowhere
@@ -75,9 +76,15 @@ func (p *Picture) Invalidate() {
 	}
 	clear(p.addresses)
 	for _, m := range p.mains {
-		m.since = 0
+		if m.image == nil { // a large one follows the events
+			m.since = 0
+		}
 	}
 }
+
+// hold puts off that a large main is read again, since that begins the filling of a table anew: slice after slice, on a
+// busy machine, with no end.
+func (p *Picture) hold(family int, pause time.Duration) { p.mains[family].held = wire.Now() + pause }
 
 // Emptied says that the kernel may have deleted routes over links from all tables, without events. Where main has the
 // same again nothing else would tell that the tables lack them.
@@ -158,7 +165,7 @@ func (p *Picture) main(family int) (*main, error) {
 	now := wire.Now()
 	if m.image != nil {
 		pause := max(rereadEvery, rereadShare*m.image.Took())
-		if !m.stale || now-m.since < pause && m.since != 0 {
+		if !m.stale || now-m.since < pause || now < m.held {
 			return m, nil
 		}
 		return m, p.readImage(family, m)
