@@ -46,20 +46,22 @@ type chain struct {
 	rules    [][]expr.Any
 }
 
-// fromChain is the name of the chain for what a namespace sends to this host.
-const fromChain = "from-namespace"
+// between is the name of the chain for what a namespace and this host send each other.
+const between = "between"
 
 // beforeFilters is the priority of the filters: before those of others, so that what those count is what passes.
 const beforeFilters = -10
 
 // chains returns the chains of the table, in the order in which they are added.
 func (r Ruleset) chains() []chain {
-	from := chain{name: fromChain, rules: fromNamespace()}
+	both := chain{name: between, rules: exchanged()}
+	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: beforeFilters}
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: beforeFilters}
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: beforeFilters}
 	post := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 100}
 	for _, n := range r.Namespaces {
-		input.add(arrivesBy(n.Link), jump(from.name))
+		input.add(arrivesBy(n.Link), jump(both.name))
+		output.add(leavesBy(n.Link), jump(both.name)) // users of this host do not reach services in a namespace
 		if n.Uplink == "" {
 			forward.add(arrivesBy(n.Link), leavesByNo(Prefix), verdict(expr.VerdictAccept))
 		} else {
@@ -73,13 +75,13 @@ func (r Ruleset) chains() []chain {
 	for _, link := range r.Closed {
 		forward.add(arrivesBy(link), verdict(expr.VerdictDrop))
 	}
-	return []chain{from, input, forward, post}
+	return []chain{both, input, output, forward, post}
 }
 
 func (c *chain) add(parts ...[]expr.Any) { c.rules = append(c.rules, slices.Concat(parts...)) }
 
-// fromNamespace is what a namespace may send to this host itself: what IP needs, and replies.
-func fromNamespace() [][]expr.Any {
+// exchanged is what a namespace and this host may send each other: what IP needs, and replies.
+func exchanged() [][]expr.Any {
 	rules := [][]expr.Any{slices.Concat(isReply(), verdict(expr.VerdictAccept))}
 	for _, t := range []byte{8, 3, 11, 12} { // echo request, unreachable, time exceeded, parameter problem
 		rules = append(rules, slices.Concat(isICMP(unix.IPPROTO_ICMP, t), verdict(expr.VerdictAccept)))
@@ -206,7 +208,7 @@ func comments(c *nftables.Conn, table *nftables.Table) (texts []string, found bo
 	if err != nil {
 		return nil, false, fmt.Errorf("list nftables chains: %w", err)
 	}
-	for _, name := range []string{fromChain, "input", "forward", "postrouting"} {
+	for _, name := range []string{between, "input", "output", "forward", "postrouting"} {
 		at := slices.IndexFunc(chains, func(o *nftables.Chain) bool { return o.Table.Name == table.Name && o.Name == name })
 		if at < 0 {
 			continue

@@ -41,8 +41,9 @@ func TestSync(t *testing.T) {
 		text := nft("list table inet table-allocator")
 		at := 0
 		for _, want := range []string{
-			"chain from-namespace", "ct state established,related accept", "icmp type echo-request accept", "icmpv6 type nd-neighbor-solicit accept", "drop",
-			"type filter hook input priority filter - 10; policy accept", `iifname "tav1" jump from-namespace`, `iifname "tav2" jump from-namespace`,
+			"chain between", "ct state established,related accept", "icmp type echo-request accept", "icmpv6 type nd-neighbor-solicit accept", "drop",
+			"type filter hook input priority filter - 10; policy accept", `iifname "tav1" jump between`, `iifname "tav2" jump between`,
+			"type filter hook output priority filter - 10; policy accept", `oifname "tav1" jump between`, `oifname "tav2" jump between`,
 			"type filter hook forward priority filter - 10; policy accept",
 			`iifname "tav1" oifname "wan1" accept`, `iifname "tav1" drop`, `oifname "tav1" ct state established,related accept`, `oifname "tav1" drop`,
 			`iifname "tav2" oifname != "tav*" accept`, `iifname "tav2" drop`, `iifname "wan1" drop`,
