@@ -13,7 +13,7 @@ export GOTOOLCHAIN := auto
 
 MODULE      := github.com/table-allocator/table-allocator
 COMMANDS    := table-allocator-server table-allocator-client
-PACKAGES    := $(COMMANDS:%=./cmd/%)
+PACKAGES    := $(COMMANDS:%=./cmd/%) ./cmd/table-allocator-enter
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOBUILD     := go build -trimpath -buildvcs=false
 LDFLAGS      = -X $(MODULE)/internal/cli.version=$(VERSION)
@@ -26,7 +26,7 @@ export TABLE_ALLOCATOR_STATIC_BIN := $(CURDIR)/bin
 
 .PHONY: build help demo test integration lint bench soak fuzz install uninstall clean race layer cross needs-go needs-test needs-lint
 
-build: needs-go ## build both commands, static, into bin/ (the default)
+build: needs-go ## build the commands, static, into bin/ (the default)
 	$(STATIC) -o bin/ $(PACKAGES)
 
 help: ## print this
@@ -105,6 +105,7 @@ INSTALLED := \
 	644:packaging/man/table-allocator-watch.8:$(PREFIX)/share/man/man8/table-allocator-watch.8 \
 	644:packaging/man/table-allocator-run.8:$(PREFIX)/share/man/man8/table-allocator-run.8 \
 	644:packaging/man/table-allocator-netns.8:$(PREFIX)/share/man/man8/table-allocator-netns.8 \
+	644:packaging/man/table-allocator-enter.8:$(PREFIX)/share/man/man8/table-allocator-enter.8 \
 	644:packaging/man/table-allocator-explain.8:$(PREFIX)/share/man/man8/table-allocator-explain.8 \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/tactl \
 	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/tactl.fish \
@@ -116,12 +117,17 @@ INSTALLED := \
 CONFIGURATION := \
 	644:packaging/server.json:$(SYSCONFDIR)/table-allocator/server.json \
 	644:packaging/watch.json:$(SYSCONFDIR)/table-allocator/watch.json \
+	644:packaging/netns.json:$(SYSCONFDIR)/table-allocator/netns.json \
 	644:packaging/default:$(SYSCONFDIR)/default/table-allocator
 FILL = sed -e 's|@SBINDIR@|$(SBINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
 
 install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (/usr/local), SYSCONFDIR (/etc)
 	@for c in $(COMMANDS); do [ -x $(BIN)/$$c ] || { echo "there is no $(BIN)/$$c yet: run make build first" >&2; exit 1; }; done
-	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(COMMANDS:%=$(BIN)/%)
+	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(COMMANDS:%=$(BIN)/%) $(BIN)/table-allocator-enter
+	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && getent group table-allocator >/dev/null; then \
+		chown root:table-allocator $(SBINDIR)/table-allocator-enter; chmod 750 $(SBINDIR)/table-allocator-enter; \
+		setcap cap_sys_admin,cap_sys_chroot=ep $(SBINDIR)/table-allocator-enter || echo "only root can enter namespaces" >&2; \
+	fi
 	for c in $(COMMANDS); do ln -sf $$c $(DESTDIR)$(SBINDIR)/$${c//-/_}; done # their names in the original
 	install -d $(DESTDIR)$(PREFIX)/share/man/man8
 	ln -sf table-allocator-client $(DESTDIR)$(SBINDIR)/tactl
@@ -138,7 +144,7 @@ uninstall: ## remove what make install installed, but no configuration of yours;
 		$(SBINDIR)/table-allocator-client release --all || { echo "nothing is removed" >&2; exit 1; }; \
 	fi
 	for c in $(COMMANDS); do rm -f $(DESTDIR)$(SBINDIR)/{$$c,$${c//-/_}}; done
-	rm -f $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
+	rm -f $(DESTDIR)$(SBINDIR)/table-allocator-enter $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
 	@for f in $(INSTALLED); do echo "rm -f $(DESTDIR)$${f##*:}"; rm -f $(DESTDIR)$${f##*:}; done
 	@for f in $(CONFIGURATION); do \
 		IFS=: read -r mode source destination <<<"$$f"; \

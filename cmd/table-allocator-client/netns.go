@@ -19,26 +19,26 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-const netnsUsage = `Usage: table-allocator-client netns add|set|del|exec|stop NAME [options]
-       table-allocator-client netns list|ps|serve [options]
-Network namespaces whose only way out is one link, and programs in them:
-exec NAME [options] [--] COMMAND... Needs root; see table-allocator-netns(8).
+const netnsUsage = `Usage: table-allocator-client netns add|set|del|exec|stop|list|ps|serve|check
+Network namespaces on one link: exec NAME [options] [--] COMMAND... executes
+COMMAND in one, also for users of a group. See table-allocator-netns(8).
   -i, --ifname IFNAME    (add, set) the link; it may get its lease later
       --on-loss WHAT     (add) without a route: block (default) or fallback
       --resolv SERVERS   (add) uplink (default), ADDRESS,... or FILE
       --no-ipv6          (add) IPv4 only
-      --kill SECONDS     (del) end its programs, SIGKILL after SECONDS
+      --allow WHO,...    (add) users and @groups who may enter
       --all              (del) all namespaces
+      --kill SECONDS     (del) end its programs, SIGKILL after SECONDS
       --json             (list, ps) print JSON
       --user USER        (exec) run COMMAND as USER
-      --pty              (exec) on a terminal of its own
+      --pty              (exec) on a terminal of its own, or
       --detach           (exec) in the background; prints the pid
-      --log FILE         (exec --detach) append what COMMAND prints to FILE
+      --log FILE         (exec --detach) where COMMAND prints to
       --wait SECONDS     (exec) how long to wait for a lease (0)
-      --signal SIGNAL    (stop) the first signal (TERM)
-      --timeout SECONDS  (stop) SIGKILL follows so much later (5)
-  -s, --syslog           (serve) log to syslog
-  -l, --log-path FILE    (serve) append log lines to FILE
+      --signal SIGNAL    (stop) first (TERM); SIGKILL follows
+      --timeout SECONDS  (stop) so much later (5)
+  -c, --config FILE      (serve) configuration (/etc/table-allocator/netns.json)
+  -s, --syslog or -l, --log-path FILE: (serve) where to log to
 `
 
 // netnsFlags are the options of the netns commands.
@@ -48,6 +48,7 @@ type netnsFlags struct {
 	kill, wait, timeout                time.Duration
 	all, asJSON, pty, detach, onlyInet bool
 	user                               *netns.User
+	configPath                         string
 	log                                string
 	signal                             unix.Signal
 }
@@ -60,21 +61,24 @@ type netnsVerb struct {
 }
 
 var netnsVerbs = []netnsVerb{
-	{"add", []string{"ifname", "on-loss", "resolv", "no-ipv6"}, (*netnsFlags).add},
+	{"add", []string{"ifname", "on-loss", "resolv", "no-ipv6", "allow"}, (*netnsFlags).add},
 	{"set", []string{"ifname"}, (*netnsFlags).set},
 	{"del", []string{"kill", "all"}, (*netnsFlags).del},
 	{"list", []string{"json"}, (*netnsFlags).list},
 	{"exec", []string{"user", "pty", "detach", "log", "wait"}, (*netnsFlags).exec},
 	{"ps", []string{"json"}, (*netnsFlags).ps},
 	{"stop", []string{"signal", "timeout"}, (*netnsFlags).stop},
-	{"serve", []string{"syslog", "log-path"}, (*netnsFlags).serve},
+	{"serve", []string{"config", "syslog", "log-path"}, (*netnsFlags).serve},
+	{"check", nil, nil},
 }
 
 func netnsCommand(f *flags) action {
-	n := &netnsFlags{flags: f, config: netns.Config{OnLoss: uplink.Block, Resolv: netns.Uplink}, timeout: 5 * time.Second, signal: unix.SIGTERM}
+	n := &netnsFlags{flags: f, config: netns.Config{OnLoss: uplink.Block, Resolv: netns.Uplink}, timeout: 5 * time.Second, signal: unix.SIGTERM, configPath: netns.ConfigPath}
 	f.link(&n.config.Ifname)
 	f.onLoss(&n.config.OnLoss)
 	value(f, &n.config.Resolv, "resolv", "", parseServers)
+	value(f, &n.config.Allow, "allow", "", parseAllow)
+	value(f, &n.configPath, "config", "c", parsePath)
 	value(f, &n.kill, "kill", "", parseSeconds)
 	value(f, &n.wait, "wait", "", parseSeconds)
 	value(f, &n.timeout, "timeout", "", parseSeconds)
@@ -92,11 +96,11 @@ func netnsCommand(f *flags) action {
 // run finds the verb and calls it.
 func (n *netnsFlags) run(args []string) error {
 	if len(args) == 0 {
-		return wrongUsage(errors.New("add, set, del, list, exec, ps, stop or serve is needed"))
+		return wrongUsage(errors.New("add, set, del, list, exec, ps, stop, serve or check is needed"))
 	}
 	at := slices.IndexFunc(netnsVerbs, func(v netnsVerb) bool { return v.name == args[0] })
 	if at < 0 {
-		return wrongUsage(fmt.Errorf("%q is none of add, set, del, list, exec, ps, stop and serve", args[0]))
+		return wrongUsage(fmt.Errorf("%q is none of add, set, del, list, exec, ps, stop, serve and check", args[0]))
 	}
 	verb := netnsVerbs[at]
 	err := n.call(verb, args[1:])
@@ -132,6 +136,12 @@ func (n *netnsFlags) call(verb netnsVerb, args []string) error {
 	})
 	if err != nil {
 		return err
+	}
+	if verb.name == "check" {
+		return n.check(args)
+	}
+	if verb.name == "exec" && os.Geteuid() != 0 {
+		return n.exec(nil, args)
 	}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("netns %s needs root, for namespaces, links and rules", verb.name)
@@ -172,6 +182,11 @@ func (n *netnsFlags) add(h *netns.Host, args []string) error {
 	if err != nil {
 		return err
 	}
+	file, err := netns.Load(netns.ConfigPath)
+	if err != nil {
+		return err
+	}
+	h.Max = file.Max
 	n.config.Name, n.config.IPv6 = name, !n.onlyInet
 	lacking, err := h.Add(context.Background(), n.config)
 	for _, what := range lacking {
@@ -330,9 +345,43 @@ func (n *netnsFlags) serve(h *netns.Host, args []string) error {
 	if err != nil {
 		return err
 	}
+	file, err := netns.Load(n.configPath)
+	if err != nil {
+		return exitWith(exitConfig, err)
+	}
 	ctx, stop := cli.UntilSignal()
 	defer stop()
-	return h.Serve(ctx, log)
+	last := file
+	return h.Serve(ctx, file, cli.Reloads(ctx, func() netns.File {
+		next, err := netns.Load(n.configPath)
+		if err != nil {
+			log.Error("the configuration before stays in force", "err", err)
+			return last
+		}
+		last = next
+		return next
+	}), log)
+}
+
+// check reads a configuration, and says what is wrong with it.
+func (n *netnsFlags) check(args []string) error {
+	path := netns.ConfigPath
+	if len(args) > 0 {
+		path = args[0]
+		if err := noArguments(args[1:]); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(path); err != nil {
+		return err
+	}
+	_, err := netns.Load(path)
+	return err
+}
+
+func parseAllow(text string) ([]string, error) {
+	list := strings.Split(text, ",")
+	return list, (netns.Config{Name: "any", Ifname: "any", Resolv: netns.Uplink, Allow: list}).Check()
 }
 
 // parseServers reads the value of --resolv.

@@ -30,6 +30,7 @@ type Config struct {
 	Traffic    []route.Traffic // none: what has the interface's mark
 	Local      bool            // what has the mark reaches networks of the host that are behind no uplink
 	Wait       time.Duration   // for the server and for a lease
+	Marking    wire.Marking    // of the interface, if it is known already: the server is not asked
 	Server     string
 	ServerUIDs []uint32
 }
@@ -137,12 +138,10 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 		return b, err
 	}
 	defer conn.Close()
-	server, err := peer.NewServer(cfg.Server, cfg.ServerUIDs)
-	if err != nil {
-		return b, err
-	}
-	if b.Marking, err = server.Mark(ctx, conn, b.Ifname, false); err != nil {
-		return b, err
+	if b.Marking = cfg.Marking; b.Marking == (wire.Marking{}) {
+		if b.Marking, err = marking(ctx, conn, cfg, b.Ifname); err != nil {
+			return b, err
+		}
 	}
 	if len(b.Traffic) == 0 {
 		b.Traffic = []route.Traffic{{Mark: b.Mark(), Mask: b.Marking.Mask}}
@@ -183,6 +182,24 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 		return b, ErrNoLease
 	}
 	return b, nil
+}
+
+// MarkingOf asks the server for the marking of the interface of a Config, for its Marking. Without that Bind asks.
+func MarkingOf(ctx context.Context, cfg Config) (wire.Marking, error) {
+	conn, err := peer.Open(wire.Key{Ifname: cfg.Ifname, Address: "bind"}, peer.AsAsker)
+	if err != nil {
+		return wire.Marking{}, err
+	}
+	defer conn.Close()
+	return marking(ctx, conn, cfg, cfg.Ifname)
+}
+
+func marking(ctx context.Context, conn *wire.Conn, cfg Config, ifname string) (wire.Marking, error) {
+	server, err := peer.NewServer(cfg.Server, cfg.ServerUIDs)
+	if err != nil {
+		return wire.Marking{}, err
+	}
+	return server.Mark(ctx, conn, ifname, false)
 }
 
 // unkept reports whether traffic is bound that needs a holder to open the lock, and the interface has none.

@@ -59,6 +59,7 @@ func TestInstall(t *testing.T) {
 	want := []string{
 		"755 /usr/local/sbin/table-allocator-server",
 		"755 /usr/local/sbin/table-allocator-client",
+		"755 /usr/local/sbin/table-allocator-enter",
 		"/usr/local/sbin/tactl -> table-allocator-client",
 		"/usr/local/share/man/man8/tactl.8 -> table-allocator-client.8",
 		"/usr/local/sbin/table_allocator_server -> table-allocator-server",
@@ -81,6 +82,7 @@ func TestInstall(t *testing.T) {
 		"644 /etc/iproute2/rt_protos.d/table-allocator.conf",
 		"644 /usr/local/share/man/man8/table-allocator-server.8",
 		"644 /usr/local/share/man/man8/table-allocator-client.8",
+		"644 /usr/local/share/man/man8/table-allocator-enter.8",
 		"644 /usr/local/share/man/man8/table-allocator-run.8",
 		"644 /usr/local/share/man/man8/table-allocator-watch.8",
 		"644 /usr/local/share/man/man8/table-allocator-explain.8",
@@ -94,6 +96,7 @@ func TestInstall(t *testing.T) {
 		"644 /usr/local/share/fish/vendor_completions.d/table-allocator-client.fish",
 		"644 /etc/table-allocator/server.json",
 		"644 /etc/table-allocator/watch.json",
+		"644 /etc/table-allocator/netns.json",
 		"644 /etc/default/table-allocator",
 	}
 	if diff := unordered(files(t, dir), want); diff != "" {
@@ -242,7 +245,7 @@ func TestInstalledUnits(t *testing.T) {
 	}
 	check("systemd-analyze", "verify", "--man=no", service, filepath.Join(units, "table-allocator-server.socket"))
 	pages, err := filepath.Glob(filepath.Join(dir, "usr/local/share/man/man8/*"))
-	if err != nil || len(pages) != 7 {
+	if err != nil || len(pages) != 8 {
 		t.Fatalf("manual pages: %q, %v", pages, err)
 	}
 	for _, page := range pages {

@@ -139,6 +139,17 @@ func TestNetnsFilter(t *testing.T) {
 	if got := p.do("start s %s:9", rows[1].Addresses[0]); got == "ok" {
 		t.Error("a namespace reaches the other one")
 	}
+	c.ns.Do(func() {
+		for kind, to := range map[string]string{"tcp4": rows[1].Addresses[0] + ":9", "tcp6": "[" + rows[1].Addresses[1] + "]:10"} {
+			s := prober{make(map[string]int)}
+			if err := s.open("s", kind); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.do("start", "s", to); err == nil {
+				t.Errorf("this host reaches %s in the namespace", to)
+			}
+		}
+	})
 	isp := c.isps[0].ns
 	isp.IP(t, "route add "+rows[1].Addresses[0]+"/32 via "+inet0)
 	isp.IP(t, "route add "+rows[1].Addresses[1]+"/128 via fd01::2")
@@ -427,4 +438,90 @@ func TestNetnsServe(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestNetnsMasks: resolvers of the host that begin after a namespace was made are not reached from it, whatever becomes of
+// their directories.
+func TestNetnsMasks(t *testing.T) {
+	c := newNamespaces(t)
+	c.must("netns", "add", "work", "--ifname", "wan1", "--resolv", "192.0.2.53")
+	for _, dir := range []string{"/run/nscd", "/run/systemd/resolve", "/run/avahi-daemon"} {
+		c.sh("mkdir -p " + dir + "; : >" + dir + "/socket")
+		if seen := c.must("netns", "exec", "work", "ls", dir); seen != "" {
+			t.Errorf("a namespace has %s of the host: %s", dir, seen)
+		}
+	}
+	p := c.start(c.here(bin(t, clientBin), "netns", "serve", "--debug"))
+	p.waitLog("serving namespaces")
+	c.sh("rm -r /run/nscd; mkdir -p /run/nscd; : >/run/nscd/socket") // as a restart of the service does it
+	eventually(t, "the directory is masked again", func() error {
+		if seen := c.must("netns", "exec", "work", "ls", "/run/nscd"); seen != "" {
+			return errors.New(seen)
+		}
+		return nil
+	})
+	c.must("netns", "del", "work")
+	if left := c.sh("ls /run/nscd; ls -d /run/avahi-daemon"); left != "socket\n/run/avahi-daemon\n" {
+		t.Errorf("directories of services: %s", left)
+	}
+	c.sh("rm -r /run/nscd /run/avahi-daemon /run/systemd/resolve")
+	c.must("netns", "add", "work", "--ifname", "wan1", "--resolv", "192.0.2.53")
+	c.must("netns", "del", "work")
+	if left := c.sh("ls -d /run/nscd /run/avahi-daemon /run/systemd/resolve 2>/dev/null || :"); left != "" {
+		t.Errorf("directories that nobody needs: %s", left)
+	}
+}
+
+// TestNetnsSet: a set that fails changes nothing, and name servers of one uplink are never asked over another one.
+func TestNetnsSet(t *testing.T) {
+	c := newNamespaces(t)
+	c.sh("mkdir -p /etc/netns/work && echo nameserver 192.0.2.53 >/etc/netns/work/resolv.conf")
+	c.must("netns", "add", "work", "--ifname", "wan1")
+	c.sh("rm -r /etc/netns/work")
+	p := c.inNamespace("work")
+	if r := c.do("netns", "set", "work", "--ifname", "wan0"); r.code != 1 || !strings.Contains(r.stderr, "name servers of wan0") {
+		t.Errorf("a link with a lease whose name servers nobody knows: %+v", r)
+	}
+	if rows := c.namespaces(); len(rows) != 1 || rows[0].Ifname != "wan1" {
+		t.Errorf("a set that failed: %+v", rows)
+	}
+	c.only(1, func() { fourProbes(p, 1) })
+	if text := c.must("netns", "exec", "work", "cat", "/etc/resolv.conf"); text != "nameserver 192.0.2.53\n" {
+		t.Errorf("name servers after a set that failed: %q", text)
+	}
+	if r := c.do("netns", "set", "work", "--ifname", "wwan7"); r.code != 0 || !strings.Contains(r.stderr, "no name resolves") {
+		t.Errorf("a link that may come: %+v", r)
+	}
+	if text := c.must("netns", "exec", "work", "cat", "/etc/resolv.conf"); strings.Contains(text, "192.0.2.53") {
+		t.Errorf("it has the name servers of the uplink before: %q", text)
+	}
+}
+
+// TestNetnsRepairs: what cannot be repaired, and a server that is silent, keep nothing else from being repaired.
+func TestNetnsRepairs(t *testing.T) {
+	c := newNamespaces(t)
+	c.sh("echo nameserver 192.0.2.53 >/run/servers")
+	c.must("netns", "add", "work", "--ifname", "wan1", "--resolv", "/run/servers")
+	p := c.start(c.here(bin(t, clientBin), "netns", "serve", "--debug"))
+	p.waitLog("serving namespaces")
+	repairs := func(what string) {
+		t.Helper()
+		c.sh("ip rule del priority 9003; ip -6 rule del priority 9003; ip rule del priority 8990")
+		eventually(t, "rules come back "+what, func() error {
+			if rules := c.ns.IP(t, "rule"); !strings.Contains(rules, "9003:") || !strings.Contains(rules, "8990:") {
+				return errors.New(rules)
+			}
+			return nil
+		})
+	}
+	c.sh("chmod 666 /run/servers")
+	repairs("while its name servers cannot be read")
+	if text := c.must("netns", "exec", "work", "cat", "/etc/resolv.conf"); text != "nameserver 192.0.2.53\n" {
+		t.Errorf("its resolv.conf: %q", text)
+	}
+	for _, pid := range c.pids(serverBin) {
+		c.sh(fmt.Sprintf("kill -STOP %d", pid))
+		defer c.sh(fmt.Sprintf("kill -CONT %d", pid))
+	}
+	repairs("while the server is silent")
 }

@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/nat"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -20,17 +22,19 @@ import (
 type Host struct {
 	Server     string
 	ServerUIDs []uint32
+	Max        int               // namespaces
 	Step       func(what string) // told of each step, for --debug
 
-	memory  memory
-	follows bool // what happens later changes the namespaces, too
-	kernel  *route.Conn
-	pools   Pools
+	memory   memory
+	mounting sync.Mutex // the keepers and the loop of Serve mount at the same places
+	follows  bool       // what happens later changes the namespaces, too
+	kernel   *route.Conn
+	pools    Pools
 }
 
 // Open returns the host of this process's network namespace. The caller closes it.
 func Open(server string, uids []uint32) (*Host, error) {
-	h := &Host{Server: server, ServerUIDs: uids, Step: func(string) {}}
+	h := &Host{Server: server, ServerUIDs: uids, Max: DefaultMax, Step: func(string) {}}
 	var err error
 	if h.memory, err = openMemory(); err != nil {
 		return nil, err
@@ -48,8 +52,9 @@ var ErrExists = errors.New("there is a namespace of this name already")
 // ErrUnknown says that there is no namespace of that name.
 var ErrUnknown = errors.New("there is no namespace of this name")
 
-// locked calls f with the lock of all changes, after it cured what a process that was killed has left.
-func (h *Host) locked(f func() error) error {
+// locked calls f with the lock of all changes, after it cured what a process that was killed has left. swept is what went
+// wrong with that. Under the lock nobody waits for the server.
+func (h *Host) locked(f func(swept error) error) error {
 	unlock, err := h.memory.lock()
 	if err != nil {
 		return err
@@ -58,10 +63,12 @@ func (h *Host) locked(f func() error) error {
 	if h.pools, err = h.memory.pools(); err != nil {
 		return err
 	}
-	if err := h.sweep(); err != nil {
-		return err
-	}
-	return f()
+	return f(h.sweep())
+}
+
+// binding is what binds the traffic of a namespace to its uplink.
+func (h *Host) binding(s State) bind.Config {
+	return bind.Config{Ifname: s.Ifname, OnLoss: s.OnLoss, Traffic: []route.Traffic{{Iif: linkOf(s.Number)}}, Server: h.Server, ServerUIDs: h.ServerUIDs, Marking: s.Marking}
 }
 
 // Add makes a namespace. An error leaves nothing of it. What may be lacking all the same are words for the user: there is
@@ -70,9 +77,16 @@ func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	err = h.locked(func() error {
+	if _, err := h.known(cfg.Name); err == nil {
+		return nil, named(cfg.Name, ErrExists)
+	}
+	marking, err := bind.MarkingOf(ctx, h.binding(State{Config: cfg}))
+	if err != nil {
+		return nil, named(cfg.Name, err)
+	}
+	err = h.locked(func(swept error) error {
 		s, found, err := h.memory.get(cfg.Name)
-		if err != nil {
+		if err = errors.Join(err, swept); err != nil {
 			return err
 		}
 		switch {
@@ -85,14 +99,14 @@ func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error
 		case exists(netPin(cfg.Name)):
 			return fmt.Errorf("another program made %s: choose another name", netPin(cfg.Name))
 		}
-		s = State{Config: cfg, Phase: Adding}
+		s = State{Config: cfg, Phase: Adding, Marking: marking}
 		if s.Number, err = h.number(); err != nil {
 			return err
 		}
 		if err := h.memory.put(s); err != nil {
 			return err
 		}
-		if lacking, err = h.sync(ctx, s); err == nil {
+		if lacking, err = h.sync(ctx, s, asked); err == nil {
 			s.Phase = Up
 			err = h.memory.put(s)
 		}
@@ -104,31 +118,61 @@ func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error
 	return lacking, named(cfg.Name, err)
 }
 
-// Set gives a namespace another uplink. Its programs stay.
+// Set gives a namespace another uplink. Its programs stay. An error leaves it what it was.
 func (h *Host) Set(ctx context.Context, name, ifname string) (lacking []string, err error) {
-	err = h.locked(func() error {
-		s, err := h.known(name)
+	s, err := h.known(name)
+	if err != nil {
+		return nil, named(name, err)
+	}
+	s.Ifname = ifname
+	return h.Change(ctx, s.Config)
+}
+
+// Change gives a namespace another configuration. Its programs stay. An error leaves it what it was.
+func (h *Host) Change(ctx context.Context, cfg Config) (lacking []string, err error) {
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	marking, err := bind.MarkingOf(ctx, h.binding(State{Config: cfg}))
+	if err != nil {
+		return nil, named(cfg.Name, err)
+	}
+	err = h.locked(func(swept error) error {
+		old, err := h.known(cfg.Name)
+		if err = errors.Join(err, swept); err != nil {
+			return err
+		}
+		s := old
+		s.Config, s.Marking = cfg, marking
+		servers, err := os.ReadFile(h.memory.resolvFile(cfg.Name))
 		if err != nil {
 			return err
 		}
-		s.Ifname = ifname
-		if err := s.Check(); err != nil {
-			return err
+		// Name servers of the uplink before are forgotten first, so that no query goes to them over the new one.
+		if old.Ifname != s.Ifname && s.Resolv == Uplink {
+			err = h.memory.writeResolv(cfg.Name, "")
 		}
-		if err := h.memory.put(s); err != nil {
-			return err
+		if err == nil {
+			err = h.memory.put(s)
 		}
-		lacking, err = h.sync(ctx, s)
-		return err
+		if err == nil {
+			lacking, err = h.sync(ctx, s, asked)
+		}
+		if err != nil {
+			undone := errors.Join(h.memory.put(old), h.memory.writeResolv(cfg.Name, string(servers)))
+			_, again := h.sync(ctx, old, unbidden)
+			return errors.Join(err, undone, again)
+		}
+		return nil
 	})
-	return lacking, named(name, err)
+	return lacking, named(cfg.Name, err)
 }
 
 // Delete deletes a namespace. Programs that are in it lose all connections with the first step.
 func (h *Host) Delete(name string) error {
-	return named(name, h.locked(func() error {
+	return named(name, h.locked(func(swept error) error {
 		s, found, err := h.memory.get(name)
-		if err == nil && !found {
+		if err = errors.Join(err, swept); err == nil && !found {
 			err = ErrUnknown
 		}
 		if err != nil {
@@ -160,8 +204,8 @@ func (h *Host) number() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(states) >= MaxNamespaces {
-		return 0, fmt.Errorf("there are %d namespaces already, which is the most", len(states))
+	if len(states) >= h.Max {
+		return 0, fmt.Errorf("there are %d namespaces already, which is the most (\"max\" in %s)", len(states), ConfigPath)
 	}
 	taken := make(map[int]bool)
 	for _, s := range states {
@@ -213,6 +257,7 @@ func (h *Host) remove(s State) error {
 		{"forget it", func() error { return h.memory.dir.Remove(s.Name) }},
 		{"delete NAT and filter", h.syncForwarding},
 		{"unmount the directory of pins", h.memory.removePins},
+		{"delete empty directories of resolvers", h.memory.removeMasked},
 	} {
 		h.Step(step.name)
 		if err := step.do(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -156,8 +157,63 @@ func (m memory) removePins() error {
 	return os.Remove(m.mountPins())
 }
 
-// masked are the directories of resolvers of the host, which would answer for the host and not for the namespace.
+// masked are the directories of resolvers of the host, which would answer for the host and not for the namespace. One that
+// is missing is made, since its service may begin later: systemd and the services take a directory that is there.
 var masked = []string{"/run/nscd", "/run/systemd/resolve", "/run/avahi-daemon"}
+
+// makeMasked makes a directory for a mask, and remembers those that it made.
+func (m memory) makeMasked(dir string) error {
+	var made []string
+	for ; !exists(dir); dir = filepath.Dir(dir) {
+		made = append(made, dir)
+	}
+	if len(made) == 0 {
+		return nil
+	}
+	slices.Reverse(made)
+	var before []string
+	if err := m.dir.Read(madeFile, &before); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, path := range made {
+		if !slices.Contains(before, path) {
+			before = append(before, path)
+		}
+	}
+	if err := m.dir.Write(madeFile, before); err != nil {
+		return err
+	}
+	for _, path := range made {
+		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := os.Chmod(path, 0o755); err != nil { // whatever the umask is
+			return err
+		}
+	}
+	return nil
+}
+
+// removeMasked removes, after the last namespace, the directories that were made for masks and that no service uses.
+func (m memory) removeMasked() error {
+	states, err := m.all()
+	if err != nil || len(states) > 0 {
+		return err
+	}
+	var made []string
+	if err := m.dir.Read(madeFile, &made); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	for _, path := range slices.Backward(made) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+			return err
+		}
+	}
+	return m.dir.Remove(madeFile)
+}
 
 // prepare makes this thread's new namespaces what programs find in them.
 func (m memory) prepare(name string) error {
@@ -180,9 +236,11 @@ func (m memory) prepare(name string) error {
 }
 
 // remount mounts again what is no longer in its place in a namespace: another program renamed a file over it, or its service
-// began later.
-func (m memory) remount(name string) error {
-	return m.withMounts(name, func() error { return m.mountResolver(name) })
+// made its directory again.
+func (h *Host) remount(name string) error {
+	h.mounting.Lock()
+	defer h.mounting.Unlock()
+	return h.memory.withMounts(name, func() error { return h.memory.mountResolver(name) })
 }
 
 // withMounts calls f on a thread with the mounts of a namespace.
@@ -198,6 +256,9 @@ func (m memory) mountResolver(name string) error {
 		return fmt.Errorf("programs need %s: %w", resolvConf, err)
 	}
 	for _, dir := range masked {
+		if err := m.makeMasked(dir); err != nil {
+			return fmt.Errorf("make a place for a mask: %w", err)
+		}
 		if err := mask(dir, conf); err != nil {
 			return err
 		}
@@ -227,12 +288,8 @@ func isMasked(dir string) bool {
 	return err == nil && strings.Contains(last, " "+maskSource+" ")
 }
 
-// mask mounts an empty directory over one, if there is one. keep is a file in it that has to be there, as a place for a
-// mount.
+// mask mounts an empty directory over one. keep is a file in it that has to be there, as a place for a mount.
 func mask(dir, keep string) error {
-	if _, err := os.Stat(dir); err != nil {
-		return nil // there is none
-	}
 	if isMasked(dir) {
 		return nil
 	}

@@ -27,6 +27,7 @@ type Config struct {
 	OnLoss uplink.OnLoss
 	Resolv string // Uplink, addresses with commas, or the absolute path of a file
 	IPv6   bool
+	Allow  []string // users and @groups who may enter; none: all of the group
 }
 
 // Uplink, as Config.Resolv, is for the name servers of the link.
@@ -42,14 +43,18 @@ const (
 // State is a namespace as this host remembers it.
 type State struct {
 	Config
-	Number int // of the link and the addresses
-	Phase  string
+	Number  int // of the link and the addresses
+	Phase   string
+	Marking wire.Marking // of the link, as the server said last
 }
 
-// MaxNamespaces is how many namespaces a host has at most: each costs two rules in each family, which all packets pass.
-const MaxNamespaces = 64
+// DefaultMax is how many namespaces a host has at most unless the configuration says another number: each costs two rules in
+// each family, which all packets pass.
+const DefaultMax = 32
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,14}$`)
+
+var accountSyntax = regexp.MustCompile(`^@?[A-Za-z_][A-Za-z0-9_.$-]{0,63}$`)
 
 // CheckName returns why a namespace cannot have a name.
 func CheckName(name string) error {
@@ -66,6 +71,11 @@ func (c Config) Check() error {
 	}
 	if c.Ifname == "" || len(c.Ifname) >= unix.IFNAMSIZ || strings.ContainsAny(c.Ifname, "/ \n") || strings.HasPrefix(c.Ifname, nat.Prefix) {
 		return fmt.Errorf("%q is no name of an uplink", c.Ifname)
+	}
+	for _, who := range c.Allow {
+		if !accountSyntax.MatchString(who) {
+			return fmt.Errorf("%q is no name of a user, and no @GROUP", who)
+		}
 	}
 	if c.Resolv == Uplink || strings.HasPrefix(c.Resolv, "/") {
 		return nil

@@ -36,6 +36,7 @@ type Row struct {
 	Tables    []uint32      `json:"tables"`
 	Addresses []string      `json:"addresses"`
 	Resolv    string        `json:"resolv"`
+	Allow     []string      `json:"allow"` // users and @groups; none: all of the group
 	Programs  []Program     `json:"programs"`
 	Missing   string        `json:"missing"` // empty: all is as it should be
 }
@@ -60,32 +61,39 @@ func (h *Host) List() ([]Row, error) {
 	if err != nil || len(states) == 0 {
 		return []Row{}, err
 	}
-	if h.pools, err = h.memory.pools(); err != nil {
-		return nil, err
-	}
 	programs, err := h.Programs("")
 	if err != nil {
 		return nil, err
 	}
 	rows := []Row{}
 	for _, s := range states {
-		p := planOf(s.Number, h.pools)
-		row := Row{Name: s.Name, Ifname: s.Ifname, OnLoss: s.OnLoss, State: s.Phase, Tables: []uint32{}, Resolv: s.Resolv,
-			Addresses: []string{p.ours.inet.Addr().String()}, Programs: []Program{}}
-		if s.IPv6 {
-			row.Addresses = append(row.Addresses, p.ours.inet6.Addr().String())
-		}
-		for _, of := range programs {
-			if of.Namespace == s.Name {
-				row.Programs = append(row.Programs, of)
-			}
-		}
-		if err := h.inspect(&row, s, p); err != nil {
+		row, err := h.row(s, programs)
+		if err != nil {
 			return nil, err
 		}
 		rows = append(rows, row)
 	}
 	return rows, nil
+}
+
+// row is a namespace as list shows it, with those of the programs that are in it.
+func (h *Host) row(s State, programs []Program) (Row, error) {
+	pools, err := h.memory.pools()
+	if err != nil {
+		return Row{}, err
+	}
+	p := planOf(s.Number, pools)
+	row := Row{Name: s.Name, Ifname: s.Ifname, OnLoss: s.OnLoss, State: s.Phase, Tables: []uint32{}, Resolv: s.Resolv,
+		Addresses: []string{p.ours.inet.Addr().String()}, Allow: append([]string{}, s.Allow...), Programs: []Program{}}
+	if s.IPv6 {
+		row.Addresses = append(row.Addresses, p.ours.inet6.Addr().String())
+	}
+	for _, of := range programs {
+		if of.Namespace == s.Name {
+			row.Programs = append(row.Programs, of)
+		}
+	}
+	return row, h.inspect(&row, s, p)
 }
 
 // inspect finds the tables of a namespace, and what is missing.
@@ -217,13 +225,18 @@ func printable(text string) string {
 	}, text)
 }
 
+// killPatience is how long Stop waits after SIGKILL, which a process that waits for a disk, say, does not see.
+const killPatience = 5 * time.Second
+
 // Stop ends programs: with a signal first, and those that are there after the timeout with SIGKILL. It reports how many it
-// ended. pids are those to end; none: all that are in the namespace.
+// ended, and in the error which ones do not end. pids are those to end; none: all that are in the namespace.
 func (h *Host) Stop(ctx context.Context, name string, signal unix.Signal, timeout time.Duration, pids []int) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
 	ended, all := make(map[int]bool), len(pids) == 0
-	for tick := time.NewTicker(20 * time.Millisecond); ; {
+	for limit := (<-chan time.Time)(nil); ; {
 		programs, err := h.Programs(name)
 		if err != nil {
 			return len(ended), err
@@ -232,11 +245,14 @@ func (h *Host) Stop(ctx context.Context, name string, signal unix.Signal, timeou
 		if len(programs) == 0 {
 			return len(ended), notThere(pids, ended)
 		}
-		for _, p := range programs {
-			with := signal
-			if ctx.Err() != nil {
-				with = unix.SIGKILL
+		with := signal
+		if ctx.Err() != nil {
+			with = unix.SIGKILL
+			if limit == nil {
+				limit = time.After(killPatience)
 			}
+		}
+		for _, p := range programs {
 			if ended[p.PID] && with == signal {
 				continue // it was told
 			}
@@ -245,7 +261,12 @@ func (h *Host) Stop(ctx context.Context, name string, signal unix.Signal, timeou
 			}
 			ended[p.PID] = true
 		}
-		<-tick.C
+		select {
+		case <-tick.C:
+		case <-limit:
+			return len(ended), fmt.Errorf("programs are there %s after SIGKILL: they wait in the kernel, or something starts them again: process %d (%s)",
+				killPatience, programs[0].PID, programs[0].Command)
+		}
 	}
 }
 

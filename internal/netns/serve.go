@@ -3,6 +3,7 @@ package netns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -11,9 +12,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/nat"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 const (
@@ -23,9 +26,15 @@ const (
 )
 
 // Serve keeps all namespaces as they should be until ctx ends: it restores what other programs delete, follows the link of
-// the uplink, and the name servers that it gets. Namespaces stay when it ends.
-func (h *Host) Serve(ctx context.Context, log *slog.Logger) error {
+// the uplink, and the name servers that it gets, adds the namespaces of the configuration, and lets users enter. Namespaces
+// stay when it ends. reloads brings other configurations.
+func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, log *slog.Logger) error {
 	h.follows = true
+	listener, err := openDoor(file.Group, log)
+	if err != nil {
+		return fmt.Errorf("listen at %s: %w", DoorPath, err)
+	}
+	d := door{host: h, log: log, group: file.Group, users: make(map[uint32]int)}
 	events := make(chan struct{}, 1)
 	hint := func() {
 		select {
@@ -35,13 +44,14 @@ func (h *Host) Serve(ctx context.Context, log *slog.Logger) error {
 	}
 	links, err := route.Watch(route.Links | route.Addresses4 | route.Addresses6 | route.Rules4 | route.Rules6)
 	if err != nil {
-		return err
+		return errors.Join(err, listener.Close())
 	}
 	tables, err := nat.Watch()
 	if err != nil {
-		return errors.Join(err, links.Close())
+		return errors.Join(err, links.Close(), listener.Close())
 	}
 	var readers sync.WaitGroup
+	readers.Go(func() { d.serve(listener) })
 	failed := make(chan error, 2)
 	readers.Go(func() {
 		err := error(nil)
@@ -59,7 +69,7 @@ func (h *Host) Serve(ctx context.Context, log *slog.Logger) error {
 	})
 	keepers := make(map[string]func())
 	defer func() {
-		_, _ = links.Close(), tables.Close() // they were only read
+		_, _, _ = links.Close(), tables.Close(), listener.Close() // they were only read
 		for _, stop := range keepers {
 			stop()
 		}
@@ -68,12 +78,20 @@ func (h *Host) Serve(ctx context.Context, log *slog.Logger) error {
 	log.Info("serving namespaces")
 	warned := make(map[string]string)
 	for {
+		h.apply(ctx, file, log, warned)
 		h.syncAll(ctx, log, warned)
 		h.keepMounts(keepers, hint, log)
 		select {
 		case <-ctx.Done():
 			h.leave(log, warned)
 			return nil
+		case next := <-reloads:
+			if next.Group != file.Group {
+				log.Warn("another group may enter namespaces only after a restart", "group", next.Group)
+				next.Group = file.Group
+			}
+			file = next
+			log.Info("read the configuration again")
 		case err := <-failed:
 			return err
 		case <-events:
@@ -89,31 +107,68 @@ func (h *Host) Serve(ctx context.Context, log *slog.Logger) error {
 
 // syncAll makes all namespaces what their states say. What it warns of it says once.
 func (h *Host) syncAll(ctx context.Context, log *slog.Logger, warned map[string]string) {
-	err := h.locked(func() error {
+	markings := h.askMarkings(ctx)
+	err := h.locked(func(swept error) error {
 		states, err := h.memory.all()
 		for _, s := range states {
 			if s.Phase != Up {
 				continue // a command is at it, or was killed
 			}
-			lacking, err := h.sync(ctx, s)
-			text := ""
-			if err != nil {
-				text = err.Error()
-			} else if len(lacking) > 0 {
-				text = lacking[0]
-			}
-			if text != "" && text != warned[s.Name] {
-				log.Warn("namespace is not as it should be", "namespace", s.Name, "ifname", s.Ifname, "err", text)
-			} else if text == "" && warned[s.Name] != "" {
-				log.Info("namespace is as it should be", "namespace", s.Name, "ifname", s.Ifname)
-			}
-			warned[s.Name] = text
+			h.syncOne(ctx, s, markings[s.Ifname], log, warned)
 		}
-		return err
+		return errors.Join(swept, err)
 	})
 	if err != nil {
 		log.Error("cannot keep namespaces", "err", err)
 	}
+}
+
+func (h *Host) syncOne(ctx context.Context, s State, marking wire.Marking, log *slog.Logger, warned map[string]string) {
+	var err error
+	if marking != (wire.Marking{}) && marking != s.Marking {
+		s.Marking = marking
+		err = h.memory.put(s)
+	}
+	var lacking []string
+	if err == nil {
+		lacking, err = h.sync(ctx, s, unbidden)
+	}
+	text := ""
+	if err != nil {
+		text = err.Error()
+	} else if len(lacking) > 0 {
+		text = lacking[0]
+	}
+	if text != "" && text != warned[s.Name] {
+		log.Warn("namespace is not as it should be", "namespace", s.Name, "ifname", s.Ifname, "err", text)
+	} else if text == "" && warned[s.Name] != "" {
+		log.Info("namespace is as it should be", "namespace", s.Name, "ifname", s.Ifname)
+	}
+	warned[s.Name] = text
+}
+
+// askMarkings asks the server for the markings of all uplinks, before the lock is taken. Where it does not answer, what it
+// said last counts.
+func (h *Host) askMarkings(ctx context.Context) map[string]wire.Marking {
+	const patience = 2 * time.Second // for all together
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	states, err := h.memory.all()
+	if err != nil {
+		return nil // which the caller meets, too
+	}
+	markings := make(map[string]wire.Marking)
+	for _, s := range states {
+		if _, asked := markings[s.Ifname]; asked {
+			continue
+		}
+		marking, err := bind.MarkingOf(ctx, h.binding(State{Config: s.Config}))
+		if err != nil {
+			break
+		}
+		markings[s.Ifname] = marking
+	}
+	return markings
 }
 
 // keepMounts begins to watch the mounts of new namespaces, and ends it for those that are deleted.
@@ -133,7 +188,11 @@ func (h *Host) keepMounts(keepers map[string]func(), hint func(), log *slog.Logg
 		if keepers[s.Name] != nil || s.Phase != Up {
 			continue
 		}
-		stop, err := h.memory.watchMounts(s.Name, hint)
+		stop, err := h.memory.watchMounts(s.Name, func() {
+			if h.remount(s.Name) != nil { // the loop says why
+				hint()
+			}
+		})
 		if err != nil {
 			log.Warn("cannot watch the mounts of a namespace", "namespace", s.Name, "err", err)
 			continue
@@ -142,9 +201,9 @@ func (h *Host) keepMounts(keepers map[string]func(), hint func(), log *slog.Logg
 	}
 }
 
-// watchMounts calls hint when the mounts of a namespace change, as when another program renames a file over a place of a
+// watchMounts calls changed when the mounts of a namespace change, as when another program renames a file over a place of a
 // mount.
-func (m memory) watchMounts(name string, hint func()) (stop func(), err error) {
+func (m memory) watchMounts(name string, changed func()) (stop func(), err error) {
 	var mounts *os.File
 	if err := m.withMounts(name, func() (err error) {
 		mounts, err = os.Open("/proc/thread-self/mountinfo") // of this thread's mounts, whoever reads it
@@ -165,7 +224,7 @@ func (m memory) watchMounts(name string, hint func()) (stop func(), err error) {
 			default:
 			}
 			if err == nil && n > 0 {
-				hint()
+				changed()
 			}
 		}
 	})

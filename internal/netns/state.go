@@ -19,6 +19,7 @@ import (
 const (
 	poolsFile    = ".pools"
 	settingsFile = ".settings"
+	madeFile     = ".made" // directories that we made on the host, as places of masks
 )
 
 // memory is what is remembered of the namespaces of this host's network namespace until the next boot.
@@ -107,8 +108,8 @@ const sysctlRoot = "/proc/sys/net/"
 
 // closed are the uplinks among the links of settings that forward, or will, because of us.
 func (m memory) closed(want []string) ([]string, error) {
-	changed := []string{}
-	if err := m.dir.Read(settingsFile, &changed); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	changed, err := m.changedSettings()
+	if err != nil {
 		return nil, err
 	}
 	var links []string
@@ -127,10 +128,10 @@ func canForwardIPv6() bool {
 	return readSetting("ipv6/conf/all/force_forwarding") != "" || readSetting("ipv6/conf/all/forwarding") == "1"
 }
 
-// syncSettings sets the wanted settings to 1, remembers which were 0, and puts those back that are no longer wanted.
-func (m memory) syncSettings(want []string) error {
-	changed := []string{}
-	if err := m.dir.Read(settingsFile, &changed); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// openLinks sets the wanted settings to 1, and remembers which were 0.
+func (m memory) openLinks(want []string) error {
+	changed, err := m.changedSettings()
+	if err != nil {
 		return err
 	}
 	was := slices.Clone(changed)
@@ -144,21 +145,46 @@ func (m memory) syncSettings(want []string) error {
 			return err
 		}
 	}
-	var errs []error
-	kept := []string{}
+	return setUnlessGeneral(changed, "1")
+}
+
+// closeLinks puts back the settings that are no longer wanted.
+func (m memory) closeLinks(want []string) error {
+	changed, err := m.changedSettings()
+	if err != nil {
+		return err
+	}
+	var kept, unwanted []string
 	for _, path := range changed {
-		to := "0"
 		if slices.Contains(want, path) {
-			to, kept = "1", append(kept, path)
-		}
-		if readSetting(generalOf(path)) != "1" { // else the host forwards for others, too
-			errs = append(errs, writeSetting(path, to))
+			kept = append(kept, path)
+		} else {
+			unwanted = append(unwanted, path)
 		}
 	}
-	if err := errors.Join(errs...); err != nil || len(kept) == len(changed) {
+	if err := setUnlessGeneral(unwanted, "0"); err != nil || len(unwanted) == 0 {
 		return err
 	}
 	return m.dir.Write(settingsFile, kept)
+}
+
+// changedSettings are the settings that were 0 before we set them.
+func (m memory) changedSettings() (changed []string, err error) {
+	if err := m.dir.Read(settingsFile, &changed); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return changed, nil
+}
+
+// setUnlessGeneral sets settings of links, but for those of a host that forwards for others, too.
+func setUnlessGeneral(paths []string, value string) error {
+	var errs []error
+	for _, path := range paths {
+		if readSetting(generalOf(path)) != "1" {
+			errs = append(errs, writeSetting(path, value))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // generalOf is the setting of all links beside that of one.

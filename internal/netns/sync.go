@@ -17,31 +17,44 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
+// Who calls sync.
+type caller bool
+
+const (
+	asked    caller = true  // a command, whose user hears of the first error
+	unbidden caller = false // Serve, which does what can be done
+)
+
 // sync makes everything what the state says. It is safe to repeat. The guard comes before anything can be sent.
-func (h *Host) sync(ctx context.Context, s State) (lacking []string, err error) {
+func (h *Host) sync(ctx context.Context, s State, by caller) (lacking []string, err error) {
 	p := planOf(s.Number, h.pools)
+	var errs []error
 	for _, step := range []struct {
-		name string
-		do   func() error
+		name   string
+		needed bool // by the steps after it
+		do     func() error
 	}{
-		{"write resolv.conf", func() error { return h.syncResolv(s, &lacking) }},
-		{"make the namespaces", func() error { return h.memory.pin(s.Name) }},
-		{"mount files", func() error { return h.memory.remount(s.Name) }},
-		{"add rules", func() error { return h.syncRules(ctx, s, p, &lacking) }},
-		{"add NAT and filter", h.syncForwarding},
-		{"add the link", func() error { return h.syncLink(s, p) }},
-		{"set forwarding", h.syncForwarding}, // the link has settings only now
+		{"write resolv.conf", false, func() error { return h.syncResolv(s, by, &lacking) }},
+		{"make the namespaces", true, func() error { return h.memory.pin(s.Name) }},
+		{"mount files", false, func() error { return h.remount(s.Name) }},
+		{"add rules", true, func() error { return h.syncRules(ctx, s, p, &lacking) }},
+		{"add NAT and filter", true, h.syncForwarding},
+		{"add the link", true, func() error { return h.syncLink(s, p) }},
+		{"set forwarding", true, h.syncForwarding}, // the link has settings only now
 	} {
 		h.Step(step.name)
 		if err := step.do(); err != nil {
-			return nil, fmt.Errorf("%s: %w", step.name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", step.name, err))
+			if step.needed || by == asked {
+				break
+			}
 		}
 	}
-	return lacking, nil
+	return lacking, errors.Join(errs...)
 }
 
 // syncResolv writes resolv.conf. A link without a lease may have no name servers yet.
-func (h *Host) syncResolv(s State, lacking *[]string) error {
+func (h *Host) syncResolv(s State, by caller, lacking *[]string) error {
 	text, err := s.resolv()
 	if errors.Is(err, errNoServers) {
 		kept, readErr := os.ReadFile(h.memory.resolvFile(s.Name))
@@ -49,10 +62,10 @@ func (h *Host) syncResolv(s State, lacking *[]string) error {
 		switch {
 		case leaseErr != nil:
 			return leaseErr
-		case leased && s.Phase == Adding:
-			return err
-		case readErr == nil && s.Phase != Adding:
+		case readErr == nil && len(kept) > 0 && s.Phase != Adding:
 			text = string(kept)
+		case leased && by == asked:
+			return err
 		default:
 			*lacking = append(*lacking, "no name resolves in it until "+s.Ifname+" has a lease with name servers")
 		}
@@ -92,7 +105,7 @@ func (h *Host) leased(ifname string) (bool, error) {
 
 // syncRules binds what comes from the namespace to the uplink, and deletes the rules of an uplink before.
 func (h *Host) syncRules(ctx context.Context, s State, p plan, lacking *[]string) error {
-	b, err := bind.Bind(ctx, bind.Config{Ifname: s.Ifname, OnLoss: s.OnLoss, Traffic: []route.Traffic{p.traffic()}, Server: h.Server, ServerUIDs: h.ServerUIDs})
+	b, err := bind.Bind(ctx, h.binding(s))
 	switch {
 	case errors.Is(err, bind.ErrNoLease):
 		*lacking = append(*lacking, s.Ifname+" has no lease now: nothing leaves the namespace until it has one")
@@ -127,7 +140,8 @@ func (h *Host) syncRules(ctx context.Context, s State, p plan, lacking *[]string
 	return nil
 }
 
-// syncForwarding makes the nftables table and the settings of forwarding what all namespaces need: the filter first.
+// syncForwarding makes the nftables table and the settings of forwarding what all namespaces need. In no moment a link
+// forwards without the filter: links close before it changes, and open after it.
 func (h *Host) syncForwarding() error {
 	states, err := h.memory.all()
 	if err != nil {
@@ -138,14 +152,20 @@ func (h *Host) syncForwarding() error {
 		return err
 	}
 	want := settings(states, h.pools, uplinks)
+	h.Step("close links")
+	if err := h.memory.closeLinks(want); err != nil {
+		return err
+	}
 	closed, err := h.memory.closed(want)
 	if err != nil {
 		return err
 	}
+	h.Step("change NAT and filter")
 	if _, err := nat.Sync(ruleset(states, h.pools, closed)); err != nil {
 		return err
 	}
-	return h.memory.syncSettings(want)
+	h.Step("open links")
+	return h.memory.openLinks(want)
 }
 
 // defaults are the links over which this host has a default route, in main or in the table of a lease.

@@ -20,6 +20,7 @@ const module = "github.com/table-allocator/table-allocator/"
 var allowed = map[string][]string{
 	"cmd/table-allocator-server": {"internal/server", "internal/cli", "internal/cli/systemd"},
 	"cmd/table-allocator-client": {"internal/client", "internal/events", "internal/bind", "internal/hook", "internal/inspect", "internal/netns", "internal/uplink", "internal/peer", "internal/cli", "internal/remember", "internal/wire", "internal/route", "internal/cgroup", "internal/probe", "internal/uplinks"},
+	"cmd/table-allocator-enter":  {},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc"},
 	"internal/client":            {"internal/events", "internal/bind", "internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/remember", "internal/wire", "internal/route", "internal/jsonc", "internal/choice", "internal/probe", "internal/uplinks", "internal/onchange"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup", "internal/lock"},
@@ -36,7 +37,7 @@ var allowed = map[string][]string{
 	"internal/jsonc":             {},
 	"internal/lock":              {"internal/uplink", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/nat":               {},
-	"internal/netns":             {"internal/bind", "internal/nat", "internal/remember", "internal/uplink", "internal/route", "internal/wire"},
+	"internal/netns":             {"internal/bind", "internal/jsonc", "internal/nat", "internal/remember", "internal/uplink", "internal/route", "internal/wire"},
 	"internal/onchange":          {},
 	"internal/peer":              {"internal/wire"},
 	"internal/probe":             {"internal/choice"},
