@@ -48,6 +48,9 @@ func (a *Allocator) Mark(ifname string) (index uint32, ok bool) {
 	return index, a.marks.has(index)
 }
 
+// MarkedInterface returns the interface that has the mark of an index, "" if none has.
+func (a *Allocator) MarkedInterface(index uint32) string { return a.marks.ifnames[index] }
+
 // Use finds out which marks the host uses. TakeMark calls the functions only if the interface has no mark.
 type Use struct {
 	Of func() (index uint32)          // the mark that the host uses for the interface, 0 if that cannot be seen

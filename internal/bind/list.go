@@ -174,6 +174,11 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 				b.Ifname = links[a.Index].Name
 			}
 		}
+		if b.Ifname == "" { // its link is gone
+			if b.Ifname, err = asked.InterfaceAt(context.Background(), b.Priority); err != nil && !errors.Is(err, peer.ErrNoServer) && !errors.Is(err, peer.ErrNoMarks) {
+				return nil, err
+			}
+		}
 	}
 	slices.SortFunc(all, func(x, y Bound) int {
 		return cmp.Or(cmp.Compare(x.Ifname, y.Ifname), cmp.Compare(x.Priority, y.Priority), cmp.Compare(x.Traffic.String(), y.Traffic.String()))

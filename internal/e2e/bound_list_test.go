@@ -174,3 +174,22 @@ func TestBindErrors(t *testing.T) {
 		t.Errorf("overlapping rules: %v, %v", b.Overlapping, err)
 	}
 }
+
+// TestBoundToNoLink: what is bound to a link that is not there is shown with its name, as it is undone.
+func TestBoundToNoLink(t *testing.T) {
+	c := newCrossingAlone(t)
+	c.serve()
+	c.must("bind", "--force", "wan9", "--uid", "4711")
+	c.must("bind", "--force", "wan8", "--proto", "tcp", "--dport", "80", "--on-loss", "fallback")
+	rows := c.do("bound", "--json")
+	for _, want := range []string{`"ifname":"wan9","on_loss":"block"`, `"ifname":"wan8","on_loss":"fallback"`} {
+		if !strings.Contains(rows.stdout, want) {
+			t.Errorf("no %s in %+v", want, rows)
+		}
+	}
+	c.must("unbind", "wan9", "--uid", "4711")
+	c.must("unbind", "wan8", "--proto", "tcp", "--dport", "80", "--on-loss", "fallback")
+	if left := c.ours(); len(left) != 0 {
+		t.Errorf("left: %q", left)
+	}
+}

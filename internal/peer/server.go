@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -108,7 +109,14 @@ func (s Server) ask(conn *wire.Conn, req wire.Request, patience time.Duration) (
 
 // Mark asks for the mark of an interface. With known the server only says which mark it gave before.
 func (s Server) Mark(ctx context.Context, conn *wire.Conn, ifname string, known bool) (wire.Marking, error) {
-	req := wire.Request{Key: wire.Key{Ifname: ifname}, Cmd: wire.Mark, Known: known}
+	reply, err := s.askMark(ctx, conn, wire.Request{Key: wire.Key{Ifname: ifname}, Cmd: wire.Mark, Known: known})
+	if err != nil {
+		return wire.Marking{}, err
+	}
+	return markOf(reply, known)
+}
+
+func (s Server) askMark(ctx context.Context, conn *wire.Conn, req wire.Request) (wire.Reply, error) {
 	began := time.Now()
 	for until := began.Add(markPatience); ; {
 		reply, err := s.ask(conn, req, markEvery)
@@ -116,20 +124,20 @@ func (s Server) Mark(ctx context.Context, conn *wire.Conn, ifname string, known 
 		unread := taken > 0 // the server starts, say, or the host is overloaded
 		switch {
 		case err == nil:
-			return markOf(reply, known)
+			return reply, nil
 		case errors.Is(err, ErrNoServer):
-			return wire.Marking{}, err
+			return wire.Reply{}, err
 		case !errors.Is(err, errSilent) && !errors.Is(err, syscall.EAGAIN):
-			return wire.Marking{}, fmt.Errorf("ask the server for a mark: %w", err)
+			return wire.Reply{}, fmt.Errorf("ask the server for a mark: %w", err)
 		case unread && time.Since(began) < busyPatience:
 			until = time.Now().Add(markPatience)
 		case unread:
-			return wire.Marking{}, fmt.Errorf("%w: whoever has the name %s does not read requests", ErrNoServer, s.addrs[0])
+			return wire.Reply{}, fmt.Errorf("%w: whoever has the name %s does not read requests", ErrNoServer, s.addrs[0])
 		case time.Now().After(until):
-			return wire.Marking{}, cmp.Or(s.Stranger(), ErrNoMarks) // the original is silent
+			return wire.Reply{}, cmp.Or(s.Stranger(), ErrNoMarks) // the original is silent
 		}
 		if (unread || errors.Is(err, syscall.EAGAIN)) && !pause(ctx, busyPause) {
-			return wire.Marking{}, fmt.Errorf("%w: whoever has the name %s does not answer in time", ErrNoServer, s.addrs[0])
+			return wire.Reply{}, fmt.Errorf("%w: whoever has the name %s does not answer in time", ErrNoServer, s.addrs[0])
 		}
 	}
 }
@@ -164,12 +172,30 @@ func (s Server) MarkedInterfaces(ctx context.Context, ifnames []string) (map[uin
 
 // knownMark asks from a socket of its own: a slow server answers each try, and no answer names its interface.
 func (s Server) knownMark(ctx context.Context, ifname string) (wire.Marking, error) {
-	conn, err := Open(wire.Key{Ifname: "marks", Address: fmt.Sprint(os.Getpid())}, AsAsker)
+	conn, err := openMarks()
 	if err != nil {
 		return wire.Marking{}, err
 	}
 	defer conn.Close()
 	return s.Mark(ctx, conn, ifname, true)
+}
+
+// InterfaceAt returns the interface whose lookups have a priority, which may be gone; "" if the server knows none.
+func (s Server) InterfaceAt(ctx context.Context, priority uint32) (string, error) {
+	conn, err := openMarks()
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	reply, err := s.askMark(ctx, conn, wire.Request{Key: wire.Key{Ifname: wire.AnyInterface}, Cmd: wire.Mark, Known: true, Priority: priority})
+	if err != nil || reply.Error != "" {
+		return "", err // a version that does not know the question
+	}
+	return strings.TrimPrefix(reply.Ifname, wire.AnyInterface), nil
+}
+
+func openMarks() (*wire.Conn, error) {
+	return Open(wire.Key{Ifname: "marks", Address: fmt.Sprint(os.Getpid())}, AsAsker)
 }
 
 // Release releases the lease of key. After ErrNoServer the lease expires.

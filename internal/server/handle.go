@@ -292,7 +292,11 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 		s.answer(r, d.From, d.Cred, wire.Refuse(wire.Denied, err.Error()))
 		return req, false
 	case req.Cmd == wire.Mark && req.Known:
-		s.answer(r, d.From, d.Cred, wire.Reply{Marking: s.markingOf(req.Ifname)})
+		answer := wire.Reply{Marking: s.markingOf(req.Ifname)}
+		if req.Priority != 0 {
+			answer.Ifname = s.interfaceAt(req.Priority)
+		}
+		s.answer(r, d.From, d.Cred, answer)
 		return req, false
 	}
 	return req, true

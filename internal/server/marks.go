@@ -122,6 +122,18 @@ func (s *server) markingOf(ifname string) wire.Marking {
 	return s.marking.of(index)
 }
 
+// interfaceAt returns the interface whose lookups have a priority, "" if none has.
+func (s *server) interfaceAt(priority uint32) string {
+	for _, first := range []uint32{s.marking.block, s.marking.fallback} {
+		if index := (priority - first) / 2; priority > first && (priority-first)%2 == 0 {
+			if ifname := s.leases.MarkedInterface(index); ifname != "" {
+				return ifname
+			}
+		}
+	}
+	return ""
+}
+
 // restoreMark takes the mark of an interface from the holder of a lease, after the database was lost.
 func (s *server) restoreMark(now time.Duration, ifname string, had wire.Marking) {
 	index := had.Mark >> bits.TrailingZeros32(s.marking.mask) / 2

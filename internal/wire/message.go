@@ -163,9 +163,13 @@ type Request struct {
 	Marks    bool    // in an Acquire: the reply may have a Marking
 	Left     bool    // in an Acquire: the reply may say how long the lease lasts
 	Known    bool    // in a Mark: do not choose one for an interface that has none
+	Priority uint32  // in a Mark that is Known, for AnyInterface: of lookups of the interface; 0: it is not asked for
 	Marking  Marking // in a Query: serve the traffic that is bound with it; in an Acquire: the interface had it
 	Settings string  // a JSON object, in a Replace only
 }
+
+// AnyInterface is the name of no interface.
+const AnyInterface = "."
 
 // Append appends the datagram for r to b: the original's keys in the original's order.
 func (r Request) Append(b []byte) []byte {
@@ -182,6 +186,7 @@ func (r Request) Append(b []byte) []byte {
 	o.number("version", Version)
 	if r.Known && r.Cmd == Mark {
 		o.number("known", 1)
+		o.some("priority", int64(r.Priority))
 	}
 	if r.Cmd == Mark {
 		return append(o, '}')
@@ -251,6 +256,7 @@ var requestKeys = []key{
 	12: {name: "block", most: tableMax},
 	13: {name: "fallback", most: tableMax},
 	14: {name: "lease_left", most: 1},
+	15: {name: "priority", most: tableMax},
 }
 
 func parseRequest(text string) (r Request, err error) {
@@ -259,7 +265,7 @@ func parseRequest(text string) (r Request, err error) {
 	version := m.number(0)
 	r.Cmd, r.Key = Command(m.number(1)), Key{Ifname: m.text(2)}
 	if r.Cmd == Mark {
-		r.Known = m.number(8) != 0
+		r.Known, r.Priority = m.number(8) != 0, uint32(m.number(15))
 		if err := m.check(version, 3); err != nil {
 			return r, err
 		}
@@ -303,7 +309,8 @@ type Reply struct {
 	Missing string // in a holder's replies: what should be in the kernel and is not
 	// Nameservers are in a holder's replies those of its address, with spaces between.
 	Nameservers string
-	Marking     // of the interface, if the request asks for it
+	Ifname      string // of the interface that a Mark with a Priority asks for
+	Marking            // of the interface, if the request asks for it
 }
 
 // Refuse returns a refusal with its reason.
@@ -322,6 +329,7 @@ func (r Reply) Append(b []byte) []byte {
 	o.someText("mode", r.Mode)
 	o.someText("nameservers", r.Nameservers)
 	o.marking(r.Marking)
+	o.someText("ifname", r.Ifname)
 	name, long := "error", r.Error // a reply has one of the two texts that may be long
 	if r.Missing != "" {
 		name, long = "missing", r.Missing
@@ -350,6 +358,7 @@ var replyKeys = []key{
 	12: {name: "fallback", most: tableMax},
 	13: {name: "lease_left", most: expiresMax},
 	14: {name: "nameservers"},
+	15: {name: "ifname"},
 }
 
 // ParseReply reads one reply. Keys other than version, cmd, table and lease_expires may
@@ -361,7 +370,7 @@ func ParseReply(data []byte) (Reply, error) {
 	r := Reply{
 		Table: uint32(m.number(2)), Expires: m.number(3), PID: int(m.number(4)),
 		Error: m.text(5), Code: Code(m.text(6)), Mode: m.text(7), Missing: m.text(8), Marking: m.marking(9),
-		Left: m.number(13), Nameservers: m.text(14),
+		Left: m.number(13), Nameservers: m.text(14), Ifname: m.text(15),
 	}
 	if err := m.check(version, len(m.keys)); err != nil {
 		return Reply{}, err
