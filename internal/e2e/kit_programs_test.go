@@ -134,8 +134,8 @@ func (h *machine) start(cmd *exec.Cmd) *process {
 		if strings.Contains(p.log.String(), "DATA RACE") {
 			h.t.Error("the race detector has something to say")
 		}
-		if h.t.Failed() {
-			h.t.Logf("%s wrote:\n%s", filepath.Base(cmd.Path), p.log.String())
+		if text := p.log.String(); h.t.Failed() && text != "" {
+			h.t.Logf("%s wrote:\n%s", filepath.Base(cmd.Path), text)
 		}
 	})
 	return p
