@@ -69,7 +69,7 @@ func TestCommandCheck(t *testing.T) {
 	file := h.watchFile("{\n  // all\n  \"links\": [\n    {\"ifname\": \"wan*\"},\n    {\"ifname\": \"*\",\n     \"rotues\": \"copy\"},\n  ],\n}\n")
 	for _, args := range [][]string{{"watch", "--check", file}, {"watch", "-c", file}} {
 		r := h.run(bin(t, clientBin), args...)
-		if r.code != 78 || r.stdout != "" || !strings.Contains(r.stderr, "line 6: links[1].rotues: unknown key (there are dnsmasq_servers, ") {
+		if r.code != 78 || r.stdout != "" || !strings.Contains(r.stderr, "line 6: links[1].rotues: unknown key (there are cgroup, dnsmasq_servers, ") {
 			t.Errorf("%q: %+v", args, r)
 		}
 	}
