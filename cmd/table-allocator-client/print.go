@@ -38,17 +38,43 @@ func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows 
 // the state, which has blanks.
 var titles = []string{"ifname", "address", "table", "left", "mode", "pid", "state", "gateway"}
 
+// probeTitles come before the state where uplinks are probed. An asterisk is at the one that unbound traffic uses.
+var probeTitles = []string{"probe", "rtt", "loss", "since"}
+
+// probeCells are the columns of probeTitles.
+func probeCells(p *inspect.Probe) []string {
+	if p == nil {
+		return []string{"-", "-", "-", "-"}
+	}
+	rtt, loss, mark := "-", "-", ""
+	if p.RTT > 0 {
+		rtt = fmt.Sprintf("%.1fms", p.RTT)
+	}
+	if p.State != "off" && p.State != "unknown" {
+		loss = fmt.Sprintf("%d%%", p.Loss)
+	}
+	if p.Used {
+		mark = "*"
+	}
+	return []string{p.State + mark, rtt, loss, sinceText(p.Since)}
+}
+
 // printStatus prints the server, where unbound packets leave, and a line for each address. width is that of the
 // terminal; 0: it is none, so that lines may have any length, and no colour.
 func printStatus(out io.Writer, report inspect.Report, legend bool, width int) error {
 	w := bufio.NewWriter(out)
-	t := table{width: width}
+	t := table{width: width, titles: titles}
+	const before = 6 // columns
+	probed := slices.ContainsFunc(report.Uplinks, func(r inspect.Row) bool { return r.Probe != nil })
+	if probed {
+		t.titles = slices.Insert(slices.Clone(titles), before, probeTitles...)
+	}
 	if legend {
 		t.wrap(w, "", "server   "+serverText(report.Server))
 		t.wrap(w, "", "unbound  "+unboundText(report.Unbound))
 		fmt.Fprintln(w)
 		t.lines = [][]string{nil}
-		for _, title := range titles {
+		for _, title := range t.titles {
 			t.lines[0] = append(t.lines[0], strings.ToUpper(title))
 		}
 		t.below = [][]string{nil}
@@ -60,6 +86,9 @@ func printStatus(out io.Writer, report inspect.Report, legend bool, width int) e
 		}
 		if r.PID != 0 {
 			line[5] = fmt.Sprint(r.PID)
+		}
+		if probed {
+			line = slices.Insert(line, before, probeCells(r.Probe)...)
 		}
 		t.lines, t.below = append(t.lines, line), append(t.below, nil)
 		if legend {
@@ -123,6 +152,9 @@ func unboundText(all []inspect.Unbound) string {
 		if u.Table != 0 && u.Table != unix.RT_TABLE_MAIN {
 			text += fmt.Sprintf(" (table %d)", u.Table)
 		}
+		if u.Chosen != "" {
+			text += fmt.Sprintf(" (chosen: %s; %s)", u.Chosen, u.Why)
+		}
 		texts = append(texts, text)
 	}
 	return strings.Join(texts, ", ")
@@ -130,9 +162,10 @@ func unboundText(all []inspect.Unbound) string {
 
 // table is lines of columns, and lines of prose below some.
 type table struct {
-	lines [][]string
-	below [][]string
-	width int // the most columns of a line; 0: any
+	titles []string
+	lines  [][]string
+	below  [][]string
+	width  int // the most columns of a line; 0: any
 }
 
 // print prints the columns that there is room for. The others go to lines of their own.
@@ -159,8 +192,8 @@ func (t table) print(w io.Writer) {
 			switch {
 			case c < shown:
 				text += fmt.Sprintf("%-*s  ", widths[c], cell)
-			case cell != "-" && cell != strings.ToUpper(titles[c]):
-				rest = append(rest, titles[c]+" "+cell)
+			case cell != "-" && cell != strings.ToUpper(t.titles[c]):
+				rest = append(rest, t.titles[c]+" "+cell)
 			}
 		}
 		t.wrap(w, "", strings.TrimRight(text, " "))

@@ -59,6 +59,9 @@ func uplinkLine(u uplinks.Uplink) []string {
 	if u.Metered {
 		state += ", metered"
 	}
+	if u.Unused != "" && (u.State == "alive" || u.State == "degraded" || u.State == "off") {
+		state += ", not used: " + u.Unused
+	}
 	if u.Bytes > 0 {
 		state += fmt.Sprintf(", %s of probes", byteText(u.Bytes))
 	}
@@ -96,7 +99,7 @@ func choiceText(c uplinks.Choice) string {
 	}
 	text := fmt.Sprintf("%s  unbound traffic uses %s: %s", family, c.Ifname, c.Why)
 	if c.Warn != "" {
-		text += "\n      but " + c.Warn + ": give that link \"routes\": \"move\""
+		text += "\n      but " + c.Warn + ": give the link of that route \"routes\": \"move\""
 	}
 	return text
 }

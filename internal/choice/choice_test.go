@@ -267,3 +267,31 @@ func TestChoose(t *testing.T) {
 		})
 	}
 }
+
+func TestUnused(t *testing.T) {
+	const now = time.Hour
+	used := Candidate{Ifname: "wan0", Table: 1, State: Alive, Default: true, Metric: 100}
+	for _, test := range []struct {
+		change func(c *Candidate)
+		pinned bool
+		want   string
+	}{
+		{func(c *Candidate) {}, false, "metric 600, wan0 has 100"},
+		{func(c *Candidate) { c.Metric = 100 }, false, "wan0 is in use"},
+		{func(c *Candidate) { c.Rank = 5 }, false, "rank 5, wan0 has 0"},
+		{func(c *Candidate) { c.Metered = true }, false, "it is metered"},
+		{func(c *Candidate) { c.State = Off }, false, "it is not probed"},
+		{func(c *Candidate) { c.State = Dead }, false, "it does not work"},
+		{func(c *Candidate) { c.State = Degraded }, false, "wan0 is alive"},
+		{func(c *Candidate) { c.Default = false }, false, "its table has no default route"},
+		{func(c *Candidate) { c.Metric = 50 }, true, "the user wants wan0"},
+		{func(c *Candidate) { c.Metric, c.Held = 50, now+time.Minute }, false, "it failed, and is used again in 1m0s if it goes on to work"},
+		{func(c *Candidate) { c.Metric = 50 }, false, "it is used as soon as the kernel has its routes"},
+	} {
+		c := Candidate{Ifname: "wan1", Table: 2, State: Alive, Default: true, Metric: 600}
+		test.change(&c)
+		if got := Unused(now, c, used, test.pinned); got != test.want {
+			t.Errorf("%+v: %q, want %q", c, got, test.want)
+		}
+	}
+}

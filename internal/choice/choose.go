@@ -75,6 +75,37 @@ func Choose(now time.Duration, all []Candidate, current uint32, pinned string) D
 	return d
 }
 
+// Unused says why a candidate is not the one in use.
+func Unused(now time.Duration, c, used Candidate, pinned bool) string {
+	differs := func(text string, of func(Candidate) any) string {
+		return fmt.Sprintf("%s %v, %s has %v", text, of(c), used.Ifname, of(used))
+	}
+	switch {
+	case !c.Default:
+		return "its table has no default route"
+	case pinned:
+		return "the user wants " + used.Ifname
+	case class(c.State) == useless:
+		return "it does not work"
+	case class(c.State) > class(used.State):
+		return used.Ifname + " is " + used.State.String()
+	case class(c.State) < class(used.State) || compare(c, used, used.Table) < 0:
+		if c.Held > now {
+			return fmt.Sprintf("it failed, and is used again in %v if it goes on to work", (c.Held - now).Round(time.Second))
+		}
+		return "it is used as soon as the kernel has its routes"
+	case c.Metered != used.Metered:
+		return "it is metered"
+	case c.Rank != used.Rank:
+		return differs("rank", func(o Candidate) any { return o.Rank })
+	case c.State != used.State:
+		return "it is not probed"
+	case c.Metric != used.Metric:
+		return differs("metric", func(o Candidate) any { return o.Metric })
+	}
+	return used.Ifname + " is in use"
+}
+
 // useless is the class of uplinks that are not chosen.
 const useless = 3
 

@@ -226,8 +226,26 @@ func (c *chooser) report(now time.Duration) uplinks.Report {
 			one.Ifname = s.lease.uplink.Key.Ifname
 		}
 		r.Unbound = append(r.Unbound, one)
+		c.explainUnused(now, family, r.Uplinks)
 	}
 	return r
+}
+
+// explainUnused says why the uplinks of a family are not used.
+func (c *chooser) explainUnused(now time.Duration, family int, rows []uplinks.Uplink) {
+	all := c.candidates(family)
+	byTable := func(table uint32) int {
+		return slices.IndexFunc(all, func(o choice.Candidate) bool { return o.Table == table })
+	}
+	used := byTable(c.current[family])
+	if used < 0 {
+		return
+	}
+	for i := range rows {
+		if at := byTable(rows[i].Table); at >= 0 && at != used && rows[i].Family == familyName(family) {
+			rows[i].Unused = choice.Unused(now, all[at], all[used], c.decision[family].Pinned)
+		}
+	}
 }
 
 func (c *chooser) reportOn(now time.Duration, p *probed) uplinks.Uplink {

@@ -276,6 +276,9 @@ warning snat-fixed
 warning marks
 warning leases
 warning rules-many
+warning uplink-dead
+warning choice-shadowed
+note choice-unprobed
 note same-subnet
 note rule-detached
 note table-name

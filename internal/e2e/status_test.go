@@ -158,11 +158,11 @@ func TestStatusSchema(t *testing.T) {
 	}
 	var server map[string]json.RawMessage
 	var uplinks []map[string]json.RawMessage
-	var findings []map[string]json.RawMessage
+	var findings, unbound []map[string]json.RawMessage
 	for _, part := range []struct {
 		name string
 		into any
-	}{{"server", &server}, {"uplinks", &uplinks}} {
+	}{{"server", &server}, {"uplinks", &uplinks}, {"unbound", &unbound}} {
 		if err := json.Unmarshal(report[part.name], part.into); err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +180,8 @@ func TestStatusSchema(t *testing.T) {
 	}{
 		{"report", report, "others server unbound uplinks version"},
 		{"server", server, "pid since state uid version"},
-		{"uplink", uplinks[0], "address family findings gateway ifname lease_left leaves_by missing mode pid since state table"},
+		{"uplink", uplinks[0], "address family findings gateway ifname lease_left leaves_by missing mode pid probe since state table"},
+		{"unbound", unbound[0], "chosen family gateway ifname table why"},
 		{"finding", findings[0], "cure evidence name severity what"},
 	} {
 		var keys []string

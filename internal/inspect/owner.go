@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,8 @@ func (h *host) tables() map[uint32]string {
 // ruleOwner says whose a rule is, as far as it shows; "" for the kernel's own.
 func ruleOwner(r route.Rule, tables map[uint32]string) string {
 	switch {
+	case uplink.IsChoice(r):
+		return strings.TrimSuffix("ours, the chosen uplink "+tables[r.Table], " ")
 	case r.Protocol == route.Protocol && tables[r.Table] != "":
 		return "ours, " + tables[r.Table]
 	case r.Protocol == route.Protocol:
@@ -70,6 +73,8 @@ func ruleOwner(r route.Rule, tables map[uint32]string) string {
 // routeOwner says whose a route is.
 func routeOwner(r route.Route, tables map[uint32]string) string {
 	switch {
+	case uplink.IsChoiceRoute(r):
+		return "ours, the chosen uplink"
 	case r.Protocol == route.Protocol && tables[r.Table] != "":
 		return "ours, " + tables[r.Table]
 	case r.Protocol == route.Protocol:

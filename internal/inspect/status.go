@@ -19,6 +19,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/uplinks"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -73,6 +74,7 @@ type Report struct {
 	Uplinks []Row     `json:"uplinks"`
 	Others  []Row     `json:"others"` // leases of programs for what is no address
 	fronts  []inFront
+	watch   *uplinks.Report // nil: no watch answers
 }
 
 // Unbound is where packets of one family leave that are bound to nothing.
@@ -81,6 +83,8 @@ type Unbound struct {
 	Ifname  string `json:"ifname"`  // "": there is no route
 	Gateway string `json:"gateway"` // "": none, or the neighbours of the link
 	Table   uint32 `json:"table"`
+	Chosen  string `json:"chosen"` // the link that a watch chose; "": none
+	Why     string `json:"why"`    // of the choice
 }
 
 // Row is how one address of the host stands.
@@ -96,8 +100,18 @@ type Row struct {
 	Missing   string    `json:"missing"`    // empty: nothing is wrong
 	State     string    `json:"state"`      // ok, or the name of the first finding
 	LeavesBy  string    `json:"leaves_by"`  // the links by which packets from the address reach the Internet
+	Probe     *Probe    `json:"probe"`      // null: no watch probes it
 	Since     int64     `json:"since"`      // when a fault began, in seconds since 1970; 0: there is none, or nobody noted it
 	Findings  []Finding `json:"findings"`
+}
+
+// Probe is what probes of an uplink told.
+type Probe struct {
+	State string  `json:"state"`
+	RTT   float64 `json:"rtt_ms"` // 0: no answer
+	Loss  int     `json:"loss"`   // percent
+	Since int64   `json:"since"`  // seconds that it has been in this state
+	Used  bool    `json:"used"`   // by unbound traffic
 }
 
 // ok is the state of an address that has no finding.
@@ -170,8 +184,11 @@ func Status(ctx context.Context, q Question) (Report, error) {
 		history, _ := events.Read() // only root may, and status says what is wrong without it
 		noteSince(report.Uplinks, history)
 	}
-	report.Unbound, err = h.unbound()
-	return report, err
+	if report.Unbound, err = h.unbound(); err != nil {
+		return report, err
+	}
+	report.noteProbes()
+	return report, nil
 }
 
 // finish sorts rows, and fills in what their findings say.

@@ -80,6 +80,7 @@ type Uplink struct {
 	Next        int64    `json:"next,omitempty"` // seconds until the next round
 	Bytes       uint64   `json:"bytes"`          // of probes, since the watch began
 	Used        bool     `json:"used"`           // by unbound traffic
+	Unused      string   `json:"unused"`         // why unbound traffic does not use it, where it uses another one
 	Nameservers []string `json:"nameservers"`
 	Hour        []Minute `json:"hour,omitempty"` // the oldest first; a minute without a round has a loss of -1
 }

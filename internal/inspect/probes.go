@@ -1,0 +1,79 @@
+package inspect
+
+import (
+	"fmt"
+
+	"github.com/table-allocator/table-allocator/internal/uplinks"
+)
+
+// noteProbes adds what a watch knows of the uplinks by probes, and which it chose. Without a watch that answers there is
+// nothing to add.
+func (r *Report) noteProbes() {
+	watch, err := uplinks.Ask(uplinks.Request{})
+	if err != nil {
+		return
+	}
+	r.watch = &watch
+	for i := range r.Uplinks {
+		row := &r.Uplinks[i]
+		for _, u := range watch.Uplinks {
+			if watch.Probing && u.Ifname == row.Ifname && u.Address == row.Address {
+				row.Probe = &Probe{State: u.State, RTT: u.RTT, Loss: u.Loss, Since: u.Since, Used: u.Used}
+			}
+		}
+	}
+	for i := range r.Unbound {
+		for _, c := range watch.Unbound {
+			if c.Family == r.Unbound[i].Family {
+				r.Unbound[i].Chosen, r.Unbound[i].Why = c.Ifname, c.Why
+			}
+		}
+	}
+}
+
+// lookUplinkDead finds uplinks that probes say do not work, though all is well on this host.
+func lookUplinkDead(p *patient) (all []symptom) {
+	for _, row := range p.probed() {
+		if row.State == "dead" || row.State == "portal" {
+			all = append(all, symptom{fmt.Sprintf("%s on %s does not reach the Internet: %s", row.Address, row.Ifname, row.State), row.Reason,
+				"table-allocator-client uplinks probe " + row.Ifname})
+		}
+	}
+	return all
+}
+
+// probed are the uplinks that a watch probes.
+func (p *patient) probed() []uplinks.Uplink {
+	if p.report.watch == nil || !p.report.watch.Probing {
+		return nil
+	}
+	return p.report.watch.Uplinks
+}
+
+// lookShadowed finds choices that unbound traffic cannot follow.
+func lookShadowed(p *patient) (all []symptom) {
+	if p.report.watch == nil {
+		return nil
+	}
+	for _, c := range p.report.watch.Unbound {
+		if c.Warn != "" {
+			all = append(all, symptom{fmt.Sprintf("unbound traffic of %s may not use the chosen uplink %s", c.Family, c.Ifname), c.Warn,
+				`give the link of that route "routes": "move" in the configuration of the watch, or another metric`})
+		}
+	}
+	return all
+}
+
+// lookUnprobed finds wishes of a user that stand whether the link works or not, since nobody probes.
+func lookUnprobed(p *patient) (all []symptom) {
+	if p.report.watch == nil || p.report.watch.Probing {
+		return nil
+	}
+	for _, c := range p.report.watch.Unbound {
+		if c.Pinned {
+			all = append(all, symptom{fmt.Sprintf("unbound traffic of %s uses %s, whether it works or not", c.Family, c.Ifname),
+				`uplinks use was called, and the configuration of the watch has no "probe"`, "table-allocator-client uplinks use auto"})
+		}
+	}
+	return all
+}
