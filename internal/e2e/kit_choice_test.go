@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -20,28 +21,41 @@ const (
 	second6 = "2001:db8:ffff::2"
 )
 
-// chooserConfig is the configuration of a watch with links and members of "probe" of a test.
+// chooserConfig is the configuration of a watch with links, and members of "probe" beside those of a test or in their place.
 func chooserConfig(links string, members ...string) string {
-	probe := append([]string{
+	probe := []string{
 		fmt.Sprintf(`"targets": [%q, %q, %q, %q]`, internet, second, internet6, second6),
-		`"kinds": ["icmp", "dns", "tcp:7"]`,
-		`"interval": 0.4, "standby": 0.4, "metered": 0.4, "suspect": 0.2, "timeout": 0.8, "down": 4, "up": 3, "hold": 1, "hold_max": 2`,
-	}, members...)
-	return fmt.Sprintf(`{"links": [%s], "probe": {%s}}`, links, strings.Join(probe, ", "))
+		`"kinds": ["icmp", "dns", "tcp:7"]`, `"interval": 0.4`, `"standby": 0.4`, `"metered": 0.4`, `"suspect": 0.2`, `"timeout": 0.8`,
+		`"down": 4`, `"up": 3`, `"hold": 1`, `"hold_max": 2`,
+	}
+	for _, member := range members {
+		key, _, _ := strings.Cut(member, ":")
+		probe = slices.DeleteFunc(probe, func(other string) bool { return strings.HasPrefix(other, key+":") })
+	}
+	return fmt.Sprintf(`{"links": [%s], "probe": {%s}}`, links, strings.Join(append(probe, members...), ", "))
 }
 
 // newChooser makes a host with an uplink at each provider, of which the first has the best metric.
 func newChooser(t *testing.T, links string, members ...string) *chooser {
 	t.Helper()
-	c := &chooser{uplinks: newHost(t).behind(routed(0), routed(1))}
-	c.ns.Sysctl(t, "net/ipv4/ping_group_range", "0 0")
-	c.internet.IP(t, "address add "+second+"/32 dev lo")
-	c.internet.IP(t, "address add "+second6+"/128 dev lo nodad")
+	c := newChooserHost(t, routed(0), routed(1))
 	for n := range c.isps {
 		c.address(n)
 	}
-	c.serve()
 	c.watch = c.uplinks.watch("--config", c.watchFile(chooserConfig(links, members...)))
+	return c
+}
+
+// newChooserHost makes a host with a server, and without addresses and a watch.
+func newChooserHost(t *testing.T, isps ...provider) *chooser {
+	t.Helper()
+	c := &chooser{uplinks: newHost(t).behind(isps...)}
+	c.ns.Sysctl(t, "net/ipv4/ping_group_range", "0 0")
+	c.internet.IP(t, "address add "+second+"/32 dev lo")
+	if len(isps[0].routers6) > 0 {
+		c.internet.IP(t, "address add "+second6+"/128 dev lo nodad")
+	}
+	c.serve()
 	return c
 }
 
@@ -80,8 +94,12 @@ func (c *chooser) wantUnbound(family, n int) {
 // fault makes provider n fail by rules of nft in a table of its own. mend ends that.
 func (c *chooser) fault(n int, chains string) {
 	c.t.Helper()
+	family := "inet"
+	if strings.Contains(chains, "hook ingress") {
+		family = "netdev" // which has ARP, too
+	}
 	path := filepath.Join(c.dir, fmt.Sprintf("fault%d.nft", n))
-	if err := os.WriteFile(path, []byte("table inet fault {\n"+chains+"\n}\n"), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte("table "+family+" fault {\n"+chains+"\n}\n"), 0o644); err != nil {
 		c.t.Fatal(err)
 	}
 	c.isps[n].ns.Run(c.t, "nft", "-f", path)
@@ -89,11 +107,18 @@ func (c *chooser) fault(n int, chains string) {
 
 func (c *chooser) mend(n int) {
 	c.t.Helper()
-	c.isps[n].ns.Run(c.t, "nft", "delete table inet fault")
+	for _, family := range []string{"inet", "netdev"} {
+		c.isps[n].ns.Run(c.t, "nft", "add table "+family+" fault; delete table "+family+" fault")
+	}
 }
 
 // What providers do.
 const (
+	noGateway = `chain f { type filter hook ingress device "lan" priority 0; drop; }`
+	noFirst   = `chain f { type filter hook forward priority -300; ip daddr ` + internet + ` drop; ip6 daddr ` + internet6 + ` drop; }`
+	lossy     = `chain f { type filter hook forward priority -300; iifname "lan" numgen random mod 10 < 3 drop; }`
+	portal    = `chain f { type filter hook forward priority -300; meta l4proto { icmp, ipv6-icmp } accept; udp dport 53 accept; udp sport 53 accept; drop; }
+		chain n { type nat hook prerouting priority dstnat; tcp dport 80 redirect to :8080; }`
 	noInternet  = `chain f { type filter hook forward priority -300; drop; }`
 	noInternet6 = `chain f { type filter hook forward priority -300; meta nfproto ipv6 drop; }`
 	noICMP      = `chain f { type filter hook forward priority -300; meta l4proto { icmp, ipv6-icmp } drop; }`
