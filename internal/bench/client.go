@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -27,6 +28,7 @@ const (
 	wantAlone   = 4.0    // MiB
 	wantEach    = 1.5    // MiB
 	wantWatch   = 12.0   // MiB
+	wantProbes  = 16.0   // MiB
 	wantRouted  = 2.0    // seconds
 	unboundRule = 91_000 // priority, one for each address that is served
 
@@ -379,7 +381,12 @@ func watchGone(rules int, ready chan<- struct{}, gone chan<- float64) error {
 
 // measureWatch adds many addresses at once to links that a watch serves.
 func measureWatch(o options, r *report) error {
-	cmd := exec.Command(ours.client, "watch", "--ifname", "wan*", "-d", "client-0", "--routes", "copy")
+	config := filepath.Join(os.TempDir(), "watch.json")
+	const links = `"socket_path": "client-0", "links": [{"ifname": "wan*"}]`
+	if err := os.WriteFile(config, []byte("{"+links+"}"), 0o600); err != nil {
+		return err
+	}
+	cmd := exec.Command(ours.client, "watch", "-c", config)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
@@ -443,5 +450,39 @@ func measureWatch(o options, r *report) error {
 		return err
 	}
 	r.add(octets, used, "watch: memory (PSS) with %d addresses, at rest", o.watched).atMost(wantWatch * (1 << 20))
+	if err := os.WriteFile(config, []byte("{"+links+`, "probe": {"targets": ["198.51.100.1"]}}`), 0o600); err != nil {
+		return err
+	}
+	return measureProbes(o, r, cmd.Process, used)
+}
+
+// measureProbes has a watch probe all its addresses. Nobody answers, which is what costs most: each probe waits to its end.
+func measureProbes(o options, r *report, watch *os.Process, before float64) error {
+	var lines strings.Builder
+	for n := range o.links {
+		fmt.Fprintf(&lines, "route add default dev wan%d metric %d\n", n, 100+n)
+	}
+	if err := ip("%s", lines.String()); err != nil {
+		return err
+	}
+	if err := watch.Signal(syscall.SIGHUP); err != nil {
+		return err
+	}
+	time.Sleep(o.probing)
+	busy, err := processor(watch.Pid)
+	if err != nil {
+		return err
+	}
+	time.Sleep(o.probing)
+	after, err := processor(watch.Pid)
+	if err != nil {
+		return err
+	}
+	used, err := memory(watch.Pid)
+	if err != nil {
+		return err
+	}
+	r.add(octets, used-before, "watch: more memory while it probes all of them").atMost(wantProbes * (1 << 20))
+	r.add(seconds, (after-busy).Seconds()/o.probing.Seconds(), "watch: processor time of that, a second")
 	return nil
 }

@@ -63,16 +63,17 @@ type sizes struct {
 	settle    time.Duration // after a start, until Go's runtime has returned memory
 	idle      time.Duration // during which wake-ups are counted
 	atRest    time.Duration // after the last event, until the clients have returned memory
+	probing   time.Duration // rounds of probes, before they are measured and while they are
 }
 
 var (
 	full = sizes{
 		few: 1000, many: 60_000, callers: 1024, links: 100, addresses: 100, together: 20, watched: 1000,
-		settle: 12 * time.Second, idle: 15 * time.Second, atRest: 15 * time.Second,
+		settle: 12 * time.Second, idle: 15 * time.Second, atRest: 15 * time.Second, probing: 15 * time.Second,
 	}
 	small = sizes{
 		few: 100, many: 500, callers: 64, links: 4, addresses: 8, together: 4, watched: 20,
-		settle: time.Second / 10, idle: time.Second / 10, atRest: time.Second / 10,
+		settle: time.Second / 10, idle: time.Second / 10, atRest: time.Second / 10, probing: time.Second / 10,
 	}
 )
 
