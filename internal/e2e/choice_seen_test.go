@@ -3,8 +3,10 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -88,4 +90,36 @@ func TestChoiceUnprobed(t *testing.T) {
 		t.Fatalf("uplinks use auto: %+v", r)
 	}
 	h.waitDiagnosis("")
+}
+
+// TestChoiceReload: a configuration that is wrong changes nothing, and one that is right loses no state.
+func TestChoiceReload(t *testing.T) {
+	c := newChooserHost(t, routed(0), routed(1))
+	for n := range c.isps {
+		c.address(n)
+	}
+	config := chooserConfig(copyLinks, `"hold": 1000`, `"hold_max": 2000`)
+	file := c.watchFile(config)
+	c.watch = c.uplinks.watch("--config", file)
+	c.waitUsed("wan0")
+	before, known := c.switches(), strings.Count(c.watch.log.String(), ": uplink is ")
+	for _, tt := range []struct{ config, log string }{
+		{strings.Replace(config, `"up": 3`, `"up": 0`, 1), "cannot read the configuration"},
+		{strings.Replace(config, `"down": 4`, `"down": 5`, 1), "configuration read again"},
+	} {
+		if err := os.WriteFile(file, []byte(tt.config), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.watch.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		c.watch.waitLog(tt.log)
+		c.waitAsked("wan0", 2)
+		if at, n := c.used(), c.switches(); at != "inet wan0, inet6 wan0" || n != before {
+			t.Errorf("after %q unbound traffic uses %q, %d switches", tt.log, at, n-before)
+		}
+	}
+	if n := strings.Count(c.watch.log.String(), ": uplink is "); n != known {
+		t.Errorf("the states have changed %d times", n-known)
+	}
 }
