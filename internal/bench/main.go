@@ -69,7 +69,7 @@ type sizes struct {
 var (
 	full = sizes{
 		few: 1000, many: 60_000, callers: 1024, links: 100, addresses: 100, together: 20, watched: 1000,
-		settle: 12 * time.Second, idle: 15 * time.Second, atRest: 15 * time.Second, probing: 15 * time.Second,
+		settle: 12 * time.Second, idle: 15 * time.Second, atRest: 15 * time.Second, probing: 30 * time.Second,
 	}
 	small = sizes{
 		few: 100, many: 500, callers: 64, links: 4, addresses: 8, together: 4, watched: 20,
