@@ -89,6 +89,7 @@ INSTALLED := \
 	644:hooks/udev/90-table-allocator.rules:$(PREFIX)/lib/udev/rules.d/90-table-allocator.rules \
 	644:hooks/dhclient/table-allocator:$(SYSCONFDIR)/dhcp/dhclient-enter-hooks.d/table-allocator \
 	644:hooks/dhcpcd/60-table-allocator:$(DHCPCDHOOKS)/60-table-allocator \
+	755:hooks/udhcpc/table-allocator:$(LIBDIR)/udhcpc \
 	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-up.d/table-allocator \
 	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-post-down.d/table-allocator \
 	755:hooks/NetworkManager/table-allocator:$(NMHOOKS)/table-allocator \

@@ -27,6 +27,7 @@ tables for the addresses that it tells. The installed scripts call this.
   ifupdown                  interfaces(5): if-up.d and if-post-down.d
   networkmanager IFNAME ACTION    NetworkManager-dispatcher(8)
   udev                      a link was removed
+  udhcpc ACTION             udhcpc's script: bound or renew
   await                     IPv6 addresses that come within a minute; dhclient's
                             hook starts this
 

@@ -69,6 +69,7 @@ func TestInstall(t *testing.T) {
 		"644 /usr/local/lib/udev/rules.d/90-table-allocator.rules",
 		"644 /etc/dhcp/dhclient-enter-hooks.d/table-allocator",
 		"644 /usr/lib/dhcpcd/dhcpcd-hooks/60-table-allocator",
+		"755 /usr/local/lib/table-allocator/udhcpc",
 		"755 /etc/network/if-up.d/table-allocator",
 		"755 /etc/network/if-post-down.d/table-allocator",
 		"755 /etc/NetworkManager/dispatcher.d/table-allocator",

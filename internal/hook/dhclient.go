@@ -53,25 +53,28 @@ func (e *event) bound4() {
 	if e.get("old_ip_address") != e.get("new_ip_address") {
 		e.lose("old_ip_address")
 	}
-	e.lease4(e.lease("dhclient"), "IF_METRIC", e.classless)
+	e.lease4(e.lease("dhclient"), names4{"new_ip_address", "new_subnet_mask", "new_routers", "IF_METRIC", "new_domain_name_servers"}, e.classless)
 }
 
-// lease4 holds the address of a DHCP lease, in the variables that dhclient and dhcpcd share. classless adds the
-// routes of option 121 or 249, which the two write differently.
-func (e *event) lease4(l Lease, metric string, classless func(l *Lease, own netip.Prefix)) {
-	addr, ok := e.parseOwn(variable{"new_ip_address", e.get("new_ip_address")})
+// names4 are the variables of a DHCP lease.
+type names4 struct{ address, netmask, routers, metric, servers string }
+
+// lease4 holds the address of a DHCP lease. classless adds the routes of option 121 or 249, which the DHCP clients write
+// differently.
+func (e *event) lease4(l Lease, names names4, classless func(l *Lease, own netip.Prefix)) {
+	addr, ok := e.parseOwn(variable{names.address, e.get(names.address)})
 	if !ok || !addr.Is4() {
 		return
 	}
-	l.Addr, l.Bits = addr, e.netmask("new_subnet_mask")
+	l.Addr, l.Bits = addr, e.netmask(names.netmask)
 	own := netip.PrefixFrom(addr, l.Bits)
-	l.Gateways = e.gateways(own, e.words("new_routers"))
-	l.Metric = e.metric(metric, len(l.Gateways))
-	if l.Metric == 0 && len(strings.Fields(e.get("new_routers"))) > 1 {
+	l.Gateways = e.gateways(own, e.words(names.routers))
+	l.Metric = e.metric(names.metric, len(l.Gateways))
+	if l.Metric == 0 && len(strings.Fields(e.get(names.routers))) > 1 {
 		l.Metric = 1 // as dhclient-script does
 	}
 	classless(&l, own)
-	e.nameservers(&l, true, e.words("new_domain_name_servers"))
+	e.nameservers(&l, true, e.words(names.servers))
 	l.placed()
 	e.call(Hold{Lease: l})
 }

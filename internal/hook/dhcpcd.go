@@ -20,7 +20,10 @@ func (e *event) dhcpcd() {
 	}
 	switch e.get("reason") {
 	case "BOUND", "RENEW", "REBIND", "REBOOT", "INFORM", "STATIC", "TIMEOUT":
-		e.lease4(e.lease("dhcpcd"), "ifmetric", e.dhcpcdClassless)
+		e.lease4(e.lease("dhcpcd"), names4{"new_ip_address", "new_subnet_mask", "new_routers", "ifmetric", "new_domain_name_servers"},
+			func(l *Lease, own netip.Prefix) {
+				e.pairs(l, own, "new_classless_static_routes", "new_ms_classless_static_routes")
+			})
 	case "BOUND6", "RENEW6", "REBIND6", "REBOOT6", "INFORM6", "DELEGATED6":
 		l := e.lease("dhcpcd")
 		e.nameservers(&l, false, e.words("new_dhcp6_name_servers"))
@@ -44,17 +47,16 @@ func (e *event) dhcpcd() {
 	}
 }
 
-func (e *event) dhcpcdClassless(l *Lease, own netip.Prefix) {
-	for _, name := range []string{"new_classless_static_routes", "new_ms_classless_static_routes"} {
-		if e.get(name) != "" {
-			e.dhcpcdRoutes(l, own, name)
-			return
-		}
+// pairs reads option 121, or 249 where there is none, as dhcpcd and udhcpc write it, from the first variable that has
+// a value: "10.9.0.0/16 192.0.2.254 0.0.0.0/0 192.0.2.1".
+func (e *event) pairs(l *Lease, own netip.Prefix, names ...string) {
+	name := names[0]
+	if e.get(name) == "" {
+		name = names[len(names)-1]
 	}
-}
-
-// dhcpcdRoutes reads option 121 or 249 as dhcpcd writes it: "10.9.0.0/16 192.0.2.254 0.0.0.0/0 192.0.2.1".
-func (e *event) dhcpcdRoutes(l *Lease, own netip.Prefix, name string) {
+	if e.get(name) == "" {
+		return
+	}
 	words := strings.Fields(e.get(name))
 	var routes []uplink.StaticRoute
 	for ; len(words) >= 2; words = words[2:] {

@@ -1,4 +1,4 @@
-// Package hook reads the environment in which dhclient, dhcpcd, ifupdown, NetworkManager and udev run
+// Package hook reads the environment in which dhclient, dhcpcd, udhcpc, ifupdown, NetworkManager and udev run
 // their scripts, and calls the client for the addresses in it. Calls is a pure function from the environment
 // to the calls; a Runner makes the calls, and reads what they need from the kernel and from the files of
 // earlier hooks. The package hides the variables of the programs. It checks each value from a
@@ -19,7 +19,7 @@ import (
 )
 
 // Programs are the programs that Calls knows.
-var Programs = []string{"dhclient", "dhcpcd", "ifupdown", "networkmanager", "udev"}
+var Programs = []string{"dhclient", "dhcpcd", "ifupdown", "networkmanager", "udev", "udhcpc"}
 
 // Values beyond these limits are left out.
 const (
@@ -65,6 +65,8 @@ func Calls(program string, args []string, env Environment) ([]Call, []string, er
 		e.networkManager(args[0], args[1])
 	case "udev":
 		e.udev()
+	case "udhcpc":
+		e.udhcpc(append(args, "")[0])
 	default:
 		return nil, nil, fmt.Errorf("hook %q: want %s", program, strings.Join(Programs, ", "))
 	}

@@ -94,7 +94,7 @@ func TestSettings(t *testing.T) {
 }
 
 func TestUnknownProgram(t *testing.T) {
-	for _, program := range []string{"", "udhcpc", "await"} {
+	for _, program := range []string{"", "wicked", "await"} {
 		if calls, _, err := Calls(program, nil, environ("interface=wan0\nreason=BOUND\nnew_ip_address=192.0.2.7")); err == nil {
 			t.Errorf("%q calls %v", program, calls)
 		}
