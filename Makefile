@@ -98,6 +98,8 @@ INSTALLED := \
 	644:packaging/systemd/table-allocator-server.socket:$(PREFIX)/lib/systemd/system/table-allocator-server.socket \
 	644:packaging/systemd/table-allocator-watch.service.in:$(PREFIX)/lib/systemd/system/table-allocator-watch.service \
 	644:packaging/systemd/table-allocator-netns.service.in:$(PREFIX)/lib/systemd/system/table-allocator-netns.service \
+	644:packaging/systemd/table-allocator-metrics.service.in:$(PREFIX)/lib/systemd/system/table-allocator-metrics.service \
+	644:packaging/systemd/table-allocator-metrics.timer:$(PREFIX)/lib/systemd/system/table-allocator-metrics.timer \
 	644:packaging/systemd/networkd.conf:$(PREFIX)/lib/systemd/networkd.conf.d/table-allocator.conf \
 	644:packaging/sysctl.conf:$(PREFIX)/lib/sysctl.d/60-table-allocator.conf \
 	644:packaging/rt_protos.conf:$(SYSCONFDIR)/iproute2/rt_protos.d/table-allocator.conf \

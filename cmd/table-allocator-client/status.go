@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/inspect"
+	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
 const statusUsage = `Usage: table-allocator-client status [options] [IFNAME...]
@@ -23,6 +25,8 @@ for wrong usage or without rights. Needs root.
   -c, --config FILE         the configuration of the watch
       --no-legend           neither titles nor the lines about the server
       --json                print JSON
+      --prometheus          print metrics, or with --output FILE put them into
+                            FILE; the exit code is 0 whatever they say
       --follow              print a line for each change from now on
 `
 
@@ -32,7 +36,13 @@ func status(f *flags) action {
 	asJSON := f.Bool("json", false, "")
 	noLegend := f.Bool("no-legend", false, "")
 	follow := f.Bool("follow", false, "")
+	metrics := f.Bool("prometheus", false, "")
+	var output string
+	value(f, &output, "output", "", parsePath)
 	return func(args []string) error {
+		if output != "" && !*metrics || *metrics && (*asJSON || *follow) {
+			return wrongUsage(errors.New("--output goes with --prometheus, which excludes --json and --follow"))
+		}
 		if *follow {
 			if !h.Changed("ifname") {
 				h.ifnames = nil
@@ -54,6 +64,9 @@ func status(f *flags) action {
 		}
 		f.debug("%d addresses", len(report.Uplinks))
 		report = printable(report)
+		if *metrics {
+			return writeMetrics(output, report.Metrics())
+		}
 		if *asJSON {
 			err = json.NewEncoder(os.Stdout).Encode(report)
 		} else {
@@ -64,6 +77,19 @@ func status(f *flags) action {
 		}
 		return err
 	}
+}
+
+// writeMetrics prints metrics, or lets whoever reads the file see the old ones or the new ones, whole.
+func writeMetrics(file string, text []byte) error {
+	if file == "" {
+		_, err := os.Stdout.Write(text)
+		return err
+	}
+	const everybody = 0o644 // node_exporter is not root
+	if err := remember.ReplaceFile(file, text, everybody); err != nil {
+		return fmt.Errorf("write the metrics: %w", err)
+	}
+	return nil
 }
 
 // question is what a command asks that takes names of links as arguments.
