@@ -142,9 +142,16 @@ install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (
 		$(FILL) $$source | install -D -m $$mode /dev/stdin $(DESTDIR)$$destination; \
 	done
 
-uninstall: ## remove what make install installed, but no configuration of yours; release all leases first
+# What removing a package does. systemctl disables units that are here, and none of a package.
+DISABLE = if [ -d /run/systemd/system ] && [ -e $(PREFIX)/lib/systemd/system/table-allocator-server.service ]; then systemctl --quiet disable --now $(1); fi
+
+uninstall: ## stop what make install installed, release all leases, and remove all but configuration of yours
 	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && [ -x $(SBINDIR)/table-allocator-client ]; then \
+		$(call DISABLE,$(addprefix table-allocator-,metrics.timer watch.service netns.service)); \
+		$(SBINDIR)/table-allocator-client netns del --all || :; \
 		$(SBINDIR)/table-allocator-client release --all || { echo "nothing is removed" >&2; exit 1; }; \
+		$(call DISABLE,$(addprefix table-allocator-,server.socket server.service)); \
+		if ls -d /sys/class/net/tav[0-9]* >/dev/null 2>&1; then rm -rf /run/table-allocator/[!n]*; else rm -rf /run/table-allocator; fi; \
 	fi
 	for c in $(COMMANDS); do rm -f $(DESTDIR)$(SBINDIR)/{$$c,$${c//-/_}}; done
 	rm -f $(DESTDIR)$(SBINDIR)/table-allocator-enter $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
@@ -156,6 +163,7 @@ uninstall: ## remove what make install installed, but no configuration of yours;
 	for d in $(LIBDIR) $(PREFIX)/share/doc/table-allocator/examples $(PREFIX)/share/doc/table-allocator $(SYSCONFDIR)/table-allocator; do \
 		if [ -d $(DESTDIR)$$d ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$$d; fi; \
 	done
+	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 include packaging/package/build.mk
 
