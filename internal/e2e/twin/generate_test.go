@@ -110,6 +110,7 @@ func (g *generator) give(l *link, n network, more string) {
 	}
 	g.add("address "+n.addr.String(), "%s", giveCommand(l, n, more))
 	l.nets = append(l.nets, n)
+	g.h.nets = append(g.h.nets, n)
 }
 
 func giveCommand(l *link, n network, more string) string {

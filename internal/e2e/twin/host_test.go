@@ -23,8 +23,9 @@ type host struct {
 	build   []step
 	changes []step
 	phases  []string
-	second  network  // of the second uplink
-	without []string // kinds of links that it would have if the kernel had them
+	second  network   // of the second uplink of a plain-looking host
+	nets    []network // of all links at the start
+	without []string  // kinds of links that it would have if the kernel had them
 }
 
 // The phases of a host's life, after each of which it is compared.

@@ -1,7 +1,9 @@
 package twin
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"testing"
 )
 
@@ -55,20 +57,42 @@ func TestTwinNotices(t *testing.T) {
 	stock := &twins{}
 	defer stock.close()
 	for _, b := range breakages {
-		if err := broken(b, false, stock); err != nil {
-			t.Errorf("%s: %v", b.name, err)
+		for _, rich := range []bool{false, true} {
+			if err := noticed(b, rich, stock); err != nil {
+				t.Errorf("%s: %v", b.name, err)
+			}
 		}
 	}
 	for _, b := range breakagesAtEnd {
-		if err := broken(b, true, stock); err != nil {
+		if err := noticedAtEnd(b, stock); err != nil {
 			t.Errorf("%s: %v", b.name, err)
 		}
 	}
 }
 
-// broken lets a host start, ends the watch, breaks something, and fails if the comparison has
-// nothing to say.
-func broken(b breakage, atTheEnd bool, stock *twins) error {
+// noticed breaks hosts until the comparison finds that, and fails if it never does. On a rich host another route, or what
+// main says, may stand in for what is broken.
+func noticed(b breakage, rich bool, stock *twins) error {
+	for seed := uint64(7001); seed < 7021; seed++ {
+		h := generate(seed, rich, []string{atStart}, kernel{})
+		w, err := newWorld(h)
+		if err != nil {
+			return err
+		}
+		var r result
+		if err = w.startWatch(); err == nil {
+			r, err = (&living{w, stock, &finding{host: h}}).spoil(b)
+		}
+		w.close()
+		if err != nil || len(r.wrong) > 0 {
+			return err
+		}
+	}
+	return errors.New("the comparison finds nothing wrong on any host")
+}
+
+// noticedAtEnd lets a host go through its life, breaks it, and fails if the comparison has nothing to say.
+func noticedAtEnd(b breakage, stock *twins) error {
 	h := generate(7001, false, nil, kernel{})
 	w, err := newWorld(h)
 	if err != nil {
@@ -84,59 +108,72 @@ func broken(b breakage, atTheEnd bool, stock *twins) error {
 	if ok, err := l.look(atStart); err != nil || !ok {
 		return fmt.Errorf("wrong before it was broken: %v, %w\n%s", f.wrong, err, h.text())
 	}
-	s, err := w.second()
+	victims, err := w.victims()
 	if err != nil {
 		return err
 	}
-	if atTheEnd {
-		if ok, err := l.end(); err != nil || !ok {
-			return fmt.Errorf("wrong before it was broken: %v, %w\n%s", f.wrong, err, h.text())
-		}
-	} else {
-		w.killWatch() // it would put things right again
+	if ok, err := l.end(); err != nil || !ok {
+		return fmt.Errorf("wrong before it was broken: %v, %w\n%s", f.wrong, err, h.text())
 	}
-	if err := w.spoil(b, s); err != nil {
-		return err
+	commands := b.commands(victims[0].served, victims[0].network)
+	if failed, err := w.real.run(commands); err != nil || len(failed) > 0 {
+		return fmt.Errorf("commands %d of %q failed: %w", failed, commands, err)
 	}
-	r, err := w.compareAgain(atTheEnd, stock)
+	r, err := w.compareEnd()
 	if err == nil && len(r.wrong) == 0 {
 		err = fmt.Errorf("none of %d answers is wrong\n%s", r.answers, h.text())
 	}
 	return err
 }
 
-func (w *world) compareAgain(atTheEnd bool, stock *twins) (result, error) {
-	if atTheEnd {
-		return w.compareEnd()
-	}
-	return w.compare(stock)
+// victim is an address whose rules or routes can be broken.
+type victim struct {
+	served
+	network network
 }
 
-// second is the address of the second uplink: what main has as a default for that one, too, would
-// hide some breakages.
-func (w *world) second() (served, error) {
+// victims are the addresses with tables. That of the second uplink is the first: what main has as a default for that
+// one, too, would hide some breakages.
+func (w *world) victims() (all []victim, err error) {
 	plain, err := w.plain.picture()
 	if err != nil {
-		return served{}, err
+		return nil, err
 	}
 	rules, err := w.real.rules()
 	if err != nil {
-		return served{}, err
+		return nil, err
 	}
 	for _, s := range servedBy(rules, plain) {
-		if s.addr == w.host.second.addr.Addr() {
-			return s, nil
+		i := slices.IndexFunc(w.host.nets, func(n network) bool { return n.addr.Addr() == s.addr })
+		switch {
+		case i < 0:
+		case s.addr == w.host.second.addr.Addr():
+			all = slices.Insert(all, 0, victim{s, w.host.nets[i]})
+		default:
+			all = append(all, victim{s, w.host.nets[i]})
 		}
 	}
-	return served{}, fmt.Errorf("%s is not served", w.host.second.addr)
+	return all, nil
 }
 
-// spoil breaks something on the real host.
-func (w *world) spoil(b breakage, s served) error {
-	commands := b.commands(s, w.host.second)
-	failed, err := w.real.run(commands)
-	if err == nil && len(failed) > 0 {
-		err = fmt.Errorf("commands %d of %q failed", failed, commands)
+// spoil breaks a host on which all is right, with the watch gone, which would put that right again. It breaks one address
+// after the other until an answer is wrong.
+func (l *living) spoil(b breakage) (r result, err error) {
+	w := l.w
+	w.patience = patience
+	if ok, err := l.look(atStart); err != nil || !ok {
+		return r, fmt.Errorf("wrong before it was broken: %v, %w\n%s", l.f.wrong, err, w.host.text())
 	}
-	return err
+	w.killWatch()
+	victims, err := w.victims()
+	for _, v := range victims {
+		// What fails, since the table has no such route, changes nothing.
+		if _, err := w.real.run(b.commands(v.served, v.network)); err != nil {
+			return r, err
+		}
+		if r, err = w.compare(l.t); err != nil || len(r.wrong) > 0 {
+			return r, err
+		}
+	}
+	return r, err
 }

@@ -36,8 +36,8 @@ func life(h *host, t *twins, patience []time.Duration) (f finding, err error) {
 		return f, err
 	}
 	l := &living{w, t, &f}
-	if err := l.spoilByFlag(); err != nil {
-		return f, err
+	if *breakIt != "" {
+		return f, l.spoilByFlag()
 	}
 	for _, phase := range h.phases {
 		if ok, err := l.phase(phase); !ok || err != nil {
@@ -57,18 +57,12 @@ type living struct {
 // spoilByFlag breaks what the flag names, for who wants to see the test fail.
 func (l *living) spoilByFlag() error {
 	i := slices.IndexFunc(breakages, func(b breakage) bool { return b.name == *breakIt })
-	if i < 0 || !l.w.host.second.addr.IsValid() {
-		return nil
+	if i < 0 {
+		return fmt.Errorf("no way to break a host is named %q", *breakIt)
 	}
-	if _, err := l.look(atStart); err != nil {
-		return err
-	}
-	s, err := l.w.second()
-	if err != nil {
-		return err
-	}
-	l.w.killWatch()
-	return l.w.spoil(breakages[i], s)
+	r, err := l.spoil(breakages[i])
+	l.fail(atStart, r)
+	return err
 }
 
 // phase lets the host live through a phase and reports whether all is right at its end.
