@@ -1,0 +1,61 @@
+//go:build integration
+
+package integration
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+// TestNetnsUnit: the package makes the group and the capabilities, and the service adds the namespaces of its configuration,
+// which a user of the group enters: by the unit, as systemd restricts it.
+func TestNetnsUnit(t *testing.T) {
+	t.Parallel()
+	files, err := debs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range plain {
+		t.Run(d.Suite, func(t *testing.T) {
+			m := boot(t, d)
+			i := m.behind(2)
+			m.install(files[0])
+			m.want(`stat -c '%a %U %G' /usr/sbin/table-allocator-enter; getcap /usr/sbin/table-allocator-enter | grep -o 'cap.*'`,
+				"750 root table-allocator", "cap_sys_chroot,cap_sys_admin=ep")
+			m.uplink(1)
+			m.uplink(2)
+			m.sh(`systemctl enable --now table-allocator-watch`)
+			i.waitUplinks()
+			m.sh(`useradd alice; usermod -a -G table-allocator alice; useradd bob`)
+			m.write("/etc/table-allocator/netns.json", `{"namespaces": [{"name": "work", "ifname": "wan2", "resolv": "192.0.2.53"}]}`, 0o644)
+			m.sh(`systemctl enable --now table-allocator-netns`)
+			m.wait("the namespace is there", `table-allocator-client netns list`)
+			const enter = `setpriv --reuid=alice --regid=alice --init-groups table-allocator-client netns exec work `
+			m.wait("a user's packets leave by the link", enter+`curl --silent --max-time 5 http://`+nettest.Far4+`/ | grep -x 10.2.0.2`)
+			m.wait("and in IPv6", enter+`curl --silent --max-time 5 --globoff 'http://[`+nettest.Far6+`]/' | grep -x fd02::2`)
+			if out, err := m.try(strings.ReplaceAll(enter, "alice", "bob") + "id"); err == nil {
+				t.Errorf("bob, who is not in the group, enters: %s", out)
+			}
+			m.write("/etc/table-allocator/netns.json", `{"namespaces": [{"name": "work", "ifname": "wan1", "resolv": "192.0.2.53"}]}`, 0o644)
+			m.sh(`systemctl reload table-allocator-netns`)
+			m.wait("it follows the configuration", enter+`curl --silent --max-time 5 http://`+nettest.Far4+`/ | grep -x 10.1.0.2`)
+			m.write("/etc/table-allocator/netns.json", `{"namespaces": [{"name": 1}]}`, 0o644)
+			if out, err := m.try(`systemctl reload table-allocator-netns`); err == nil {
+				t.Errorf("a wrong file is reloaded: %s", out)
+			}
+			// An upgrade and a restart leave the namespace and its programs in place.
+			m.sh(`systemd-run --quiet --unit=inside table-allocator-client netns exec work sleep 1000`)
+			m.wait("a program is in it", `table-allocator-client netns ps work | grep "sleep 1000"`)
+			m.write("/etc/table-allocator/netns.json", `{}`, 0o644)
+			m.install(files[1])
+			m.want(`systemctl is-active table-allocator-netns inside; stat -c '%a %G' /usr/sbin/table-allocator-enter; getcap /usr/sbin/table-allocator-enter | grep -o 'cap.*'`,
+				"active", "active", "750 table-allocator", "cap_sys_chroot,cap_sys_admin=ep")
+			m.wait("it works after the upgrade", enter+`curl --silent --max-time 5 http://`+nettest.Far4+`/ | grep -x 10.1.0.2`)
+			m.sh(`systemctl stop inside; table-allocator-client netns del work`)
+			m.want(`ls /run/netns; ip -o link show | grep -c tav || :; nft list ruleset`, "0")
+			m.want(`systemctl --failed --plain --no-legend`)
+		})
+	}
+}
