@@ -14,7 +14,7 @@ import (
 // CheckPath returns an error unless a path is absolute and as short as it can be.
 func CheckPath(path string) error {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" || strings.ContainsRune(path, 0) {
-		return errors.New("want the absolute path of a program, without . and ..")
+		return errors.New("want the absolute path of a program, without dots in place of names")
 	}
 	return nil
 }
