@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/table-allocator/table-allocator/internal/inspect"
+	"github.com/table-allocator/table-allocator/internal/netns"
 )
 
 const doctorUsage = `Usage: table-allocator-client doctor [options] [IFNAME...]
@@ -41,6 +42,7 @@ func doctor(f *flags) action {
 		if err != nil {
 			return err
 		}
+		q.Namespaces = func() []inspect.Namespace { return namespaces(f) }
 		d, err := inspect.Doctor(context.Background(), q, *only)
 		if errors.Is(err, inspect.ErrNoCheck) {
 			return wrongUsage(err)
@@ -48,7 +50,6 @@ func doctor(f *flags) action {
 		if err != nil {
 			return asked(err)
 		}
-		d = printable(d)
 		if *asJSON {
 			err = json.NewEncoder(os.Stdout).Encode(d)
 		} else {
@@ -59,6 +60,24 @@ func doctor(f *flags) action {
 		}
 		return err
 	}
+}
+
+// namespaces are the network namespaces on uplinks. Who may not list them sees none.
+func namespaces(f *flags) (all []inspect.Namespace) {
+	host, err := netns.Open(f.server, f.uids)
+	if err != nil {
+		f.debug("cannot list network namespaces: %v", err)
+		return nil
+	}
+	defer host.Close()
+	rows, err := host.List()
+	if err != nil {
+		f.debug("cannot list network namespaces: %v", err)
+	}
+	for _, r := range rows {
+		all = append(all, inspect.Namespace{Name: r.Name, Ifname: r.Ifname, Missing: r.Missing})
+	}
+	return all
 }
 
 func printDiagnosis(d inspect.Diagnosis) error {

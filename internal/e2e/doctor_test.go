@@ -54,6 +54,8 @@ func (h *host) waitDiagnosis(script string, want ...string) {
 // TestDoctor: silent on a host where all is well; after each provocation it finds this and nothing else, and after the cure
 // nothing.
 func TestDoctor(t *testing.T) {
+	// A link to containers, which a watch leaves alone.
+	const inside = "ip link add docker0 type veth peer name veth0; ip link set docker0 up; ip link set veth0 up; "
 	for _, tt := range []struct {
 		name          string
 		watch         string
@@ -77,10 +79,18 @@ func TestDoctor(t *testing.T) {
 		{name: "table-name", files: "mount -t tmpfs none /etc/iproute2 || { mkdir -p /etc/iproute2; mount -t tmpfs none /etc/iproute2; }; echo \"$T1 mullvad\" >/etc/iproute2/rt_tables"},
 		{name: "ifupdown2", files: "mount -t tmpfs none /usr/share; mkdir /usr/share/ifupdown2; mount -t tmpfs none /etc/network; mkdir /etc/network/if-up.d; touch /etc/network/if-up.d/table-allocator"},
 		{name: "accept-ra", provoke: "ip address add 2001:db8:79::2/64 dev wan1 nodad valid_lft 1000 preferred_lft 1000; sysctl -qw net.ipv6.conf.wan1.forwarding=1 net.ipv6.conf.wan1.accept_ra=1", cure: "sysctl -qw net.ipv6.conf.wan1.accept_ra=2"},
+		{name: "unbound-shadowed", watch: "--routes move", provoke: inside + "ip route add default dev docker0 metric 50", cure: "ip route del default dev docker0"},
+		{name: "rp-filter-forward", provoke: inside + "ip address add 10.99.0.1/24 dev docker0; sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.wan1.rp_filter=1", cure: "sysctl -qw net.ipv4.conf.wan1.rp_filter=2"},
+		{name: "forward", provoke: inside + "ip address add 10.99.0.1/24 dev docker0; sysctl -qw net.ipv4.ip_forward=1; nft add table ip f; nft 'add chain ip f drops { type filter hook forward priority 0; policy drop; }'; nft add rule ip f drops oifname wan0 accept",
+			cure: "nft add rule ip f drops oifname wan1 accept"},
+		{name: "published-port", provoke: inside + "ip address add 10.99.0.1/24 dev docker0; sysctl -qw net.ipv4.ip_forward=1; nft add table ip nat; nft 'add chain ip nat pre { type nat hook prerouting priority -100; }'; nft add rule ip nat pre tcp dport 8080 dnat to 10.99.0.2:80",
+			cure: "nft delete table ip nat"},
+		{name: "mptcp-endpoints", provoke: inside + "ip mptcp endpoint add 10.99.0.1 dev docker0 subflow", cure: "ip mptcp endpoint flush"},
+		{name: "dns", files: "mount -t tmpfs none /run; mkdir /run/table-allocator; echo server=203.0.113.53@10.78.0.2 >/run/table-allocator/dnsmasq.servers; echo nameserver 203.0.113.53 >/run/resolv.conf; [ -e /etc/resolv.conf ] || touch /etc/resolv.conf; mount --bind /run/resolv.conf /etc/resolv.conf"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := twoUplinks(t, strings.Fields(tt.watch)...)
-			replace := strings.NewReplacer("$T1", h.tableOf("10.78.0.2"))
+			replace := strings.NewReplacer("$T1", h.tableOf("10.78.0.2"), "$CLIENT", bin(t, clientBin))
 			h.waitDiagnosis("")
 			if tt.provoke != "" {
 				h.ns.Run(t, "sh", "-ec", replace.Replace(tt.provoke))
@@ -230,6 +240,69 @@ func TestDoctorLinks(t *testing.T) {
 		h.watch()
 		h.waitDiagnosis("")
 	})
+	t.Run("leases of another version", func(t *testing.T) {
+		h := newHost(t)
+		h.link("wan1", "10.78.0.2/24")
+		h.ns.IP(t, "route add default via 10.78.0.1 dev wan1")
+		h.serve()
+		other := filepath.Join(h.dir, clientBin)
+		if err := os.WriteFile(other, append([]byte(readFile(t, bin(t, clientBin))), 0), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		p := h.start(exec.Command(other, "watch", "--clean"))
+		h.served("10.78.0.2")
+		h.waitDiagnosis("", "leases")
+		p.stop()
+		h.watch()
+		h.waitDiagnosis("")
+	})
+	t.Run("no-lease", func(t *testing.T) {
+		h := newHost(t)
+		h.link("wan0", "10.77.0.2/24")
+		h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+		h.serve(`"num_tables":1`)
+		h.watch()
+		h.waitDiagnosis("")
+		h.ns.IP(t, "address add 10.77.0.3/24 dev wan0")
+		h.waitDiagnosis("", "no-lease")
+		h.ns.IP(t, "address del 10.77.0.3/24 dev wan0")
+		h.waitDiagnosis("")
+	})
+	t.Run("left-out", func(t *testing.T) {
+		h := newHost(t)
+		h.link("wan0", "10.77.0.2/24")
+		h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+		file := func(pattern string) string { return h.watchFile(`{"links": [{"ifname": "` + pattern + `"}]}`) }
+		if r := h.run(bin(t, clientBin), "doctor", "-c", file("wwan*")); r.code != 0 || !strings.Contains(r.stdout, "note     left-out") {
+			t.Errorf("%+v", r)
+		}
+		if r := h.run(bin(t, clientBin), "doctor", "-c", file("wan*")); r.code != 0 || strings.Contains(r.stdout, "left-out") {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("device-bound-guard", func(t *testing.T) {
+		h := twoUplinks(t, "--on-loss", "block")
+		p := h.start(exec.Command("socat", "-u", "UDP4-RECV:5300,bind=10.78.0.2,so-bindtodevice=wan1", "OPEN:/dev/null,wronly"))
+		h.waitDiagnosis("")
+		h.ns.IP(t, "route del default via 10.78.0.1")
+		h.waitDiagnosis("", "table-empty", "device-bound-guard")
+		p.kill()
+		h.waitDiagnosis("", "table-empty")
+		h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 metric 200")
+		h.waitDiagnosis("")
+	})
+	t.Run("dnsmasq", func(t *testing.T) {
+		h := twoUplinks(t)
+		const file = "/run/table-allocator/dnsmasq.servers"
+		files := "mount -t tmpfs none /run; mkdir /run/table-allocator; touch " + file
+		h.waitDiagnosis(files)
+		dnsmasq := []string{"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=5399", "--listen-address=127.0.0.1", "--bind-interfaces", "--pid-file="}
+		p := h.start(exec.Command(dnsmasq[0], dnsmasq[1:]...))
+		h.waitDiagnosis(files, "dns")
+		p.kill()
+		h.start(exec.Command(dnsmasq[0], append(dnsmasq[1:], "--servers-file="+file)...))
+		h.waitDiagnosis(files)
+	})
 	t.Run("udp-any", func(t *testing.T) {
 		h := twoUplinks(t)
 		p := h.start(exec.Command("socat", "UDP4-LISTEN:5300", "STDOUT"))
@@ -244,6 +317,43 @@ func TestDoctorLinks(t *testing.T) {
 		h.ns.IP(t, "rule del pref 30000")
 		h.waitDiagnosis("")
 	})
+}
+
+// TestDoctorBound: what is bound to a link that cannot be bound as a whole, and network namespaces that miss something.
+func TestDoctorBound(t *testing.T) {
+	c := newNamespaces(t)
+	find := func(want bool, name string) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("doctor finds %s: %v", name, want), func() error {
+			if r := c.do("doctor", "--only", name); strings.Contains(r.stdout, " "+name+" ") != want {
+				return fmt.Errorf("%+v", r)
+			}
+			return nil
+		})
+	}
+	find(false, "namespaces")
+	c.sh(bin(t, clientBin) + " netns add work --ifname wan1 --resolv 192.0.2.53")
+	find(false, "namespaces")
+	c.sh("ip link del $(ip -o link | grep -o 'tav[0-9]*' | head -1)")
+	find(true, "namespaces")
+	c.sh(bin(t, clientBin) + " netns del work")
+	find(false, "namespaces")
+
+	program := filepath.Join(c.dir, "sleeper")
+	source := program + ".go"
+	if err := os.WriteFile(source, []byte("package main\n\nimport \"time\"\n\nfunc main() { time.Sleep(time.Hour) }\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-o", program, source)
+	build.Env = append(os.Environ(), "GOARCH=386", "CGO_ENABLED=0", "GOFLAGS=-mod=mod")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	find(false, "program-32bit")
+	p := c.start(c.here(bin(t, clientBin), "run", "wan1", program))
+	find(true, "program-32bit")
+	p.kill()
+	find(false, "program-32bit")
 }
 
 // TestDoctorList: names and severities are frozen, each check is in the manual page, and each but those of the list below
@@ -262,6 +372,8 @@ error networkd-dropin
 error dad
 error accept-ra
 error excluded
+error no-lease
+error namespaces
 warning rule-before-ours
 warning rule-in-front
 warning overlap
@@ -279,12 +391,21 @@ warning rules-many
 warning uplink-dead
 warning choice-shadowed
 note choice-unprobed
+warning rp-filter-forward
+warning forward
+warning dns
 note same-subnet
 note rule-detached
 note table-name
 note src-valid-mark
 note udp-any
-note ifupdown2`
+note ifupdown2
+note unbound-shadowed
+note published-port
+note device-bound-guard
+note mptcp-endpoints
+note program-32bit
+note left-out`
 	got := lines(h.run(bin(t, clientBin), "doctor", "--list").stdout)
 	if diff := unordered(got, lines(frozen)); diff != "" {
 		t.Errorf("checks: %s", diff)

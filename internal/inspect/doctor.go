@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,8 @@ var Checks = []Check{
 	{"dad", Error, lookDAD},
 	{"accept-ra", Error, lookAcceptRA},
 	{"excluded", Error, lookExcluded},
+	{"no-lease", Error, lookNoLease},
+	{"namespaces", Error, lookNamespaces},
 	{"rule-before-ours", Warning, lookRuleBefore},
 	{"rule-in-front", Warning, lookInFront},
 	{"overlap", Warning, lookOverlap},
@@ -52,12 +55,21 @@ var Checks = []Check{
 	{"uplink-dead", Warning, lookUplinkDead},
 	{"choice-shadowed", Warning, lookShadowed},
 	{"choice-unprobed", Note, lookUnprobed},
+	{"rp-filter-forward", Warning, lookRPForward},
+	{"forward", Warning, lookForward},
+	{"dns", Warning, lookDNS},
 	{"same-subnet", Note, lookSameSubnet},
 	{"rule-detached", Note, lookRuleDetached},
 	{"table-name", Note, lookTableNames},
 	{"src-valid-mark", Note, lookSrcValidMark},
 	{"udp-any", Note, lookUDP},
 	{"ifupdown2", Note, lookIfupdown2},
+	{"unbound-shadowed", Note, lookUnboundShadowed},
+	{"published-port", Note, lookPublished},
+	{"device-bound-guard", Note, lookGuards},
+	{"mptcp-endpoints", Note, lookMPTCP},
+	{"program-32bit", Note, lookPrograms},
+	{"left-out", Note, lookLeftOut},
 }
 
 // patient is the host that is looked at.
@@ -66,6 +78,9 @@ type patient struct {
 	report Report
 	leases []lease
 	tables map[uint32]string // links of leased tables
+
+	question Question
+	nftables []chain // nil: not listed yet
 }
 
 // lease is an address that has one.
@@ -115,7 +130,7 @@ func Doctor(ctx context.Context, q Question, names []string) (Diagnosis, error) 
 		return d, err
 	}
 	defer h.close()
-	p := &patient{host: h, report: report, tables: h.tables()}
+	p := &patient{host: h, report: report, tables: h.tables(), question: q}
 	for _, row := range report.Uplinks {
 		addr, _ := netip.ParseAddr(row.Address) // uplinks are addresses
 		at, _ := h.address(row.Ifname, addr)
@@ -164,12 +179,20 @@ func (p *patient) routes(family int, table uint32) []route.Route {
 	return routes
 }
 
+// symptom is a finding of status about an address.
+func (r Row) symptom(f Finding) symptom {
+	if r.Since != 0 {
+		f.Evidence += time.Unix(r.Since, 0).Format(", since 2006-01-02 15:04:05")
+	}
+	return symptom{r.Address + " on " + r.Ifname + ": " + f.What, f.Evidence, f.Cure}
+}
+
 // found are the findings of status with one of some names, as symptoms.
 func (p *patient) found(names ...string) (all []symptom) {
 	for _, row := range p.report.Uplinks {
 		for _, f := range row.Findings {
 			if slices.Contains(names, f.Name) {
-				all = append(all, symptom{row.Address + " on " + row.Ifname + ": " + f.What, f.Evidence, f.Cure})
+				all = append(all, row.symptom(f))
 			}
 		}
 	}
@@ -188,7 +211,7 @@ func lookTableEmpty(p *patient) (all []symptom) {
 	for _, l := range p.leases {
 		for _, f := range l.Findings {
 			if f.Name == "no-route" || f.Name == "blocked" {
-				all = append(all, symptom{fmt.Sprintf("%s on %s: %s", l.Address, l.Ifname, f.What), f.Evidence, f.Cure})
+				all = append(all, l.symptom(f))
 			}
 		}
 	}
@@ -208,6 +231,20 @@ func leadingWord(text string) string {
 	word := ""
 	_, _ = fmt.Sscan(text, &word) // of an empty text there is none
 	return word
+}
+
+// lookNamespaces asks the caller, who knows the network namespaces on uplinks.
+func lookNamespaces(p *patient) (all []symptom) {
+	if p.question.Namespaces == nil {
+		return nil
+	}
+	for _, n := range p.question.Namespaces() {
+		if n.Missing != "" {
+			all = append(all, symptom{fmt.Sprintf("the network namespace %s on %s misses %s", n.Name, n.Ifname, n.Missing), "table-allocator-client netns list",
+				"systemctl enable --now table-allocator-netns, and a lease for " + n.Ifname})
+		}
+	}
+	return all
 }
 
 func lookExcluded(p *patient) []symptom { return p.found("excluded") }

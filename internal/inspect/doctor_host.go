@@ -1,16 +1,14 @@
 package inspect
 
 import (
-	"context"
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -127,6 +125,27 @@ func outdated(pid int) (exe string, is bool) {
 	return exe, err == nil && strings.HasSuffix(exe, " (deleted)")
 }
 
+// differs reports whether the program of a process is not this one, byte for byte, and returns its name. A version cannot be
+// asked for, since the program may be anybody's.
+func differs(pid int) (exe string, is bool) {
+	path := fmt.Sprintf("/proc/%d/exe", pid)
+	exe, err := os.Readlink(path)
+	if err != nil || strings.HasSuffix(exe, " (deleted)") {
+		return exe, false // it cannot be seen, or outdated knows
+	}
+	theirs, err := os.Stat(path)
+	own, ownErr := os.Stat("/proc/self/exe")
+	switch {
+	case err != nil || ownErr != nil || os.SameFile(theirs, own):
+		return exe, false
+	case theirs.Size() != own.Size():
+		return exe, true
+	}
+	a, err := os.ReadFile(path)
+	b, ownErr := os.ReadFile("/proc/self/exe")
+	return exe, err == nil && ownErr == nil && !bytes.Equal(a, b)
+}
+
 // renewal is what makes the holder of a lease run the installed program.
 func renewal(pid int) string {
 	if isWatch(pid) {
@@ -135,7 +154,7 @@ func renewal(pid int) string {
 	return "table-allocator-client reexec"
 }
 
-// lookHolders looks for holders whose program was replaced or deleted.
+// lookHolders looks for holders whose program was replaced or deleted, or is another one than this.
 func lookHolders(p *patient) (all []symptom) {
 	seen := make(map[int]bool)
 	for _, l := range p.leases {
@@ -143,6 +162,10 @@ func lookHolders(p *patient) (all []symptom) {
 			seen[l.PID] = true
 			all = append(all, symptom{fmt.Sprintf("the holder of %s runs a version that is not installed any more", l.Address), fmt.Sprintf("pid %d, %s", l.PID, exe),
 				renewal(l.PID)})
+		} else if exe, is := differs(l.PID); is && !seen[l.PID] {
+			seen[l.PID] = true
+			all = append(all, symptom{fmt.Sprintf("the holder of %s runs another version than the one that asks", l.Address), fmt.Sprintf("pid %d, %s", l.PID, exe),
+				renewal(l.PID) + ", after the programs at both places are the same"})
 		}
 	}
 	return all
@@ -209,25 +232,6 @@ func lookIfupdown2(p *patient) []symptom {
 		return nil
 	}
 	return []symptom{{"ifupdown2 does not say to hooks which address it has set", dir, "systemctl enable --now table-allocator-watch"}}
-}
-
-// lookSNAT looks for addresses of leases that a packet filter gives to packets.
-func lookSNAT(p *patient) (all []symptom) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	text, err := exec.CommandContext(ctx, "nft", "list", "ruleset").Output()
-	if err != nil {
-		return nil // there is no nft, or no right to list
-	}
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		for _, l := range p.leases {
-			if at := slices.Index(fields, l.Address); at > 1 && slices.Contains(fields[:at], "snat") {
-				all = append(all, symptom{"a packet filter gives packets the address " + l.Address + ": flows break when they change the uplink", strings.TrimSpace(line), "masquerade in place of snat to"})
-			}
-		}
-	}
-	return all
 }
 
 // lookUDP looks for servers that answer from another address than the one that was asked.

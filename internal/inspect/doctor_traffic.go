@@ -1,0 +1,375 @@
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// lookNoLease finds addresses that status calls unserved, and holders that do not answer.
+func lookNoLease(p *patient) (all []symptom) {
+	for _, row := range slices.Concat(p.report.Uplinks, p.report.Others) {
+		for _, f := range row.Findings {
+			if f.IsFault() && slices.Contains([]string{"no-lease", "not-served", "silent"}, f.Name) {
+				all = append(all, row.symptom(f))
+			}
+		}
+	}
+	return all
+}
+
+// leases of a family whose address is on the host, on links that differ from all before.
+func (p *patient) linksOf(family int) (all []lease) {
+	for _, l := range p.leases {
+		if l.family == family && l.link.Index != 0 && !slices.ContainsFunc(all, func(o lease) bool { return o.Ifname == l.Ifname }) {
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+// inside are links without a lease that have a network: containers, LANs.
+func (p *patient) inside(family int) (all []route.Address) {
+	for _, a := range p.addresses {
+		name := p.linkName(a.Index)
+		if a.Family() != family || a.Network().IsSingleIP() || name == uplink.Loopback || !a.Addr.IsGlobalUnicast() ||
+			slices.ContainsFunc(p.report.Uplinks, func(r Row) bool { return r.Ifname == name }) {
+			continue
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+// lookUnboundShadowed finds default routes of main over links that are no uplinks, where those of uplinks have moved.
+func lookUnboundShadowed(p *patient) (all []symptom) {
+	for _, family := range families {
+		leases := p.linksOf(family)
+		if !slices.ContainsFunc(leases, func(l lease) bool { return l.Mode == string(uplink.MoveRoutes) }) {
+			continue
+		}
+		for _, r := range p.routes(family, unix.RT_TABLE_MAIN) {
+			isUplink := slices.ContainsFunc(leases, func(l lease) bool { return slices.Contains(r.Links(), l.link.Index) })
+			if r.Dst.Bits() == 0 && r.Type == unix.RTN_UNICAST && r.Protocol != route.Protocol && !isUplink {
+				all = append(all, symptom{"unbound traffic leaves by " + p.linkNames(r.Links()) + ", not by an uplink whose routes were moved", p.routeText(r),
+					"if that is no VPN: ip route delete " + p.routeText(r)})
+			}
+		}
+	}
+	return all
+}
+
+// lookRPForward asks whether replies to forwarded connections are accepted from each uplink.
+func lookRPForward(p *patient) (all []symptom) {
+	if readLine("/proc/sys/net/ipv4/ip_forward") != "1" {
+		return nil
+	}
+	peer := netip.MustParseAddr(nowhere[unix.AF_INET][0][0])
+	for _, l := range p.linksOf(unix.AF_INET) {
+		if rpFilter(l.Ifname) != 1 || !l.link.Carrier {
+			continue
+		}
+		for _, a := range p.inside(unix.AF_INET) {
+			if _, err := p.kernel.Match(route.Question{Dst: neighbourOf(a), Src: peer, Iif: l.link.Index}); errors.Is(err, unix.EINVAL) {
+				all = append(all, symptom{"packets to the network of " + p.linkName(a.Index) + " that arrive by " + l.Ifname + " are dropped",
+					fmt.Sprintf("rp_filter of %s is 1, and what is forwarded to %s leaves by another link", l.Ifname, peer), "sysctl -w net.ipv4.conf." + l.Ifname + ".rp_filter=2"})
+			}
+		}
+	}
+	return all
+}
+
+// neighbourOf is another address of the network of an address.
+func neighbourOf(a route.Address) netip.Addr {
+	first := a.Network().Masked().Addr().Next()
+	if first == a.Addr {
+		return first.Next()
+	}
+	return first
+}
+
+// lookForward finds rules for forwarded packets on a host that does not forward, and filters that drop them.
+func lookForward(p *patient) (all []symptom) {
+	for _, family := range families {
+		name := map[int]string{unix.AF_INET: "ipv4.ip_forward", unix.AF_INET6: "ipv6.conf.all.forwarding"}[family]
+		if readLine("/proc/sys/net/"+strings.ReplaceAll(name, ".", "/")) != "0" {
+			continue
+		}
+		for _, r := range p.rules[family] {
+			if r.Protocol == route.Protocol && r.Src.IsValid() && !r.Src.IsSingleIP() && r.Action == route.Lookup && p.tables[r.Table] != "" {
+				all = append(all, symptom{"a lease has a rule for packets that this host forwards, and the host does not forward", r.String(), "sysctl -w net." + name + "=1"})
+			}
+		}
+	}
+	if readLine("/proc/sys/net/ipv4/ip_forward") != "1" || len(p.inside(unix.AF_INET)) == 0 {
+		return all
+	}
+	for _, c := range p.chains("hook forward") {
+		if !strings.Contains(c.body, "policy drop") {
+			continue
+		}
+		for _, l := range p.linksOf(unix.AF_INET) {
+			if !c.accepts(l.Ifname) {
+				all = append(all, symptom{"a packet filter drops what is forwarded by " + l.Ifname, fmt.Sprintf("chain %s has policy drop, and accepts nothing for %s", c.name, l.Ifname),
+					"accept it there: oifname " + l.Ifname})
+			}
+		}
+	}
+	return all
+}
+
+// chain is a chain of nftables.
+type chain struct{ name, body string }
+
+// chains are those of nftables whose text has some words. Without nft, or without the right to list, there are none.
+func (p *patient) chains(words string) (all []chain) {
+	if p.nftables == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		text, _ := exec.CommandContext(ctx, "nft", "list", "ruleset").Output() // there is no nft, or no right to list
+		p.nftables = []chain{}
+		var c *chain
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(line)
+			switch fields := strings.Fields(line); {
+			case len(fields) == 3 && fields[0] == "chain":
+				p.nftables = append(p.nftables, chain{name: fields[1]})
+				c = &p.nftables[len(p.nftables)-1]
+			case line == "}":
+				c = nil
+			case c != nil:
+				c.body += line + "\n"
+			}
+		}
+	}
+	for _, c := range p.nftables {
+		if strings.Contains(c.body, words) {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// accepts reports whether a rule of the chain may accept packets of a link, or another chain decides.
+func (c chain) accepts(ifname string) bool {
+	for line := range strings.Lines(c.body) {
+		decides := strings.Contains(line, "accept") && !strings.Contains(line, "policy ") || strings.Contains(line, "jump ") || strings.Contains(line, "goto ")
+		named := strings.Contains(line, "ifname") || strings.Contains(line, " iif ") || strings.Contains(line, " oif ")
+		if decides && (!named || strings.Contains(line, `"`+ifname+`"`) || strings.Contains(line, "@") || strings.Contains(line, "*")) {
+			return true
+		}
+	}
+	return false
+}
+
+// lookSNAT looks for addresses of leases that a packet filter gives to packets.
+func lookSNAT(p *patient) (all []symptom) {
+	for _, l := range p.leases {
+		for _, c := range p.chains("snat ") {
+			for line := range strings.Lines(c.body) {
+				if strings.Contains(line, "snat ") && slices.Contains(strings.Fields(line), l.Address) {
+					all = append(all, symptom{"packets get the source " + l.Address + " whatever uplink they leave by, and connections end when that changes", strings.TrimSpace(line),
+						"masquerade in place of snat"})
+				}
+			}
+		}
+	}
+	return all
+}
+
+var dnatTo = regexp.MustCompile(`dnat (?:ip6? )?to \[?([0-9a-fA-F.:]+?)\]?(?::\d+)?(?:\s|$)`)
+
+// lookPublished asks by which uplink containers answer connections to published ports.
+func lookPublished(p *patient) (all []symptom) {
+	seen := make(map[string]bool)
+	for _, c := range p.chains("dnat ") {
+		for line := range strings.Lines(c.body) {
+			found := dnatTo.FindStringSubmatch(line)
+			if found == nil {
+				continue
+			}
+			to, err := netip.ParseAddr(found[1])
+			if err != nil {
+				continue
+			}
+			in, err := p.kernel.Resolve(route.Question{Dst: to})
+			if err != nil || slices.ContainsFunc(p.leases, func(l lease) bool { return l.link.Index == in.Index }) {
+				continue // the answer of a neighbour does not come here
+			}
+			q := route.Question{Dst: netip.MustParseAddr(nowhere[familyOf(to)][0][0]), Src: to, Iif: in.Index}
+			out, err := p.kernel.Match(q)
+			for _, l := range p.linksOf(familyOf(to)) {
+				if err != nil || slices.Contains(out.Links(), l.link.Index) || strings.Contains(line, "iifname") && !strings.Contains(line, `"`+l.Ifname+`"`) || seen[l.Ifname+to.String()] {
+					continue
+				}
+				seen[l.Ifname+to.String()] = true
+				all = append(all, symptom{fmt.Sprintf("connections to %s that arrive by %s and are forwarded to %s are answered by %s", l.Address, l.Ifname, to, p.linkNames(out.Links())), strings.TrimSpace(line),
+					"publish the port on " + p.linkNames(out.Links()) + " only, or mark connections (ct mark) and add a rule for the mark to table " + fmt.Sprint(l.Table)})
+			}
+		}
+	}
+	return all
+}
+
+// lookGuards finds sockets that are bound to a link whose address is blocked: IPv4 sends their packets all the same.
+func lookGuards(p *patient) (all []symptom) {
+	for _, l := range p.leases {
+		if l.family != unix.AF_INET || !slices.ContainsFunc(l.Findings, func(f Finding) bool { return f.Name == "blocked" }) {
+			continue
+		}
+		sockets, _ := Sockets() // which everybody may list
+		for _, s := range sockets {
+			if s.Device == l.link.Index && s.Local.Addr().Is4() {
+				all = append(all, symptom{l.Address + " is blocked, and a socket that is bound to " + l.Ifname + " sends to neighbours all the same", fmt.Sprintf("%s, uid %d", s.Local, s.UID),
+					"bind the program in place of the socket: table-allocator-client run " + l.Ifname})
+			}
+		}
+	}
+	return all
+}
+
+// lookMPTCP finds endpoints of MPTCP whose subflows leave by any uplink.
+func lookMPTCP(p *patient) (all []symptom) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	text, _ := exec.CommandContext(ctx, "ip", "mptcp", "endpoint", "show").Output() // there is no ip, or no MPTCP
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		addr, err := netip.ParseAddr(fields[0])
+		if err != nil || slices.ContainsFunc(p.rules[familyOf(addr)], func(r route.Rule) bool {
+			return r.Src.IsValid() && r.Src.Contains(addr) && r.Action == route.Lookup
+		}) {
+			continue
+		}
+		all = append(all, symptom{"MPTCP uses " + addr.String() + ", which has no rule: its subflows leave by the uplink of main", strings.Join(fields, " "),
+			"have a watch or a client serve the address"})
+	}
+	return all
+}
+
+// lookPrograms finds 32-bit programs that are bound to a link.
+func lookPrograms(p *patient) (all []symptom) {
+	rows, err := bind.Rows(p.question.Server, p.question.UIDs)
+	if err != nil {
+		return nil // only root may ask, and only where cgroups are
+	}
+	for _, row := range rows {
+		for _, process := range row.Processes {
+			if is32bit(process.PID) {
+				all = append(all, symptom{fmt.Sprintf("a 32-bit program is bound to %s: options that it sets for multicast and for other links are not seen", row.Ifname),
+					fmt.Sprintf("pid %d (%s)", process.PID, process.Name), "run the program's 64-bit version"})
+			}
+		}
+	}
+	return all
+}
+
+// is32bit reports whether the program of a process is for another word size than this one.
+func is32bit(pid int) bool {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var header [5]byte
+	_, err = f.Read(header[:])
+	const class32 = 1
+	return err == nil && string(header[:4]) == "\x7fELF" && header[4] == class32 && ^uintptr(0)>>32 != 0
+}
+
+// lookLeftOut finds links that main has a default route over and that no profile names.
+func lookLeftOut(p *patient) (all []symptom) {
+	selection := p.question.Selection
+	for _, family := range families {
+		for index := range uplink.Defaults(p.routes(family, unix.RT_TABLE_MAIN)) {
+			name := p.linkName(index)
+			at := slices.IndexFunc(p.addresses, func(a route.Address) bool {
+				_, selected := selection.Uplink(a, name)
+				return a.Index == index && a.Family() == family && a.Addr.IsGlobalUnicast() && !a.DADFailed() && !selected
+			})
+			if at < 0 || selection.Excludes(name) || !p.question.shows(name, 0) {
+				continue
+			}
+			all = append(all, symptom{fmt.Sprintf("main has a default route over %s, and no profile names the link: %s is not served", name, p.addresses[at].Addr), "the configuration of the watch",
+				"add a profile for " + name + " to watch.json, or exclude the link"})
+		}
+	}
+	slices.SortFunc(all, func(a, b symptom) int { return strings.Compare(a.what, b.what) })
+	return all
+}
+
+// lookDNS finds name servers that unbound programs ask by another uplink than the one whose server they are, and a dnsmasq
+// that does not know which is whose.
+func lookDNS(p *patient) (all []symptom) {
+	own, err := os.ReadFile(uplink.DefaultServersFile)
+	if err != nil {
+		return nil // nobody named a server
+	}
+	for line := range strings.Lines(readText("/etc/resolv.conf")) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || fields[0] != "nameserver" {
+			continue
+		}
+		server, err := netip.ParseAddr(fields[1])
+		if err != nil || server.IsLoopback() {
+			continue
+		}
+		for _, l := range p.leases {
+			if l.link.Index == 0 || !strings.Contains(string(own), fmt.Sprintf("server=%s@%s\n", server, l.Address)) {
+				continue
+			}
+			out, err := p.kernel.Match(route.Question{Dst: server})
+			if err == nil && !slices.Contains(out.Links(), l.link.Index) {
+				all = append(all, symptom{fmt.Sprintf("the name server %s of %s is asked by %s", server, l.Ifname, p.linkNames(out.Links())), "nameserver " + server.String() + " in /etc/resolv.conf",
+					"use dnsmasq, which asks each server by its uplink, and nameserver 127.0.0.1"})
+			}
+		}
+	}
+	if running("dnsmasq") && !dnsmasqReads(uplink.DefaultServersFile) {
+		all = append(all, symptom{"dnsmasq does not read the name servers of uplinks", "no servers-file=" + uplink.DefaultServersFile + " in its configuration",
+			"ln -s /usr/local/share/doc/table-allocator/examples/dnsmasq.conf /etc/dnsmasq.d/, and restart dnsmasq"})
+	}
+	return all
+}
+
+// dnsmasqReads reports whether a usual configuration of dnsmasq, or the command line of one that runs, names a file.
+func dnsmasqReads(file string) bool {
+	files, _ := filepath.Glob("/etc/dnsmasq.d/*") // the pattern is right
+	for _, name := range append(files, "/etc/dnsmasq.conf") {
+		for line := range strings.Lines(readText(name)) {
+			if line = strings.TrimSpace(line); !strings.HasPrefix(line, "#") && strings.Contains(line, file) {
+				return true
+			}
+		}
+	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is right
+	return slices.ContainsFunc(dirs, func(dir string) bool {
+		return readLine(dir+"/comm") == "dnsmasq" && strings.Contains(readText(dir+"/cmdline"), file)
+	})
+}
+
+// readText is the text of a file; "" if it cannot be read.
+func readText(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
