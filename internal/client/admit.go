@@ -181,8 +181,9 @@ func (h *host) admit() {
 		h.leased = leased
 	}
 	sessions := make(map[wire.Key]bool, len(h.sessions))
+	former := make(map[onLink]bool) // addresses that have a session, which sees to it that its link was renamed
 	for _, s := range h.sessions {
-		sessions[s.lease.uplink.Key] = true
+		sessions[s.lease.uplink.Key], former[onLink{s.addr, s.inst.Index}] = true, true
 	}
 	now := wire.Now()
 	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
@@ -194,7 +195,7 @@ func (h *host) admit() {
 		u, ok := h.config.Uplink(a, link.Name)
 		switch key := u.Key; {
 		case ok && !sessions[key] && h.config.Wants(link) && h.noteUnservable(key):
-		case !ok || sessions[key] || h.refused[key] != 0 || !h.config.Wants(link):
+		case !ok || sessions[key] || former[onLink{a.Addr, a.Index}] || h.refused[key] != 0 || !h.config.Wants(link):
 			h.noteExcluded(link)
 		case h.ended[key]:
 			ended[key] = true

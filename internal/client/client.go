@@ -119,6 +119,9 @@ func introduction(u uplink.Uplink) (wire.Request, time.Duration, error) {
 	}
 	settings, err := u.Settings.Encode()
 	req.Settings = string(settings)
+	if size := len(req.Append(nil)); err == nil && size > wire.MaxReplace {
+		err = fmt.Errorf("settings of %d bytes: a later call could not hand them to the holder, which takes %d bytes: give fewer routes", size, wire.MaxReplace)
+	}
 	return req, fallBackIn, err
 }
 

@@ -22,6 +22,7 @@ type packet struct {
 	reply   wire.Reply
 	request wire.Request
 	isReply bool
+	cut     bool // it was longer than any request
 	err     error
 }
 
@@ -347,7 +348,7 @@ func parse(s *session, d wire.Datagram) packet {
 	if p.request, p.err = wire.ParseRequest(d.Data); p.request.Cmd == wire.Response {
 		p.err = noReply
 	}
-	if d.Truncated {
+	if p.cut = d.Truncated; p.cut {
 		p.err = fmt.Errorf("longer than %d bytes", wire.MaxReplace)
 	}
 	return p

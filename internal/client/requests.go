@@ -36,6 +36,9 @@ func (l *loop) receive(p packet) {
 		l.feed(p.to, event{kind: replied, reply: p.reply})
 	case p.err != nil:
 		l.noise(p, "malformed datagram ignored")
+		if p.cut && l.peers.Believes(p.cred) { // else its sender waits, and takes this process for one that hangs
+			l.reply(p.to, p.from, wire.Refuse(wire.Malformed, p.err.Error()))
+		}
 	case !l.peers.Believes(p.cred):
 		l.noise(p, "request refused, since its sender is neither root with CAP_NET_ADMIN nor this user")
 		// Answers that a stranger does not read fill this socket's send buffer, which requests to the server need.

@@ -317,6 +317,32 @@ func (l *loop) link(s *session) (route.Link, bool, error) {
 	return l.kernel.LinkByName(s.lease.uplink.Key.Ifname)
 }
 
+// oneNameInFlight reports whether another session of the same address and link is about to get, or to give back, a
+// lease for a name that the link no longer has: names that come and go faster than leases must not take all tables. A
+// session that has no lease yet ends if another one has. When it is gone, lookAtTwins has the other one look again.
+func (l *loop) oneNameInFlight(s *session, name string) (waits bool) {
+	for _, other := range l.all() {
+		if other == s || other.inst.Index != s.inst.Index || other.addr != s.addr {
+			continue
+		}
+		switch other.lease.state {
+		case asking, placing, fallenBack, releasing:
+			waits = true
+		case held:
+			if s.lease.state == held {
+				continue
+			}
+			if !s.lease.reported {
+				l.report(other.lease.table, "")
+				l.feed(s, event{kind: succeeded})
+			}
+			l.feed(s, event{kind: end, why: "the link was renamed to " + name})
+			return true
+		}
+	}
+	return waits
+}
+
 // rename starts a second session, for the new name of the link: the name is part of the key. The first one ends once
 // the second one has its lease.
 func (l *loop) rename(s *session, name string) {
@@ -333,6 +359,9 @@ func (l *loop) rename(s *session, name string) {
 			l.feed(s, event{kind: end, why: "the link was renamed to " + name})
 		}
 		return // else the second session waits for its lease
+	}
+	if l.oneNameInFlight(s, name) {
+		return
 	}
 	conn, err := peer.Open(u.Key, peer.AsHolder)
 	if err != nil {
