@@ -14,9 +14,6 @@ import (
 // plain are the machines on which a package lives.
 var plain = []nettest.Debian{{Suite: "bookworm", Packages: base}, {Suite: "trixie", Packages: base}}
 
-// roots are all that the tests of this package boot.
-var roots = plain
-
 const oldVersion, newVersion = "0.1.0~test1", "0.1.0~test2"
 
 // debs makes two versions of the package.

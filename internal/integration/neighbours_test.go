@@ -5,10 +5,87 @@ package integration
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
+
+// A neighbour is a program that configures the network of a host, or changes rules and routes, with its real daemon
+// on a machine that boots. The machine is behind two providers; each has DHCP, with renewals each few seconds, and
+// router advertisements.
+type neighbour struct {
+	name     string
+	packages []string          // of the machine; those of managers by default
+	suites   []string          // both by default
+	hooks    bool              // the hooks serve the addresses, and no watch runs
+	files    map[string]string // by path. One with {N} is written for each uplink, and so is its text
+	start    string            // brings up both uplinks
+	then     []string          // scripts after which they still work
+	keeps    []string          // lines that "ip rule; ip -6 rule; ip route show table all" has at the end: those of the neighbour
+	prefixes []string          // of the addresses whose packets pass; both families of both uplinks by default
+}
+
+// test runs the neighbour with the installed package and its units.
+func (n neighbour) test(t *testing.T, suite string) {
+	files, err := debs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	packages := n.packages
+	if packages == nil {
+		packages = managers
+	}
+	m := boot(t, nettest.Debian{Suite: suite, Packages: packages})
+	i := m.behind(2)
+	i.dhcp()
+	m.install(files[0])
+	for path, text := range n.files {
+		for _, number := range []string{"1", "2"} {
+			replace := strings.NewReplacer("{N}", number).Replace
+			mode := os.FileMode(0o644)
+			if strings.HasPrefix(path, "/etc/NetworkManager/") { // which believes no file that others can read
+				mode = 0o600
+			}
+			m.write(replace(path), replace(text), mode)
+		}
+	}
+	if !n.hooks {
+		m.sh(`systemctl enable --now table-allocator-watch`)
+	}
+	for _, script := range slices.Concat([]string{n.start}, n.then) {
+		m.sh(script)
+		i.waitUplinks(n.prefixes...)
+		m.wait("status finds no fault after "+script, `table-allocator-client status`)
+	}
+	state := m.sh(`ip rule; ip -6 rule; ip route show table all; ip -6 route show table all`)
+	for _, line := range n.keeps {
+		if !strings.Contains(state, line) {
+			t.Errorf("%q is gone:\n%s", line, state)
+		}
+	}
+	m.want(`systemctl --failed --plain --no-legend`)
+}
+
+// TestNeighbours: packets of both uplinks, and of both families, pass beside each program.
+func TestNeighbours(t *testing.T) {
+	t.Parallel()
+	for _, n := range neighbours {
+		if n.suites == nil {
+			n.suites = suites
+		}
+		for _, suite := range n.suites {
+			t.Run(n.name+"/"+suite, func(t *testing.T) {
+				t.Parallel()
+				n.test(t, suite)
+			})
+		}
+	}
+}
 
 // daemon runs a program at provider n, from 1, until the test ends.
 func (i *internet) daemon(n int, argv ...string) {
@@ -37,38 +114,5 @@ func (i *internet) dhcp() {
 			fmt.Sprintf("--address=/who.test/198.18.0.%d", n),
 			fmt.Sprintf("--dhcp-range=10.%d.0.50,10.%[1]d.0.60,2m", n), "--dhcp-authoritative", "--no-ping", "--dhcp-option=option:T1,5", "--dhcp-option=option:T2,60",
 			"--enable-ra", fmt.Sprintf("--dhcp-range=fd0%d::,ra-only,64,300", n), "--ra-param=lan,4,60")
-	}
-}
-
-// TestNetworkd: a watch beside systemd-networkd, which takes away what others made unless it is told not to.
-func TestNetworkd(t *testing.T) {
-	t.Parallel()
-	files, err := debs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range plain {
-		t.Run(d.Suite, func(t *testing.T) {
-			m := boot(t, d)
-			i := m.behind(2)
-			i.dhcp()
-			m.install(files[0])
-			for n := 1; n <= 2; n++ {
-				m.write(fmt.Sprintf("/etc/systemd/network/wan%d.network", n), fmt.Sprintf(
-					"[Match]\nName=wan%d\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=yes\n[DHCPv4]\nRouteMetric=%[1]d00\n", n), 0o644)
-			}
-			m.sh(`systemctl enable --now table-allocator-watch; systemctl start systemd-networkd`)
-			i.waitUplinks()
-			changes := m.ruleEvents()
-			m.sh(`systemctl restart systemd-networkd; networkctl reload`)
-			i.waitUplinks()
-			for _, change := range changes() {
-				t.Logf("a restart of networkd: %s", change)
-			}
-			m.sh(`networkctl reconfigure wan2`)
-			i.waitUplinks()
-			m.wait("status finds no fault", `table-allocator-client status`)
-			m.want(`systemctl --failed --plain --no-legend`)
-		})
 	}
 }

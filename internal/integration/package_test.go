@@ -24,7 +24,7 @@ var debianArch = map[string]string{"amd64": "amd64", "arm64": "arm64", "arm": "a
 
 func TestMain(m *testing.M) {
 	if !nettest.InSandbox() && os.Geteuid() == 0 {
-		if err := nettest.MakeDebian(roots...); err != nil {
+		if err := nettest.MakeDebian(roots()...); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -32,11 +32,19 @@ func TestMain(m *testing.M) {
 	nettest.Main(m, "lintian", "rpm")
 }
 
-// packages makes packages of the kinds in a copy of the module below dir, and returns the files.
-func packages(dir, version string, kinds ...string) (files []string, err error) {
+// copyModule copies the module to a directory.
+func copyModule(dir string) error {
 	const script = `git -C ../.. ls-files -z --cached --others --exclude-standard | tar -C ../.. --null -T - -c | tar -C "$0" -x`
 	if out, err := exec.Command("sh", "-ec", script, dir).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("copy the module: %w\n%s", err, out)
+		return fmt.Errorf("copy the module: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// packages makes packages of the kinds in a copy of the module below dir, and returns the files.
+func packages(dir, version string, kinds ...string) (files []string, err error) {
+	if err := copyModule(dir); err != nil {
+		return nil, err
 	}
 	args := append([]string{"-C", dir, "PACKAGE_ARCHES=" + debianArch, "PACKAGE_VERSION=" + version, "SOURCE_DATE_EPOCH=1700000000"}, kinds...)
 	if out, err := exec.Command("make", args...).CombinedOutput(); err != nil {

@@ -1,0 +1,203 @@
+//go:build integration
+
+package integration
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
+)
+
+// Machines with programs that configure networks. Some conflict with others, so there are three kinds of machines.
+var (
+	managers = slices.Concat(base, []string{"network-manager", "netplan.io", "systemd-resolved", "ifupdown", "dhcpcd-base", "isc-dhcp-client",
+		"udhcpc", "ppp", "firewalld", "ufw", "keepalived", "bird2", "frr", "mptcpd", "prometheus", "wireguard-tools", "wireguard-go", "dnsmasq-base", "iputils-ping", "socat"})
+	clouds = slices.Concat(base, []string{"ifupdown2", "isc-dhcp-client", "cloud-init", "netplan.io", "amazon-ec2-net-utils"})
+	nextUp = slices.Concat(base, []string{"ifupdown-ng", "isc-dhcp-client"})
+)
+
+// suites are the releases of Debian.
+var suites = []string{"bookworm", "trixie"}
+
+// roots are those of all machines.
+func roots() (all []nettest.Debian) {
+	for _, suite := range suites {
+		all = append(all, nettest.Debian{Suite: suite, Packages: base}, nettest.Debian{Suite: suite, Packages: managers})
+	}
+	return append(all, nettest.Debian{Suite: "trixie", Packages: clouds}, nettest.Debian{Suite: "trixie", Packages: nextUp})
+}
+
+// networkd configures both uplinks.
+var networkd = map[string]string{"/run/systemd/network/wan{N}.network": "[Match]\nName=wan{N}\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=yes\n[DHCPv4]\nRouteMetric={N}00\n[IPv6AcceptRA]\nRouteMetric={N}00\n"}
+
+// beside adds files to those of networkd.
+func beside(files map[string]string) map[string]string {
+	all := maps.Clone(networkd)
+	maps.Copy(all, files)
+	return all
+}
+
+const startNetworkd = "systemctl start systemd-networkd\n"
+
+// inet are the addresses of both uplinks in IPv4.
+var inet = []string{"10.1.0.", "10.2.0."}
+
+var neighbours = []neighbour{
+	{
+		name: "networkd", packages: base, files: networkd, start: startNetworkd,
+		then: []string{`systemctl restart systemd-networkd`, `networkctl reload; networkctl reconfigure wan2`, `networkctl renew wan1`},
+	},
+	{
+		name:  "netplan",
+		files: map[string]string{"/etc/netplan/wan{N}.yaml": "network:\n  version: 2\n  renderer: networkd\n  ethernets:\n    wan{N}: { dhcp4: true, accept-ra: true, dhcp4-overrides: { route-metric: {N}00 } }\n"},
+		start: `netplan generate; systemctl start systemd-networkd`,
+		then:  []string{`netplan generate; networkctl reload; networkctl reconfigure wan1`, `systemctl restart systemd-networkd`},
+	},
+	{
+		name: "NetworkManager", files: networkManager, start: startNetworkManager,
+		then: []string{`nmcli device reapply wan2`, `nmcli --wait 60 connection down wan2; nmcli --wait 60 connection up wan2`, `systemctl restart NetworkManager`},
+	},
+	{
+		name: "NetworkManager by its hook", hooks: true, files: networkManager, prefixes: inet,
+		start: startNetworkManager,
+		then:  []string{`nmcli --wait 60 connection down wan2; nmcli --wait 60 connection up wan2`, `systemctl restart NetworkManager`},
+	},
+	{
+		name: "ifupdown with dhcpcd", files: withDhcpcd, start: `rm /sbin/dhclient /sbin/udhcpc; ifup wan1 wan2`,
+		then: []string{`ifdown wan2; ifup wan2`},
+	},
+	{
+		name: "ifupdown with dhcpcd by its hook", hooks: true, files: withDhcpcd, start: `rm /sbin/dhclient /sbin/udhcpc; ifup wan1 wan2`,
+		then: []string{`ifdown wan2; ifup wan2`},
+	},
+	{
+		name: "ifupdown with dhclient", files: interfaces, start: `rm /sbin/dhcpcd /sbin/udhcpc; ifup wan1 wan2`,
+		then: []string{`ifdown wan2; ifup wan2`},
+	},
+	{
+		name: "ifupdown with dhclient by its hook", hooks: true, prefixes: inet, files: interfaces, start: `rm /sbin/dhcpcd /sbin/udhcpc; ifup wan1 wan2`,
+		then: []string{`ifdown wan2; ifup wan2`},
+	},
+	{
+		name: "dhcpcd", files: nodev, start: `systemd-run --unit=dhcpcd dhcpcd --nobackground --noarp wan1 wan2`,
+		then: []string{`dhcpcd --rebind wan2`, `systemctl stop dhcpcd; systemd-run --unit=dhcpcd2 dhcpcd --nobackground --noarp wan1 wan2`},
+	},
+	{
+		name: "dhcpcd by its hook", hooks: true, files: nodev, start: `systemd-run --unit=dhcpcd dhcpcd --nobackground --noarp wan1 wan2`,
+		then: []string{`dhcpcd --rebind wan2`, `systemctl stop dhcpcd; systemd-run --unit=dhcpcd2 dhcpcd --nobackground --noarp wan1 wan2`},
+	},
+	{
+		name: "udhcpc by its hook", hooks: true, prefixes: inet,
+		start: `for n in 1 2; do systemd-run --unit=udhcpc$n udhcpc -f -i wan$n -s /usr/lib/table-allocator/udhcpc; done`,
+		then:  []string{`systemctl stop udhcpc2; ip address flush dev wan2; systemd-run --unit=udhcpc3 udhcpc -f -i wan2 -s /usr/lib/table-allocator/udhcpc`},
+	},
+	{name: "ifupdown2", packages: clouds, suites: suites[1:], files: interfaces, start: `mkdir -p /run/network; ifup wan1 wan2`, then: []string{`ifreload -a`, `ifdown wan2; ifup wan2`}},
+	{name: "ifupdown-ng", packages: nextUp, suites: suites[1:], files: interfaces, start: `mkdir -p /run/network; ifup-ng wan1 wan2`, then: []string{`ifdown-ng wan2; ifup-ng wan2`}},
+	{
+		name: "firewalld", files: networkd, start: startNetworkd + `systemctl start firewalld`,
+		then: []string{`firewall-cmd --reload`, `systemctl stop firewalld`},
+	},
+	{
+		name: "ufw", files: networkd, start: startNetworkd + `ufw --force enable; ufw status | grep -q "Status: active"`,
+		then: []string{`ufw reload`},
+	},
+	{
+		name: "keepalived", start: startNetworkd + `systemctl start keepalived`,
+		files: beside(map[string]string{"/etc/keepalived/keepalived.conf": `
+			vrrp_instance one { state MASTER
+				interface wan1
+				virtual_router_id 1
+				virtual_ipaddress { 10.1.0.200/32 } }`}),
+		then: []string{`until ip address show wan1 | grep 10.1.0.200; do sleep 0.1; done`, `systemctl restart keepalived`},
+	},
+	{
+		name: "bird", suites: suites[1:], start: startNetworkd + `systemctl start bird`,
+		files: beside(map[string]string{"/etc/bird/bird.conf": `
+			router id 10.1.0.99;
+			protocol device { }
+			ipv4 table other;
+			protocol kernel { ipv4 { export all; }; }
+			protocol kernel second { ipv4 { table other; export all; }; kernel table 777; }
+			protocol static { ipv4; route 10.99.0.0/16 via 10.1.0.1; }
+			protocol static third { ipv4 { table other; }; route 10.98.0.0/16 via 10.2.0.1; }`}),
+		then:  []string{`birdc configure`, `systemctl restart bird; until ip route show table 777 | grep 10.98; do sleep 0.1; done; until ip route | grep 10.99; do sleep 0.1; done`},
+		keeps: []string{"10.99.0.0/16 via 10.1.0.1 dev wan1 proto bird"},
+	},
+	{
+		name: "FRR", start: startNetworkd + `chown frr: /etc/frr/frr.conf; systemctl start frr`,
+		files: beside(map[string]string{"/etc/frr/frr.conf": "ip route 10.99.0.0/16 10.1.0.1\nip route 10.98.0.0/16 10.2.0.1 table 777\n"}),
+		then:  []string{`until ip route show table 777 | grep 10.98; do sleep 0.1; done; until ip route | grep 10.99; do sleep 0.1; done`, `systemctl restart frr`},
+	},
+	{
+		name: "containers", files: networkd, start: startNetworkd,
+		then: []string{`
+			sysctl -qw net.ipv4.ip_forward=1
+			ip link add docker0 type bridge; ip address add 172.17.0.1/16 dev docker0; ip link set docker0 up
+			ip netns add box; ip link add veth0 type veth peer name eth0 netns box; ip link set veth0 master docker0 up
+			ip -n box address add 172.17.0.2/16 dev eth0; ip -n box link set eth0 up; ip -n box route add default via 172.17.0.1
+			nft add table ip nat; nft add chain ip nat post "{ type nat hook postrouting priority srcnat; }"
+			nft add rule ip nat post ip saddr 172.17.0.0/16 oifname != docker0 masquerade
+			until ip netns exec box curl --silent --max-time 3 http://` + nettest.Far4 + `/ | grep "^10.1.0."; do sleep 0.1; done`},
+	},
+	{
+		name: "rules of clouds and tunnels", files: networkd, start: startNetworkd,
+		then: []string{`
+			ip rule add priority 10002 from 10.2.0.99 lookup 10002; ip route add default via 10.2.0.1 dev wan2 table 10002
+			ip rule add priority 5210 fwmark 0x80000/0xff0000 lookup main; ip rule add priority 5270 lookup 52
+			ip -6 rule add priority 5210 fwmark 0x80000/0xff0000 lookup main; ip -6 rule add priority 5270 lookup 52
+			ip link add tailscale0 type veth peer name far0; ip link set tailscale0 up; ip link set far0 up; ip route add 100.100.100.100 dev tailscale0 table 52`,
+			`systemctl restart table-allocator-server table-allocator-watch`},
+		keeps: []string{"10002:	from 10.2.0.99 lookup 10002", "5270:	from all lookup 52"},
+	},
+	{
+		name: "ec2-net-utils", packages: clouds, suites: suites[1:], start: startNetworkd,
+		files: beside(map[string]string{"/run/systemd/network/wan{N}.network.d/ec2net_policy.conf": `
+			[Network]
+			DHCP=yes
+			[Route]
+			Table=1000{N}
+			Gateway=_dhcp4
+			[RoutingPolicyRule]
+			From=10.{N}.0.77
+			Priority=1000{N}
+			Table=1000{N}`}),
+		then:  []string{`systemctl restart systemd-networkd`},
+		keeps: []string{"10001:	from 10.1.0.77 lookup 10001 proto static"},
+	},
+	{
+		name: "cloud-init", packages: clouds, suites: suites[1:],
+		files: map[string]string{
+			"/etc/cloud/cloud.cfg.d/99-test.cfg":    "datasource_list: [ NoCloud ]\nsystem_info: { network: { renderers: [ netplan ] } }\n",
+			"/var/lib/cloud/seed/nocloud/meta-data": "instance-id: one\n",
+			"/var/lib/cloud/seed/nocloud/user-data": "#cloud-config\n{}\n",
+			"/var/lib/cloud/seed/nocloud/network-config": `version: 2
+ethernets:
+  wan1: { dhcp4: true, accept-ra: true, dhcp4-overrides: { route-metric: 100 } }
+  wan2: { dhcp4: true, accept-ra: true, dhcp4-overrides: { route-metric: 200 }, routing-policy: [ { from: 10.2.0.77, table: 101, priority: 101 } ] }
+`,
+		},
+		start: `cloud-init init --local; netplan generate; systemctl start systemd-networkd`,
+		then:  []string{`networkctl reconfigure wan2`},
+		keeps: []string{"101:	from 10.2.0.77 lookup 101"},
+	},
+}
+
+// interfaces is what ifupdown and its siblings read.
+var interfaces = map[string]string{"/etc/network/interfaces": "auto lo wan1 wan2\niface lo inet loopback\niface wan1 inet dhcp\niface wan2 inet dhcp\n"}
+
+// withDhcpcd is that for dhcpcd, which also has its own file.
+var withDhcpcd = map[string]string{"/etc/network/interfaces": interfaces["/etc/network/interfaces"], "/etc/dhcpcd.conf": nodev["/etc/dhcpcd.conf"]}
+
+// nodev: no udevd says that the links are there.
+var nodev = map[string]string{"/etc/dhcpcd.conf": "nodev\nnoarp\nslaac hwaddr\noption subnet_mask, routers, domain_name_servers, classless_static_routes\n"}
+
+// networkManager has a connection for each uplink.
+var networkManager = map[string]string{
+	"/etc/NetworkManager/conf.d/test.conf": "[main]\nplugins=keyfile\nno-auto-default=*\n[keyfile]\nunmanaged-devices=none\n",
+	"/etc/NetworkManager/system-connections/wan{N}.nmconnection": "[connection]\nid=wan{N}\ntype=ethernet\ninterface-name=wan{N}\n" +
+		"[ipv4]\nmethod=auto\nroute-metric={N}00\n[ipv6]\nmethod=auto\naddr-gen-mode=eui64\nip6-privacy=0\nroute-metric={N}00\n",
+}
+
+// NetworkManager leaves links alone that are up when it starts.
+const startNetworkManager = `ip link set wan1 down; ip link set wan2 down; systemctl enable --quiet NetworkManager-dispatcher; systemctl start NetworkManager; nm-online --quiet --timeout 100`
