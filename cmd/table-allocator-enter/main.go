@@ -140,7 +140,7 @@ func parse(text, control []byte) (host []string, mounts, network int, err error)
 		return nil, 0, 0, errors.New(strings.ToValidUTF8(lines[0], "?"))
 	}
 	messages, err := unix.ParseSocketControlMessage(control)
-	if err != nil || len(messages) != 1 || len(lines) < 2 {
+	if err != nil || len(messages) != 1 || len(messages[0].Data) != 2*4 || len(lines) < 2 { // ParseUnixRights panics at parts of one
 		return nil, 0, 0, fmt.Errorf("the service gives no namespaces (%v)", err)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
