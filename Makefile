@@ -106,6 +106,8 @@ INSTALLED := \
 	644:packaging/man/table-allocator-server.8:$(PREFIX)/share/man/man8/table-allocator-server.8 \
 	644:packaging/man/table-allocator-client.8:$(PREFIX)/share/man/man8/table-allocator-client.8 \
 	644:packaging/man/table-allocator-watch.8:$(PREFIX)/share/man/man8/table-allocator-watch.8 \
+	644:packaging/man/table-allocator-status.8:$(PREFIX)/share/man/man8/table-allocator-status.8 \
+	644:packaging/man/table-allocator.conf.5:$(PREFIX)/share/man/man5/table-allocator.conf.5 \
 	644:packaging/man/table-allocator-run.8:$(PREFIX)/share/man/man8/table-allocator-run.8 \
 	644:packaging/man/table-allocator-netns.8:$(PREFIX)/share/man/man8/table-allocator-netns.8 \
 	644:packaging/man/table-allocator-enter.8:$(PREFIX)/share/man/man8/table-allocator-enter.8 \

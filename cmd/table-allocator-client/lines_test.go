@@ -75,3 +75,49 @@ func TestDocumentedLines(t *testing.T) {
 		}
 	}
 }
+
+// TestManualPages: each page that another one names is there and is installed, and each command has a page that names it.
+func TestManualPages(t *testing.T) {
+	files, err := filepath.Glob("../../packaging/man/*.[58]")
+	if err != nil || len(files) < 8 {
+		t.Fatalf("manual pages: %q, %v", files, err)
+	}
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reference := regexp.MustCompile(`table-allocator[a-z.-]* \(\d\)`)
+	pages := make(map[string]bool)
+	var names strings.Builder
+	texts := make(map[string]string)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := filepath.Base(file)
+		pages[base[:len(base)-2]+" ("+base[len(base)-1:]+")"] = true
+		texts[base] = strings.ReplaceAll(string(text), `\-`, "-")
+		_, name, _ := strings.Cut(texts[base], ".SH NAME\n")
+		name, _, _ = strings.Cut(name, "\n.SH")
+		_, synopsis, _ := strings.Cut(texts[base], ".SH SYNOPSIS\n")
+		synopsis, _, _ = strings.Cut(synopsis, "\n.SH")
+		names.WriteString(name + "\n" + synopsis + "\n")
+		if !strings.Contains(string(makefile), "packaging/man/"+base+":") {
+			t.Errorf("make install does not install %s", base)
+		}
+	}
+	for base, text := range texts {
+		for _, other := range reference.FindAllString(text, -1) {
+			if !pages[other] {
+				t.Errorf("%s names the page %s, which there is not", base, other)
+			}
+		}
+	}
+	for _, c := range commands {
+		inHold := c.name == "hook" || c.name == "release" || c.name == "reexec" // with the client's own options
+		if !inHold && !strings.Contains(names.String(), c.name) {
+			t.Errorf("no manual page has %s in its name or synopsis", c.name)
+		}
+	}
+}

@@ -87,6 +87,8 @@ func TestInstall(t *testing.T) {
 		"644 /usr/local/share/man/man8/table-allocator-client.8",
 		"644 /usr/local/share/man/man8/table-allocator-enter.8",
 		"644 /usr/local/share/man/man8/table-allocator-run.8",
+		"644 /usr/local/share/man/man8/table-allocator-status.8",
+		"644 /usr/local/share/man/man5/table-allocator.conf.5",
 		"644 /usr/local/share/man/man8/table-allocator-watch.8",
 		"644 /usr/local/share/man/man8/table-allocator-explain.8",
 		"644 /usr/local/share/man/man8/table-allocator-netns.8",
@@ -183,8 +185,8 @@ func TestInstalledOptions(t *testing.T) {
 		{clientBin, []string{"run"}, "table-allocator-run"}, {clientBin, []string{"attach"}, "table-allocator-run"},
 		{clientBin, []string{"detach"}, "table-allocator-run"}, {clientBin, []string{"bound"}, "table-allocator-run"},
 		{clientBin, []string{"bind"}, "table-allocator-run"}, {clientBin, []string{"unbind"}, "table-allocator-run"},
-		{clientBin, []string{"watch"}, "table-allocator-watch"}, {clientBin, []string{"status"}, "table-allocator-watch"}, {clientBin, []string{"uplinks"}, "table-allocator-watch"},
-		{clientBin, []string{"release"}, clientBin}, {clientBin, []string{"reexec"}, clientBin}, {clientBin, []string{"history"}, "table-allocator-watch"}, {clientBin, []string{"explain"}, "table-allocator-explain"}, {clientBin, []string{"doctor"}, "table-allocator-explain"},
+		{clientBin, []string{"watch"}, "table-allocator-watch"}, {clientBin, []string{"status"}, "table-allocator-status"}, {clientBin, []string{"uplinks"}, "table-allocator-watch"},
+		{clientBin, []string{"release"}, clientBin}, {clientBin, []string{"reexec"}, clientBin}, {clientBin, []string{"history"}, "table-allocator-status"}, {clientBin, []string{"explain"}, "table-allocator-explain"}, {clientBin, []string{"doctor"}, "table-allocator-explain"},
 	} {
 		name := command.name
 		help := h.run(bin(t, name), append(command.args, "--help")...).stdout
@@ -247,8 +249,8 @@ func TestInstalledUnits(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("systemd-analyze", "verify", "--man=no", service, filepath.Join(units, "table-allocator-server.socket"))
-	pages, err := filepath.Glob(filepath.Join(dir, "usr/local/share/man/man8/*"))
-	if err != nil || len(pages) != 8 {
+	pages, err := filepath.Glob(filepath.Join(dir, "usr/local/share/man/man?/*"))
+	if err != nil || len(pages) != 10 { // and a link for tactl
 		t.Fatalf("manual pages: %q, %v", pages, err)
 	}
 	for _, page := range pages {
