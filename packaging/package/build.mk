@@ -54,4 +54,4 @@ rpm-%: stage-%
 	rpmbuild -bb --quiet --target $(RPM_ARCH_$*)-linux -D '_topdir $(STAGE)/rpm' -D '_rpmdir $(CURDIR)/bin' \
 		-D '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' -D 'v $(PACKAGE_VERSION)' -D 'stage $(STAGE)/root' \
 		-D 'scripts $(PACKAGING)' -D '_buildhost localhost' -D 'use_source_date_epoch_as_buildtime 1' \
-		-D 'clamp_mtime_to_source_date_epoch 1' -D '_binary_payload w19.zstdio' $(PACKAGING)/table-allocator.spec
+		-D 'clamp_mtime_to_source_date_epoch 1' -D '_binary_payload w9.xzdio' $(PACKAGING)/table-allocator.spec
