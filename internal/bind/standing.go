@@ -38,9 +38,6 @@ func Standing() (ifnames []string) {
 	return ifnames
 }
 
-// Stands reports whether an interface has a cgroup that Stand made.
-func Stands(ifname string) bool { return slices.Contains(Standing(), ifname) }
-
 // Fell undoes Stand. While there are processes in the cgroup they stay bound, and used is true.
 func Fell(cfg Config) (used bool, err error) {
 	cgroups, err := cgroup.Open()
@@ -48,14 +45,16 @@ func Fell(cfg Config) (used bool, err error) {
 		return true, err
 	}
 	defer cgroups.Close()
-	if used, err = cgroups.RemoveStanding(cgroup.Uplink{Ifname: cfg.Ifname}); used || err != nil {
-		return used, err
-	}
 	rules, err := List(cfg.Server, cfg.ServerUIDs, cfg.Ifname)
 	if err != nil {
-		return false, err
+		return true, err // while the cgroup is there, it is tried again
 	}
+	mark, used, err := cgroups.RemoveStanding(cgroup.Uplink{Ifname: cfg.Ifname})
+	if used || err != nil {
+		return used, err
+	}
+	// By the mark: without the server nobody knows the name of a link that is gone.
 	return false, UnbindUnused(cfg.Ifname, slices.DeleteFunc(rules, func(b Bound) bool {
-		return b.Ifname != cfg.Ifname || b.OnLoss != uplink.Block || b.Traffic.Mask == 0
+		return b.OnLoss != uplink.Block || b.Traffic.Mask == 0 || b.Traffic.Mask != mark.Mask || b.Traffic.Mark != mark.Value
 	}))
 }

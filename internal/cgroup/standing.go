@@ -33,17 +33,21 @@ func (c *Cgroups) Standing(u Uplink, m Mark) (missing []Missing, err error) {
 	return missing, err
 }
 
-// RemoveStanding removes the cgroup that Standing made. While there are processes in it, it stays, and used is true.
-func (c *Cgroups) RemoveStanding(u Uplink) (used bool, err error) {
+// RemoveStanding removes the cgroup that Standing made, and returns the mark that it gave. While there are processes in
+// it, it stays, and used is true.
+func (c *Cgroups) RemoveStanding(u Uplink) (m Mark, used bool, err error) {
 	dir := c.file(standing(u))
+	if m, _, err = programsMark(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return m, true, err
+	}
 	c.sweepIn(standing(u))
 	switch err := os.Remove(dir); {
 	case err == nil, errors.Is(err, fs.ErrNotExist):
-		return false, nil
+		return m, false, nil
 	case errors.Is(err, unix.EBUSY):
-		return true, nil
+		return m, true, nil
 	default:
-		return true, fmt.Errorf("remove cgroup %s: %w", standing(u), err)
+		return m, true, fmt.Errorf("remove cgroup %s: %w", standing(u), err)
 	}
 }
 

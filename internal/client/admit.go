@@ -133,7 +133,7 @@ func (h *host) dropped(s *session) {
 	h.removeOrder(s)
 	h.dropSettings(s)
 	h.choices.soon()
-	h.cgroups.keep()
+	h.cgroups.due = true
 	switch {
 	case len(s.enders) > 0:
 		h.ended[s.lease.uplink.Key] = true

@@ -2,31 +2,46 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
+// standPatience is how long a cgroup may take to be made: the server and holders are asked for it.
+const standPatience = 5 * time.Second
+
 // cgroups keeps a cgroup for each link whose profile wants one, as long as an address of the link is in service. Making
-// and removing one asks holders, of which this loop is one, and walks all cgroups: that runs beside the loop.
+// and removing one asks holders, of which this loop is one, and walks all cgroups: that runs beside the loop. Cgroups are
+// those of the whole host: a note says which are of this network namespace.
 type cgroups struct {
 	*host
-	busy map[string]bool // by link that has one, or is to have one; true: something runs for it
-	told map[string]string
+	notes remember.Dir    // a file for each link that has one; "": they cannot be kept
+	busy  map[string]bool // by link that has one, or is to have one; true: something runs for it
+	told  map[string]string
+	due   bool // what is wanted may have changed
 }
 
 // newCgroups takes over what the watch before has left.
 func newCgroups(h *host) *cgroups {
 	c := &cgroups{host: h, busy: make(map[string]bool), told: make(map[string]string)}
-	if !c.any() {
+	var err error
+	if c.notes, err = remember.Own("cgroups"); err != nil {
+		h.log.Warn("cannot note cgroups of links for the next watch", "err", err)
 		return c
 	}
-	for _, name := range bind.Standing() {
-		if h.config.HasCgroup(name) { // else it is of another network namespace
-			c.busy[name] = false
-		}
+	files, err := os.ReadDir(string(c.notes))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		h.log.Warn("cannot read which cgroups of links the watch before has left", "err", err)
+	}
+	for _, file := range files {
+		c.busy[file.Name()] = false
 	}
 	return c
 }
@@ -36,8 +51,25 @@ func (c *cgroups) any() bool {
 	return slices.ContainsFunc(c.config.Profiles, func(p uplink.Profile) bool { return p.Cgroup })
 }
 
-// keep makes and removes cgroups. One with processes in it is tried again at each call.
-func (c *cgroups) keep() {
+// next is when keep has something to do.
+func (c *cgroups) next() time.Duration {
+	if c.due {
+		return 1
+	}
+	return 0
+}
+
+// runDue makes and removes cgroups after a change.
+func (c *cgroups) runDue() {
+	if c.due {
+		c.keep(false)
+	}
+}
+
+// keep makes and removes cgroups. One with processes in it is tried again at each call, and with again those that stand
+// get back what others deleted of their rules.
+func (c *cgroups) keep(again bool) {
+	c.due = false
 	if len(c.busy) == 0 && !c.any() {
 		return
 	}
@@ -47,14 +79,18 @@ func (c *cgroups) keep() {
 			wanted[name] = true
 		}
 	}
+	standing := bind.Standing()
 	for name := range wanted {
-		if !c.busy[name] && !bind.Stands(name) {
+		there, noted := slices.Contains(standing, name), false
+		if _, noted = c.busy[name]; there && !noted {
+			c.tell(name, errors.New("the cgroup ta-"+name+" is of a watch in another network namespace, or of one before whose note is lost: remove it with rmdir"))
+		} else if !c.busy[name] && (again || !there) {
 			c.beside(name, c.stand)
 		}
 	}
 	for name, busy := range c.busy {
 		if !busy && !wanted[name] {
-			c.beside(name, c.fell)
+			c.beside(name, bind.Fell)
 		}
 	}
 }
@@ -63,8 +99,14 @@ func (c *cgroups) keep() {
 func (c *cgroups) beside(name string, do func(bind.Config) (there bool, err error)) {
 	c.busy[name] = true
 	cfg := bind.Config{Ifname: name, Local: true, Server: c.config.Server, ServerUIDs: c.config.ServerUIDs}
+	notes := c.notes
 	c.readers.Go(func() {
 		there, err := do(cfg)
+		if there && notes != "" {
+			err = errors.Join(err, notes.Write(name, struct{}{}))
+		} else if notes != "" {
+			err = errors.Join(err, notes.Remove(name))
+		}
 		c.hand(func() {
 			if there {
 				c.busy[name] = false
@@ -77,15 +119,15 @@ func (c *cgroups) beside(name string, do func(bind.Config) (there bool, err erro
 }
 
 func (c *cgroups) stand(cfg bind.Config) (there bool, err error) {
-	missing, err := bind.Stand(context.Background(), cfg)
+	ctx, cancel := context.WithTimeout(context.Background(), standPatience)
+	defer cancel()
+	missing, err := bind.Stand(ctx, cfg)
 	if err == nil && len(missing) > 0 {
 		err = fmt.Errorf("this kernel does not take BPF program %s, so %s: %w", missing[0].Program, missing[0].Lost, missing[0].Err)
 		return true, err
 	}
-	return err == nil, err
+	return err == nil || slices.Contains(bind.Standing(), cfg.Ifname), err
 }
-
-func (c *cgroups) fell(cfg bind.Config) (there bool, err error) { return bind.Fell(cfg) }
 
 // tell logs what is wrong with the cgroup of a link, once.
 func (c *cgroups) tell(name string, err error) {

@@ -54,7 +54,7 @@ func (l *loop) changed(events []route.Event) {
 		}
 	}
 	if n.overrun || n.newDefault || len(n.addresses)+len(n.tables) > 0 {
-		l.checkPrefixes()
+		l.checkPrefixesSoon()
 	}
 	l.scope.note(n)
 }

@@ -17,12 +17,16 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	}
 	s.warn("subscribe to events of rules", errors.Join(l.watcher.AllRules(), l.watcher.Join(route.Rules4|route.Rules6)))
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
+	byFamily := make(map[int]*session)
 	for _, other := range l.sessions { // all addresses of the interface share it
 		if other.lease.uplink.IsAddress() && other.lease.uplink.Key.Ifname == s.lease.uplink.Key.Ifname {
 			other.inst.Rules.Marking = m
+			byFamily[other.family()] = other
 		}
 	}
-	l.serveBound(s) // a server that gives other priorities than before has nothing bound there
+	for _, one := range byFamily { // a server that gives other priorities than before has nothing bound there
+		l.serveBound(one)
+	}
 }
 
 // serveWhatIsBound is what serveBound warns that it cannot do.

@@ -49,6 +49,8 @@ type loop struct {
 	events   *events.Writer
 	away     bool          // the server does not answer, which was told
 	tellAt   time.Duration // when it is looked at where packets leave; 0: nothing is doubtful
+	prefixAt time.Duration // when delegated prefixes are compared with other uplinks; 0: nothing has changed
+	prefixes bool          // there were some at the last comparison
 	// successor looks for the program that Reexec asks for; nil: there is none.
 	successor   func(Handover) error
 	makingWay   bool      // successor runs
@@ -195,7 +197,7 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 
 // wait is how long nothing is due, and 1 ms at least: a machine whose deadline has passed must not keep the loop busy.
 func (l *loop) wait(now time.Duration) time.Duration {
-	next := earliest(now+time.Hour, l.rests.at, l.env.RetryAt, l.tellAt, l.scope.next())
+	next := earliest(now+time.Hour, l.rests.at, l.env.RetryAt, l.tellAt, l.prefixAt, l.scope.next())
 	for _, s := range l.sessions {
 		next = earliest(next, s.lease.deadline(), s.retryAt, s.inst.RefreshAt)
 	}
@@ -218,6 +220,9 @@ func (l *loop) fire(now time.Duration) {
 	}
 	if l.tellAt != 0 && now >= l.tellAt {
 		l.tellExits()
+	}
+	if l.prefixAt != 0 && now >= l.prefixAt {
+		l.checkPrefixes()
 	}
 	for _, s := range l.all() {
 		if s.retryAt != 0 && now >= s.retryAt {
@@ -342,6 +347,7 @@ func (l *loop) drop(s *session) {
 	for _, other := range l.sessions {
 		if other.addr == s.addr && other.serves() {
 			other.warn("remove the rules of the other holder", other.inst.Rules.Unshare(other.lease.table))
+			other.inst.SyncEndpoint() // which this one may have deleted
 		}
 	}
 	l.scope.dropped(s)

@@ -4,20 +4,34 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
+
+// checkPrefixesIn is this long after the first event of a swarm.
+const checkPrefixesIn = 100 * time.Millisecond
 
 // checkPrefixes compares the delegated prefixes of all sessions with the other uplinks, and makes the rules follow.
 func (l *loop) checkPrefixes() {
 	delegating := l.delegating()
+	l.prefixAt, l.prefixes = 0, len(delegating) > 0
 	for _, s := range l.all() {
 		if s.serves() && l.checkPrefix(s, delegating) {
 			s.warn("place the rules", s.inst.Place(s.lease.table))
 		}
+	}
+}
+
+// checkPrefixesSoon has the prefixes compared in a moment: events come in swarms, and each comparison reads the addresses
+// and the routes of all uplinks.
+func (l *loop) checkPrefixesSoon() {
+	if l.prefixAt == 0 && (l.prefixes || len(l.delegating()) > 0) {
+		l.prefixAt = wire.Now() + checkPrefixesIn
 	}
 }
 
@@ -45,6 +59,7 @@ func (l *loop) checkPrefix(s *session, delegating []*session) bool {
 		why, err = l.takenPrefix(s, prefix.Masked())
 		s.warn("compare the delegated prefix with other uplinks", err)
 		if err != nil {
+			s.inst.Rules.Delegated = before.Delegated
 			return false // as it is
 		}
 	}

@@ -132,10 +132,11 @@ func (h *host) next() time.Duration {
 	if h.ending {
 		return 0
 	}
-	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt, h.choices.next())
+	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt, h.choices.next(), h.cgroups.next())
 }
 
 func (h *host) runDue(now time.Duration) {
+	h.cgroups.runDue()
 	if h.ending {
 		return
 	}
@@ -156,7 +157,7 @@ func (h *host) settled(s *session) {
 	h.retryRefused(s)
 	h.saveSettings(s)
 	h.choices.soon()
-	h.cgroups.keep()
+	h.cgroups.due = true
 }
 
 // reconcile compares the addresses of the host with the sessions, and rules and routes with both.
@@ -180,7 +181,7 @@ func (h *host) reconcile() {
 	h.heal()
 	h.collectStale()
 	h.choices.soon()
-	h.cgroups.keep()
+	h.cgroups.keep(true)
 }
 
 // reloadConfig takes over another configuration. Leases stay.

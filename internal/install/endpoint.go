@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -72,6 +73,9 @@ func (i *Installation) addEndpoint() error {
 		return nil
 	}
 	if noted && note.Index != i.Index {
+		if shared, err := i.env.OtherHolder(i.Uplink.Key); err != nil || shared {
+			return err // the link that came first keeps it
+		}
 		if err := i.env.deleteEndpoint(i.Uplink.Key.Address, 0); err != nil {
 			return err
 		}
@@ -147,7 +151,7 @@ func (e *Env) CollectEndpoints(served map[netip.Addr]bool) error {
 // for each of its links, mptcpd for all.
 func endpointManager(index int) string {
 	state, err := os.ReadFile(fmt.Sprintf("/run/NetworkManager/devices/%d", index))
-	if err == nil && strings.Contains(string(state), "managed=full") {
+	if err == nil && (strings.Contains(string(state), "managed=full") || strings.Contains(string(state), "managed=true")) {
 		return "NetworkManager"
 	}
 	f, err := os.Open("/proc/net/netlink")
@@ -160,9 +164,21 @@ func endpointManager(index int) string {
 		if len(fields) < 3 || fields[1] != fmt.Sprint(unix.NETLINK_GENERIC) {
 			continue
 		}
-		if comm, err := os.ReadFile("/proc/" + fields[2] + "/comm"); err == nil && strings.TrimSpace(string(comm)) == "mptcpd" {
+		if comm, err := os.ReadFile("/proc/" + fields[2] + "/comm"); err == nil && strings.TrimSpace(string(comm)) == "mptcpd" && mayConfigure(fields[2]) {
 			return "mptcpd"
 		}
 	}
 	return ""
+}
+
+// mayConfigure reports whether a process has CAP_NET_ADMIN: anybody can take the name of another program.
+func mayConfigure(pid string) bool {
+	text, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(text), "\nCapEff:\t")
+	line, _, _ := strings.Cut(rest, "\n")
+	effective, err := strconv.ParseUint(line, 16, 64)
+	return err == nil && effective&(1<<unix.CAP_NET_ADMIN) != 0
 }
