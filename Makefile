@@ -145,11 +145,12 @@ install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (
 	done
 
 # What removing a package does. systemctl disables units that are here, and none of a package.
-DISABLE = if [ -d /run/systemd/system ] && [ -e $(PREFIX)/lib/systemd/system/table-allocator-server.service ]; then systemctl --quiet disable --now $(1); fi
+DISABLE = if [ -d /run/systemd/system ] && [ -e $(PREFIX)/lib/systemd/system/table-allocator-server.service ]; then systemctl --quiet disable --now $(1) || :; fi
 
 uninstall: ## stop what make install installed, release all leases, and remove all but configuration of yours
 	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && [ -x $(SBINDIR)/table-allocator-client ]; then \
 		$(call DISABLE,$(addprefix table-allocator-,metrics.timer watch.service netns.service)); \
+		rm -f /var/lib/prometheus/node-exporter/table-allocator.prom; \
 		$(SBINDIR)/table-allocator-client netns del --all || :; \
 		$(SBINDIR)/table-allocator-client release --all || { echo "nothing is removed" >&2; exit 1; }; \
 		$(call DISABLE,$(addprefix table-allocator-,server.socket server.service)); \

@@ -50,6 +50,7 @@ func doctor(f *flags) action {
 		if err != nil {
 			return asked(err)
 		}
+		d = printable(d)
 		if *asJSON {
 			err = json.NewEncoder(os.Stdout).Encode(d)
 		} else {

@@ -48,6 +48,11 @@ func (n *netnsFlags) exec(h *netns.Host, args []string) error {
 	}
 	switch {
 	case n.detach:
+		if h == nil { // the service refuses here rather than where nobody looks
+			if _, err := netns.Leased(context.Background(), name); err != nil {
+				return err
+			}
+		}
 		pid, err := c.Start()
 		if err != nil {
 			return notExecuted(command[0], err)

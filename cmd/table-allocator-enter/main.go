@@ -127,6 +127,9 @@ func ask(name string) (host []string, mounts, network int, err error) {
 	}
 	text, control := make([]byte, 1024), make([]byte, unix.CmsgSpace(2*4))
 	n, controls, flags, _, err := unix.Recvmsg(fd, text, control, unix.MSG_CMSG_CLOEXEC)
+	for errors.Is(err, unix.EINTR) { // with a time limit the kernel does not go on after a signal by itself
+		n, controls, flags, _, err = unix.Recvmsg(fd, text, control, unix.MSG_CMSG_CLOEXEC)
+	}
 	if err != nil || n == 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		return nil, 0, 0, fmt.Errorf("the service does not answer (%v)", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/remember"
@@ -125,10 +126,14 @@ func decodeName(key string, value []byte, into *string) error {
 }
 
 // apply adds the namespaces of a configuration that are missing, and changes those that differ. It deletes none. What it
-// warns of it says once.
-func (h *Host) apply(ctx context.Context, file File, log *slog.Logger, warned map[string]string) {
+// warns of it says once. What could not be done is in refused, until when: a failure has events itself.
+func (h *Host) apply(ctx context.Context, file File, log *slog.Logger, warned map[string]string, refused map[string]time.Time) {
 	h.Max = file.Max
 	for _, cfg := range file.Namespaces {
+		if time.Now().Before(refused[cfg.Name]) {
+			continue
+		}
+		delete(refused, cfg.Name)
 		s, err := h.known(cfg.Name)
 		var do func(context.Context, Config) ([]string, error)
 		switch {
@@ -138,9 +143,13 @@ func (h *Host) apply(ctx context.Context, file File, log *slog.Logger, warned ma
 			do = h.Change
 		}
 		if do != nil {
-			if _, err = do(ctx, cfg); err == nil {
+			limited, cancel := context.WithTimeout(ctx, patience)
+			if _, err = do(limited, cfg); err == nil {
 				log.Info("namespace is as the configuration says", "namespace", cfg.Name, "ifname", cfg.Ifname)
+			} else {
+				refused[cfg.Name] = time.Now().Add(tryAgain)
 			}
+			cancel()
 		}
 		text := ""
 		if err != nil {

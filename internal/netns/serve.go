@@ -22,6 +22,8 @@ import (
 const (
 	settle    = 100 * time.Millisecond // in which events that belong together come
 	reconcile = time.Minute            // between looks without an event
+	tryAgain  = 5 * time.Second        // after a namespace of the configuration could not be made
+	patience  = 2 * time.Second        // of one that is made, for the server
 	mountPoll = time.Second            // how long the end of a keeper may take
 )
 
@@ -77,9 +79,10 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, log *s
 	}()
 	log.Info("serving namespaces")
 	warned := make(map[string]string)
+	refused := make(map[string]time.Time)
 	for {
-		h.apply(ctx, file, log, warned)
 		h.syncAll(ctx, log, warned)
+		h.apply(ctx, file, log, warned, refused)
 		h.keepMounts(keepers, hint, log)
 		select {
 		case <-ctx.Done():
@@ -91,11 +94,12 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, log *s
 				next.Group = file.Group
 			}
 			file = next
+			clear(refused)
 			log.Info("read the configuration again")
 		case err := <-failed:
 			return err
 		case <-events:
-		case <-time.After(reconcile):
+		case <-time.After(pauseAfter(refused)):
 		}
 		select {
 		case <-ctx.Done():
@@ -103,6 +107,14 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, log *s
 		case <-time.After(settle):
 		}
 	}
+}
+
+// pauseAfter is how long it may take until the next look: what was refused is tried again before.
+func pauseAfter(refused map[string]time.Time) time.Duration {
+	if len(refused) > 0 {
+		return tryAgain
+	}
+	return reconcile
 }
 
 // syncAll makes all namespaces what their states say. What it warns of it says once.
@@ -198,6 +210,9 @@ func (h *Host) keepMounts(keepers map[string]func(), hint func(), log *slog.Logg
 			continue
 		}
 		keepers[s.Name] = stop
+		if h.remount(s.Name) != nil { // what changed before it was watched; the loop says why
+			hint()
+		}
 	}
 }
 
