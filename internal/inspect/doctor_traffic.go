@@ -118,12 +118,16 @@ func lookForward(p *patient) (all []symptom) {
 	if readLine("/proc/sys/net/ipv4/ip_forward") != "1" || len(p.inside(unix.AF_INET)) == 0 {
 		return all
 	}
+	var inside []string
+	for _, a := range p.inside(unix.AF_INET) {
+		inside = append(inside, p.linkName(a.Index))
+	}
 	for _, c := range p.chains("hook forward") {
-		if !strings.Contains(c.body, "policy drop") {
+		if !strings.Contains(c.body, "policy drop") || c.family != "ip" && c.family != "inet" {
 			continue
 		}
 		for _, l := range p.linksOf(unix.AF_INET) {
-			if !c.accepts(l.Ifname) {
+			if !c.accepts(append(slices.Clone(inside), l.Ifname)) {
 				all = append(all, symptom{"a packet filter drops what is forwarded by " + l.Ifname, fmt.Sprintf("chain %s has policy drop, and accepts nothing for %s", c.name, l.Ifname),
 					"accept it there: oifname " + l.Ifname})
 			}
@@ -133,7 +137,7 @@ func lookForward(p *patient) (all []symptom) {
 }
 
 // chain is a chain of nftables.
-type chain struct{ name, body string }
+type chain struct{ family, name, body string }
 
 // chains are those of nftables whose text has some words. Without nft, or without the right to list, there are none.
 func (p *patient) chains(words string) (all []chain) {
@@ -143,11 +147,14 @@ func (p *patient) chains(words string) (all []chain) {
 		text, _ := exec.CommandContext(ctx, "nft", "list", "ruleset").Output() // there is no nft, or no right to list
 		p.nftables = []chain{}
 		var c *chain
+		family := ""
 		for line := range strings.Lines(string(text)) {
 			line = strings.TrimSpace(line)
 			switch fields := strings.Fields(line); {
+			case len(fields) == 4 && fields[0] == "table":
+				family = fields[1]
 			case len(fields) == 3 && fields[0] == "chain":
-				p.nftables = append(p.nftables, chain{name: fields[1]})
+				p.nftables = append(p.nftables, chain{family: family, name: fields[1]})
 				c = &p.nftables[len(p.nftables)-1]
 			case line == "}":
 				c = nil
@@ -164,12 +171,13 @@ func (p *patient) chains(words string) (all []chain) {
 	return all
 }
 
-// accepts reports whether a rule of the chain may accept packets of a link, or another chain decides.
-func (c chain) accepts(ifname string) bool {
+// accepts reports whether a rule of the chain may accept packets of one of some links, or another chain decides.
+func (c chain) accepts(ifnames []string) bool {
 	for line := range strings.Lines(c.body) {
 		decides := strings.Contains(line, "accept") && !strings.Contains(line, "policy ") || strings.Contains(line, "jump ") || strings.Contains(line, "goto ")
 		named := strings.Contains(line, "ifname") || strings.Contains(line, " iif ") || strings.Contains(line, " oif ")
-		if decides && (!named || strings.Contains(line, `"`+ifname+`"`) || strings.Contains(line, "@") || strings.Contains(line, "*")) {
+		ours := slices.ContainsFunc(ifnames, func(name string) bool { return strings.Contains(line, `"`+name+`"`) })
+		if decides && (!named || ours || strings.Contains(line, "@") || strings.Contains(line, "*") || strings.Contains(line, "vmap")) {
 			return true
 		}
 	}

@@ -47,7 +47,7 @@ func (r Report) Metrics() []byte {
 		unbound.samples = append(unbound.samples, sample{labels("family", u.Family, "ifname", u.Ifname, "gateway", u.Gateway), 1})
 	}
 	up := metric{name: "table_allocator_uplink_up", help: "Whether nothing is wrong with the table, rules and routes of an address."}
-	state := metric{name: "table_allocator_uplink_state_info", help: "The state of an address: ok, or the name of a finding, see table-allocator-watch(8)."}
+	state := metric{name: "table_allocator_uplink_state_info", help: "The state of an address: ok, or the name of a finding, see table-allocator-status(8)."}
 	info := metric{name: "table_allocator_uplink_info", help: "The table of an address, what becomes of its routes, and its gateway."}
 	left := metric{name: "table_allocator_lease_remaining_seconds", help: "How long the lease of an address lasts unless it is renewed."}
 	held := metric{name: "table_allocator_leases", help: "How many addresses have a lease."}

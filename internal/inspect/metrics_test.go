@@ -26,7 +26,7 @@ table_allocator_unbound_info{family="inet",ifname="wan0",gateway="192.0.2.1"} 1
 table_allocator_uplink_up{ifname="wan0",address="192.0.2.2",family="inet"} 1
 table_allocator_uplink_up{ifname="a\"\\\n?",address="2001:db8::2",family="inet6"} 0
 table_allocator_uplink_up{ifname="wan1",address="203.0.113.2",family="inet"} 0
-# HELP table_allocator_uplink_state_info The state of an address: ok, or the name of a finding, see table-allocator-watch(8).
+# HELP table_allocator_uplink_state_info The state of an address: ok, or the name of a finding, see table-allocator-status(8).
 # TYPE table_allocator_uplink_state_info gauge
 table_allocator_uplink_state_info{ifname="wan0",address="192.0.2.2",family="inet",state="ok"} 1
 table_allocator_uplink_state_info{ifname="a\"\\\n?",address="2001:db8::2",family="inet6",state="no-route"} 1

@@ -307,7 +307,8 @@ func (h *host) withoutAddress(asker *asker, q Question, candidates []candidate, 
 				others = append(others, row)
 			case selected:
 				row.Findings = append([]Finding{{"waiting-address", Note, "waiting for the address",
-					key.Address + " is not on " + key.Ifname, "configure the address, or release the lease"}}, row.Findings...)
+					key.Address + " is not on " + key.Ifname, "configure the address, or release the lease"}}, slices.DeleteFunc(row.Findings,
+					func(f Finding) bool { return f.Name == "no-lease" })...) // which it needs when the address is there
 				awaited = append(awaited, row)
 			}
 			break
