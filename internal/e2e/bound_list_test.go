@@ -85,7 +85,7 @@ func TestBindings(t *testing.T) {
 	wan1 := "wan1 fwmark 0x2000000/0xff000000 block 9002 [inet inet6] map[inet:[10001]]"
 	old0 := "fwmark 0x6000000/0xff000000 block 9006 [inet inet6] map[]"
 	all, lines := p.bindings("tas_socket")
-	want("all", lines, []string{" " + old0, wan0, wan1})
+	want("all", lines, []string{"old0 " + old0, wan0, wan1})
 	_, lines = p.bindings("tas_socket", "old0")
 	want("with an interface that went", lines, []string{"old0 " + old0, wan0, wan1})
 	server.stop()

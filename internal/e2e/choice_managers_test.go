@@ -45,6 +45,7 @@ func TestChoiceNetworkManager(t *testing.T) {
 	h.connection("wan2", "method=manual\naddress1=10.64.2.20/24,10.64.2.1\nroute-metric=600", "method=disabled")
 	h.probed()
 	h.waitChosen("the start", "192.168.1.1")
+	h.mainHolds("default via 192.168.1.1 dev wan0", "default via 10.64.2.1 dev wan2")
 	main := h.foreignMain()
 	for _, command := range []string{
 		"ip route del default",
@@ -52,8 +53,8 @@ func TestChoiceNetworkManager(t *testing.T) {
 		"nmcli device reapply wan0",
 		"nmcli connection modify wan0 +ipv4.routes '10.98.0.0/16 192.168.1.1' && nmcli device reapply wan0",
 		"nmcli connection modify wan0 -ipv4.routes '10.98.0.0/16 192.168.1.1' && nmcli device reapply wan0",
-		"nmcli --wait 20 connection up wan0",
-		"nmcli --wait 20 connection up wan2",
+		"nmcli --wait 50 connection up wan0",
+		"nmcli --wait 50 connection up wan2",
 	} {
 		h.sh(command)
 		h.waitChosen(command, "192.168.1.1")
@@ -71,7 +72,7 @@ func TestChoiceNetworkManager(t *testing.T) {
 	h.isps[0].ns.Run(t, "nft", "add table inet fault; add chain inet fault f { type filter hook forward priority -300; policy drop; }")
 	h.waitChosen("wan0 has failed", "10.64.2.1")
 	eventually(t, "unbound packets leave by wan2", func() error { return h.arrives(packet{}, seenAs(2).String()) })
-	h.sh("nmcli device reapply wan2 && nmcli --wait 20 connection up wan0")
+	h.sh("nmcli device reapply wan2 && nmcli --wait 50 connection up wan0")
 	h.waitChosen("the other connection is up again", "10.64.2.1")
 	h.wantOwnOnly()
 }
@@ -86,6 +87,7 @@ func TestChoiceNetworkd(t *testing.T) {
 	networkd := h.networkd(map[string]string{"wan0": link("192.168.1.20/24", "192.168.1.1", "100"), "wan2": link("10.64.2.20/24", "10.64.2.1", "600")})
 	h.probed()
 	h.waitChosen("the start", "192.168.1.1")
+	h.mainHolds("default via 192.168.1.1 dev wan0", "default via 10.64.2.1 dev wan2")
 	main := h.foreignMain()
 	wait := func(what string) {
 		t.Helper()

@@ -52,11 +52,14 @@ func TestChoiceFlaps(t *testing.T) {
 		c.mend(0)
 		c.waitState("wan0", "inet", "alive")
 		c.waitState("wan0", "inet6", "alive")
-		for _, one := range c.report().Unbound {
-			if one.Ifname != "wan1" || !strings.Contains(one.Why, "wan0 works again, and is used in ") {
-				t.Errorf("%+v", one)
+		eventually(t, "it says why wan0 is not used", func() error {
+			for _, one := range c.report().Unbound {
+				if one.Ifname != "wan1" || !strings.Contains(one.Why, "wan0 works again, and is used in ") {
+					return fmt.Errorf("%+v", one)
+				}
 			}
-		}
+			return nil
+		})
 		c.fault(0, noInternet)
 		c.waitState("wan0", "inet", "dead")
 		c.waitState("wan0", "inet6", "dead")

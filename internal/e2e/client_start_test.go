@@ -252,7 +252,7 @@ func TestClientOptions(t *testing.T) {
 		}},
 		{"--forward", "-4 -a ADDR -i wan0 --forward -t tag -d other_name", func(addr string, table int) []string {
 			return append(clientRules(addr, "10.77.0.0/24", uint32(table)),
-				fmt.Sprintf("10000: from 10.77.0.0/24 lookup %d proto 116", table))
+				fmt.Sprintf("10003: from 10.77.0.0/24 lookup %d proto 116", table))
 		}},
 	} {
 		addr, table := fmt.Sprintf("10.77.0.%d", 2+i), 10000+i

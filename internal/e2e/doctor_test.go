@@ -246,9 +246,8 @@ func TestDoctorLinks(t *testing.T) {
 		h.ns.IP(t, "route add default via 10.78.0.1 dev wan1")
 		h.serve()
 		other := filepath.Join(h.dir, clientBin)
-		if err := os.WriteFile(other, append([]byte(readFile(t, bin(t, clientBin))), 0), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		// By another process: a descriptor to write it would be inherited by what runs beside, and the file be busy.
+		h.ns.Run(t, "sh", "-ec", `cp "$1" "$2" && printf '\0' >>"$2"`, "sh", bin(t, clientBin), other)
 		p := h.start(exec.Command(other, "watch", "--clean"))
 		h.served("10.78.0.2")
 		h.waitDiagnosis("", "leases")

@@ -285,7 +285,7 @@ func TestHooksSyntax(t *testing.T) {
 			}
 		}
 	}
-	if checked != 7 {
+	if checked != 8 {
 		t.Errorf("checked %d scripts", checked)
 	}
 }

@@ -19,7 +19,7 @@ func TestNetworkManager(t *testing.T) {
 	s.profile("wan2", "method=auto\nnever-default=true", "method=disabled")
 	s.networkManager()
 	for _, isp := range s.isps {
-		s.sh("nmcli --wait 20 connection up " + isp.ifname)
+		s.sh("nmcli --wait 50 connection up " + isp.ifname)
 	}
 	for _, addr := range append([]string{"192.168.1.151"}, given...) {
 		s.served(addr) // the dispatcher runs its scripts when nmcli has returned
@@ -66,7 +66,7 @@ func TestNetworkManagerNoServer(t *testing.T) {
 	s := newSite(t)
 	s.profile("wan0", "method=manual\naddress1=192.168.1.20/24,192.168.1.1", "method=disabled")
 	s.networkManager()
-	s.sh("nmcli --wait 20 connection up wan0")
+	s.sh("nmcli --wait 50 connection up wan0")
 	s.waitUplink(0, "192.168.1.20")
 	s.serve()
 	s.waitFilled("192.168.1.20", "default via 192.168.1.1", "192.168.1.0/24")

@@ -167,7 +167,7 @@ func TestIPv6WrongArguments(t *testing.T) {
 	h.serve()
 	for _, args := range []string{"-a fe80::2", "-a fe80::2%wan0", "-a ff02::1", "-a ::1", "-a ::", "-a 2001:db8::2 -n 129",
 		"-a 2001:db8::2 --gateway 192.0.2.1 --routes copy", "-a 2001:db8::2 --prefix 192.0.2.0/24",
-		"-a 2001:db8::2 --prefix 2001:db8:1::/56 --priority 1,2,3", "-a 2001:db8::2 --nameserver 192.0.2.53"} {
+		"-a 2001:db8::2 --prefix 2001:db8:1::/56 --priority 4294967293,2,3", "-a 2001:db8::2 --nameserver 192.0.2.53"} {
 		cmd := exec.Command(bin(t, clientBin), append([]string{"-6", "-i", "wan0"}, strings.Fields(args)...)...)
 		r := h.run(cmd.Path, cmd.Args[1:]...)
 		if r.code != 1 || r.stdout != "" || strings.Count(r.stderr, "\n") != 1 {

@@ -214,6 +214,12 @@ func (l *life) try(s spot) (hit bool, err error) {
 	hit = first.hit()
 	if m == first && (s.kills() && hit || m.impossible()) { // at its end
 		m = l.meddle(spot{"sendto", "error=EINTR", 1 << 15}, clientBin, l.args...)
+		eventually(l.t, "it listens", func() error {
+			if !strings.Contains(m.wrote.String(), "msg=watching") {
+				return errors.New(m.wrote.String())
+			}
+			return nil
+		})
 		err = m.soon(func() error { return unorderedError(l.picture(), l.after[len(l.after)-1]) })
 		err = errors.Join(err, m.end())
 	}

@@ -9,7 +9,7 @@ import (
 func (h *home) connection(ifname, ipv4, ipv6 string) {
 	h.t.Helper()
 	h.profile(ifname, ipv4, "addr-gen-mode=eui64\nip6-privacy=0\n"+ipv6)
-	h.sh(`nmcli connection reload && nmcli --wait 20 connection up "$1"`, ifname)
+	h.sh(`nmcli connection reload && nmcli --wait 50 connection up "$1"`, ifname)
 }
 
 // NetworkManager configures three links: static, by DHCP with SLAAC, and by DHCP with

@@ -62,7 +62,7 @@ func TestWatchRemembers(t *testing.T) {
 		h.waitRules(rules...)
 		h.waitLeases(leases...)
 		eventually(t, "the rest is there", func() error {
-			if !strings.Contains(strings.Join(h.rules6(), "\n"), "10000: from 2001:db8:1::/56 lookup "+table6) {
+			if !strings.Contains(strings.Join(h.rules6(), "\n"), "10003: from 2001:db8:1::/56 lookup "+table6) {
 				return fmt.Errorf("%q", h.rules6())
 			}
 			if text, _ := os.ReadFile(servers); string(text) != "server=10.77.0.53@10.77.0.2\n" {
