@@ -9,20 +9,29 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
+// Mark is that of the sockets of what is bound.
+type Mark = cgroup.Mark
+
 // Stand makes the cgroup of an interface that stands as long as somebody wants it. What is put into it is bound to the
-// interface, with block.
-func Stand(ctx context.Context, cfg Config) ([]cgroup.Missing, error) {
+// interface, with block. Where it stands with the mark was, Stand restores its rules, and needs no right to look at programs.
+func Stand(ctx context.Context, cfg Config, was Mark) (m Mark, missing []cgroup.Missing, err error) {
 	cfg.OnLoss = uplink.Block
 	b, err := Bind(ctx, cfg)
 	if err != nil && !errors.Is(err, ErrNoLease) { // the lease may have ended just now
-		return nil, err
+		return was, nil, err
+	}
+	if m = (Mark{Value: b.Mark(), Mask: b.Marking.Mask}); m == was && slices.Contains(Standing(), b.Ifname) {
+		return m, nil, nil
 	}
 	cgroups, err := cgroup.Open()
 	if err != nil {
-		return nil, err
+		return was, nil, err
 	}
 	defer cgroups.Close()
-	return cgroups.Standing(cgroup.Uplink{Ifname: b.Ifname}, cgroup.Mark{Value: b.Mark(), Mask: b.Marking.Mask})
+	if missing, err = cgroups.Standing(cgroup.Uplink{Ifname: b.Ifname}, m); err != nil {
+		return was, nil, err
+	}
+	return m, missing, nil
 }
 
 // Standing are the interfaces with a cgroup that Stand made.
@@ -38,8 +47,8 @@ func Standing() (ifnames []string) {
 	return ifnames
 }
 
-// Fell undoes Stand. While there are processes in the cgroup they stay bound, and used is true.
-func Fell(cfg Config) (used bool, err error) {
+// Fell undoes a Stand that gave a mark. While there are processes in the cgroup they stay bound, and used is true.
+func Fell(cfg Config, m Mark) (used bool, err error) {
 	cgroups, err := cgroup.Open()
 	if err != nil {
 		return true, err
@@ -49,12 +58,20 @@ func Fell(cfg Config) (used bool, err error) {
 	if err != nil {
 		return true, err // while the cgroup is there, it is tried again
 	}
-	mark, used, err := cgroups.RemoveStanding(cgroup.Uplink{Ifname: cfg.Ifname})
-	if used || err != nil {
+	u := cgroup.Uplink{Ifname: cfg.Ifname}
+	if used, err = cgroups.RemoveStanding(u); used || err != nil {
 		return used, err
 	}
+	named, err := cgroups.Named(u)
+	if err != nil || named {
+		return false, err
+	}
+	pinned, err := cgroup.Pinned()
+	if err != nil || slices.Contains(pinned, u) {
+		return false, err
+	}
 	// By the mark: without the server nobody knows the name of a link that is gone.
-	return false, UnbindUnused(cfg.Ifname, slices.DeleteFunc(rules, func(b Bound) bool {
-		return b.OnLoss != uplink.Block || b.Traffic.Mask == 0 || b.Traffic.Mask != mark.Mask || b.Traffic.Mark != mark.Value
+	return false, Unbind(slices.DeleteFunc(rules, func(b Bound) bool {
+		return b.OnLoss != uplink.Block || b.Traffic.Mask == 0 || b.Traffic.Mask != m.Mask || b.Traffic.Mark != m.Value
 	}))
 }

@@ -437,7 +437,7 @@ func (c *Cgroups) free(which func(u Uplink, pid int) bool) error {
 	}
 	for _, u := range c.AllStanding() {
 		if !others[u] && which(u, os.Getpid()) {
-			_, _, err := c.RemoveStanding(u)
+			_, err := c.RemoveStanding(u)
 			errs = append(errs, err)
 		}
 	}

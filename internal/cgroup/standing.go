@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,22 +34,35 @@ func (c *Cgroups) Standing(u Uplink, m Mark) (missing []Missing, err error) {
 	return missing, err
 }
 
-// RemoveStanding removes the cgroup that Standing made, and returns the mark that it gave. While there are processes in
-// it, it stays, and used is true.
-func (c *Cgroups) RemoveStanding(u Uplink) (m Mark, used bool, err error) {
-	dir := c.file(standing(u))
-	if m, _, err = programsMark(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return m, true, err
-	}
+// RemoveStanding removes the cgroup that Standing made. While there are processes in it, it stays, and used is true.
+func (c *Cgroups) RemoveStanding(u Uplink) (used bool, err error) {
 	c.sweepIn(standing(u))
-	switch err := os.Remove(dir); {
+	switch err := os.Remove(c.file(standing(u))); {
 	case err == nil, errors.Is(err, fs.ErrNotExist):
-		return m, false, nil
+		return false, nil
 	case errors.Is(err, unix.EBUSY):
-		return m, true, nil
+		return true, nil
 	default:
-		return m, true, fmt.Errorf("remove cgroup %s: %w", standing(u), err)
+		return true, fmt.Errorf("remove cgroup %s: %w", standing(u), err)
 	}
+}
+
+// Named reports whether any cgroup is for an uplink by its name. To look at the programs of a cgroup takes CAP_SYS_ADMIN,
+// which a watch need not have.
+func (c *Cgroups) Named(u Uplink) (named bool, err error) {
+	err = filepath.WalkDir(c.dir, func(dir string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || err == nil && !e.IsDir() {
+			return nil
+		}
+		if inside, ok := cutPath(dir, c.dir); ok && err == nil {
+			if of, found := uplinkOf(inside); found && of == u {
+				named = true
+				return fs.SkipAll
+			}
+		}
+		return err
+	})
+	return named, err
 }
 
 func standing(u Uplink) string { return path.Join("/", childPrefix+u.String()) }

@@ -73,37 +73,48 @@ func (c *cgroups) keep(again bool) {
 	if len(c.busy) == 0 && !c.any() {
 		return
 	}
-	wanted := make(map[string]bool)
-	for _, s := range c.sessions {
-		if name := s.lease.uplink.Key.Ifname; s.lease.uplink.IsAddress() && s.serves() && !c.ending && c.config.HasCgroup(name) {
-			wanted[name] = true
-		}
-	}
+	wanted := c.wanted()
 	standing := bind.Standing()
 	for name := range wanted {
 		there, noted := slices.Contains(standing, name), false
 		if _, noted = c.busy[name]; there && !noted {
 			c.tell(name, errors.New("the cgroup ta-"+name+" is of a watch in another network namespace, or of one before whose note is lost: remove it with rmdir"))
 		} else if !c.busy[name] && (again || !there) {
-			c.beside(name, c.stand)
+			c.beside(name, true, c.stand)
 		}
 	}
 	for name, busy := range c.busy {
 		if !busy && !wanted[name] {
-			c.beside(name, bind.Fell)
+			c.beside(name, false, fell)
 		}
 	}
 }
 
-// beside runs what makes or removes the cgroup of a link, and says whether it is there afterwards.
-func (c *cgroups) beside(name string, do func(bind.Config) (there bool, err error)) {
+// wanted are the links that are to have one.
+func (c *cgroups) wanted() map[string]bool {
+	wanted := make(map[string]bool)
+	for _, s := range c.sessions {
+		if name := s.lease.uplink.Key.Ifname; s.lease.uplink.IsAddress() && s.serves() && !c.ending && c.config.HasCgroup(name) {
+			wanted[name] = true
+		}
+	}
+	return wanted
+}
+
+// beside runs what makes the cgroup of a link, which is wanted, or removes it. do gets the mark that is noted, and returns
+// that of the cgroup that is there afterwards.
+func (c *cgroups) beside(name string, wanted bool, do func(bind.Config, bind.Mark) (m bind.Mark, there bool, err error)) {
 	c.busy[name] = true
 	cfg := bind.Config{Ifname: name, Local: true, Server: c.config.Server, ServerUIDs: c.config.ServerUIDs}
 	notes := c.notes
 	c.readers.Go(func() {
-		there, err := do(cfg)
+		var was bind.Mark
+		if notes != "" {
+			_ = notes.Read(name, &was) // there may be none, and without it nothing is taken for known
+		}
+		m, there, err := do(cfg, was)
 		if there && notes != "" {
-			err = errors.Join(err, notes.Write(name, struct{}{}))
+			err = errors.Join(err, notes.Write(name, m))
 		} else if notes != "" {
 			err = errors.Join(err, notes.Remove(name))
 		}
@@ -114,19 +125,25 @@ func (c *cgroups) beside(name string, do func(bind.Config) (there bool, err erro
 				delete(c.busy, name)
 			}
 			c.tell(name, err)
+			c.due = c.due || c.wanted()[name] != wanted // it changed meanwhile
 		})
 	})
 }
 
-func (c *cgroups) stand(cfg bind.Config) (there bool, err error) {
+func (c *cgroups) stand(cfg bind.Config, was bind.Mark) (m bind.Mark, there bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), standPatience)
 	defer cancel()
-	missing, err := bind.Stand(ctx, cfg)
+	m, missing, err := bind.Stand(ctx, cfg, was)
 	if err == nil && len(missing) > 0 {
 		err = fmt.Errorf("this kernel does not take BPF program %s, so %s: %w", missing[0].Program, missing[0].Lost, missing[0].Err)
-		return true, err
+		return m, true, err
 	}
-	return err == nil || slices.Contains(bind.Standing(), cfg.Ifname), err
+	return m, err == nil || slices.Contains(bind.Standing(), cfg.Ifname), err
+}
+
+func fell(cfg bind.Config, was bind.Mark) (m bind.Mark, there bool, err error) {
+	there, err = bind.Fell(cfg, was)
+	return was, there, err
 }
 
 // tell logs what is wrong with the cgroup of a link, once.

@@ -110,12 +110,12 @@ func TestSystemd(t *testing.T) {
 		systemctl("reload", "table-allocator-watch")
 		eventually(t, want+" its cgroup with "+config, func() error {
 			if r := inside("sh", "-c", want+" /sys/fs/cgroup/ta-wan0"); r.code != 0 {
-				return fmt.Errorf("%+v", r)
+				return fmt.Errorf("%+v; the watch wrote:\n%s", r, inside("journalctl", "--no-pager", "--lines=20", "--unit=table-allocator-watch").stdout)
 			}
 			return nil
 		})
 	}
-	h.waitRules(rules...)
+	h.waitRules(rules...) // its guards are gone, too
 
 	// A server that was stopped is started by whoever asks.
 	systemctl("stop", "table-allocator-server.service")

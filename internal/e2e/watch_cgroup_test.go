@@ -55,6 +55,16 @@ func TestWatchCgroup(t *testing.T) {
 	member := enter()
 	c.leaves(member, 1)
 
+	// Rules of its binding that others delete come back.
+	c.sh("ip rule del priority 9003; ip -6 rule del priority 9003")
+	eventually(t, "the guards are back", func() error {
+		if rules := fmt.Sprint(c.allRules()); strings.Count(rules, "9003:") != 2 {
+			return errors.New(rules)
+		}
+		return nil
+	})
+	c.waitLeaves(member, 1)
+
 	// An empty one is nobody's leftover, for none of the commands that remove those.
 	member.in.Close()
 	member.p.wait()
