@@ -12,9 +12,10 @@ import (
 // Mark is that of the sockets of what is bound.
 type Mark = cgroup.Mark
 
-// Stand makes the cgroup of an interface that stands as long as somebody wants it. What is put into it is bound to the
-// interface, with block. Where it stands with the mark was, Stand restores its rules, and needs no right to look at programs.
-func Stand(ctx context.Context, cfg Config, was Mark) (m Mark, missing []cgroup.Missing, err error) {
+// MakeStanding makes the cgroup of an interface that stands as long as somebody wants it. What is put into it is bound to the
+// interface, with block. Where it stands with the mark was,
+// MakeStanding restores its rules, and needs no right to look at programs.
+func MakeStanding(ctx context.Context, cfg Config, was Mark) (m Mark, missing []cgroup.Missing, err error) {
 	cfg.OnLoss = uplink.Block
 	b, err := Bind(ctx, cfg)
 	if err != nil && !errors.Is(err, ErrNoLease) { // the lease may have ended just now
@@ -34,7 +35,7 @@ func Stand(ctx context.Context, cfg Config, was Mark) (m Mark, missing []cgroup.
 	return m, missing, nil
 }
 
-// Standing are the interfaces with a cgroup that Stand made.
+// Standing are the interfaces with a cgroup that MakeStanding made.
 func Standing() (ifnames []string) {
 	cgroups, err := cgroup.Open()
 	if err != nil {
@@ -47,8 +48,8 @@ func Standing() (ifnames []string) {
 	return ifnames
 }
 
-// Fell undoes a Stand that gave a mark. While there are processes in the cgroup they stay bound, and used is true.
-func Fell(cfg Config, m Mark) (used bool, err error) {
+// RemoveStanding undoes a MakeStanding that gave a mark. While there are processes in the cgroup they stay bound, and used is true.
+func RemoveStanding(cfg Config, m Mark) (used bool, err error) {
 	cgroups, err := cgroup.Open()
 	if err != nil {
 		return true, err

@@ -80,12 +80,12 @@ func (c *cgroups) keep(again bool) {
 		if _, noted = c.busy[name]; there && !noted {
 			c.tell(name, errors.New("the cgroup ta-"+name+" is of a watch in another network namespace, or of one before whose note is lost: remove it with rmdir"))
 		} else if !c.busy[name] && (again || !there) {
-			c.beside(name, true, c.stand)
+			c.beside(name, true, makeCgroup)
 		}
 	}
 	for name, busy := range c.busy {
 		if !busy && !wanted[name] {
-			c.beside(name, false, fell)
+			c.beside(name, false, removeCgroup)
 		}
 	}
 }
@@ -112,6 +112,9 @@ func (c *cgroups) beside(name string, wanted bool, do func(bind.Config, bind.Mar
 		if notes != "" {
 			_ = notes.Read(name, &was) // there may be none, and without it nothing is taken for known
 		}
+		if wanted && notes != "" { // before the cgroup: else one whose watch is killed in between would be nobody's
+			_ = notes.Write(name, was) // the write below says why it cannot
+		}
 		m, there, err := do(cfg, was)
 		if there && notes != "" {
 			err = errors.Join(err, notes.Write(name, m))
@@ -130,10 +133,10 @@ func (c *cgroups) beside(name string, wanted bool, do func(bind.Config, bind.Mar
 	})
 }
 
-func (c *cgroups) stand(cfg bind.Config, was bind.Mark) (m bind.Mark, there bool, err error) {
+func makeCgroup(cfg bind.Config, was bind.Mark) (m bind.Mark, there bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), standPatience)
 	defer cancel()
-	m, missing, err := bind.Stand(ctx, cfg, was)
+	m, missing, err := bind.MakeStanding(ctx, cfg, was)
 	if err == nil && len(missing) > 0 {
 		err = fmt.Errorf("this kernel does not take BPF program %s, so %s: %w", missing[0].Program, missing[0].Lost, missing[0].Err)
 		return m, true, err
@@ -141,8 +144,8 @@ func (c *cgroups) stand(cfg bind.Config, was bind.Mark) (m bind.Mark, there bool
 	return m, err == nil || slices.Contains(bind.Standing(), cfg.Ifname), err
 }
 
-func fell(cfg bind.Config, was bind.Mark) (m bind.Mark, there bool, err error) {
-	there, err = bind.Fell(cfg, was)
+func removeCgroup(cfg bind.Config, was bind.Mark) (m bind.Mark, there bool, err error) {
+	there, err = bind.RemoveStanding(cfg, was)
 	return was, there, err
 }
 
