@@ -81,6 +81,15 @@ func debLife(t *testing.T, m *machine, oldDeb, newDeb string) {
 	}
 	i.waitUplinks()
 
+	// The holders go on with the new program when they are told to, and again no rule changes.
+	changes = m.ruleEvents()
+	m.want(`table-allocator-client status | grep -c "older version\|not installed any more"; table-allocator-client reexec >/dev/null; echo $?`, "2", "0")
+	m.wait("the holders execute the new program", `! readlink /proc/[0-9]*/exe | grep "^/usr/sbin/table-allocator-client (deleted)"; table-allocator-client status >/dev/null`)
+	if changes := changes(); len(changes) > 0 || m.sh(`ip rule; ip -6 rule`) != rules {
+		t.Errorf("reexec changed rules: %q", changes)
+	}
+	i.waitUplinks()
+
 	// Removed, it leaves nothing in the kernel, and no process. What is configuration stays, and hooks are harmless.
 	m.sh(`dpkg -r table-allocator 2>&1`)
 	m.want(`set +e; ip -N rule | grep "proto 116"; ip -N -6 rule | grep "proto 116"; ip -N route show table all proto 116; ip -N -6 route show table all proto 116
