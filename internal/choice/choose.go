@@ -46,6 +46,9 @@ func Choose(now time.Duration, all []Candidate, current uint32, pinned string) D
 		if len(all) > 0 && class(all[0].State) < useless {
 			return Decision{Table: all[0].Table, Why: reason(all, all[0])}
 		}
+		if len(all) == 0 {
+			return Decision{Why: "no uplink has a default route"}
+		}
 		return Decision{Why: "none works"}
 	}
 	used := all[at]

@@ -54,6 +54,9 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 		return err
 	}
 	c.announce(family, all, d)
+	if d.Table != current {
+		c.askSooner(now, family)
+	}
 	if d.At != 0 {
 		c.in(max(d.At-now, decideIn))
 	}

@@ -252,6 +252,16 @@ func (c *chooser) finishRound(key wire.Key, of *session, began, timeout time.Dur
 	p.due = max(now, began+p.health.Pause(now, c.role(p), rand.Float64()))
 }
 
+// askSooner has the uplink that was chosen asked as often as one in use: by then its next round was one of a standby, which
+// may be a minute away.
+func (c *chooser) askSooner(now time.Duration, family int) {
+	for _, p := range c.uplinks {
+		if p.session != nil && p.session.family() == family && c.role(p).InUse {
+			p.due = min(p.due, now+p.health.Pause(now, c.role(p), rand.Float64()))
+		}
+	}
+}
+
 func (c *chooser) role(p *probed) choice.Role {
 	return choice.Role{InUse: p.session.lease.table == c.current[p.session.family()], Metered: p.traits.Metered}
 }

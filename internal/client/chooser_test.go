@@ -2,9 +2,12 @@ package client
 
 import (
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -27,6 +30,38 @@ func TestChooserOff(t *testing.T) {
 			c.soon()
 			if at := c.next(); (at != 0) != tt.wakes {
 				t.Errorf("the watch wakes at %v, want that it does: %v", at, tt.wakes)
+			}
+		})
+	}
+}
+
+// TestChosenIsAsked: an uplink that was a standby, and is chosen, is asked as often as one in use from then on.
+func TestChosenIsAsked(t *testing.T) {
+	const now = time.Hour
+	n := choice.Default()
+	standby := func(table uint32, metered bool) *probed {
+		s := &session{lease: &machine{}}
+		s.lease.table, s.lease.uplink.Key.Family = table, wire.Inet
+		h := choice.NewHealth(&n, now)
+		h.Round(now, choice.Round{Answered: true, First: true})
+		p := &probed{session: s, health: h, traits: uplink.Traits{Metered: metered}}
+		p.due = now + h.Pause(now, choice.Role{Metered: metered}, 0)
+		return p
+	}
+	for name, metered := range map[string]bool{"metered": true, "free": false} {
+		t.Run(name, func(t *testing.T) {
+			chosen, other := standby(1, metered), standby(2, metered)
+			c := &chooser{uplinks: map[wire.Key]*probed{{Ifname: "wan0"}: chosen, {Ifname: "wan1"}: other}, current: map[int]uint32{unix.AF_INET: 1}}
+			before := other.due
+			if chosen.due <= now+n.Interval {
+				t.Fatalf("a standby is asked after %v", chosen.due-now)
+			}
+			c.askSooner(now, unix.AF_INET)
+			if chosen.due > now+n.Interval || chosen.due < now {
+				t.Errorf("the chosen one is asked after %v, want %v at the most", chosen.due-now, n.Interval)
+			}
+			if other.due != before {
+				t.Errorf("the other one is asked after %v, before after %v", other.due-now, before-now)
 			}
 		})
 	}
