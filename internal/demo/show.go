@@ -45,8 +45,10 @@ type session struct {
 }
 
 func show(program *nettest.Session) error {
-	if err := unix.Mount("tmpfs", state, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
-		return fmt.Errorf("mount a tmpfs on %s: %w", state, err)
+	for dir, mode := range map[string]string{state: "0700", "/run": "0755"} { // the clients keep files in /run
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode="+mode); err != nil {
+			return fmt.Errorf("mount a tmpfs on %s: %w", dir, err)
+		}
 	}
 	s := &session{Session: program}
 	s.build()
@@ -71,7 +73,7 @@ func (s *session) build() {
 		s.host.IP(s, "address add "+u.addr+"/24 dev "+u.ifname)
 		s.host.IP(s, fmt.Sprintf("route add default via %s dev %s metric %d", u.gateway, u.ifname, 100*(i+1)))
 	}
-	s.far.Do(func() { err = echo() })
+	s.far.Do(func() { err = errors.Join(echo(), serveDownload()) })
 	if err != nil {
 		s.Fatalf("serve %s: %v", internet, err)
 	}
@@ -126,6 +128,7 @@ func (s *session) play() {
 	s.sh("ip rule")
 	s.leases()
 	s.probe(uplinks[1].addr)
+	s.outage()
 }
 
 func say(format string, args ...any) { fmt.Printf("\n# "+format+"\n", args...) }

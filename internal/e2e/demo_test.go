@@ -87,12 +87,17 @@ func TestDemo(t *testing.T) {
 				`3 packets from 203\.0\.113\.2 to 198\.51\.100\.1: 3 left by wan1 through 203\.0\.113\.1; 198\.51\.100\.1 saw them come from 203\.0\.113\.2`,
 				// What is left when one address is gone.
 				`(?s)ip address del.*10000:\s+from 203\.0\.113\.2 lookup 10001 proto 116.*10001\s+inet\s+wan1.*3 packets from 203\.0\.113\.2`,
+				// An uplink loses its Internet.
+				`(?s)release --all.*\* wan0 .*IPv4  unbound traffic uses wan0: the best that works`,
+				`(?s)blackhole\n[0-9]+ requests without an answer; after [0-9.]+ s request [0-9]+ is the first from 203\.0\.113\.2, and is answered\n`,
+				`(?s)is answered.*  wan0 .*dead \(5 rounds without an answer: tcp:80\).*\* wan1 .*IPv4  unbound traffic uses wan1: the only one that works`,
+				`the download from 192\.0\.2\.2 has [0-9]+ kB, stood still for [0-9.]+ s, and misses nothing\n`,
 			} {
 				if !regexp.MustCompile(want).Match(out) {
 					t.Errorf("the demo does not show %s", want)
 				}
 			}
-			if regexp.MustCompile(`(?s)ip address del.*192\.0\.2\.2 lookup`).Match(out) {
+			if regexp.MustCompile(`(?s)ip address del.*192\.0\.2\.2 lookup.*release --all`).Match(out) {
 				t.Error("rules of the address that went are left")
 			}
 			checkReadme(t, string(out))
