@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -42,6 +43,9 @@ func (l *loop) changed(events []route.Event) {
 	l.read = make(map[linkOf][]route.Address)
 	defer func() { l.read = nil }()
 	for _, s := range l.all() {
+		if n.overrun {
+			s.inst.Missed()
+		}
 		if n.overrun || n.concerns(s) {
 			s.noteLeaving(n.went[s.addr])
 			l.look(s)
@@ -65,11 +69,11 @@ func (l *loop) noteHistory(n news) {
 	if len(n.silent) > 0 {
 		l.env.Picture.Emptied(n.silent)
 	}
-	if len(n.history)+len(n.went)+len(n.objects) == 0 {
+	if len(n.history)+len(n.left)+len(n.objects) == 0 {
 		return
 	}
 	for _, s := range l.sessions {
-		s.inst.Hear(n.history[linkOf{s.family(), s.inst.Index}], n.went, n.back)
+		s.inst.Hear(n.history[linkOf{s.family(), s.inst.Index}], n.left, n.back)
 		s.inst.ForgetObjects(n.objects)
 	}
 }
@@ -100,28 +104,29 @@ func (l *loop) followLarge(events []route.Event) map[int]bool {
 // thousand events.
 type news struct {
 	overrun      bool
-	main         map[int]mainNews         // by family
-	newDefault   bool                     // main has a new default route, or a half of one: its link is an uplink, whatever else it is
-	nexthops     bool                     // nexthop objects changed
-	objects      map[uint32]bool          // of those, the deleted
-	linksChanged bool                     // links were added, or changed
-	addresses    map[netip.Addr]bool      // that were added, changed or deleted
-	came         map[onLink]bool          // addresses that were added, or changed
-	went         map[netip.Addr][]int     // the links that addresses were deleted from
-	back         []netip.Addr             // that were added after that
-	links        map[int]bool             // that were added, changed or deleted
-	gone         map[int]bool             // of those, the deleted
-	addressed    map[int]bool             // links whose addresses were added, changed or deleted
-	silent       map[int]bool             // that were down at least for a moment, or that addresses were deleted from
-	names        map[string]bool          // of those links
-	history      map[linkOf][]route.Event // in order: the link was down, its routes in main were added or deleted
-	mainOn       map[linkOf]bool          // links of which another program changed routes of main
-	lost         map[tableOf]bool         // other tables that routes were deleted from
-	rules        map[ruleAt]bool          // where rules of ours were added or deleted; true: deleted
-	tables       map[uint32]bool          // tables of rules of ours that were added or deleted; true: deleted
-	defaults     map[int]bool             // families of which another program changed a default route of main
-	choice       map[int]bool             // families of which main has lost a default route of ours, or another one took its place
-	others       map[int]bool             // families of which another program changed rules, or default routes of other tables
+	main         map[int]mainNews          // by family
+	newDefault   bool                      // main has a new default route, or a half of one: its link is an uplink, whatever else it is
+	nexthops     bool                      // nexthop objects changed
+	objects      map[uint32]bool           // of those, the deleted
+	linksChanged bool                      // links were added, or changed
+	addresses    map[netip.Addr]bool       // that were added, changed or deleted
+	came         map[onLink]bool           // addresses that were added, or changed
+	went         map[netip.Addr][]int      // the links that addresses were deleted from
+	back         []netip.Addr              // that were added after that
+	links        map[int]bool              // that were added, changed or deleted
+	gone         map[int]bool              // of those, the deleted
+	addressed    map[int]bool              // links whose addresses were added, changed or deleted
+	silent       map[int]bool              // that were down at least for a moment, or that addresses were deleted from
+	names        map[string]bool           // of those links
+	history      map[linkOf][]install.Past // in order: the link was down, its routes in main were added or deleted
+	left         []install.Past            // in order: addresses were deleted
+	mainOn       map[linkOf]bool           // links of which another program changed routes of main
+	lost         map[tableOf]bool          // other tables that routes were deleted from
+	rules        map[ruleAt]bool           // where rules of ours were added or deleted; true: deleted
+	tables       map[uint32]bool           // tables of rules of ours that were added or deleted; true: deleted
+	defaults     map[int]bool              // families of which another program changed a default route of main
+	choice       map[int]bool              // families of which main has lost a default route of ours, or another one took its place
+	others       map[int]bool              // families of which another program changed rules, or default routes of other tables
 }
 
 // onLink is an address on a link.
@@ -153,25 +158,26 @@ type ruleAt struct {
 
 func digest(events []route.Event) news {
 	n := news{addresses: make(map[netip.Addr]bool), links: make(map[int]bool), silent: make(map[int]bool), names: make(map[string]bool)}
-	for _, e := range events {
+	for at, e := range events {
+		past := install.Past{At: at, Event: e}
 		switch e.Kind {
 		case route.Overrun:
 			n.overrun = true
 		case route.AddressChanged:
-			n.addAddress(e)
+			n.addAddress(past)
 		case route.LinkChanged, route.LinkGone:
 			n.links[e.Index], n.names[e.Name] = true, true
 			if e.Down {
 				n.silent[e.Index] = true
-				n.addHistory(e, unix.AF_INET, e.Index)
-				n.addHistory(e, unix.AF_INET6, e.Index)
+				n.addHistory(past, unix.AF_INET, e.Index)
+				n.addHistory(past, unix.AF_INET6, e.Index)
 			}
 			n.linksChanged = n.linksChanged || e.Kind == route.LinkChanged
 			if e.Kind == route.LinkGone {
 				n.gone = with(n.gone, e.Index)
 			}
 		case route.RouteChanged:
-			n.addRoute(e)
+			n.addRoute(past)
 		case route.NexthopChanged:
 			n.nexthops = true
 			if e.Deleted {
@@ -190,7 +196,7 @@ func digest(events []route.Event) news {
 	return n
 }
 
-func (n *news) addAddress(e route.Event) {
+func (n *news) addAddress(e install.Past) {
 	n.addresses[e.Addr] = true
 	n.addressed = with(n.addressed, e.Index)
 	if n.came == nil {
@@ -199,6 +205,7 @@ func (n *news) addAddress(e route.Event) {
 	if e.Deleted {
 		n.went[e.Addr] = append(n.went[e.Addr], e.Index)
 		n.silent[e.Index] = true
+		n.left = append(n.left, e)
 	} else {
 		n.came[onLink{e.Addr, e.Index}] = true
 		if len(n.went[e.Addr]) > 0 {
@@ -215,15 +222,15 @@ func with(set map[int]bool, n int) map[int]bool {
 	return set
 }
 
-func (n *news) addHistory(e route.Event, family, index int) {
+func (n *news) addHistory(e install.Past, family, index int) {
 	if n.history == nil {
-		n.history = make(map[linkOf][]route.Event)
+		n.history = make(map[linkOf][]install.Past)
 	}
 	at := linkOf{family, index}
 	n.history[at] = append(n.history[at], e)
 }
 
-func (n *news) addRoute(e route.Event) {
+func (n *news) addRoute(e install.Past) {
 	if n.mainOn == nil {
 		n.mainOn, n.lost = make(map[linkOf]bool), make(map[tableOf]bool)
 	}

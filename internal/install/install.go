@@ -28,6 +28,7 @@ type Env struct {
 	waiting []lines // that could not be written, since another process of ours writes to the file
 	tries   int     // since something waits
 	order   order
+	takers  takers
 }
 
 // Installation is what is installed for one uplink: its rules, routes and resolver lines.
@@ -397,16 +398,15 @@ func (i *Installation) Moved() bool { return len(i.routes.taken) > 0 }
 // Restored reports whether the last sync added any.
 func (i *Installation) Restored() bool { return i.routes.added > 0 }
 
-// Hear takes over events: of the link and of main's routes over it, in order, and of addresses that were deleted from
-// links, which were the source of routes. back are those that were added again.
-func (i *Installation) Hear(history []route.Event, went map[netip.Addr][]int, back []netip.Addr) {
-	i.warn("note what main lost", i.routes.hear(i.Uplink, i.Index, history))
-	for addr, links := range went {
-		if addr.Is4() == i.Uplink.Addr().Is4() {
-			i.warn("note what main lost", i.routes.addressWent(i.Uplink, i.Index, addr, links, slices.Contains(back, addr)))
-		}
-	}
+// Hear takes over events: of the link and of main's routes over it, and of addresses that were deleted from links, which
+// were the source of routes, each in order. back are addresses that were added again.
+func (i *Installation) Hear(history, left []Past, back []netip.Addr) {
+	i.routes.unsure = len(history) > 0 && i.env.Picture == nil && i.Uplink.Settings.Routes == uplink.MoveRoutes
+	i.warn("note what main lost", i.routes.hear(i.Uplink, i.Index, history, left, back))
 }
+
+// Missed says that events were lost, those of what was taken among them: nothing waits for them.
+func (i *Installation) Missed() { i.routes.fresh, i.routes.spent, i.routes.newer = nil, nil, nil }
 
 // ForgetObjects takes over that nexthop objects were deleted. With them the kernel deletes routes, without an event; what
 // the link had lost of these before nobody puts back.

@@ -283,8 +283,7 @@ func TestMovedBesideDeadEnd(t *testing.T) {
 // TestMovedGone: main does not get back what it would have lost meanwhile.
 func TestMovedGone(t *testing.T) {
 	const first, second = "default via 192.0.2.1 metric 5", "default via 192.0.2.2 metric 6"
-	down := []route.Event{{Kind: route.LinkChanged, Down: true}}
-	addresses := map[netip.Addr][]int{netip.MustParseAddr("192.0.2.5"): nil, netip.MustParseAddr("192.0.2.6"): nil}
+	down := past(route.Event{Kind: route.LinkChanged, Down: true})
 	for _, tt := range []struct {
 		name    string
 		while   func(*mover, *Installation)
@@ -306,19 +305,32 @@ func TestMovedGone(t *testing.T) {
 		{"the last address was deleted", func(m *mover, i *Installation) {
 			m.IP(m.t, "address del 192.0.2.5/24 dev wan0")
 			m.IP(m.t, "address add 192.0.2.5/24 dev wan0")
-			i.Hear(nil, addresses, nil)
+			i.Hear(nil, left(m.index, "192.0.2.5", "192.0.2.6"), nil)
 		}, 2, nil},
 		{"one of two addresses was deleted", func(m *mover, i *Installation) {
 			m.IP(m.t, "address add 192.0.2.7/24 dev wan0")
 			m.IP(m.t, "address add 192.0.2.6/32 dev wan0")
 			m.IP(m.t, "address del 192.0.2.6/32 dev wan0")
-			i.Hear(nil, addresses, nil)
+			i.Hear(nil, left(m.index, "192.0.2.5", "192.0.2.6"), nil)
 		}, 2, []string{first, second}},
 		{"the link was down before that was taken", func(_ *mover, i *Installation) { i.routes.fresh = slices.Clone(i.routes.taken); i.Hear(down, nil, nil) }, 2, []string{first, second}},
 		{"the link was down before that was taken a second time", func(_ *mover, i *Installation) {
 			i.routes.fresh = append(slices.Clone(i.routes.taken), i.routes.taken...)
 			for _, r := range i.routes.taken {
-				i.Hear([]route.Event{{Kind: route.RouteChanged, Route: &r, Deleted: true}}, nil, nil)
+				i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &r, Deleted: true}), nil, nil)
+			}
+			i.Hear(down, nil, nil)
+		}, 2, []string{first, second}},
+		{"the link was down before that was taken a second time, and seen down", func(m *mover, i *Installation) {
+			i.routes.fresh = slices.Clone(i.routes.taken)
+			m.IP(m.t, "link set wan0 down")
+			i.Follow(movedTable, false)
+			m.IP(m.t, "link set wan0 up")
+			m.IP(m.t, "route add "+first)
+			m.IP(m.t, "route add "+second)
+			i.Follow(movedTable, false)
+			for _, r := range i.routes.taken {
+				i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &r, Deleted: true}), nil, nil)
 			}
 			i.Hear(down, nil, nil)
 		}, 2, []string{first, second}},
@@ -326,21 +338,18 @@ func TestMovedGone(t *testing.T) {
 			m.IP(m.t, "link set wan0 down")
 			m.IP(m.t, "link set wan0 up")
 			back := i.routes.taken[0]
-			i.Hear(append(slices.Clone(down), route.Event{Kind: route.RouteChanged, Route: &back}, route.Event{Kind: route.RouteChanged, Route: &back, Deleted: true}), nil, nil)
+			i.Hear(past(down[0].Event, route.Event{Kind: route.RouteChanged, Route: &back}, route.Event{Kind: route.RouteChanged, Route: &back, Deleted: true}), nil, nil)
 		}, 0, nil},
 		{"another came into its place", func(m *mover, i *Installation) { // and the holder of another address took it
 			other := i.routes.taken[0]
 			other.Gateway = netip.MustParseAddr("192.0.2.9")
-			i.Hear([]route.Event{{Kind: route.RouteChanged, Route: &other}}, nil, nil)
+			i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &other}), nil, nil)
 		}, 1, []string{second}},
 		{"another program emptied the table", func(m *mover, _ *Installation) { m.IP(m.t, "route flush table 10000") }, 2, []string{first, second}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newMover(t, "add "+first, "add "+second)
 			i := m.placed()
-			for addr := range addresses {
-				addresses[addr] = []int{m.index}
-			}
 			m.Do(func() {
 				i.routes.fresh = nil // the events were heard
 				tt.while(m, i)
@@ -368,12 +377,12 @@ func TestMovedSource(t *testing.T) {
 	i.routes.fresh = nil // the events were heard
 	m.IP(t, "address add 198.51.100.5/28 dev wan1")
 	m.IP(t, "address del 198.51.100.5/28 dev wan1") // it had two lengths for a moment
-	i.Hear(nil, map[netip.Addr][]int{netip.MustParseAddr("198.51.100.5"): {m.index + 1}}, nil)
+	i.Hear(nil, left(m.index+1, "198.51.100.5"), nil)
 	if len(i.routes.taken) != 2 {
 		t.Errorf("taken is %v", i.routes.taken)
 	}
 	m.IP(t, "address del 198.51.100.5/24 dev wan1")
-	i.Hear(nil, map[netip.Addr][]int{netip.MustParseAddr("198.51.100.5"): {m.index + 1}}, nil)
+	i.Hear(nil, left(m.index+1, "198.51.100.5"), nil)
 	m.clear(i)
 	if got := m.defaults("main"); len(got) != 1 {
 		t.Errorf("main has %q", got)
@@ -389,7 +398,7 @@ func TestMovedSource(t *testing.T) {
 		if killed {
 			i = m.placed()
 		} else {
-			i.Hear(nil, map[netip.Addr][]int{netip.MustParseAddr("fd00::6"): {m.index}}, nil)
+			i.Hear(nil, left(m.index, "fd00::6"), nil)
 		}
 		m.clear(i)
 		if got := m.IP(t, "-6 route show default"); !strings.HasPrefix(got, "default via fe80::1 dev wan0 metric 1024 ") {
@@ -479,7 +488,7 @@ func TestMovedBesideAnother(t *testing.T) {
 	m.clear(first)
 	m.Do(func() {
 		second.routes.fresh = nil
-		second.Hear([]route.Event{{Kind: route.RouteChanged, Route: &back}}, nil, nil)
+		second.Hear(past(route.Event{Kind: route.RouteChanged, Route: &back}), nil, nil)
 		second.Follow(movedTable+1, false)
 	})
 	if got := m.defaults("10001"); len(got) != 1 || !strings.Contains(got[0], "203.0.113.1") {

@@ -22,6 +22,8 @@ type placer struct {
 	table      uint32        // 0: no lease
 	taken      []route.Route // what main lost to the table, as it was there
 	fresh      []route.Route // of that, what was deleted from main after the last event that was heard
+	spent      []route.Route // what was fresh before the link was down: the events of its deletion are still to come
+	newer      []route.Route // what was fresh at the last event that tells of a loss
 	last       []route.Route // what main had over the link, when the link was up last, and what others took of it
 	others     []route.Route // what others of the link took, or gave back to main, and what main had beside taken
 	lost       []route.Route // of that, what went with the link
@@ -47,7 +49,8 @@ const maxLost = 1000
 // look reads what a plan is made from, and reports whether the link is up and has the address: routes wait for both.
 func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, ready bool, err error) {
 	if p.down = !link.Up; p.down {
-		p.wasDown, p.fresh, p.filling = true, nil, nil
+		p.spent = append(p.spent, p.fresh...)
+		p.wasDown, p.fresh, p.newer, p.filling = true, nil, nil, nil
 		return m, false, false, nil
 	}
 	var addresses []route.Address
@@ -143,7 +146,7 @@ func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
 	inMain := func(r route.Route) bool { return slices.ContainsFunc(m.Routes, r.Equal) }
 	p.others = slices.Concat(others, slices.DeleteFunc(p.others, func(r route.Route) bool { return !inMain(r) }))
 	m.Taken = slices.Concat(p.taken, p.others)
-	p.wasDown, p.went = false, nil
+	p.wasDown, p.went, p.newer = false, nil, nil
 	now := slices.Concat(slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) }), others)
 	p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool {
 		return slices.ContainsFunc(now, func(l route.Route) bool { return sameDestination(l, r) })
@@ -163,67 +166,101 @@ func (p *placer) lose(taken bool) {
 	p.lost = append(p.lost, p.last...)
 	p.last = nil
 	if taken {
-		gone := slices.DeleteFunc(slices.Clone(p.taken), p.isFresh)
+		gone := slices.DeleteFunc(slices.Clone(p.taken), p.outlives)
 		p.env.order.forget(gone)
 		p.lost = append(p.lost, gone...)
-		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !p.isFresh(r) })
+		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !p.outlives(r) })
 	}
+}
+
+// outlives reports whether a route was taken after all losses that were heard.
+func (p *placer) outlives(r route.Route) bool {
+	return p.isFresh(r) || slices.ContainsFunc(p.newer, r.Equal)
 }
 
 // isFresh reports whether events that are heard now may be from before a route was taken.
 func (p *placer) isFresh(r route.Route) bool { return slices.ContainsFunc(p.fresh, r.Equal) }
 
-// hear takes over what happened to the link and to main's routes over it, in order. Main may have been read since, so
-// that it does not show all of that: what somebody put back is not lost any more, even if he has deleted it again, and
-// what came into the place of a route that was taken replaced it, even if the holder of another address has taken it.
-func (p *placer) hear(u uplink.Uplink, index int, history []route.Event) error {
+// Past is an event with its place among all that are heard at once.
+type Past struct {
+	At int
+	route.Event
+}
+
+// hear takes over what happened to the link and to main's routes over it, and which addresses were deleted from links,
+// all in order. back are addresses that were added again.
+func (p *placer) hear(u uplink.Uplink, index int, history, left []Past, back []netip.Addr) error {
+	var errs []error
+	changed := false
+	for len(history)+len(left) > 0 {
+		var lost bool
+		if len(left) == 0 || len(history) > 0 && history[0].At < left[0].At {
+			lost, history = p.hearOne(history[0].Event), history[1:]
+		} else {
+			var err error
+			lost, err = p.addressWent(u, index, left[0].Event, slices.Contains(back, left[0].Addr))
+			errs, left = append(errs, err), left[1:]
+		}
+		changed = changed || lost
+	}
+	if changed {
+		errs = append(errs, p.writeTaken(u, index))
+	}
+	return errors.Join(errs...)
+}
+
+// hearOne takes over one event of the link or of main's routes over it, and reports whether that changed what was taken.
+// Main may have been read since, so that it does not show all of that: what somebody put back is not lost any more, even
+// if he has deleted it again, and what came into the place of a route that was taken replaced it, even if the holder of
+// another address has taken it.
+func (p *placer) hearOne(e route.Event) bool {
 	had := len(p.taken)
-	for _, e := range history {
-		switch {
-		case e.Route == nil:
-			p.lose(true)
-		case e.Deleted:
-			if at := slices.IndexFunc(p.fresh, e.Route.Equal); at >= 0 { // once for each time that it was taken
-				p.fresh = slices.Delete(p.fresh, at, at+1)
-			}
-			p.last = slices.DeleteFunc(p.last, e.Route.Equal)
-		case e.Protocol != route.Protocol:
-			p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
-			if !slices.ContainsFunc(p.others, e.Route.Equal) {
-				p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return samePlace(r, *e.Route) && !r.Equal(*e.Route) && !p.isFresh(r) })
-			}
+	switch {
+	case e.Route == nil:
+		p.newer = slices.Clone(p.fresh)
+		p.lose(true)
+	case e.Deleted:
+		if at := slices.IndexFunc(p.spent, e.Route.Equal); at >= 0 { // once for each time that it was taken
+			p.spent = slices.Delete(p.spent, at, at+1)
+		} else if at := slices.IndexFunc(p.fresh, e.Route.Equal); at >= 0 {
+			p.fresh = slices.Delete(p.fresh, at, at+1)
+		}
+		p.last = slices.DeleteFunc(p.last, e.Route.Equal)
+	case e.Protocol != route.Protocol:
+		p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
+		if !slices.ContainsFunc(p.others, e.Route.Equal) {
+			p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return samePlace(r, *e.Route) && !r.Equal(*e.Route) && !p.isFresh(r) })
 		}
 	}
-	p.unsure = len(history) > 0 && p.env.Picture == nil && u.Settings.Routes == uplink.MoveRoutes
-	if len(p.taken) == had {
-		return nil
-	}
-	return p.writeTaken(u, index)
+	return len(p.taken) != had
 }
 
 func sameDestination(a, b route.Route) bool {
 	return a.Dst == b.Dst && a.From == b.From && a.TOS == b.TOS
 }
 
-// addressWent notes what main would have lost of what was taken, now that an address was deleted from links. If it is
-// there and did not come back, it has had two lengths.
-func (p *placer) addressWent(u uplink.Uplink, index int, addr netip.Addr, links []int, back bool) error {
-	here := slices.Contains(links, index)
-	if here && addr.Is4() {
-		p.went = append(p.went, addr)
+// addressWent notes what main would have lost of what was taken, now that an address was deleted from a link, and reports
+// whether that is any of it. If it is there and did not come back, it has had two lengths.
+func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back bool) (bool, error) {
+	if e.Addr.Is4() != u.Addr().Is4() {
+		return false, nil
+	}
+	here := e.Index == index
+	if here && e.Addr.Is4() {
+		p.went, p.newer = append(p.went, e.Addr), slices.Clone(p.fresh)
 	}
 	source := func(r route.Route) bool {
-		return r.Src == addr && (here || addr.Is4()) && !p.isFresh(r)
+		return r.Src == e.Addr && (here || e.Addr.Is4()) && !p.isFresh(r)
 	}
 	if !slices.ContainsFunc(p.taken, source) {
-		return nil
+		return false, nil
 	}
 	addresses, err := p.env.Kernel.Addresses(u.Family())
-	if err != nil || !back && slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == addr }) {
-		return err
+	if err != nil || !back && slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == e.Addr }) {
+		return false, err
 	}
 	p.taken = uplink.WithoutSource(p.taken, source)
-	return p.writeTaken(u, index)
+	return true, nil
 }
 
 // bare reports whether the link has been without any IPv4 address since the last look, for all that is known. The kernel
@@ -248,6 +285,9 @@ func (p *placer) stands(m uplink.Main) []route.Route {
 }
 
 func (p *placer) writeTaken(u uplink.Uplink, index int) error {
+	if p.env.takers.another(p, u, index) { // the file is of that one
+		return nil
+	}
 	files, err := movedOn(u.Family(), index)
 	if err != nil {
 		return err
@@ -257,6 +297,9 @@ func (p *placer) writeTaken(u uplink.Uplink, index int) error {
 
 // cleanMain deletes from main what the table has now: routes that are moved, and those of fallBack.
 func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
+	if p.env.takers.another(p, u, m.Index) {
+		return nil
+	}
 	if m.DeadEnd && len(p.taken) > 0 {
 		return errors.Join(p.putBack(u, m), p.writeTaken(u, m.Index))
 	}
@@ -281,6 +324,7 @@ func (p *placer) take(u uplink.Uplink, index int, routes []route.Route) error {
 		return nil
 	}
 	before := slices.Clone(p.taken)
+	p.env.takers.succeed(p, u, index) // the one that had done so before may have ended
 	err := p.note(u, index, routes)
 	deleted, deleteErr := p.delete(u, routes)
 	p.fresh = append(p.fresh, deleted...)
@@ -362,6 +406,7 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 		})
 	})
 	p.table, p.heir = table, before.Table == table
+	p.env.takers.succeed(p, u, m.Index)
 	p.env.order.note(before.Order)
 	m.Taken = append(slices.Clone(m.Taken), p.taken...)
 	return errors.Join(err, p.writeTaken(u, m.Index))
@@ -419,8 +464,11 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table == 0 {
 		return nil
 	}
-	if p.wasDown || p.bare(u, m) || p.succeeded(u, m.Index) {
+	switch {
+	case p.succeeded(u, m.Index):
 		p.taken = nil
+	case p.wasDown || p.bare(u, m):
+		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !p.outlives(r) })
 	}
 	err := p.restore(u, p.stands(m))
 	m.Routes = slices.Concat(m.Routes, p.taken)
@@ -451,6 +499,7 @@ func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 func (p *placer) drop(u uplink.Uplink, index int) error {
 	before := *p
 	*p = placer{env: p.env}
+	p.env.takers.end(p, u, index)
 	p.env.order.forget(before.taken) // else main had them back
 	if u.Settings.Routes != uplink.MoveRoutes || before.table == 0 || before.succeeded(u, index) {
 		return nil
