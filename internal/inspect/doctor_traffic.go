@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -199,14 +200,16 @@ func lookSNAT(p *patient) (all []symptom) {
 	return all
 }
 
-var dnatTo = regexp.MustCompile(`dnat (?:ip6? )?to \[?([0-9a-fA-F.:]+?)\]?(?::\d+)?(?:\s|$)`)
+var dnatTo = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`dnat (?:ip6? )?to \[?([0-9a-fA-F.:]+?)\]?(?::\d+)?(?:\s|$)`)
+})
 
 // lookPublished asks by which uplink containers answer connections to published ports.
 func lookPublished(p *patient) (all []symptom) {
 	seen := make(map[string]bool)
 	for _, c := range p.chains("dnat ") {
 		for line := range strings.Lines(c.body) {
-			found := dnatTo.FindStringSubmatch(line)
+			found := dnatTo().FindStringSubmatch(line)
 			if found == nil {
 				continue
 			}

@@ -119,7 +119,7 @@ func decodeName(key string, value []byte, into *string) error {
 	if err := jsonc.Decode(key, value, into, "the name of a group"); err != nil {
 		return err
 	}
-	if !accountSyntax.MatchString(*into) {
+	if !accountSyntax().MatchString(*into) {
 		return fmt.Errorf("%s: %q is no name of a group", key, *into)
 	}
 	return nil

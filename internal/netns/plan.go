@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -52,13 +53,13 @@ type State struct {
 // each family, which all packets pass.
 const DefaultMax = 32
 
-var nameSyntax = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,14}$`)
+var nameSyntax = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,14}$`) })
 
-var accountSyntax = regexp.MustCompile(`^@?[A-Za-z_][A-Za-z0-9_.$-]{0,63}$`)
+var accountSyntax = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^@?[A-Za-z_][A-Za-z0-9_.$-]{0,63}$`) })
 
 // CheckName returns why a namespace cannot have a name.
 func CheckName(name string) error {
-	if !nameSyntax.MatchString(name) {
+	if !nameSyntax().MatchString(name) {
 		return fmt.Errorf("%q is no name of a namespace: want a letter, and up to 14 letters, digits, _ and - behind it", name)
 	}
 	return nil
@@ -73,7 +74,7 @@ func (c Config) Check() error {
 		return fmt.Errorf("%q is no name of an uplink", c.Ifname)
 	}
 	for _, who := range c.Allow {
-		if !accountSyntax.MatchString(who) {
+		if !accountSyntax().MatchString(who) {
 			return fmt.Errorf("%q is no name of a user, and no @GROUP", who)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -99,13 +100,13 @@ func Open(key wire.Key, as string) (*wire.Conn, error) {
 	return wire.Listen(addr, wire.MaxReplace)
 }
 
-var standInSuffix = regexp.MustCompile(`\+[0-9]+-[0-9a-f]+$`)
+var standInSuffix = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\+[0-9]+-[0-9a-f]+$`) })
 
 // HolderNames are the holders' names that clients of ours have now, or stand in for.
 func HolderNames() ([]string, error) {
 	names, err := wire.PaddedNames(ours().Has)
 	for i := range names {
-		names[i] = standInSuffix.ReplaceAllString(names[i], "")
+		names[i] = standInSuffix().ReplaceAllString(names[i], "")
 	}
 	return names, err
 }
@@ -115,7 +116,7 @@ func standIns(key wire.Key) ([]wire.Addr, error) {
 	names, err := wire.PaddedNames(ours().Has)
 	var addrs []wire.Addr
 	for _, name := range names {
-		if loc := standInSuffix.FindStringIndex(name); loc == nil || name[:loc[0]] != key.String() {
+		if loc := standInSuffix().FindStringIndex(name); loc == nil || name[:loc[0]] != key.String() {
 			continue
 		}
 		addr, err := wire.Padded(name)
@@ -155,7 +156,7 @@ func Occupants(keys []wire.Key) (map[wire.Key]Occupant, error) {
 		return nil, err
 	}
 	for _, name := range names {
-		key, ok := byText[standInSuffix.ReplaceAllString(name, "")]
+		key, ok := byText[standInSuffix().ReplaceAllString(name, "")]
 		if !ok || name == key.String() {
 			continue
 		}

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"regexp"
+	"sync"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 )
@@ -44,7 +45,9 @@ func Defaults(main []route.Route) map[int]bool {
 }
 
 // internalName has the names that container engines and hypervisors give bridges and the host's ends of cables.
-var internalName = regexp.MustCompile(`^(lo|docker[0-9]+|br-[0-9a-f]{12}|docker_gwbridge|veth.*|virbr[0-9].*|vnet[0-9].*|lxc.*|lxdbr[0-9].*|cni.*|cali.*|flannel.*|podman[0-9].*|kube-ipvs[0-9]+|nodelocaldns|tailscale[0-9]+|ifb[0-9]+|dummy[0-9]+|tav[0-9]+)$`)
+var internalName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(lo|docker[0-9]+|br-[0-9a-f]{12}|docker_gwbridge|veth.*|virbr[0-9].*|vnet[0-9].*|lxc.*|lxdbr[0-9].*|cni.*|cali.*|flannel.*|podman[0-9].*|kube-ipvs[0-9]+|nodelocaldns|tailscale[0-9]+|ifb[0-9]+|dummy[0-9]+|tav[0-9]+)$`)
+})
 
 // internal reports whether a link leads to this host itself, to its containers and virtual machines, or into a
 // tunnel: addresses there are services or far ends, and no uplinks unless main has a default route over the link.
@@ -59,7 +62,7 @@ func (l Link) internal() bool {
 			return l.hasOnlyContainers()
 		}
 	}
-	return internalName.MatchString(l.Name)
+	return internalName().MatchString(l.Name)
 }
 
 // hasOnlyContainers reports whether all ports of a bridge are cables to containers or virtual machines.

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 )
@@ -229,7 +230,7 @@ func ParseRequest(data []byte) (Request, error) { return ParseRequestText(string
 // ParseRequestText is ParseRequest for text that the Request may keep parts of.
 func ParseRequestText(text string) (Request, error) {
 	r, err := parseRequest(text)
-	if err != nil && responseLike.MatchString(text) {
+	if err != nil && responseLike().MatchString(text) {
 		r.Cmd = Response
 	}
 	return r, err
@@ -237,7 +238,7 @@ func ParseRequestText(text string) (Request, error) {
 
 // responseLike finds the member of a response, also in a datagram that is not JSON or that was cut off
 // behind it.
-var responseLike = regexp.MustCompile(`"cmd"[ \t\r\n]*:[ \t\r\n]*2[ \t\r\n]*[,}]`)
+var responseLike = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"cmd"[ \t\r\n]*:[ \t\r\n]*2[ \t\r\n]*[,}]`) })
 
 // requestKeys are those of a request, by number.
 var requestKeys = []key{
