@@ -124,12 +124,8 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 		}
 	}
 	added, deleted, syncErr := p.env.Kernel.SyncRoutesFrom(have, u.Family(), table, plan)
-	for _, r := range added {
-		p.env.Log.Debug("route added", p.env.attrs(u, r)...)
-	}
-	for _, r := range deleted {
-		p.env.Log.Debug("route removed", p.env.attrs(u, r)...)
-	}
+	p.env.logRoutes("route added", u, added...)
+	p.env.logRoutes("route removed", u, deleted...)
 	p.placed, p.added = len(plan), len(added)
 	return errors.Join(err, syncErr)
 }
@@ -365,7 +361,7 @@ func (p *placer) changeMain(u uplink.Uplink, routes []route.Route, change func(r
 		errs = append(errs, err)
 		if ok && err == nil {
 			changed = append(changed, r)
-			p.env.Log.Debug(done, p.env.attrs(u, r)...)
+			p.env.logRoutes(done, u, r)
 		}
 	}
 	return changed, errors.Join(errs...)
@@ -531,14 +527,16 @@ func (p *placer) withdraw(u uplink.Uplink, m uplink.Main) error {
 
 func ours(r route.Route) bool { return r.Protocol == route.Protocol }
 
-// attrs is what a log line says of a route, as ip prints it.
-func (e *Env) attrs(u uplink.Uplink, r route.Route) []any {
-	text := r.String()
-	if e.Log.Enabled(context.Background(), slog.LevelDebug) {
-		text = e.RouteText(r)
+// logRoutes logs what happened to routes of an uplink, each as ip prints it. A thousand tables have many routes, and
+// most often nobody reads of them.
+func (e *Env) logRoutes(what string, u uplink.Uplink, routes ...route.Route) {
+	if !e.Log.Enabled(context.Background(), slog.LevelDebug) {
+		return
 	}
-	return []any{"route", text, "ifname", u.Key.Ifname, "addr", u.Key.Address,
-		"family", u.Key.Family.String(), "table", r.Table}
+	for _, r := range routes {
+		e.Log.Debug(what, "route", e.RouteText(r), "ifname", u.Key.Ifname, "addr", u.Key.Address,
+			"family", u.Key.Family.String(), "table", r.Table)
+	}
 }
 
 // RouteText is a route as `ip route` prints it, with the name of its link.

@@ -1,7 +1,9 @@
 package install
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 
@@ -162,8 +164,9 @@ func (r *Rules) sync(table uint32, want []route.Rule) error {
 	if table == 0 {
 		r.extra = nil // another client of the address may want the same rules
 	}
+	host := r.Uplink.Host()
 	owned := func(rule route.Rule) bool { // that of the choice goes with the lease, and is else the chooser's
-		return r.Owns(rule) && (table == 0 || rule.Table != table || !uplink.IsChoice(rule))
+		return r.owns(host, rule) && (table == 0 || rule.Table != table || !uplink.IsChoice(rule))
 	}
 	deleted, err := r.env.SyncRules(r.Uplink.Family(), owned, want, r.Attrs)
 	if err == nil && (len(dropped) > 0 ||
@@ -243,6 +246,9 @@ func (r *Rules) Unshare(table uint32) error {
 // SyncRules is Kernel.SyncRules, and logs each change, with the attributes that attrs gives for a rule.
 func (e *Env) SyncRules(family int, owned func(route.Rule) bool, want []route.Rule, attrs func(route.Rule) []any) (deleted []route.Rule, err error) {
 	added, deleted, err := e.Kernel.SyncRules(family, owned, want)
+	if !e.Log.Enabled(context.Background(), slog.LevelDebug) {
+		return deleted, err
+	}
 	for _, r := range added {
 		e.Log.Debug("rule added", attrs(r)...)
 	}
@@ -258,17 +264,17 @@ func (r *Rules) Attrs(rule route.Rule) []any {
 		"family", r.Uplink.Key.Family.String(), "table", rule.Table, "priority", rule.Priority}
 }
 
-// Owns reports whether a rule of the kernel belongs to the uplink.
-func (r *Rules) Owns(rule route.Rule) bool {
+// owns reports whether a rule of the kernel belongs to the uplink, of which host is the address.
+func (r *Rules) owns(host netip.Prefix, rule route.Rule) bool {
 	if uplink.IsForeign(rule) {
 		return false // it is of a binding to another interface
 	}
 	if rule.Protocol == route.Protocol && uplink.LeavesTable(rule) {
-		return rule.Src == r.Uplink.Host() && (!r.shared || slices.Contains(r.extra, rule))
+		return rule.Src == host && (!r.shared || slices.Contains(r.extra, rule))
 	}
 	if rule.Protocol == route.Protocol {
 		whole, known := r.tables[rule.Table]
-		return whole || known && rule.Src == r.Uplink.Host()
+		return whole || known && rule.Src == host
 	}
 	return r.originals[rule.Table] && r.Uplink.Original(rule, rule.Table)
 }

@@ -26,7 +26,7 @@ func TestOwnsLookups(t *testing.T) {
 		uplink.LookupOf(guard, 10001): false,
 		guard:                         false,
 	} {
-		if got := r.Owns(rule); got != want {
+		if got := r.owns(r.Uplink.Host(), rule); got != want {
 			t.Errorf("%s is owned: %v", rule, got)
 		}
 	}
@@ -74,7 +74,7 @@ func TestLeftovers(t *testing.T) {
 			r.tables, r.originals = r.Uplink.Leftovers(tt.rules)
 			var got []route.Rule
 			for _, rule := range tt.rules {
-				if r.Owns(rule) {
+				if r.owns(r.Uplink.Host(), rule) {
 					got = append(got, rule)
 				}
 			}
