@@ -139,6 +139,7 @@ func (l *loop) add(m *machine, conn *wire.Conn) *session {
 	}
 	s.inst = l.env.New(m.uplink, log, s.warn)
 	l.sessions = append(l.sessions, s)
+	l.rests.grow()
 	if err := l.conns.Add(conn, s); err != nil {
 		l.fail(err)
 	}

@@ -20,8 +20,6 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-const gcPercent = 30 // how much the heap may grow: a thousand addresses take 4 MiB
-
 // DefaultReconcile is how often everything is compared, even without events.
 const DefaultReconcile = time.Minute
 
