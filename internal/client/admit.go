@@ -147,13 +147,8 @@ func (h *host) dropped(s *session) {
 // the host; if events were lost, all.
 func (h *host) changedSessions() []*session {
 	names, addresses, err := h.kernel.HostAddresses()
-	routes := make(map[int]map[uint32]int) // how many routes of ours each table has
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		count := make(map[uint32]int)
-		err = errors.Join(err, h.kernel.EachOfOurs(family, unix.RT_TABLE_UNSPEC, func(r route.Route) { count[r.Table]++ }))
-		routes[family] = count
-	}
-	if err != nil || h.blind {
+	routes, routesErr := h.countRoutes()
+	if err != nil || routesErr != nil || h.blind {
 		return h.all()
 	}
 	there := make(map[onLink]route.Address, len(addresses))
@@ -163,8 +158,18 @@ func (h *host) changedSessions() []*session {
 	return slices.DeleteFunc(h.all(), func(s *session) bool {
 		a, ok := there[onLink{s.addr, s.inst.Index}]
 		return ok && a.Created == s.created && names[s.inst.Index].Name == s.lease.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
-			(s.lease.state != held || s.inst.Installed && !s.inst.Stale() && routes[s.family()][s.lease.table] == s.inst.Routes())
+			(s.lease.state != held || s.inst.Installed && !s.inst.Stale() && routes[tableOf{s.family(), s.lease.table}] == s.inst.Routes())
 	})
+}
+
+// countRoutes counts the routes of ours in each table.
+func (h *host) countRoutes() (map[tableOf]int, error) {
+	count := make(map[tableOf]int)
+	var errs []error
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		errs = append(errs, h.kernel.EachOfOurs(family, unix.RT_TABLE_UNSPEC, func(r route.Route) { count[tableOf{family, r.Table}]++ }))
+	}
+	return count, errors.Join(errs...)
 }
 
 // admit starts a session for each address that has none.
@@ -180,16 +185,24 @@ func (h *host) admit() {
 	} else {
 		h.leased = leased
 	}
+	now := wire.Now()
+	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
+	before := len(h.sessions)
+	h.meetOthers(h.admitEach(links, addresses))
+	if len(h.sessions)-before >= burst {
+		h.reconcileAt = min(h.reconcileAt, now+afterBurst)
+	}
+	h.followStale()
+}
+
+// admitEach starts a session for each address that has none, and returns those that another process has the name of.
+func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (taken []candidate) {
 	sessions := make(map[wire.Key]bool, len(h.sessions))
 	former := make(map[onLink]bool) // addresses that have a session, which sees to it that its link was renamed
 	for _, s := range h.sessions {
 		sessions[s.lease.uplink.Key], former[onLink{s.addr, s.inst.Index}] = true, true
 	}
-	now := wire.Now()
-	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
 	ended := make(map[wire.Key]bool)
-	var taken []candidate
-	before := len(h.sessions)
 	for _, a := range addresses {
 		link := links[a.Index]
 		u, ok := h.config.Uplink(a, link.Name)
@@ -204,11 +217,7 @@ func (h *host) admit() {
 		}
 	}
 	h.ended = ended
-	h.meetOthers(taken)
-	if len(h.sessions)-before >= burst {
-		h.reconcileAt = min(h.reconcileAt, now+afterBurst)
-	}
-	h.followStale()
+	return taken
 }
 
 // uplinks are the links and addresses of the host. Those of links that main has a default route over, or had before it

@@ -151,6 +151,13 @@ func (h *host) use(family int, served map[netip.Addr]bool, rules []route.Rule, r
 	for _, r := range routes {
 		in.tables[r.Table] = in.tables[r.Table] || served[r.Src]
 	}
+	h.addSessions(&in, family, sourced)
+	in.orphan = uplink.Orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !in.tables[r.Table] }))
+	return in
+}
+
+// addSessions adds what the sessions of the watch use. sourced are the addresses that have a rule to a table.
+func (h *host) addSessions(in *inUse, family int, sourced map[netip.Addr]bool) {
 	for _, s := range h.sessions {
 		if s.family() == family && s.lease.table != 0 {
 			in.tables[s.lease.table] = true
@@ -159,8 +166,6 @@ func (h *host) use(family int, served map[netip.Addr]bool, rules []route.Rule, r
 			in.waiting[s.addr] = true
 		}
 	}
-	in.orphan = uplink.Orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !in.tables[r.Table] }))
-	return in
 }
 
 // stale reports whether a rule is ours, and no client uses it.
@@ -183,7 +188,19 @@ func (h *host) returnDead(family int, source route.Rule, routes []route.Route, a
 	if err := h.removeServers(addr); err != nil {
 		return err
 	}
-	index, network := 0, source.Src // of its link, if that can be found
+	index, network := formerLink(source, routes, addresses)
+	link, found, err := h.kernel.LinkByIndex(index)
+	if err != nil || !found {
+		return err
+	}
+	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
+	h.log.Info("a client died; its lease is released", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
+	return errors.Join(h.env.ReturnRoutes(u, source.Table), h.giveBack(u.Key))
+}
+
+// formerLink returns the link of an address whose client died, 0 if it cannot be found, and the network there.
+func formerLink(source route.Rule, routes []route.Route, addresses []route.Address) (index int, network netip.Prefix) {
+	addr, network := source.Src.Addr(), source.Src
 	for _, r := range routes {
 		if r.Table == source.Table && r.Src == addr && r.Index != 0 {
 			index = r.Index
@@ -194,13 +211,7 @@ func (h *host) returnDead(family int, source route.Rule, routes []route.Route, a
 			index, network = a.Index, a.Network()
 		}
 	}
-	link, found, err := h.kernel.LinkByIndex(index)
-	if err != nil || !found {
-		return err
-	}
-	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
-	h.log.Info("a client died; its lease is released", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
-	return errors.Join(h.env.ReturnRoutes(u, source.Table), h.giveBack(u.Key))
+	return index, network
 }
 
 // giveBack releases a lease that no session has. It does not wait for the answer: if the request is lost, the lease

@@ -226,19 +226,23 @@ func (l *loop) fire(now time.Duration) {
 		l.checkPrefixes()
 	}
 	for _, s := range l.all() {
-		if s.retryAt != 0 && now >= s.retryAt {
-			l.deliver(s, s.retry)
-		}
-		if s.inst.RefreshAt != 0 && now >= s.inst.RefreshAt {
-			s.inst.RefreshAt = 0
-			l.look(s)
-			l.tellSoon(s)
-			l.serveBound(s)
-			_ = l.restoreRules(s) // which warns
-		}
-		if at := s.lease.deadline(); at != 0 && now >= at {
-			l.feed(s, event{kind: timer, full: s.retryAt != 0})
-		}
+		l.fireSession(s, now)
+	}
+}
+
+func (l *loop) fireSession(s *session, now time.Duration) {
+	if s.retryAt != 0 && now >= s.retryAt {
+		l.deliver(s, s.retry)
+	}
+	if s.inst.RefreshAt != 0 && now >= s.inst.RefreshAt {
+		s.inst.RefreshAt = 0
+		l.look(s)
+		l.tellSoon(s)
+		l.serveBound(s)
+		_ = l.restoreRules(s) // which warns
+	}
+	if at := s.lease.deadline(); at != 0 && now >= at {
+		l.feed(s, event{kind: timer, full: s.retryAt != 0})
 	}
 }
 
@@ -246,20 +250,10 @@ func (l *loop) fire(now time.Duration) {
 func (l *loop) feed(s *session, ev event) {
 	before, away := s.lease.state, s.lease.away
 	actions := s.lease.step(wire.Now(), ev)
-	switch {
-	case s.lease.away && !away:
-		s.log.Warn("the server does not answer; the rules stay", "table", s.lease.table)
-		l.tellServer(true)
-	case away && !s.lease.away:
-		s.log.Info("the server answers again", "table", s.lease.table)
-	}
+	l.tellAway(s, away)
 	switch ev.kind {
 	case unreachable:
-		l.tellServer(true)
-		if s.lease.patient() && l.absent != ev.err.Error() {
-			l.absent = ev.err.Error()
-			l.log.Warn("cannot reach the server; asking again", "err", ev.err)
-		}
+		l.tellUnreachable(s, ev.err)
 	case replied:
 		l.absent = ""
 		l.tellServer(false)
@@ -275,6 +269,26 @@ func (l *loop) feed(s *session, ev event) {
 	}
 	if ev.kind == replied && before == held && !s.lease.away {
 		_ = l.restoreRules(s) // at each renewal, in case that an event was lost. It warns
+	}
+}
+
+// tellAway logs that the server answers a session no more, or again. away is how it was before.
+func (l *loop) tellAway(s *session, away bool) {
+	switch {
+	case s.lease.away && !away:
+		s.log.Warn("the server does not answer; the rules stay", "table", s.lease.table)
+		l.tellServer(true)
+	case away && !s.lease.away:
+		s.log.Info("the server answers again", "table", s.lease.table)
+	}
+}
+
+// tellUnreachable says once for all sessions why the server cannot be reached.
+func (l *loop) tellUnreachable(s *session, err error) {
+	l.tellServer(true)
+	if s.lease.patient() && l.absent != err.Error() {
+		l.absent = err.Error()
+		l.log.Warn("cannot reach the server; asking again", "err", err)
 	}
 }
 

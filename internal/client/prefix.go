@@ -85,15 +85,8 @@ func (l *loop) takenPrefix(s *session, prefix netip.Prefix) (why string, err err
 		return "", err
 	}
 	others := otherUplinks(rules, addresses, s.inst.Index)
-	stands := slices.ContainsFunc(rules, func(r route.Rule) bool { return r.Src == prefix && r.Table == s.lease.table })
-	for _, r := range rules {
-		index, other := others[r.Table]
-		if !other || uplink.IsHost(r) || !r.Src.Overlaps(prefix) || isNetworkOf(index, r.Src, addresses) {
-			continue
-		}
-		if !stands || r.Table < s.lease.table { // of two that came at once, one stays
-			return fmt.Sprintf("another uplink has the prefix %s", r.Src), nil
-		}
+	if theirs := delegatedTo(others, s.lease.table, prefix, rules, addresses); theirs.IsValid() {
+		return fmt.Sprintf("another uplink has the prefix %s", theirs), nil
 	}
 	for table, index := range others {
 		part, leads, err := l.partOf(prefix, s.family(), table, index, addresses)
@@ -105,6 +98,22 @@ func (l *loop) takenPrefix(s *session, prefix netip.Prefix) (why string, err err
 		}
 	}
 	return "", nil
+}
+
+// delegatedTo returns the prefix of another uplink that shares a part with prefix, if there is one. table is that of
+// the uplink that asks.
+func delegatedTo(others map[uint32]int, table uint32, prefix netip.Prefix, rules []route.Rule, addresses []route.Address) (theirs netip.Prefix) {
+	stands := slices.ContainsFunc(rules, func(r route.Rule) bool { return r.Src == prefix && r.Table == table })
+	for _, r := range rules {
+		index, other := others[r.Table]
+		if !other || uplink.IsHost(r) || !r.Src.Overlaps(prefix) || isNetworkOf(index, r.Src, addresses) {
+			continue
+		}
+		if !stands || r.Table < table { // of two that came at once, one stays
+			return r.Src
+		}
+	}
+	return theirs
 }
 
 // otherUplinks are the tables of addresses on other links than index, and their links.

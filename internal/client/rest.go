@@ -110,17 +110,21 @@ func programAreas() []area {
 	}
 	var areas []area
 	for line := range strings.Lines(string(maps)) {
-		// from-to, rights, offset, device, inode, and the path behind spaces
-		f := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 6)
-		if len(f) < 6 || strings.TrimLeft(f[5], " ") != path || !strings.HasPrefix(f[1], "r-") || !strings.HasSuffix(f[1], "p") {
-			continue
-		}
-		first, last, _ := strings.Cut(f[0], "-")
-		from, err := strconv.ParseUint(first, 16, 64)
-		to, err2 := strconv.ParseUint(last, 16, 64)
-		if err == nil && err2 == nil {
-			areas = append(areas, area{uintptr(from), uintptr(to)})
+		if a, ok := areaOf(line, path); ok {
+			areas = append(areas, a)
 		}
 	}
 	return areas
+}
+
+// areaOf reads a line of /proc/self/maps: from-to, rights, offset, device, inode, and the path behind spaces.
+func areaOf(line, path string) (area, bool) {
+	f := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 6)
+	if len(f) < 6 || strings.TrimLeft(f[5], " ") != path || !strings.HasPrefix(f[1], "r-") || !strings.HasSuffix(f[1], "p") {
+		return area{}, false
+	}
+	first, last, _ := strings.Cut(f[0], "-")
+	from, err := strconv.ParseUint(first, 16, 64)
+	to, err2 := strconv.ParseUint(last, 16, 64)
+	return area{uintptr(from), uintptr(to)}, err == nil && err2 == nil
 }

@@ -154,11 +154,8 @@ func (s *session) hear(n news) {
 	if !s.lease.uplink.Settings.PlacesRoutes() {
 		return
 	}
-	main := n.main[s.family()]
-	concerns := n.mainOn[linkOf{s.family(), s.inst.Index}] || n.mainOn[linkOf{s.family(), 0}] || main.silent ||
-		main.others && (s.lease.watched || s.lease.uplink.Settings.SpecificFirst)
 	switch {
-	case concerns && s.inst.Stale():
+	case s.concernedByMain(n) && s.inst.Stale():
 		s.follow()
 	case !n.lost[tableOf{s.family(), s.leased()}]: // most of these this process deleted itself
 	case s.repairs.Tokens() < 1:
@@ -170,6 +167,13 @@ func (s *session) hear(n news) {
 			s.repairs.Allow()
 		}
 	}
+}
+
+// concernedByMain reports whether what changed in main may belong into the table.
+func (s *session) concernedByMain(n news) bool {
+	main := n.main[s.family()]
+	return n.mainOn[linkOf{s.family(), s.inst.Index}] || n.mainOn[linkOf{s.family(), 0}] || main.silent ||
+		main.others && (s.lease.watched || s.lease.uplink.Settings.SpecificFirst)
 }
 
 // lookIn has the session looked at after a pause, or before.
@@ -195,17 +199,19 @@ func (l *loop) look(s *session) {
 		return
 	}
 	link, found, err := l.link(s)
-	if err != nil {
+	switch {
+	case err != nil:
 		s.lookAgain("read the link", err)
-		return
+	case found:
+		l.lookOn(s, link)
+	case s.inst.Index != 0: // else the link may come yet
+		s.inst.Present = false
+		l.feed(s, event{kind: linkGone, why: "the link is gone"})
 	}
-	if !found {
-		if s.inst.Index != 0 { // else the link may come yet
-			s.inst.Present = false
-			l.feed(s, event{kind: linkGone, why: "the link is gone"})
-		}
-		return
-	}
+}
+
+// lookOn reads the addresses of the link of a session.
+func (l *loop) lookOn(s *session, link route.Link) {
 	s.inst.Index = link.Index
 	s.inst.Present = s.inst.Present || s.left == link.Index
 	s.left = 0

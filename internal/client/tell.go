@@ -51,16 +51,20 @@ func (e exit) same(o exit) bool {
 	return e.known == o.known && e.own == o.own && e.text == o.text && (e.own || e.table == o.table)
 }
 
+// farFrom is an address in the Internet, of the family of addr. Nothing is sent there.
+func farFrom(addr netip.Addr) netip.Addr {
+	if addr.Is6() {
+		return netip.MustParseAddr("2606:4700:4700::1111")
+	}
+	return netip.MustParseAddr("1.1.1.1")
+}
+
 // exitOf asks the kernel where packets from the address of a session leave.
 func (l *loop) exitOf(s *session) exit {
 	if !s.serves() || !s.inst.Present || !s.lease.uplink.Settings.PlacesRoutes() {
 		return exit{}
 	}
-	far := netip.MustParseAddr("1.1.1.1") // nothing is sent there
-	if s.addr.Is6() {
-		far = netip.MustParseAddr("2606:4700:4700::1111")
-	}
-	q := route.Question{Dst: far, Src: s.addr}
+	q := route.Question{Dst: farFrom(s.addr), Src: s.addr}
 	r, err := l.kernel.Resolve(q)
 	if err != nil {
 		return exit{known: true, text: "nothing leaves"}
@@ -76,11 +80,14 @@ func (l *loop) exitOf(s *session) exit {
 			return exit{known: true, text: "nothing leaves"}
 		}
 	}
-	text := "leaves by " + name
-	if r.Gateway.IsValid() {
-		text += " through " + r.Gateway.String()
+	return exit{true, r.Index == s.inst.Index, found.Table, leaves(name, r.Gateway)}
+}
+
+func leaves(ifname string, gateway netip.Addr) string {
+	if gateway.IsValid() {
+		return "leaves by " + ifname + " through " + gateway.String()
 	}
-	return exit{true, r.Index == s.inst.Index, found.Table, text}
+	return "leaves by " + ifname
 }
 
 // tellSoon has it looked at where packets of a session leave.

@@ -82,16 +82,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	defer name.Close()
 	h := newHost(l, cfg, clean)
 	l.scope, l.env.Picture, l.reloads, l.reload = h, install.NewPicture(l.kernel, h.servesLink, cmp.Or(cfg.MaxRoutes, DefaultMaxRoutes)), reloads, h.reloadConfig
-	if err := l.kernel.KeepRules(); err != nil {
-		return err
-	}
-	if err := l.watcher.Join(route.Routes4 | route.Routes6 | route.Nexthops | route.Rules4 | route.Rules6); err != nil {
-		return err
-	}
-	if h.memory, err = remember.Own("told"); err != nil {
-		log.Warn("cannot save what hooks say for the next watch", "err", err)
-	}
-	if h.order, err = h.unboundOrder(uplink.Loopback); err != nil {
+	if err := h.prepare(); err != nil {
 		return err
 	}
 	h.choices, h.cgroups = newChooser(h), newCgroups(h)
@@ -111,6 +102,22 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	if h.ending && err == nil {
 		h.collectStale() // only now no session has the addresses any more
 	}
+	return err
+}
+
+// prepare subscribes to what happens to the host, and reads what the watch before remembered.
+func (h *host) prepare() error {
+	if err := h.kernel.KeepRules(); err != nil {
+		return err
+	}
+	if err := h.watcher.Join(route.Routes4 | route.Routes6 | route.Nexthops | route.Rules4 | route.Rules6); err != nil {
+		return err
+	}
+	var err error
+	if h.memory, err = remember.Own("told"); err != nil {
+		h.log.Warn("cannot save what hooks say for the next watch", "err", err)
+	}
+	h.order, err = h.unboundOrder(uplink.Loopback)
 	return err
 }
 
