@@ -45,8 +45,8 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 	}
 	all := c.candidates(family)
 	current := c.current[family]
-	if current != 0 && now < c.grace && !slices.ContainsFunc(all, func(o choice.Candidate) bool { return o.Table == current }) {
-		c.in(c.grace - now) // its address may not be in service yet
+	if c.awaits(now, family, all) {
+		c.in(c.grace - now)
 		return nil
 	}
 	d, best, err := c.choose(now, family, all)
@@ -73,6 +73,15 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 		c.emit(e)
 	}
 	return err
+}
+
+// awaits reports whether the choice of the watch before stands, since its address may not be in service yet. One that was
+// in service and went is not waited for.
+func (c *chooser) awaits(now time.Duration, family int, all []choice.Candidate) bool {
+	if slices.ContainsFunc(all, func(o choice.Candidate) bool { return o.Table == c.current[family] }) {
+		c.adopted[family] = false
+	}
+	return c.adopted[family] && now < c.grace
 }
 
 // someRoutes is fewer than FirstRoutes reads of a table that has more.

@@ -53,8 +53,9 @@ type chooser struct {
 	pinned   map[int]string // the link that a user wants
 	decideAt time.Duration  // when the choice is made next; 0: nothing calls for that
 	restored time.Duration  // not before then is restored what others delete
-	grace    time.Duration
-	running  int // rounds
+	adopted  map[int]bool   // the choice is of the watch before, and its address may not be in service yet
+	grace    time.Duration  // until when
+	running  int            // rounds
 	restores *rate.Limiter
 	placed   map[int]bool // something of the choice may be in the kernel
 
@@ -82,7 +83,7 @@ func newChooser(h *host) *chooser {
 		host: h, uplinks: make(map[wire.Key]*probed), current: make(map[int]uint32), by: make(map[int][]string),
 		decision: make(map[int]choice.Decision), warning: make(map[int]string), warned: make(map[int]string), wanted: make(map[int]install.Choice), pinned: make(map[int]string),
 		grace: wire.Now() + startGrace, restores: rate.NewLimiter(rate.Every(restoreEvery), restoreBurst), placed: make(map[int]bool),
-		unsaid: make(map[int]uplinks.Event), program: onchange.NewRunner(h.log),
+		unsaid: make(map[int]uplinks.Event), adopted: make(map[int]bool), program: onchange.NewRunner(h.log),
 	}
 	c.configure()
 	c.loadPinned()
@@ -109,7 +110,7 @@ func (c *chooser) adopt() error {
 			return err
 		}
 		for _, r := range rules {
-			c.current[family] = r.Table
+			c.current[family], c.adopted[family] = r.Table, true
 		}
 		c.placed[family] = true // a route in main is looked for
 	}

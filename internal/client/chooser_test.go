@@ -66,3 +66,19 @@ func TestChosenIsAsked(t *testing.T) {
 		})
 	}
 }
+
+// TestAwaits: after a start a choice stands for a while whose address is not in service yet, and no longer once it was.
+func TestAwaits(t *testing.T) {
+	const now, family = time.Hour, unix.AF_INET
+	there := []choice.Candidate{{Table: 1}, {Table: 2}}
+	c := &chooser{current: map[int]uint32{family: 1}, adopted: map[int]bool{family: true}, grace: now + startGrace}
+	if !c.awaits(now, family, there[1:]) {
+		t.Error("the choice of the watch before does not stand until its address is in service")
+	}
+	if c.awaits(c.grace, family, there[1:]) {
+		t.Error("the choice of the watch before stands for ever")
+	}
+	if c.awaits(now, family, there) || c.awaits(now, family, there[1:]) {
+		t.Error("an address that was in service and went is waited for")
+	}
+}

@@ -144,9 +144,13 @@ func (c *chooser) serves(family int, ifname string) bool {
 // dropPinned ends the wish for a link that is gone.
 func (c *chooser) dropPinned(now time.Duration, family int) {
 	ifname := c.pinned[family]
-	if ifname == "" || now < c.grace || slices.ContainsFunc(c.sessions, func(s *session) bool {
+	if ifname == "" || slices.ContainsFunc(c.sessions, func(s *session) bool {
 		return s.family() == family && s.lease.uplink.Key.Ifname == ifname
 	}) {
+		return
+	}
+	if now < c.grace { // its address may not be in service yet
+		c.in(c.grace - now)
 		return
 	}
 	c.log.Info("the link that a user wanted for unbound traffic has no address any more", "ifname", ifname, "family", familyName(family))

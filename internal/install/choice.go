@@ -23,6 +23,29 @@ func (c Choice) Equal(o Choice) bool {
 	return same && slices.Equal(c.Rules, o.Rules)
 }
 
+// isRoute reports whether a route of the kernel is the one of the choice, whose gateway may be on the link by force: the
+// address whose network it is in may have gone.
+func (c Choice) isRoute(r route.Route) bool {
+	if c.Route == nil {
+		return false
+	}
+	r.Onlink = c.Route.Onlink
+	return r.Equal(*c.Route)
+}
+
+// addChoice adds the route of the choice, which replaces the one of the choice before.
+func (e *Env) addChoice(r route.Route) error {
+	err := e.Kernel.AddRoute(r)
+	if err == nil || errors.Is(err, unix.EEXIST) || !r.Gateway.IsValid() || r.Onlink {
+		return err
+	}
+	r.Onlink = true
+	if e.Kernel.AddRoute(r) == nil {
+		return nil
+	}
+	return err
+}
+
 // SyncChoice makes rules and route of the choice what c wants, additions first, and reports whether anything differed.
 func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 	var have []route.Route
@@ -36,11 +59,11 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 	var errs []error
 	there := false
 	for _, r := range have {
-		there = there || c.Route != nil && r.Equal(*c.Route)
+		there = there || c.isRoute(r)
 	}
 	stands := there
 	if c.Route != nil && !there {
-		err := e.Kernel.AddRoute(*c.Route) // which replaces the one of the choice before
+		err := e.addChoice(*c.Route)
 		if err == nil {
 			changed, stands = true, true
 			e.Log.Info("default route of the chosen uplink added to main", append([]any{"route", e.RouteText(*c.Route)}, c.Attrs...)...)
@@ -57,7 +80,7 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 	}
 	changed = changed || len(added)+len(deleted) > 0
 	for _, r := range have {
-		if c.Route != nil && (r.Equal(*c.Route) || stands && r.Family == unix.AF_INET) {
+		if c.isRoute(r) || c.Route != nil && stands && r.Family == unix.AF_INET {
 			continue // it is right, or was replaced
 		}
 		gone, err := e.Kernel.DeleteRoute(r)

@@ -120,6 +120,7 @@ type comparison struct {
 	twin    map[netip.Addr]*namespace
 	uplinks map[int]map[int]bool // of a family, by index
 	early   map[uint32]bool      // tables of rules of others before ours
+	chosen  map[int][]route      // of a family: the best default routes of the chosen link, see chosen_test.go
 	result  result
 }
 
@@ -131,6 +132,7 @@ func (w *world) compare(t *twins) (result, error) {
 	if c.plain, err = w.plain.picture(); err != nil {
 		return c.result, err
 	}
+	c.plain.takeChosen()
 	rules, err := w.real.rules()
 	if err != nil {
 		return c.result, err
@@ -154,6 +156,11 @@ func (w *world) compare(t *twins) (result, error) {
 	for _, r := range c.plain.rules {
 		if r.priority > 0 && r.priority < 9000 {
 			c.early[r.table] = true
+		}
+	}
+	if w.host.chosen {
+		if err := c.choose(); err != nil {
+			return c.result, err
 		}
 	}
 	c.notServed()
@@ -301,7 +308,7 @@ func (c *comparison) likePlain(q question) error {
 	if err := c.check(q, plain, append(wants, more...)...); err != nil {
 		return err
 	}
-	if q.kind == "unbound" && q.dst.Is4() && plain.typ == unix.RTN_UNICAST && len(plain.legs) == 1 && len(wants) == 1 && len(more) == 0 {
+	if q.kind == "unbound" && q.dst.Is4() && plain.typ == unix.RTN_UNICAST && len(plain.legs) == 1 && len(wants) == 1 && wants[0].allows(plain) && len(more) == 0 {
 		return c.checkSource(q, plain)
 	}
 	return nil
@@ -309,6 +316,9 @@ func (c *comparison) likePlain(q question) error {
 
 // moved is the plain host's answer, and with move, if it is a default, any default that there is.
 func (c *comparison) moved(q question, plain answer) []answer {
+	if wants := c.firstOf(q, plain); wants != nil {
+		return wants
+	}
 	wants := []answer{plain}
 	if c.w.host.watch.Routes != "move" || plain.typ != unix.RTN_UNICAST || plain.match.table != unix.RT_TABLE_MAIN || !plain.match.isDefault() {
 		return wants

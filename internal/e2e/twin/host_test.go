@@ -26,6 +26,7 @@ type host struct {
 	second  network   // of the second uplink of a plain-looking host
 	nets    []network // of all links at the start
 	without []string  // kinds of links that it would have if the kernel had them
+	chosen  bool      // a user wants one link for what is bound to none, see chosen_test.go
 }
 
 // The phases of a host's life, after each of which it is compared.

@@ -9,6 +9,7 @@
 //	oracle                which routes a twin has; the twins
 //	questions, compare    where packets go, and whether that is right
 //	run, shrink           the phases of a host's life; the smallest host with a wrong answer
+//	chosen                hosts with a chosen uplink for what is bound to none
 //	netlink, objects      rtnetlink, which the test speaks by itself
 //	notice                does the comparison find what was broken on purpose?
 //

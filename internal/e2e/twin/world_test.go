@@ -149,6 +149,7 @@ type world struct {
 	refused     []string                // commands that only the real host refused
 	again       []string                // commands that the plain host refused: a manager tries again, see tryAgain
 	patience    []time.Duration
+	wanted      string // the link that a user wants, see chosen_test.go
 }
 
 // newWorld builds a host, with the server and without the watch.
