@@ -179,6 +179,7 @@ type Allocator struct {
 	flushAt int64 // when dirty is to be written
 	clockAt int64 // when the clock row is to be written
 	retryAt int64 // no attempt to write before, after one failed
+	fault   error // of the last write; nil: it did not fail
 }
 
 // Decide applies an op and returns its result. The caller may answer a pending result after the next
@@ -371,6 +372,17 @@ func (a *Allocator) prefer(p *pool, op *Op, wanted []uint32, last *slot, fits fu
 
 // SetLimits changes the limits. Leases in force stay: the next renewal of each follows the new timeout.
 func (a *Allocator) SetLimits(l Limits) { a.cfg.Limits = l }
+
+// Pool returns how many tables of a family are leased, and how many there are; 0 for a family that is not served.
+func (a *Allocator) Pool(f Family) (leased, tables uint64) {
+	if p := a.pools[f]; p != nil {
+		return p.held, p.count
+	}
+	return 0, 0
+}
+
+// Fault returns why the last write to the database failed, nil if it did not.
+func (a *Allocator) Fault() error { return a.fault }
 
 // Held returns how many leases are in force.
 func (a *Allocator) Held() int { return len(a.due) }

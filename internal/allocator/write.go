@@ -74,7 +74,8 @@ func (a *Allocator) write(now int64, most int) error {
 	most = min(most, len(a.dirty))
 	if err := a.transact(now, func() error { return a.store.put(now, a.utc(), a.unsaved, a.dirty[:most]) }); err != nil {
 		a.retryAt = now + retryAfter
-		return fmt.Errorf("write leases to %s: %w", a.cfg.Path, err)
+		a.fault = fmt.Errorf("write leases to %s: %w", a.cfg.Path, err)
+		return a.fault
 	}
 	a.written(now, most)
 	return nil
@@ -146,7 +147,7 @@ func (a *Allocator) written(now int64, n int) {
 		s.dirty, s.history = false, !s.held
 	}
 	a.dirty = slices.Delete(a.dirty, 0, n)
-	a.clockAt, a.retryAt = now+clockEvery, 0
+	a.clockAt, a.retryAt, a.fault = now+clockEvery, 0, nil
 }
 
 // stopwatch adds up how long calls of functions take.

@@ -109,14 +109,15 @@ func (s Server) ask(conn *wire.Conn, req wire.Request, patience time.Duration) (
 
 // Mark asks for the mark of an interface. With known the server only says which mark it gave before.
 func (s Server) Mark(ctx context.Context, conn *wire.Conn, ifname string, known bool) (wire.Marking, error) {
-	reply, err := s.askMark(ctx, conn, wire.Request{Key: wire.Key{Ifname: ifname}, Cmd: wire.Mark, Known: known})
+	reply, err := s.askOwn(ctx, conn, wire.Request{Key: wire.Key{Ifname: ifname}, Cmd: wire.Mark, Known: known})
 	if err != nil {
 		return wire.Marking{}, err
 	}
 	return markOf(reply, known)
 }
 
-func (s Server) askMark(ctx context.Context, conn *wire.Conn, req wire.Request) (wire.Reply, error) {
+// askOwn asks what only root and the own user of the server may know.
+func (s Server) askOwn(ctx context.Context, conn *wire.Conn, req wire.Request) (wire.Reply, error) {
 	began := time.Now()
 	for until := began.Add(markPatience); ; {
 		reply, err := s.ask(conn, req, markEvery)
@@ -128,7 +129,7 @@ func (s Server) askMark(ctx context.Context, conn *wire.Conn, req wire.Request) 
 		case errors.Is(err, ErrNoServer):
 			return wire.Reply{}, err
 		case !errors.Is(err, errSilent) && !errors.Is(err, syscall.EAGAIN):
-			return wire.Reply{}, fmt.Errorf("ask the server for a mark: %w", err)
+			return wire.Reply{}, fmt.Errorf("ask the server: %w", err)
 		case unread && time.Since(began) < busyPatience:
 			until = time.Now().Add(markPatience)
 		case unread:
@@ -172,7 +173,7 @@ func (s Server) MarkedInterfaces(ctx context.Context, ifnames []string) (map[uin
 
 // knownMark asks from a socket of its own: a slow server answers each try, and no answer names its interface.
 func (s Server) knownMark(ctx context.Context, ifname string) (wire.Marking, error) {
-	conn, err := openMarks()
+	conn, err := openAsker()
 	if err != nil {
 		return wire.Marking{}, err
 	}
@@ -182,19 +183,39 @@ func (s Server) knownMark(ctx context.Context, ifname string) (wire.Marking, err
 
 // InterfaceAt returns the interface whose lookups have a priority, which may be gone; "" if the server knows none.
 func (s Server) InterfaceAt(ctx context.Context, priority uint32) (string, error) {
-	conn, err := openMarks()
+	conn, err := openAsker()
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	reply, err := s.askMark(ctx, conn, wire.Request{Key: wire.Key{Ifname: wire.AnyInterface}, Cmd: wire.Mark, Known: true, Priority: priority})
+	reply, err := s.askOwn(ctx, conn, wire.Request{Key: wire.Key{Ifname: wire.AnyInterface}, Cmd: wire.Mark, Known: true, Priority: priority})
 	if err != nil || reply.Error != "" {
 		return "", err // a version that does not know the question
 	}
 	return strings.TrimPrefix(reply.Ifname, wire.AnyInterface), nil
 }
 
-func openMarks() (*wire.Conn, error) {
+// ErrNoHealth says that the server does not know the question for its health.
+var ErrNoHealth = errors.New("the server does not say how it stands: it is an older version, or the original")
+
+// Health asks how the server and its pool of a family stand. The reply has no Tables if the family is not served.
+func (s Server) Health(ctx context.Context, family wire.Family) (wire.Reply, error) {
+	conn, err := openAsker()
+	if err != nil {
+		return wire.Reply{}, err
+	}
+	defer conn.Close()
+	reply, err := s.askOwn(ctx, conn, wire.Request{Key: wire.Key{Ifname: wire.AnyInterface, Family: family}, Cmd: wire.Health})
+	switch {
+	case errors.Is(err, ErrNoMarks), reply.Code == wire.Malformed:
+		return wire.Reply{}, ErrNoHealth
+	case reply.Code == wire.Denied:
+		return wire.Reply{}, fmt.Errorf("%w: %s", unix.EPERM, reply.Error)
+	}
+	return reply, err
+}
+
+func openAsker() (*wire.Conn, error) {
 	return Open(wire.Key{Ifname: "marks", Address: fmt.Sprint(os.Getpid())}, AsAsker)
 }
 

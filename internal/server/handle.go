@@ -259,7 +259,7 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 	switch {
 	case d.Truncated:
 		err = fmt.Errorf("longer than %d bytes", wire.MaxRequest)
-	case err == nil && req.Cmd != wire.Acquire && req.Cmd != wire.Release && req.Cmd != wire.Mark:
+	case err == nil && req.Cmd != wire.Acquire && req.Cmd != wire.Release && req.Cmd != wire.Mark && req.Cmd != wire.Health:
 		err = fmt.Errorf("cmd %d: for the holder of a lease, not for the server", req.Cmd)
 	case err == nil && req.Cmd != wire.Release && !d.From.Bound():
 		err = errors.New("the sender is not bound, so it cannot be answered")
@@ -281,9 +281,9 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 			s.log.Warn("/proc does not show the processes that ask (hidepid, or another pid namespace), so every uid 0 counts as root")
 		})
 	}
-	if req.Cmd == wire.Mark && !s.access.first(d.Cred) {
-		// Only root may add the rules for a mark.
-		err = errors.New("only root and the server's own user may ask for marks")
+	if (req.Cmd == wire.Mark || req.Cmd == wire.Health) && !s.access.first(d.Cred) {
+		// Only root may add the rules for a mark. How many leases others hold concerns no user.
+		err = errors.New("only root and the server's own user may ask for marks and for the state of the server")
 	}
 	switch {
 	case err != nil:
@@ -298,8 +298,24 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 		}
 		s.answer(r, d.From, d.Cred, answer)
 		return req, false
+	case req.Cmd == wire.Health:
+		s.answer(r, d.From, d.Cred, s.health(req.Family))
+		return req, false
 	}
 	return req, true
+}
+
+// health is how the server and its pool of a family stand.
+func (s *server) health(family wire.Family) wire.Reply {
+	leased, tables := s.leases.Pool(allocator.Family(family))
+	if tables == 0 {
+		return wire.Refuse(wire.NotServed, allocator.ErrFamily.Error())
+	}
+	answer := wire.Reply{Leased: int64(leased), Tables: int64(tables)}
+	if err := s.leases.Fault(); err != nil {
+		answer.Code, answer.Error = wire.Storage, err.Error()
+	}
+	return answer
 }
 
 // codes are the codes of refusals. Any other error is about storage.

@@ -244,7 +244,7 @@ type key struct {
 }
 
 const (
-	keysMost     = 16 // known keys of a message
+	keysMost     = 18 // known keys of a message
 	usualMembers = 10 // members that have room on the stack
 )
 

@@ -55,7 +55,7 @@ func (f Family) String() string {
 // Command is what a message asks for.
 type Command int
 
-// The commands. The server serves Acquire, Release and Mark; the holder of a lease, at the
+// The commands. The server serves Acquire, Release, Mark and Health; the holder of a lease, at the
 // name of its key, serves Query, Replace, End and Reexec.
 const (
 	Acquire  Command = 0 // ask for a lease, or renew it
@@ -66,6 +66,7 @@ const (
 	Replace  Command = 18 // take over what a newer call was told
 	End      Command = 19 // take everything back and exit
 	Reexec   Command = 20 // execute the installed program, and keep everything
+	Health   Command = 21 // how stand the server and its pool of a family?
 )
 
 // Code names the reason of a refusal for programs.
@@ -155,7 +156,8 @@ type Marking struct {
 	Fallback uint32 // priority of lookups for traffic that may use another uplink; its nop rule has the next one
 }
 
-// Request is a message to the server or to a holder. A Mark has no address and no family.
+// Request is a message to the server or to a holder. A Mark has no address and no family, a Health no address and
+// AnyInterface.
 type Request struct {
 	Key
 	Tag      string
@@ -175,7 +177,7 @@ const AnyInterface = "."
 // Append appends the datagram for r to b: the original's keys in the original's order.
 func (r Request) Append(b []byte) []byte {
 	o := object(append(b, '{'))
-	if r.Cmd != Mark {
+	if r.Cmd != Mark && r.Cmd != Health {
 		o.text("address", r.Address)
 	}
 	o.text("ifname", r.Ifname)
@@ -189,7 +191,7 @@ func (r Request) Append(b []byte) []byte {
 		o.number("known", 1)
 		o.some("priority", int64(r.Priority))
 	}
-	if r.Cmd == Mark {
+	if r.Cmd == Mark || r.Cmd == Health {
 		return append(o, '}')
 	}
 	o.some("want", int64(r.Want))
@@ -245,8 +247,8 @@ var requestKeys = []key{
 	0:  {name: "version", required: true, most: 1 << 31},
 	1:  {name: "cmd", required: true, most: 255},
 	2:  {name: "ifname", required: true},
-	3:  {name: "address", required: true},
-	4:  {name: "addr_family", required: true, most: 255},
+	3:  {name: "addr_family", required: true, most: 255},
+	4:  {name: "address", required: true},
 	5:  {name: "tag"},
 	6:  {name: "want", most: tableMax},
 	7:  {name: "marks", most: 1},
@@ -272,7 +274,17 @@ func parseRequest(text string) (r Request, err error) {
 		}
 		return r, checkText("ifname", r.Ifname, 1, MaxIfname)
 	}
-	r.Address, r.Family, r.Tag = m.text(3), Family(m.number(4)), m.text(5)
+	r.Family = Family(m.number(3))
+	if r.Cmd == Health {
+		if err := m.check(version, 4); err != nil {
+			return r, err
+		}
+		if _, known := familyNames[r.Family]; !known || r.Ifname != AnyInterface {
+			return r, fmt.Errorf("ifname %q, addr_family %d: want %q, and 2, 10 or 0", r.Ifname, r.Family, AnyInterface)
+		}
+		return r, nil
+	}
+	r.Address, r.Tag = m.text(4), m.text(5)
 	switch r.Cmd {
 	case Acquire:
 		r.Want, r.Marks, r.Marking = uint32(m.number(6)), m.number(7) != 0, m.marking(10)
@@ -311,6 +323,8 @@ type Reply struct {
 	// Nameservers are in a holder's replies those of its address, with spaces between.
 	Nameservers string
 	Ifname      string // of the interface that a Mark with a Priority asks for
+	Leased      int64  // in the reply to a Health: tables of the pool that are leased
+	Tables      int64  // in the reply to a Health: how many the pool has; 0: it is no such reply
 	Marking            // of the interface, if the request asks for it
 }
 
@@ -331,6 +345,10 @@ func (r Reply) Append(b []byte) []byte {
 	o.someText("nameservers", r.Nameservers)
 	o.marking(r.Marking)
 	o.someText("ifname", r.Ifname)
+	if r.Tables != 0 {
+		o.number("leased", r.Leased)
+		o.number("tables", r.Tables)
+	}
 	name, long := "error", r.Error // a reply has one of the two texts that may be long
 	if r.Missing != "" {
 		name, long = "missing", r.Missing
@@ -360,6 +378,8 @@ var replyKeys = []key{
 	13: {name: "lease_left", most: expiresMax},
 	14: {name: "nameservers"},
 	15: {name: "ifname"},
+	16: {name: "leased", most: 1 << 32},
+	17: {name: "tables", most: 1 << 32},
 }
 
 // ParseReply reads one reply. Keys other than version, cmd, table and lease_expires may
@@ -372,6 +392,7 @@ func ParseReply(data []byte) (Reply, error) {
 		Table: uint32(m.number(2)), Expires: m.number(3), PID: int(m.number(4)),
 		Error: m.text(5), Code: Code(m.text(6)), Mode: m.text(7), Missing: m.text(8), Marking: m.marking(9),
 		Left: m.number(13), Nameservers: m.text(14), Ifname: m.text(15),
+		Leased: m.number(16), Tables: m.number(17),
 	}
 	if err := m.check(version, len(m.keys)); err != nil {
 		return Reply{}, err

@@ -32,6 +32,7 @@ func TestRequestBytes(t *testing.T) {
 			`{"address":"10.77.0.2","ifname":"ta0","addr_family":2,"cmd":0,"version":1,"want":7,"marks":1}`},
 		{"mark", Request{Key: Key{Ifname: "ta0"}, Cmd: Mark}, `{"ifname":"ta0","cmd":16,"version":1}`},
 		{"mark that is known", Request{Key: Key{Ifname: `a"b`}, Cmd: Mark, Known: true}, `{"ifname":"a\"b","cmd":16,"version":1,"known":1}`},
+		{"health", Request{Key: Key{Inet6, AnyInterface, ""}, Cmd: Health}, `{"ifname":".","addr_family":10,"cmd":21,"version":1}`},
 		{"query with a mark", Request{Key: key, Cmd: Query, Marking: marking},
 			`{"address":"10.77.0.2","ifname":"ta0","addr_family":2,"cmd":17,"version":1,"mark":33554432,"mask":4278190080,"block":9002,"fallback":15002}`},
 		{"what has to be escaped", Request{Key: Key{Unspec, `a"b`, `c\d`}, Tag: "ä<&>"},
