@@ -124,6 +124,8 @@ CONFIGURATION := \
 	644:packaging/watch.json:$(SYSCONFDIR)/table-allocator/watch.json \
 	644:packaging/netns.json:$(SYSCONFDIR)/table-allocator/netns.json \
 	644:packaging/default:$(SYSCONFDIR)/default/table-allocator
+# Names of tables, which the server writes if it is to.
+NAMES = $(SYSCONFDIR)/iproute2/rt_tables.d/table-allocator.conf
 FILL = sed -e 's|@SBINDIR@|$(SBINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
 
 install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (/usr/local), SYSCONFDIR (/etc)
@@ -137,6 +139,8 @@ install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (
 	install -d $(DESTDIR)$(PREFIX)/share/man/man8
 	ln -sf table-allocator-client $(DESTDIR)$(SBINDIR)/tactl
 	ln -sf table-allocator-client.8 $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
+	install -d $(DESTDIR)$(SYSCONFDIR)/iproute2/rt_tables.d
+	ln -sf /run/table-allocator/rt_tables.conf $(DESTDIR)$(NAMES)
 	@set -f; for f in $(INSTALLED) $(CONFIGURATION); do \
 		IFS=: read -r mode source destination <<<"$$f"; \
 		if [[ " $(CONFIGURATION) " == *" $$f "* && -e $(DESTDIR)$$destination ]]; then continue; fi; \
@@ -157,7 +161,7 @@ uninstall: ## stop what make install installed, release all leases, and remove a
 		if ls -d /sys/class/net/tav[0-9]* >/dev/null 2>&1; then rm -rf /run/table-allocator/[!n]*; else rm -rf /run/table-allocator; fi; \
 	fi
 	for c in $(COMMANDS); do rm -f $(DESTDIR)$(SBINDIR)/{$$c,$${c//-/_}}; done
-	rm -f $(DESTDIR)$(SBINDIR)/table-allocator-enter $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
+	rm -f $(DESTDIR)$(SBINDIR)/table-allocator-enter $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8 $(DESTDIR)$(NAMES)
 	@for f in $(INSTALLED); do echo "rm -f $(DESTDIR)$${f##*:}"; rm -f $(DESTDIR)$${f##*:}; done
 	@for f in $(CONFIGURATION); do \
 		IFS=: read -r mode source destination <<<"$$f"; \

@@ -384,5 +384,12 @@ func (a *Allocator) Pool(f Family) (leased, tables uint64) {
 // Fault returns why the last write to the database failed, nil if it did not.
 func (a *Allocator) Fault() error { return a.fault }
 
+// Each calls f with each lease in force.
+func (a *Allocator) Each(f func(Lease)) {
+	for _, s := range a.due {
+		f(s.Lease)
+	}
+}
+
 // Held returns how many leases are in force.
 func (a *Allocator) Held() int { return len(a.due) }

@@ -83,6 +83,7 @@ func TestInstall(t *testing.T) {
 		"644 /usr/local/lib/systemd/networkd.conf.d/table-allocator.conf",
 		"644 /usr/local/lib/sysctl.d/60-table-allocator.conf",
 		"644 /etc/iproute2/rt_protos.d/table-allocator.conf",
+		"/etc/iproute2/rt_tables.d/table-allocator.conf -> /run/table-allocator/rt_tables.conf",
 		"644 /usr/local/share/man/man8/table-allocator-server.8",
 		"644 /usr/local/share/man/man8/table-allocator-client.8",
 		"644 /usr/local/share/man/man8/table-allocator-enter.8",

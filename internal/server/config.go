@@ -31,6 +31,7 @@ type Config struct {
 	AllowedGIDs []uint32
 	RootTables  *uint64 // of each family, for root and the server's own user; other users share the rest. nil: half
 	UserTables  uint64  // that each other user may hold of a family; 0: all of the rest
+	TableNames  bool    // iproute2 knows tables by names of links
 	Marking     marking // for traffic that is bound to an interface
 }
 
@@ -117,6 +118,7 @@ func (c *Config) set(key string, value []byte) (err error) {
 		"allowed_groups":         ids(&c.AllowedGIDs, lookupGroup),
 		"root_tables":            into(&c.RootTables, "a number of tables"),
 		"user_tables":            into(&c.UserTables, "a number of tables"),
+		"table_names":            into(&c.TableNames, "true or false"),
 		"bind_mark_mask":         c.setMask,
 		"bind_priority":          into(&c.Marking.block, "a priority"),
 		"bind_fallback_priority": into(&c.Marking.fallback, "a priority"),

@@ -163,6 +163,9 @@ func (s *server) commit(r *round) {
 	if err != nil {
 		s.faults.write(slog.LevelError, "cannot write to the database, refusing new leases", "err", err)
 	}
+	if len(r.pending) > 0 {
+		s.changeNames()
+	}
 	for i := range r.pending {
 		p := &r.pending[i]
 		if err != nil {

@@ -48,6 +48,7 @@ func (s *server) reconfigure(cfg Config) {
 	s.access.permit(cfg)
 	s.leases.SetLimits(cfg.limits())
 	s.arm()
+	s.changeNames()
 	s.log.Info("the configuration is read again", "changed", strings.Join(changed, " "))
 }
 
@@ -74,6 +75,7 @@ func (c *Config) difference(other Config) (changed, fixed []string) {
 		{"allowed_groups", false, sorted(c.AllowedGIDs), sorted(other.AllowedGIDs)},
 		{"root_tables", false, c.rootTables(), other.rootTables()},
 		{"user_tables", false, c.UserTables, other.UserTables},
+		{"table_names", false, c.TableNames, other.TableNames},
 	} {
 		switch {
 		case reflect.DeepEqual(key.have, key.get):

@@ -50,6 +50,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		noise:    newThrottle(log),
 		faults:   newThrottle(log),
 		kick:     make(chan struct{}, 1),
+		renamed:  make(chan struct{}, 1),
 		seed:     maphash.MakeSeed(),
 	}
 	defer s.rules.close()
@@ -82,6 +83,7 @@ type server struct {
 	marking  marking
 	conns    []*wire.Conn
 	kick     chan struct{} // something is due before the ticker wakes
+	renamed  chan struct{} // leases have changed that may have names
 	watchdog watchdog
 	seed     maphash.Seed // of the names of senders
 
@@ -207,6 +209,8 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host, conns []*wire
 		})
 	}
 	running.Go(func() { s.followReloads(ctx, host.Reload) })
+	running.Go(func() { s.keepNames(ctx) })
+	s.changeNames()
 	ticker := s.watchdog.add()
 	running.Go(func() { s.tick(ctx, ticker) })
 	if host.Alive != nil && host.AlivePeriod > 0 {
@@ -345,6 +349,9 @@ func (s *server) advance(began time.Duration) {
 	for _, lease := range expired {
 		s.rules.forgetRoutes(lease.Family, lease.Table)
 		s.log.LogAttrs(context.Background(), slog.LevelInfo, "lease expired", leaseAttrs(nil, lease)...)
+	}
+	if len(expired) > 0 {
+		s.changeNames()
 	}
 	s.arm()
 }
