@@ -194,3 +194,24 @@ func TestStatusSchema(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusOfABoundShell: a shell that is bound to a link, as by run, is told the same as any other.
+func TestStatusOfABoundShell(t *testing.T) {
+	c := newCrossing(t)
+	c.waitStatus("10.1.0.2", "ok", "")
+	c.waitStatus("10.2.0.2", "ok", "")
+	if r := c.do("run", "wan1", bin(t, clientBin), "status"); r.code != 0 {
+		t.Errorf("status: %+v", r)
+	}
+	c.ns.IP(t, "route del default dev wan1")
+	c.waitStatus("10.2.0.2", "no-route", "")
+	for _, args := range []string{"status --no-legend wan0", "explain " + internet, "explain " + internet + " --from 10.1.0.2"} {
+		own, bound := c.do(strings.Fields(args)...), c.do(append([]string{"run", "wan1", bin(t, clientBin)}, strings.Fields(args)...)...)
+		if own.code != 0 || bound.code != own.code || strings.Contains(bound.stdout, "DISAGREES") || strings.Contains(bound.stdout, "refuses sockets") {
+			t.Errorf("%s: %+v, and of a program under run: %+v", args, own, bound)
+		}
+		if strings.HasPrefix(args, "explain") && !strings.Contains(bound.stdout, "this process is bound to a link, and --pid asks as a process does") {
+			t.Errorf("%s says nothing of the link:\n%s", args, bound.stdout)
+		}
+	}
+}

@@ -80,7 +80,8 @@ func startOf(pid int) int64 {
 	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
 		return 0
 	}
-	return time.Now().Unix() - (int64(now.Sec) - n/ticks)
+	up := time.Duration(now.Nano()) - time.Duration(n)*(time.Second/ticks)
+	return time.Now().Add(-up).Round(time.Second).Unix()
 }
 
 // versionOf asks the server that is installed beside this program for its version, if the process runs that file. The

@@ -10,6 +10,7 @@ import (
 type fault struct {
 	since  time.Time // of the last loss, unless it is over
 	before time.Time // of a loss before the holder that serves the address now
+	ended  time.Time // when the last holder ended
 }
 
 // noteSince fills in when the faults of rows began, as holders noted it.
@@ -27,8 +28,10 @@ func noteSince(rows []Row, history []events.Event) {
 			}
 		case events.Served: // it notes what changes from then on
 			f = fault{before: f.since}
-		case events.RouteBack, events.Ended:
+		case events.RouteBack:
 			f = fault{}
+		case events.Ended:
+			f = fault{ended: e.Time}
 		case events.ServerAway:
 			away = e.Time
 		case events.ServerBack:
@@ -50,6 +53,10 @@ func noteSince(rows []Row, history []events.Event) {
 		case "no-route", "blocked", "shadowed", "link-down", "no-carrier", "no-lease":
 			if since = f.since; since.IsZero() {
 				since = f.before
+			}
+		case "not-served":
+			if since = f.since; since.IsZero() {
+				since = f.ended
 			}
 		}
 		if !since.IsZero() {

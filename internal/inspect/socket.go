@@ -25,6 +25,9 @@ type connection struct {
 // errCannotAsk says that this user may not make such a socket.
 var errCannotAsk = errors.New("this user may not make such a socket")
 
+// errBound says that sockets of this process get the mark of the link that it is bound to.
+var errBound = fmt.Errorf("%w: this process is bound to a link, and --pid asks as a process does", errCannotAsk)
+
 // connect asks as a socket does.
 func connect(q route.Question) (c connection, err error) {
 	fd, err := socketOf(q)
@@ -107,6 +110,10 @@ func socketOf(q route.Question) (fd int, err error) {
 			err = errCannotAsk
 		}
 		return -1, err
+	}
+	if mark, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); err == nil && uint32(mark) != q.Mark {
+		unix.Close(fd)
+		return -1, errBound
 	}
 	return fd, nil
 }

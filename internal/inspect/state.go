@@ -136,7 +136,7 @@ func (h *host) elsewhere(c candidate, table uint32, row *Row) (*Finding, error) 
 	for _, e := range exits {
 		if e.err == nil && !slices.ContainsFunc(e.links(), func(index int) bool { return index != c.at.Index }) {
 			q.Dst = e.to
-			if made, err := connect(q); err != nil || made.err != nil {
+			if made, err := connect(q); !errors.Is(err, errCannotAsk) && (err != nil || made.err != nil) {
 				return &Finding{"no-route", Error, "no route: the kernel refuses sockets", errors.Join(err, made.err).Error(), explain(c.at.Addr, e.to)}, nil
 			}
 			continue

@@ -31,6 +31,7 @@ type Question struct {
 	Server    string      // its name
 	UIDs      []uint32    // users whose servers are trusted, beside root
 
+	Targets    []netip.Addr       // of Doctor: hosts to ask how large packets may be; none: those of the watch
 	Namespaces func() []Namespace // of Doctor: lists network namespaces on uplinks; nil: none
 }
 
@@ -218,13 +219,25 @@ func finish(rows []Row) {
 
 // noteUnserved makes a fault of addresses that nobody serves while a watch runs.
 func noteUnserved(rows []Row) {
-	watched := slices.ContainsFunc(rows, func(r Row) bool { return r.PID != 0 && isWatch(r.PID) })
+	if !slices.ContainsFunc(rows, func(r Row) bool {
+		return slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Name == "not-served" })
+	}) {
+		return
+	}
+	watch := uplinks.Watch()
+	if at := slices.IndexFunc(rows, func(r Row) bool { return r.PID != 0 && isWatch(r.PID) }); watch == 0 && at >= 0 {
+		watch = rows[at].PID
+	}
+	if watch == 0 {
+		return
+	}
 	for i := range rows {
 		for j := range rows[i].Findings {
-			if f := &rows[i].Findings[j]; f.Name == "not-served" && watched {
+			if f := &rows[i].Findings[j]; f.Name == "not-served" {
 				f.Severity = Error
 				if unservable(rows[i].Ifname) == nil {
-					f.What, f.Cure = "not served by the watch that runs", "journalctl -u table-allocator-watch"
+					f.What, f.Evidence = "not served by the watch that runs", fmt.Sprintf("pid %d is a watch, and has no lease for the address", watch)
+					f.Cure = "systemctl restart table-allocator-watch; table-allocator-client history " + rows[i].Ifname
 				}
 			}
 		}

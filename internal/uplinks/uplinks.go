@@ -112,6 +112,20 @@ const (
 // ErrNoWatch says that no watch runs in the network namespace.
 var ErrNoWatch = errors.New("no watch runs: systemctl start table-allocator-watch")
 
+// Watch returns the process that is the watch of this network namespace; 0: there is none, or its user is not trusted.
+func Watch() (pid int) {
+	conn, err := dial()
+	if err != nil {
+		return 0
+	}
+	defer conn.Close()
+	cred, trusted, err := believes(conn.(*net.UnixConn))
+	if err != nil || !trusted {
+		return 0
+	}
+	return int(cred.PID)
+}
+
 // Ask asks the watch of this network namespace.
 func Ask(req Request) (Report, error) {
 	report, conn, _, err := ask(req)
@@ -165,7 +179,7 @@ func dial() (net.Conn, error) {
 }
 
 func exchange(conn net.Conn, answers *bufio.Reader, req Request) (report Report, err error) {
-	trusted, err := believes(conn.(*net.UnixConn))
+	_, trusted, err := believes(conn.(*net.UnixConn))
 	if err == nil && !trusted {
 		err = errors.New("the process that has the name of the watch is not trusted")
 	}
@@ -212,17 +226,18 @@ func readLine(r *bufio.Reader) (line []byte, err error) {
 }
 
 // believes reports whether the other end of a connection is trusted.
-func believes(conn *net.UnixConn) (trusted bool, err error) {
+func believes(conn *net.UnixConn) (cred wire.Cred, trusted bool, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return false, err
+		return cred, false, err
 	}
-	var cred *unix.Ucred
-	controlErr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	var peerCred *unix.Ucred
+	controlErr := raw.Control(func(fd uintptr) { peerCred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	if err = errors.Join(controlErr, err); err != nil {
-		return false, err
+		return cred, false, err
 	}
-	return peer.NewTrust(nil).Believes(wire.Cred{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}), nil
+	cred = wire.Cred{PID: peerCred.Pid, UID: peerCred.Uid, GID: peerCred.Gid}
+	return cred, peer.NewTrust(nil).Believes(cred), nil
 }
 
 // Listener answers requests at the name.
@@ -274,7 +289,7 @@ func (l *Listener) Serve(start func(func()), answer func(Request) (Answer, bool)
 
 func serve(conn *net.UnixConn, answer func(Request) (Answer, bool)) {
 	defer conn.Close()
-	if trusted, err := believes(conn); err != nil || !trusted || conn.SetDeadline(time.Now().Add(patience)) != nil {
+	if _, trusted, err := believes(conn); err != nil || !trusted || conn.SetDeadline(time.Now().Add(patience)) != nil {
 		return
 	}
 	line, err := bufio.NewReader(io.LimitReader(conn, maxRequest)).ReadBytes('\n')
