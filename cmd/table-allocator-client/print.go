@@ -249,7 +249,7 @@ func printBound(out io.Writer, rows []bind.Row, colour bool) error {
 	}
 	for _, r := range printable(rows) {
 		tables := strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Tables), " ", ","), "[]")
-		what := []string{r.Traffic}
+		what := []string{unbindWords(r.Traffic)}
 		if r.Cgroup != "" {
 			what = what[:0]
 			for _, p := range r.Processes {
@@ -269,6 +269,23 @@ func printBound(out io.Writer, rows []bind.Row, colour bool) error {
 		}
 	}
 	return nil
+}
+
+// unbindWords are the options of bind and unbind for traffic; another traffic is as `ip rule` writes it.
+func unbindWords(traffic string) string {
+	options := map[string]string{"uidrange": "--uid", "ipproto": "--proto", "dport": "--dport"}
+	words := strings.Fields(traffic)
+	for i := 0; i+1 < len(words); i += 2 {
+		option := options[words[i]]
+		if option == "" {
+			return traffic
+		}
+		words[i] = option
+		if first, last, is := strings.Cut(words[i+1], "-"); is && first == last && option == "--uid" {
+			words[i+1] = first
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 func printMissing(w io.Writer, missing string, colour bool) {

@@ -81,3 +81,21 @@ tun0  openvpn                                 10001  8d02h   none  5        ok  
 		})
 	}
 }
+
+func TestUnbindWords(t *testing.T) {
+	for traffic, want := range map[string]string{
+		"uidrange 4711-4711":          "--uid 4711",
+		"uidrange 1000-1999":          "--uid 1000-1999",
+		"ipproto tcp dport 443":       "--proto tcp --dport 443",
+		"ipproto udp dport 1-6":       "--proto udp --dport 1-6",
+		"iif tav0 (namespace work)":   "iif tav0 (namespace work)",
+		"fwmark 0x2000000/0xff000000": "fwmark 0x2000000/0xff000000",
+		"uidrange 7-7 sport 5":        "uidrange 7-7 sport 5",
+		"uidrange 7-7 ipproto icmp":   "--uid 7 --proto icmp",
+		"":                            "",
+	} {
+		if got := unbindWords(traffic); got != want {
+			t.Errorf("%s: got %s, want %s", traffic, got, want)
+		}
+	}
+}

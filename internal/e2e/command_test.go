@@ -111,12 +111,12 @@ func TestCommandBound(t *testing.T) {
 			return nil
 		})
 	}
-	says(0, "uidrange 4711-4711")
+	says(0, "--uid 4711")
 	h.ns.IP(t, "route del default dev wan1")
 	h.ns.IP(t, "-6 route del default dev wan1")
 	says(1, "blocked: no route")
 	h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 metric 200")
-	says(0, "uidrange 4711-4711")
+	says(0, "--uid 4711")
 	r := h.run(bin(t, clientBin), "bound", "--json")
 	var list struct{ Bound []map[string]any }
 	if err := json.Unmarshal([]byte(r.stdout), &list); err != nil || len(list.Bound) != 1 {
@@ -124,6 +124,11 @@ func TestCommandBound(t *testing.T) {
 	}
 	if keys := strings.Join(slices.Sorted(maps.Keys(list.Bound[0])), " "); keys != "cgroup ifname missing on_loss processes tables traffic" {
 		t.Errorf("keys: %s", keys)
+	}
+	// What it shows is what one types to undo it.
+	shown := strings.Fields(lines(h.run(bin(t, clientBin), "bound").stdout)[1])
+	if r := h.run(bin(t, clientBin), append([]string{"unbind", shown[0]}, shown[3:]...)...); r.code != 0 {
+		t.Errorf("unbind by the words of bound, %q: %+v", shown, r)
 	}
 }
 

@@ -142,7 +142,7 @@ func TestReleaseBound(t *testing.T) {
 	c.must("bind", "wan1", "--uid", "4711")
 	c.leaves(strict, 1)
 	r := c.do("release", "--all")
-	if r.code != 1 || strings.Count(r.stdout, "wan1") != 3 || !strings.Contains(r.stdout, "uidrange 4711-4711") || !strings.Contains(r.stderr, "--force") {
+	if r.code != 1 || strings.Count(r.stdout, "wan1") != 3 || !strings.Contains(r.stdout, "--uid 4711") || !strings.Contains(r.stderr, "--force") {
 		t.Errorf("release --all: %+v", r)
 	}
 	c.leaves(strict, 1)
