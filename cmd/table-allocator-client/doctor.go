@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/table-allocator/table-allocator/internal/inspect"
 	"github.com/table-allocator/table-allocator/internal/netns"
@@ -13,14 +15,19 @@ import (
 
 const doctorUsage = `Usage: table-allocator-client doctor [options] [IFNAME...]
 
-Looks for what is wrong with this host, and only reads. A line for each finding
-says how bad it is, its name, and what was found; lines below say why and what
-to do. The exit code is 0 if all is fine or there are notes only, 1 for
-warnings, 3 for errors, 2 for wrong usage or without rights. Needs root.
+Looks for what is wrong with this host, and changes nothing. A line for each
+finding says how bad it is, its name, and what was found; lines below say why
+and what to do. Last come the checks that could not look. The exit code is 0 if
+all is fine or there are notes only, 1 for warnings, 3 for errors, 2 for wrong
+usage or without rights. Needs root.
 
       --only NAME,...       these checks only
       --list                print names and severities of all checks
+      --target ADDR,...     hosts that the check mtu asks, which runs only if it
+                            is named (the targets of the watch's probes)
+      --verbose             print the names of checks that found nothing, too
       --json                print JSON
+      --redact              shorten public addresses, for a report
   -i, --ifname PATTERN...   addresses of these links only (*), also as arguments
       --exclude PATTERN...  links to leave out (lo)
   -c, --config FILE         the configuration of the watch
@@ -31,6 +38,9 @@ func doctor(f *flags) action {
 	only := f.StringSlice("only", nil, "")
 	list := f.Bool("list", false, "")
 	asJSON := f.Bool("json", false, "")
+	redact := f.Bool("redact", false, "")
+	targets := f.StringSlice("target", nil, "")
+	verbose := f.Bool("verbose", false, "")
 	return func(args []string) error {
 		if *list {
 			for _, c := range inspect.Checks {
@@ -42,6 +52,13 @@ func doctor(f *flags) action {
 		if err != nil {
 			return err
 		}
+		for _, text := range *targets {
+			target, err := netip.ParseAddr(text)
+			if err != nil {
+				return wrongUsage(fmt.Errorf("--target %s: not an address", text))
+			}
+			q.Targets = append(q.Targets, target)
+		}
 		q.Namespaces = func() []inspect.Namespace { return namespaces(f) }
 		d, err := inspect.Doctor(context.Background(), q, *only)
 		if errors.Is(err, inspect.ErrNoCheck) {
@@ -50,11 +67,11 @@ func doctor(f *flags) action {
 		if err != nil {
 			return asked(err)
 		}
-		d = printable(d)
+		d = printable(redacted(d, *redact))
 		if *asJSON {
 			err = json.NewEncoder(os.Stdout).Encode(d)
 		} else {
-			err = printDiagnosis(d)
+			err = printDiagnosis(d, *verbose)
 		}
 		if code := d.Code(); err == nil && code != 0 {
 			err = exitError{code}
@@ -81,15 +98,23 @@ func namespaces(f *flags) (all []inspect.Namespace) {
 	return all
 }
 
-func printDiagnosis(d inspect.Diagnosis) error {
+func printDiagnosis(d inspect.Diagnosis, verbose bool) error {
+	var b strings.Builder
 	for _, f := range d.Findings {
-		if _, err := fmt.Printf("%-8s %-18s %s\n         why                %s\n         do                 %s\n", f.Severity, f.Name, f.What, f.Evidence, f.Cure); err != nil {
-			return err
+		fmt.Fprintf(&b, "%-8s %-18s %s\n         why                %s\n         do                 %s\n", f.Severity, f.Name, f.What, f.Evidence, f.Cure)
+	}
+	for _, u := range d.Unseen {
+		fmt.Fprintf(&b, "unseen   %-18s %s\n", u.Name, u.Why)
+	}
+	for _, name := range d.Silent {
+		if verbose {
+			fmt.Fprintf(&b, "fine     %s\n", name)
 		}
 	}
-	_, err := fmt.Printf("%d checks found nothing\n", d.Fine)
-	if err == nil && d.Code() != 0 {
-		_, err = fmt.Println("for a report: table-allocator-client status --json; table-allocator-client doctor --json; ip rule; ip route show table all")
+	fmt.Fprintf(&b, "%d checks found nothing\n", d.Fine)
+	if d.Code() != 0 {
+		b.WriteString("for a report: table-allocator-client status --json; table-allocator-client doctor --json; table-allocator-client explain DST --json (--redact shortens addresses)\n")
 	}
+	_, err := os.Stdout.WriteString(b.String())
 	return err
 }

@@ -37,6 +37,7 @@ none, 2 for wrong usage, 3 if the kernel disagrees, which is a bug.
       --tos N               with this TOS
       --all                 show rules for other packets, too
       --json                print JSON
+      --redact              shorten public addresses, for a report
 `
 
 // Exit codes of explain beside 0 and 2.
@@ -52,6 +53,7 @@ type explainFlags struct {
 	pid         int
 	ends        [2]netip.AddrPort // of a socket; zero: none is asked for
 	all, asJSON bool
+	redact      bool
 }
 
 func newExplainFlags(f *flags) *explainFlags {
@@ -72,6 +74,7 @@ func newExplainFlags(f *flags) *explainFlags {
 	f.Uint8Var(&x.packet.TOS, "tos", 0, "")
 	f.BoolVar(&x.all, "all", false, "")
 	f.BoolVar(&x.asJSON, "json", false, "")
+	f.BoolVar(&x.redact, "redact", false, "")
 	return x
 }
 
@@ -240,7 +243,7 @@ func destinations(name string, p inspect.Packet) (addrs []netip.Addr, err error)
 }
 
 func (x *explainFlags) print(e inspect.Explanation) error {
-	e = printable(e)
+	e = printable(redacted(e, x.redact))
 	if x.asJSON {
 		return json.NewEncoder(os.Stdout).Encode(e)
 	}

@@ -25,6 +25,7 @@ for wrong usage or without rights. Needs root.
   -c, --config FILE         the configuration of the watch
       --no-legend           neither titles nor the lines about the server
       --json                print JSON
+      --redact              shorten public addresses, for a report
       --prometheus          print metrics, or with --output FILE put them into
                             FILE; the exit code is 0 whatever they say
       --follow              print a line for each change from now on
@@ -34,6 +35,7 @@ func status(f *flags) action {
 	h := newHostFlags(f)
 	family := f.family()
 	asJSON := f.Bool("json", false, "")
+	redact := f.Bool("redact", false, "")
 	noLegend := f.Bool("no-legend", false, "")
 	follow := f.Bool("follow", false, "")
 	metrics := f.Bool("prometheus", false, "")
@@ -63,7 +65,7 @@ func status(f *flags) action {
 			return asked(err)
 		}
 		f.debug("%d addresses", len(report.Uplinks))
-		report = printable(report)
+		report = printable(redacted(report, *redact))
 		if *metrics {
 			return writeMetrics(output, report.Metrics())
 		}

@@ -11,20 +11,20 @@ import (
 // printable returns v with each string quoted that has something else than printable characters. Names of processes
 // and links, paths and texts with such names are others' to choose, and a terminal obeys what some of them say.
 func printable[T any](v T) T {
-	quoteIn(reflect.ValueOf(&v).Elem())
+	eachString(reflect.ValueOf(&v).Elem(), quoted)
 	return v
 }
 
-// quoteIn quotes the strings of a value that can be set. It copies what slices and pointers lead to, since others may
+// eachString replaces the strings of a value that can be set. It copies what slices and pointers lead to, since others may
 // have that, too.
-func quoteIn(v reflect.Value) {
+func eachString(v reflect.Value, change func(string) string) {
 	switch v.Kind() {
 	case reflect.String:
-		v.SetString(quoted(v.String()))
+		v.SetString(change(v.String()))
 	case reflect.Struct:
 		for i := range v.NumField() {
 			if v.Field(i).CanSet() { // a field of another package's may not
-				quoteIn(v.Field(i))
+				eachString(v.Field(i), change)
 			}
 		}
 	case reflect.Slice:
@@ -35,14 +35,14 @@ func quoteIn(v reflect.Value) {
 		reflect.Copy(all, v)
 		v.Set(all)
 		for i := range all.Len() {
-			quoteIn(all.Index(i))
+			eachString(all.Index(i), change)
 		}
 	case reflect.Pointer:
 		if !v.IsNil() {
 			one := reflect.New(v.Type().Elem())
 			one.Elem().Set(v.Elem())
 			v.Set(one)
-			quoteIn(one.Elem())
+			eachString(one.Elem(), change)
 		}
 	}
 }

@@ -194,3 +194,32 @@ func TestCommandExplainSocket(t *testing.T) {
 		}
 	}
 }
+
+// TestCommandCompletion: bash offers what a command takes, links and addresses among it, and commands behind the link of run.
+func TestCommandCompletion(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1", "10.78.0.2/24")
+	const script = `. ../../packaging/completion/bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _table_allocator; echo "${COMPREPLY[@]}"`
+	for _, tt := range []struct{ line, want string }{
+		{"tactl stat", "status"},
+		{"tactl help hist", "history"},
+		{"tactl run wan", "wan0 wan1"},
+		{"tactl run --on-loss block wan", "wan0 wan1"},
+		{"tactl run wan1 true --ver", ""},
+		{"tactl attach wan", "wan0 wan1"}, {"tactl bind wan", "wan0 wan1"}, {"tactl unbind wan", "wan0 wan1"}, {"tactl bound wan", "wan0 wan1"},
+		{"tactl status wan", "wan0 wan1"}, {"tactl doctor wan", "wan0 wan1"}, {"tactl uplinks wan", "wan0 wan1"}, {"tactl reexec wan", "wan0 wan1"},
+		{"tactl release 10.7", "10.77.0.2 10.78.0.2"}, {"tactl history 10.78", "10.78.0.2"},
+		{"tactl explain 192.0.2.1 --from 10.77", "10.77.0.2"}, {"tactl explain 192.0.2.1 --oif wan", "wan0 wan1"},
+		{"tactl explain 192.0.2.1 --sp", "--sport"}, {"tactl watch --sport", ""}, {"tactl history --cl", ""},
+	} {
+		r := h.run("bash", append([]string{"-c", script, "bash"}, strings.Split(tt.line, " ")...)...)
+		if got := strings.TrimSpace(r.stdout); r.code != 0 || got != tt.want {
+			t.Errorf("%s: %q, want %q\n%s", tt.line, got, tt.want, r.stderr)
+		}
+	}
+	r := h.run("bash", "-c", script, "bash", "tactl", "run", "wan1", "sle")
+	if !slices.Contains(strings.Fields(r.stdout), "sleep") {
+		t.Errorf("a command on a link: %+v", r)
+	}
+}

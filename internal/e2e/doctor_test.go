@@ -261,11 +261,11 @@ func TestDoctorLinks(t *testing.T) {
 		h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
 		h.serve(`"num_tables":1`)
 		h.watch()
-		h.waitDiagnosis("")
+		h.waitDiagnosis("", "pool")
 		h.ns.IP(t, "address add 10.77.0.3/24 dev wan0")
-		h.waitDiagnosis("", "no-lease")
+		h.waitDiagnosis("", "no-lease", "pool")
 		h.ns.IP(t, "address del 10.77.0.3/24 dev wan0")
-		h.waitDiagnosis("")
+		h.waitDiagnosis("", "pool")
 	})
 	t.Run("left-out", func(t *testing.T) {
 		h := newHost(t)
@@ -404,7 +404,12 @@ note published-port
 note device-bound-guard
 note mptcp-endpoints
 note program-32bit
-note left-out`
+note left-out
+warning pool
+error database
+note conntrack-zones
+note kernel-features
+warning mtu`
 	got := lines(h.run(bin(t, clientBin), "doctor", "--list").stdout)
 	if diff := unordered(got, lines(frozen)); diff != "" {
 		t.Errorf("checks: %s", diff)

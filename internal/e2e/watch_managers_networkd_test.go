@@ -110,13 +110,33 @@ func TestWatchManagersNetworkd(t *testing.T) {
 		}
 		return nil
 	})
+	dropIn := func(want string) {
+		t.Helper()
+		eventually(t, "doctor says "+want, func() error {
+			if r := h.try(bin(t, clientBin) + " doctor --only networkd-dropin"); !strings.Contains(r.stdout, want) {
+				return fmt.Errorf("%+v", r)
+			}
+			return nil
+		})
+	}
+	dropIn("no networkd.conf has ManageForeignRoutingPolicyRules=no")
 	networkd.stop()
-	h.startNetworkd() // versions differ in what that deletes
+	networkd = h.startNetworkd() // versions differ in what that deletes
 	h.waitServedByNetworkd(addrs)
 	h.watch.waitLog(blame)
 	if n := strings.Count(h.watch.log.String(), blame); n != 1 {
 		t.Errorf("the log names what to change %d times, want once", n)
 	}
+	eventually(t, "doctor says that the file is newer than the start", func() error {
+		h.write("/etc/systemd/networkd.conf.d/table-allocator.conf", readFile(t, "../../packaging/systemd/networkd.conf"))
+		if r := h.try(bin(t, clientBin) + " doctor --only networkd-dropin"); !strings.Contains(r.stdout, "newer than the start") {
+			return fmt.Errorf("%+v", r) // within the second in which it started
+		}
+		return nil
+	})
+	networkd.stop()
+	h.startNetworkd()
+	dropIn("1 checks found nothing")
 }
 
 // With the file of packaging/ networkd takes nothing away, and no packet goes astray.

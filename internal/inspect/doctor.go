@@ -18,6 +18,7 @@ type Check struct {
 	Name     string   `json:"name"`
 	Severity Severity `json:"severity"`
 	look     func(*patient) []symptom
+	Sends    bool `json:"sends"` // packets, so it runs only if it is named
 }
 
 // symptom is a Finding without what its Check knows.
@@ -25,51 +26,56 @@ type symptom struct{ what, evidence, cure string }
 
 // Checks are those of doctor. Names and severities never change, since scripts know them.
 var Checks = []Check{
-	{"server-stopped", Error, lookServer},
-	{"hook-without-server", Error, lookHooks},
-	{"main-default-back", Error, lookMainDefault},
-	{"table-empty", Error, lookTableEmpty},
-	{"table-gateway", Error, lookTableGateway},
-	{"rule-missing", Error, lookRuleMissing},
-	{"rp-filter", Error, lookRPFilter},
-	{"networkd-dropin", Error, lookNetworkd},
-	{"dad", Error, lookDAD},
-	{"accept-ra", Error, lookAcceptRA},
-	{"excluded", Error, lookExcluded},
-	{"no-lease", Error, lookNoLease},
-	{"namespaces", Error, lookNamespaces},
-	{"rule-before-ours", Warning, lookRuleBefore},
-	{"rule-in-front", Warning, lookInFront},
-	{"overlap", Warning, lookOverlap},
-	{"arp-flux", Warning, lookARPFlux},
-	{"table-shared", Warning, lookTableShared},
-	{"rule-orphan", Warning, lookRuleOrphan},
-	{"rule-uid0", Warning, lookRuleUID0},
-	{"rule-sport", Warning, lookRuleSport},
-	{"carrier", Warning, lookCarrier},
-	{"duplicate", Warning, lookDuplicate},
-	{"snat-fixed", Warning, lookSNAT},
-	{"marks", Warning, lookMarks},
-	{"leases", Warning, lookHolders},
-	{"rules-many", Warning, lookRulesMany},
-	{"uplink-dead", Warning, lookUplinkDead},
-	{"choice-shadowed", Warning, lookShadowed},
-	{"choice-unprobed", Note, lookUnprobed},
-	{"rp-filter-forward", Warning, lookRPForward},
-	{"forward", Warning, lookForward},
-	{"dns", Warning, lookDNS},
-	{"same-subnet", Note, lookSameSubnet},
-	{"rule-detached", Note, lookRuleDetached},
-	{"table-name", Note, lookTableNames},
-	{"src-valid-mark", Note, lookSrcValidMark},
-	{"udp-any", Note, lookUDP},
-	{"ifupdown2", Note, lookIfupdown2},
-	{"unbound-shadowed", Note, lookUnboundShadowed},
-	{"published-port", Note, lookPublished},
-	{"device-bound-guard", Note, lookGuards},
-	{"mptcp-endpoints", Note, lookMPTCP},
-	{"program-32bit", Note, lookPrograms},
-	{"left-out", Note, lookLeftOut},
+	{Name: "server-stopped", Severity: Error, look: lookServer},
+	{Name: "hook-without-server", Severity: Error, look: lookHooks},
+	{Name: "main-default-back", Severity: Error, look: lookMainDefault},
+	{Name: "table-empty", Severity: Error, look: lookTableEmpty},
+	{Name: "table-gateway", Severity: Error, look: lookTableGateway},
+	{Name: "rule-missing", Severity: Error, look: lookRuleMissing},
+	{Name: "rp-filter", Severity: Error, look: lookRPFilter},
+	{Name: "networkd-dropin", Severity: Error, look: lookNetworkd},
+	{Name: "dad", Severity: Error, look: lookDAD},
+	{Name: "accept-ra", Severity: Error, look: lookAcceptRA},
+	{Name: "excluded", Severity: Error, look: lookExcluded},
+	{Name: "no-lease", Severity: Error, look: lookNoLease},
+	{Name: "namespaces", Severity: Error, look: lookNamespaces},
+	{Name: "rule-before-ours", Severity: Warning, look: lookRuleBefore},
+	{Name: "rule-in-front", Severity: Warning, look: lookInFront},
+	{Name: "overlap", Severity: Warning, look: lookOverlap},
+	{Name: "arp-flux", Severity: Warning, look: lookARPFlux},
+	{Name: "table-shared", Severity: Warning, look: lookTableShared},
+	{Name: "rule-orphan", Severity: Warning, look: lookRuleOrphan},
+	{Name: "rule-uid0", Severity: Warning, look: lookRuleUID0},
+	{Name: "rule-sport", Severity: Warning, look: lookRuleSport},
+	{Name: "carrier", Severity: Warning, look: lookCarrier},
+	{Name: "duplicate", Severity: Warning, look: lookDuplicate},
+	{Name: "snat-fixed", Severity: Warning, look: lookSNAT},
+	{Name: "marks", Severity: Warning, look: lookMarks},
+	{Name: "leases", Severity: Warning, look: lookHolders},
+	{Name: "rules-many", Severity: Warning, look: lookRulesMany},
+	{Name: "uplink-dead", Severity: Warning, look: lookUplinkDead},
+	{Name: "choice-shadowed", Severity: Warning, look: lookShadowed},
+	{Name: "choice-unprobed", Severity: Note, look: lookUnprobed},
+	{Name: "rp-filter-forward", Severity: Warning, look: lookRPForward},
+	{Name: "forward", Severity: Warning, look: lookForward},
+	{Name: "dns", Severity: Warning, look: lookDNS},
+	{Name: "same-subnet", Severity: Note, look: lookSameSubnet},
+	{Name: "rule-detached", Severity: Note, look: lookRuleDetached},
+	{Name: "table-name", Severity: Note, look: lookTableNames},
+	{Name: "src-valid-mark", Severity: Note, look: lookSrcValidMark},
+	{Name: "udp-any", Severity: Note, look: lookUDP},
+	{Name: "ifupdown2", Severity: Note, look: lookIfupdown2},
+	{Name: "unbound-shadowed", Severity: Note, look: lookUnboundShadowed},
+	{Name: "published-port", Severity: Note, look: lookPublished},
+	{Name: "device-bound-guard", Severity: Note, look: lookGuards},
+	{Name: "mptcp-endpoints", Severity: Note, look: lookMPTCP},
+	{Name: "program-32bit", Severity: Note, look: lookPrograms},
+	{Name: "left-out", Severity: Note, look: lookLeftOut},
+	{Name: "pool", Severity: Warning, look: lookPool},
+	{Name: "database", Severity: Error, look: lookDatabase},
+	{Name: "conntrack-zones", Severity: Note, look: lookZones},
+	{Name: "kernel-features", Severity: Note, look: lookFeatures},
+	{Name: "mtu", Severity: Warning, look: lookMTU, Sends: true},
 }
 
 // patient is the host that is looked at.
@@ -79,8 +85,11 @@ type patient struct {
 	leases []lease
 	tables map[uint32]string // links of leased tables
 
-	question Question
-	nftables []chain // nil: not listed yet
+	question  Question
+	nftables  []chain                    // nil: not listed yet
+	healths   map[wire.Family]wire.Reply // of the server; nil: not asked yet
+	healthErr error
+	unseen    error // why the check at hand could not look
 }
 
 // lease is an address that has one.
@@ -97,6 +106,14 @@ type Diagnosis struct {
 	Version  int       `json:"version"`
 	Fine     int       `json:"fine"` // checks that found nothing
 	Findings []Finding `json:"findings"`
+	Unseen   []Unseen  `json:"unseen"`
+	Silent   []string  `json:"-"` // names of the checks that found nothing
+}
+
+// Unseen is a check that could not look.
+type Unseen struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
 }
 
 // Code is the exit code: 0, 1 for warnings, 3 for errors.
@@ -113,9 +130,9 @@ func (d Diagnosis) Code() int {
 	return code
 }
 
-// Doctor runs the checks of names, or all of them if there are none. It only reads.
+// Doctor runs the checks of names, or all of them that send nothing if there are none. It changes nothing.
 func Doctor(ctx context.Context, q Question, names []string) (Diagnosis, error) {
-	d := Diagnosis{Version: 1, Findings: []Finding{}}
+	d := Diagnosis{Version: 1, Findings: []Finding{}, Unseen: []Unseen{}}
 	for _, name := range names {
 		if !slices.ContainsFunc(Checks, func(c Check) bool { return c.Name == name }) {
 			return d, fmt.Errorf("%s: %w", name, ErrNoCheck)
@@ -139,12 +156,18 @@ func Doctor(ctx context.Context, q Question, names []string) (Diagnosis, error) 
 		}
 	}
 	for _, c := range Checks {
-		if len(names) > 0 && !slices.Contains(names, c.Name) {
+		if len(names) == 0 && c.Sends || len(names) > 0 && !slices.Contains(names, c.Name) {
 			continue
 		}
+		p.unseen = nil
 		found := c.look(p)
-		if len(found) == 0 {
+		switch {
+		case len(found) > 0:
+		case p.unseen != nil:
+			d.Unseen = append(d.Unseen, Unseen{c.Name, p.unseen.Error()})
+		default:
 			d.Fine++
+			d.Silent = append(d.Silent, c.Name)
 		}
 		for _, s := range found {
 			d.Findings = append(d.Findings, Finding{c.Name, c.Severity, s.what, s.evidence, s.cure})

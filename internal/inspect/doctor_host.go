@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -171,39 +172,82 @@ func lookHolders(p *patient) (all []symptom) {
 	return all
 }
 
-// running reports whether a process of a name runs, in the network namespace of the caller.
-func running(comm string) bool {
+// running returns a process of a name, in the network namespace of the caller; 0: there is none.
+func running(comm string) (pid int) {
 	own, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
-		return false
+		return 0
 	}
 	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is right
-	return slices.ContainsFunc(dirs, func(dir string) bool {
+	for _, dir := range dirs {
 		if readLine(dir+"/comm") != comm {
-			return false
+			continue
 		}
-		theirs, err := os.Readlink(dir + "/ns/net")
-		return err == nil && theirs == own
-	})
+		if theirs, err := os.Readlink(dir + "/ns/net"); err == nil && theirs == own {
+			pid, _ = strconv.Atoi(filepath.Base(dir)) // of digits, by the pattern
+			return pid
+		}
+	}
+	return 0
 }
 
-func lookNetworkd(p *patient) []symptom {
-	if !running("systemd-network") { // a name has 15 bytes
-		return nil
+// changedAt is when a file was written, installed or renamed, in seconds since 1970. Packages keep the time of the text, not that.
+func changedAt(file string) int64 {
+	var stat unix.Stat_t
+	if unix.Stat(file, &stat) != nil {
+		return 0
 	}
+	return int64(stat.Ctim.Sec)
+}
+
+// hasLine reports whether a text has a line, without what is before and behind it.
+func hasLine(text, want string) bool {
+	for line := range strings.Lines(text) {
+		if strings.TrimSpace(line) == want {
+			return true
+		}
+	}
+	return false
+}
+
+// networkdFiles are the configuration files that systemd-networkd reads: of those with one name only the first.
+func networkdFiles() (files []string) {
+	seen := make(map[string]bool)
 	for _, dir := range []string{"/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib"} {
-		files, _ := filepath.Glob(dir + "/systemd/networkd.conf.d/*.conf") // the pattern is right
-		for _, file := range append(files, dir+"/systemd/networkd.conf") {
-			text, err := os.ReadFile(file)
-			for line := range strings.Lines(string(text)) {
-				if err == nil && strings.TrimSpace(line) == "ManageForeignRoutingPolicyRules=no" {
-					return nil
-				}
+		found, _ := filepath.Glob(dir + "/systemd/networkd.conf.d/*.conf") // the pattern is right
+		for _, file := range append(found, dir+"/systemd/networkd.conf") {
+			if _, err := os.Stat(file); err == nil && !seen[filepath.Base(file)] {
+				seen[filepath.Base(file)] = true
+				files = append(files, file)
 			}
 		}
 	}
+	return files
+}
+
+// lookNetworkd looks for the setting without which systemd-networkd deletes rules of others, in files that are no newer than
+// its start.
+func lookNetworkd(*patient) []symptom {
+	pid := running("systemd-network") // a name has 15 bytes
+	if pid == 0 {
+		return nil
+	}
+	const cure = "systemctl restart systemd-networkd"
+	late := ""
+	for _, file := range networkdFiles() {
+		if !hasLine(readText(file), "ManageForeignRoutingPolicyRules=no") {
+			continue
+		}
+		if since := startOf(pid); since == 0 || changedAt(file) <= since {
+			return nil
+		}
+		late = file
+	}
+	if late != "" {
+		return []symptom{{"systemd-networkd deletes our rules: it has not read its configuration since that says no", late + " is newer than the start of pid " + fmt.Sprint(pid), cure}}
+	}
 	return []symptom{{"systemd-networkd deletes our rules", "no networkd.conf has ManageForeignRoutingPolicyRules=no",
-		"install networkd.conf.d/table-allocator.conf, and restart systemd-networkd"}}
+		"put ManageForeignRoutingPolicyRules=no below [Network] in /etc/systemd/networkd.conf.d/table-allocator.conf, and: " + cure}}
 }
 
 // hookFiles are where hooks are installed.

@@ -224,7 +224,7 @@ func lookPublished(p *patient) (all []symptom) {
 			q := route.Question{Dst: netip.MustParseAddr(nowhere[familyOf(to)][0][0]), Src: to, Iif: in.Index}
 			out, err := p.kernel.Match(q)
 			for _, l := range p.linksOf(familyOf(to)) {
-				if err != nil || slices.Contains(out.Links(), l.link.Index) || strings.Contains(line, "iifname") && !strings.Contains(line, `"`+l.Ifname+`"`) || seen[l.Ifname+to.String()] {
+				if err != nil || slices.Contains(out.Links(), l.link.Index) || p.answersByMark(l) || strings.Contains(line, "iifname") && !strings.Contains(line, `"`+l.Ifname+`"`) || seen[l.Ifname+to.String()] {
 					continue
 				}
 				seen[l.Ifname+to.String()] = true
@@ -234,6 +234,13 @@ func lookPublished(p *patient) (all []symptom) {
 		}
 	}
 	return all
+}
+
+// answersByMark reports whether packets of a connection get the mark of the connection, and a rule of another program leads
+// packets with a mark to the table of a lease.
+func (p *patient) answersByMark(l lease) bool {
+	restores := slices.ContainsFunc([]string{"meta mark set ct mark", "meta mark set (ct mark", "CONNMARK restore"}, func(words string) bool { return len(p.chains(words)) > 0 })
+	return restores && slices.ContainsFunc(p.foreign()[l.family], func(r route.Rule) bool { return r.Mask != 0 && r.Action == route.Lookup && r.Table == l.Table })
 }
 
 // lookGuards finds sockets that are bound to a link whose address is blocked: IPv4 sends their packets all the same.
@@ -279,7 +286,8 @@ func lookMPTCP(p *patient) (all []symptom) {
 func lookPrograms(p *patient) (all []symptom) {
 	rows, err := bind.Rows(p.question.Server, p.question.UIDs)
 	if err != nil {
-		return nil // only root may ask, and only where cgroups are
+		p.unseen = err // only root may ask, and only where cgroups are
+		return nil
 	}
 	for _, row := range rows {
 		for _, process := range row.Processes {
@@ -353,11 +361,20 @@ func lookDNS(p *patient) (all []symptom) {
 			}
 		}
 	}
-	if running("dnsmasq") && !dnsmasqReads(uplink.DefaultServersFile) {
+	if running("dnsmasq") != 0 && !dnsmasqReads(uplink.DefaultServersFile) {
 		all = append(all, symptom{"dnsmasq does not read the name servers of uplinks", "no servers-file=" + uplink.DefaultServersFile + " in its configuration",
-			"ln -s /usr/local/share/doc/table-allocator/examples/dnsmasq.conf /etc/dnsmasq.d/, and restart dnsmasq"})
+			"ln -s " + exampleOf("dnsmasq.conf") + " /etc/dnsmasq.d/, and restart dnsmasq"})
 	}
 	return all
+}
+
+// exampleOf is where an example is installed: below /usr by packages, below /usr/local by make install.
+func exampleOf(name string) string {
+	const dir = "share/doc/table-allocator/examples/"
+	if _, err := os.Stat("/usr/" + dir + name); err == nil {
+		return "/usr/" + dir + name
+	}
+	return "/usr/local/" + dir + name
 }
 
 // dnsmasqReads reports whether a usual configuration of dnsmasq, or the command line of one that runs, names a file.

@@ -35,16 +35,32 @@ func Ask(ctx context.Context, u Uplink, kind Kind, target netip.Addr) Answer {
 
 // ping sends an echo request by a socket that needs no capability, where net.ipv4.ping_group_range permits it.
 func ping(ctx context.Context, u Uplink, target netip.Addr) (int, error) {
-	const header = 8
+	return pingWith(ctx, u, target, echoHeader+8, false)
+}
+
+const echoHeader = 8 // of an echo request
+
+// pingWith sends a request of size bytes. With whole no router may cut it into pieces.
+func pingWith(ctx context.Context, u Uplink, target netip.Addr, size int, whole bool) (int, error) {
 	protocol, request, reply := unix.IPPROTO_ICMPV6, byte(128), byte(129)
 	if target.Is4() {
 		protocol, request, reply = unix.IPPROTO_ICMP, 8, 0
 	}
-	b := make([]byte, header, header+8) // the kernel fills in the checksum and the identifier
+	b := make([]byte, size) // the kernel fills in the checksum and the identifier
 	b[0] = request
-	b = binary.BigEndian.AppendUint64(b, rand.Uint64())
-	return exchange(ctx, u, unix.SOCK_DGRAM, protocol, netip.AddrPortFrom(target, 0), b, func(a []byte) bool {
-		return len(a) >= header && a[0] == reply && bytes.Equal(a[header:], b[header:])
+	binary.BigEndian.PutUint64(b[echoHeader:], rand.Uint64())
+	f, err := dial(ctx, u, unix.SOCK_DGRAM, protocol, netip.AddrPortFrom(target, 0))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if whole {
+		if err := neverCut(f, target); err != nil {
+			return 0, err
+		}
+	}
+	return converse(ctx, f, ipHeader(target), b, func(a []byte) bool {
+		return len(a) >= echoHeader && a[0] == reply && bytes.Equal(a[echoHeader:], b[echoHeader:])
 	})
 }
 

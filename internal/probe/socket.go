@@ -60,6 +60,22 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
+// neverCut has the packets of a socket never cut into pieces.
+func neverCut(f *os.File, to netip.Addr) error {
+	level, option, value := unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
+	if to.Is4() {
+		level, option, value = unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if ctlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) }); ctlErr != nil {
+		return ctlErr
+	}
+	return os.NewSyscallError("forbid to cut packets", err)
+}
+
 // interrupt ends what waits on a socket when ctx ends, until stop is called.
 func interrupt(ctx context.Context, f *os.File) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) }) // a closed one waits for nothing
@@ -72,11 +88,16 @@ func exchange(ctx context.Context, u Uplink, kind, protocol int, to netip.AddrPo
 		return 0, err
 	}
 	defer f.Close()
-	defer interrupt(ctx, f)()
 	header := ipHeader(u.Address)
 	if protocol == 0 {
 		header += udpHeader
 	}
+	return converse(ctx, f, header, question, isAnswer)
+}
+
+// converse sends a datagram by a socket, and waits for one that is the answer. Datagrams have a header beside their bytes.
+func converse(ctx context.Context, f *os.File, header int, question []byte, isAnswer func([]byte) bool) (bytes int, err error) {
+	defer interrupt(ctx, f)()
 	if _, err := f.Write(question); err != nil {
 		return 0, err
 	}

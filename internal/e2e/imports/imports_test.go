@@ -26,7 +26,7 @@ var allowed = map[string][]string{
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup", "internal/lock"},
 	"internal/events":            {"internal/remember"},
 	"internal/hook":              {"internal/uplink", "internal/remember", "internal/wire", "internal/route"},
-	"internal/inspect":           {"internal/bind", "internal/events", "internal/uplink", "internal/peer", "internal/uplinks", "internal/walk", "internal/wire", "internal/route"},
+	"internal/inspect":           {"internal/bind", "internal/cgroup", "internal/events", "internal/probe", "internal/uplink", "internal/peer", "internal/uplinks", "internal/walk", "internal/wire", "internal/route"},
 	"internal/install":           {"internal/uplink", "internal/wire", "internal/route", "internal/remember"},
 	"internal/uplink":            {"internal/wire", "internal/route"},
 	"internal/allocator":         {"sql"},

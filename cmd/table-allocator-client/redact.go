@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"regexp"
+	"strings"
+)
+
+// addressLike finds words that may be addresses.
+var addressLike = regexp.MustCompile(`[0-9A-Fa-f]*[.:][0-9A-Fa-f.:]*[0-9A-Fa-f:]`)
+
+// redactor shortens public addresses in texts that somebody shows to others. The same address gets the same number.
+type redactor map[netip.Addr]int
+
+// redacted is a value with shorter addresses in its strings, if that is wanted.
+func redacted[T any](v T, wanted bool) T {
+	if wanted {
+		eachString(reflect.ValueOf(&v).Elem(), redactor{}.text)
+	}
+	return v
+}
+
+func (r redactor) text(s string) string { return addressLike.ReplaceAllStringFunc(s, r.address) }
+
+// address is a public address without its end, and any other word as it is.
+func (r redactor) address(word string) string {
+	a, err := netip.ParseAddr(word)
+	if err != nil || !a.IsGlobalUnicast() || a.IsPrivate() {
+		return word
+	}
+	if r[a] == 0 {
+		r[a] = len(r) + 1
+	}
+	if a.Is4() {
+		parts := strings.SplitN(word, ".", 3)
+		return fmt.Sprintf("%s.%s.x.x(%d)", parts[0], parts[1], r[a])
+	}
+	b := a.As16()
+	return fmt.Sprintf("%x:%x::x(%d)", uint16(b[0])<<8|uint16(b[1]), uint16(b[2])<<8|uint16(b[3]), r[a])
+}
