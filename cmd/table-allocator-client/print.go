@@ -253,7 +253,11 @@ func printBound(out io.Writer, rows []bind.Row, colour bool) error {
 		if r.Cgroup != "" {
 			what = what[:0]
 			for _, p := range r.Processes {
-				what = append(what, fmt.Sprintf("%d (%s)", p.PID, p.Name))
+				text := fmt.Sprintf("%d (%s)", p.PID, p.Name)
+				if p.Is32Bit() {
+					text += " 32-bit: options that it sets are not seen, see table-allocator-run(8)"
+				}
+				what = append(what, text)
 			}
 			if len(what) == 0 {
 				what = []string{"cgroup " + r.Cgroup}

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +36,25 @@ type Row struct {
 type Process struct {
 	PID  int    `json:"pid"`
 	Name string `json:"name"`
+	Bits int    `json:"bits"` // of a word of its program, 32 or 64; 0: not known
+}
+
+// Is32Bit reports whether the program of a process has shorter words than the kernel, which then does not show its
+// setsockopt to the programs of its cgroup.
+func (p Process) Is32Bit() bool { return p.Bits != 0 && p.Bits < strconv.IntSize }
+
+// bitsOf returns the word size of the program of a process.
+func bitsOf(pid int) int {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	var header [5]byte // the magic number, and the class
+	if _, err := io.ReadFull(f, header[:]); err != nil || string(header[:4]) != "\x7fELF" {
+		return 0
+	}
+	return 32 * int(header[4])
 }
 
 // Rows lists what is bound, by cgroups and by rules.
@@ -77,7 +98,7 @@ func Rows(server string, uids []uint32) ([]Row, error) {
 		for _, pid := range p.PIDs {
 			name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 			if err == nil { // else it has ended
-				row.Processes = append(row.Processes, Process{pid, strings.TrimSuffix(string(name), "\n")})
+				row.Processes = append(row.Processes, Process{pid, strings.TrimSuffix(string(name), "\n"), bitsOf(pid)})
 			}
 		}
 		rows = append(rows, row)

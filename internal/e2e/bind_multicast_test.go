@@ -89,7 +89,7 @@ s.bind(("::", 5001))
 s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, "ff05::77") + struct.pack("@I", 0))
 while True: print(s.recv(99).decode(), flush=True)`
 	receiver := c.start(c.here(bin(t, clientBin), "run", "wan1", "socat", "-u", "UDP4-RECV:5000,ip-add-membership=239.1.1.77:0.0.0.0", "STDOUT"))
-	c.start(c.here(bin(t, clientBin), "run", "wan1", "python3", "-c", receive6))
+	receiver6 := c.start(c.here(bin(t, clientBin), "run", "wan1", "python3", "-c", receive6))
 	for _, group := range []string{"239.1.1.77", "ff05::77"} {
 		eventually(t, group+" is joined", func() error {
 			if out := c.ns.IP(t, "maddress show dev wan1"); !strings.Contains(out, group) {
@@ -101,16 +101,25 @@ while True: print(s.recv(99).decode(), flush=True)`
 			t.Errorf("joined on the other uplink: %s", out)
 		}
 	}
-	eventually(t, "the stream arrives", func() error {
+	const send6 = `
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(sys.argv[1]))
+s.sendto(sys.argv[2].encode(), ("ff05::77", 5001))`
+	eventually(t, "the streams arrive", func() error {
 		for n := range c.isps {
-			c.isps[n].ns.Run(t, "sh", "-c", fmt.Sprintf("echo stream%d | socat -u - UDP4-DATAGRAM:239.1.1.77:5000,ip-multicast-if=10.%d.0.1", n, n+1))
+			stream := fmt.Sprint("stream", n)
+			c.isps[n].ns.Run(t, "sh", "-c", fmt.Sprintf("echo %s | socat -u - UDP4-DATAGRAM:239.1.1.77:5000,ip-multicast-if=10.%d.0.1", stream, n+1))
+			c.isps[n].ns.Run(t, "python3", "-c", send6, "lan", stream)
 		}
-		if log := receiver.log.String(); !strings.Contains(log, "stream1") {
-			return errors.New(log)
+		if log, log6 := receiver.log.String(), receiver6.log.String(); !strings.Contains(log, "stream1") || !strings.Contains(log6, "stream1") {
+			return fmt.Errorf("IPv4: %s, IPv6: %s", log, log6)
 		}
 		return nil
 	})
-	if log := receiver.log.String(); strings.Contains(log, "stream0") {
-		t.Errorf("the stream of the other uplink arrives: %s", log)
+	for family, r := range map[string]*process{"IPv4": receiver, "IPv6": receiver6} {
+		if log := r.log.String(); strings.Contains(log, "stream0") {
+			t.Errorf("%s: the stream of the other uplink arrives: %s", family, log)
+		}
 	}
 }

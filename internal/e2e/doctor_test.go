@@ -351,6 +351,12 @@ func TestDoctorBound(t *testing.T) {
 	find(false, "program-32bit")
 	p := c.start(c.here(bin(t, clientBin), "run", "wan1", program))
 	find(true, "program-32bit")
+	if r := c.do("bound"); !strings.Contains(r.stdout, "(sleeper) 32-bit: options that it sets are not seen") {
+		t.Errorf("bound: %+v", r)
+	}
+	if r := c.do("bound", "--json"); !strings.Contains(r.stdout, `"name":"sleeper","bits":32}`) {
+		t.Errorf("bound --json: %+v", r)
+	}
 	p.kill()
 	find(false, "program-32bit")
 }

@@ -291,26 +291,13 @@ func lookPrograms(p *patient) (all []symptom) {
 	}
 	for _, row := range rows {
 		for _, process := range row.Processes {
-			if is32bit(process.PID) {
+			if process.Is32Bit() {
 				all = append(all, symptom{fmt.Sprintf("a 32-bit program is bound to %s: options that it sets for multicast and for other links are not seen", row.Ifname),
 					fmt.Sprintf("pid %d (%s)", process.PID, process.Name), "run the program's 64-bit version"})
 			}
 		}
 	}
 	return all
-}
-
-// is32bit reports whether the program of a process is for another word size than this one.
-func is32bit(pid int) bool {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	var header [5]byte
-	_, err = f.Read(header[:])
-	const class32 = 1
-	return err == nil && string(header[:4]) == "\x7fELF" && header[4] == class32 && ^uintptr(0)>>32 != 0
 }
 
 // lookLeftOut finds links that main has a default route over and that no profile names.
