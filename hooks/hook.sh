@@ -6,7 +6,7 @@
 # Its arguments are the name of that program, and those of the hook.
 
 export PATH=@SBINDIR@:/usr/sbin:/usr/bin:/sbin:/bin # udev gives none
-export ROUTES=move DNSMASQ_SERVERS=/run/table-allocator/dnsmasq.servers LEAVE_ALONE='' CLIENT_OPTIONS=''
+export ROUTES=move RESOLVER=dnsmasq DNSMASQ_SERVERS=/run/table-allocator/dnsmasq.servers LEAVE_ALONE='' CLIENT_OPTIONS=''
 
 # The client runs in place of this script, under the time limit of the hook. Settings may replace
 # this function.

@@ -99,6 +99,7 @@ func (f *flags) settings(s *uplink.Settings, tag *string) {
 	f.onLoss(&s.OnLoss)
 	f.BoolVar(&s.SpecificFirst, "specific-first", false, "")
 	f.BoolVar(&s.MPTCP, "mptcp", false, "")
+	value(f, &s.Resolver, "resolver", "", oneOf(uplink.Dnsmasq, uplink.Resolved, uplink.NoResolver))
 	value(f, tag, "tag", "t", func(text string) (string, error) { return text, wire.CheckTag(text) })
 }
 

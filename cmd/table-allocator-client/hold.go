@@ -50,6 +50,8 @@ prints its number (0: no table) and stays in the background until ADDR goes.
                             routes of the table (OCTETS of DHCP option 121)
       --nameserver A  --dnsmasq-servers FILE  --dnsmasq-pid FILE
                             resolver lines for dnsmasq
+      --resolver WHO        who is told of them: dnsmasq (default), resolved
+                            (systemd-resolved) or none
   -s, --syslog              log to syslog
   -l, --log-path FILE       log to a file
       --version             print the version and exit

@@ -13,9 +13,8 @@ import (
 
 const watchUsage = `Usage: table-allocator-client watch [options]
 
-Gives every address of the host a routing table of its own, and keeps lease,
-rules and routes of an address for as long as the address exists. They stay in
-place when watch ends, for the next watch.
+Gives every address of the host a routing table of its own. Lease, rules and
+routes stay as long as the address does, also when watch ends.
 
   -i, --ifname PATTERN...   links to serve, like 'wan*,wwan*' (*)
       --exclude PATTERN...  links to leave alone (lo)
@@ -28,6 +27,7 @@ for all links, unless there is a FILE:
       --on-loss WHAT        fallback (default) or block
       --specific-first      routes of main come first, except its default
       --mptcp               an MPTCP endpoint, for further subflows
+      --resolver WHO        of name servers: dnsmasq (default), resolved or none
   -t, --tag TAG             text that the server keeps with the leases
   -4 | -6                   IPv4 only, or IPv6 only
 in general:

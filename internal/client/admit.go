@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -404,11 +403,7 @@ func (h *host) startSession(u uplink.Uplink, a route.Address, conn *wire.Conn) {
 	s := h.add(newMachine(u, false, true), conn)
 	s.inst.Index, s.inst.Present, s.inst.Usable, s.created = a.Index, true, !a.Tentative(), a.Created
 	s.again, s.hooked, s.saved = h.retried[u.Key], saved != remembered{}, saved
-	if file := u.Settings.ServersFile; file != "" {
-		if _, err := os.Stat(file); err == nil {
-			s.inst.ServersFile = file // which may have lines of the last holder
-		}
-	}
+	s.inst.AdoptServers()
 	h.feed(s, event{kind: start})
 	h.feed(s, event{kind: addressSeen})
 }

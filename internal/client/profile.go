@@ -102,6 +102,7 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 		"cgroup":          {&p.Cgroup, "true or false"},
 		"mptcp":           {&p.Settings.MPTCP, "true or false"},
 		"nameservers":     {&p.Settings.Nameservers, "a list of addresses"},
+		"resolver":        {&p.Settings.Resolver, "dnsmasq, resolved or none"},
 		"dnsmasq_servers": {&p.Settings.ServersFile, "a path"},
 		"rank":            {&p.Traits.Rank, "a number, of which lower is better"},
 		"metered":         {&p.Traits.Metered, "true or false"},

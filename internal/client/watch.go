@@ -177,6 +177,9 @@ func (h *host) reconcile() {
 		if s.serves() && s.lease.uplink.Settings.MPTCP { // the kernel has no event of endpoints
 			s.inst.SyncEndpoint()
 		}
+		if s.serves() {
+			s.inst.SyncResolved()
+		}
 	}
 	h.blind = false
 	h.keepLocks(news{overrun: true})

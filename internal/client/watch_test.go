@@ -34,7 +34,7 @@ func TestLoadWatchConfig(t *testing.T) {
 			{
 				"ifname": "wan*", "families": ["inet"], "tag": "cable", "table": 10017, "priority": [1000, 2000, 9000],
 				"no_network_rule": true, "forward": true, "routes": "move", "on_loss": "block", "specific_first": true, "own_link_only": true, "unbound": false, "cgroup": true, "mptcp": true,
-				"nameservers": ["192.0.2.53", "2001:db8::53"], "dnsmasq_servers": "/run/x",
+				"nameservers": ["192.0.2.53", "2001:db8::53"], "dnsmasq_servers": "/run/x", "resolver": "resolved",
 			},
 			{},
 		],
@@ -45,7 +45,7 @@ func TestLoadWatchConfig(t *testing.T) {
 	want := WatchConfig{Server: "other", ReconcileEvery: 5 * time.Second, Selection: uplink.Selection{Exclude: []string{"x*"}, Profiles: []uplink.Profile{{
 		Ifname: "wan*", Families: []wire.Family{wire.Inet}, Tag: "cable", Want: 10017, Priorities: uplink.Priorities{Source: 1000, Network: 2000, Unbound: 9000},
 		NoNetwork: true, NoUnbound: true, Cgroup: true, Forward: true,
-		Settings: uplink.Settings{Routes: uplink.MoveRoutes, OnLoss: uplink.Block, SpecificFirst: true, OwnLinkOnly: true, MPTCP: true, ServersFile: "/run/x",
+		Settings: uplink.Settings{Routes: uplink.MoveRoutes, OnLoss: uplink.Block, SpecificFirst: true, OwnLinkOnly: true, MPTCP: true, Resolver: uplink.Resolved, ServersFile: "/run/x",
 			Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}},
 	}, uplink.DefaultProfile()}}}
 	if !reflect.DeepEqual(got, want) {
@@ -72,6 +72,7 @@ func TestLoadWatchConfig(t *testing.T) {
 		{`{"links":[{"routes":"x"}]}`, `links[0]: routes "x"`},
 		{`{"links":[{"on_loss":null}]}`, "links[0].on_loss: want fallback or block, have null"},
 		{`{"links":[{"table":-1}]}`, "links[0].table: want the number of a table, have -1"},
+		{`{"links":[{"resolver":"bind"}]}`, `links[0]: resolver "bind": want dnsmasq, resolved or none`},
 		{`{"links":[{"dnsmasq_servers":"x"}]}`, "links[0]: dnsmasq_servers is no absolute path"},
 		{`{"links":[{"tag":"` + strings.Repeat("x", 128) + `"}]}`, "links[0]: tag: 128 bytes"},
 		{`{"exclude":["[a"]}`, `exclude "[a"`},

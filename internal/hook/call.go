@@ -26,6 +26,7 @@ type Lease struct {
 	Static      []uplink.StaticRoute `json:"static,omitempty"`
 	Prefix      netip.Prefix         `json:"-"`
 	Nameservers []netip.Addr         `json:"nameservers,omitempty"`
+	Resolver    uplink.Resolver      `json:"resolver,omitempty"`
 	ServersFile string               `json:"servers_file,omitempty"`
 	Options     []string             `json:"options,omitempty"` // of the administrator
 }
@@ -57,7 +58,11 @@ func (l Lease) Args() []string {
 	if l.Prefix.IsValid() {
 		args = append(args, "--prefix", l.Prefix.String())
 	}
-	if len(l.Nameservers) > 0 {
+	switch {
+	case len(l.Nameservers) == 0:
+	case l.Resolver != "" && l.Resolver != uplink.Dnsmasq:
+		args = append(args, "--resolver", string(l.Resolver))
+	default:
 		args = append(args, "--dnsmasq-servers", l.ServersFile)
 	}
 	for _, server := range l.Nameservers {

@@ -50,7 +50,7 @@ func ParseEnvironment(environ []string) Environment {
 
 // Calls returns the calls for an event of a program, in order, and a warning for each value that is left
 // out. args are the arguments of the program's script. The administrator's settings are variables, too:
-// ROUTES, DNSMASQ_SERVERS, LEAVE_ALONE, CLIENT_OPTIONS.
+// ROUTES, RESOLVER, DNSMASQ_SERVERS, LEAVE_ALONE, CLIENT_OPTIONS.
 func Calls(program string, args []string, env Environment) ([]Call, []string, error) {
 	e := event{env: env, settings: settingsOf(env)}
 	switch program {
@@ -80,12 +80,13 @@ func Calls(program string, args []string, env Environment) ([]Call, []string, er
 type settings struct {
 	routes      uplink.RoutesMode
 	serversFile string // "": name servers are ignored
+	resolver    uplink.Resolver
 	leaveAlone  []string
 	options     []string
 }
 
 func settingsOf(env Environment) settings {
-	s := settings{routes: uplink.MoveRoutes, serversFile: uplink.DefaultServersFile}
+	s := settings{routes: uplink.MoveRoutes, serversFile: uplink.DefaultServersFile, resolver: uplink.Resolver(env["RESOLVER"])}
 	if routes, ok := env["ROUTES"]; ok {
 		s.routes = uplink.RoutesMode(routes)
 	}

@@ -98,7 +98,8 @@ func (e *event) gateways(own netip.Prefix, all []variable) (list []netip.Addr) {
 
 // nameservers adds the name servers among all that have the family to a lease.
 func (e *event) nameservers(l *Lease, family4 bool, all []variable) {
-	if e.settings.serversFile == "" {
+	resolved := e.settings.resolver == uplink.Resolved
+	if e.settings.serversFile == "" && !resolved || e.settings.resolver == uplink.NoResolver {
 		return
 	}
 	for _, v := range all {
@@ -117,7 +118,7 @@ func (e *event) nameservers(l *Lease, family4 bool, all []variable) {
 			e.leaveOut(v.name, v.value, fmt.Sprintf("there are more than %d", maxServers))
 		default:
 			l.Nameservers = append(l.Nameservers, a)
-			l.ServersFile = e.settings.serversFile
+			l.ServersFile, l.Resolver = e.settings.serversFile, e.settings.resolver
 		}
 	}
 }

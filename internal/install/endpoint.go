@@ -150,8 +150,7 @@ func (e *Env) CollectEndpoints(served map[netip.Addr]bool) error {
 // endpointManager names the program that manages the endpoints of a link, "" if there is none: NetworkManager has them
 // for each of its links, mptcpd for all.
 func endpointManager(index int) string {
-	state, err := os.ReadFile(fmt.Sprintf("/run/NetworkManager/devices/%d", index))
-	if err == nil && (strings.Contains(string(state), "managed=full") || strings.Contains(string(state), "managed=true")) {
+	if managedByNetworkManager(index) {
 		return "NetworkManager"
 	}
 	f, err := os.Open("/proc/net/netlink")
@@ -169,6 +168,11 @@ func endpointManager(index int) string {
 		}
 	}
 	return ""
+}
+
+func managedByNetworkManager(index int) bool {
+	state, err := os.ReadFile(fmt.Sprintf("/run/NetworkManager/devices/%d", index))
+	return err == nil && (strings.Contains(string(state), "managed=full") || strings.Contains(string(state), "managed=true"))
 }
 
 // mayConfigure reports whether a process has CAP_NET_ADMIN: anybody can take the name of another program.

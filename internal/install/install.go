@@ -24,11 +24,12 @@ type Env struct {
 	// OtherHolder reports whether another client serves the address of a key on another link.
 	OtherHolder func(wire.Key) (bool, error)
 	// RetryAt is when Retry is due; 0: nothing waits for it.
-	RetryAt time.Duration
-	waiting []lines // that could not be written, since another process of ours writes to the file
-	tries   int     // since something waits
-	order   order
-	takers  takers
+	RetryAt  time.Duration
+	waiting  []lines // that could not be written, since another process of ours writes to the file
+	tries    int     // since something waits
+	order    order
+	takers   takers
+	resolved teller
 }
 
 // Installation is what is installed for one uplink: its rules, routes and resolver lines.
@@ -41,7 +42,7 @@ type Installation struct {
 	OnLink      bool          // the caller gave the network before the address was on the link
 	Installed   bool          // rules and routes of a lease are in place
 	RefreshAt   time.Duration // when routes that expire are followed again; 0: none does
-	ServersFile string        // the file that has resolver lines of the address; empty: none
+	ServersFile string        // the file that has resolver lines of the address, see serversFile; empty: none
 	servers     []netip.Addr  // of these lines
 
 	env    *Env
@@ -269,7 +270,7 @@ func (i *Installation) Clear(keep ...route.Rule) error {
 func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
 	old := i.Uplink
 	i.Uplink = u
-	if old.Settings.ServersFile != i.Uplink.Settings.ServersFile {
+	if old.Settings.ServersFile != i.Uplink.Settings.ServersFile || old.Settings.Resolver != i.Uplink.Settings.Resolver {
 		i.Unresolve()
 	}
 	if table != 0 && old.Settings.PlacesRoutes() && i.Uplink.Settings.Routes != old.Settings.Routes {
@@ -303,7 +304,7 @@ func (i *Installation) dropRoutes(u uplink.Uplink) {
 func (i *Installation) resolve() {
 	servers := i.Uplink.Nameservers()
 	if i.ServersFile == "" && len(servers) > 0 {
-		i.ServersFile = i.Uplink.Settings.ServersFile
+		i.ServersFile = i.serversFile()
 	}
 	i.warn("write the resolver lines", i.setLines(servers))
 }
@@ -323,6 +324,7 @@ func (i *Installation) setLines(servers []netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	shared = shared && !isOfResolved(file) // that has a file for each link
 	l := lines{file, i.Uplink.Addr(), servers, i.servers, shared, i.Uplink.Settings.PIDFile, i.log}
 	i.servers = servers
 	return i.env.setLines(l)

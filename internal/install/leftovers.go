@@ -79,6 +79,9 @@ func (e *Env) ReturnRoutes(u uplink.Uplink, tables ...uint32) error {
 
 // RemoveServers removes the resolver lines of an address, if their file is there.
 func (e *Env) RemoveServers(u uplink.Uplink) error {
+	if err := e.removeResolved(u); err != nil {
+		return err
+	}
 	file := u.Settings.ServersFile
 	if _, err := os.Stat(file); file == "" || err != nil {
 		return nil // no lines in it

@@ -58,6 +58,10 @@ func (e *Env) setLines(l lines) error {
 	}
 	if changed {
 		l.log.Info("resolver lines written", "file", l.file, "servers", len(l.servers))
+		if isOfResolved(l.file) {
+			e.resolved.tell(l.file, l.log)
+			return err
+		}
 		err = errors.Join(err, tellDnsmasq(l.pidFile))
 	}
 	return err
@@ -79,8 +83,9 @@ func (e *Env) Retry() {
 	}
 }
 
-// Close tries for a second to write the lines that wait.
+// Close tries for a second to write the lines that wait, and waits for systemd-resolved with a limit.
 func (e *Env) Close() {
+	defer e.resolved.wait()
 	for tries := time.Duration(0); len(e.waiting) > 0; tries++ {
 		if tries == time.Second/retryIn {
 			e.Log.Error("resolver lines not written", "err", remember.ErrBusy)
@@ -132,6 +137,9 @@ func (l lines) write() (changed bool, err error) {
 func (l lines) after(before []byte) (after []byte) {
 	suffix := "@" + l.addr.String()
 	line := func(server netip.Addr) string { return "server=" + server.String() + suffix }
+	if !l.shared && slices.Equal(l.present(before, suffix), l.servers) {
+		return before
+	}
 	own := make(map[string]int)
 	for _, s := range l.own {
 		own[line(s)]++
@@ -154,6 +162,18 @@ func (l lines) after(before []byte) (after []byte) {
 		after = append(after, line(s)+"\n"...)
 	}
 	return after
+}
+
+// present are the servers in the lines of the address.
+func (l lines) present(text []byte, suffix string) (servers []netip.Addr) {
+	for line := range strings.Lines(string(text)) {
+		rest, ok := strings.CutPrefix(strings.TrimSpace(line), "server=")
+		if rest, own := strings.CutSuffix(rest, suffix); ok && own {
+			server, _ := netip.ParseAddr(rest) // a line of others is no server of ours
+			servers = append(servers, server)
+		}
+	}
+	return servers
 }
 
 // tellDnsmasq makes a dnsmasq that runs read its servers-file again. None is no error: it

@@ -30,6 +30,9 @@ type neighbour struct {
 	prefixes []string          // of the addresses whose packets pass; both families of both uplinks by default
 }
 
+// expand fills in the number of an uplink.
+func expand(text, number string) string { return strings.ReplaceAll(text, "{N}", number) }
+
 // test runs the neighbour with the installed package and its units.
 func (n neighbour) test(t *testing.T, suite string) {
 	files, err := debs()
@@ -46,12 +49,11 @@ func (n neighbour) test(t *testing.T, suite string) {
 	m.install(files[0])
 	for path, text := range n.files {
 		for _, number := range []string{"1", "2"} {
-			replace := strings.NewReplacer("{N}", number).Replace
 			mode := os.FileMode(0o644)
 			if strings.HasPrefix(path, "/etc/NetworkManager/") { // which believes no file that others can read
 				mode = 0o600
 			}
-			m.write(replace(path), replace(text), mode)
+			m.write(expand(path, number), expand(text, number), mode)
 		}
 	}
 	if !n.hooks {

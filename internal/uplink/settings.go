@@ -29,6 +29,16 @@ const (
 	Block    OnLoss = "block"    // not leave at all
 )
 
+// Resolver says who is told the name servers of an uplink.
+type Resolver string
+
+// The choices.
+const (
+	Dnsmasq    Resolver = "dnsmasq" // reads them in a file
+	Resolved   Resolver = "resolved"
+	NoResolver Resolver = "none"
+)
+
 // StaticRoute is a route that the network announced: to a prefix, by a gateway or, with the zero Addr, on the link
 // itself.
 type StaticRoute struct {
@@ -49,6 +59,7 @@ type Settings struct {
 	OwnLinkOnly   bool          `json:"own_link_only,omitempty"` // no routes of main over links that are no uplinks
 	MPTCP         bool          `json:"mptcp,omitempty"`         // the address has an MPTCP endpoint
 	Nameservers   []netip.Addr  `json:"nameservers,omitempty"`
+	Resolver      Resolver      `json:"resolver,omitempty"`     // empty: Dnsmasq
 	ServersFile   string        `json:"servers_file,omitempty"` // of dnsmasq
 	PIDFile       string        `json:"pid_file,omitempty"`     // of dnsmasq; empty: where Debian has it
 }
@@ -93,6 +104,11 @@ func (s Settings) Validate() error {
 	case Fallback, Block:
 	default:
 		return fmt.Errorf("on-loss %q: want fallback or block", s.OnLoss)
+	}
+	switch s.Resolver {
+	case "", Dnsmasq, Resolved, NoResolver:
+	default:
+		return fmt.Errorf("resolver %q: want dnsmasq, resolved or none", s.Resolver)
 	}
 	if s.Routes == NoRoutes && len(s.Gateways)+len(s.Static) > 0 {
 		return errors.New("gateways and routes are given, but routes is none: say move or copy")

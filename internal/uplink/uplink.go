@@ -280,7 +280,8 @@ func IsShared(r route.Rule) bool {
 }
 
 // Updated is the uplink with the tag of a Replace, and with its settings if it has any: a call that only asks for the
-// table has none. The files stay those of the uplink: no datagram may say what is written where.
+// table has none. The files stay those of the uplink: no datagram may say what is written where. So does the resolver if
+// the call names none.
 func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 	u.Tag = r.Tag
 	if r.Settings == "" {
@@ -291,6 +292,9 @@ func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 		return u, err
 	}
 	settings.ServersFile, settings.PIDFile = u.Settings.ServersFile, u.Settings.PIDFile
+	if settings.Resolver == "" {
+		settings.Resolver = u.Settings.Resolver
+	}
 	u.Settings = settings
 	return u, u.validateSettings()
 }
