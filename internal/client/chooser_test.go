@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -80,5 +81,34 @@ func TestAwaits(t *testing.T) {
 	}
 	if c.awaits(now, family, there) || c.awaits(now, family, there[1:]) {
 		t.Error("an address that was in service and went is waited for")
+	}
+}
+
+// TestLateRound: a round that ended long after its limit says nothing of the uplink, since this process stood still. The clock does
+// not count what a machine sleeps, nor what somebody sets.
+func TestLateRound(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		ago     time.Duration
+		suspect bool
+	}{
+		{"in time", 0, true},
+		{"after the process stood still", time.Hour, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := choice.Default()
+			key, now := wire.Key{Ifname: "wan0", Family: wire.Inet}, wire.Now()
+			h := choice.NewHealth(&n, now)
+			h.Round(now, choice.Round{Answered: true, First: true})
+			s := &session{lease: &machine{}}
+			s.lease.uplink.Key = key
+			p := &probed{session: s, health: h, busy: true}
+			probes := DefaultProbes()
+			c := &chooser{host: &host{config: WatchConfig{Probes: &probes}}, uplinks: map[wire.Key]*probed{key: p}, current: make(map[int]uint32), running: 1}
+			c.finishRound(key, s, now-tt.ago, time.Minute, probe.Result{Round: choice.Round{Asked: "icmp"}})
+			if h.State != choice.Alive || h.Suspect() != tt.suspect || p.busy || c.running != 0 {
+				t.Errorf("the uplink is %v, suspect %v, want %v; busy %v, %d rounds run", h.State, h.Suspect(), tt.suspect, p.busy, c.running)
+			}
+		})
 	}
 }
