@@ -160,6 +160,7 @@ func TestParseRefuses(t *testing.T) {
 		{"length 129", "-6 -a fd00::2 -n 129 -i wan0", "-n 129"},
 		{"a mask of IPv6", "-4 -a 10.77.0.2 -n ffff:: -i wan0", "-n ffff::"},
 		{"a mask for IPv6", "-6 -a fd00::2 -n 255.255.255.0 -i wan0", "-n 255.255.255.0"},
+		{"two lengths", "-a 10.77.0.2/24 -n 25 -i wan0", "-a 10.77.0.2/24 and -n 25 are two prefix lengths"},
 		{"no mask at all", "-4 -a 10.77.0.2 -n wide -i wan0", "-n wide"},
 		{"a long link", "-4 -a 10.77.0.2 -n 24 -i 0123456789abcdef", "ifname"},
 		{"a long address", "-a " + strings.Repeat("a", 46) + " -i wan0", "address"},

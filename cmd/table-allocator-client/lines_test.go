@@ -86,6 +86,7 @@ func TestManualPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	joined := regexp.MustCompile(`(?m)^\.[BIR]{2} [^"\n]*\\\(dq[a-z]+ .*`) // the macro prints its words without blanks
 	reference := regexp.MustCompile(`table-allocator[a-z.-]* \(\d\)`)
 	pages := make(map[string]bool)
 	var names strings.Builder
@@ -103,6 +104,9 @@ func TestManualPages(t *testing.T) {
 		_, synopsis, _ := strings.Cut(texts[base], ".SH SYNOPSIS\n")
 		synopsis, _, _ = strings.Cut(synopsis, "\n.SH")
 		names.WriteString(name + "\n" + synopsis + "\n")
+		if line := joined.FindString(string(text)); line != "" {
+			t.Errorf("%s loses a blank: %s", base, line)
+		}
 		if !strings.Contains(string(makefile), "packaging/man/"+base+":") {
 			t.Errorf("make install does not install %s", base)
 		}
