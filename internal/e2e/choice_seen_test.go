@@ -52,6 +52,10 @@ func TestChoiceSeen(t *testing.T) {
 	c.waitDiagnosis("", "choice-shadowed")
 	c.ns.IP(t, "route del default via 10.2.0.1 dev wan1 metric 0")
 	c.waitDiagnosis("")
+	c.ns.Sysctl(t, "net/ipv4/ping_group_range", "1 0") // the kernel's default
+	c.waitDiagnosis("", "probes")
+	c.ns.Sysctl(t, "net/ipv4/ping_group_range", "0 0")
+	c.waitDiagnosis("")
 	// The events have the choices.
 	c.fault(0, noInternet)
 	eventually(t, "history has the choice", func() error {

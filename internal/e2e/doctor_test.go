@@ -396,6 +396,7 @@ warning rules-many
 warning uplink-dead
 warning choice-shadowed
 note choice-unprobed
+note probes
 warning rp-filter-forward
 warning forward
 warning dns

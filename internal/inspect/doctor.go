@@ -56,6 +56,7 @@ var Checks = []Check{
 	{Name: "uplink-dead", Severity: Warning, look: lookUplinkDead},
 	{Name: "choice-shadowed", Severity: Warning, look: lookShadowed},
 	{Name: "choice-unprobed", Severity: Note, look: lookUnprobed},
+	{Name: "probes", Severity: Note, look: lookProbes},
 	{Name: "rp-filter-forward", Severity: Warning, look: lookRPForward},
 	{Name: "forward", Severity: Warning, look: lookForward},
 	{Name: "dns", Severity: Warning, look: lookDNS},

@@ -2,6 +2,9 @@ package inspect
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/table-allocator/table-allocator/internal/uplinks"
 )
@@ -76,4 +79,39 @@ func lookUnprobed(p *patient) (all []symptom) {
 		}
 	}
 	return all
+}
+
+// lookProbes finds a watch that is to ping and may not.
+func lookProbes(p *patient) []symptom {
+	pid := uplinks.Watch()
+	if p.report.watch == nil || !p.report.watch.Probing || pid == 0 || !slices.Contains(p.report.watch.Kinds, "icmp") {
+		return nil
+	}
+	var first, last uint32
+	if _, err := fmt.Sscan(readLine("/proc/sys/net/ipv4/ping_group_range"), &first, &last); err != nil {
+		p.unseen = fmt.Errorf("net.ipv4.ping_group_range: %w", err)
+		return nil
+	}
+	groups := groupsOf(pid)
+	if len(groups) == 0 || slices.ContainsFunc(groups, func(g uint32) bool { return first <= g && g <= last }) {
+		return nil
+	}
+	return []symptom{{"the watch may not ping, so probes by icmp fail", fmt.Sprintf("net.ipv4.ping_group_range is %d %d, pid %d has the groups %v", first, last, pid, groups),
+		"sysctl -w net.ipv4.ping_group_range='0 2147483647', or leave icmp out of the kinds of probe"}}
+}
+
+// groupsOf are the groups of a process; none if it has gone.
+func groupsOf(pid int) (groups []uint32) {
+	for line := range strings.Lines(readText(fmt.Sprintf("/proc/%d/status", pid))) {
+		name, numbers, _ := strings.Cut(line, ":")
+		if name != "Gid" && name != "Groups" {
+			continue
+		}
+		for _, word := range strings.Fields(numbers) {
+			if n, err := strconv.ParseUint(word, 10, 32); err == nil {
+				groups = append(groups, uint32(n))
+			}
+		}
+	}
+	return groups
 }
