@@ -70,6 +70,9 @@ func TestWrongUplink(t *testing.T) {
 			began := time.Now().Unix()
 			tt.provoke(h)
 			h.waitTold(tt.addr, tt.status, began)
+			if shown := h.run(bin(t, clientBin), "status").stdout; strings.Contains(shown, "dev #") {
+				t.Errorf("status names a link by its number:\n%s", shown)
+			}
 			h.waitHistory("wan1", tt.addr+": "+strings.ReplaceAll(tt.history, "T1", table))
 			h.waitDiagnosis("", tt.doctor...)
 			if got := h.explain(tt.code, tt.to, "--from", tt.addr); !strings.Contains(got, tt.explain) {

@@ -367,10 +367,17 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 	if image := i.env.Picture.largeMain(i.Uplink.Family()); image != nil && image.Left() > 0 {
 		lost = append(lost, fmt.Sprintf("%d routes (above max_routes)", image.Left()))
 	}
+	text := func(r route.Route) string {
+		const named = 10 // more do not fit into an answer
+		if len(lost) >= named {
+			return r.String()
+		}
+		return i.env.RouteText(r)
+	}
 	there := make(map[uplink.Way]bool, len(have))
 	for _, r := range have {
 		if !ours(r) {
-			lost = append(lost, "only ours (another program's is "+r.String()+")")
+			lost = append(lost, "only ours (another program's is "+text(r)+")")
 			continue
 		}
 		there[uplink.WayOf(r)] = true
@@ -379,7 +386,7 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 	for _, want := range i.Uplink.Plan(m, table) {
 		toAll = toAll || want.Dst.Bits() == 0
 		if !there[uplink.WayOf(want)] {
-			lost = append(lost, "route "+want.String())
+			lost = append(lost, "route "+text(want))
 		}
 	}
 	if i.routes.toAll && !toAll {
