@@ -112,6 +112,14 @@ func TestDoctorLinks(t *testing.T) {
 		h.waitDiagnosis("", "carrier")
 		h.isp.IP(t, "link set wan1 up")
 		h.waitDiagnosis("")
+		h.ns.IP(t, "link set wan1 down")
+		h.waitStatus("10.78.0.2", "link-down", "link down")
+		if names, text := h.diagnosis(""); !slices.Contains(names, "carrier") {
+			t.Errorf("of a link that is down: %s", text)
+		}
+		h.ns.Batch(t, "link set wan1 up", "address replace 2001:db8:78::2/64 dev wan1 nodad", "route replace default via 10.78.0.1 dev wan1 metric 200",
+			"route replace default via 2001:db8:78::1 dev wan1 metric 200")
+		h.waitDiagnosis("")
 	})
 	t.Run("dad", func(t *testing.T) {
 		h := twoUplinks(t)

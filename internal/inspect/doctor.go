@@ -274,7 +274,7 @@ func lookNamespaces(p *patient) (all []symptom) {
 func lookExcluded(p *patient) []symptom { return p.found("excluded") }
 func lookDAD(p *patient) []symptom      { return p.found("duplicate") }
 
-func lookCarrier(p *patient) []symptom { return p.found("no-carrier") }
+func lookCarrier(p *patient) []symptom { return p.found("no-carrier", "link-down") }
 
 func lookMainDefault(p *patient) (all []symptom) {
 	for _, row := range p.report.Uplinks {
