@@ -14,6 +14,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -166,7 +167,12 @@ func parseServer(name string) (string, error) {
 }
 
 func parseUser(name string) (uint32, error) {
-	if u, err := user.Lookup(name); err == nil {
+	const limit = 5 * time.Second // for a name service
+	u, err := outside.Ask("name services", limit, func() (*user.User, error) { return user.Lookup(name) })
+	if errors.Is(err, outside.ErrSilent) {
+		return 0, err
+	}
+	if err == nil {
 		name = u.Uid
 	}
 	uid, err := strconv.ParseUint(name, 10, 32)

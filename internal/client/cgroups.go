@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"time"
 
@@ -36,8 +34,8 @@ func newCgroups(h *host) *cgroups {
 		h.log.Warn("cannot note cgroups of links for the next watch", "err", err)
 		return c
 	}
-	files, err := os.ReadDir(string(c.notes))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	files, err := c.notes.Files()
+	if err != nil {
 		h.log.Warn("cannot read which cgroups of links the watch before has left", "err", err)
 	}
 	for _, file := range files {

@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -32,16 +31,11 @@ const staleTemp = time.Minute // a temporary file that is still being written is
 
 // staleNames are the names of files whose keys no process holds. held are those that a process holds.
 func staleNames(dir remember.Dir, held []string, now time.Time) ([]string, error) {
-	entries, err := os.ReadDir(string(dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	files, err := dir.Files()
 	var names []string
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") {
-			if info, err := e.Info(); err != nil || now.Sub(info.ModTime()) < staleTemp {
-				continue
-			}
+	for _, e := range files {
+		if strings.HasPrefix(e.Name(), ".") && now.Sub(e.ModTime()) < staleTemp {
+			continue
 		}
 		if !slices.Contains(held, e.Name()) {
 			names = append(names, e.Name())

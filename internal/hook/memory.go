@@ -1,7 +1,6 @@
 package hook
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
@@ -44,10 +44,11 @@ func (m memory) addAddress(addr netip.Addr) error {
 	if m.Dir == "" {
 		return nil
 	}
-	if _, err := os.Lstat(m.Path(name)); err == nil {
-		return nil
+	files, err := m.files()
+	if err != nil || slices.ContainsFunc(files, func(f fs.FileInfo) bool { return f.Name() == name }) {
+		return err
 	}
-	if err := m.forgetOldest(); err != nil {
+	if err := m.forgetOldest(files); err != nil {
 		return err
 	}
 	return m.Write(name, struct{}{})
@@ -57,39 +58,32 @@ func (m memory) removeAddress(addr netip.Addr) error { return m.Remove(addressNa
 
 // addresses returns the addresses that were held and not released.
 func (m memory) addresses() ([]netip.Addr, error) {
-	entries, err := m.entries()
+	files, err := m.files()
 	var addrs []netip.Addr
-	for _, entry := range entries {
-		if addr, err := netip.ParseAddr(strings.TrimPrefix(entry.Name(), addressName)); err == nil {
+	for _, f := range files {
+		if addr, err := netip.ParseAddr(strings.TrimPrefix(f.Name(), addressName)); err == nil {
 			addrs = append(addrs, addr)
 		}
 	}
 	return addrs, err
 }
 
-func (m memory) entries() ([]fs.DirEntry, error) {
-	entries, err := os.ReadDir(string(m.Dir))
-	if m.Dir == "" || errors.Is(err, fs.ErrNotExist) {
+// files are those of addresses.
+func (m memory) files() ([]fs.FileInfo, error) {
+	if m.Dir == "" {
 		return nil, nil
 	}
-	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), addressName) }), err
+	files, err := m.Files()
+	return slices.DeleteFunc(files, func(f fs.FileInfo) bool { return !strings.HasPrefix(f.Name(), addressName) }), err
 }
 
 // forgetOldest makes room for one address more. A router may announce new prefixes for years, and the
 // holders of old addresses have ended by themselves.
-func (m memory) forgetOldest() error {
-	entries, err := m.entries()
-	if err != nil || len(entries) < maxAddresses {
-		return err
+func (m memory) forgetOldest(files []fs.FileInfo) error {
+	if len(files) < maxAddresses {
+		return nil
 	}
-	age := func(e fs.DirEntry) int64 {
-		info, err := e.Info()
-		if err != nil {
-			return 0
-		}
-		return info.ModTime().UnixNano()
-	}
-	oldest := slices.MinFunc(entries, func(a, b fs.DirEntry) int { return cmp.Compare(age(a), age(b)) })
+	oldest := slices.MinFunc(files, func(a, b fs.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
 	return m.Remove(oldest.Name())
 }
 
@@ -163,19 +157,23 @@ func (m memory) takeOver() error {
 
 func (m memory) takeFile(name string, take func(text string) error) error {
 	path := filepath.Join(remember.Root, name)
-	f, err := remember.Open(path)
+	text, err := outside.Ask(remember.Root, outside.Limit, func() ([]byte, error) {
+		f, err := remember.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		text, err := io.ReadAll(io.LimitReader(f, maxValue))
+		return text, errors.Join(err, os.Remove(path))
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		defer f.Close()
-		var text []byte
-		if text, err = io.ReadAll(io.LimitReader(f, maxValue)); err == nil {
-			err = take(strings.TrimSpace(string(text)))
-		}
+		err = take(strings.TrimSpace(string(text)))
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", path, err)
 	}
-	return errors.Join(err, os.Remove(path))
+	return err
 }

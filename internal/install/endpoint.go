@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -134,10 +135,7 @@ func (e *Env) CollectEndpoints(served map[netip.Addr]bool) error {
 	if err != nil {
 		return err
 	}
-	files, err := os.ReadDir(string(dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	files, err := dir.Files()
 	errs := []error{err}
 	for _, file := range files {
 		if addr, err := netip.ParseAddr(file.Name()); err == nil && !served[addr] {
@@ -171,7 +169,7 @@ func endpointManager(index int) string {
 }
 
 func managedByNetworkManager(index int) bool {
-	state, err := os.ReadFile(fmt.Sprintf("/run/NetworkManager/devices/%d", index))
+	state, err := readOutside(filepath.Join("/run/NetworkManager/devices", strconv.Itoa(index)))
 	return err == nil && (strings.Contains(string(state), "managed=full") || strings.Contains(string(state), "managed=true"))
 }
 

@@ -25,7 +25,8 @@ type Env struct {
 	OtherHolder func(wire.Key) (bool, error)
 	// RetryAt is when Retry is due; 0: nothing waits for it.
 	RetryAt  time.Duration
-	waiting  []lines // that could not be written, since another process of ours writes to the file
+	waiting  []lines // that could not be written, since another process of ours writes to the file, or it is silent
+	waitsFor error   // why, the last time
 	tries    int     // since something waits
 	order    order
 	takers   takers
@@ -123,7 +124,7 @@ func (i *Installation) refreshes(now time.Duration) time.Duration {
 		return now + rereadEvery
 	}
 	const soonest = time.Second
-	if i.routes.unsure {
+	if i.routes.unsure || i.routes.unread {
 		i.routes.unsure = false
 		return now + soonest
 	}

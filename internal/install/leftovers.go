@@ -2,7 +2,6 @@ package install
 
 import (
 	"errors"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -83,7 +82,7 @@ func (e *Env) RemoveServers(u uplink.Uplink) error {
 		return err
 	}
 	file := u.Settings.ServersFile
-	if _, err := os.Stat(file); file == "" || err != nil {
+	if !HasServers(file) {
 		return nil // no lines in it
 	}
 	if shared, err := e.OtherHolder(u.Key); err != nil || shared {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 
@@ -57,12 +56,12 @@ func (m moved) readName(name string) (have movedRoutes, known bool, err error) {
 
 // readOthers returns what was taken for the other addresses of the link.
 func (m moved) readOthers(u uplink.Uplink) ([]route.Route, error) {
-	entries, err := os.ReadDir(string(m.dir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	files, err := m.dir.Files()
+	if err != nil {
 		return nil, err
 	}
 	var all []route.Route
-	for _, e := range entries {
+	for _, e := range files {
 		if e.Name() == u.Key.Address || e.Name()[0] == '.' {
 			continue
 		}
@@ -77,7 +76,7 @@ func (m moved) readOthers(u uplink.Uplink) ([]route.Route, error) {
 
 func (m moved) remove(u uplink.Uplink) error {
 	err := m.dir.Remove(u.Key.Address)
-	_ = os.Remove(string(m.dir)) // stays while other addresses of the link have files
+	m.dir.RemoveEmpty()
 	return err
 }
 

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -72,7 +73,7 @@ func linkManager(index int) string {
 	if managedByNetworkManager(index) {
 		return "NetworkManager"
 	}
-	state, err := os.ReadFile(fmt.Sprintf("/run/systemd/netif/links/%d", index))
+	state, err := readOutside(filepath.Join("/run/systemd/netif/links", strconv.Itoa(index)))
 	if err == nil && !strings.Contains(string(state), "ADMIN_STATE=unmanaged\n") {
 		return "systemd-networkd"
 	}
@@ -101,14 +102,14 @@ func (i *Installation) AdoptServers() {
 	if i.Uplink.Settings.Resolver == uplink.Resolved {
 		file = filepath.Join(resolvedDir, strconv.Itoa(i.Index))
 	}
-	if _, err := os.Stat(file); err == nil {
+	if HasServers(file) {
 		i.ServersFile = file
 	}
 }
 
 // removeResolved removes the name servers of an address from all links, or from the one of the key.
 func (e *Env) removeResolved(u uplink.Uplink) error {
-	files, err := os.ReadDir(resolvedDir)
+	files, err := outside.Ask(resolvedDir, outside.Limit, func() ([]os.DirEntry, error) { return os.ReadDir(resolvedDir) })
 	if err != nil {
 		return nil // nobody was told of any
 	}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -44,12 +45,26 @@ const (
 // resolverLock is the lock of all servers-files. Others are of cgroups, whose numbers are above it.
 const resolverLock = 0
 
-// setLines writes lines and has dnsmasq read them. While another process of ours writes to the file,
-// Retry will do it.
+// readOutside reads a file of another program, and waits for its file system as outside.Ask does.
+func readOutside(path string) ([]byte, error) {
+	return outside.Ask(filepath.Dir(path), outside.Limit, func() ([]byte, error) { return remember.ReadFile(path) })
+}
+
+// HasServers reports whether there is a servers-file, which may have lines of ours.
+func HasServers(file string) bool {
+	if file == "" {
+		return false
+	}
+	_, err := outside.Ask(filepath.Dir(file), outside.Limit, func() (fs.FileInfo, error) { return os.Stat(file) })
+	return err == nil
+}
+
+// setLines writes lines and has dnsmasq read them. While another process of ours writes to the file, or its file system
+// does not answer, Retry will do it.
 func (e *Env) setLines(l lines) error {
 	e.waiting = slices.DeleteFunc(e.waiting, func(w lines) bool { return w.file == l.file && w.addr == l.addr })
-	changed, err := l.write()
-	if errors.Is(err, remember.ErrBusy) {
+	changed, err := outside.Ask(filepath.Dir(l.file), outside.Limit, l.write)
+	if e.waitsFor = err; errors.Is(err, remember.ErrBusy) || errors.Is(err, outside.ErrSilent) {
 		e.waiting = append(e.waiting, l)
 		if e.RetryAt == 0 {
 			e.RetryAt = wire.Now() + retryIn<<min(e.tries, retryMost)
@@ -71,7 +86,7 @@ func (e *Env) setLines(l lines) error {
 func (e *Env) Retry() {
 	e.RetryAt = 0
 	if e.tries++; e.tries == retryMost {
-		e.Log.Warn("resolver lines wait", "err", remember.ErrBusy)
+		e.Log.Warn("resolver lines wait", "err", e.waitsFor)
 	}
 	for _, l := range slices.Clone(e.waiting) {
 		if err := e.setLines(l); err != nil {
@@ -88,7 +103,7 @@ func (e *Env) Close() {
 	defer e.resolved.wait()
 	for tries := time.Duration(0); len(e.waiting) > 0; tries++ {
 		if tries == time.Second/retryIn {
-			e.Log.Error("resolver lines not written", "err", remember.ErrBusy)
+			e.Log.Error("resolver lines not written", "err", e.waitsFor)
 			return
 		}
 		time.Sleep(retryIn)
@@ -184,7 +199,7 @@ func tellDnsmasq(pidFile string) error {
 		files = []string{pidFile}
 	}
 	for _, file := range files {
-		text, err := remember.ReadFile(file)
+		text, err := readOutside(file)
 		if err != nil {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -36,6 +37,7 @@ type placer struct {
 	wasDown    bool         // it has been down since
 	went       []netip.Addr // IPv4 addresses that were deleted from it since
 	heir       bool         // a holder before this process filled the table
+	unread     bool         // what that one took out of main could not be read yet
 	unsure     bool         // holders of other addresses may not have noted yet what main lost
 	expires    int          // seconds until the first route of the table ends; 0: none does
 	filling    *filling     // of a table that a large main fills; nil: it is filled
@@ -93,27 +95,32 @@ func (p *placer) takenByOthers(u uplink.Uplink, index int) ([]route.Route, error
 func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	p.seen = p.looked
 	had := len(p.taken)
-	if p.table != table {
-		if err := p.adopt(u, &m, table); err != nil {
-			return err
-		}
+	var adoptErr error // the table gets its routes all the same
+	if p.table != table || p.unread {
+		adoptErr = p.adopt(u, &m, table)
 		p.table = table
 		if p.heir { // since when the address may have gone for a moment
 			p.went = append(p.went, u.Addr())
 		}
 	}
 	if image := p.env.Picture.largeMain(u.Family()); image != nil {
+		if p.unread {
+			return adoptErr
+		}
 		p.noteLoss(u, &m, false)
 		p.noteDefault(u.Plan(m, table))
-		return errors.Join(p.standing(u, m, had), p.syncLarge(u, m, table, image))
+		return errors.Join(adoptErr, p.standing(u, m, had), p.syncLarge(u, m, table, image))
 	}
 	p.filling = nil
 	have, err := p.env.Kernel.Routes(u.Family(), table)
 	if err != nil {
-		return err
+		return errors.Join(adoptErr, err)
+	}
+	if p.unread && slices.ContainsFunc(have, ours) {
+		return adoptErr // main may not have what is in there
 	}
 	p.noteLoss(u, &m, !slices.ContainsFunc(have, func(r route.Route) bool { return ours(r) && r.Index == m.Index }))
-	err = p.standing(u, m, had)
+	err = errors.Join(adoptErr, p.standing(u, m, had))
 	plan := u.Plan(m, table)
 	p.noteDefault(plan)
 	p.expires = 0
@@ -293,6 +300,9 @@ func (p *placer) writeTaken(u uplink.Uplink, index int) error {
 
 // cleanMain deletes from main what the table has now: routes that are moved, and those of fallBack.
 func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
+	if p.unread {
+		return nil // else the file would be written anew
+	}
 	if p.env.takers.another(p, u, m.Index) {
 		return nil
 	}
@@ -372,7 +382,7 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 	if u.Settings.Routes != uplink.MoveRoutes {
 		return nil
 	}
-	if p.table != 0 { // the server gave another one
+	if p.table != 0 && !p.unread { // the server gave another one
 		p.table = table
 		return p.writeTaken(u, m.Index)
 	}
@@ -381,6 +391,9 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 		return err
 	}
 	before, known, err := files.read(u)
+	if p.unread = errors.Is(err, outside.ErrSilent); p.unread {
+		return err // it is tried again
+	}
 	if err != nil {
 		p.env.Log.Warn("cannot read what was moved before; looking for it in the table", "table", table, "err", err)
 	}

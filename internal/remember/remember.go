@@ -1,10 +1,11 @@
 // Package remember keeps, for a later process of ours, what the kernel does not show: files of
 // JSON in directories of each network namespace. Below /run nothing outlives a boot. It hides what
 // makes such a file safe to read: whose it is, who else can write to it, and that it is whole; and
-// that of a lock, which nobody else can take. It imports nothing of this module.
+// that of a lock, which nobody else can take. A Dir waits for its file system as long as outside.Limit: a loop may use it.
 package remember
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // Root is the directory of all that is remembered.
@@ -104,14 +107,22 @@ func isOwn(info fs.FileInfo, rights fs.FileMode) bool {
 
 // Write stores value under name, in place of what is there.
 func (d Dir) Write(name string, value any) error {
-	if err := d.Make(); err != nil {
-		return err
-	}
 	text, err := json.Marshal(value)
 	if err != nil {
 		return err
 	}
-	return ReplaceFile(d.Path(name), text, 0o600)
+	return ask(func() error {
+		if err := d.Make(); err != nil {
+			return err
+		}
+		return ReplaceFile(d.Path(name), text, 0o600)
+	})
+}
+
+// ask calls f, which asks the file system of Root, and waits for it as outside.Ask does.
+func ask(f func() error) error {
+	_, err := outside.Ask(Root, outside.Limit, func() (struct{}, error) { return struct{}{}, f() })
+	return err
 }
 
 // Read sets value to what is stored under name. fs.ErrNotExist says that there is nothing; unknown
@@ -120,17 +131,44 @@ func (d Dir) Read(name string, value any) error {
 	if d == "" {
 		return fs.ErrNotExist
 	}
-	f, err := Open(d.Path(name))
+	text, err := outside.Ask(Root, outside.Limit, func() ([]byte, error) {
+		f, err := Open(d.Path(name))
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return io.ReadAll(io.LimitReader(f, MaxFile))
+	})
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	decoder := json.NewDecoder(io.LimitReader(f, MaxFile))
+	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(value); err != nil {
-		return fmt.Errorf("%s: %w", f.Name(), err)
+		return fmt.Errorf("%s: %w", d.Path(name), err)
 	}
 	return nil
+}
+
+// Files returns what is in the directory, files that are being written among it: their names begin with a dot.
+func (d Dir) Files() (files []fs.FileInfo, err error) {
+	return outside.Ask(Root, outside.Limit, func() (files []fs.FileInfo, err error) {
+		entries, err := os.ReadDir(string(d))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil { // else it has just gone
+				files = append(files, info)
+			}
+		}
+		return files, err
+	})
+}
+
+// RemoveEmpty removes the directory if there is nothing in it.
+func (d Dir) RemoveEmpty() {
+	_ = ask(func() error { return os.Remove(string(d)) }) // it stays while there are files
 }
 
 // Open opens a file for reading if it is a regular one, no link, that only this user can write to.
@@ -185,7 +223,7 @@ func ReadFile(path string) ([]byte, error) {
 // ErrBusy says that another process of ours has a lock.
 var ErrBusy = errors.New("another process of table-allocator holds the lock")
 
-// Lock takes lock number n of this user without waiting for it. The locks are in a file that nobody
+// Lock takes lock number n of this user without waiting for it, but for the file system. The locks are in a file that nobody
 // else can open: whoever can open a file, or a directory, can lock it for ever.
 func Lock(n uint64) (unlock func(), err error) {
 	if err := os.MkdirAll(Root, 0o755); err != nil {
@@ -219,14 +257,16 @@ func (d Dir) Remove(name string) error {
 	if d == "" {
 		return nil
 	}
-	if info, err := os.Lstat(string(d)); err == nil && !isOwn(info, write) || errors.Is(err, fs.ErrPermission) {
-		return nil
-	}
-	err := Again(func() error { return os.Remove(d.Path(name)) })
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(err, RemoveTemp(d.Path(name)))
+	return ask(func() error {
+		if info, err := os.Lstat(string(d)); err == nil && !isOwn(info, write) || errors.Is(err, fs.ErrPermission) {
+			return nil
+		}
+		err := Again(func() error { return os.Remove(d.Path(name)) })
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return errors.Join(err, RemoveTemp(d.Path(name)))
+	})
 }
 
 // Again calls f until its error is none that need not come back: memory was short, say, or a signal came.

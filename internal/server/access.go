@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/user"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -17,7 +15,7 @@ import (
 type access struct {
 	self       uint32
 	uids, gids []uint32
-	cache      map[uint32]groupsOf
+	groups     groups
 	standings  map[int32]standingOf
 	hidden     bool          // the standing of a sender could not be found out
 	now        time.Duration // of the round at hand: to read the clock for each datagram costs more than what it is for
@@ -32,19 +30,10 @@ type standingOf struct {
 // read /proc each time. No pid is used again so soon.
 const standingFor = 100 * time.Millisecond
 
-type groupsOf struct {
-	gids  []uint32
-	until time.Duration
-}
-
-// groupsFor is how long the groups of a user are cached, so that a flood of datagrams does not make
-// the server read /etc/group each time.
-const groupsFor = 5 * time.Second
-
 func newAccess(cfg Config) *access {
 	a := &access{
 		self:      uint32(os.Geteuid()),
-		cache:     make(map[uint32]groupsOf),
+		groups:    groups{known: make(map[uint32]groupsOf)},
 		standings: make(map[int32]standingOf),
 	}
 	a.permit(cfg)
@@ -54,7 +43,7 @@ func newAccess(cfg Config) *access {
 // permit sets who may lease.
 func (a *access) permit(cfg Config) {
 	a.uids, a.gids = cfg.AllowedUIDs, cfg.AllowedGIDs
-	clear(a.cache)
+	clear(a.groups.known)
 }
 
 // standing is that of a sender; of users other than root it is NoRoot.
@@ -90,7 +79,8 @@ func (a *access) owner(cred wire.Cred) uint32 {
 	return cred.UID
 }
 
-// check returns nil if the sender may lease, or the reason why not.
+// check returns nil if the sender may lease, or the reason why not. errAwaited says that this is not known yet, and
+// errGroups that it cannot be found out now.
 func (a *access) check(cred wire.Cred) error {
 	switch {
 	case cred.UID == wire.OverflowID():
@@ -104,8 +94,11 @@ func (a *access) check(cred wire.Cred) error {
 	case len(a.gids) == 0:
 	case slices.Contains(a.gids, cred.GID) && cred.GID != wire.OverflowID():
 		return nil
-	case slices.ContainsFunc(a.groups(cred.UID), func(g uint32) bool { return slices.Contains(a.gids, g) }):
-		return nil
+	default:
+		gids, err := a.groups.of(cred.UID, a.now)
+		if err != nil || slices.ContainsFunc(gids, func(g uint32) bool { return slices.Contains(a.gids, g) }) {
+			return err
+		}
 	}
 	return fmt.Errorf("uid %d is not permitted: see allowed_users and allowed_groups", cred.UID)
 }
@@ -117,27 +110,4 @@ func (a *access) first(cred wire.Cred) bool {
 		return false
 	}
 	return cred.UID == a.self && a.self != 0 || a.isRoot(cred)
-}
-
-func (a *access) groups(uid uint32) []uint32 {
-	if known, ok := a.cache[uid]; ok && a.now < known.until {
-		return known.gids
-	}
-	const most = 1024 // users, so that many senders do not use up the memory
-	if len(a.cache) >= most {
-		clear(a.cache)
-	}
-	var gids []uint32
-	if u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10)); err == nil {
-		names, err := u.GroupIds()
-		if err == nil {
-			for _, name := range names {
-				if gid, err := strconv.ParseUint(name, 10, 32); err == nil {
-					gids = append(gids, uint32(gid))
-				}
-			}
-		}
-	}
-	a.cache[uid] = groupsOf{gids, a.now + groupsFor}
-	return gids
 }

@@ -11,9 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/allocator"
 	"github.com/table-allocator/table-allocator/internal/jsonc"
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -181,6 +183,8 @@ func ids(to *[]uint32, lookup func(string) (string, error)) func(key string, val
 				}
 			}
 			switch {
+			case errors.Is(err, outside.ErrSilent):
+				return fmt.Errorf("%s: look up %s: %w", key, entry, err)
 			case err != nil || id == noID:
 				return fmt.Errorf("%s: %s is neither a name on this host nor a number", key, entry)
 			case uint32(id) == wire.OverflowID():
@@ -192,20 +196,27 @@ func ids(to *[]uint32, lookup func(string) (string, error)) func(key string, val
 	}
 }
 
+// namesLimit is how long a name service may take for a name of the configuration.
+const namesLimit = 5 * time.Second
+
 func lookupUser(name string) (string, error) {
-	u, err := user.Lookup(name)
-	if err != nil {
-		return "", err
-	}
-	return u.Uid, nil
+	return outside.Ask("name services", namesLimit, func() (string, error) {
+		u, err := user.Lookup(name)
+		if err != nil {
+			return "", err
+		}
+		return u.Uid, nil
+	})
 }
 
 func lookupGroup(name string) (string, error) {
-	g, err := user.LookupGroup(name)
-	if err != nil {
-		return "", err
-	}
-	return g.Gid, nil
+	return outside.Ask("name services", namesLimit, func() (string, error) {
+		g, err := user.LookupGroup(name)
+		if err != nil {
+			return "", err
+		}
+		return g.Gid, nil
+	})
 }
 
 func (c *Config) validate() error {

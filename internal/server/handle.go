@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -33,9 +34,10 @@ const (
 // socket is one form of the name that is served.
 type socket struct {
 	*wire.Conn
-	taken  int // bytes of the send buffer, as if no peer had read anything since the last look
-	queued int // bytes of these that are not sent yet
-	size   int // of the send buffer; 0 before the first look
+	taken  int             // bytes of the send buffer, as if no peer had read anything since the last look
+	queued int             // bytes of these that are not sent yet
+	size   int             // of the send buffer; 0 before the first look
+	ready  []wire.Datagram // which waited for the groups of their senders
 }
 
 // queue counts a reply that is about to be sent.
@@ -109,6 +111,10 @@ func (s *server) handle(c *socket, datagrams []wire.Datagram, now time.Duration)
 	r.socket, r.now = c, now
 	s.rules.begin(r.now)
 	s.access.now = now
+	if len(c.ready) > 0 {
+		datagrams = slices.Concat(c.ready, datagrams)
+		c.ready = nil
+	}
 	for len(datagrams) > 0 {
 		for _, d := range datagrams {
 			if req, ok := s.judge(r, d); ok {
@@ -124,6 +130,7 @@ func (s *server) handle(c *socket, datagrams []wire.Datagram, now time.Duration)
 			break // the next Receive returns the error
 		}
 	}
+	s.startLookUp()
 	s.commit(r)
 	for _, a := range r.marks {
 		s.answer(r, a.from, a.cred, s.takeMark(a.req.Ifname, a.cred))
@@ -289,10 +296,16 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 		err = errors.New("only root and the server's own user may ask for marks and for the state of the server")
 	}
 	switch {
+	case errors.Is(err, errAwaited) && s.park(r.socket, d):
+		return req, false
 	case err != nil:
 		s.noise.write(slog.LevelWarn, "lease refused", "ifname", req.Ifname, "addr", req.Address,
 			"family", req.Family.String(), "uid", d.Cred.UID, "pid", d.Cred.PID, "err", err)
-		s.answer(r, d.From, d.Cred, wire.Refuse(wire.Denied, err.Error()))
+		code := wire.Denied
+		if errors.Is(err, errAwaited) || errors.Is(err, errGroups) {
+			code = wire.Storage
+		}
+		s.answer(r, d.From, d.Cred, wire.Refuse(code, err.Error()))
 		return req, false
 	case req.Cmd == wire.Mark && req.Known:
 		answer := wire.Reply{Marking: s.markingOf(req.Ifname)}

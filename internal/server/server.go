@@ -101,6 +101,8 @@ type server struct {
 	armed    int64         // second of the lease clock that dueAt was made from
 	dueAt    time.Duration // when the allocator has something to do next
 	round    round
+	stopping bool           // no look-up begins any more
+	beside   sync.WaitGroup // what runs beside the loops; Go is called with mu held
 }
 
 // listen binds both forms of the name: any user could bind a form that is left, and half of the
@@ -223,6 +225,10 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host, conns []*wire
 	<-ctx.Done()
 	s.tell(host.Stopping)
 	running.Wait()
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
+	s.beside.Wait() // for groupsLimit at most
 	for range conns {
 		err = errors.Join(err, <-errs)
 	}

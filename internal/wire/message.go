@@ -78,7 +78,7 @@ const (
 	Denied    Code = "denied"     // the sender may not ask for this
 	NotServed Code = "not-served" // the family is switched off
 	Exhausted Code = "exhausted"  // no table, or no mark, is free now
-	Storage   Code = "storage"    // the database cannot be written now
+	Storage   Code = "storage"    // the database cannot be written now, or the groups of the sender cannot be looked up
 	Ending    Code = "ending"     // the holder is taking everything back
 	Mismatch  Code = "wrong-key"  // the holder holds another key
 )
