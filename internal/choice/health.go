@@ -231,7 +231,7 @@ func (h *Health) Timeout() time.Duration {
 }
 
 // Pause is the time from the begin of a round to that of the next. chance, from 0 to 1, spreads the rounds of many
-// uplinks.
+// uplinks: the first pause over most of its length.
 func (h *Health) Pause(now time.Duration, role Role, chance float64) time.Duration {
 	n := h.numbers
 	pause := n.Standby
@@ -245,7 +245,11 @@ func (h *Health) Pause(now time.Duration, role Role, chance float64) time.Durati
 	case role.Metered:
 		pause = n.Metered
 	}
-	return pause - time.Duration(jitter*chance*float64(pause))
+	share := jitter
+	if h.rounds == 1 { // all uplinks of a host may have begun within a second
+		share = firstJitter
+	}
+	return pause - time.Duration(share*chance*float64(pause))
 }
 
 // AsksPortal reports whether the next round has to ask whether a captive portal answers: at times, and before an uplink

@@ -46,4 +46,5 @@ const (
 	portalRounds   = 6   // Intervals between questions, while a portal answers
 	mostDoubled    = 10  // times that the pause after a page without an answer doubles
 	jitter         = 0.1 // of a pause, which is that much shorter at most
+	firstJitter    = 0.9 // of the first one
 )

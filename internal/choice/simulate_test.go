@@ -154,3 +154,27 @@ func switches(on, off, until time.Duration) (count int) {
 	}
 	return count
 }
+
+// TestNoBursts counts the rounds of 1,000 uplinks, all of which began within a second.
+func TestNoBursts(t *testing.T) {
+	const count, until = 1000, 10 * time.Minute
+	numbers := Default()
+	random := rand.New(rand.NewPCG(7, 8))
+	rounds := make(map[time.Duration]int) // of a second
+	for range count {
+		h := NewHealth(&numbers, 0)
+		p := path{random, 0.01, never}
+		for at := time.Duration(random.Float64() * float64(numbers.Suspect)); at < until; {
+			rounds[at/time.Second]++
+			r, end := p.round(h, at)
+			h.Round(end, r)
+			at = max(at+h.Pause(end, Role{}, random.Float64()), end)
+		}
+	}
+	mean := float64(count) * float64(time.Second) / float64(numbers.Standby)
+	for second, n := range rounds {
+		if second > 0 && float64(n) > 2*mean {
+			t.Errorf("%d rounds in second %d, want at most twice %.0f", n, second, mean)
+		}
+	}
+}
