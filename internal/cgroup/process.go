@@ -253,6 +253,9 @@ func (c *Cgroups) BoundTo(pid int, ifname string) (bool, error) {
 func (c *Cgroups) walk(cgroup string, in *int, all *[]Bound) error {
 	dir := c.file(cgroup)
 	mark, ok, err := programsMark(dir)
+	if errors.Is(err, fs.ErrPermission) { // it is another user's, and this one is root in namespaces of its own alone
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("cgroup %s: %w", cgroup, err)
 	}
