@@ -98,9 +98,11 @@ INSTALLED := \
 	644:packaging/systemd/table-allocator-server.socket:$(PREFIX)/lib/systemd/system/table-allocator-server.socket \
 	644:packaging/systemd/table-allocator-watch.service.in:$(PREFIX)/lib/systemd/system/table-allocator-watch.service \
 	644:packaging/systemd/table-allocator-netns.service.in:$(PREFIX)/lib/systemd/system/table-allocator-netns.service \
+	644:packaging/systemd/table-allocator-netns.socket:$(PREFIX)/lib/systemd/system/table-allocator-netns.socket \
 	644:packaging/systemd/table-allocator-metrics.service.in:$(PREFIX)/lib/systemd/system/table-allocator-metrics.service \
 	644:packaging/systemd/table-allocator-metrics.timer:$(PREFIX)/lib/systemd/system/table-allocator-metrics.timer \
 	644:packaging/systemd/networkd.conf:$(PREFIX)/lib/systemd/networkd.conf.d/table-allocator.conf \
+	644:packaging/firewalld/table-allocator.xml:$(PREFIX)/lib/firewalld/zones/table-allocator.xml \
 	644:packaging/sysctl.conf:$(PREFIX)/lib/sysctl.d/60-table-allocator.conf \
 	644:packaging/rt_protos.conf:$(SYSCONFDIR)/iproute2/rt_protos.d/table-allocator.conf \
 	644:packaging/man/table-allocator-server.8:$(PREFIX)/share/man/man8/table-allocator-server.8 \
@@ -153,7 +155,7 @@ DISABLE = if [ -d /run/systemd/system ] && [ -e $(PREFIX)/lib/systemd/system/tab
 
 uninstall: ## stop what make install installed, release all leases, and remove all but configuration of yours
 	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && [ -x $(SBINDIR)/table-allocator-client ]; then \
-		$(call DISABLE,$(addprefix table-allocator-,metrics.timer watch.service netns.service)); \
+		$(call DISABLE,$(addprefix table-allocator-,metrics.timer watch.service netns.socket netns.service)); \
 		rm -f /var/lib/prometheus/node-exporter/table-allocator.prom; \
 		$(SBINDIR)/table-allocator-client netns del --all || :; \
 		$(SBINDIR)/table-allocator-client release --all || { echo "nothing is removed" >&2; exit 1; }; \

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -19,24 +18,24 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-const netnsUsage = `Usage: table-allocator-client netns add|set|del|exec|stop|list|ps|serve|check
-Network namespaces on one link: exec NAME [options] [--] COMMAND... executes
-COMMAND in one, also for users of a group. See table-allocator-netns(8).
-  -i, --ifname IFNAME    (add, set) the link; it may get its lease later
+const netnsUsage = `Usage: table-allocator-client netns VERB [NAME] [options] [--] [COMMAND...]
+VERB: add, set, del, list, exec, ps, stop, unit, serve, check or import. Network
+namespaces on one link, and programs in them: see table-allocator-netns(8).
+  -i, --ifname IFNAME    (add, set) the link; add without it takes netns.json's
       --on-loss WHAT     (add) without a route: block (default) or fallback
-      --resolv SERVERS   (add) uplink (default), ADDRESS,... or FILE
+      --resolv SERVERS   (add) uplink (default), vpn, ADDRESS,... or FILE
       --no-ipv6          (add) IPv4 only
+      --vpn FILE         (add) OpenVPN or WireGuard is the only way out
+      --firewall WHAT    (add) accept or none: rules in filters of others
       --allow WHO,...    (add) users and @groups who may enter
       --all              (del) all namespaces
       --kill SECONDS     (del) end its programs, SIGKILL after SECONDS
       --json             (list, ps) print JSON
       --user USER        (exec) run COMMAND as USER
-      --pty              (exec) on a terminal of its own, or
-      --detach           (exec) in the background; prints the pid
+      --pty or --detach  (exec) on a terminal of its own, or in the background
       --log FILE         (exec --detach) where COMMAND prints to
-      --wait SECONDS     (exec) how long to wait for a lease (0)
-      --signal SIGNAL    (stop) first (TERM); SIGKILL follows
-      --timeout SECONDS  (stop) so much later (5)
+      --wait SECONDS     (exec) how long to wait for a lease or VPN (0)
+      --signal SIGNAL or --timeout SECONDS  (stop) TERM; SIGKILL after 5 s
   -c, --config FILE      (serve) configuration (/etc/table-allocator/netns.json)
   -s, --syslog or -l, --log-path FILE: (serve) where to log to
 `
@@ -61,7 +60,7 @@ type netnsVerb struct {
 }
 
 var netnsVerbs = []netnsVerb{
-	{"add", []string{"ifname", "on-loss", "resolv", "no-ipv6", "allow"}, (*netnsFlags).add},
+	{"add", []string{"ifname", "on-loss", "resolv", "no-ipv6", "allow", "vpn", "firewall"}, (*netnsFlags).add},
 	{"set", []string{"ifname"}, (*netnsFlags).set},
 	{"del", []string{"kill", "all"}, (*netnsFlags).del},
 	{"list", []string{"json"}, (*netnsFlags).list},
@@ -69,7 +68,10 @@ var netnsVerbs = []netnsVerb{
 	{"ps", []string{"json"}, (*netnsFlags).ps},
 	{"stop", []string{"signal", "timeout"}, (*netnsFlags).stop},
 	{"serve", []string{"config", "syslog", "log-path"}, (*netnsFlags).serve},
+	{"tunnel", nil, (*netnsFlags).tunnel}, // OpenVPN calls it
+	{"unit", nil, (*netnsFlags).unit},
 	{"check", nil, nil},
+	{"import", nil, nil},
 }
 
 func netnsCommand(f *flags) action {
@@ -78,11 +80,13 @@ func netnsCommand(f *flags) action {
 	f.onLoss(&n.config.OnLoss)
 	value(f, &n.config.Resolv, "resolv", "", parseServers)
 	value(f, &n.config.Allow, "allow", "", parseAllow)
+	value(f, &n.config.Firewall, "firewall", "", parseFirewall)
+	value(f, &n.config.VPN, "vpn", "", filepath.Abs)
 	value(f, &n.configPath, "config", "c", parsePath)
 	value(f, &n.kill, "kill", "", parseSeconds)
 	value(f, &n.wait, "wait", "", parseSeconds)
 	value(f, &n.timeout, "timeout", "", parseSeconds)
-	value(f, &n.user, "user", "", parseAccount)
+	value(f, &n.user, "user", "", netns.Account)
 	value(f, &n.log, "log", "", parsePath)
 	value(f, &n.signal, "signal", "", parseSignal)
 	for name, into := range map[string]*bool{"all": &n.all, "json": &n.asJSON, "pty": &n.pty, "detach": &n.detach, "no-ipv6": &n.onlyInet} {
@@ -96,11 +100,11 @@ func netnsCommand(f *flags) action {
 // run finds the verb and calls it.
 func (n *netnsFlags) run(args []string) error {
 	if len(args) == 0 {
-		return wrongUsage(errors.New("add, set, del, list, exec, ps, stop, serve or check is needed"))
+		return wrongUsage(errors.New("add, set, del, list, exec, ps, stop, unit, serve, check or import is needed"))
 	}
 	at := slices.IndexFunc(netnsVerbs, func(v netnsVerb) bool { return v.name == args[0] })
 	if at < 0 {
-		return wrongUsage(fmt.Errorf("%q is none of add, set, del, list, exec, ps, stop, serve and check", args[0]))
+		return wrongUsage(fmt.Errorf("%q is none of add, set, del, list, exec, ps, stop, unit, serve, check and import", args[0]))
 	}
 	verb := netnsVerbs[at]
 	err := n.call(verb, args[1:])
@@ -137,11 +141,14 @@ func (n *netnsFlags) call(verb netnsVerb, args []string) error {
 	if err != nil {
 		return err
 	}
-	if verb.name == "check" {
+	switch verb.name {
+	case "check":
 		return n.check(args)
+	case "import":
+		return importFile(args)
 	}
-	if verb.name == "exec" && os.Geteuid() != 0 {
-		return n.exec(nil, args)
+	if slices.Contains([]string{"exec", "list", "ps", "stop"}, verb.name) && os.Geteuid() != 0 {
+		return verb.do(n, nil, args) // by the service
 	}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("netns %s needs root, for namespaces, links and rules", verb.name)
@@ -176,9 +183,6 @@ func (n *netnsFlags) onlyName(args []string) (string, error) {
 
 func (n *netnsFlags) add(h *netns.Host, args []string) error {
 	name, err := n.onlyName(args)
-	if err == nil && n.config.Ifname == "" {
-		err = wrongUsage(errors.New("--ifname IFNAME is needed"))
-	}
 	if err != nil {
 		return err
 	}
@@ -186,11 +190,53 @@ func (n *netnsFlags) add(h *netns.Host, args []string) error {
 	if err != nil {
 		return err
 	}
-	h.Max = file.Max
+	h.Max, h.Pool4 = file.Max, file.Pool4
 	n.config.Name, n.config.IPv6 = name, !n.onlyInet
+	if n.config.VPN != "" && !n.Changed("resolv") {
+		n.config.Resolv = netns.VPN
+	}
+	if n.config.Ifname == "" {
+		if n.config, err = n.configured(file, name); err != nil {
+			return err
+		}
+	}
 	lacking, err := h.Add(context.Background(), n.config)
 	for _, what := range lacking {
 		warn(what)
+	}
+	return err
+}
+
+// configured is the namespace of a name in the configuration, which add takes without --ifname.
+func (n *netnsFlags) configured(file netns.File, name string) (netns.Config, error) {
+	c, found := file.Named(name)
+	for _, option := range []string{"on-loss", "resolv", "no-ipv6", "allow", "vpn", "firewall"} {
+		found = found && !n.Changed(option)
+	}
+	if !found {
+		return c, wrongUsage(fmt.Errorf("--ifname IFNAME is needed, for a namespace that %s does not name, and beside other options", netns.ConfigPath))
+	}
+	return c, nil
+}
+
+// tunnel leads the link of OpenVPN into a namespace. OpenVPN calls it with arguments of its own.
+func (n *netnsFlags) tunnel(h *netns.Host, args []string) error {
+	name, _, err := n.name(args)
+	if err != nil {
+		return err
+	}
+	return h.Tunnel(name, os.Getenv)
+}
+
+// unit prints a drop-in for a unit of systemd, whose programs then are in the namespace.
+func (n *netnsFlags) unit(h *netns.Host, args []string) error {
+	name, err := n.onlyName(args)
+	if err != nil {
+		return err
+	}
+	text, err := h.Unit(name)
+	if err == nil {
+		_, err = fmt.Print(text)
 	}
 	return err
 }
@@ -258,69 +304,6 @@ func (n *netnsFlags) delOne(h *netns.Host, name string) error {
 	return h.Delete(name)
 }
 
-func (n *netnsFlags) list(h *netns.Host, args []string) error {
-	if err := noArguments(args); err != nil {
-		return err
-	}
-	rows, err := h.List()
-	if err != nil {
-		return err
-	}
-	rows = printable(rows)
-	if n.asJSON {
-		err = json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 1, "namespaces": rows})
-	} else {
-		err = printNamespaces(rows)
-	}
-	if err == nil && slices.ContainsFunc(rows, func(r netns.Row) bool { return r.Missing != "" }) {
-		err = errMissing
-	}
-	return err
-}
-
-func printNamespaces(rows []netns.Row) error {
-	const format = "%-15s %-15s %-8s %-12s %-9s %-12s %s\n"
-	_, err := fmt.Printf(format, "NAME", "IFNAME", "ON-LOSS", "TABLES", "PROGRAMS", "RESOLV", "ADDRESSES")
-	for _, r := range rows {
-		tables := strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Tables), " ", ","), "[]")
-		_, lineErr := fmt.Printf(format, r.Name, r.Ifname, r.OnLoss, orDefault(tables, "-"), fmt.Sprint(len(r.Programs)), r.Resolv, strings.Join(r.Addresses, " "))
-		err = errors.Join(err, lineErr)
-		if r.Missing != "" {
-			printMissing(os.Stdout, r.Missing, isTerminal(os.Stdout))
-		}
-	}
-	return err
-}
-
-func (n *netnsFlags) ps(h *netns.Host, args []string) error {
-	name := ""
-	if len(args) > 0 {
-		var err error
-		if name, err = n.onlyName(args); err != nil {
-			return err
-		}
-	}
-	programs, err := h.Programs(name)
-	if err != nil {
-		return err
-	}
-	programs = printable(programs)
-	if n.asJSON {
-		return json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 1, "programs": programs})
-	}
-	return printPrograms(programs)
-}
-
-func printPrograms(programs []netns.Program) error {
-	const format = "%-15s %8v %8v %-19s %s\n"
-	_, err := fmt.Printf(format, "NAMESPACE", "PID", "UID", "STARTED", "COMMAND")
-	for _, p := range printable(programs) {
-		_, lineErr := fmt.Printf(format, p.Namespace, p.PID, p.UID, time.Unix(p.Started, 0).Format(time.DateTime), p.Command)
-		err = errors.Join(err, lineErr)
-	}
-	return err
-}
-
 func (n *netnsFlags) stop(h *netns.Host, args []string) error {
 	name, rest, err := n.name(args)
 	if err != nil {
@@ -332,7 +315,8 @@ func (n *netnsFlags) stop(h *netns.Host, args []string) error {
 			return err
 		}
 	}
-	_, err = h.Stop(context.Background(), name, n.signal, n.timeout, pids)
+	list := func() ([]netns.Program, error) { return n.programs(h, name) }
+	_, err = netns.Stop(context.Background(), list, n.signal, n.timeout, pids)
 	return err
 }
 
@@ -360,7 +344,11 @@ func (n *netnsFlags) serve(h *netns.Host, args []string) error {
 		}
 		last = next
 		return next
-	}), log)
+	}), func() {
+		if err := cli.NotifyReady(); err != nil {
+			log.Warn("systemd is not told that the service is up", "err", err)
+		}
+	}, log)
 }
 
 // check reads a configuration, and says what is wrong with it.
@@ -379,9 +367,33 @@ func (n *netnsFlags) check(args []string) error {
 	return err
 }
 
+// importFile prints a configuration of RUNNS as one of the service. What that leaves out goes to standard error.
+func importFile(args []string) error {
+	if len(args) != 1 {
+		return wrongUsage(errors.New("the path of a runns.conf is needed"))
+	}
+	text, left, err := netns.Import(args[0])
+	if err != nil {
+		return err
+	}
+	for _, what := range left {
+		warn("left out: " + what)
+	}
+	_, err = os.Stdout.Write(text)
+	return err
+}
+
 func parseAllow(text string) ([]string, error) {
 	list := strings.Split(text, ",")
 	return list, (netns.Config{Name: "any", Ifname: "any", Resolv: netns.Uplink, Allow: list}).Check()
+}
+
+// parseFirewall reads the value of --firewall.
+func parseFirewall(text string) (string, error) {
+	if text != netns.FirewallAccept && text != netns.FirewallNone {
+		return "", errors.New("want accept or none")
+	}
+	return text, nil
 }
 
 // parseServers reads the value of --resolv.

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/user"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +32,15 @@ func (n *netnsFlags) exec(h *netns.Host, args []string) error {
 	path, err := lookPath(command[0])
 	if err != nil {
 		return notExecuted(command[0], err)
+	}
+	if h != nil {
+		file, err := netns.Load(netns.ConfigPath)
+		if err == nil {
+			err = h.Demand(context.Background(), file, name)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if err := n.awaitLease(h, name); err != nil {
 		return err
@@ -90,7 +97,7 @@ func leased(h *netns.Host, name string) (bool, error) {
 		return netns.Leased(context.Background(), name)
 	}
 	rows, err := h.List()
-	return slices.ContainsFunc(rows, func(r netns.Row) bool { return r.Name == name && len(r.Tables) > 0 }), err
+	return slices.ContainsFunc(rows, func(r netns.Row) bool { return r.Name == name && r.Leads() }), err
 }
 
 // awaitLease waits until the uplink of a namespace has a lease, as long as --wait says.
@@ -104,30 +111,4 @@ func (n *netnsFlags) awaitLease(h *netns.Host, name string) error {
 		}
 	}
 	return nil
-}
-
-// parseAccount reads the name of a user, with all groups of that user.
-func parseAccount(name string) (*netns.User, error) {
-	u, err := user.Lookup(name)
-	if err != nil {
-		if u, err = user.LookupId(name); err != nil {
-			return nil, errors.New("no such user")
-		}
-	}
-	groups, err := u.GroupIds()
-	if err != nil {
-		return nil, fmt.Errorf("the groups of %s: %w", name, err)
-	}
-	var account netns.User
-	for _, id := range append([]string{u.Gid}, groups...) {
-		n, err := strconv.ParseUint(id, 10, 32)
-		if err != nil {
-			return nil, err
-		}
-		account.Groups = append(account.Groups, uint32(n))
-	}
-	account.GID = account.Groups[0]
-	uid, err := strconv.ParseUint(u.Uid, 10, 32)
-	account.UID = uint32(uid)
-	return &account, err
 }

@@ -243,7 +243,7 @@ end`)
 		t.Errorf("one too many: %+v", r)
 	}
 	for text, want := range map[string]string{
-		`{"groups": "x"}`: "want group, max or namespaces", `{"max": 0}`: "from 1 to 255", `{"namespaces": [{"name": "a"}]}`: "no name of an uplink",
+		`{"groups": "x"}`: "want group, max, pool4 or namespaces", `{"max": 0}`: "from 1 to 255", `{"namespaces": [{"name": "a"}]}`: "no name of an uplink",
 		`{"namespaces": [{"name": "a", "ifname": "w", "allow": ["-x"]}]}`: "no name of a user", `{"namespaces": [{"name": "a", "ifname": "w", "on_loss": "x"}]}`: "block",
 		`{"namespaces": [{"name": "a", "ifname": "w"}, {"name": "a", "ifname": "w"}]}`: "another namespace a",
 	} {

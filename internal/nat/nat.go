@@ -14,6 +14,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,6 +28,13 @@ const Prefix = "tav"
 type Namespace struct {
 	Link   string // this host's link to it
 	Uplink string // the link that its packets may leave by; "": every one that leads to no namespace
+	Ports  []Port // of this host, that it reaches
+}
+
+// Port is a port of this host.
+type Port struct {
+	Protocol string // tcp or udp
+	Number   uint16
 }
 
 // Ruleset is the content of the table.
@@ -60,6 +68,9 @@ func (r Ruleset) chains() []chain {
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: beforeFilters}
 	post := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 100}
 	for _, n := range r.Namespaces {
+		for _, p := range n.Ports {
+			input.add(arrivesBy(n.Link), isTo(p), verdict(expr.VerdictAccept))
+		}
 		input.add(arrivesBy(n.Link), jump(both.name))
 		output.add(leavesBy(n.Link), jump(both.name)) // users of this host do not reach services in a namespace
 		if n.Uplink == "" {
@@ -134,6 +145,19 @@ func isICMP(protocol, kind byte) []expr.Any {
 	}
 }
 
+func isTo(p Port) []expr.Any {
+	protocol := byte(unix.IPPROTO_TCP)
+	if p.Protocol == "udp" {
+		protocol = unix.IPPROTO_UDP
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{protocol}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, p.Number)},
+	}
+}
+
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
 func jump(to string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: to}}
@@ -142,9 +166,9 @@ func jump(to string) []expr.Any {
 // Sync makes the table be what r says, in one transaction; without namespaces and links there is no table. Flows that are
 // open go on. It reports whether the table was another one.
 func Sync(r Ruleset) (changed bool, err error) {
-	c, err := nftables.New()
+	c, err := open()
 	if err != nil {
-		return false, fmt.Errorf("open nftables: %w", err)
+		return false, err
 	}
 	var chains []chain
 	if len(r.Namespaces) > 0 || len(r.Closed) > 0 {
@@ -164,6 +188,17 @@ func Sync(r Ruleset) (changed bool, err error) {
 		return false, fmt.Errorf("change nftables table inet %s (the kernel needs nf_tables, nft_masq and nft_ct): %w", TableName, err)
 	}
 	return true, nil
+}
+
+// answers is room for the kernel's answers to the largest transaction, in bytes: it repeats each of some 2,000 rules.
+const answers = 16 << 20
+
+func open() (*nftables.Conn, error) {
+	c, err := nftables.New(nftables.WithSockOptions(func(conn *netlink.Conn) error { return conn.SetReadBuffer(answers) }))
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	return c, nil
 }
 
 func add(c *nftables.Conn, table *nftables.Table, chains []chain) {

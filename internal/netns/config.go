@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -21,14 +22,24 @@ const ConfigPath = "/etc/table-allocator/netns.json"
 
 // File is the configuration of the service.
 type File struct {
-	Group      string // whose users may enter namespaces
-	Max        int    // namespaces
+	Group      string       // whose users may enter namespaces
+	Max        int          // namespaces
+	Pool4      netip.Prefix // of IPv4 addresses, of 23 bits at most
 	Namespaces []Config
+}
+
+// Named returns the namespace of a name.
+func (f File) Named(name string) (c Config, found bool) {
+	at := slices.IndexFunc(f.Namespaces, func(c Config) bool { return c.Name == name })
+	if at < 0 {
+		return c, false
+	}
+	return f.Namespaces[at], true
 }
 
 // Load reads a configuration, which root alone can write to. None is one without namespaces.
 func Load(path string) (File, error) {
-	file := File{Group: DefaultGroup, Max: DefaultMax}
+	file := File{Group: DefaultGroup, Max: DefaultMax, Pool4: DefaultInet}
 	real, err := remember.RootsFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return file, nil
@@ -61,9 +72,11 @@ func (f *File) read(r io.Reader) error {
 				return fmt.Errorf("%s: want %s", key, want)
 			}
 			return nil
+		case "pool4":
+			return f.readPool(key, value)
 		case "namespaces":
 			return jsonc.EachElement(key, value, "a list of namespaces", func(i int, element []byte) error {
-				c := Config{OnLoss: uplink.Block, Resolv: Uplink, IPv6: true}
+				c := Config{OnLoss: uplink.Block, IPv6: true, Start: AtBoot}
 				name := fmt.Sprintf("%s[%d]", key, i)
 				if err := c.read(name, element); err != nil {
 					return err
@@ -75,45 +88,66 @@ func (f *File) read(r io.Reader) error {
 				return nil
 			})
 		}
-		return fmt.Errorf("%s: unknown key: want group, max or namespaces", key)
+		return fmt.Errorf("%s: unknown key: want group, max, pool4 or namespaces", key)
 	})
+}
+
+func (f *File) readPool(key string, value []byte) error {
+	const want = "a network of IPv4, as \"172.24.0.0/16\", with room for 255 namespaces: 23 bits at most"
+	if err := jsonc.Decode(key, value, &f.Pool4, want); err != nil {
+		return err
+	}
+	if !f.Pool4.Addr().Is4() || f.Pool4.Bits() > maxPoolBits || f.Pool4 != f.Pool4.Masked() {
+		return fmt.Errorf("%s: want %s, have %s", key, want, f.Pool4)
+	}
+	return nil
 }
 
 // read reads a namespace. name is for errors.
 func (c *Config) read(name string, text []byte) error {
+	keys := []struct {
+		name string
+		into any
+		want string
+	}{
+		{"name", &c.Name, "a name"},
+		{"ifname", &c.Ifname, "the name of a link"},
+		{"on_loss", &c.OnLoss, `"block" or "fallback"`},
+		{"resolv", &c.Resolv, `"uplink", addresses with commas, or the absolute path of a file`},
+		{"ipv6", &c.IPv6, "true or false"},
+		{"allow", &c.Allow, "a list of users and @groups"},
+		{"host_access", &c.HostAccess, `a list of ports, as "tcp:631"`},
+		{"mask", &c.Mask, `a list of "nscd", "resolved" and "avahi"`},
+		{"start", &c.Start, `"boot", "on-demand" or "manual"`},
+		{"firewall", &c.Firewall, `"accept" or "none"`},
+		{"vpn", &c.VPN, "the absolute path of a configuration of OpenVPN or WireGuard"},
+		{"run", &c.Run, "a list of commands, each a list of a path and its arguments"},
+		{"run_as", &c.RunAs, "the name of a user"},
+	}
 	err := jsonc.Each(text, func(key string, value []byte) error {
-		full := name + "." + key
-		switch key {
-		case "name":
-			return jsonc.Decode(full, value, &c.Name, "a name")
-		case "ifname":
-			return jsonc.Decode(full, value, &c.Ifname, "the name of a link")
-		case "resolv":
-			return jsonc.Decode(full, value, &c.Resolv, `"uplink", addresses with commas, or the absolute path of a file`)
-		case "ipv6":
-			return jsonc.Decode(full, value, &c.IPv6, "true or false")
-		case "allow":
-			return jsonc.Decode(full, value, &c.Allow, "a list of users and @groups")
-		case "on_loss":
-			const want = `"block" or "fallback"`
-			if err := jsonc.Decode(full, value, &c.OnLoss, want); err != nil {
-				return err
+		for _, k := range keys {
+			if k.name == key {
+				return jsonc.Decode(name+"."+key, value, k.into, k.want)
 			}
-			if c.OnLoss != uplink.Block && c.OnLoss != uplink.Fallback {
-				return fmt.Errorf("%s: want %s, have %q", full, want, c.OnLoss)
-			}
-			return nil
 		}
-		return fmt.Errorf("%s: unknown key: want name, ifname, on_loss, resolv, ipv6 or allow", full)
+		return fmt.Errorf("%s.%s: unknown key: want %s", name, key, keyNames)
 	})
 	if err != nil {
 		return err
+	}
+	if c.Resolv == "" {
+		c.Resolv = Uplink
+		if c.VPN != "" {
+			c.Resolv = VPN
+		}
 	}
 	if err := c.Check(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
+
+const keyNames = "name, ifname, on_loss, resolv, ipv6, allow, host_access, mask, start, firewall, vpn, run or run_as"
 
 func decodeName(key string, value []byte, into *string) error {
 	if err := jsonc.Decode(key, value, into, "the name of a group"); err != nil {
@@ -128,7 +162,8 @@ func decodeName(key string, value []byte, into *string) error {
 // apply adds the namespaces of a configuration that are missing, and changes those that differ. It deletes none. What it
 // warns of it says once. What could not be done is in refused, until when: a failure has events itself.
 func (h *Host) apply(ctx context.Context, file File, log *slog.Logger, warned map[string]string, refused map[string]time.Time) {
-	h.Max = file.Max
+	h.Max, h.Pool4 = file.Max, file.Pool4
+	h.warn(log, warned, "pool4", h.poolDiffers(file.Pool4))
 	for _, cfg := range file.Namespaces {
 		if time.Now().Before(refused[cfg.Name]) {
 			continue
@@ -137,6 +172,8 @@ func (h *Host) apply(ctx context.Context, file File, log *slog.Logger, warned ma
 		s, err := h.known(cfg.Name)
 		var do func(context.Context, Config) ([]string, error)
 		switch {
+		case errors.Is(err, ErrUnknown) && cfg.Start != AtBoot:
+			err = nil
 		case errors.Is(err, ErrUnknown):
 			do, err = h.Add, nil
 		case err == nil && !s.equal(cfg):
@@ -151,18 +188,35 @@ func (h *Host) apply(ctx context.Context, file File, log *slog.Logger, warned ma
 			}
 			cancel()
 		}
-		text := ""
-		if err != nil {
-			text = err.Error()
-		}
-		if key := "configuration " + cfg.Name; text != warned[key] {
-			if warned[key] = text; text != "" {
-				log.Warn("namespace is not as the configuration says", "namespace", cfg.Name, "ifname", cfg.Ifname, "err", text)
-			}
+		h.warn(log, warned, cfg.Name, err)
+	}
+}
+
+// warn warns once of what is not as the configuration says.
+func (h *Host) warn(log *slog.Logger, warned map[string]string, what string, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if key := "configuration " + what; text != warned[key] {
+		if warned[key] = text; text != "" {
+			log.Warn("not as the configuration says", "namespace", what, "err", text)
 		}
 	}
 }
 
+// poolDiffers is the error that another pool is in use.
+func (h *Host) poolDiffers(want netip.Prefix) error {
+	if pools, err := h.memory.pools(); err == nil && pools.Inet != want {
+		if states, err := h.memory.all(); err == nil && len(states) > 0 {
+			return fmt.Errorf("%s stays the pool of addresses until all namespaces are deleted", pools.Inet)
+		}
+	}
+	return nil
+}
+
 func (c Config) equal(o Config) bool {
-	return c.Name == o.Name && c.Ifname == o.Ifname && c.OnLoss == o.OnLoss && c.Resolv == o.Resolv && c.IPv6 == o.IPv6 && slices.Equal(c.Allow, o.Allow)
+	same := func(a, b []string) bool { return slices.Equal(a, b) }
+	return c.Name == o.Name && c.Ifname == o.Ifname && c.OnLoss == o.OnLoss && c.Resolv == o.Resolv && c.IPv6 == o.IPv6 && same(c.Allow, o.Allow) &&
+		same(c.HostAccess, o.HostAccess) && same(c.Mask, o.Mask) && (c.Mask == nil) == (o.Mask == nil) && slices.EqualFunc(c.Run, o.Run, same) && c.RunAs == o.RunAs && c.VPN == o.VPN && c.Firewall == o.Firewall
 }

@@ -2,6 +2,7 @@ package netns
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -41,6 +42,20 @@ type door struct {
 
 	mu    sync.Mutex
 	users map[uint32]int // connections of each
+	file  File           // the configuration
+}
+
+// configure gives the door another configuration.
+func (d *door) configure(file File) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.file = file
+}
+
+func (d *door) configuration() File {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.file
 }
 
 // openDoor makes the socket, which root alone and the group can open. Without such a group root alone can.
@@ -48,10 +63,13 @@ func openDoor(group string, log *slog.Logger) (*net.UnixListener, error) {
 	if err := os.MkdirAll(remember.Root, 0o755); err != nil {
 		return nil, err
 	}
-	if err := removeFile(DoorPath); err != nil {
-		return nil, err
+	l, err := givenDoor()
+	if err == nil && l == nil {
+		if err := removeFile(DoorPath); err != nil {
+			return nil, err
+		}
+		l, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: DoorPath, Net: "unixpacket"})
 	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: DoorPath, Net: "unixpacket"})
 	if err != nil {
 		return nil, err
 	}
@@ -66,6 +84,24 @@ func openDoor(group string, log *slog.Logger) (*net.UnixListener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// givenDoor is the socket that systemd hands to the service (sd_listen_fds(3)), nil without one.
+func givenDoor() (*net.UnixListener, error) {
+	const first = 3
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) || os.Getenv("LISTEN_FDS") != "1" {
+		return nil, nil
+	}
+	f := os.NewFile(first, DoorPath)
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("the socket of systemd: %w", err)
+	}
+	if door, ok := l.(*net.UnixListener); ok && door.Addr().String() == DoorPath {
+		return door, nil
+	}
+	return nil, errors.Join(fmt.Errorf("the socket of systemd is at %s", l.Addr()), l.Close())
 }
 
 // serve answers until the listener is closed.
@@ -98,7 +134,7 @@ type visitor struct {
 	groups []uint32
 }
 
-// answer answers one question: the word enter or leased, and a name.
+// answer answers one question: the word enter or leased, and a name; or list or ps, with a name or none.
 func (d *door) answer(conn *net.UnixConn) {
 	v, err := visitorOf(conn)
 	if err != nil {
@@ -114,7 +150,14 @@ func (d *door) answer(conn *net.UnixConn) {
 	if err != nil {
 		return // silent, or gone
 	}
-	text, files, err := d.decide(v, string(question[:n]))
+	verb, name, _ := strings.Cut(string(question[:n]), " ")
+	if verb == "list" || verb == "ps" {
+		if err := d.tell(conn, v, verb, name); err != nil {
+			_, _ = conn.Write([]byte(err.Error())) // who asked may be gone
+		}
+		return
+	}
+	text, files, err := d.decide(v, verb, name)
 	if err != nil {
 		text = err.Error()
 	}
@@ -122,6 +165,9 @@ func (d *door) answer(conn *net.UnixConn) {
 	for _, f := range files {
 		defer f.Close()
 		fds = append(fds, int(f.Fd()))
+	}
+	if err := conn.SetDeadline(time.Now().Add(doorPatience)); err != nil { // a namespace may have been made
+		return
 	}
 	if _, _, err := conn.WriteMsgUnix([]byte(text), unix.UnixRights(fds...), nil); err != nil {
 		d.log.Debug("who wanted to enter a namespace has gone", "pid", v.pid, "uid", v.uid, "err", err)
@@ -142,10 +188,14 @@ func (d *door) admit(uid uint32, change int) bool {
 }
 
 // decide returns the answer to a question, and the descriptors of a namespace to enter: its mounts and its network.
-func (d *door) decide(v visitor, question string) (text string, files []*os.File, err error) {
-	verb, name, _ := strings.Cut(question, " ")
+func (d *door) decide(v visitor, verb, name string) (text string, files []*os.File, err error) {
 	if err := CheckName(name); err != nil {
 		return "", nil, err
+	}
+	if cfg, found := d.configuration().Named(name); found && allowed(v, d.group, cfg.Allow) {
+		if err := d.demand(name); err != nil {
+			return "", nil, err
+		}
 	}
 	s, err := d.host.known(name)
 	if err == nil && !allowed(v, d.group, s.Allow) {
@@ -157,13 +207,13 @@ func (d *door) decide(v visitor, question string) (text string, files []*os.File
 	}
 	switch verb {
 	case "leased":
-		h, err := Open(d.host.Server, nil) // that of the loop is not for two at once
+		h, err := Open(d.host.Server, d.host.ServerUIDs) // that of the loop is not for two at once
 		if err != nil {
 			return "", nil, err
 		}
 		defer h.Close()
 		row, err := h.row(s, nil)
-		return strconv.FormatBool(err == nil && len(row.Tables) > 0), nil, nil
+		return strconv.FormatBool(err == nil && row.Leads()), nil, nil
 	case "enter":
 		text := "ok"
 		for _, kind := range []string{"user", "mnt", "pid", "net"} {
@@ -184,6 +234,78 @@ func (d *door) decide(v visitor, question string) (text string, files []*os.File
 		return text, files, nil
 	}
 	return "", nil, errors.New("want enter or leased, and a name")
+}
+
+// demand makes a namespace that is made on demand.
+func (d *door) demand(name string) error {
+	h, err := Open(d.host.Server, d.host.ServerUIDs)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return h.Demand(ctx, d.configuration(), name)
+}
+
+// theEnd is the last message of an answer of several.
+const theEnd = "ok"
+
+// maxCommand is how much of a command line a user is told, in bytes.
+const maxCommand = 4096
+
+// tell sends the namespaces that a user may enter, or that user's own programs in them: a message for each, and theEnd.
+func (d *door) tell(conn *net.UnixConn, v visitor, verb, name string) error {
+	if name != "" && CheckName(name) != nil {
+		return CheckName(name)
+	}
+	h, err := Open(d.host.Server, d.host.ServerUIDs)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	states, err := h.memory.all()
+	if err != nil {
+		return err
+	}
+	states = slices.DeleteFunc(states, func(s State) bool { return name != "" && s.Name != name || !allowed(v, d.group, s.Allow) })
+	if name != "" && len(states) == 0 {
+		return ErrUnknown
+	}
+	var rows []any
+	for _, s := range states {
+		if verb == "list" {
+			row, err := h.row(s, nil)
+			if err != nil {
+				return err
+			}
+			rows = append(rows, row)
+			continue
+		}
+		programs, err := h.Programs(s.Name)
+		if err != nil && !errors.Is(err, ErrUnknown) { // it goes now
+			return err
+		}
+		for _, p := range programs {
+			if p.UID == v.uid || v.uid == 0 {
+				p.Command = p.Command[:min(len(p.Command), maxCommand)]
+				rows = append(rows, p)
+			}
+		}
+	}
+	for _, row := range append(rows, nil) {
+		text, err := json.Marshal(row)
+		if row == nil {
+			text = []byte(theEnd)
+		}
+		if err == nil {
+			_, err = conn.Write(text)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // allowed reports whether a user may enter a namespace: root, and who is in the group and in the namespace's list, if it has
@@ -243,31 +365,6 @@ func peerGroups(fd uintptr) ([]uint32, error) {
 			return groups[:size/4], nil
 		}
 	}
-}
-
-// Leased asks the service whether the uplink of a namespace has a lease, for users who cannot look.
-func Leased(ctx context.Context, name string) (bool, error) {
-	conn, err := (&net.Dialer{Timeout: doorPatience}).DialContext(ctx, "unixpacket", DoorPath)
-	if err != nil {
-		return false, fmt.Errorf("ask the service of namespaces: %w", err)
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(2 * doorPatience)); err != nil {
-		return false, err
-	}
-	if _, err := conn.Write([]byte("leased " + name)); err != nil {
-		return false, err
-	}
-	answer := make([]byte, 1024)
-	n, err := conn.Read(answer)
-	if err != nil {
-		return false, fmt.Errorf("the service of namespaces does not answer: %w", err)
-	}
-	leased, err := strconv.ParseBool(string(answer[:n]))
-	if err != nil {
-		return false, named(name, errors.New(string(answer[:n])))
-	}
-	return leased, nil
 }
 
 // EntererPath is the path of table-allocator-enter, which is installed beside this program.

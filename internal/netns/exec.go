@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"os/user"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,8 +24,35 @@ type Command struct {
 
 // User is who a program runs as.
 type User struct {
-	UID, GID uint32
-	Groups   []uint32
+	UID, GID   uint32
+	Groups     []uint32
+	Name, Home string
+}
+
+// Account returns the user of a name or number, with all groups.
+func Account(name string) (*User, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		if u, err = user.LookupId(name); err != nil {
+			return nil, errors.New("no such user")
+		}
+	}
+	groups, err := u.GroupIds()
+	if err != nil {
+		return nil, fmt.Errorf("the groups of %s: %w", name, err)
+	}
+	account := User{Name: u.Username, Home: u.HomeDir}
+	for _, id := range append([]string{u.Gid}, groups...) {
+		n, err := strconv.ParseUint(id, 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		account.Groups = append(account.Groups, uint32(n))
+	}
+	account.GID = account.Groups[0]
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	account.UID = uint32(uid)
+	return &account, err
 }
 
 // Exec executes the command in place of this process. It returns only if that fails.

@@ -23,6 +23,7 @@ type Host struct {
 	Server     string
 	ServerUIDs []uint32
 	Max        int               // namespaces
+	Pool4      netip.Prefix      // of addresses, for when there are no namespaces; not valid: any
 	Step       func(what string) // told of each step, for --debug
 
 	memory   memory
@@ -63,6 +64,9 @@ func (h *Host) locked(f func(swept error) error) error {
 	if h.pools, err = h.memory.pools(); err != nil {
 		return err
 	}
+	if h.pools, err = h.memory.setPool(h.pools, h.Pool4); err != nil {
+		return err
+	}
 	return f(h.sweep())
 }
 
@@ -74,7 +78,7 @@ func (h *Host) binding(s State) bind.Config {
 // Add makes a namespace. An error leaves nothing of it. What may be lacking all the same are words for the user: there is
 // no lease yet.
 func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error) {
-	if err := cfg.Check(); err != nil {
+	if err := errors.Join(cfg.Check(), cfg.checkVPNFile()); err != nil {
 		return nil, err
 	}
 	if _, err := h.known(cfg.Name); err == nil {
@@ -130,7 +134,7 @@ func (h *Host) Set(ctx context.Context, name, ifname string) (lacking []string, 
 
 // Change gives a namespace another configuration. Its programs stay. An error leaves it what it was.
 func (h *Host) Change(ctx context.Context, cfg Config) (lacking []string, err error) {
-	if err := cfg.Check(); err != nil {
+	if err := errors.Join(cfg.Check(), cfg.checkVPNFile()); err != nil {
 		return nil, err
 	}
 	marking, err := bind.MarkingOf(ctx, h.binding(State{Config: cfg}))
@@ -141,6 +145,9 @@ func (h *Host) Change(ctx context.Context, cfg Config) (lacking []string, err er
 		old, err := h.known(cfg.Name)
 		if err = errors.Join(err, swept); err != nil {
 			return err
+		}
+		if (old.VPN == "") != (cfg.VPN == "") {
+			return errors.New("a namespace gets or loses its VPN only when it is made: delete it first")
 		}
 		s := old
 		s.Config, s.Marking = cfg, marking
@@ -157,6 +164,9 @@ func (h *Host) Change(ctx context.Context, cfg Config) (lacking []string, err er
 		}
 		if err == nil {
 			lacking, err = h.sync(ctx, s, asked)
+		}
+		if err == nil && (old.Ifname != s.Ifname || old.VPN != s.VPN) {
+			err = h.endVPN(s.Name, nil) // the service begins another one
 		}
 		if err != nil {
 			undone := errors.Join(h.memory.put(old), h.memory.writeResolv(cfg.Name, string(servers)))
@@ -180,6 +190,20 @@ func (h *Host) Delete(name string) error {
 		}
 		return h.remove(s)
 	}))
+}
+
+// Demand makes a namespace of the configuration for a program that enters it, if it is made on demand and is not there.
+func (h *Host) Demand(ctx context.Context, file File, name string) error {
+	cfg, found := file.Named(name)
+	if _, err := h.known(name); !errors.Is(err, ErrUnknown) || !found || cfg.Start != OnDemand {
+		return nil
+	}
+	h.Max, h.Pool4 = file.Max, file.Pool4
+	_, err := h.Add(ctx, cfg)
+	if errors.Is(err, ErrExists) {
+		err = nil // another program came first
+	}
+	return err
 }
 
 // known returns a namespace that is up.
@@ -250,10 +274,15 @@ func (h *Host) remove(s State) error {
 		name string
 		do   func() error
 	}{
+		{"end its VPN", func() error { return h.endVPN(s.Name, nil) }},
 		{"delete the link", func() error { return h.kernel.DeleteLink(p.link) }},
+		{"delete rules in other filters", func() error { return h.leaveFirewalls(p.link) }},
 		{"delete rules", func() error { return h.deleteRules(p.ofNamespace) }},
 		{"delete the namespaces", func() error { return h.memory.unpin(s.Name) }},
 		{"delete resolv.conf", func() error { return removeFile(h.memory.resolvFile(s.Name)) }},
+		{"forget its programs", func() error {
+			return errors.Join(h.memory.dir.Remove(runFile(s.Name)), h.memory.dir.Remove(tunnelFile(s.Name)))
+		}},
 		{"forget it", func() error { return h.memory.dir.Remove(s.Name) }},
 		{"delete NAT and filter", h.syncForwarding},
 		{"unmount the directory of pins", h.memory.removePins},

@@ -34,8 +34,9 @@ func isPinned(path string) bool {
 	return unix.Statfs(path, &stat) == nil && stat.Type == unix.NSFS_MAGIC
 }
 
-// pin makes the network namespace and the mount namespace of a name, unless both are there.
-func (m memory) pin(name string) error {
+// pin makes the network namespace and the mount namespace of a configuration, unless both are there.
+func (m memory) pin(c Config) error {
+	name := c.Name
 	if isPinned(netPin(name)) && isPinned(m.mountPin(name)) {
 		return nil
 	}
@@ -55,7 +56,7 @@ func (m memory) pin(name string) error {
 		if err := m.unpin(name); err != nil {
 			return err
 		}
-		if err := m.pinOn(cpu, name); !errors.Is(err, errYounger) {
+		if err := m.pinOn(cpu, c); !errors.Is(err, errYounger) {
 			return err
 		}
 	}
@@ -66,7 +67,8 @@ func (m memory) pin(name string) error {
 var errYounger = errors.New("the kernel refuses to mount the mount namespace in that of this process: try it outside of this container or unit")
 
 // pinOn is pin with namespaces that are made on a processor.
-func (m memory) pinOn(cpu int, name string) error {
+func (m memory) pinOn(cpu int, c Config) error {
+	name := c.Name
 	for _, path := range []string{netPin(name), m.mountPin(name)} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			return err
@@ -84,7 +86,7 @@ func (m memory) pinOn(cpu int, name string) error {
 		}
 		if err == nil {
 			dir = fmt.Sprintf("/proc/%d/task/%d/ns/", os.Getpid(), unix.Gettid())
-			err = m.prepare(name)
+			err = m.prepare(c)
 		}
 		ready <- err
 		<-pinned
@@ -157,9 +159,20 @@ func (m memory) removePins() error {
 	return os.Remove(m.mountPins())
 }
 
-// masked are the directories of resolvers of the host, which would answer for the host and not for the namespace. One that
+// maskable are the directories of resolvers of the host, which would answer for the host and not for the namespace. One that
 // is missing is made, since its service may begin later: systemd and the services take a directory that is there.
-var masked = []string{"/run/nscd", "/run/systemd/resolve", "/run/avahi-daemon"}
+var maskable = map[string]string{"nscd": "/run/nscd", "resolved": "/run/systemd/resolve", "avahi": "/run/avahi-daemon"}
+
+// masks are the directories that a namespace has empty.
+func (c Config) masks() (dirs []string) {
+	for name, dir := range maskable {
+		if c.Mask == nil || slices.Contains(c.Mask, name) {
+			dirs = append(dirs, dir)
+		}
+	}
+	slices.Sort(dirs)
+	return dirs
+}
 
 // makeMasked makes a directory for a mask, and remembers those that it made.
 func (m memory) makeMasked(dir string) error {
@@ -216,19 +229,23 @@ func (m memory) removeMasked() error {
 }
 
 // prepare makes this thread's new namespaces what programs find in them.
-func (m memory) prepare(name string) error {
+func (m memory) prepare(c Config) error {
 	// What the host mounts later appears in here, too, and nothing of this appears there.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make mounts ours: %w", err)
 	}
-	if err := errors.Join(mountFiles(name), m.mountResolver(name), m.mountSys()); err != nil {
+	if err := errors.Join(mountFiles(c.Name), m.mountResolver(c), m.mountSys()); err != nil {
 		return err
 	}
 	for path, value := range map[string]string{
 		"ipv6/conf/all/disable_ipv6": "0", "ipv6/conf/default/disable_ipv6": "0", "ipv6/conf/default/accept_ra": "0", "ipv6/conf/all/accept_ra": "0",
 		"ipv4/ping_group_range": "0\t2147483647",
 	} {
-		if err := writeSetting(path, value); err != nil {
+		err := writeSetting(path, value)
+		if errors.Is(err, unix.EINVAL) { // a user namespace has fewer groups: they ask for no echoes there
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -240,7 +257,11 @@ func (m memory) prepare(name string) error {
 func (h *Host) remount(name string) error {
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
-	return h.memory.withMounts(name, func() error { return h.memory.mountResolver(name) })
+	s, found, err := h.memory.get(name)
+	if err != nil || !found { // deleted meanwhile
+		return err
+	}
+	return h.memory.withMounts(name, func() error { return h.memory.mountResolver(s.Config) })
 }
 
 // withMounts calls f on a thread with the mounts of a namespace.
@@ -250,12 +271,20 @@ func (m memory) withMounts(name string, f func() error) error {
 
 // mountResolver mounts the namespace's resolv.conf, and empty directories over those of the host's resolvers, where that has
 // not been done.
-func (m memory) mountResolver(name string) error {
+func (m memory) mountResolver(c Config) error {
 	conf, err := filepath.EvalSymlinks(resolvConf)
 	if err != nil {
 		return fmt.Errorf("programs need %s: %w", resolvConf, err)
 	}
-	for _, dir := range masked {
+	masks := c.masks()
+	for _, dir := range maskable {
+		for !slices.Contains(masks, dir) && isMasked(dir) {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				return fmt.Errorf("unmount the mask of %s: %w", dir, err)
+			}
+		}
+	}
+	for _, dir := range masks {
 		if err := m.makeMasked(dir); err != nil {
 			return fmt.Errorf("make a place for a mask: %w", err)
 		}
@@ -264,10 +293,10 @@ func (m memory) mountResolver(name string) error {
 		}
 	}
 	have, ok := identity(conf)
-	if want, found := identity(m.resolvFile(name)); ok && found && have == want {
+	if want, found := identity(m.resolvFile(c.Name)); ok && found && have == want {
 		return nil
 	}
-	if err := unix.Mount(m.resolvFile(name), conf, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(m.resolvFile(c.Name), conf, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount at %s: %w", conf, err)
 	}
 	return nil

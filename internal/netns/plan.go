@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -26,13 +27,31 @@ type Config struct {
 	Name   string
 	Ifname string
 	OnLoss uplink.OnLoss
-	Resolv string // Uplink, addresses with commas, or the absolute path of a file
+	Resolv string // Uplink, VPN, addresses with commas, or the absolute path of a file
 	IPv6   bool
 	Allow  []string // users and @groups who may enter; none: all of the group
+
+	HostAccess []string   // ports of this host that programs reach, as tcp:631
+	Mask       []string   // names of maskable resolvers of this host that they do not reach; nil: all
+	Start      string     // of a namespace of the configuration: AtBoot, OnDemand or Manual
+	Run        [][]string // programs that the service runs in it
+	RunAs      string     // who they run as; "": root
+	Firewall   string     // FirewallAuto, FirewallAccept or FirewallNone
+	VPN        string     // path of the configuration of a VPN, which is the only way out then; "": none
 }
+
+// When a namespace of the configuration is made.
+const (
+	AtBoot   = "boot"      // with the service
+	OnDemand = "on-demand" // when a program enters
+	Manual   = "manual"    // by netns add
+)
 
 // Uplink, as Config.Resolv, is for the name servers of the link.
 const Uplink = "uplink"
+
+// VPN, as Config.Resolv, is for the name servers of the VPN.
+const VPN = "vpn"
 
 // Phases of a namespace's life.
 const (
@@ -78,7 +97,10 @@ func (c Config) Check() error {
 			return fmt.Errorf("%q is no name of a user, and no @GROUP", who)
 		}
 	}
-	if c.Resolv == Uplink || strings.HasPrefix(c.Resolv, "/") {
+	if err := c.checkRest(); err != nil {
+		return err
+	}
+	if c.Resolv == Uplink || c.Resolv == VPN || strings.HasPrefix(c.Resolv, "/") {
 		return nil
 	}
 	servers, err := parseServers(c.Resolv)
@@ -86,6 +108,52 @@ func (c Config) Check() error {
 		err = errors.New("a name server at a loopback address is not reached from a namespace")
 	}
 	return err
+}
+
+// checkRest checks what only the configuration has.
+func (c Config) checkRest() error {
+	if c.OnLoss != "" && c.OnLoss != uplink.Block && c.OnLoss != uplink.Fallback {
+		return fmt.Errorf("on_loss: want \"block\" or \"fallback\", have %q", c.OnLoss)
+	}
+	if !slices.Contains([]string{"", AtBoot, OnDemand, Manual}, c.Start) {
+		return fmt.Errorf("start: want \"boot\", \"on-demand\" or \"manual\", have %q", c.Start)
+	}
+	if !slices.Contains([]string{FirewallAuto, FirewallAccept, FirewallNone}, c.Firewall) {
+		return fmt.Errorf("firewall: want \"accept\" or \"none\", have %q", c.Firewall)
+	}
+	if _, err := c.ports(); err != nil {
+		return err
+	}
+	if err := c.checkVPN(); err != nil {
+		return err
+	}
+	for _, name := range c.Mask {
+		if maskable[name] == "" {
+			return fmt.Errorf("mask: want \"nscd\", \"resolved\" or \"avahi\", have %q", name)
+		}
+	}
+	for _, command := range c.Run {
+		if len(command) == 0 || !strings.HasPrefix(command[0], "/") {
+			return fmt.Errorf("run: want the absolute path of a program and its arguments, have %q", command)
+		}
+	}
+	if c.RunAs != "" && (!accountSyntax().MatchString(c.RunAs) || len(c.Run) == 0) {
+		return fmt.Errorf("run_as: %q is no name of a user, or there is no \"run\"", c.RunAs)
+	}
+	return nil
+}
+
+// ports reads host_access.
+func (c Config) ports() (ports []nat.Port, err error) {
+	for _, text := range c.HostAccess {
+		proto, number, _ := strings.Cut(text, ":")
+		port, err := strconv.ParseUint(number, 10, 16)
+		if err != nil || port == 0 || proto != "tcp" && proto != "udp" {
+			return nil, fmt.Errorf("host_access: want a port of this host, as \"tcp:631\" or \"udp:53\", have %q", text)
+		}
+		ports = append(ports, nat.Port{Protocol: proto, Number: uint16(port)})
+	}
+	return ports, nil
 }
 
 // parseServers reads a list of addresses.
@@ -147,6 +215,9 @@ func (s side) in(family int) netip.Prefix {
 // maxNumber is the greatest number of a namespace: a pool of 9 bits has room for its pair of addresses.
 const maxNumber = 255
 
+// maxPoolBits is the length of the smallest pool with room for them.
+const maxPoolBits = 23
+
 // shortest is the length of the shortest network that counts as used: a VPN may have a route to one half of all addresses.
 const shortest = 8
 
@@ -186,7 +257,11 @@ func strayRule(r route.Rule, plans []plan) bool {
 func ruleset(states []State, pools Pools, closed []string) nat.Ruleset {
 	r := nat.Ruleset{Closed: closed}
 	for _, s := range states {
-		n := nat.Namespace{Link: planOf(s.Number, pools).link}
+		if s.VPN != "" {
+			continue
+		}
+		ports, _ := s.ports() // they were checked
+		n := nat.Namespace{Link: planOf(s.Number, pools).link, Ports: ports}
 		if s.OnLoss == uplink.Block {
 			n.Uplink = s.Ifname
 		}
@@ -200,7 +275,7 @@ func ruleset(states []State, pools Pools, closed []string) nat.Ruleset {
 func settings(states []State, pools Pools, uplinks []string) []string {
 	links := []string{}
 	for _, s := range states {
-		if s.Phase == Deleting {
+		if s.Phase == Deleting || s.VPN != "" {
 			continue
 		}
 		of := []string{planOf(s.Number, pools).link, s.Ifname}
@@ -218,4 +293,14 @@ func settings(states []State, pools Pools, uplinks []string) []string {
 		paths = append(paths, "ipv4/conf/"+link+"/forwarding", "ipv6/conf/"+link+"/force_forwarding")
 	}
 	return paths
+}
+
+func (c Config) checkVPN() error {
+	if c.VPN == "" && c.Resolv == VPN {
+		return errors.New("resolv: there is no VPN")
+	}
+	if c.VPN != "" && !strings.HasPrefix(c.VPN, "/") {
+		return fmt.Errorf("vpn: want the absolute path of a configuration, have %q", c.VPN)
+	}
+	return nil
 }

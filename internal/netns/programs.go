@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/nat"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -38,8 +40,16 @@ type Row struct {
 	Resolv    string        `json:"resolv"`
 	Allow     []string      `json:"allow"` // users and @groups; none: all of the group
 	Programs  []Program     `json:"programs"`
-	Missing   string        `json:"missing"` // empty: all is as it should be
+	VPN       string        `json:"vpn"`           // VPNUp, VPNDown; empty: it has none
+	Handshake int64         `json:"vpn_handshake"` // of WireGuard, seconds since 1970; 0: none
+	Missing   string        `json:"missing"`       // empty: all is as it should be
 }
+
+// How the VPN of a namespace is.
+const (
+	VPNUp   = "up" // its link is in the namespace
+	VPNDown = "down"
+)
 
 // Names are the names of namespaces by their traffic, as rules select it: "iif tav1".
 func Names() (map[string]string, error) {
@@ -85,16 +95,58 @@ func (h *Host) row(s State, programs []Program) (Row, error) {
 	p := planOf(s.Number, pools)
 	row := Row{Name: s.Name, Ifname: s.Ifname, OnLoss: s.OnLoss, State: s.Phase, Tables: []uint32{}, Resolv: s.Resolv,
 		Addresses: []string{p.ours.inet.Addr().String()}, Allow: append([]string{}, s.Allow...), Programs: []Program{}}
+	if s.VPN != "" {
+		return h.vpnRow(row, s, p, programs)
+	}
 	if s.IPv6 {
 		row.Addresses = append(row.Addresses, p.ours.inet6.Addr().String())
 	}
-	for _, of := range programs {
-		if of.Namespace == s.Name {
-			row.Programs = append(row.Programs, of)
-		}
-	}
+	row.take(programs)
 	return row, h.inspect(&row, s, p)
 }
+
+// Leads reports whether there is a way out: a lease, or a VPN that is up.
+func (r Row) Leads() bool { return len(r.Tables) > 0 || r.VPN == VPNUp }
+
+// take adds the programs that are in the namespace.
+func (r *Row) take(programs []Program) {
+	for _, p := range programs {
+		if p.Namespace == r.Name {
+			r.Programs = append(r.Programs, p)
+		}
+	}
+}
+
+// vpnRow is row for a namespace with a VPN, which has no rules.
+func (h *Host) vpnRow(row Row, s State, p plan, programs []Program) (Row, error) {
+	row.take(programs)
+	row.Addresses, row.VPN = []string{}, VPNDown
+	if s.Phase != Up {
+		row.Missing = unfinished
+		return row, nil
+	}
+	if !isPinned(netPin(s.Name)) || !isPinned(h.memory.mountPin(s.Name)) {
+		row.Missing = "its namespaces"
+		return row, nil
+	}
+	up, err := isUpInside(s.Name, p.link)
+	if err != nil || !up {
+		row.Missing = "its VPN"
+		return row, err
+	}
+	var t tunnel
+	if err := h.memory.dir.Read(tunnelFile(s.Name), &t); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return row, err
+	}
+	for _, a := range t.Addresses {
+		row.Addresses = append(row.Addresses, a.Addr().String())
+	}
+	row.VPN, row.Handshake = VPNUp, handshake(p.link)
+	return row, nil
+}
+
+// unfinished is what a namespace misses whose command was killed.
+const unfinished = "the end of a command that was killed: add or delete it again"
 
 // inspect finds the tables of a namespace, and what is missing.
 func (h *Host) inspect(row *Row, s State, p plan) error {
@@ -119,7 +171,7 @@ func (h *Host) inspect(row *Row, s State, p plan) error {
 	}
 	switch {
 	case s.Phase != Up:
-		row.Missing = "the end of a command that was killed: add or delete it again"
+		row.Missing = unfinished
 	case !isPinned(netPin(s.Name)) || !isPinned(h.memory.mountPin(s.Name)):
 		row.Missing = "its namespaces"
 	case !linked:
@@ -128,6 +180,12 @@ func (h *Host) inspect(row *Row, s State, p plan) error {
 		row.Missing = "its guards"
 	case len(row.Tables) == 0:
 		row.Missing = "a lease"
+	case s.Firewall != FirewallNone:
+		all, err := nat.Foreigners()
+		if err != nil {
+			return err
+		}
+		row.Missing = dropping(s, all)
 	}
 	return nil
 }
@@ -228,16 +286,21 @@ func printable(text string) string {
 // killPatience is how long Stop waits after SIGKILL, which a process that waits for a disk, say, does not see.
 const killPatience = 5 * time.Second
 
-// Stop ends programs: with a signal first, and those that are there after the timeout with SIGKILL. It reports how many it
-// ended, and in the error which ones do not end. pids are those to end; none: all that are in the namespace.
+// Stop ends programs of a namespace: see Stop.
 func (h *Host) Stop(ctx context.Context, name string, signal unix.Signal, timeout time.Duration, pids []int) (int, error) {
+	return Stop(ctx, func() ([]Program, error) { return h.Programs(name) }, signal, timeout, pids)
+}
+
+// Stop ends programs: with a signal first, and those that are there after the timeout with SIGKILL. It reports how many it
+// ended, and in the error which ones do not end. list lists those of a namespace; pids are those to end, none: all.
+func Stop(ctx context.Context, list func() ([]Program, error), signal unix.Signal, timeout time.Duration, pids []int) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	ended, all := make(map[int]bool), len(pids) == 0
 	for limit := (<-chan time.Time)(nil); ; {
-		programs, err := h.Programs(name)
+		programs, err := list()
 		if err != nil {
 			return len(ended), err
 		}
@@ -252,14 +315,15 @@ func (h *Host) Stop(ctx context.Context, name string, signal unix.Signal, timeou
 				limit = time.After(killPatience)
 			}
 		}
+		var untold []int
 		for _, p := range programs {
-			if ended[p.PID] && with == signal {
-				continue // it was told
-			}
-			if err := h.signal(name, p.PID, with); err != nil {
-				return len(ended), err
+			if !ended[p.PID] || with != signal {
+				untold = append(untold, p.PID)
 			}
 			ended[p.PID] = true
+		}
+		if err := signalThose(list, untold, with); err != nil {
+			return len(ended), err
 		}
 		select {
 		case <-tick.C:
@@ -279,22 +343,37 @@ func notThere(pids []int, ended map[int]bool) error {
 	return nil
 }
 
-// signal sends a signal to a process if it is in a namespace: the number may be another process's by now.
-func (h *Host) signal(name string, pid int, signal unix.Signal) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
+// signalThose sends a signal to processes that the list still has once they are held: a number may be another process's.
+func signalThose(list func() ([]Program, error), pids []int, signal unix.Signal) error {
+	if len(pids) == 0 {
 		return nil
 	}
+	held := make(map[int]int)
+	defer func() {
+		for _, fd := range held {
+			_ = unix.Close(fd) // it was only signalled
+		}
+	}()
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open process %d: %w", pid, err)
+		}
+		held[pid] = fd
+	}
+	programs, err := list()
 	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
+		return err
 	}
-	defer unix.Close(fd)
-	there, ok := identity(fmt.Sprintf("/proc/%d/ns/net", pid))
-	if want, found := identity(netPin(name)); !ok || !found || there != want {
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("signal process %d: %w", pid, err)
+	for _, p := range programs {
+		if fd, ok := held[p.PID]; ok {
+			if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("signal process %d: %w", p.PID, err)
+			}
+		}
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ const maxResolv = 64 << 10
 var errNoServers = errors.New("nobody said which name servers it has (--nameserver, a hook, systemd-resolved): use --resolv ADDRESS,... or --resolv FILE")
 
 // resolv returns the content of a namespace's resolv.conf.
-func (c Config) resolv() (text string, err error) {
+func (m memory) resolv(c Config) (text string, err error) {
 	host, err := os.ReadFile(resolvConf)
 	if err != nil {
 		return "", err
@@ -30,11 +30,14 @@ func (c Config) resolv() (text string, err error) {
 	if strings.HasPrefix(c.Resolv, "/") {
 		return copyOf(c.Resolv)
 	}
-	if c.Resolv == Uplink {
+	if c.Resolv == Uplink || c.Resolv == VPN {
 		if given := filepath.Join("/etc/netns", c.Name, "resolv.conf"); exists(given) {
 			return copyOf(given)
 		}
-		servers, err := bind.Nameservers(c.Ifname)
+		servers, err := m.vpnServers(c.Name)
+		if c.Resolv == Uplink {
+			servers, err = bind.Nameservers(c.Ifname)
+		}
 		if err != nil {
 			return "", err
 		}

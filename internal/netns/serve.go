@@ -29,14 +29,14 @@ const (
 
 // Serve keeps all namespaces as they should be until ctx ends: it restores what other programs delete, follows the link of
 // the uplink, and the name servers that it gets, adds the namespaces of the configuration, and lets users enter. Namespaces
-// stay when it ends. reloads brings other configurations.
-func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, log *slog.Logger) error {
+// stay when it ends. reloads brings other configurations. ready is called once those of the configuration that can be made are.
+func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready func(), log *slog.Logger) error {
 	h.follows = true
 	listener, err := openDoor(file.Group, log)
 	if err != nil {
 		return fmt.Errorf("listen at %s: %w", DoorPath, err)
 	}
-	d := door{host: h, log: log, group: file.Group, users: make(map[uint32]int)}
+	d := door{host: h, log: log, group: file.Group, users: make(map[uint32]int), file: file}
 	events := make(chan struct{}, 1)
 	hint := func() {
 		select {
@@ -80,10 +80,14 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, log *s
 	log.Info("serving namespaces")
 	warned := make(map[string]string)
 	refused := make(map[string]time.Time)
+	var once sync.Once
+	programs := runner{host: h, log: log, ended: hint, again: make(map[string]*pause)}
 	for {
 		h.syncAll(ctx, log, warned)
 		h.apply(ctx, file, log, warned, refused)
 		h.keepMounts(keepers, hint, log)
+		pause := programs.run()
+		once.Do(ready)
 		select {
 		case <-ctx.Done():
 			h.leave(log, warned)
@@ -94,12 +98,13 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, log *s
 				next.Group = file.Group
 			}
 			file = next
+			d.configure(file)
 			clear(refused)
 			log.Info("read the configuration again")
 		case err := <-failed:
 			return err
 		case <-events:
-		case <-time.After(pauseAfter(refused)):
+		case <-time.After(pauseAfter(refused, pause)):
 		}
 		select {
 		case <-ctx.Done():
@@ -109,12 +114,16 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, log *s
 	}
 }
 
-// pauseAfter is how long it may take until the next look: what was refused is tried again before.
-func pauseAfter(refused map[string]time.Time) time.Duration {
+// pauseAfter is how long it may take until the next look: what was refused is tried again before, and so is a program.
+func pauseAfter(refused map[string]time.Time, program time.Duration) time.Duration {
+	pause := reconcile
 	if len(refused) > 0 {
-		return tryAgain
+		pause = tryAgain
 	}
-	return reconcile
+	if program > 0 {
+		pause = min(pause, program)
+	}
+	return pause
 }
 
 // syncAll makes all namespaces what their states say. What it warns of it says once.

@@ -103,6 +103,16 @@ func (m memory) pools() (Pools, error) {
 	return p, m.dir.Write(poolsFile, p)
 }
 
+// setPool makes another network the pool of IPv4 addresses, unless there are namespaces, whose addresses would change.
+func (m memory) setPool(p Pools, inet netip.Prefix) (Pools, error) {
+	states, err := m.all()
+	if err != nil || !inet.IsValid() || inet == p.Inet || len(states) > 0 {
+		return p, err
+	}
+	p.Inet = inet
+	return p, m.dir.Write(poolsFile, p)
+}
+
 // sysctlRoot is where the kernel has the settings of networks.
 const sysctlRoot = "/proc/sys/net/"
 

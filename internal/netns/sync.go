@@ -29,19 +29,24 @@ const (
 func (h *Host) sync(ctx context.Context, s State, by caller) (lacking []string, err error) {
 	p := planOf(s.Number, h.pools)
 	var errs []error
+	isVPN := s.VPN != ""
 	for _, step := range []struct {
 		name   string
 		needed bool // by the steps after it
 		do     func() error
 	}{
 		{"write resolv.conf", false, func() error { return h.syncResolv(s, by, &lacking) }},
-		{"make the namespaces", true, func() error { return h.memory.pin(s.Name) }},
+		{"make the namespaces", true, func() error { return h.memory.pin(s.Config) }},
 		{"mount files", false, func() error { return h.remount(s.Name) }},
 		{"add rules", true, func() error { return h.syncRules(ctx, s, p, &lacking) }},
 		{"add NAT and filter", true, h.syncForwarding},
 		{"add the link", true, func() error { return h.syncLink(s, p) }},
 		{"set forwarding", true, h.syncForwarding}, // the link has settings only now
+		{"pass other filters", false, func() error { return h.syncFirewalls(s, p.link, &lacking) }},
 	} {
+		if isVPN && step.name == "add rules" { // and NAT, filter and link: a namespace with a VPN has none of them
+			break
+		}
 		h.Step(step.name)
 		if err := step.do(); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", step.name, err))
@@ -50,15 +55,22 @@ func (h *Host) sync(ctx context.Context, s State, by caller) (lacking []string, 
 			}
 		}
 	}
+	if isVPN && len(errs) == 0 {
+		h.Step("lead the VPN in")
+		errs = append(errs, h.syncVPN(s, p, &lacking))
+	}
 	return lacking, errors.Join(errs...)
 }
 
 // syncResolv writes resolv.conf. A link without a lease may have no name servers yet.
 func (h *Host) syncResolv(s State, by caller, lacking *[]string) error {
-	text, err := s.resolv()
+	text, err := h.memory.resolv(s.Config)
 	if errors.Is(err, errNoServers) {
 		kept, readErr := os.ReadFile(h.memory.resolvFile(s.Name))
-		leased, leaseErr := h.leased(s.Ifname)
+		leased, leaseErr := false, error(nil)
+		if s.Resolv == Uplink {
+			leased, leaseErr = h.leased(s.Ifname)
+		}
 		switch {
 		case leaseErr != nil:
 			return leaseErr
@@ -67,7 +79,11 @@ func (h *Host) syncResolv(s State, by caller, lacking *[]string) error {
 		case leased && by == asked:
 			return err
 		default:
-			*lacking = append(*lacking, "no name resolves in it until "+s.Ifname+" has a lease with name servers")
+			who := s.Ifname + " has a lease with name servers"
+			if s.Resolv == VPN {
+				who = "its VPN names name servers"
+			}
+			*lacking = append(*lacking, "no name resolves in it until "+who)
 		}
 		err = nil
 	}

@@ -75,3 +75,14 @@ func (c *Conn) AddAddress(index int, addr netip.Prefix) error {
 	}
 	return nil
 }
+
+// MoveLink moves a link into the network namespace of the open file netns, where it is down and has no addresses.
+func (c *Conn) MoveLink(index int, netns uintptr) error {
+	body := make([]byte, unix.SizeofIfInfomsg)
+	native.PutUint32(body[4:], uint32(index))
+	body = appendUint32(body, unix.IFLA_NET_NS_FD, uint32(netns))
+	if err := c.change(unix.RTM_NEWLINK, 0, body); err != nil {
+		return fmt.Errorf("move link %d to another network namespace: %w", index, err)
+	}
+	return nil
+}

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -59,6 +61,7 @@ var homes = map[string][]string{
 	"github.com/bits-and-blooms/bitset": {"internal/allocator"},
 	"modernc.org/sqlite":                {"internal/allocator"},
 	"github.com/google/nftables":        {"internal/nat"}, // NAT and filters without the nft command, which minimal systems lack
+	"github.com/mdlayher/netlink":       {"internal/nat"}, // the sockets of google/nftables, whose buffers are too small for 32 namespaces
 	"github.com/vishvananda/netlink":    {"internal/route", "internal/nettest"},
 	"github.com/vishvananda/netns":      {"internal/nettest"},
 	"github.com/spf13/pflag":            {"cmd/table-allocator-server", "cmd/table-allocator-client"},
@@ -155,5 +158,38 @@ func TestShippedDependencies(t *testing.T) {
 		if slices.Contains(notShipped, p.ImportPath) {
 			t.Errorf("the commands depend on %s", p.ImportPath)
 		}
+	}
+}
+
+// TestFilterCommands: the tables of packet filters are internal/nat's. nft and iptables are called by those alone who have a
+// reason that is named here.
+func TestFilterCommands(t *testing.T) {
+	callers := map[string]string{
+		"internal/netns/firewall.go":         "iptables does not read rules in its tables that another program made",
+		"internal/inspect/doctor_traffic.go": "doctor reads what nft prints, and changes nothing",
+	}
+	call := regexp.MustCompile(`"(nft|ip6?tables(-\w+)?|[ea]btables(-\w+)?|firewall-cmd)"`)
+	for _, dir := range []string{"cmd", "internal"} {
+		err := fs.WalkDir(os.DirFS("../../.."), dir, func(path string, d fs.DirEntry, err error) error {
+			test := slices.ContainsFunc(forTests, func(dir string) bool { return below(path, dir) }) || below(path, "internal/integration")
+			if err != nil || d.IsDir() || test || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile("../../../" + path)
+			called := call.Match(text)
+			if called && callers[path] == "" {
+				t.Errorf("%s calls a packet filter's command", path)
+			}
+			if called {
+				delete(callers, path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path := range callers {
+		t.Errorf("%s calls none: it needs no line here", path)
 	}
 }

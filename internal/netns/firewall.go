@@ -1,0 +1,168 @@
+package netns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/nat"
+)
+
+// What becomes of packets of a namespace in the tables of other programs.
+const (
+	FirewallAuto   = ""       // rules where others want them: DOCKER-USER, a zone of firewalld
+	FirewallAccept = "accept" // and in each chain with policy drop
+	FirewallNone   = "none"
+)
+
+// zone is our zone of firewalld, in a file that packages install.
+const zone = "table-allocator"
+
+// firewallPatience is how long a helper may take.
+const firewallPatience = 10 * time.Second
+
+// syncFirewalls has packets of a namespace pass the tables of other programs, as far as the configuration wants, and returns
+// the chains that drop them all the same.
+func (h *Host) syncFirewalls(s State, link string, lacking *[]string) error {
+	if s.Firewall == FirewallNone {
+		return h.leaveFirewalls(link)
+	}
+	all, err := nat.Foreigners()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range all {
+		if passes(s, f, all) {
+			errs = append(errs, change(f, link, true))
+		}
+		if f.Table == nat.Firewalld {
+			errs = append(errs, setZone(link, true))
+		}
+	}
+	if what := dropping(s, all); what != "" {
+		*lacking = append(*lacking, what)
+	}
+	return errors.Join(errs...)
+}
+
+// passes reports whether a chain gets rules of ours.
+func passes(s State, f nat.Foreign, all []nat.Foreign) bool {
+	return f.Name == nat.DockerUser || f.Drops && s.Firewall == FirewallAccept && !hasDocker(f, all)
+}
+
+// hasDocker reports whether a chain calls DOCKER-USER.
+func hasDocker(f nat.Foreign, all []nat.Foreign) bool {
+	return f.Name == "FORWARD" && slices.ContainsFunc(all, func(o nat.Foreign) bool {
+		return o.Family == f.Family && o.Table == f.Table && o.Name == nat.DockerUser
+	})
+}
+
+// dropping says which chains drop packets of a namespace, "" if none does.
+func dropping(s State, all []nat.Foreign) string {
+	var names []string
+	for _, f := range all {
+		if f.Drops && !passes(s, f, all) && !hasDocker(f, all) {
+			names = append(names, f.String())
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return "a way through the packet filter of another program: " + strings.Join(names, ", ") +
+		" has policy drop (--firewall accept adds rules to it)"
+}
+
+// leaveFirewalls deletes what is ours for a link in the tables of other programs.
+func (h *Host) leaveFirewalls(link string) error {
+	all, err := nat.Foreigners()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range all {
+		errs = append(errs, change(f, link, false))
+		if f.Table == nat.Firewalld {
+			errs = append(errs, setZone(link, false))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// change adds rules for a link to a chain, or deletes them. The tables of iptables get theirs from iptables, which cannot read
+// rules that it did not make.
+func change(f nat.Foreign, link string, accept bool) error {
+	command := map[string]string{"ip": "iptables", "ip6": "ip6tables"}[f.Family]
+	if command == "" || f.Table != "filter" || f.Name != "FORWARD" && f.Name != nat.DockerUser {
+		if accept {
+			return f.Accept(link)
+		}
+		return f.Retract(link)
+	}
+	for _, match := range [][]string{{"-i", link}, {"-o", link, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"}} {
+		rule := append(append([]string{f.Name}, match...), "-m", "comment", "--comment", nat.Comment, "-j", "ACCEPT")
+		_, err := helper(command, append([]string{"-w", "-C"}, rule...)...)
+		if errors.Is(err, exec.ErrNotFound) {
+			if accept {
+				return fmt.Errorf("%s drops packets of the namespace: %w", f, err)
+			}
+			return nil // then we added none
+		}
+		switch {
+		case err != nil && accept:
+			_, err = helper(command, append([]string{"-w", "-I"}, rule...)...)
+		case err == nil && !accept:
+			_, err = helper(command, append([]string{"-w", "-D"}, rule...)...)
+		default:
+			err = nil
+		}
+		if err != nil {
+			return fmt.Errorf("change %s: %w", f, err)
+		}
+	}
+	return nil
+}
+
+// setZone puts a link into our zone of firewalld, or takes it out, unless it is so already.
+func setZone(link string, in bool) error {
+	const name, path, of = "org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1.zone"
+	call := func(method string, args ...string) (string, error) {
+		return helper("busctl", append([]string{"--system", "--auto-start=no", "call", name, path, of, method}, args...)...)
+	}
+	have, err := call("getZoneOfInterface", "s", link)
+	if err != nil {
+		if in {
+			return fmt.Errorf("firewalld is not told of %s: %w", link, err)
+		}
+		return nil // its daemon does not run, and begins without our links
+	}
+	ours := strings.Contains(have, `"`+zone+`"`)
+	switch {
+	case in && !ours:
+		_, err = call("changeZoneOfInterface", "ss", zone, link)
+	case !in && ours:
+		_, err = call("removeInterface", "ss", zone, link)
+	}
+	if err != nil {
+		return fmt.Errorf("zone %s of firewalld, for %s: %w", zone, link, err)
+	}
+	return nil
+}
+
+// helper executes a program of another packet filter.
+func helper(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), firewallPatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %s", name, err, printable(strings.TrimSpace(string(out))))
+	}
+	return string(out), err
+}

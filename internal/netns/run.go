@@ -1,0 +1,206 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A job is a program of the configuration that the service started in a namespace.
+type job struct {
+	Args  []string
+	PID   int
+	VPN   bool   // it is outside of the namespace
+	Start string // when the process began, as /proc says: a pid may be another process's
+}
+
+// runFile is the file of the memory with the jobs of a namespace.
+func runFile(name string) string { return "." + name + ".run" }
+
+// The pause before a program that ended is started again doubles up to the longest.
+const (
+	shortestPause = time.Second
+	longestPause  = time.Minute
+)
+
+// A runner keeps the programs of the configuration running.
+type runner struct {
+	host  *Host
+	log   *slog.Logger
+	ended func()            // a program ended
+	again map[string]*pause // by job
+}
+
+type pause struct {
+	began time.Time // of the last start
+	next  time.Time // no start before
+	long  time.Duration
+}
+
+// run starts what does not run, and returns how long until the next program may start; none: 0.
+func (r *runner) run() (wait time.Duration) {
+	states, err := r.host.memory.all()
+	if err != nil {
+		r.log.Error("cannot read the namespaces", "err", err)
+		return 0
+	}
+	for _, s := range states {
+		if s.Phase != Up || len(s.Run) == 0 && s.VPN == "" {
+			continue
+		}
+		wanted := make([]job, 0, len(s.Run)+1)
+		if s.VPN != "" {
+			args, err := r.host.vpnCommand(s)
+			if err == nil {
+				err = r.host.endVPN(s.Name, args) // that of another uplink, or of another configuration
+			}
+			if err != nil {
+				r.log.Warn("cannot run the VPN of a namespace", "namespace", s.Name, "err", err)
+				continue
+			}
+			wanted = append(wanted, job{Args: args, VPN: true})
+		}
+		for _, args := range s.Run {
+			wanted = append(wanted, job{Args: args})
+		}
+		var jobs []job
+		if err := r.host.memory.dir.Read(runFile(s.Name), &jobs); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			r.log.Error("cannot tell which programs run", "namespace", s.Name, "err", err)
+			continue
+		}
+		for _, want := range wanted {
+			args := want.Args
+			if slices.ContainsFunc(jobs, func(j job) bool { return slices.Equal(j.Args, args) && r.follows(s.Name, j) }) {
+				continue
+			}
+			key := s.Name + "\x00" + strings.Join(args, "\x00")
+			if r.again[key] == nil {
+				r.again[key] = &pause{long: shortestPause}
+			}
+			p := r.again[key]
+			if rest := time.Until(p.next); rest > 0 {
+				if wait == 0 || rest < wait {
+					wait = rest
+				}
+				continue
+			}
+			if !p.began.IsZero() && time.Since(p.began) > longestPause {
+				p.long = shortestPause
+			}
+			p.began, p.next = time.Now(), time.Now().Add(p.long)
+			p.long = min(2*p.long, longestPause)
+			if jobs, err = r.start(s, want, jobs); err != nil {
+				r.log.Warn("cannot run a program in a namespace", "namespace", s.Name, "command", args, "err", err)
+				if wait == 0 {
+					wait = p.long
+				}
+			}
+		}
+	}
+	return wait
+}
+
+// start starts a program, and remembers it.
+func (r *runner) start(s State, want job, jobs []job) ([]job, error) {
+	args := want.Args
+	cmd := &exec.Cmd{Path: args[0], Args: args, Stdout: os.Stderr, Stderr: os.Stderr, Dir: "/", SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}}
+	if s.RunAs != "" && !want.VPN {
+		account, err := Account(s.RunAs)
+		if err != nil {
+			return jobs, fmt.Errorf("run_as %s: %w", s.RunAs, err)
+		}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: account.UID, Gid: account.GID, Groups: account.Groups}
+		cmd.Env = append(cmd.Env, "HOME="+account.Home, "USER="+account.Name, "LOGNAME="+account.Name)
+	}
+	unlock, err := r.host.memory.lock() // so that it is not deleted meanwhile
+	if err != nil {
+		return jobs, err
+	}
+	defer unlock()
+	if now, found, err := r.host.memory.get(s.Name); err != nil || !found || now.Phase != Up {
+		return jobs, err
+	}
+	if want.VPN {
+		err = cmd.Start()
+	} else {
+		err = r.host.enclosed(s.Name, cmd.Start)
+	}
+	if err != nil {
+		return jobs, err
+	}
+	pid := cmd.Process.Pid
+	r.log.Info("runs a program in a namespace", "namespace", s.Name, "pid", pid, "command", args)
+	go func() { // it ends with the program or with this process, since programs outlive the service
+		err := cmd.Wait()
+		r.log.Info("a program of a namespace has ended", "namespace", s.Name, "pid", pid, "command", args, "err", err)
+		r.ended()
+	}()
+	jobs = slices.DeleteFunc(slices.Clone(jobs), func(j job) bool { return slices.Equal(j.Args, args) || beganAt(j.PID) != j.Start })
+	want.PID, want.Start = pid, beganAt(pid)
+	jobs = append(jobs, want)
+	return jobs, r.host.memory.dir.Write(runFile(s.Name), jobs)
+}
+
+// follows reports whether a job runs, and has the end of one that another service started be told.
+func (r *runner) follows(name string, j job) bool {
+	if j.Start == "" || beganAt(j.PID) != j.Start {
+		return false
+	}
+	key := fmt.Sprint("pid ", j.PID)
+	if r.again[key] == nil {
+		r.again[key] = &pause{}
+		if fd, err := unix.PidfdOpen(j.PID, 0); err == nil {
+			go func() { // as in start
+				defer unix.Close(fd)
+				for {
+					_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+					if !errors.Is(err, unix.EINTR) {
+						break
+					}
+				}
+				r.ended()
+			}()
+		}
+	}
+	return true
+}
+
+// beganAt is when a process began, in ticks since the boot; "": there is none, or it has ended.
+func beganAt(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	const state, start = 0, 19 // as in programOf
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) <= start || fields[state] == "Z" {
+		return ""
+	}
+	return fields[start]
+}
+
+// enclosed calls f on a thread in the network namespace and the mount namespace of a name. What f starts is in there.
+func (h *Host) enclosed(name string, f func() error) error {
+	return inside(name, func() error {
+		mounts, err := os.Open(h.memory.mountPin(name))
+		if err != nil {
+			return err
+		}
+		defer mounts.Close()
+		// A thread whose directory others share cannot change its mounts.
+		if err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Setns(int(mounts.Fd()), unix.CLONE_NEWNS)); err != nil {
+			return fmt.Errorf("enter its mounts: %w", err)
+		}
+		return f()
+	})
+}
