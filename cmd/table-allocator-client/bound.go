@@ -44,7 +44,7 @@ func bound(f *flags) action {
 			return err
 		}
 		rows = slices.DeleteFunc(rows, func(r bind.Row) bool { return ifname != "" && r.Ifname != ifname })
-		if err := nameNamespaces(rows); err != nil {
+		if err := nameNamespaces(f, rows); err != nil {
 			return err
 		}
 		f.debug("%d cgroups and kinds of traffic", len(rows))
@@ -53,12 +53,28 @@ func bound(f *flags) action {
 	}
 }
 
-// nameNamespaces says of links to namespaces whose they are.
-func nameNamespaces(rows []bind.Row) error {
+// nameNamespaces says of links to namespaces whose they are, and which processes are in these.
+func nameNamespaces(f *flags, rows []bind.Row) error {
 	names, err := netns.Names()
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	host, err := netns.Open(f.server, f.uids)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	programs, err := host.Programs("")
 	for i := range rows {
-		if name := names[rows[i].Traffic]; name != "" {
-			rows[i].Traffic += " (namespace " + name + ")"
+		name := names[rows[i].Traffic]
+		if name == "" {
+			continue
+		}
+		rows[i].Traffic += " (namespace " + name + ")"
+		for _, p := range programs {
+			if p.Namespace == name {
+				rows[i].Processes = append(rows[i].Processes, bind.Process{PID: p.PID, Name: p.Command})
+			}
 		}
 	}
 	return err

@@ -93,9 +93,21 @@ func namespaces(f *flags) (all []inspect.Namespace) {
 		f.debug("cannot list network namespaces: %v", err)
 	}
 	for _, r := range rows {
-		all = append(all, inspect.Namespace{Name: r.Name, Ifname: r.Ifname, Missing: r.Missing})
+		all = append(all, inspect.Namespace{Name: r.Name, Ifname: r.Ifname, OnLoss: string(r.OnLoss), Tables: r.Tables, Addresses: r.Addresses, Resolv: r.Resolv,
+			VPN: r.VPN, Programs: len(r.Programs), Missing: r.Missing, Cure: cureOf(r)})
 	}
 	return all
+}
+
+// cureOf is what to do about what a namespace misses.
+func cureOf(r netns.Row) string {
+	switch {
+	case r.VPN != "":
+		return "systemctl enable --now table-allocator-netns, which runs the VPN; journalctl -u table-allocator-netns says why it is down"
+	case strings.Contains(r.Missing, "--firewall"):
+		return fmt.Sprintf("table-allocator-client netns del %s, and add it with --firewall accept; or have the other program accept what arrives by tav*", r.Name)
+	}
+	return "systemctl enable --now table-allocator-netns, and a lease for " + r.Ifname
 }
 
 func printDiagnosis(d inspect.Diagnosis, verbose bool) error {

@@ -96,7 +96,29 @@ func printStatus(out io.Writer, report inspect.Report, legend bool, width int) e
 		}
 	}
 	t.print(w)
+	if legend && len(report.Namespaces) > 0 {
+		fmt.Fprintln(w)
+		for _, n := range report.Namespaces {
+			t.wrap(w, "", "namespace "+namespaceText(n))
+		}
+	}
 	return w.Flush()
+}
+
+// namespaceText is a network namespace in one line.
+func namespaceText(n inspect.Namespace) string {
+	text := fmt.Sprintf("%s on %s, %s", n.Name, n.Ifname, n.OnLoss)
+	if len(n.Tables) > 0 {
+		text += fmt.Sprintf(", tables %s", strings.Trim(fmt.Sprint(n.Tables), "[]"))
+	}
+	if n.VPN != "" {
+		text += ", VPN " + n.VPN
+	}
+	text += fmt.Sprintf(", %d programs", n.Programs)
+	if n.Missing != "" {
+		text += ": misses " + n.Missing
+	}
+	return text
 }
 
 // whatToDo are the lines below an address that has faults: the first is in the line of the address.
@@ -249,19 +271,19 @@ func printBound(out io.Writer, rows []bind.Row, colour bool) error {
 	}
 	for _, r := range printable(rows) {
 		tables := strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Tables), " ", ","), "[]")
-		what := []string{unbindWords(r.Traffic)}
-		if r.Cgroup != "" {
-			what = what[:0]
-			for _, p := range r.Processes {
-				text := fmt.Sprintf("%d (%s)", p.PID, p.Name)
-				if p.Is32Bit() {
-					text += " 32-bit: options that it sets are not seen, see table-allocator-run(8)"
-				}
-				what = append(what, text)
+		var what []string
+		if r.Cgroup == "" {
+			what = []string{unbindWords(r.Traffic)}
+		}
+		for _, p := range r.Processes {
+			text := fmt.Sprintf("%d (%s)", p.PID, p.Name)
+			if p.Is32Bit() {
+				text += " 32-bit: options that it sets are not seen, see table-allocator-run(8)"
 			}
-			if len(what) == 0 {
-				what = []string{"cgroup " + r.Cgroup}
-			}
+			what = append(what, text)
+		}
+		if len(what) == 0 {
+			what = []string{"cgroup " + r.Cgroup}
 		}
 		for _, w := range what {
 			if _, err := fmt.Fprintf(out, format, orDefault(r.Ifname, "-"), r.OnLoss, orDefault(tables, "-"), w); err != nil {

@@ -60,6 +60,9 @@ func status(f *flags) action {
 		if q.Family, err = family(); err != nil {
 			return wrongUsage(err)
 		}
+		if os.Geteuid() == 0 {
+			q.Namespaces = func() []inspect.Namespace { return namespaces(f) }
+		}
 		report, err := inspect.Status(context.Background(), q)
 		if err != nil {
 			return asked(err)

@@ -43,6 +43,15 @@ func TestNetns(t *testing.T) {
 	if r := c.do("bound"); !strings.Contains(r.stdout, "iif tav1 (namespace work)") {
 		t.Errorf("bound: %+v", r)
 	}
+	if r := c.do("bound"); !strings.Contains(r.stdout, fmt.Sprintf("%d (", p.p.cmd.Process.Pid)) {
+		t.Errorf("bound lacks the program: %+v", r)
+	}
+	if text := c.must("status"); !strings.Contains(text, "namespace work on wan1, block, tables 10001, 1 programs\n") || !strings.Contains(text, "namespace other on wan0") {
+		t.Errorf("status:\n%s", text)
+	}
+	if text := c.must("status", "wan1", "--json"); !strings.Contains(text, `"namespaces":[{"name":"work","ifname":"wan1","on_loss":"block","tables":[10001],"addresses":["172.24.0.3"`) || strings.Contains(text, "other") && strings.Contains(text, `"name":"other"`) {
+		t.Errorf("status --json: %s", text)
+	}
 	c.must("unbind", "--all") // a namespace without its guard could leave by any uplink
 	if r := c.do("release", "--all"); r.code != 1 || !strings.Contains(r.stderr, "netns del") {
 		t.Errorf("release: %+v", r)

@@ -178,7 +178,7 @@ func TestStatusSchema(t *testing.T) {
 		got  map[string]json.RawMessage
 		want string
 	}{
-		{"report", report, "others server unbound uplinks version"},
+		{"report", report, "namespaces others server unbound uplinks version"},
 		{"server", server, "pid since state uid version"},
 		{"uplink", uplinks[0], "address family findings gateway ifname lease_left leaves_by missing mode pid probe since state table"},
 		{"unbound", unbound[0], "chosen family gateway ifname table why"},

@@ -264,8 +264,7 @@ func lookNamespaces(p *patient) (all []symptom) {
 	}
 	for _, n := range p.question.Namespaces() {
 		if n.Missing != "" {
-			all = append(all, symptom{fmt.Sprintf("the network namespace %s on %s misses %s", n.Name, n.Ifname, n.Missing), "table-allocator-client netns list",
-				"systemctl enable --now table-allocator-netns, and a lease for " + n.Ifname})
+			all = append(all, symptom{fmt.Sprintf("the network namespace %s on %s misses %s", n.Name, n.Ifname, n.Missing), "table-allocator-client netns list", n.Cure})
 		}
 	}
 	return all

@@ -32,13 +32,21 @@ type Question struct {
 	UIDs      []uint32    // users whose servers are trusted, beside root
 
 	Targets    []netip.Addr       // of Doctor: hosts to ask how large packets may be; none: those of the watch
-	Namespaces func() []Namespace // of Doctor: lists network namespaces on uplinks; nil: none
+	Namespaces func() []Namespace // lists network namespaces on uplinks; nil: none
 }
 
 // Namespace is a network namespace whose only way out is one uplink.
 type Namespace struct {
-	Name, Ifname string
-	Missing      string // empty: all is as it should be
+	Name      string   `json:"name"`
+	Ifname    string   `json:"ifname"`
+	OnLoss    string   `json:"on_loss"`
+	Tables    []uint32 `json:"tables"`
+	Addresses []string `json:"addresses"` // in it
+	Resolv    string   `json:"resolv"`
+	VPN       string   `json:"vpn"` // up or down; empty: it has none
+	Programs  int      `json:"programs"`
+	Missing   string   `json:"missing"` // empty: all is as it should be
+	Cure      string   `json:"-"`
 }
 
 // ErrNoLink says that no link and no lease has a name.
@@ -74,8 +82,11 @@ type Report struct {
 	Unbound []Unbound `json:"unbound"`
 	Uplinks []Row     `json:"uplinks"`
 	Others  []Row     `json:"others"` // leases of programs for what is no address
-	fronts  []inFront
-	watch   *uplinks.Report // nil: no watch answers
+
+	Namespaces []Namespace `json:"namespaces"`
+
+	fronts []inFront
+	watch  *uplinks.Report // nil: no watch answers
 }
 
 // Unbound is where packets of one family leave that are bound to nothing.
@@ -131,12 +142,13 @@ func (r Row) Text() string {
 
 // IsFault reports whether anything is wrong.
 func (r Report) IsFault() bool {
-	return slices.ContainsFunc(slices.Concat(r.Uplinks, r.Others), Row.IsFault)
+	return slices.ContainsFunc(slices.Concat(r.Uplinks, r.Others), Row.IsFault) ||
+		slices.ContainsFunc(r.Namespaces, func(n Namespace) bool { return n.Missing != "" })
 }
 
 // Status asks the holder of each address that is selected, and the kernel where its packets leave.
 func Status(ctx context.Context, q Question) (Report, error) {
-	report := Report{Version: 1, Uplinks: []Row{}, Others: []Row{}, Unbound: []Unbound{}}
+	report := Report{Version: 1, Uplinks: []Row{}, Others: []Row{}, Unbound: []Unbound{}, Namespaces: []Namespace{}}
 	h, err := openHost()
 	if err != nil {
 		return report, err
@@ -189,6 +201,13 @@ func Status(ctx context.Context, q Question) (Report, error) {
 		return report, err
 	}
 	report.noteProbes()
+	if q.Namespaces != nil {
+		for _, n := range q.Namespaces() {
+			if q.shows(n.Ifname, wire.Unspec) {
+				report.Namespaces = append(report.Namespaces, n)
+			}
+		}
+	}
 	return report, nil
 }
 
