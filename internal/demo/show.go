@@ -121,6 +121,7 @@ func (s *session) play() {
 	for _, u := range uplinks {
 		s.probe(u.addr)
 	}
+	s.namespace()
 	gone := uplinks[0]
 	say("An address goes, and all that was made for it goes with it:")
 	s.sh("ip address del " + gone.addr + "/24 dev " + gone.ifname)

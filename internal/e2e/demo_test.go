@@ -85,6 +85,8 @@ func TestDemo(t *testing.T) {
 				`(?m)^10000\s+inet\s+wan0\s+192\.0\.2\.2\s+cable\s+0\s`,
 				`3 packets from 192\.0\.2\.2 to 198\.51\.100\.1: 3 left by wan0 through 192\.0\.2\.1; 198\.51\.100\.1 saw them come from 192\.0\.2\.2`,
 				`3 packets from 203\.0\.113\.2 to 198\.51\.100\.1: 3 left by wan1 through 203\.0\.113\.1; 198\.51\.100\.1 saw them come from 203\.0\.113\.2`,
+				// A shell in a network namespace on wan1.
+				`(?s)netns exec work bash.*\n203\.0\.113\.2\n0 packets of the namespace were seen at 192\.0\.2\.1, the gateway of wan0\n1 packets of the namespace were seen at 203\.0\.113\.1, the gateway of wan1\n.*work +wan1 .*netns del work`,
 				// What is left when one address is gone.
 				`(?s)ip address del.*10000:\s+from 203\.0\.113\.2 lookup 10001 proto 116.*10001\s+inet\s+wan1.*3 packets from 203\.0\.113\.2`,
 				// An uplink loses its Internet.
