@@ -33,7 +33,7 @@ func (n *netnsFlags) exec(h *netns.Host, args []string) error {
 	if err != nil {
 		return notExecuted(command[0], err)
 	}
-	if h != nil {
+	if h != nil && !h.Has(name) {
 		file, err := netns.Load(netns.ConfigPath)
 		if err == nil {
 			err = h.Demand(context.Background(), file, name)

@@ -206,6 +206,12 @@ func (h *Host) Demand(ctx context.Context, file File, name string) error {
 	return err
 }
 
+// Has reports whether a namespace is up.
+func (h *Host) Has(name string) bool {
+	_, err := h.known(name)
+	return err == nil
+}
+
 // known returns a namespace that is up.
 func (h *Host) known(name string) (State, error) {
 	s, found, err := h.memory.get(name)
