@@ -167,7 +167,8 @@ func newLockMap() (m *ebpf.Map, err error) {
 func bpfDir() (string, error) {
 	usual := filepath.Dir(PinRoot)
 	for _, dir := range []string{usual, "/proc/1/root" + usual} {
-		if isBPF(dir) {
+		// Root of a user namespace may not look into that of the host, and has nothing there.
+		if isBPF(dir) && !errors.Is(unix.Access(dir, unix.X_OK), fs.ErrPermission) {
 			return dir, nil
 		}
 	}

@@ -111,7 +111,7 @@ func (c *Cgroups) Interfaces() ([]Uplink, error) { return uplinksIn(c.file(rootN
 // uplinksIn returns those that have a directory in dir.
 func uplinksIn(dir string) ([]Uplink, error) {
 	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) { // none, or the host's: see bpfDir
 		return nil, nil
 	}
 	if err != nil {
