@@ -2,11 +2,14 @@ package install
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // TestLostWithObject: the table keeps what the link lost of a nexthop object until somebody deletes the object.
@@ -84,7 +87,7 @@ func TestMovedAfterItsSource(t *testing.T) {
 			if tt.onOther {
 				index++
 			}
-			gone, taken := left(index, tt.source), past(route.Event{Kind: route.RouteChanged, Route: &i.routes.taken[0], Deleted: true})
+			gone, taken := left(index, tt.source), past(route.Event{Kind: route.RouteChanged, Route: &i.routes.taken[0], Deleted: true, Port: m.kernel.Port()})
 			if tt.after {
 				gone[0].At++
 			} else {
@@ -96,6 +99,24 @@ func TestMovedAfterItsSource(t *testing.T) {
 				t.Errorf("main has %q", got)
 			}
 		})
+	}
+}
+
+// TestMovedAndDeletedByKernel: while a link is down the kernel deletes the IPv6 routes over it, with events. They are not
+// those of what was taken, which is newer.
+func TestMovedAndDeletedByKernel(t *testing.T) {
+	m := newMover(t)
+	m.IP(t, "address add fd00::5/64 dev wan0 nodad")
+	m.IP(t, "-6 route add default via fe80::1 dev wan0 metric 7")
+	m.uplink.Key, m.uplink.Network = wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "fd00::5"}, netip.MustParsePrefix("fd00::5/64")
+	i := m.placed()
+	m.Do(func() {
+		i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &i.routes.taken[0], Deleted: true}, route.Event{Kind: route.LinkChanged, Down: true},
+			route.Event{Kind: route.RouteChanged, Route: &i.routes.taken[0], Deleted: true, Port: m.kernel.Port()}), nil, nil)
+	})
+	m.clear(i)
+	if got := m.IP(t, "-6 route show default"); !strings.HasPrefix(got, "default via fe80::1 dev wan0 metric 7 ") {
+		t.Errorf("main has %q", got)
 	}
 }
 
@@ -128,5 +149,133 @@ func TestMovedToAnotherName(t *testing.T) {
 	m.clear(next)
 	if got := m.defaults("main"); len(got) != 2 {
 		t.Errorf("main has %q", got)
+	}
+}
+
+// TestMovedGone: main does not get back what it would have lost meanwhile.
+func TestMovedGone(t *testing.T) {
+	const first, second = "default via 192.0.2.1 metric 5", "default via 192.0.2.2 metric 6"
+	down := past(route.Event{Kind: route.LinkChanged, Down: true})
+	for _, tt := range []struct {
+		name    string
+		while   func(*mover, *Installation)
+		inTable int
+		want    []string // defaults of main after the client
+	}{
+		{"nothing", func(*mover, *Installation) {}, 2, []string{first, second}},
+		{"the link was down", func(m *mover, i *Installation) {
+			m.IP(m.t, "link set wan0 down")
+			m.IP(m.t, "link set wan0 up")
+			i.Hear(down, nil, nil)
+		}, 2, nil},
+		{"and a default was added", func(m *mover, i *Installation) {
+			m.IP(m.t, "link set wan0 down")
+			m.IP(m.t, "link set wan0 up")
+			m.IP(m.t, "route add "+second)
+			i.Hear(down, nil, nil)
+		}, 1, []string{second}},
+		{"the last address was deleted", func(m *mover, i *Installation) {
+			m.IP(m.t, "address del 192.0.2.5/24 dev wan0")
+			m.IP(m.t, "address add 192.0.2.5/24 dev wan0")
+			i.Hear(nil, left(m.index, "192.0.2.5", "192.0.2.6"), nil)
+		}, 2, nil},
+		{"one of two addresses was deleted", func(m *mover, i *Installation) {
+			m.IP(m.t, "address add 192.0.2.7/24 dev wan0")
+			m.IP(m.t, "address add 192.0.2.6/32 dev wan0")
+			m.IP(m.t, "address del 192.0.2.6/32 dev wan0")
+			i.Hear(nil, left(m.index, "192.0.2.5", "192.0.2.6"), nil)
+		}, 2, []string{first, second}},
+		{"the link was down before that was taken", func(_ *mover, i *Installation) { i.routes.fresh = slices.Clone(i.routes.taken); i.Hear(down, nil, nil) }, 2, []string{first, second}},
+		{"the link was down before that was taken a second time", func(m *mover, i *Installation) {
+			i.routes.fresh = append(slices.Clone(i.routes.taken), i.routes.taken...)
+			for _, r := range i.routes.taken {
+				i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &r, Deleted: true, Port: m.kernel.Port()}), nil, nil)
+			}
+			i.Hear(down, nil, nil)
+		}, 2, []string{first, second}},
+		{"the link was down before that was taken a second time, and seen down", func(m *mover, i *Installation) {
+			i.routes.fresh = slices.Clone(i.routes.taken)
+			m.IP(m.t, "link set wan0 down")
+			i.Follow(movedTable, false)
+			m.IP(m.t, "link set wan0 up")
+			m.IP(m.t, "route add "+first)
+			m.IP(m.t, "route add "+second)
+			i.Follow(movedTable, false)
+			for _, r := range i.routes.taken {
+				i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &r, Deleted: true, Port: m.kernel.Port()}), nil, nil)
+			}
+			i.Hear(down, nil, nil)
+		}, 2, []string{first, second}},
+		{"what was put back is deleted again", func(m *mover, i *Installation) {
+			m.IP(m.t, "link set wan0 down")
+			m.IP(m.t, "link set wan0 up")
+			back := i.routes.taken[0]
+			i.Hear(past(down[0].Event, route.Event{Kind: route.RouteChanged, Route: &back}, route.Event{Kind: route.RouteChanged, Route: &back, Deleted: true}), nil, nil)
+		}, 0, nil},
+		{"another came into its place", func(m *mover, i *Installation) { // and the holder of another address took it
+			other := i.routes.taken[0]
+			other.Gateway = netip.MustParseAddr("192.0.2.9")
+			i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &other}), nil, nil)
+		}, 1, []string{second}},
+		{"another program emptied the table", func(m *mover, _ *Installation) { m.IP(m.t, "route flush table 10000") }, 2, []string{first, second}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMover(t, "add "+first, "add "+second)
+			i := m.placed()
+			m.Do(func() {
+				i.routes.fresh = nil // the events were heard
+				tt.while(m, i)
+				i.Follow(movedTable, false)
+			})
+			if got := m.defaults("10000"); len(got) != tt.inTable {
+				t.Errorf("the table has %q", got)
+			}
+			m.clear(i)
+			got := m.defaults("main")
+			for i := range got {
+				got[i] = strings.TrimSpace(strings.Replace(got[i], " dev wan0", "", 1))
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("main has %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestMovedSource: with its source an IPv4 route goes, and an IPv6 route stays.
+func TestMovedSource(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 src 198.51.100.5", "add default via 192.0.2.2 metric 6")
+	i := m.placed()
+	i.routes.fresh = nil // the events were heard
+	m.IP(t, "address add 198.51.100.5/28 dev wan1")
+	m.IP(t, "address del 198.51.100.5/28 dev wan1") // it had two lengths for a moment
+	i.Hear(nil, left(m.index+1, "198.51.100.5"), nil)
+	if len(i.routes.taken) != 2 {
+		t.Errorf("taken is %v", i.routes.taken)
+	}
+	m.IP(t, "address del 198.51.100.5/24 dev wan1")
+	i.Hear(nil, left(m.index+1, "198.51.100.5"), nil)
+	m.clear(i)
+	if got := m.defaults("main"); len(got) != 1 {
+		t.Errorf("main has %q", got)
+	}
+	for _, killed := range []bool{false, true} {
+		m.IP(t, "address replace fd00::5/64 dev wan0 nodad")
+		m.IP(t, "address add fd00::6/64 dev wan0 nodad")
+		m.IP(t, "-6 route add default via fe80::1 dev wan0 src fd00::6")
+		m.uplink.Key, m.uplink.Network = wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "fd00::5"}, netip.MustParsePrefix("fd00::5/64")
+		i = m.placed()
+		i.routes.fresh = nil
+		m.IP(t, "address del fd00::6/64 dev wan0")
+		if killed {
+			i = m.placed()
+		} else {
+			i.Hear(nil, left(m.index, "fd00::6"), nil)
+		}
+		m.clear(i)
+		if got := m.IP(t, "-6 route show default"); !strings.HasPrefix(got, "default via fe80::1 dev wan0 metric 1024 ") {
+			t.Errorf("main has %q", got)
+		}
+		m.IP(t, "-6 route flush dev wan0")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -35,6 +36,7 @@ type Conn struct {
 	disturbance *nl.NetlinkSocket // joins a group while its objects are read, see undisturbed
 	snapshot    *snapshot         // nil: rules are read each time
 	first       *first            // nil: none is open
+	ports       []uint32          // of the sockets that changed something
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
@@ -47,12 +49,30 @@ func Dial() (*Conn, error) {
 	if c.changing, err = changingSocket(); err == nil {
 		c.disturbance, err = nl.Subscribe(unix.NETLINK_ROUTE)
 	}
+	if err == nil {
+		err = c.notePort()
+	}
 	if err != nil {
 		c.Close()
 		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 	}
 	return c, nil
 }
+
+func (c *Conn) notePort() error {
+	port, err := c.changing.GetPid()
+	if err != nil {
+		return fmt.Errorf("read the port of an rtnetlink socket: %w", err)
+	}
+	c.ports = append(c.ports[max(0, len(c.ports)-1):], port) // events of the socket before may still come
+	return nil
+}
+
+// Port is that of the socket that changes things, as events name it.
+func (c *Conn) Port() uint32 { return c.ports[len(c.ports)-1] }
+
+// Made reports whether an event is of what this Conn changed.
+func (c *Conn) Made(e Event) bool { return slices.Contains(c.ports, e.Port) }
 
 // readingSocket opens a socket that dumps objects.
 func readingSocket() (*nl.NetlinkSocket, error) {
@@ -152,6 +172,11 @@ func (c *Conn) reopen(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket,
 	}
 	(*socket).Close()
 	*socket = s
+	if socket == &c.changing {
+		if err := c.notePort(); err != nil {
+			return err
+		}
+	}
 	if c.snapshot != nil && socket == &c.changing {
 		clear(c.snapshot.rules)
 		c.snapshot.own, err = s.GetPid()

@@ -49,6 +49,7 @@ type Event struct {
 	Protocol uint8
 	Nexthop  uint32 // the number of a nexthop object
 	Deleted  bool   // the address, rule, route or object, rather than added or changed
+	Port     uint32 // of the socket that asked for it; 0: the kernel did it by itself
 	// Route is the route as the notification has it, and Replaced says that it took the place of
 	// another one, of which there is no notification.
 	Route    *Route
@@ -200,6 +201,7 @@ func parseEvents(b []byte) []Event {
 		if e, ok, err := parseEvent(native.Uint16(b[4:]), native.Uint16(b[6:]), b[unix.SizeofNlMsghdr:n]); err != nil {
 			events = append(events, Event{Kind: Overrun})
 		} else if ok {
+			e.Port = native.Uint32(b[12:])
 			events = append(events, e)
 		}
 		b = b[min(align(int(n)), len(b)):]

@@ -2,6 +2,7 @@ package route
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -48,9 +49,9 @@ func await(t *testing.T, w *Watcher, want Event) []Event {
 	return all
 }
 
-// bare is the event without the route, which has tests of its own.
+// bare is the event without the route and without who asked for it, which have tests of their own.
 func (e Event) bare() Event {
-	e.Route, e.Replaced = nil, false
+	e.Route, e.Replaced, e.Port = nil, false, 0
 	return e
 }
 
@@ -113,6 +114,44 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	peer.IP(t, "link del back0")
+}
+
+// TestMade: an event tells whose change it is of. The kernel deletes IPv6 routes with their link, for nobody.
+func TestMade(t *testing.T) {
+	n := nettest.New(t, "host")
+	nettest.Veth(t, n, "eth0", nettest.New(t, "peer"), "eth0")
+	c := dialIn(t, n)
+	w := watch(t, n, Routes6)
+	n.IP(t, "-6 route add fd01::/64 dev eth0")
+	n.IP(t, "-6 route add fd02::/64 dev eth0")
+	n.IP(t, "-6 route add fd03::/64 dev eth0")
+	n.Do(func() {
+		routes, err := c.Routes(unix.AF_INET6, unix.RT_TABLE_MAIN)
+		at := slices.IndexFunc(routes, func(r Route) bool { return r.Dst == netip.MustParsePrefix("fd01::/64") })
+		if err != nil || at < 0 {
+			t.Fatal(routes, err)
+		}
+		if _, err := c.DeleteRoute(routes[at]); err != nil {
+			t.Fatal(err)
+		}
+	})
+	n.IP(t, "-6 route del fd02::/64 dev eth0")
+	n.IP(t, "link set eth0 down")
+	made := make(map[string]bool)
+	for len(made) < 3 {
+		events, err := w.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range events {
+			if e.Deleted && strings.HasPrefix(e.Route.Dst.String(), "fd0") {
+				made[e.Route.Dst.String()] = c.Made(e)
+			}
+		}
+	}
+	if want := map[string]bool{"fd01::/64": true, "fd02::/64": false, "fd03::/64": false}; !maps.Equal(made, want) {
+		t.Errorf("made are %v, want %v", made, want)
+	}
 }
 
 func TestWatchGroups(t *testing.T) {

@@ -1,0 +1,157 @@
+package install
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+)
+
+// noteLoss finds out what went with the link. The kernel empties all tables when a link goes down, and main gets back
+// its network only. The table keeps the rest until main has routes to the same destinations again. What was taken out of
+// main is no longer main's then: it would have gone, too. empty reports that the table has no route over the link.
+func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
+	empty = empty && len(p.last)+len(p.taken) > 0
+	others := m.Taken[min(len(p.taken), len(m.Taken)):]
+	if p.wasDown || empty {
+		p.lose(p.wasDown || p.bare(u, *m))
+	}
+	inMain := func(r route.Route) bool { return slices.ContainsFunc(m.Routes, r.Equal) }
+	p.others = slices.Concat(others, slices.DeleteFunc(p.others, func(r route.Route) bool { return !inMain(r) }))
+	m.Taken = slices.Concat(p.taken, p.others)
+	p.wasDown, p.went, p.newer = false, nil, nil
+	now := slices.Concat(slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) }), others)
+	p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool {
+		return slices.ContainsFunc(now, func(l route.Route) bool { return sameDestination(l, r) })
+	})
+	p.last = nil // most often it stays that: a thousand addresses keep nothing
+	for _, r := range now {
+		// What was advertised comes with an advertisement, or was over, and the kernel's comes with an address.
+		if r.Expires == 0 && r.Protocol != unix.RTPROT_KERNEL && len(now) <= maxLost {
+			p.last = append(p.last, r)
+		}
+	}
+	m.Lost = p.lost
+}
+
+// lose notes that main has lost its routes over the link, and would have lost those that were taken.
+func (p *placer) lose(taken bool) {
+	p.lost = append(p.lost, p.last...)
+	p.last = nil
+	if taken {
+		gone := slices.DeleteFunc(slices.Clone(p.taken), p.outlives)
+		p.env.order.forget(gone)
+		p.lost = append(p.lost, gone...)
+		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !p.outlives(r) })
+	}
+}
+
+// outlives reports whether a route was taken after all losses that were heard.
+func (p *placer) outlives(r route.Route) bool {
+	return p.isFresh(r) || slices.ContainsFunc(p.newer, r.Equal)
+}
+
+// isFresh reports whether events that are heard now may be from before a route was taken.
+func (p *placer) isFresh(r route.Route) bool { return slices.ContainsFunc(p.fresh, r.Equal) }
+
+// Past is an event with its place among all that are heard at once.
+type Past struct {
+	At int
+	route.Event
+}
+
+// hear takes over what happened to the link and to main's routes over it, and which addresses were deleted from links,
+// all in order. back are addresses that were added again.
+func (p *placer) hear(u uplink.Uplink, index int, history, left []Past, back []netip.Addr) error {
+	var errs []error
+	changed := false
+	for len(history)+len(left) > 0 {
+		var lost bool
+		if len(left) == 0 || len(history) > 0 && history[0].At < left[0].At {
+			lost, history = p.hearOne(history[0].Event), history[1:]
+		} else {
+			var err error
+			lost, err = p.addressWent(u, index, left[0].Event, slices.Contains(back, left[0].Addr))
+			errs, left = append(errs, err), left[1:]
+		}
+		changed = changed || lost
+	}
+	if changed {
+		errs = append(errs, p.writeTaken(u, index))
+	}
+	return errors.Join(errs...)
+}
+
+// hearOne takes over one event of the link or of main's routes over it, and reports whether that changed what was taken.
+// Main may have been read since, so that it does not show all of that: what somebody put back is not lost any more, even
+// if he has deleted it again, and what came into the place of a route that was taken replaced it, even if the holder of
+// another address has taken it.
+func (p *placer) hearOne(e route.Event) bool {
+	had := len(p.taken)
+	switch {
+	case e.Route == nil:
+		p.newer = slices.Clone(p.fresh)
+		p.lose(true)
+	case e.Deleted:
+		p.hearTaken(e)
+		p.last = slices.DeleteFunc(p.last, e.Route.Equal)
+	case e.Protocol != route.Protocol:
+		p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
+		if !slices.ContainsFunc(p.others, e.Route.Equal) {
+			p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return samePlace(r, *e.Route) && !r.Equal(*e.Route) && !p.isFresh(r) })
+		}
+	}
+	return len(p.taken) != had
+}
+
+func sameDestination(a, b route.Route) bool {
+	return a.Dst == b.Dst && a.From == b.From && a.TOS == b.TOS
+}
+
+// hearTaken takes over that main lost a route. If this process took it, which may be several times, what is heard from
+// here on is newer.
+func (p *placer) hearTaken(e route.Event) {
+	if !p.env.Kernel.Made(e) { // as of the IPv6 routes over a link that goes down
+		return
+	}
+	for _, waiting := range []*[]route.Route{&p.spent, &p.fresh} {
+		if at := slices.IndexFunc(*waiting, e.Route.Equal); at >= 0 {
+			*waiting = slices.Delete(*waiting, at, at+1)
+			return
+		}
+	}
+}
+
+// addressWent notes what main would have lost of what was taken, now that an address was deleted from a link, and reports
+// whether that is any of it. If it is there and did not come back, it has had two lengths.
+func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back bool) (bool, error) {
+	if e.Addr.Is4() != u.Addr().Is4() {
+		return false, nil
+	}
+	here := e.Index == index
+	if here && e.Addr.Is4() {
+		p.went, p.newer = append(p.went, e.Addr), slices.Clone(p.fresh)
+	}
+	source := func(r route.Route) bool {
+		return r.Src == e.Addr && (here || e.Addr.Is4()) && !p.isFresh(r)
+	}
+	if !slices.ContainsFunc(p.taken, source) {
+		return false, nil
+	}
+	addresses, err := p.env.Kernel.Addresses(u.Family())
+	if err != nil || !back && slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == e.Addr }) {
+		return false, err
+	}
+	p.taken = uplink.WithoutSource(p.taken, source)
+	return true, nil
+}
+
+// bare reports whether the link has been without any IPv4 address since the last look, for all that is known. The kernel
+// then deletes all IPv4 routes over it.
+func (p *placer) bare(u uplink.Uplink, m uplink.Main) bool {
+	return u.Addr().Is4() && !slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return !slices.Contains(p.went, a.Addr) })
+}
