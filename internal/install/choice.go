@@ -33,27 +33,10 @@ func (c Choice) isRoute(r route.Route) bool {
 	return r.Equal(*c.Route)
 }
 
-// addChoice adds the route of the choice, which replaces the one of the choice before.
-func (e *Env) addChoice(r route.Route) error {
-	err := e.Kernel.AddRoute(r)
-	if err == nil || errors.Is(err, unix.EEXIST) || !r.Gateway.IsValid() || r.Onlink {
-		return err
-	}
-	r.Onlink = true
-	if e.Kernel.AddRoute(r) == nil {
-		return nil
-	}
-	return err
-}
-
 // SyncChoice makes rules and route of the choice what c wants, additions first, and reports whether anything differed.
 func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
-	var have []route.Route
-	if err := e.Kernel.EachOfOurs(family, unix.RT_TABLE_MAIN, func(r route.Route) {
-		if uplink.IsChoiceRoute(r) {
-			have = append(have, r)
-		}
-	}); err != nil {
+	have, err := e.choiceRoutes(family)
+	if err != nil {
 		return false, err
 	}
 	var errs []error
@@ -63,7 +46,7 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 	}
 	stands := there
 	if c.Route != nil && !there {
-		err := e.addChoice(*c.Route)
+		err := e.addChoice(have, *c.Route)
 		if err == nil {
 			changed, stands = true, true
 			e.Log.Info("default route of the chosen uplink added to main", append([]any{"route", e.RouteText(*c.Route)}, c.Attrs...)...)
@@ -83,7 +66,7 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 		if c.isRoute(r) || c.Route != nil && stands && r.Family == unix.AF_INET {
 			continue // it is right, or was replaced
 		}
-		gone, err := e.Kernel.DeleteRoute(r)
+		gone, err := e.deleteChoice(r)
 		if gone {
 			changed = true
 			e.Log.Info("default route of the choice deleted from main", "route", e.RouteText(r))
@@ -94,6 +77,47 @@ func (e *Env) SyncChoice(family int, c Choice) (changed bool, err error) {
 		e.Picture.Invalidate()
 	}
 	return changed, errors.Join(errs...)
+}
+
+// choiceRoutes returns the routes of choices that main has.
+func (e *Env) choiceRoutes(family int) (have []route.Route, err error) {
+	note := func(r route.Route) {
+		if uplink.IsChoiceRoute(r) {
+			have = append(have, r)
+		}
+	}
+	if family == unix.AF_INET && e.Picture.largeMain(family) != nil { // the kernel begins with 0.0.0.0
+		tables, err := e.Kernel.FirstRoutes(family, unix.RT_TABLE_MAIN, 1)
+		for _, r := range slices.Concat(tables...) {
+			note(r)
+		}
+		return have, err
+	}
+	return have, e.Kernel.EachOfOurs(family, unix.RT_TABLE_MAIN, note)
+}
+
+// addChoice adds the route of the choice, which replaces the one of the choice before.
+func (e *Env) addChoice(have []route.Route, r route.Route) error {
+	add := e.Kernel.AddRoute
+	if e.Picture.largeMain(r.Family) != nil { // which is not read for that
+		add = func(r route.Route) error { return e.Kernel.Replace(have, []route.Route{r}) }
+	}
+	err := add(r)
+	if err == nil || errors.Is(err, unix.EEXIST) || !r.Gateway.IsValid() || r.Onlink {
+		return err
+	}
+	r.Onlink = true
+	if add(r) == nil {
+		return nil
+	}
+	return err
+}
+
+func (e *Env) deleteChoice(r route.Route) (deleted bool, err error) {
+	if e.Picture.largeMain(r.Family) != nil {
+		return true, e.Kernel.Replace([]route.Route{r}, nil)
+	}
+	return e.Kernel.DeleteRoute(r)
 }
 
 // Kept is which default routes of others main has.

@@ -31,6 +31,8 @@ type Env struct {
 	order    order
 	takers   takers
 	resolved teller
+	// compared is how many routes of large mains were compared with tables.
+	compared int
 }
 
 // Installation is what is installed for one uplink: its rules, routes and resolver lines.

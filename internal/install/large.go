@@ -16,6 +16,7 @@ var errTooMany = errors.New("main has more routes of routing daemons than max_ro
 // planTo is the part of a plan that leads to one destination, of which main has routes. What a large main has to one
 // destination decides alone what the table has to it.
 func (p *placer) planTo(u uplink.Uplink, m uplink.Main, table uint32, dst netip.Prefix, routes []route.Route) []route.Route {
+	p.env.compared += len(routes)
 	m = p.env.Picture.to(m, u.Family(), routes)
 	if len(m.Routes)+len(m.Local) == 0 && dst.Bits() > uplink.Halves(u.Family()) && !u.Gives(dst) {
 		return nil // over another uplink, as most are

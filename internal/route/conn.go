@@ -37,6 +37,7 @@ type Conn struct {
 	snapshot    *snapshot         // nil: rules are read each time
 	first       *first            // nil: none is open
 	ports       []uint32          // of the sockets that changed something
+	read        int
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
@@ -67,6 +68,9 @@ func (c *Conn) notePort() error {
 	c.ports = append(c.ports[max(0, len(c.ports)-1):], port) // events of the socket before may still come
 	return nil
 }
+
+// RoutesRead is how many routes all dumps so far had: what a call costs that does not change much.
+func (c *Conn) RoutesRead() int { return c.read }
 
 // Port is that of the socket that changes things, as events name it.
 func (c *Conn) Port() uint32 { return c.ports[len(c.ports)-1] }

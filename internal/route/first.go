@@ -73,6 +73,9 @@ func (c *Conn) firstOnce(family int, table uint32, count int) (tables [][]Route,
 	if err = unix.Sendto(c.first.socket.GetFd(), b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err == nil {
 		tables, err = c.first.read(family, table, seq, count)
 	}
+	for _, routes := range tables {
+		c.read += len(routes)
+	}
 	if len(tables) < count || err != nil { // the rest would be in the way of the next dump
 		c.first.socket.Close()
 		c.first = nil

@@ -116,6 +116,7 @@ func (c *Conn) dumpRoutesOnce(family int, f filter) ([]Route, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.read += len(msgs)
 	routes := make([]Route, 0, len(msgs))
 	for _, m := range msgs {
 		r, cloned, err := parseRoute(m)
@@ -156,6 +157,7 @@ func (c *Conn) EachOfOurs(family int, table uint32, f func(Route)) error {
 func (c *Conn) eachRoute(family int, selected filter, f func(Route)) error {
 	var malformed error
 	err := c.each(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, selected.request(family), func(body []byte) {
+		c.read++
 		r, cloned, err := parseRoute(body)
 		if err != nil {
 			malformed = err
