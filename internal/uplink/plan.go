@@ -61,8 +61,9 @@ func (u Uplink) Plan(m Main, table uint32) []route.Route {
 
 // all returns the routes that main would have if nothing had been taken or lost. A newer route replaces the
 // taken one in its place, and any route to a destination what the link lost: whoever configures
-// the link is putting its routes back. Nobody can put back one by a gateway whose network has gone,
-// nor the next hop of one.
+// the link is putting its routes back. Nobody puts back one by a gateway whose network has gone,
+// nor the next hop of one. That of a link-local gateway goes with the link's last address of that kind,
+// as when the link becomes a port of a bridge.
 func (m Main) all() []route.Route {
 	all := slices.Concat(m.Standing(), m.Routes)
 	known := make(map[destination]bool, len(all))
@@ -75,7 +76,7 @@ func (m Main) all() []route.Route {
 	}
 	onLink := slices.DeleteFunc(slices.Concat(all, lost), func(r route.Route) bool { return r.Gateway.IsValid() || r.Multipath })
 	return append(all, slices.DeleteFunc(lost, func(r route.Route) bool {
-		return known[destinationOf(r)] || r.Gateway.IsValid() && !r.Onlink && !r.Gateway.IsLinkLocalUnicast() &&
+		return known[destinationOf(r)] || r.Gateway.IsValid() && !r.Onlink &&
 			!slices.ContainsFunc(onLink, func(o route.Route) bool { return o.Dst.Contains(r.Gateway) })
 	})...)
 }

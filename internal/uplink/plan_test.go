@@ -312,6 +312,22 @@ func TestLostLegs(t *testing.T) {
 	}
 }
 
+// TestLostLinkLocal: a lost route by a link-local gateway stays as long as the link has a network of that kind.
+func TestLostLinkLocal(t *testing.T) {
+	for main, want := range map[string]string{
+		"2001:db8::/64\nfe80::/64":                       "fe80::1",
+		"2001:db8::/64":                                  "none", // the link is a port of a bridge now
+		"2001:db8::/64\n::/0 via fe80::2 metric 2048":    "fe80::2",
+		"2001:db8::/64\nfe80::/64\n::/0 via 2001:db8::7": "2001:db8::7",
+	} {
+		m := mainOf("2001:db8::5/64", main)
+		m.Lost = []route.Route{mainRoute("::/0 via fe80::1")}
+		if got := wayTo(uplinkOf(m, Settings{Routes: CopyRoutes}).Plan(m, planTable), addr("2600::9")); got != want {
+			t.Errorf("main %q: the table leads to %s, want %s", main, got, want)
+		}
+	}
+}
+
 func TestStopgap(t *testing.T) {
 	m := mainOf("192.0.2.5/24", "192.0.2.0/24")
 	u := uplinkOf(m, Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}})
