@@ -25,7 +25,7 @@ func roots() (all []nettest.Debian) {
 	for _, suite := range suites {
 		all = append(all, nettest.Debian{Suite: suite, Packages: base}, nettest.Debian{Suite: suite, Packages: managers})
 	}
-	return append(all, nettest.Debian{Suite: "trixie", Packages: clouds}, nettest.Debian{Suite: "trixie", Packages: nextUp})
+	return append(all, nettest.Debian{Suite: "trixie", Packages: programs}, nettest.Debian{Suite: "trixie", Packages: clouds}, nettest.Debian{Suite: "trixie", Packages: nextUp})
 }
 
 // networkd configures both uplinks.
