@@ -223,6 +223,9 @@ func (i *Installation) warnOfRoutes(err error) {
 			err = nil
 		}
 	}
+	if image := i.env.Picture.largeMain(i.Uplink.Family()); image != nil && image.Left() > 0 {
+		err = errors.Join(err, errTooMany) // which no other look at main would change
+	}
 	i.warn("place the routes", err)
 }
 

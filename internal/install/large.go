@@ -118,11 +118,11 @@ func (p *placer) syncLarge(u uplink.Uplink, m uplink.Main, table uint32, image *
 		f.gateways, f.at = true, 0
 		return nil
 	}
-	return p.finishLarge(u, image)
+	return p.finishLarge(u)
 }
 
 // finishLarge deletes what a large main does not want.
-func (p *placer) finishLarge(u uplink.Uplink, image *route.Image) error {
+func (p *placer) finishLarge(u uplink.Uplink) error {
 	f := p.filling
 	p.filling = nil
 	p.env.Picture.hold(u.Family(), 0)
@@ -134,9 +134,6 @@ func (p *placer) finishLarge(u uplink.Uplink, image *route.Image) error {
 	})
 	errs := append(f.errs, err, p.env.Kernel.Replace(stale, nil))
 	p.placed = len(f.want)
-	if image.Left() > 0 {
-		errs = append(errs, errTooMany)
-	}
 	return errors.Join(errs...)
 }
 
