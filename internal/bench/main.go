@@ -22,7 +22,7 @@ every answer. Ratios compare measurements that take turns in one run.
   -json          print JSON
   -runs N        print the median of N runs (5)
   -slice D       how long one measurement lasts (100ms); each run has three of a kind
-  -only PART     server, client or watch
+  -only PART     server, client, watch, or mains: large main tables
   -clients N,N   how many ask at once (1,16,256)
   -short         small and quick: shows that it works, not how fast it is
   -dir DIR       where the databases are (below .cache); not on a tmpfs
@@ -64,16 +64,21 @@ type sizes struct {
 	idle      time.Duration // during which wake-ups are counted
 	atRest    time.Duration // after the last event, until the clients have returned memory
 	probing   time.Duration // rounds of probes, before they are measured and while they are
+	mains
 }
 
 var (
 	full = sizes{
 		few: 1000, many: 60_000, callers: 1024, links: 100, addresses: 100, together: 20, watched: 1000,
 		settle: 12 * time.Second, idle: 15 * time.Second, atRest: 15 * time.Second, probing: 30 * time.Second,
+		mains: mains{followed: 100_000, internet: 1_000_000, packets: 1500, prefixes: 40, refused: 4000, renames: 1000,
+			changing: 10 * time.Second, settled: time.Minute, measuredAt: 15 * time.Second},
 	}
 	small = sizes{
 		few: 100, many: 500, callers: 64, links: 4, addresses: 8, together: 4, watched: 20,
 		settle: time.Second / 10, idle: time.Second / 10, atRest: time.Second / 10, probing: time.Second / 10,
+		mains: mains{followed: 3000, internet: 3000, packets: 10, prefixes: 40, refused: 100, renames: 10,
+			changing: time.Second / 10, settled: time.Second / 10, measuredAt: time.Second / 10},
 	}
 )
 
@@ -109,7 +114,7 @@ func main() {
 	}
 	switch {
 	case slices.Min(o.clients) < 1, flag.NArg() > 0 || o.runs < 1 || o.slice <= 0 || o.leases < 1 || o.leases > tablesMax,
-		!slices.Contains([]string{"", "server", "client", "watch"}, o.only), o.server != "" && o.original != "":
+		!slices.Contains([]string{"", "server", "client", "watch", "mains"}, o.only), o.server != "" && o.original != "":
 		flag.Usage()
 		os.Exit(2)
 	case o.server != "":
@@ -145,7 +150,12 @@ func own(session *nettest.Session, o options) error {
 			return err
 		}
 	}
-	if o.only != "server" {
+	if o.only == "" || o.only == "mains" {
+		if err := measureMains(session, o, dir, r); err != nil {
+			return err
+		}
+	}
+	if o.only != "server" && o.only != "mains" {
 		if err := measureClient(session, o, dir, r); err != nil {
 			return err
 		}
