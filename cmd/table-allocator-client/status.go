@@ -68,6 +68,9 @@ func status(f *flags) action {
 			return asked(err)
 		}
 		f.debug("%d addresses", len(report.Uplinks))
+		if *metrics {
+			report.Measure(context.Background(), q)
+		}
 		report = printable(redacted(report, *redact))
 		if *metrics {
 			return writeMetrics(output, report.Metrics())

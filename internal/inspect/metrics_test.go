@@ -1,6 +1,11 @@
 package inspect
 
-import "testing"
+import (
+	"testing"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/events"
+)
 
 func TestMetrics(t *testing.T) {
 	r := Report{
@@ -12,6 +17,15 @@ func TestMetrics(t *testing.T) {
 			{Ifname: "wan1", Address: "203.0.113.2", Family: "inet", Findings: []Finding{{Name: "not-served", Severity: Note}}},
 		},
 	}
+	now := time.Now()
+	r.pools = []pool{{"inet", 3, 997}, {"inet6", 0, 1000}}
+	r.countRestored([]events.Event{
+		{Time: now.Add(-2 * time.Hour), What: events.RulesLost, Ifname: "wan0", Address: "192.0.2.2"},
+		{Time: now.Add(-time.Minute), What: events.RulesLost, Ifname: "wan0", Address: "192.0.2.2"},
+		{Time: now, What: events.RulesLost, Ifname: "wan0", Address: "192.0.2.2"},
+		{Time: now, What: events.RulesLost, Ifname: "wan1", Address: "192.0.2.2"},
+		{Time: now, What: events.RouteLost, Ifname: "wan1", Address: "203.0.113.2"},
+	}, now.Add(-restoredWithin))
 	const want = `# HELP table_allocator_server_up Whether the server runs, or systemd starts it with the first request.
 # TYPE table_allocator_server_up gauge
 table_allocator_server_up 1
@@ -39,10 +53,23 @@ table_allocator_uplink_info{ifname="a\"\\\n?",address="2001:db8::2",family="inet
 # TYPE table_allocator_lease_remaining_seconds gauge
 table_allocator_lease_remaining_seconds{ifname="wan0",address="192.0.2.2",family="inet"} 3500
 table_allocator_lease_remaining_seconds{ifname="a\"\\\n?",address="2001:db8::2",family="inet6"} 7
+# HELP table_allocator_rule_restorations How often rules of an address that another program deleted were restored in the last hour.
+# TYPE table_allocator_rule_restorations gauge
+table_allocator_rule_restorations{ifname="wan0",address="192.0.2.2",family="inet"} 2
+table_allocator_rule_restorations{ifname="a\"\\\n?",address="2001:db8::2",family="inet6"} 0
+table_allocator_rule_restorations{ifname="wan1",address="203.0.113.2",family="inet"} 0
 # HELP table_allocator_leases How many addresses have a lease.
 # TYPE table_allocator_leases gauge
 table_allocator_leases{family="inet"} 1
 table_allocator_leases{family="inet6"} 1
+# HELP table_allocator_pool_leased_tables How many tables of the server's pool are leased, by all programs.
+# TYPE table_allocator_pool_leased_tables gauge
+table_allocator_pool_leased_tables{family="inet"} 3
+table_allocator_pool_leased_tables{family="inet6"} 0
+# HELP table_allocator_pool_free_tables How many tables of the server's pool are free.
+# TYPE table_allocator_pool_free_tables gauge
+table_allocator_pool_free_tables{family="inet"} 997
+table_allocator_pool_free_tables{family="inet6"} 1000
 `
 	if got := string(r.Metrics()); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)

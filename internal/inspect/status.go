@@ -87,6 +87,7 @@ type Report struct {
 
 	fronts []inFront
 	watch  *uplinks.Report // nil: no watch answers
+	pools  []pool          // see Measure
 }
 
 // Unbound is where packets of one family leave that are bound to nothing.
@@ -115,6 +116,7 @@ type Row struct {
 	Probe     *Probe    `json:"probe"`      // null: no watch probes it
 	Since     int64     `json:"since"`      // when a fault began, in seconds since 1970; 0: there is none, or nobody noted it
 	Findings  []Finding `json:"findings"`
+	restored  int64     // see Measure
 }
 
 // Probe is what probes of an uplink told.

@@ -33,10 +33,15 @@ func TestMetrics(t *testing.T) {
 				`table_allocator_uplink_up{ifname="wan1",address="10.1.0.2",family="inet"} 1`,
 				`table_allocator_uplink_up{ifname="wan1",address="fd01::2",family="inet6"} 1`,
 				`table_allocator_leases{family="inet"} 1`,
+				`table_allocator_pool_leased_tables{family="inet"} 1`,
+				`table_allocator_pool_free_tables{family="inet6"} 39`,
+				`table_allocator_rule_restorations{ifname="wan1",address="10.1.0.2",family="inet"} 0`,
 				`table_allocator_unbound_info{family="inet",ifname="wan1",gateway="10.1.0.1"} 1`,
 			} {
 				m.wait(line, `grep --fixed-strings --line-regexp "$1" `+file, line)
 			}
+			m.sh(`ip rule delete priority 10000 from 10.1.0.2`)
+			m.wait("a rule that was restored", `grep 'rule_restorations.*10.1.0.2.* 1$' `+file)
 			m.want(`promtool check metrics <`+file+`; stat -c %a `+file+`; cat /root/other; ls -A /var/lib/prometheus/node-exporter`,
 				"644", "kept", "table-allocator.prom")
 
