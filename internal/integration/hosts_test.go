@@ -92,6 +92,14 @@ var neighbours = []neighbour{
 		start: `for n in 1 2; do systemd-run --unit=udhcpc$n udhcpc -f -i wan$n -s /usr/lib/table-allocator/udhcpc; done`,
 		then:  []string{`systemctl stop udhcpc2; ip address flush dev wan2; systemd-run --unit=udhcpc3 udhcpc -f -i wan2 -s /usr/lib/table-allocator/udhcpc`},
 	},
+	{
+		name: "ifupdown with aliases", files: aliases, prefixes: aliased, start: `ifup wan1 wan2 wan1:1 wan2:1`,
+		then: []string{`ifdown wan2:1; ifup wan2:1`},
+	},
+	{
+		name: "ifupdown with aliases by its hook", hooks: true, files: aliases, prefixes: aliased, start: `ifup wan1 wan2 wan1:1 wan2:1`,
+		then: []string{`ifdown wan2:1; ifup wan2:1`},
+	},
 	{name: "ifupdown2", packages: clouds, suites: suites[1:], files: interfaces, start: `mkdir -p /run/network; ifup wan1 wan2`, then: []string{`ifreload -a`, `ifdown wan2; ifup wan2`}},
 	{name: "ifupdown-ng", packages: nextUp, suites: suites[1:], files: interfaces, start: `mkdir -p /run/network; ifup-ng wan1 wan2`, then: []string{`ifdown-ng wan2; ifup-ng wan2`}},
 	{
@@ -112,15 +120,15 @@ var neighbours = []neighbour{
 		then: []string{`until ip address show wan1 | grep 10.1.0.200; do sleep 0.1; done`, `systemctl restart keepalived`},
 	},
 	{
-		name: "bird", suites: suites[1:], start: startNetworkd + `systemctl start bird`,
+		name: "bird", start: startNetworkd + `systemctl start bird`,
 		files: beside(map[string]string{"/etc/bird/bird.conf": `
 			router id 10.1.0.99;
 			protocol device { }
-			ipv4 table other;
+			ipv4 table further;
 			protocol kernel { ipv4 { export all; }; }
-			protocol kernel second { ipv4 { table other; export all; }; kernel table 777; }
+			protocol kernel second { ipv4 { table further; export all; }; kernel table 777; }
 			protocol static { ipv4; route 10.99.0.0/16 via 10.1.0.1; }
-			protocol static third { ipv4 { table other; }; route 10.98.0.0/16 via 10.2.0.1; }`}),
+			protocol static third { ipv4 { table further; }; route 10.98.0.0/16 via 10.2.0.1; }`}),
 		then:  []string{`birdc configure`, `systemctl restart bird; until ip route show table 777 | grep 10.98; do sleep 0.1; done; until ip route | grep 10.99; do sleep 0.1; done`},
 		keeps: []string{"10.99.0.0/16 via 10.1.0.1 dev wan1 proto bird"},
 	},
@@ -185,6 +193,26 @@ ethernets:
 
 // interfaces is what ifupdown and its siblings read.
 var interfaces = map[string]string{"/etc/network/interfaces": "auto lo wan1 wan2\niface lo inet loopback\niface wan1 inet dhcp\niface wan2 inet dhcp\n"}
+
+// aliases are addresses with a label, which have the gateway of their link.
+var aliases = map[string]string{"/etc/network/interfaces": `auto lo
+iface lo inet loopback
+iface wan1 inet static
+	address 10.1.0.2/24
+	gateway 10.1.0.1
+	metric 100
+iface wan1:1 inet static
+	address 10.1.0.77/32
+iface wan2 inet static
+	address 10.2.0.2/24
+	gateway 10.2.0.1
+	metric 200
+iface wan2:1 inet static
+	address 10.2.0.77/32
+`}
+
+// aliased are their addresses and those of their links.
+var aliased = []string{"10.1.0.2", "10.1.0.77", "10.2.0.2", "10.2.0.77"}
 
 // withDhcpcd is that for dhcpcd, which also has its own file.
 var withDhcpcd = map[string]string{"/etc/network/interfaces": interfaces["/etc/network/interfaces"], "/etc/dhcpcd.conf": nodev["/etc/dhcpcd.conf"]}
