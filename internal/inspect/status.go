@@ -258,11 +258,28 @@ func noteUnserved(rows []Row) {
 				f.Severity = Error
 				if unservable(rows[i].Ifname) == nil {
 					f.What, f.Evidence = "not served by the watch that runs", fmt.Sprintf("pid %d is a watch, and has no lease for the address", watch)
+					if file := configOf(watch); file != "" {
+						f.Evidence += ", or its configuration leaves the link out: status -c " + file
+					}
 					f.Cure = "systemctl restart table-allocator-watch; table-allocator-client history " + rows[i].Ifname
 				}
 			}
 		}
 	}
+}
+
+// configOf is the configuration that a watch was started with; "": none.
+func configOf(watch int) string {
+	words := strings.Split(readLine(fmt.Sprintf("/proc/%d/cmdline", watch)), "\x00")
+	for i, word := range words {
+		if file, ok := strings.CutPrefix(word, "--config="); ok {
+			return file
+		}
+		if (word == "-c" || word == "--config") && i+1 < len(words) {
+			return words[i+1]
+		}
+	}
+	return ""
 }
 
 // unservable says why no link of a name can be served; nil if one can.
