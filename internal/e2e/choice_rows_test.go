@@ -40,58 +40,62 @@ func TestChoiceGateway(t *testing.T) {
 
 // TestChoiceFlaps: an uplink that fails again and again is not used for its hold, and `uplinks` says so.
 func TestChoiceFlaps(t *testing.T) {
-	c := newChooser(t, copyLinks, `"hold": 1000`, `"hold_max": 2000`)
-	// Rounds may have failed before the links of the providers were there.
-	c.run(bin(t, clientBin), "uplinks", "use", "wan0")
-	c.waitUsed("wan0")
-	c.run(bin(t, clientBin), "uplinks", "use", "auto")
-	c.fault(0, noInternet)
-	c.waitUnbound(1)
-	before := c.switches()
-	for range 3 {
-		c.mend(0)
-		c.waitState("wan0", "inet", "alive")
-		c.waitState("wan0", "inet6", "alive")
-		eventually(t, "it says why wan0 is not used", func() error {
-			for _, one := range c.report().Unbound {
-				if one.Ifname != "wan1" || !strings.Contains(one.Why, "wan0 works again, and is used in ") {
-					return fmt.Errorf("%+v", one)
-				}
-			}
-			return nil
-		})
+	eachMode(t, func(t *testing.T, links string) {
+		c := newChooser(t, links, `"hold": 1000`, `"hold_max": 2000`)
+		// Rounds may have failed before the links of the providers were there.
+		c.run(bin(t, clientBin), "uplinks", "use", "wan0")
+		c.waitUsed("wan0")
+		c.run(bin(t, clientBin), "uplinks", "use", "auto")
 		c.fault(0, noInternet)
-		c.waitState("wan0", "inet", "dead")
-		c.waitState("wan0", "inet6", "dead")
-	}
-	if n := c.switches(); n != before {
-		t.Errorf("%d switches while wan0 flapped", n-before)
-	}
-	c.wantUnbound(4, 1)
-	c.wantUnbound(6, 1)
-	c.wantOwnOnly()
+		c.waitUnbound(1)
+		before := c.switches()
+		for range 3 {
+			c.mend(0)
+			c.waitState("wan0", "inet", "alive")
+			c.waitState("wan0", "inet6", "alive")
+			eventually(t, "it says why wan0 is not used", func() error {
+				for _, one := range c.report().Unbound {
+					if one.Ifname != "wan1" || !strings.Contains(one.Why, "wan0 works again, and is used in ") {
+						return fmt.Errorf("%+v", one)
+					}
+				}
+				return nil
+			})
+			c.fault(0, noInternet)
+			c.waitState("wan0", "inet", "dead")
+			c.waitState("wan0", "inet6", "dead")
+		}
+		if n := c.switches(); n != before {
+			t.Errorf("%d switches while wan0 flapped", n-before)
+		}
+		c.wantUnbound(4, 1)
+		c.wantUnbound(6, 1)
+		c.wantOwnOnly()
+	})
 }
 
 // TestChoicePortal: behind a captive portal ICMP and DNS answer, and the page does not.
 func TestChoicePortal(t *testing.T) {
-	c := newChooser(t, copyLinks, `"portal_url": "http://check.example/204"`, `"portal_every": 0.4`)
-	serve := func(ns *nettest.Namespace, at string, status int) {
-		ns.Do(func() { serveStatus(t, at, status) })
-	}
-	for _, far := range []string{internet, internet6} {
-		serve(c.internet.Namespace, net.JoinHostPort(far, "80"), http.StatusNoContent)
-		c.internet.Do(func() { serveName(t, net.JoinHostPort(far, "53")) })
-	}
-	serve(c.isps[0].ns, ":8080", http.StatusOK)
-	c.waitUsed("wan0")
-	c.waitUnbound(0)
-	c.fault(0, portal)
-	c.waitState("wan0", "inet", "portal")
-	c.waitState("wan0", "inet6", "portal")
-	c.waitUnbound(1)
-	c.mend(0)
-	c.waitUnbound(0)
-	c.wantOwnOnly()
+	eachMode(t, func(t *testing.T, links string) {
+		c := newChooser(t, links, `"portal_url": "http://check.example/204"`, `"portal_every": 0.4`)
+		serve := func(ns *nettest.Namespace, at string, status int) {
+			ns.Do(func() { serveStatus(t, at, status) })
+		}
+		for _, far := range []string{internet, internet6} {
+			serve(c.internet.Namespace, net.JoinHostPort(far, "80"), http.StatusNoContent)
+			c.internet.Do(func() { serveName(t, net.JoinHostPort(far, "53")) })
+		}
+		serve(c.isps[0].ns, ":8080", http.StatusOK)
+		c.waitUsed("wan0")
+		c.waitUnbound(0)
+		c.fault(0, portal)
+		c.waitState("wan0", "inet", "portal")
+		c.waitState("wan0", "inet6", "portal")
+		c.waitUnbound(1)
+		c.mend(0)
+		c.waitUnbound(0)
+		c.wantOwnOnly()
+	})
 }
 
 // serveStatus answers HTTP requests with a status.
