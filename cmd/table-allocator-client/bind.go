@@ -142,7 +142,7 @@ func (b *bindFlags) checkLink() error {
 // warnMissing says which BPF programs the kernel does not take.
 func warnMissing(missing []cgroup.Missing) {
 	for _, m := range missing {
-		warn(fmt.Sprintf("this kernel does not take BPF program %s, so %s: %v", m.Program, m.Lost, m.Err))
+		warn(fmt.Sprintf("BPF program %s is not in place, so %s: %v", m.Program, m.Lost, m.Err))
 	}
 }
 

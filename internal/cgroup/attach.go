@@ -64,6 +64,15 @@ func install(cgroup *os.File, hooks []hook) ([]Missing, error) {
 	return missing, nil
 }
 
+func installAt(dir string, hooks []hook) ([]Missing, error) {
+	open, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer open.Close()
+	return install(open, hooks)
+}
+
 func (h *hook) install(cgroup int) error {
 	have, err := attached(cgroup, h.spec.AttachType, h.spec.Name)
 	if err != nil {

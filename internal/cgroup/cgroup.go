@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/remember"
@@ -186,6 +187,11 @@ const bindRounds = 20
 // place makes the cgroup with the programs for the mark in it, and moves a process there: 0 is the
 // caller, -1 nobody. What is missing is told by whoever makes the cgroup.
 func (c *Cgroups) place(pid int, cgroup string, m Mark) (missing []Missing, err error) {
+	return c.placeWith(pid, cgroup, m, func(Mark, *Lock) []hook { return nil })
+}
+
+// placeWith is place, with programs for the cgroup above, which a process leaves that has sockets.
+func (c *Cgroups) placeWith(pid int, cgroup string, m Mark, above func(Mark, *Lock) []hook) (missing []Missing, err error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
@@ -194,9 +200,9 @@ func (c *Cgroups) place(pid int, cgroup string, m Mark) (missing []Missing, err 
 		return nil, err
 	}
 	defer lock.Close()
-	dir, all := c.file(cgroup), hooks(m, lock)
+	dir, all, upper := c.file(cgroup), hooks(m, lock), above(m, lock)
 	for range bindRounds {
-		if missing, err = c.placeOnce(pid, dir, all); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+		if missing, err = c.placeOnce(pid, dir, all, upper); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 			break
 		}
 	}
@@ -214,7 +220,7 @@ func lockFor(m Mark) (*Lock, error) {
 	return MakeLock()
 }
 
-func (c *Cgroups) placeOnce(pid int, dir string, all []hook) ([]Missing, error) {
+func (c *Cgroups) placeOnce(pid int, dir string, all, upper []hook) ([]Missing, error) {
 	err := os.MkdirAll(filepath.Dir(dir), 0o755)
 	if err != nil {
 		return nil, err
@@ -232,6 +238,11 @@ func (c *Cgroups) placeOnce(pid int, dir string, all []hook) ([]Missing, error) 
 	}
 	defer open.Close()
 	missing, err := install(open, all)
+	if err == nil && len(upper) > 0 {
+		var more []Missing
+		more, err = installAt(filepath.Dir(dir), upper)
+		missing = append(missing, more...)
+	}
 	if err != nil {
 		if fresh {
 			_ = os.Remove(dir) // the error is the one to tell
@@ -422,7 +433,26 @@ func sweep(dir string) {
 		return
 	}
 	defer unlock()
-	if _, ours, err := programsMark(dir); ours && err == nil {
-		_ = os.Remove(dir) // EBUSY where it is in use
+	if _, ours, err := programsMark(dir); ours && err == nil && os.Remove(dir) == nil { // EBUSY where it is in use
+		_ = removeGuard(filepath.Dir(dir)) // one that stays drops nothing of others, and goes another time
 	}
+}
+
+// removeGuard removes the guard of a cgroup that has no cgroup of ours below it any more.
+func removeGuard(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), childPrefix) }) {
+		return err
+	}
+	open, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	have, err := attached(int(open.Fd()), ebpf.AttachCGroupInetEgress, guardName)
+	if err != nil {
+		return err
+	}
+	defer have.close()
+	return have.detach(int(open.Fd()), ebpf.AttachCGroupInetEgress, -1)
 }

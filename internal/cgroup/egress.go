@@ -29,6 +29,17 @@ const (
 // each packet of a socket that was made in the cgroup, when route, source and link are final. The mark of the socket
 // counts, since that of a packet is anybody's. Subflows that the kernel makes for MPTCP have no mark.
 func egress(m Mark, lock int) asm.Instructions {
+	return dropping(m, lock, asm.Mov.Imm32(asm.R8, int32(m.Value)))
+}
+
+// guard is egress for the cgroup that a process left to be bound. The sockets from before belong to that cgroup for good,
+// beside those of others, which have no mark.
+func guard(m Mark, lock int) asm.Instructions {
+	return dropping(m, lock, asm.Ja.Label(allow))
+}
+
+// dropping is a program that drops. unmarked is what it does with a socket that has no mark of ours.
+func dropping(m Mark, lock int, unmarked asm.Instruction) asm.Instructions {
 	loadSource := func(label string, from int32, to int32, length int32) asm.Instructions {
 		return asm.Instructions{
 			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol(label),
@@ -53,7 +64,7 @@ func egress(m Mark, lock int) asm.Instructions {
 			asm.LoadMem(asm.R8, asm.R0, sockMark, asm.Word),
 			asm.And.Imm32(asm.R8, int32(m.Mask)),
 			asm.JNE.Imm(asm.R8, 0, "marked"),
-			asm.Mov.Imm32(asm.R8, int32(m.Value)).WithSymbol("unmarked"),
+			unmarked.WithSymbol("unmarked"),
 			asm.Mov.Reg(asm.R1, asm.R8).WithSymbol("marked"),
 			asm.And.Imm32(asm.R1, int32(m.out())),
 			asm.JNE.Imm(asm.R1, 0, allow), // it was taken out, or may use other uplinks

@@ -94,7 +94,7 @@ func TestMissing(t *testing.T) {
 	all := testHooks(t, testMark)
 	for at := range all {
 		dir := c.file("/ta-wan" + strconv.Itoa(at))
-		missing, err := c.placeOnce(-1, dir, refused(at))
+		missing, err := c.placeOnce(-1, dir, refused(at), nil)
 		if needed := all[at].needed; needed != nil {
 			if !errors.Is(err, needed) {
 				t.Errorf("without %s: got %v, want %v", all[at].spec.Name, err, needed)
@@ -112,7 +112,7 @@ func TestMissing(t *testing.T) {
 		}
 		startIn(t, dir).want("0x2000000", "a socket tcp4")
 		// It was told when the cgroup was made.
-		if missing, err := c.placeOnce(-1, dir, refused(at)); err != nil || missing != nil {
+		if missing, err := c.placeOnce(-1, dir, refused(at), nil); err != nil || missing != nil {
 			t.Errorf("without %s, again: got %+v, %v", all[at].spec.Name, missing, err)
 		}
 	}

@@ -136,7 +136,7 @@ func makeCgroup(cfg bind.Config, was bind.Mark) (m bind.Mark, there bool, err er
 	defer cancel()
 	m, missing, err := bind.MakeStanding(ctx, cfg, was)
 	if err == nil && len(missing) > 0 {
-		err = fmt.Errorf("this kernel does not take BPF program %s, so %s: %w", missing[0].Program, missing[0].Lost, missing[0].Err)
+		err = fmt.Errorf("BPF program %s is not in place, so %s: %w", missing[0].Program, missing[0].Lost, missing[0].Err)
 		return m, true, err
 	}
 	return m, err == nil || slices.Contains(bind.Standing(), cfg.Ifname), err

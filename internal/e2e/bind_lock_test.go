@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -146,6 +147,49 @@ func TestLockMulticast(t *testing.T) {
 	c.ns.IP(t, "link set wan1 down")
 	c.blocked(p, "4", "6")
 	try(-1)
+}
+
+// TestLockAttached: sockets from before attach belong to the cgroup that the process was in. What they send by another link,
+// or with another source, does not leave either, until nothing of that cgroup is bound any more.
+func TestLockAttached(t *testing.T) {
+	c := newCrossing(t)
+	inet0, inet60 := at(0)
+	_, inet61 := at(1)
+	p, neighbour := c.prober(), c.prober()
+	sysctl(t, c.isps[0].ns, "net/ipv4/conf/all/proxy_arp", "1")
+	sockets := []string{"plain4", "plain6", "link4", "link6", "address4", "address6", "front4", "front6"}
+	for _, s := range sockets {
+		p.want("ok", "new %s udp%s", s, s[len(s)-1:])
+	}
+	c.must("attach", "wan1", strconv.Itoa(c.pidOf(p)))
+	other := c.ifindex("wan0")
+	c.nothing(func() {
+		p.want("ok", "%s", option("plain6", unix.SOL_IPV6, unix.IPV6_MULTICAST_IF, other, false))
+		p.want("EPERM", "send plain6 [ff02::fb]:5353")
+		p.want("ok", "%s", option("link4", unix.SOL_IP, unix.IP_UNICAST_IF, other, true))
+		p.want("EPERM", "send link4 %s", far4)
+		p.want("ok", "%s", option("link6", unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, other, false))
+		if answer := p.do("send link6 %s", far6); answer == "ok" {
+			t.Error("it left by the other link")
+		}
+		p.want("ok", "bind address4 %s:0\nbind address6 [%s]:0", inet0, inet60)
+		p.want("EPERM", "send address4 %s", far4)
+		p.want("EPERM", "send address6 %s", far6)
+	})
+	c.only(1, func() { p.want(inet61, "ask plain6 %s", far6) })
+	for _, args := range []string{"-4 rule add not fwmark 51820 table main", "-6 rule add not fwmark 51820 table main"} {
+		c.ns.IP(t, args)
+	}
+	c.nothing(func() {
+		p.want("EPERM", "send front4 %s", far4)
+		p.want("EPERM", "send front6 %s", far6)
+	})
+	c.only(0, func() { // nobody else in that cgroup is concerned
+		neighbour.want(inet0, "new s udp4\nask s %s", far4)
+		neighbour.want(inet60, "new s6 udp6\nask s6 %s", far6)
+	})
+	c.must("detach", strconv.Itoa(c.pidOf(p)))
+	c.only(0, func() { p.want(inet0, "ask front4 %s", far4) })
 }
 
 // TestLockInFront: rules that somebody puts before all others, as wg-quick does, get nothing of what is bound.
