@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -99,6 +100,18 @@ func BehindOthers(ifname string, addrs []netip.Addr) (link string, err error) {
 		return "", err
 	}
 	for i, addr := range addrs {
+		if zone := addr.Zone(); zone != "" { // link-local: it says itself which link it is on
+			if index, err := strconv.Atoi(zone); err == nil {
+				zone = links[index].Name
+			}
+			if zone == ifname || zone == uplink.Loopback {
+				return "", nil
+			}
+			if i == 0 {
+				link = zone
+			}
+			continue
+		}
 		at := slices.IndexFunc(addresses, func(a route.Address) bool {
 			return links[a.Index].Name != uplink.Loopback && a.Addr != addr && a.Network().Masked().Contains(addr)
 		})

@@ -135,7 +135,7 @@ func makeLock() (*Lock, error) {
 		return nil, err
 	}
 	l = &Lock{m}
-	err = l.m.Put(namespaceKey(namespace), uint32(0))
+	err = l.m.Put(namespaceKey(namespace), pidNamespace())
 	if err == nil {
 		err = m.Pin(filepath.Join(root, name))
 	}
@@ -235,13 +235,26 @@ func namespaceKey(namespace uint64) (k lockKey) {
 	return k
 }
 
-// removeEnded removes locks of network namespaces that no thread is in and no file stands for any more.
+// firstPIDNamespace is the one in which all processes are seen: PROC_PID_INIT_INO of the kernel.
+const firstPIDNamespace = 0xEFFFFFFC
+
+// pidNamespace is the number of the pid namespace of the caller, whose processes /proc shows; 0 if it is not known.
+func pidNamespace() uint32 {
+	var stat unix.Stat_t
+	if unix.Stat("/proc/thread-self/ns/pid", &stat) != nil {
+		return 0
+	}
+	return uint32(stat.Ino)
+}
+
+// removeEnded removes locks of network namespaces that no thread is in and no file stands for any more. Of those that were
+// made in another pid namespace it knows nothing, unless it sees all processes.
 func removeEnded(root string, own uint64) {
 	pins, err := filepath.Glob(filepath.Join(root, lockPrefix+"*"))
 	if err != nil || len(pins) == 0 {
 		return
 	}
-	there := namespaces()
+	there, sees := namespaces(), pidNamespace()
 	delete(there, own) // the lock of this one is not made yet: another one that ended had the number
 	for _, pin := range pins {
 		l, err := openLock(filepath.Dir(root), filepath.Base(pin))
@@ -249,8 +262,8 @@ func removeEnded(root string, own uint64) {
 			continue // whatever it is, it is in nobody's way
 		}
 		ended := true
-		err = l.each(func(k lockKey, _ uint32) {
-			if k.mark() == 0 && k.index() == 0 && there[binary.NativeEndian.Uint64(k[8:])] {
+		err = l.each(func(k lockKey, maker uint32) {
+			if k.mark() == 0 && k.index() == 0 && (there[binary.NativeEndian.Uint64(k[8:])] || sees != firstPIDNamespace && maker != sees) {
 				ended = false
 			}
 		})

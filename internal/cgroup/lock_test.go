@@ -347,44 +347,54 @@ func TestLockOfOthers(t *testing.T) {
 	}
 }
 
-// Locks of network namespaces that ended go when another one is made.
-func TestLockEnded(t *testing.T) {
-	pin := func() string { // of a namespace that ends with the function
-		path := make(chan string, 1)
-		failed := make(chan error)
-		go func() {
-			runtime.LockOSThread() // the thread, and the namespace with it, ends with this function
-			err := unix.Unshare(unix.CLONE_NEWNET)
-			if err == nil {
-				var l *Lock
-				if l, err = MakeLock(); err == nil {
-					l.Close()
-				}
+// endedLock makes a lock in a network namespace that ends at once, and returns its path. maker is the pid namespace that the
+// lock says it was made in.
+func endedLock(t *testing.T, maker uint32) string {
+	t.Helper()
+	var path string
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread, and the namespace with it, ends with this function
+		failed <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return err
 			}
-			name, _, nameErr := lockName()
-			path <- filepath.Join(PinRoot, name)
-			failed <- errors.Join(err, nameErr)
+			l, err := MakeLock()
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			name, namespace, err := lockName()
+			path = filepath.Join(PinRoot, name)
+			return errors.Join(err, l.m.Put(namespaceKey(namespace), maker))
 		}()
-		if err := <-failed; err != nil {
-			t.Fatal(err)
-		}
-		return <-path
+	}()
+	if err := <-failed; err != nil {
+		t.Fatal(err)
 	}
+	return path
+}
+
+// Locks of network namespaces that ended go when another one is made, unless they were made where other processes are seen.
+func TestLockEnded(t *testing.T) {
+	gone := func(path string) bool {
+		_, err := os.Stat(path)
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	sees := pidNamespace()
+	foreign := endedLock(t, sees+1)
 	// Threads take a moment to end, and any namespace of the machine may get the number of one that ended.
-	before := []string{pin()}
-	for deadline := time.Now().Add(time.Minute); ; {
-		next := pin()
-		if _, err := os.Stat(next); err != nil {
-			t.Fatalf("the new lock: %v", err)
-		}
-		if slices.ContainsFunc(before, func(path string) bool {
-			_, err := os.Stat(path)
-			return errors.Is(err, fs.ErrNotExist)
-		}) {
-			return
+	before := []string{endedLock(t, sees)}
+	for deadline := time.Now().Add(time.Minute); !slices.ContainsFunc(before, gone); {
+		next := endedLock(t, sees)
+		if gone(next) {
+			t.Fatal("the new lock is not there")
 		}
 		if before = append(before, next); time.Now().After(deadline) {
 			t.Fatalf("the locks of %d namespaces that ended are left", len(before))
 		}
+	}
+	if sees != firstPIDNamespace && gone(foreign) {
+		t.Error("a lock is gone that was made in another pid namespace")
 	}
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -39,7 +40,12 @@ func TestBindResolv(t *testing.T) {
 	read("nameserver 10.2.0.53\nnameserver fd02::53\nnameserver fe80::53%wan1\nsearch example\noptions timeout:1\n", "", "--resolv", "uplink")
 	read("nameserver 192.0.2.53\n", "", "--resolv", file)
 	read(hosts, "10.1.0.1, which is behind wan0")
-	for _, text := range []string{"nameserver 127.0.0.53\n", "nameserver 10.2.0.1\n", "nameserver 9.9.9.9\n", "nameserver 10.1.0.1\nnameserver 9.9.9.9\n", "# none\n"} {
+	for _, zone := range []string{"wan0", strconv.Itoa(c.ifindex("wan0"))} {
+		text := "nameserver fe80::1%" + zone + "\n"
+		write(host, text)
+		read(text, "fe80::1%"+zone+", which is behind wan0")
+	}
+	for _, text := range []string{"nameserver fe80::1%wan1\n", "nameserver 127.0.0.53\n", "nameserver 10.2.0.1\n", "nameserver 9.9.9.9\n", "nameserver 10.1.0.1\nnameserver 9.9.9.9\n", "# none\n"} {
 		write(host, text)
 		read(text, "")
 	}
