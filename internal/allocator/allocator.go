@@ -381,7 +381,7 @@ func (a *Allocator) Pool(f Family) (leased, tables uint64) {
 	return 0, 0
 }
 
-// Fault returns why the last write to the database failed, nil if it did not.
+// Fault returns why the last write of leases failed, nil if it did not.
 func (a *Allocator) Fault() error { return a.fault }
 
 // Each calls f with each lease in force.

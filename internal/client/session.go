@@ -380,6 +380,7 @@ func (l *loop) rename(s *session, name string) {
 	next := l.add(m, conn)
 	next.inst.Index, next.created, next.hooked = s.inst.Index, s.created, s.hooked
 	next.onLink, next.inst.OnLink = s.onLink, s.inst.OnLink
+	next.inst.InheritServers(s.inst)
 	l.scope.settled(next)
 	l.feed(next, event{kind: start})
 	l.look(next)

@@ -115,7 +115,8 @@ func (e *Env) addChoice(have []route.Route, r route.Route) error {
 
 func (e *Env) deleteChoice(r route.Route) (deleted bool, err error) {
 	if e.Picture.largeMain(r.Family) != nil {
-		return true, e.Kernel.Replace([]route.Route{r}, nil)
+		err := e.Kernel.Replace([]route.Route{r}, nil)
+		return err == nil, err
 	}
 	return e.Kernel.DeleteRoute(r)
 }

@@ -309,6 +309,9 @@ func (i *Installation) dropRoutes(u uplink.Uplink) {
 // resolve makes the resolver lines of the address those that it has to have now.
 func (i *Installation) resolve() {
 	servers := i.Uplink.Nameservers()
+	if i.Uplink.Settings.Resolver == uplink.NoResolver {
+		servers = nil // lines that are there are of a holder before
+	}
 	if i.ServersFile == "" && len(servers) > 0 {
 		i.ServersFile = i.serversFile()
 	}
@@ -331,7 +334,7 @@ func (i *Installation) setLines(servers []netip.Addr) error {
 		return err
 	}
 	shared = shared && !isOfResolved(file) // that has a file for each link
-	l := lines{file, i.Uplink.Addr(), servers, i.servers, shared, i.Uplink.Settings.PIDFile, i.log}
+	l := lines{file: file, addr: i.Uplink.Addr(), servers: servers, own: i.servers, shared: shared, pidFile: i.Uplink.Settings.PIDFile, log: i.log}
 	i.servers = servers
 	return i.env.setLines(l)
 }

@@ -107,19 +107,26 @@ func (i *Installation) AdoptServers() {
 	}
 }
 
+// InheritServers takes over what systemd-resolved was told for the former name of the link, which is the same link to it.
+func (i *Installation) InheritServers(former *Installation) {
+	if isOfResolved(former.ServersFile) {
+		i.ServersFile, i.servers, former.ServersFile = former.ServersFile, former.servers, ""
+	}
+}
+
 // removeResolved removes the name servers of an address from all links, or from the one of the key.
 func (e *Env) removeResolved(u uplink.Uplink) error {
 	files, err := outside.Ask(resolvedDir, outside.Limit, func() ([]os.DirEntry, error) { return os.ReadDir(resolvedDir) })
 	if err != nil {
 		return nil // nobody was told of any
 	}
-	only := -1
-	if link, found, err := e.Kernel.LinkByName(u.Key.Ifname); u.Key.Ifname != "" && err == nil && found {
-		only = link.Index
-	}
 	for _, file := range files {
-		if index, err := strconv.Atoi(file.Name()); err != nil || only >= 0 && index != only {
+		index, err := strconv.Atoi(file.Name())
+		if err != nil {
 			continue
+		}
+		if link, found, err := e.Kernel.LinkByIndex(index); u.Key.Ifname != "" && err == nil && found && link.Name != u.Key.Ifname {
+			continue // of another link, which may have the address now
 		}
 		l := lines{file: filepath.Join(resolvedDir, file.Name()), addr: u.Addr(), log: e.Log.With("addr", u.Key.Address)}
 		if err := e.setLines(l); err != nil {
@@ -134,6 +141,7 @@ func (e *Env) removeResolved(u uplink.Uplink) error {
 type teller struct {
 	mu      sync.Mutex
 	due     []string // files of links
+	logs    map[string]*slog.Logger
 	running bool
 	done    sync.WaitGroup
 }
@@ -145,26 +153,30 @@ func (t *teller) tell(file string, log *slog.Logger) {
 	if !slices.Contains(t.due, file) {
 		t.due = append(t.due, file)
 	}
+	if t.logs == nil {
+		t.logs = make(map[string]*slog.Logger)
+	}
+	t.logs[file] = log
 	if !t.running {
 		t.running = true
-		t.done.Go(func() { t.run(log) })
+		t.done.Go(t.run)
 	}
 }
 
-// next returns the file that is due, and ends the goroutine if there is none.
-func (t *teller) next() (file string, ok bool) {
+// next returns the file that is due, and who logs of it. It ends the goroutine if there is none.
+func (t *teller) next() (file string, log *slog.Logger) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.due) == 0 {
-		t.running = false
-		return "", false
+		t.running, t.logs = false, nil
+		return "", nil
 	}
 	file, t.due = t.due[0], t.due[1:]
-	return file, true
+	return file, t.logs[file]
 }
 
-func (t *teller) run(log *slog.Logger) {
-	for file, ok := t.next(); ok; file, ok = t.next() {
+func (t *teller) run() {
+	for file, log := t.next(); log != nil; file, log = t.next() {
 		if err := tellResolved(file); err != nil {
 			log.Warn("cannot tell systemd-resolved the name servers", "file", file, "err", err)
 		}
@@ -195,13 +207,14 @@ func tellResolved(file string) error {
 	if linkManager(index) != "" {
 		return removeResolvedFiles(file)
 	}
-	for {
+	const rounds = 5
+	for range rounds {
 		text, err := remember.ReadFile(file)
 		if err != nil {
 			return nil // all is told, and the file was removed
 		}
 		want := serversOf(text)
-		have, err := resolvedServers(index)
+		have, others, err := resolvedServers(index)
 		_, err2 := os.Stat(file + told)
 		ours := err2 == nil
 		switch {
@@ -209,23 +222,30 @@ func tellResolved(file string) error {
 			return removeIfEmpty(file)
 		case err != nil:
 			return err
-		case !ours && len(have) > 0, slices.Equal(have, want):
+		case !ours && (len(have) > 0 || others), slices.Equal(have, want) && !others:
 			return nil
 		}
 		if err := os.WriteFile(file+told, nil, 0o644); err != nil {
 			return err
 		}
 		if _, err := resolvectl(index, cmp.Or(strings.Join(want, " "), " ")); err != nil {
+			if !ours {
+				err = errors.Join(err, os.Remove(file+told))
+			}
 			return err
 		}
 	}
+	return fmt.Errorf("systemd-resolved has another list of name servers for link %d after each of %d calls", index, rounds)
 }
 
-// resolvedServers are the name servers that systemd-resolved has for a link.
-func resolvedServers(index int) ([]string, error) {
+// resolvedServers are the name servers that systemd-resolved has for a link. others reports whether there are some that are
+// never of ours: with a port or a name.
+func resolvedServers(index int) (servers []string, others bool, err error) {
 	out, err := resolvectl(index, "")
 	_, list, _ := strings.Cut(out, "): ") // Link 2 (wan1): 192.0.2.53
-	return withoutZones(strings.Fields(list)), err
+	fields := strings.Fields(list)
+	servers = withoutZones(fields)
+	return servers, len(servers) < len(fields), err
 }
 
 // serversOf returns the name servers in resolver lines, each once.

@@ -32,6 +32,7 @@ type lines struct {
 	own     []netip.Addr // that this installation has lines for
 	shared  bool         // another client has the address on another link: its lines stay
 	pidFile string       // of the dnsmasq that reads the file; empty: the usual one
+	late    bool         // they may have been written after nobody waited for that any more
 	log     *slog.Logger
 }
 
@@ -64,8 +65,10 @@ func HasServers(file string) bool {
 func (e *Env) setLines(l lines) error {
 	e.waiting = slices.DeleteFunc(e.waiting, func(w lines) bool { return w.file == l.file && w.addr == l.addr })
 	changed, err := outside.Ask(filepath.Dir(l.file), outside.Limit, l.write)
-	if e.waitsFor = err; errors.Is(err, remember.ErrBusy) || errors.Is(err, outside.ErrSilent) {
-		e.waiting = append(e.waiting, l)
+	changed = changed || l.late
+	if errors.Is(err, remember.ErrBusy) || errors.Is(err, outside.ErrSilent) {
+		l.late = l.late || errors.Is(err, outside.ErrSilent)
+		e.waiting, e.waitsFor = append(e.waiting, l), err
 		if e.RetryAt == 0 {
 			e.RetryAt = wire.Now() + retryIn<<min(e.tries, retryMost)
 		}

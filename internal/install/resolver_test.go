@@ -12,6 +12,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
 	"github.com/table-allocator/table-allocator/internal/remember"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -129,5 +130,28 @@ func TestResolverFIFO(t *testing.T) {
 	}
 	if err := tellDnsmasq(path); err != nil {
 		t.Errorf("pid file: %v", err)
+	}
+}
+
+// TestNoResolver: an address whose resolver is none gets no lines in a file that other uplinks use, and loses those that it had.
+func TestNoResolver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "servers")
+	const others = "server=192.0.2.53@192.0.2.9\n"
+	if err := os.WriteFile(path, []byte(others+"server=192.0.2.54@192.0.2.5\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	u := uplink.Uplink{Key: wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}}
+	u.Settings = uplink.Settings{Resolver: uplink.NoResolver, ServersFile: path, Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.54")}}
+	log := slog.New(slog.DiscardHandler)
+	env := &Env{Log: log, OtherHolder: func(wire.Key) (bool, error) { return false, nil }}
+	inst := env.New(u, log, func(what string, err error) {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	})
+	inst.AdoptServers()
+	inst.resolve()
+	if text, err := os.ReadFile(path); err != nil || string(text) != others {
+		t.Errorf("the file is %q, %v", text, err)
 	}
 }

@@ -251,13 +251,14 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 		p.table = table
 		return p.writeTaken(u, m.Index)
 	}
+	p.unread = true // until all is known: it is tried again
 	files, err := movedOn(u.Family(), m.Index)
 	if err != nil {
 		return err
 	}
 	before, known, err := files.read(u)
-	if p.unread = errors.Is(err, outside.ErrSilent); p.unread {
-		return err // it is tried again
+	if errors.Is(err, outside.ErrSilent) {
+		return err
 	}
 	if err != nil {
 		p.env.Log.Warn("cannot read what was moved before; looking for it in the table", "table", table, "err", err)
@@ -273,6 +274,7 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 			}
 		}
 	}
+	p.unread = false
 	addresses, err := p.env.Kernel.Addresses(u.Family())
 	p.taken = uplink.WithoutSource(before.Routes, func(r route.Route) bool {
 		return err == nil && !slices.ContainsFunc(addresses, func(a route.Address) bool {

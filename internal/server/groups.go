@@ -37,6 +37,7 @@ type parked struct {
 
 const (
 	groupsFor   = 5 * time.Second // so that a flood of datagrams does not make the server read /etc/group each time
+	groupsStale = time.Minute     // so long they count while they are looked up again
 	groupsLimit = 2 * time.Second // for a name service, which may ask another host
 	groupsMost  = 1024            // users, so that many senders do not use up the memory
 	parkedMost  = 256
@@ -57,7 +58,7 @@ func (g *groups) of(uid uint32, now time.Duration) ([]uint32, error) {
 	if !g.want(uid) {
 		return known.gids, errGroups
 	}
-	if !ok || known.err != nil {
+	if !ok || known.err != nil || now >= known.until+groupsStale {
 		return nil, errAwaited
 	}
 	return known.gids, nil

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/allocator"
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // namesFile has the names of tables for iproute2, where the configuration wants them. What is installed makes a link to it
@@ -23,6 +24,9 @@ const namesFile = "/run/table-allocator/rt_tables.conf"
 
 // namesAfter is how long a change of the leases waits, so that a burst of them costs one file.
 const namesAfter = 100 * time.Millisecond
+
+// tableNamesLimit is how long the file systems of these files may take, which an end of the server waits for.
+const tableNamesLimit = 5 * time.Second
 
 // foreignNames are where names of tables stand that are not ours, in the versions of iproute2.
 var foreignNames = []string{
@@ -124,11 +128,15 @@ func (s *server) keepNames(ctx context.Context) {
 			return
 		case <-time.After(namesAfter):
 		}
-		text := ""
-		if leases, wanted := s.rootLeases(); wanted {
-			text = head + nameTables(leases, readNames(foreignNames, namesFile))
-		}
-		if err := writeNames(head, text); err != nil {
+		leases, wanted := s.rootLeases()
+		_, err := outside.Ask("names of tables", tableNamesLimit, func() (struct{}, error) {
+			text := ""
+			if wanted {
+				text = head + nameTables(leases, readNames(foreignNames, namesFile))
+			}
+			return struct{}{}, writeNames(head, text)
+		})
+		if err != nil {
 			s.log.Warn("cannot write the names of tables", "file", namesFile, "err", err)
 		}
 	}

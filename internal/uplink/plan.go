@@ -76,7 +76,8 @@ func (m Main) all() []route.Route {
 	}
 	onLink := slices.DeleteFunc(slices.Concat(all, lost), func(r route.Route) bool { return r.Gateway.IsValid() || r.Multipath })
 	return append(all, slices.DeleteFunc(lost, func(r route.Route) bool {
-		return known[destinationOf(r)] || r.Gateway.IsValid() && !r.Onlink &&
+		sameFamily := r.Gateway.Is4() == (r.Family == unix.AF_INET) // else main has no network of the gateway's kind
+		return known[destinationOf(r)] || r.Gateway.IsValid() && sameFamily && !r.Onlink &&
 			!slices.ContainsFunc(onLink, func(o route.Route) bool { return o.Dst.Contains(r.Gateway) })
 	})...)
 }

@@ -328,6 +328,17 @@ func TestLostLinkLocal(t *testing.T) {
 	}
 }
 
+// A lost IPv4 route by an IPv6 gateway stays: main of IPv4 has no network that would tell.
+func TestLostByOtherFamily(t *testing.T) {
+	m := mainOf("192.0.2.5/24", "192.0.2.0/24")
+	lost := mainRoute("default via 192.0.2.1")
+	lost.Gateway = addr("fe80::1")
+	m.Lost = []route.Route{lost}
+	if got := wayTo(uplinkOf(m, Settings{Routes: CopyRoutes}).Plan(m, planTable), addr("198.51.100.1")); got != "fe80::1" {
+		t.Errorf("the table leads to %s", got)
+	}
+}
+
 func TestStopgap(t *testing.T) {
 	m := mainOf("192.0.2.5/24", "192.0.2.0/24")
 	u := uplinkOf(m, Settings{Routes: MoveRoutes, Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}})
