@@ -73,8 +73,8 @@ const (
 	serverBin = "table-allocator-server"
 	clientBin = "table-allocator-client"
 	// patience is how long an event may take before the test fails. It is long, because the machine may
-	// be busy.
-	patience = time.Minute
+	// be busy, and longer than the minute after which clients and namespaces give up what does not come.
+	patience = 3 * time.Minute
 )
 
 // bin is the path of one of our commands, built with the race detector.

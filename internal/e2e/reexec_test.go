@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,10 +25,8 @@ func rootsProgram(t *testing.T) string {
 // upgrade replaces the program, as package managers do.
 func upgrade(t *testing.T, path string) {
 	t.Helper()
-	data, err := os.ReadFile(bin(t, clientBin))
-	if err == nil {
-		err = os.WriteFile(path+".new", data, 0o755)
-	}
+	// By a program: a file that this process writes may be open in another child for a moment, and cannot be executed then.
+	err := exec.Command("cp", bin(t, clientBin), path+".new").Run()
 	if err == nil {
 		err = os.Rename(path+".new", path)
 	}
