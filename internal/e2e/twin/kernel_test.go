@@ -3,6 +3,7 @@ package twin
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"testing"
 )
 
@@ -42,6 +43,9 @@ func probe(t *testing.T) kernel {
 		k[kind] = len(failed) == 0
 	}
 	t.Logf("kinds of links: %v", k)
+	if *seed == 0 && *hosts == 0 && os.Getenv("SOAK") != "full" { // fixed seeds mean the same hosts with every kernel
+		k = kernel{"macvlan": k["macvlan"]}
+	}
 	return k
 }
 
