@@ -7,133 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/table-allocator/table-allocator/internal/nettest"
 )
-
-// settings are what each namespace has before the commands of a host: packets are forwarded, the
-// way back is not checked, addresses are there at once, and the far ends of links have none.
-var settings = []string{
-	"sysctl -qw net.ipv4.ip_forward=1",
-	"sysctl -qw net.ipv6.conf.all.forwarding=1",
-	"sysctl -qw net.ipv4.conf.all.rp_filter=0",
-	"sysctl -qw net.ipv4.conf.default.rp_filter=0",
-	"sysctl -qw net.ipv6.conf.all.accept_dad=0",
-	"sysctl -qw net.ipv6.conf.default.accept_dad=0",
-	"sysctl -qw net.ipv6.conf.default.addr_gen_mode=1",
-}
-
-// namespace is a network namespace with a socket to ask it.
-type namespace struct {
-	*nettest.Namespace
-	*socket
-}
-
-func newNamespace(name string) (*namespace, error) {
-	ns, err := nettest.Open(name)
-	if err != nil {
-		return nil, fmt.Errorf("make namespace %s: %w", name, err)
-	}
-	n := &namespace{Namespace: ns}
-	if n.socket, err = dial(ns); err != nil {
-		_ = ns.Close() // the error is the one to tell
-		return nil, err
-	}
-	if _, err := n.run(settings); err != nil {
-		n.close()
-		return nil, err
-	}
-	return n, nil
-}
-
-func (n *namespace) close() {
-	n.socket.close()
-	_ = n.Close() // a file that was only read
-}
-
-var failedLine = regexp.MustCompile(`Command failed -:(\d+)`)
-
-// run runs commands, all of them even if some fail, and returns the places of those that failed.
-// What "ip" is to do goes through one process as long as nothing else comes between.
-func (n *namespace) run(commands []string) (failed []int, err error) {
-	for i := 0; i < len(commands); {
-		setting, ok := strings.CutPrefix(commands[i], "sysctl -qw ")
-		if ok {
-			if n.set(setting) != nil {
-				failed = append(failed, i)
-			}
-			i++
-			continue
-		}
-		first, family := i, familyFlag(commands[i])
-		var batch strings.Builder
-		for ; i < len(commands) && strings.HasPrefix(commands[i], "ip ") && familyFlag(commands[i]) == family; i++ {
-			batch.WriteString(strings.TrimPrefix(commands[i][len("ip "):], family) + "\n")
-		}
-		if first == i {
-			return nil, fmt.Errorf("command %q: neither ip nor sysctl", commands[i])
-		}
-		lines, err := n.batch(family, batch.String())
-		if err != nil {
-			return nil, err
-		}
-		for _, line := range lines {
-			failed = append(failed, first+line)
-		}
-	}
-	return failed, nil
-}
-
-// familyFlag is the "-6" of a command for "ip", which stands there for rules without an address.
-func familyFlag(command string) string {
-	if strings.HasPrefix(command, "ip -6 ") {
-		return "-6"
-	}
-	return ""
-}
-
-// batch gives lines to "ip" and returns the indexes of those that it could not carry out.
-func (n *namespace) batch(family, lines string) (failed []int, err error) {
-	var stderr strings.Builder
-	cmd := exec.Command("ip", "-force", "-batch", "-")
-	if family != "" {
-		cmd.Args = append(cmd.Args, family)
-	}
-	cmd.Stdin, cmd.Stderr = strings.NewReader(lines), &stderr
-	if err := n.Start(cmd); err != nil {
-		return nil, fmt.Errorf("start ip: %w", err)
-	}
-	var exit *exec.ExitError
-	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
-		return nil, fmt.Errorf("run ip: %w", err)
-	}
-	for _, match := range failedLine.FindAllStringSubmatch(stderr.String(), -1) {
-		line, err := strconv.Atoi(match[1])
-		if err != nil {
-			return nil, err
-		}
-		failed = append(failed, line-1)
-	}
-	return failed, nil
-}
-
-// set changes one of the kernel's settings for the namespace.
-func (n *namespace) set(setting string) (err error) {
-	name, value, _ := strings.Cut(setting, "=")
-	n.Do(func() {
-		err = os.WriteFile("/proc/sys/"+strings.ReplaceAll(name, ".", "/"), []byte(value), 0o644)
-	})
-	return err
-}
 
 // world is a made-up host twice: real, with the product, and plain, without it. Both get the same
 // commands.
