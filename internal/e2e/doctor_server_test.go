@@ -20,24 +20,31 @@ func TestDoctorServer(t *testing.T) {
 		h.ns.IP(t, "address add 10.77.0.6/24 dev wan0")
 		h.waitLeaseCount(5)
 		h.waitDiagnosis("", "pool")
-		if r := h.run(bin(t, clientBin), "doctor"); r.code != 1 || !strings.Contains(r.stdout, "the next address gets none") {
+		if r := h.run(bin(t, clientBin), "doctor"); r.code != 1 || !strings.Contains(r.stdout, "the next address gets none") ||
+			!strings.Contains(r.stdout, "systemctl restart table-allocator-server") { // a reload refuses another num_tables
 			t.Errorf("%+v", r)
 		}
 		h.ns.IP(t, "address del 10.77.0.6/24 dev wan0")
 		h.waitDiagnosis("")
 	})
-	t.Run("database", func(t *testing.T) {
-		h := newHost(t)
-		h.link("wan0", "10.77.0.2/24")
-		h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
-		server := h.serve(`"table_timeout":10`) // renewals are what it cannot write
-		h.watch()
-		h.waitDiagnosis("")
-		mend := noDirectory(h, server)
-		h.waitDiagnosis("", "database")
-		mend()
-		h.waitDiagnosis("")
-	})
+	for name, tt := range map[string]struct{ address, route, families string }{
+		"database":       {"10.77.0.2/24", "route add default via 10.77.0.1 dev wan0", `{"inet":true}`},
+		"database inet6": {"2001:db8:77::2/64", "-6 route add default via fe80::1 dev wan0", `{"inet":false,"inet6":true,"unspec":false}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.link("wan0", tt.address)
+			h.ns.IP(t, tt.route)
+			server := h.serve(`"table_timeout":10`, `"addr_families":`+tt.families) // renewals are what it cannot write
+			h.watch()
+			h.waitLeaseCount(1)
+			h.waitDiagnosis("")
+			mend := noDirectory(h, server)
+			h.waitDiagnosis("", "database")
+			mend()
+			h.waitDiagnosis("")
+		})
+	}
 }
 
 // waitLeaseCount waits until the server has so many leases.

@@ -39,15 +39,17 @@ func lookPool(p *patient) (all []symptom) {
 		if h.Leased == h.Tables {
 			what = fmt.Sprintf("all tables for family %s are leased: the next address gets none", family)
 		}
-		all = append(all, symptom{what, fmt.Sprintf("%d of %d", h.Leased, h.Tables), "raise num_tables in server.json, and: systemctl reload table-allocator-server"})
+		all = append(all, symptom{what, fmt.Sprintf("%d of %d", h.Leased, h.Tables), "raise num_tables in server.json, and: systemctl restart table-allocator-server"})
 	}
 	return all
 }
 
-// lookDatabase asks the server whether it can write its database.
+// lookDatabase asks the server whether it can write its database. An answer for a family that is not served does not say so.
 func lookDatabase(p *patient) []symptom {
-	if h := p.health(wire.Inet); h.Code == wire.Storage {
-		return []symptom{{"the server cannot write its database: it refuses new leases", h.Error, "make room on that file system, or let the server write there; journalctl -u table-allocator-server"}}
+	for _, family := range []wire.Family{wire.Inet, wire.Inet6, wire.Unspec} {
+		if h := p.health(family); h.Code == wire.Storage {
+			return []symptom{{"the server cannot write its database: it refuses new leases", h.Error, "make room on that file system, or let the server write there; journalctl -u table-allocator-server"}}
+		}
 	}
 	return nil
 }
