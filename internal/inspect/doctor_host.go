@@ -2,14 +2,18 @@ package inspect
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -191,15 +195,6 @@ func running(comm string) (pid int) {
 	return 0
 }
 
-// changedAt is when a file was written, installed or renamed, in seconds since 1970. Packages keep the time of the text, not that.
-func changedAt(file string) int64 {
-	var stat unix.Stat_t
-	if unix.Stat(file, &stat) != nil {
-		return 0
-	}
-	return int64(stat.Ctim.Sec)
-}
-
 // hasLine reports whether a text has a line, without what is before and behind it.
 func hasLine(text, want string) bool {
 	for line := range strings.Lines(text) {
@@ -225,26 +220,51 @@ func networkdFiles() (files []string) {
 	return files
 }
 
-// lookNetworkd looks for the setting without which systemd-networkd deletes rules of others, in files that are no newer than
-// its start.
+// managesForeign reports whether systemd-networkd says that it manages rules of others: it lists those only if it does.
+// Versions before 250 do not say it, and without an answer nothing is known: that is no.
+func managesForeign() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "busctl", "--system", "--auto-start=no", "--json=short", "call", "org.freedesktop.network1", "/org/freedesktop/network1",
+		"org.freedesktop.network1.Manager", "Describe").Output()
+	var answer struct{ Data []string }
+	if err != nil || json.Unmarshal(out, &answer) != nil || len(answer.Data) != 1 {
+		return false
+	}
+	var state struct {
+		RoutingPolicyRules []struct {
+			ConfigSource string
+			Protocol     int
+		}
+	}
+	if json.Unmarshal([]byte(answer.Data[0]), &state) != nil {
+		return false
+	}
+	for _, rule := range state.RoutingPolicyRules {
+		if rule.ConfigSource == "foreign" && rule.Protocol != unix.RTPROT_KERNEL {
+			return true
+		}
+	}
+	return false
+}
+
+// lookNetworkd looks for the setting without which systemd-networkd deletes rules of others, and asks whether it was read.
+// The time of a file does not tell: each upgrade of a package renews it.
 func lookNetworkd(*patient) []symptom {
 	pid := running("systemd-network") // a name has 15 bytes
 	if pid == 0 {
 		return nil
 	}
 	const cure = "systemctl restart systemd-networkd"
-	late := ""
 	for _, file := range networkdFiles() {
-		if !hasLine(readText(file), "ManageForeignRoutingPolicyRules=no") {
-			continue
-		}
-		if since := startOf(pid); since == 0 || changedAt(file) <= since {
+		switch {
+		case !hasLine(readText(file), "ManageForeignRoutingPolicyRules=no"):
+		case managesForeign():
+			return []symptom{{"systemd-networkd deletes our rules: it has not read its configuration since that says no",
+				fmt.Sprintf("%s says no, and pid %d lists rules of others among those that it manages: networkctl --json=short list", file, pid), cure}}
+		default:
 			return nil
 		}
-		late = file
-	}
-	if late != "" {
-		return []symptom{{"systemd-networkd deletes our rules: it has not read its configuration since that says no", late + " is newer than the start of pid " + fmt.Sprint(pid), cure}}
 	}
 	return []symptom{{"systemd-networkd deletes our rules", "no networkd.conf has ManageForeignRoutingPolicyRules=no",
 		"put ManageForeignRoutingPolicyRules=no below [Network] in /etc/systemd/networkd.conf.d/table-allocator.conf, and: " + cure}}
