@@ -8,8 +8,10 @@ import (
 	"os"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/inspect"
 	"github.com/table-allocator/table-allocator/internal/remember"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
 const statusUsage = `Usage: table-allocator-client status [options] [IFNAME...]
@@ -106,6 +108,11 @@ func (h *hostFlags) question(args []string) (inspect.Question, error) {
 		h.ifnames = args
 	}
 	q := inspect.Question{Ifnames: h.ifnames, Server: h.server, UIDs: h.uids}
+	q.Load = func(file string) (uplink.Selection, error) {
+		base := client.WatchConfig{Selection: uplink.Selection{Profiles: []uplink.Profile{uplink.DefaultProfile()}, Exclude: uplink.DefaultExclude}, Server: h.server}
+		cfg, err := client.LoadWatchConfig(file, base)
+		return cfg.Selection, err
+	}
 	if err := h.complete(); err != nil {
 		return q, err
 	}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -152,4 +153,35 @@ func TestStatusOfWatch(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestStatusOfLeftOut: what the configuration of the running watch leaves out is no fault, whoever asks without that file.
+func TestStatusOfLeftOut(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1", "10.78.0.2/24")
+	h.ns.Batch(t, "route add default via 10.77.0.1 dev wan0", "route add default via 10.78.0.1 dev wan1 metric 200")
+	h.serve()
+	file := h.watchFile(`{"exclude": ["lo", "far*", "wan1"]}`)
+	h.watch("-c", file)
+	h.waitStatus("10.77.0.2", "ok", "")
+	says := func(code int, want string) {
+		t.Helper()
+		if r := h.run(bin(t, clientBin), "status", "wan1"); r.code != code || !strings.Contains(r.stdout, want) {
+			t.Errorf("want exit code %d and %q: %+v", code, want, r)
+		}
+		if r := h.run(bin(t, clientBin), "doctor", "--only", "no-lease"); strings.Contains(r.stdout, "no-lease") != (code != 0) {
+			t.Errorf("want a finding: %v: %+v", code != 0, r)
+		}
+	}
+	says(0, "not served: the configuration of the watch leaves it out")
+	if err := os.Chmod(file, 0o666); err != nil { // anybody may have changed it
+		t.Fatal(err)
+	}
+	says(1, "or its configuration leaves the link out: status -c "+file)
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.watchFile(`{"exclude": ["lo", "far*"]}`) // the watch has not read that
+	says(1, "not served by the watch that runs")
 }

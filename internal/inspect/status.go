@@ -33,6 +33,8 @@ type Question struct {
 
 	Targets    []netip.Addr       // of Doctor: hosts to ask how large packets may be; none: those of the watch
 	Namespaces func() []Namespace // lists network namespaces on uplinks; nil: none
+
+	Load func(file string) (uplink.Selection, error) // reads the configuration of a watch; nil: it is not known
 }
 
 // Namespace is a network namespace whose only way out is one uplink.
@@ -187,7 +189,7 @@ func Status(ctx context.Context, q Question) (Report, error) {
 	if err := q.checkNames(h, slices.Concat(report.Uplinks, report.Others)); err != nil {
 		return report, err
 	}
-	noteUnserved(report.Uplinks)
+	q.noteUnserved(report.Uplinks)
 	if report.fronts, err = h.inFront(q); err != nil {
 		return report, err
 	}
@@ -238,8 +240,8 @@ func finish(rows []Row) {
 	}
 }
 
-// noteUnserved makes a fault of addresses that nobody serves while a watch runs.
-func noteUnserved(rows []Row) {
+// noteUnserved makes a fault of addresses that nobody serves while a watch runs, but for those that its configuration leaves out.
+func (q Question) noteUnserved(rows []Row) {
 	if !slices.ContainsFunc(rows, func(r Row) bool {
 		return slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Name == "not-served" })
 	}) {
@@ -252,20 +254,43 @@ func noteUnserved(rows []Row) {
 	if watch == 0 {
 		return
 	}
+	file := configOf(watch)
+	selection, known := q.selectionOf(file)
 	for i := range rows {
 		for j := range rows[i].Findings {
-			if f := &rows[i].Findings[j]; f.Name == "not-served" {
+			f := &rows[i].Findings[j]
+			if f.Name != "not-served" {
+				continue
+			}
+			addr, _ := netip.ParseAddr(rows[i].Address) // no other is not served
+			_, selected := selection.Uplink(route.Address{Addr: addr}, rows[i].Ifname)
+			switch {
+			case unservable(rows[i].Ifname) != nil:
 				f.Severity = Error
-				if unservable(rows[i].Ifname) == nil {
-					f.What, f.Evidence = "not served by the watch that runs", fmt.Sprintf("pid %d is a watch, and has no lease for the address", watch)
-					if file := configOf(watch); file != "" {
-						f.Evidence += ", or its configuration leaves the link out: status -c " + file
-					}
-					f.Cure = "systemctl restart table-allocator-watch; table-allocator-client history " + rows[i].Ifname
+			case known && !selected:
+				f.What, f.Evidence = "not served: the configuration of the watch leaves it out", fmt.Sprintf("%s does not select %s on %s", file, addr, rows[i].Ifname)
+				f.Cure = "nothing, or change " + file + " and: systemctl reload table-allocator-watch"
+			default:
+				f.Severity = Error
+				f.What, f.Evidence = "not served by the watch that runs", fmt.Sprintf("pid %d is a watch, and has no lease for the address", watch)
+				if file != "" && !known {
+					f.Evidence += ", or its configuration leaves the link out: status -c " + file
 				}
+				f.Cure = "systemctl restart table-allocator-watch; table-allocator-client history " + rows[i].Ifname
 			}
 		}
 	}
+}
+
+// selectionOf is what a watch serves by its configuration file. Only a file that root alone can write is read.
+func (q Question) selectionOf(file string) (selection uplink.Selection, known bool) {
+	var stat unix.Stat_t
+	const othersWrite = 0o022
+	if q.Load == nil || !path.IsAbs(file) || unix.Stat(file, &stat) != nil || stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Uid != 0 || stat.Mode&othersWrite != 0 {
+		return selection, false
+	}
+	selection, err := q.Load(file)
+	return selection, err == nil // the watch says what is wrong with its file
 }
 
 // configOf is the configuration that a watch was started with; "": none.
