@@ -142,9 +142,10 @@ func (u Uplink) Carries(r route.Route) bool {
 // advertises itself with such an address to all.
 func (u Uplink) network(m Main) (network netip.Prefix, others []netip.Prefix) {
 	network = u.Host()
+	addr := u.Addr()
 	for _, a := range m.Addresses {
 		switch {
-		case a.Addr == u.Addr():
+		case a.Addr == addr:
 			network = a.Network
 		case !a.Addr.IsLinkLocalUnicast() || a.Addr.Is4():
 			others = append(others, a.Network)
@@ -156,7 +157,10 @@ func (u Uplink) network(m Main) (network netip.Prefix, others []netip.Prefix) {
 // Given returns the routes that the caller gave, for a table: the network of the address first, if
 // it has to be on the link whatever main says.
 func (u Uplink) Given(m Main, table uint32) []route.Route {
-	network, _ := u.network(m)
+	var network netip.Prefix
+	if len(u.Settings.Static)+len(u.Settings.Gateways) > 0 { // else a thousand addresses of the link need not be looked at
+		network, _ = u.network(m)
+	}
 	to := func(dst netip.Prefix, via netip.Addr, metric uint32) route.Route {
 		r := route.NewRoute(table, dst, via, m.Index)
 		r.Src, r.Metric = u.Addr(), metric
