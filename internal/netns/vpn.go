@@ -30,13 +30,37 @@ type tunnel struct {
 // tunnelFile is the file of the memory with the tunnel of a namespace.
 func tunnelFile(name string) string { return "." + name + ".vpn" }
 
-// checkVPNFile returns why the configuration of a VPN cannot be used: it may name programs to execute.
+// checkVPNFile returns why the configuration of a VPN cannot be used.
 func (c Config) checkVPNFile() error {
 	if c.VPN == "" {
 		return nil
 	}
-	_, err := remember.RootsFile(c.VPN)
+	_, _, err := readVPN(c.VPN)
 	return err
+}
+
+// readVPN reads the configuration of a VPN. It may name programs to execute, so that root alone must be able to write it, and
+// file is its path without links, which others might change later.
+func readVPN(path string) (file, text string, err error) {
+	if file, err = remember.RootsFile(path); err != nil {
+		return "", "", err
+	}
+	if text, err = copyOf(file); err != nil || isWireGuard(text) {
+		return file, text, err
+	}
+	number := 0
+	for line := range strings.Lines(text) {
+		number++
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		option := strings.TrimPrefix(strings.Trim(words[0], `"'`), "--")
+		if option == "daemon" || option == "inetd" {
+			return "", "", fmt.Errorf("%s: line %d: %q has OpenVPN go on as another process, which nobody would end: delete the line", path, number, option)
+		}
+	}
+	return file, text, nil
 }
 
 // isWireGuard reports whether a configuration is one for wg-quick; else it is one for OpenVPN.
@@ -52,7 +76,7 @@ func isWireGuard(text string) bool {
 // vpnCommand is the program of the VPN of a namespace, outside of it and bound to the uplink. Its link is made with the
 // name of the link of the namespace, in this host's network, and goes into the namespace before it is up.
 func (h *Host) vpnCommand(s State) ([]string, error) {
-	text, err := copyOf(s.VPN)
+	file, text, err := readVPN(s.VPN)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +93,7 @@ func (h *Host) vpnCommand(s State) ([]string, error) {
 	if isWireGuard(text) {
 		return append(args, "wireguard-go", "--foreground", linkOf(s.Number)), nil
 	}
-	return append(args, "openvpn", "--cd", filepath.Dir(s.VPN), "--config", s.VPN, "--dev", linkOf(s.Number), "--dev-type", "tun",
+	return append(args, "openvpn", "--cd", filepath.Dir(file), "--config", file, "--dev", linkOf(s.Number), "--dev-type", "tun",
 		"--ifconfig-noexec", "--route-noexec", "--script-security", "2", "--up", fmt.Sprintf("%q netns tunnel %s", self, s.Name)), nil
 }
 
@@ -111,7 +135,7 @@ func (h *Host) syncVPN(s State, p plan, lacking *[]string) error {
 	}); err != nil {
 		return err
 	}
-	if text, err := copyOf(s.VPN); err != nil {
+	if _, text, err := readVPN(s.VPN); err != nil {
 		return err
 	} else if isWireGuard(text) {
 		if err := h.syncWireGuard(s, p, text); err != nil {

@@ -2,6 +2,8 @@ package netns
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -78,6 +80,35 @@ func TestTunnelOf(t *testing.T) {
 		got, err := tunnelOf(func(key string) string { return tt.environment[key] })
 		if tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) || tt.err == "" && (err != nil || fmt.Sprint(got) != tt.want) {
 			t.Errorf("%s: got %v, %v", tt.name, got, err)
+		}
+	}
+}
+
+// TestVPNCommand: OpenVPN gets the file that was checked, and not a link to it, and stays the process that was started.
+func TestVPNCommand(t *testing.T) {
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "work.conf"), filepath.Join(dir, "link")
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ name, text, err string }{
+		{"a client", "client\n# daemon\nremote vpn.example 1194\nverb 3 daemon\n", ""},
+		{"daemon", "client\n  daemon work\n", `line 2: "daemon"`},
+		{"in quotes", "\"daemon\"\n", `line 1: "daemon"`},
+		{"as an argument", "--inetd nowait", `line 1: "inetd"`},
+	} {
+		if err := os.WriteFile(file, []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args, err := new(Host).vpnCommand(State{Config: Config{Name: "work", VPN: link}, Number: 1})
+		if tt.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%s: %q, %v", tt.name, args, err)
+			}
+			continue
+		}
+		if text := strings.Join(args, " "); err != nil || !strings.Contains(text, "--cd "+dir+" --config "+file+" ") {
+			t.Errorf("%s: %q, %v", tt.name, args, err)
 		}
 	}
 }
