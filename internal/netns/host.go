@@ -166,7 +166,7 @@ func (h *Host) Change(ctx context.Context, cfg Config) (lacking []string, err er
 			lacking, err = h.sync(ctx, s, asked)
 		}
 		if err == nil && (old.Ifname != s.Ifname || old.VPN != s.VPN) {
-			err = h.endVPN(s.Name, nil) // the service begins another one
+			err = h.endJobs(s.Name, func(j job) bool { return !j.VPN }) // the service begins another one
 		}
 		if err != nil {
 			undone := errors.Join(h.memory.put(old), h.memory.writeResolv(cfg.Name, string(servers)))
@@ -280,7 +280,7 @@ func (h *Host) remove(s State) error {
 		name string
 		do   func() error
 	}{
-		{"end its VPN", func() error { return h.endVPN(s.Name, nil) }},
+		{"end its VPN and programs of the service", func() error { return h.endJobs(s.Name, func(job) bool { return false }) }},
 		{"delete the link", func() error { return h.kernel.DeleteLink(p.link) }},
 		{"delete rules in other filters", func() error { return h.leaveFirewalls(p.link) }},
 		{"delete rules", func() error { return h.deleteRules(p.ofNamespace) }},

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -18,9 +20,95 @@ import (
 // A job is a program of the configuration that the service started in a namespace.
 type job struct {
 	Args  []string
+	RunAs string // who it runs as; "": root
 	PID   int
 	VPN   bool   // it is outside of the namespace
 	Start string // when the process began, as /proc says: a pid may be another process's
+}
+
+// same reports whether a job is what another one says, whichever process it is.
+func (j job) same(o job) bool {
+	return j.VPN == o.VPN && j.RunAs == o.RunAs && slices.Equal(j.Args, o.Args)
+}
+
+// runs reports whether the process of a job is there.
+func (j job) runs() bool { return j.Start != "" && beganAt(j.PID) == j.Start }
+
+// jobs returns the jobs of a namespace, also those that have ended.
+func (m memory) jobs(name string) (jobs []job, err error) {
+	if err := m.dir.Read(runFile(name), &jobs); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("tell which programs run: %w", err)
+	}
+	return jobs, nil
+}
+
+// session lists the processes of a job: its own, and those that it started, unless they began sessions of their own.
+func (j job) session() ([]Program, error) {
+	if j.VPN {
+		if !j.runs() {
+			return nil, nil
+		}
+		return []Program{{PID: j.PID, Command: strings.Join(j.Args, " ")}}, nil
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var programs []Program
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if session, err := unix.Getsid(pid); err == nil && session == j.PID {
+			if p, ok := programOf(pid); ok {
+				programs = append(programs, p)
+			}
+		}
+	}
+	return programs, nil
+}
+
+// endJobs ends the jobs of a namespace, but for those to keep.
+func (h *Host) endJobs(name string, keep func(job) bool) error {
+	jobs, err := h.memory.jobs(name)
+	var errs []error
+	for _, j := range jobs {
+		if keep(j) || !j.runs() {
+			continue
+		}
+		_, err := Stop(context.Background(), j.session, unix.SIGTERM, killPatience, nil)
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// EndJobs ends the programs that the service runs in a namespace, and its VPN.
+func (h *Host) EndJobs(name string) error {
+	return named(name, h.endJobs(name, func(job) bool { return false }))
+}
+
+// Visitors lists the processes in a namespace, but for those that the service runs.
+func (h *Host) Visitors(name string) ([]Program, error) {
+	jobs, err := h.memory.jobs(name)
+	if err != nil {
+		return nil, named(name, err)
+	}
+	ours := make(map[int]bool)
+	for _, j := range jobs {
+		if !j.runs() {
+			continue
+		}
+		programs, err := j.session()
+		if err != nil {
+			return nil, named(name, err)
+		}
+		for _, p := range programs {
+			ours[p.PID] = true
+		}
+	}
+	programs, err := h.Programs(name)
+	return slices.DeleteFunc(programs, func(p Program) bool { return ours[p.PID] }), err
 }
 
 // runFile is the file of the memory with the jobs of a namespace.
@@ -54,32 +142,17 @@ func (r *runner) run() (wait time.Duration) {
 		return 0
 	}
 	for _, s := range states {
-		if s.Phase != Up || len(s.Run) == 0 && s.VPN == "" {
+		if s.Phase != Up {
 			continue
 		}
-		wanted := make([]job, 0, len(s.Run)+1)
-		if s.VPN != "" {
-			args, err := r.host.vpnCommand(s)
-			if err == nil {
-				err = r.host.endVPN(s.Name, args) // that of another uplink, or of another configuration
-			}
-			if err != nil {
-				r.log.Warn("cannot run the VPN of a namespace", "namespace", s.Name, "err", err)
-				continue
-			}
-			wanted = append(wanted, job{Args: args, VPN: true})
-		}
-		for _, args := range s.Run {
-			wanted = append(wanted, job{Args: args})
-		}
-		var jobs []job
-		if err := r.host.memory.dir.Read(runFile(s.Name), &jobs); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			r.log.Error("cannot tell which programs run", "namespace", s.Name, "err", err)
+		wanted, jobs, err := r.wanted(s)
+		if err != nil {
+			r.log.Warn("cannot run the programs of a namespace", "namespace", s.Name, "err", err)
 			continue
 		}
 		for _, want := range wanted {
 			args := want.Args
-			if slices.ContainsFunc(jobs, func(j job) bool { return slices.Equal(j.Args, args) && r.follows(s.Name, j) }) {
+			if slices.ContainsFunc(jobs, func(j job) bool { return j.same(want) && r.follows(j) }) {
 				continue
 			}
 			key := s.Name + "\x00" + strings.Join(args, "\x00")
@@ -109,15 +182,35 @@ func (r *runner) run() (wait time.Duration) {
 	return wait
 }
 
+// wanted are the jobs that a namespace is to have, and those that it has. Others are ended: of another configuration, or the VPN
+// of another uplink.
+func (r *runner) wanted(s State) (wanted, jobs []job, err error) {
+	if s.VPN != "" {
+		args, err := r.host.vpnCommand(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		wanted = append(wanted, job{Args: args, VPN: true})
+	}
+	for _, args := range s.Run {
+		wanted = append(wanted, job{Args: args, RunAs: s.RunAs})
+	}
+	if err := r.host.endJobs(s.Name, func(j job) bool { return slices.ContainsFunc(wanted, j.same) }); err != nil {
+		return nil, nil, err
+	}
+	jobs, err = r.host.memory.jobs(s.Name)
+	return wanted, jobs, err
+}
+
 // start starts a program, and remembers it.
 func (r *runner) start(s State, want job, jobs []job) ([]job, error) {
 	args := want.Args
 	cmd := &exec.Cmd{Path: args[0], Args: args, Stdout: os.Stderr, Stderr: os.Stderr, Dir: "/", SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}}
-	if s.RunAs != "" && !want.VPN {
-		account, err := Account(s.RunAs)
+	if want.RunAs != "" {
+		account, err := Account(want.RunAs)
 		if err != nil {
-			return jobs, fmt.Errorf("run_as %s: %w", s.RunAs, err)
+			return jobs, fmt.Errorf("run_as %s: %w", want.RunAs, err)
 		}
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: account.UID, Gid: account.GID, Groups: account.Groups}
 		cmd.Env = append(cmd.Env, "HOME="+account.Home, "USER="+account.Name, "LOGNAME="+account.Name)
@@ -145,15 +238,15 @@ func (r *runner) start(s State, want job, jobs []job) ([]job, error) {
 		r.log.Info("a program of a namespace has ended", "namespace", s.Name, "pid", pid, "command", args, "err", err)
 		r.ended()
 	}()
-	jobs = slices.DeleteFunc(slices.Clone(jobs), func(j job) bool { return slices.Equal(j.Args, args) || beganAt(j.PID) != j.Start })
+	jobs = slices.DeleteFunc(slices.Clone(jobs), func(j job) bool { return !j.runs() })
 	want.PID, want.Start = pid, beganAt(pid)
 	jobs = append(jobs, want)
 	return jobs, r.host.memory.dir.Write(runFile(s.Name), jobs)
 }
 
 // follows reports whether a job runs, and has the end of one that another service started be told.
-func (r *runner) follows(name string, j job) bool {
-	if j.Start == "" || beganAt(j.PID) != j.Start {
+func (r *runner) follows(j job) bool {
+	if !j.runs() {
 		return false
 	}
 	key := fmt.Sprint("pid ", j.PID)

@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -95,32 +94,6 @@ func (h *Host) vpnCommand(s State) ([]string, error) {
 	}
 	return append(args, "openvpn", "--cd", filepath.Dir(file), "--config", file, "--dev", linkOf(s.Number), "--dev-type", "tun",
 		"--ifconfig-noexec", "--route-noexec", "--script-security", "2", "--up", fmt.Sprintf("%q netns tunnel %s", self, s.Name)), nil
-}
-
-// endVPN ends the VPN of a namespace, but for a program with those arguments.
-func (h *Host) endVPN(name string, but []string) error {
-	var jobs []job
-	if err := h.memory.dir.Read(runFile(name), &jobs); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	for _, j := range jobs {
-		if !j.VPN || slices.Equal(j.Args, but) {
-			continue
-		}
-		list := func() ([]Program, error) {
-			if j.Start == "" || beganAt(j.PID) != j.Start {
-				return nil, nil
-			}
-			return []Program{{PID: j.PID, Command: strings.Join(j.Args, " ")}}, nil
-		}
-		if _, err := Stop(context.Background(), list, unix.SIGTERM, killPatience, nil); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // syncVPN leads the link of a VPN into the namespace, if it waits outside, and keeps its addresses and routes there.
