@@ -164,7 +164,7 @@ uninstall: ## stop what make install installed, release all leases, and remove a
 		$(SBINDIR)/table-allocator-client netns del --all || :; \
 		$(SBINDIR)/table-allocator-client release --all || { echo "nothing is removed" >&2; exit 1; }; \
 		$(call DISABLE,$(addprefix table-allocator-,server.socket server.service)); \
-		if ls -d /sys/class/net/tav[0-9]* >/dev/null 2>&1; then rm -rf /run/table-allocator/[!n]*; else rm -rf /run/table-allocator; fi; \
+		if [ -n "$$(ls -d /sys/class/net/tav[0-9]* /run/table-allocator/netns/*/.mnt/* 2>/dev/null)" ]; then rm -rf /run/table-allocator/[!n]*; else rm -rf /run/table-allocator; fi; \
 	fi
 	for c in $(COMMANDS); do rm -f $(DESTDIR)$(SBINDIR)/{$$c,$${c//-/_}}; done
 	rm -f $(DESTDIR)$(SBINDIR)/table-allocator-enter $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8 $(DESTDIR)$(NAMES)

@@ -283,9 +283,14 @@ func (n *netnsFlags) del(h *netns.Host, args []string) error {
 	return errors.Join(errs...)
 }
 
-// delOne deletes a namespace unless programs are in it, or ends those.
+// delOne deletes a namespace unless programs are in it, or ends those. With --all those of the service do not count: it may
+// have ended before them, as when a package is removed.
 func (n *netnsFlags) delOne(h *netns.Host, name string) error {
-	programs, err := h.Programs(name)
+	in := h.Programs
+	if n.all {
+		in = h.Visitors
+	}
+	programs, err := in(name)
 	if errors.Is(err, netns.ErrUnknown) { // it may be half of one
 		programs, err = nil, nil
 	}
@@ -293,6 +298,11 @@ func (n *netnsFlags) delOne(h *netns.Host, name string) error {
 		return err
 	}
 	if len(programs) > 0 && !n.Changed("kill") {
+		if n.all {
+			if err := h.EndJobs(name); err != nil {
+				return err
+			}
+		}
 		_ = printPrograms(programs) // the error below counts
 		return fmt.Errorf("namespace %s: programs run in it: netns stop %s ends them, and --kill SECONDS does before it deletes", name, name)
 	}

@@ -66,7 +66,36 @@ func TestNetnsRun(t *testing.T) {
 		t.Errorf("started %q times, before %q", now, begun)
 	}
 	v.sh(`cat /proc/$(pidof sleep | tr ' ' '\n' | while read p; do tr '\0' ' ' </proc/$p/cmdline | grep -q 4711 && echo $p; done)/status | grep -q 'Groups:.*22001'`)
-	v.must("netns", "del", "boss", "--kill", "5")
+	// As another user it is another program, and what the configuration no longer has is ended, with what it started.
+	v.reload(`{"group": "leasers", "namespaces": [{"name": "work", "ifname": "wan1", "resolv": "192.0.2.53", "run_as": "carl",
+		"run": [["/bin/sh", "-c", "echo begun >>/run/begun/$(id -un); exec sleep 4711 >/dev/null 2>&1"]]}]}`)
+	eventually(t, "it runs as carl alone", func() error {
+		rows := v.namespaces()
+		at := slices.IndexFunc(rows, func(r namespaceRow) bool { return r.Name == "work" })
+		if programs := rows[at].Programs; len(programs) != 1 || programs[0].UID != uidCarl {
+			return fmt.Errorf("%+v", programs)
+		}
+		return nil
+	})
+	v.reload(`{"group": "leasers", "namespaces": [{"name": "work", "ifname": "wan1", "resolv": "192.0.2.53", "run": [["/bin/sh", "-c", "exec >/dev/null 2>&1; sleep 4712; :"]]}]}`)
+	v.waitPS("/bin/sh -c exec", "sleep 4712")
+	// Without the service, as a package leaves it, del --all ends its programs, and nothing of others.
+	v.service.kill()
+	visitor := v.start(v.here(bin(t, clientBin), "netns", "exec", "work", "sleep", "4713"))
+	v.waitPS("/bin/sh -c exec", "sleep 4712", "sleep 4713")
+	if r := v.do("netns", "del", "--all"); r.code != 1 || !strings.Contains(r.stdout, "sleep 4713") || strings.Contains(r.stdout, "sleep 4712") {
+		t.Errorf("del --all beside a program of somebody: %+v", r)
+	}
+	v.waitPS("sleep 4713")
+	visitor.kill()
+	v.waitPS()
+	v.service = v.start(v.here(bin(t, clientBin), "netns", "serve"))
+	v.waitPS("/bin/sh -c exec", "sleep 4712")
+	v.service.kill()
+	v.must("netns", "del", "--all")
+	if left := v.namespaceTraces(); left != "" {
+		t.Errorf("left:\n%s", left)
+	}
 }
 
 // TestNetnsStart: namespaces that are made on demand, or by hand, from the configuration.
