@@ -84,9 +84,10 @@ fuzz: needs-go ## run each fuzz target for FUZZTIME (1m, or 10000000x), and comp
 BIN      ?= bin
 SBINDIR  := $(PREFIX)/sbin
 LIBDIR   := $(PREFIX)/lib/table-allocator
-# dhcpcd has no other directory. That of NetworkManager is in /usr/lib for packages.
+# dhcpcd has no other directory. Those of NetworkManager and firewalld are in /usr/lib for packages.
 DHCPCDHOOKS ?= /usr/lib/dhcpcd/dhcpcd-hooks
 NMHOOKS     ?= $(SYSCONFDIR)/NetworkManager/dispatcher.d
+ZONES       ?= $(SYSCONFDIR)/firewalld/zones
 INSTALLED := \
 	644:hooks/hook.sh:$(LIBDIR)/hook.sh \
 	755:hooks/udev/udev-remove:$(LIBDIR)/udev-remove \
@@ -106,7 +107,7 @@ INSTALLED := \
 	644:packaging/systemd/table-allocator-metrics.service.in:$(PREFIX)/lib/systemd/system/table-allocator-metrics.service \
 	644:packaging/systemd/table-allocator-metrics.timer:$(PREFIX)/lib/systemd/system/table-allocator-metrics.timer \
 	644:packaging/systemd/networkd.conf:$(PREFIX)/lib/systemd/networkd.conf.d/table-allocator.conf \
-	644:packaging/firewalld/table-allocator.xml:$(PREFIX)/lib/firewalld/zones/table-allocator.xml \
+	644:packaging/firewalld/table-allocator.xml:$(ZONES)/table-allocator.xml \
 	644:packaging/sysctl.conf:$(PREFIX)/lib/sysctl.d/60-table-allocator.conf \
 	644:packaging/rt_protos.conf:$(SYSCONFDIR)/iproute2/rt_protos.d/table-allocator.conf \
 	644:packaging/man/table-allocator-server.8:$(PREFIX)/share/man/man8/table-allocator-server.8 \

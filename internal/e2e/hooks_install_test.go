@@ -81,7 +81,7 @@ func TestInstall(t *testing.T) {
 		"644 /usr/local/lib/systemd/system/table-allocator-netns.socket",
 		"644 /usr/local/lib/systemd/system/table-allocator-metrics.service",
 		"644 /usr/local/lib/systemd/system/table-allocator-metrics.timer",
-		"644 /usr/local/lib/firewalld/zones/table-allocator.xml",
+		"644 /etc/firewalld/zones/table-allocator.xml",
 		"644 /usr/local/lib/systemd/networkd.conf.d/table-allocator.conf",
 		"644 /usr/local/lib/sysctl.d/60-table-allocator.conf",
 		"644 /etc/iproute2/rt_protos.d/table-allocator.conf",

@@ -27,7 +27,7 @@ stage-%: VERSION = $(PACKAGE_VERSION)
 stage-%: needs-go
 	rm -rf $(STAGE)
 	$(GO_ARCH_$*) $(STATIC) -o $(STAGE)/bin/ $(PACKAGES)
-	$(MAKE) -s install BIN=$(STAGE)/bin PREFIX=/usr DESTDIR=$(STAGE)/root NMHOOKS=/usr/lib/NetworkManager/dispatcher.d >/dev/null
+	$(MAKE) -s install BIN=$(STAGE)/bin PREFIX=/usr DESTDIR=$(STAGE)/root NMHOOKS=/usr/lib/NetworkManager/dispatcher.d ZONES=/usr/lib/firewalld/zones >/dev/null
 	cd $(STAGE)/root/usr/share/man/man8; for c in server client; do ln -s table-allocator-$$c.8.gz table_allocator_$$c.8.gz; done; rm tactl.8; ln -s table-allocator-client.8.gz tactl.8.gz; gzip -9n *.8 ../man5/*.5
 	$(PACKAGING)/copyright | install -D -m 644 /dev/stdin $(STAGE)/root/usr/share/doc/table-allocator/copyright
 	printf 'table-allocator (%s) unstable; urgency=medium\n\n  * See https://github.com/table-allocator/table-allocator/commits\n\n -- the table-allocator authors <table-allocator@example.net>  %s\n' \
