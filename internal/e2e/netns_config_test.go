@@ -249,12 +249,34 @@ func TestNetnsFirewall(t *testing.T) {
 		return nil
 	})
 	c.only(1, func() { fourProbes(q, 1) })
+	// Without accept in the configuration they go.
+	c.sh(`mkdir -p /etc/table-allocator; echo '{"namespaces": [{"name": "passing", "ifname": "wan1", "resolv": "192.0.2.53"}]}' >/etc/table-allocator/netns.json`)
+	if err := service.cmd.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the rules are taken back", func() error {
+		if text := c.sh("nft list chain inet other pass"); strings.Contains(text, "table-allocator") {
+			return errors.New(text)
+		}
+		return nil
+	})
 	service.kill()
+	c.sh("rm /etc/table-allocator/netns.json")
 	c.must("netns", "del", "--all", "--kill", "5")
 	if text := c.sh("nft list chain inet other pass"); strings.Contains(text, "table-allocator") || !strings.Contains(text, "0x0000004d") {
 		t.Errorf("left:\n%s", text)
 	}
 	c.sh("nft delete table inet other")
+	// A table of firewalld, which does not answer: the namespace is made, but for a user who insists.
+	c.sh(`nft 'add table inet firewalld; add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy accept; }'`)
+	if r := c.do("netns", "add", "walled", "--ifname", "wan1", "--resolv", "192.0.2.53"); r.code != 0 || !strings.Contains(r.stderr, "firewalld is not told of tav") {
+		t.Errorf("add: %+v", r)
+	}
+	if r := c.do("netns", "add", "insisting", "--ifname", "wan1", "--resolv", "192.0.2.53", "--firewall", "accept"); r.code != 1 || !strings.Contains(r.stderr, "firewalld is not told of tav") {
+		t.Errorf("add: %+v", r)
+	}
+	c.must("netns", "del", "walled")
+	c.sh("nft delete table inet firewalld")
 	if left := c.namespaceTraces(); left != "" {
 		t.Errorf("left:\n%s", left)
 	}

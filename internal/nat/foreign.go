@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
 )
 
 // Comment is that of each rule of ours in the tables of others.
@@ -59,6 +61,41 @@ func Foreigners() (all []Foreign, err error) {
 func (f Foreign) Accepted(link string) (int, error) {
 	_, rules, err := f.ours(link)
 	return len(rules), err
+}
+
+// Names reports whether a rule of a chain, whoever added it, names a link, or is for all whose name begins as its.
+func (f Foreign) Names(link string) (bool, error) {
+	c, err := open()
+	if err != nil {
+		return false, err
+	}
+	all, err := c.GetRules(f.table, f.chain)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("list rules of %s: %w", f, err)
+	}
+	for _, r := range all {
+		isName := false // what the next expression compares
+		for _, e := range r.Exprs {
+			switch e := e.(type) {
+			case *expr.Meta:
+				isName = e.Key == expr.MetaKeyIIFNAME || e.Key == expr.MetaKeyOIFNAME
+			case *expr.Cmp:
+				if isName && e.Op == expr.CmpOpEq && matches(e.Data, link) {
+					return true, nil
+				}
+			}
+		}
+	}
+	return false, nil
+}
+
+// matches reports whether the name that a rule compares is that of a link: it ends with a zero, unless it is a beginning.
+func matches(name []byte, link string) bool {
+	whole, _, ends := bytes.Cut(name, []byte{0})
+	if ends || len(name) == unix.IFNAMSIZ {
+		return string(whole) == link
+	}
+	return len(name) > 0 && strings.HasPrefix(link, string(name))
 }
 
 // ours lists our rules in a chain for a link.

@@ -27,7 +27,7 @@ const zone = "table-allocator"
 const firewallPatience = 10 * time.Second
 
 // syncFirewalls has packets of a namespace pass the tables of other programs, as far as the configuration wants, and returns
-// the chains that drop them all the same.
+// the chains that drop them all the same. What another program does not let us do is lacking, unless the user asked for it.
 func (h *Host) syncFirewalls(s State, link string, lacking *[]string) error {
 	if s.Firewall == FirewallNone {
 		return h.leaveFirewalls(link)
@@ -38,15 +38,17 @@ func (h *Host) syncFirewalls(s State, link string, lacking *[]string) error {
 	}
 	var errs []error
 	for _, f := range all {
-		if passes(s, f, all) {
-			errs = append(errs, change(f, link, true))
-		}
+		errs = append(errs, change(f, link, passes(s, f, all))) // it may have passed before
 		if f.Table == nat.Firewalld {
 			errs = append(errs, setZone(link, true))
 		}
 	}
 	if what := dropping(s, all); what != "" {
 		*lacking = append(*lacking, what)
+	}
+	if err := errors.Join(errs...); err != nil && s.Firewall != FirewallAccept {
+		*lacking = append(*lacking, "a way through the packet filter of another program: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+		return nil
 	}
 	return errors.Join(errs...)
 }
@@ -104,28 +106,42 @@ func change(f nat.Foreign, link string, accept bool) error {
 		}
 		return f.Retract(link)
 	}
+	if !accept { // most chains have none of ours, and a process for each would be much
+		if named, err := f.Names(link); err != nil || !named {
+			return err
+		}
+	}
 	for _, match := range [][]string{{"-i", link}, {"-o", link, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"}} {
 		rule := append(append([]string{f.Name}, match...), "-m", "comment", "--comment", nat.Comment, "-j", "ACCEPT")
-		_, err := helper(command, append([]string{"-w", "-C"}, rule...)...)
-		if errors.Is(err, exec.ErrNotFound) {
-			if accept {
-				return fmt.Errorf("%s drops packets of the namespace: %w", f, err)
-			}
-			return nil // then we added none
-		}
-		switch {
-		case err != nil && accept:
-			_, err = helper(command, append([]string{"-w", "-I"}, rule...)...)
-		case err == nil && !accept:
-			_, err = helper(command, append([]string{"-w", "-D"}, rule...)...)
-		default:
-			err = nil
-		}
-		if err != nil {
+		if err := changeRule(command, rule, accept); err != nil {
 			return fmt.Errorf("change %s: %w", f, err)
 		}
 	}
 	return nil
+}
+
+// changeRule adds a rule of iptables unless it is there, or deletes it, as often as it is there.
+func changeRule(command string, rule []string, accept bool) error {
+	const absent, most = 1, 100 // exit code of -C; others are of iptables itself, as when its lock is taken
+	for range most {
+		_, err := helper(command, append([]string{"-w", "-C"}, rule...)...)
+		exit := new(exec.ExitError)
+		isAbsent := errors.As(err, &exit) && exit.ExitCode() == absent
+		if err != nil && !isAbsent {
+			return err
+		}
+		if isAbsent != accept {
+			return nil
+		}
+		if accept {
+			_, err = helper(command, append([]string{"-w", "-I"}, rule...)...)
+			return err
+		}
+		if _, err = helper(command, append([]string{"-w", "-D"}, rule...)...); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%s has our rule %d times and more", command, most)
 }
 
 // setZone puts a link into our zone of firewalld, or takes it out, unless it is so already.
@@ -147,6 +163,9 @@ func setZone(link string, in bool) error {
 		_, err = call("changeZoneOfInterface", "ss", zone, link)
 	case !in && ours:
 		_, err = call("removeInterface", "ss", zone, link)
+	}
+	if err != nil && strings.Contains(err.Error(), "INVALID_ZONE") {
+		return fmt.Errorf("firewalld has not read its zone %s yet: firewall-cmd --reload", zone)
 	}
 	if err != nil {
 		return fmt.Errorf("zone %s of firewalld, for %s: %w", zone, link, err)
