@@ -26,9 +26,9 @@ const Prefix = "tav"
 
 // Namespace is what the table says of one namespace.
 type Namespace struct {
-	Link   string // this host's link to it
-	Uplink string // the link that its packets may leave by; "": every one that leads to no namespace
-	Ports  []Port // of this host, that it reaches
+	Link    string   // this host's link to it
+	Uplinks []string // the links that its packets may leave by
+	Ports   []Port   // of this host, that it reaches
 }
 
 // Port is a port of this host.
@@ -73,10 +73,8 @@ func (r Ruleset) chains() []chain {
 		}
 		input.add(arrivesBy(n.Link), jump(both.name))
 		output.add(leavesBy(n.Link), jump(both.name)) // users of this host do not reach services in a namespace
-		if n.Uplink == "" {
-			forward.add(arrivesBy(n.Link), leavesByNo(Prefix), verdict(expr.VerdictAccept))
-		} else {
-			forward.add(arrivesBy(n.Link), leavesBy(n.Uplink), verdict(expr.VerdictAccept))
+		for _, uplink := range n.Uplinks {
+			forward.add(arrivesBy(n.Link), leavesBy(uplink), verdict(expr.VerdictAccept))
 		}
 		forward.add(arrivesBy(n.Link), verdict(expr.VerdictDrop))
 		forward.add(leavesBy(n.Link), isReply(), verdict(expr.VerdictAccept))
@@ -110,11 +108,6 @@ func arrivesBy(link string) []expr.Any {
 	return isLink(expr.MetaKeyIIFNAME, expr.CmpOpEq, padded(link))
 }
 func leavesBy(link string) []expr.Any { return isLink(expr.MetaKeyOIFNAME, expr.CmpOpEq, padded(link)) }
-
-// leavesByNo is for packets that leave by no link whose name begins so.
-func leavesByNo(prefix string) []expr.Any {
-	return isLink(expr.MetaKeyOIFNAME, expr.CmpOpNeq, []byte(prefix))
-}
 
 func isLink(key expr.MetaKey, op expr.CmpOp, name []byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: register}, &expr.Cmp{Op: op, Register: register, Data: name}}

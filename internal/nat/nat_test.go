@@ -30,7 +30,7 @@ func sync(t *testing.T, r Ruleset, want bool) {
 	}
 }
 
-var two = Ruleset{Namespaces: []Namespace{{Link: "tav1", Uplink: "wan1"}, {Link: "tav2"}}, Closed: []string{"wan1"}}
+var two = Ruleset{Namespaces: []Namespace{{Link: "tav1", Uplinks: []string{"wan1"}}, {Link: "tav2", Uplinks: []string{"wan2", "wan3"}}}, Closed: []string{"wan1"}}
 
 // TestSync: the table is what nft shows of it, it is written only where it differs, and it goes with the last namespace.
 func TestSync(t *testing.T) {
@@ -46,7 +46,7 @@ func TestSync(t *testing.T) {
 			"type filter hook output priority filter - 10; policy accept", `oifname "tav1" jump between`, `oifname "tav2" jump between`,
 			"type filter hook forward priority filter - 10; policy accept",
 			`iifname "tav1" oifname "wan1" accept`, `iifname "tav1" drop`, `oifname "tav1" ct state established,related accept`, `oifname "tav1" drop`,
-			`iifname "tav2" oifname != "tav*" accept`, `iifname "tav2" drop`, `iifname "wan1" drop`,
+			`iifname "tav2" oifname "wan2" accept`, `iifname "tav2" oifname "wan3" accept`, `iifname "tav2" drop`, `iifname "wan1" drop`,
 			"type nat hook postrouting priority srcnat; policy accept", `iifname "tav1" masquerade`,
 		} {
 			next := strings.Index(text[at:], want)

@@ -253,17 +253,19 @@ func strayRule(r route.Rule, plans []plan) bool {
 	return ours && !slices.ContainsFunc(plans, func(p plan) bool { return p.ofNamespace(r) })
 }
 
-// ruleset is the nftables table for all namespaces. closed are links whose forwarding is for them alone.
-func ruleset(states []State, pools Pools, closed []string) nat.Ruleset {
+// ruleset is the nftables table for all namespaces. closed are links whose forwarding is for them alone. uplinks are the links
+// that a namespace with fallback may use: others lead to containers, say, whose own filter our rules may come before.
+func ruleset(states []State, pools Pools, closed, uplinks []string) nat.Ruleset {
 	r := nat.Ruleset{Closed: closed}
 	for _, s := range states {
 		if s.VPN != "" {
 			continue
 		}
 		ports, _ := s.ports() // they were checked
-		n := nat.Namespace{Link: planOf(s.Number, pools).link, Ports: ports}
-		if s.OnLoss == uplink.Block {
-			n.Uplink = s.Ifname
+		n := nat.Namespace{Link: planOf(s.Number, pools).link, Uplinks: []string{s.Ifname}, Ports: ports}
+		if s.OnLoss == uplink.Fallback {
+			others := slices.DeleteFunc(slices.Clone(uplinks), func(link string) bool { return link == s.Ifname })
+			n.Uplinks = append(n.Uplinks, others...)
 		}
 		r.Namespaces = append(r.Namespaces, n)
 	}

@@ -145,8 +145,8 @@ func TestSettings(t *testing.T) {
 	if got := settings(states, testPools, []string{"wan0", "wan1"}); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	r := ruleset(states, testPools, []string{"wan1"})
-	if len(r.Namespaces) != 3 || r.Namespaces[0].Uplink != "wan1" || r.Namespaces[1].Uplink != "" || r.Namespaces[0].Link != "tav1" {
+	r := ruleset(states, testPools, []string{"wan1"}, []string{"wan0", "wan1"})
+	if len(r.Namespaces) != 3 || !slices.Equal(r.Namespaces[0].Uplinks, []string{"wan1"}) || !slices.Equal(r.Namespaces[1].Uplinks, []string{"wan1", "wan0"}) || r.Namespaces[0].Link != "tav1" {
 		t.Errorf("ruleset: %+v", r)
 	}
 }

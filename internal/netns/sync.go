@@ -177,7 +177,7 @@ func (h *Host) syncForwarding() error {
 		return err
 	}
 	h.Step("change NAT and filter")
-	if _, err := nat.Sync(ruleset(states, h.pools, closed)); err != nil {
+	if _, err := nat.Sync(ruleset(states, h.pools, closed, uplinks)); err != nil {
 		return err
 	}
 	h.Step("open links")
