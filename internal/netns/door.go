@@ -299,6 +299,9 @@ func (d *door) tell(conn *net.UnixConn, v visitor, verb, name string) error {
 			text = []byte(theEnd)
 		}
 		if err == nil {
+			err = conn.SetDeadline(time.Now().Add(doorPatience)) // each message has its time
+		}
+		if err == nil {
 			_, err = conn.Write(text)
 		}
 		if err != nil {
