@@ -234,7 +234,14 @@ func (h *Host) endpoint(s State, endpoint string) (string, error) {
 	const patience = 3 * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, self, "run", "--ifname", s.Ifname, "--destination", h.Server, "--resolv", "uplink", "--", "getent", "ahosts", host).Output()
+	args := []string{"run", "--ifname", s.Ifname, "--destination", h.Server, "--resolv", "uplink"}
+	for _, uid := range h.ServerUIDs {
+		args = append(args, "--server-user", strconv.FormatUint(uint64(uid), 10))
+	}
+	out, err := exec.CommandContext(ctx, self, append(args, "--", "getent", "ahosts", host)...).Output()
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, printable(strings.TrimSpace(string(exit.Stderr))))
+	}
 	if err != nil {
 		return "", fmt.Errorf("look up %s: %w", host, err)
 	}
