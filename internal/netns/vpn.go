@@ -117,7 +117,11 @@ func (h *Host) syncVPN(s State, p plan, lacking *[]string) error {
 	}
 	up, err := isUpInside(s.Name, p.link)
 	if err == nil && !up {
-		*lacking = append(*lacking, "its VPN is down: nothing leaves the namespace until it is up")
+		what := "its VPN is down: nothing leaves the namespace until it is up"
+		if !h.follows {
+			what += "; the service runs it: systemctl enable --now table-allocator-netns"
+		}
+		*lacking = append(*lacking, what)
 	}
 	return err
 }
@@ -145,6 +149,9 @@ func (h *Host) Tunnel(name string, environment func(string) string) error {
 	}
 	return named(name, h.locked(func(error) error {
 		s, err := h.known(name)
+		if err == nil && s.VPN == "" {
+			err = errors.New("it has no VPN")
+		}
 		if err != nil {
 			return err
 		}
