@@ -229,6 +229,14 @@ func TestNetnsFirewall(t *testing.T) {
 	if r := c.do("doctor"); !strings.Contains(r.stdout, "inet other pass has policy drop") {
 		t.Errorf("doctor: %+v", r)
 	}
+	c.sh(`nft add rule inet other pass meta mark 78 iifname "tav1" accept`) // the administrator has seen to it
+	if r := c.do("netns", "list", "--json"); r.code != 0 || strings.Contains(r.stdout, "policy drop") {
+		t.Errorf("list: %+v", r)
+	}
+	c.sh("nft flush chain inet other pass; nft add rule inet other pass meta mark 77 accept")
+	if text := c.sh("ifconfig_local=10.9.0.2 " + bin(t, clientBin) + " netns tunnel named 2>&1 || :"); !strings.Contains(text, "it has no VPN") {
+		t.Errorf("tunnel of a namespace without a VPN: %s", text)
+	}
 	p := c.inNamespace("named")
 	c.nothing(func() { t.Log("through a chain that drops:", startProbes(p)) })
 	if r := c.do("netns", "add", "passing", "--ifname", "wan1", "--resolv", "192.0.2.53", "--firewall", "accept"); r.code != 0 || r.stderr != "" {

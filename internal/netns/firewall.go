@@ -43,7 +43,11 @@ func (h *Host) syncFirewalls(s State, link string, lacking *[]string) error {
 			errs = append(errs, setZone(link, true))
 		}
 	}
-	if what := dropping(s, all); what != "" {
+	what, err := dropping(s, link, all)
+	if err != nil {
+		return err
+	}
+	if what != "" {
 		*lacking = append(*lacking, what)
 	}
 	if err := errors.Join(errs...); err != nil && s.Firewall != FirewallAccept {
@@ -65,19 +69,26 @@ func hasDocker(f nat.Foreign, all []nat.Foreign) bool {
 	})
 }
 
-// dropping says which chains drop packets of a namespace, "" if none does.
-func dropping(s State, all []nat.Foreign) string {
+// dropping says which chains drop packets of a namespace, "" if none does. Who has a rule there that names its link has seen to it.
+func dropping(s State, link string, all []nat.Foreign) (string, error) {
 	var names []string
 	for _, f := range all {
-		if f.Drops && !passes(s, f, all) && !hasDocker(f, all) {
+		if !f.Drops || passes(s, f, all) || hasDocker(f, all) || f.Family == "ip6" && !s.IPv6 {
+			continue
+		}
+		named, err := f.Names(link)
+		if err != nil {
+			return "", err
+		}
+		if !named {
 			names = append(names, f.String())
 		}
 	}
 	if len(names) == 0 {
-		return ""
+		return "", nil
 	}
 	return "a way through the packet filter of another program: " + strings.Join(names, ", ") +
-		" has policy drop (--firewall accept adds rules to it)"
+		` has policy drop (--firewall accept adds rules to it; of a namespace of netns.json "firewall": "accept", then systemctl reload table-allocator-netns)`, nil
 }
 
 // leaveFirewalls deletes what is ours for a link in the tables of other programs.

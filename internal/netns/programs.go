@@ -185,7 +185,8 @@ func (h *Host) inspect(row *Row, s State, p plan) error {
 		if err != nil {
 			return err
 		}
-		row.Missing = dropping(s, all)
+		row.Missing, err = dropping(s, p.link, all)
+		return err
 	}
 	return nil
 }
