@@ -52,7 +52,8 @@ var neighbours = []neighbour{
 		name:  "netplan",
 		files: map[string]string{"/etc/netplan/wan{N}.yaml": "network:\n  version: 2\n  renderer: networkd\n  ethernets:\n    wan{N}: { dhcp4: true, accept-ra: true, dhcp4-overrides: { route-metric: {N}00 } }\n"},
 		start: `netplan generate; systemctl start systemd-networkd`,
-		then:  []string{`netplan generate; networkctl reload; networkctl reconfigure wan1`, `systemctl restart systemd-networkd`},
+		// One after the other: networkd 252 that reconfigures a link twice at once may lose its address for a lease's length.
+		then: []string{`netplan generate; networkctl reload`, `networkctl reconfigure wan1`, `systemctl restart systemd-networkd`},
 	},
 	{
 		name: "NetworkManager", files: networkManager, start: startNetworkManager,
