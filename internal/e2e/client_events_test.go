@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // TestClientAddressLater: an address, or a link, that is not there yet is normal.
@@ -80,7 +82,7 @@ func TestClientRename(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
 	server := h.serve()
-	var stdout logBuffer
+	var stdout nettest.Log
 	cmd := h.command("-f", "--debug", "-t", "cable", "-4", "-a", "10.77.0.2", "-i", "wan0")
 	cmd.Stdout = &stdout
 	p := h.start(cmd)
@@ -136,7 +138,7 @@ func TestClientRename(t *testing.T) {
 func TestClientRenameFirst(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
-	var stdout logBuffer
+	var stdout nettest.Log
 	cmd := h.command("-f", "--debug", "-4", "-a", "10.77.0.2", "-i", "wan0")
 	cmd.Stdout = &stdout
 	p := h.start(cmd)

@@ -30,7 +30,7 @@ type machine struct {
 type process struct {
 	t    *testing.T
 	cmd  *exec.Cmd
-	log  *logBuffer
+	log  *nettest.Log
 	done chan struct{} // closed when it has ended
 }
 
@@ -88,24 +88,6 @@ func (p *process) waitLog(text string) {
 	})
 }
 
-// logBuffer is a buffer that one goroutine writes while another reads it.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // result is the output and exit code of a program that has ended.
 type result struct {
 	stdout, stderr string
@@ -115,7 +97,7 @@ type result struct {
 // start starts cmd on the machine, and keeps what it writes.
 func (h *machine) start(cmd *exec.Cmd) *process {
 	h.t.Helper()
-	p := &process{t: h.t, cmd: cmd, log: &logBuffer{}, done: make(chan struct{})}
+	p := &process{t: h.t, cmd: cmd, log: &nettest.Log{}, done: make(chan struct{})}
 	if cmd.Stderr == nil {
 		cmd.Stderr = p.log
 	}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // spot is where strace meddles with a process: each thread's n-th call of a kind fails, or the process is killed
@@ -34,7 +36,7 @@ type meddled struct {
 	name  string
 	spot  spot
 	trace string
-	wrote *logBuffer // apart from the log of process, since thousands of these say nothing new
+	wrote *nettest.Log // apart from the log of process, since thousands of these say nothing new
 }
 
 // meddle starts one of our commands under strace.
@@ -45,7 +47,7 @@ func (h *host) meddle(s spot, name string, args ...string) *meddled {
 		"-e", fmt.Sprintf("inject=%s:%s:when=%d", s.call, s.what, s.n), staticBin(h.t, name)}, args...)
 	cmd := exec.Command("strace", args...)
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1") // as in the background, and nearly all calls are of one thread
-	log := &logBuffer{}
+	log := &nettest.Log{}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.WaitDelay = patience // a strace that is killed leaves its processes, which have the pipe
 	return &meddled{h.start(cmd), h, name, s, trace, log}

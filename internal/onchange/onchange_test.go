@@ -1,7 +1,6 @@
 package onchange
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"os"
@@ -9,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -45,26 +43,8 @@ func write(t *testing.T, path, text string, mode os.FileMode) string {
 	return path
 }
 
-// logText is a log that a test reads.
-type logText struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logText) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func newRunner(t *testing.T) (*Runner, *logText) {
-	log := new(logText)
+func newRunner(t *testing.T) (*Runner, *nettest.Log) {
+	log := new(nettest.Log)
 	r := NewRunner(slog.New(slog.NewTextHandler(log, nil)))
 	t.Cleanup(r.Close)
 	return r, log
