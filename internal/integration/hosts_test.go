@@ -82,11 +82,11 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "dhcpcd", files: nodev, start: `systemd-run --unit=dhcpcd dhcpcd --nobackground --noarp wan1 wan2`,
-		then: []string{`dhcpcd --rebind wan2`, `systemctl stop dhcpcd; systemd-run --unit=dhcpcd2 dhcpcd --nobackground --noarp wan1 wan2`},
+		then: []string{`dhcpcd --rebind wan2`, restartDhcpcd},
 	},
 	{
 		name: "dhcpcd by its hook", hooks: true, files: nodev, start: `systemd-run --unit=dhcpcd dhcpcd --nobackground --noarp wan1 wan2`,
-		then: []string{`dhcpcd --rebind wan2`, `systemctl stop dhcpcd; systemd-run --unit=dhcpcd2 dhcpcd --nobackground --noarp wan1 wan2`},
+		then: []string{`dhcpcd --rebind wan2`, restartDhcpcd},
 	},
 	{
 		name: "udhcpc by its hook", hooks: true, prefixes: inet,
@@ -230,3 +230,8 @@ var networkManager = map[string]string{
 
 // NetworkManager leaves links alone that are up when it starts.
 const startNetworkManager = `ip link set wan1 down; ip link set wan2 down; systemctl enable --quiet NetworkManager-dispatcher; systemctl start NetworkManager; nm-online --quiet --timeout 100`
+
+// restartDhcpcd stops dhcpcd and starts another one. dhcpcd 9 may lose the SIGTERM that comes while it rebinds.
+const restartDhcpcd = `systemctl stop --no-block dhcpcd
+	while systemctl is-active dhcpcd | grep -Eq '^(active|deactivating)'; do systemctl kill dhcpcd || :; sleep 1; done
+	systemd-run --unit=dhcpcd2 dhcpcd --nobackground --noarp wan1 wan2`
