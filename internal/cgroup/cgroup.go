@@ -187,11 +187,11 @@ const bindRounds = 20
 // place makes the cgroup with the programs for the mark in it, and moves a process there: 0 is the
 // caller, -1 nobody. What is missing is told by whoever makes the cgroup.
 func (c *Cgroups) place(pid int, cgroup string, m Mark) (missing []Missing, err error) {
-	return c.placeWith(pid, cgroup, m, func(Mark, *Lock) []hook { return nil })
+	return c.placeFrom(pid, cgroup, m, false)
 }
 
-// placeWith is place, with programs for the cgroup above, which a process leaves that has sockets.
-func (c *Cgroups) placeWith(pid int, cgroup string, m Mark, above func(Mark, *Lock) []hook) (missing []Missing, err error) {
+// placeFrom is place, for a process that may have sockets: the cgroup above, which it leaves, gets a program that holds them.
+func (c *Cgroups) placeFrom(pid int, cgroup string, m Mark, sockets bool) (missing []Missing, err error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
@@ -200,7 +200,11 @@ func (c *Cgroups) placeWith(pid int, cgroup string, m Mark, above func(Mark, *Lo
 		return nil, err
 	}
 	defer lock.Close()
-	dir, all, upper := c.file(cgroup), hooks(m, lock), above(m, lock)
+	dir, all := c.file(cgroup), hooks(m, lock)
+	var upper []hook
+	if sockets && lock != nil {
+		upper = []hook{formerHook(m, lock)}
+	}
 	for range bindRounds {
 		if missing, err = c.placeOnce(pid, dir, all, upper); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 			break
@@ -434,12 +438,12 @@ func sweep(dir string) {
 	}
 	defer unlock()
 	if _, ours, err := programsMark(dir); ours && err == nil && os.Remove(dir) == nil { // EBUSY where it is in use
-		_ = removeGuard(filepath.Dir(dir)) // one that stays drops nothing of others, and goes another time
+		_ = removeFormer(filepath.Dir(dir)) // one that stays drops nothing of others, and goes another time
 	}
 }
 
-// removeGuard removes the guard of a cgroup that has no cgroup of ours below it any more.
-func removeGuard(dir string) error {
+// removeFormer removes what formerHook is from a cgroup that has no cgroup of ours below it any more.
+func removeFormer(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil || slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), childPrefix) }) {
 		return err
@@ -449,7 +453,7 @@ func removeGuard(dir string) error {
 		return err
 	}
 	defer open.Close()
-	have, err := attached(int(open.Fd()), ebpf.AttachCGroupInetEgress, guardName)
+	have, err := attached(int(open.Fd()), ebpf.AttachCGroupInetEgress, formerName)
 	if err != nil {
 		return err
 	}

@@ -32,9 +32,9 @@ func egress(m Mark, lock int) asm.Instructions {
 	return dropping(m, lock, asm.Mov.Imm32(asm.R8, int32(m.Value)))
 }
 
-// guard is egress for the cgroup that a process left to be bound. The sockets from before belong to that cgroup for good,
+// former is egress for the cgroup that a process left to be bound. The sockets from before belong to that cgroup for good,
 // beside those of others, which have no mark.
-func guard(m Mark, lock int) asm.Instructions {
+func former(m Mark, lock int) asm.Instructions {
 	return dropping(m, lock, asm.Ja.Label(allow))
 }
 

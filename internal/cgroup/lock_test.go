@@ -169,8 +169,8 @@ func TestEgressElsewhere(t *testing.T) {
 	p.want(refused, "s send 192.0.2.9:9")
 }
 
-// The guard of a cgroup that a process left is there as long as a process from there is bound.
-func TestGuard(t *testing.T) {
+// The program at a cgroup that a process left is there as long as a process from there is bound.
+func TestFormerCgroup(t *testing.T) {
 	c := testCgroups(t)
 	addresses(t)
 	m := Mark{0x12000000, 0xff000000}
@@ -179,20 +179,20 @@ func TestGuard(t *testing.T) {
 	if err := os.Mkdir(outer, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	guards := func(want int) {
+	programs := func(want int) {
 		t.Helper()
 		open, err := os.Open(outer)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer open.Close()
-		have, err := attached(int(open.Fd()), ebpf.AttachCGroupInetEgress, guardName)
+		have, err := attached(int(open.Fd()), ebpf.AttachCGroupInetEgress, formerName)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer have.close()
 		if len(have) != want {
-			t.Errorf("%d guards, want %d", len(have), want)
+			t.Errorf("%d programs, want %d", len(have), want)
 		}
 	}
 	first, second := startIn(t, outer), startIn(t, outer)
@@ -202,7 +202,7 @@ func TestGuard(t *testing.T) {
 		if _, err := c.Attach(p.cmd.Process.Pid, wan1, m, false); err != nil {
 			t.Fatal(err)
 		}
-		guards(1)
+		programs(1)
 		p.want("0x12000000", "s send 192.0.2.9:9")
 	}
 	syncLock(t, m.Value, 0)
@@ -211,7 +211,7 @@ func TestGuard(t *testing.T) {
 		if _, err := c.Detach(p.cmd.Process.Pid); err != nil {
 			t.Fatal(err)
 		}
-		guards(1 - n)
+		programs(1 - n)
 	}
 }
 

@@ -46,7 +46,7 @@ func (c *Cgroups) Attach(pid int, u Uplink, m Mark, reset bool) (Process, error)
 	}
 	p.Cgroup = childOf(before, u)
 	// First this, so that no socket is made unseen between the two.
-	if p.Missing, err = c.placeWith(pid, p.Cgroup, m, guards); err != nil {
+	if p.Missing, err = c.placeFrom(pid, p.Cgroup, m, true); err != nil {
 		return p, err
 	}
 	own, err := addressesOf(u.Ifname)

@@ -54,20 +54,17 @@ func hooks(m Mark, lock *Lock) []hook {
 	)
 }
 
-// guards are the programs for the cgroup that a process left to be bound.
-func guards(m Mark, lock *Lock) []hook {
-	if lock == nil {
-		return nil
-	}
-	h := program(guardName, ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, guard(m, lock.fd()), nil, "sockets from before are held by rules alone")
+// formerHook is the program for the cgroup that a process left to be bound.
+func formerHook(m Mark, lock *Lock) hook {
+	h := program(formerName, ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, former(m, lock.fd()), nil, "sockets from before are held by rules alone")
 	h.lock = lock.id()
-	return []hook{h}
+	return h
 }
 
 const (
 	createName = "ta_create"
 	egressName = "ta_egress"
-	guardName  = "ta_guard"
+	formerName = "ta_former"
 )
 
 // retired are programs of versions before this one.
