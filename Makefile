@@ -36,13 +36,13 @@ demo: build ## show it at work in network namespaces; touches nothing of this ho
 	@go run ./internal/demo
 
 # -v, for the log, is what tells of skipped tests; the screen gets the rest. Tests mostly wait, so
-# six at once need no more than two processors.
+# eight at once need no more than two processors.
 test: needs-test layer cross build race ## run all tests, as root: at most 15 minutes on two cores
 	@for c in $(COMMANDS); do version=$$(bin/$$c --version); echo "bin/$$c: $$version"; done
 	@mkdir -p .cache
 	n=$$(nproc); timeout --foreground --kill-after=10s 15m \
-		go test -race -count=1 -parallel $$((n > 6 ? n : 6)) -timeout 14m -v ./... 2>&1 \
-		| tee .cache/test.log | sed -u -E '/^(=== |PASS$$| *--- PASS)/d'
+		go test -race -count=1 -parallel $$((n > 8 ? n : 8)) -timeout 14m -v ./... 2>&1 \
+		| tee .cache/test.log | sed -u -E '/^(=== |PASS$$| *--- PASS)/d' || { .ci/failed <.cache/test.log; exit 1; }
 	@if grep -E '^ *--- SKIP' .cache/test.log; then \
 		echo "the tests above were skipped"; \
 		if [ "$${CI:-}" = true ]; then echo "and CI=true makes that a failure" >&2; exit 1; fi; \
@@ -53,7 +53,8 @@ PURE := ./internal/wire ./internal/uplink ./internal/choice ./internal/allocator
 
 integration: needs-test layer build ## run the tests that need much, as root: packages on machines that boot
 	CGO_ENABLED=0 GOARCH=386 go test -count=1 $(PURE) # integers of 32 bits; the kernel runs these programs, too
-	go test -tags integration -count=1 -timeout 45m -v ./internal/integration
+	@mkdir -p .cache
+	go test -tags integration -count=1 -timeout 45m -p 1 -v ./internal/integration/... 2>&1 | tee .cache/integration.log || { .ci/failed <.cache/integration.log; exit 1; }
 
 lint: needs-lint ## check format, suspicious code, go.mod and shell scripts
 	@files=$$(gofmt -l cmd internal sql); [ -z "$$files" ] || { echo "gofmt -w" $$files >&2; exit 1; }
@@ -95,6 +96,7 @@ INSTALLED := \
 	644:hooks/dhclient/table-allocator:$(SYSCONFDIR)/dhcp/dhclient-enter-hooks.d/table-allocator \
 	644:hooks/dhcpcd/60-table-allocator:$(DHCPCDHOOKS)/60-table-allocator \
 	755:hooks/udhcpc/table-allocator:$(LIBDIR)/udhcpc \
+	755:hooks/pppd/table-allocator:$(SYSCONFDIR)/ppp/ip-up.d/table-allocator \
 	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-up.d/table-allocator \
 	755:hooks/ifupdown/table-allocator:$(SYSCONFDIR)/network/if-post-down.d/table-allocator \
 	755:hooks/NetworkManager/table-allocator:$(NMHOOKS)/table-allocator \

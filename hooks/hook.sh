@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 #
 # Sources the settings of the hooks and passes them to the client as variables. The hooks of
-# dhclient, dhcpcd, ifupdown, NetworkManager and udev run this script as a process of its own with a time
+# dhclient, dhcpcd, pppd, ifupdown, NetworkManager and udev run this script as a process of its own with a time
 # limit, so that no line of the settings can end, stop or change the program that runs the hook.
 # Its arguments are the name of that program, and those of the hook.
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -86,7 +87,7 @@ func startHolder(args []string) (answers *os.File, err error) {
 // descriptor of the caller but those in more, which become its descriptors from 3 on, since the caller
 // may wait until its pipe is closed, or hold a lock by one. dir is the working directory, "" the caller's.
 func start(args []string, dir string, env []string, more ...uintptr) (pid int, err error) {
-	exe, err := os.Executable()
+	exe, err := executable()
 	if err != nil {
 		return 0, fmt.Errorf("find own program: %w", err)
 	}
@@ -125,6 +126,18 @@ func start(args []string, dir string, env []string, more ...uintptr) (pid int, e
 		return 0, fmt.Errorf("start the process in the background: %w", err)
 	}
 	return pid, nil
+}
+
+// executable is the path of this program: by the name that it was called by, if /proc is not mounted.
+func executable() (string, error) {
+	exe, err := os.Executable()
+	if err == nil {
+		return exe, nil
+	}
+	if exe, err = exec.LookPath(os.Args[0]); err != nil {
+		return "", err
+	}
+	return filepath.Abs(exe)
 }
 
 // ignoredSignals returns the signals that are ignored now and that signal.Notify can catch. The two

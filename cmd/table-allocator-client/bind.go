@@ -83,8 +83,10 @@ func (b *bindFlags) bind() (cgroup.Uplink, cgroup.Mark, error) {
 	for _, why := range done.Unanswered {
 		warn(why)
 	}
-	if done.InFront != "" {
-		warn(fmt.Sprintf("%s misses %s", done.Ifname, done.InFront))
+	for _, missing := range []string{done.InFront, done.Subflows} {
+		if missing != "" {
+			warn(fmt.Sprintf("%s misses %s", done.Ifname, missing))
+		}
 	}
 	if done.Unkept && err == nil {
 		warn(fmt.Sprintf("no client serves an address of %[1]s now: if %[1]s is plugged in again, it stays closed for bound programs until the next run, or until a client or a watch is started", done.Ifname))

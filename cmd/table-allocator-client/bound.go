@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/netns"
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 const boundUsage = `Usage: table-allocator-client bound [IFNAME] [options]
@@ -56,6 +58,10 @@ func bound(f *flags) action {
 // nameNamespaces says of links to namespaces whose they are, and which processes are in these.
 func nameNamespaces(f *flags, rows []bind.Row) error {
 	names, err := netns.Names()
+	if errors.Is(err, outside.ErrSilent) {
+		warn(fmt.Errorf("network namespaces are not known: %w", err))
+		return nil
+	}
 	if err != nil || len(names) == 0 {
 		return err
 	}

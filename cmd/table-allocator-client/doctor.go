@@ -8,12 +8,14 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/inspect"
 	"github.com/table-allocator/table-allocator/internal/netns"
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
-const doctorUsage = `Usage: table-allocator-client doctor [options] [IFNAME...]
+const doctorUsage = `Usage: table-allocator-client doctor [options] [IFNAME|ADDR...]
 
 Looks for what is wrong with this host, and changes nothing. A line for each
 finding says how bad it is, its name, and what was found; lines below say why
@@ -80,8 +82,18 @@ func doctor(f *flags) action {
 	}
 }
 
-// namespaces are the network namespaces on uplinks. Who may not list them sees none.
-func namespaces(f *flags) (all []inspect.Namespace) {
+// namespaces are the network namespaces on uplinks. Who may not list them sees none, nor does anybody while their files below
+// /run do not answer.
+func namespaces(f *flags) []inspect.Namespace {
+	const limit = 3 * time.Second
+	all, err := outside.Ask("the files of network namespaces", limit, func() ([]inspect.Namespace, error) { return listNamespaces(f), nil })
+	if err != nil {
+		warn(err)
+	}
+	return all
+}
+
+func listNamespaces(f *flags) (all []inspect.Namespace) {
 	host, err := netns.Open(f.server, f.uids)
 	if err != nil {
 		f.debug("cannot list network namespaces: %v", err)
@@ -89,7 +101,9 @@ func namespaces(f *flags) (all []inspect.Namespace) {
 	}
 	defer host.Close()
 	rows, err := host.List()
-	if err != nil {
+	if errors.Is(err, outside.ErrSilent) {
+		warn(fmt.Errorf("network namespaces are not known: %w", err))
+	} else if err != nil {
 		f.debug("cannot list network namespaces: %v", err)
 	}
 	for _, r := range rows {

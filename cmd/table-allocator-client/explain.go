@@ -69,9 +69,9 @@ func newExplainFlags(f *flags) *explainFlags {
 	f.IntVar(&x.pid, "pid", 0, "")
 	value(f, &x.ends, "socket", "", parseEnds)
 	value(f, &x.packet.IPProto, "proto", "", parseProtocol)
-	f.Uint16Var(&x.packet.Sport, "sport", 0, "")
-	f.Uint16Var(&x.packet.Dport, "dport", 0, "")
-	f.Uint8Var(&x.packet.TOS, "tos", 0, "")
+	value(f, &x.packet.Sport, "sport", "", parsePort)
+	value(f, &x.packet.Dport, "dport", "", parsePort)
+	value(f, &x.packet.TOS, "tos", "", parseTOS)
 	f.BoolVar(&x.all, "all", false, "")
 	f.BoolVar(&x.asJSON, "json", false, "")
 	f.BoolVar(&x.redact, "redact", false, "")
@@ -90,6 +90,22 @@ func parseMark(text string) (uint32, error) {
 		return 0, errors.New("want a number like 0x2000000")
 	}
 	return uint32(mark & mask), nil
+}
+
+func parsePort(text string) (uint16, error) {
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0, errors.New("want a port from 0 to 65535")
+	}
+	return uint16(port), nil
+}
+
+func parseTOS(text string) (uint8, error) {
+	tos, err := strconv.ParseUint(text, 0, 8)
+	if err != nil {
+		return 0, errors.New("want a TOS from 0 to 0xff")
+	}
+	return uint8(tos), nil
 }
 
 // parseEnds reads both ends of a socket, as in 192.0.2.2:51034-203.0.113.9:443.
@@ -154,7 +170,7 @@ func (x *explainFlags) packets(args []string) (packets []inspect.Packet, err err
 		if errors.Is(err, inspect.ErrNoSocket) {
 			return nil, wrongUsage(err)
 		}
-		return []inspect.Packet{s.Packet()}, err
+		return []inspect.Packet{{Question: s.Question()}}, err
 	case len(args) == 0 && x.pid != 0:
 		sockets, err := inspect.SocketsOf(x.pid)
 		if err == nil && len(sockets) == 0 {
@@ -164,7 +180,7 @@ func (x *explainFlags) packets(args []string) (packets []inspect.Packet, err err
 			return nil, wrongUsage(err)
 		}
 		for _, s := range sockets {
-			packets = append(packets, s.Packet())
+			packets = append(packets, inspect.Packet{Question: s.Question()})
 		}
 		return packets, nil
 	case len(args) != 1:
@@ -178,10 +194,33 @@ func (x *explainFlags) packets(args []string) (packets []inspect.Packet, err err
 		return nil, wrongUsage(err)
 	}
 	for _, addr := range addrs {
-		x.packet.Dst = addr
-		packets = append(packets, x.packet)
+		p := x.packet
+		p.Dst = addr.WithZone("")
+		zone := linkOfZone(addr.Zone())
+		if p.Oif == "" && p.Iif == "" {
+			p.Oif = zone
+		}
+		switch {
+		case zone != "" && zone != p.Oif:
+			return nil, wrongUsage(fmt.Errorf("%s is on the link %s, and other packets are asked for: leave out --oif and --iif", addr, zone))
+		case p.Dst.IsUnspecified():
+			return nil, wrongUsage(fmt.Errorf("%s is no destination", p.Dst))
+		case p.Dst.Is6() && p.Oif == "" && p.Iif == "" && (p.Dst.IsLinkLocalUnicast() || p.Dst.IsLinkLocalMulticast()):
+			return nil, wrongUsage(fmt.Errorf("%s is on every link: name one, as in %s%%wan0 or --oif wan0", p.Dst, p.Dst))
+		}
+		packets = append(packets, p)
 	}
 	return packets, nil
+}
+
+// linkOfZone is the name of the link that the zone of an address means, which may be a number.
+func linkOfZone(zone string) string {
+	if index, err := strconv.Atoi(zone); err == nil {
+		if link, err := net.InterfaceByIndex(index); err == nil {
+			return link.Name
+		}
+	}
+	return zone
 }
 
 // check fills in what a process sends with, and checks what was given together.
@@ -284,9 +323,11 @@ func printExplanation(w io.Writer, e inspect.Explanation, all bool) {
 	if v := e.Reverse; v != nil {
 		fmt.Fprintf(w, "replies: arrive on %s, rp_filter %d: %s\n", v.Link, v.RPFilter, v.Verdict)
 	}
-	if e.Kernel.Agrees {
+	switch {
+	case e.Kernel.GetRoute == "not asked":
+	case e.Kernel.Agrees:
 		fmt.Fprintf(w, "kernel agrees (socket: %s)\n", e.Kernel.Socket)
-	} else {
+	default:
 		fmt.Fprintf(w, "THE KERNEL DISAGREES, please report this with the output of ip rule: route get: %s; socket: %s\n", e.Kernel.GetRoute, e.Kernel.Socket)
 	}
 }

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/inspect"
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
@@ -34,7 +36,8 @@ func history(f *flags) action {
 	asJSON := f.Bool("json", false, "")
 	return func(args []string) error {
 		names = append(names, args...)
-		all, err := events.Read()
+		const limit = 5 * time.Second
+		all, err := outside.Ask("history", limit, events.Read)
 		if errors.Is(err, fs.ErrPermission) {
 			return exitWith(2, fmt.Errorf("history needs root: %w", err))
 		}
@@ -42,7 +45,8 @@ func history(f *flags) action {
 			return err
 		}
 		all = slices.DeleteFunc(all, func(e events.Event) bool { return !concerns(e, names) })
-		if *asJSON {
+		unknown := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return isKnown(name, all, nil) })
+		if *asJSON && len(unknown) == 0 {
 			return printEvents(os.Stdout, all)
 		}
 		q := inspect.Question{Selection: everyLink(), Ifnames: []string{"*"}, Server: f.server, UIDs: f.uids}
@@ -51,11 +55,34 @@ func history(f *flags) action {
 			return asked(err)
 		}
 		rows := slices.Concat(report.Uplinks, report.Others)
+		for _, name := range unknown {
+			if !isKnown(name, all, rows) {
+				return exitWith(2, fmt.Errorf("%s: no link, no address, no lease and no event has this name", name))
+			}
+		}
+		if *asJSON {
+			return printEvents(os.Stdout, all)
+		}
 		rows = slices.DeleteFunc(rows, func(r inspect.Row) bool {
 			return r.Table == 0 && len(r.Findings) == 0 || !concerns(events.Event{Ifname: r.Ifname, Address: r.Address}, names)
 		})
 		return printHistory(os.Stdout, all, rows)
 	}
+}
+
+// isKnown reports whether something has a name: a link, an address of the host, a row of status, or an event.
+func isKnown(name string, all []events.Event, rows []inspect.Row) bool {
+	_, err := net.InterfaceByName(name)
+	return err == nil || isOwnAddress(name) || slices.ContainsFunc(all, func(e events.Event) bool { return e.Ifname == name || e.Address == name }) ||
+		slices.ContainsFunc(rows, func(r inspect.Row) bool { return r.Ifname == name || r.Address == name })
+}
+
+func isOwnAddress(name string) bool {
+	addrs, _ := net.InterfaceAddrs() // without them, links and events are what is known
+	return slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.String() == name
+	})
 }
 
 // concerns reports whether an event is about one of names, or about all addresses; without names every event is.
@@ -119,6 +146,8 @@ func followEvents(ctx context.Context, names []string, asJSON bool) error {
 		}
 		printEvent(os.Stdout, e)
 		return nil
+	}, func(err error) {
+		warn(fmt.Errorf("%w; changes are printed when it answers", err))
 	})
 	if errors.Is(err, fs.ErrPermission) {
 		return exitWith(2, fmt.Errorf("status --follow needs root: %w", err))

@@ -26,6 +26,7 @@ tables for the addresses that it tells. The installed scripts call this.
   dhcpcd                    dhcpcd-run-hooks(8): both, and router advertisements
   ifupdown                  interfaces(5): if-up.d and if-post-down.d
   networkmanager IFNAME ACTION    NetworkManager-dispatcher(8)
+  pppd                      pppd(8): ip-up.d
   udev                      a link was removed
   udhcpc ACTION             udhcpc's script: bound or renew
   await                     IPv6 addresses that come within a minute; dhclient's

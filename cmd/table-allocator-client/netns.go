@@ -21,15 +21,15 @@ import (
 const netnsUsage = `Usage: table-allocator-client netns VERB [NAME] [options] [--] [COMMAND...]
 VERB: add, set, del, list, exec, ps, stop, unit, serve, check or import. Network
 namespaces on one link, and programs in them: see table-allocator-netns(8).
-  -i, --ifname IFNAME    (add, set) the link; add without it takes netns.json's
+  -i, --ifname IFNAME    (add, set) the link, or wwan*; without it netns.json's
       --on-loss WHAT     (add) without a route: block (default) or fallback
       --resolv SERVERS   (add) uplink (default), vpn, ADDRESS,... or FILE
-      --no-ipv6          (add) IPv4 only
+      --ipv6 WAY         (add) auto, nat, prefix, proxy, npt, off; or --no-ipv6
+      --wiring WIRING    (add) nat (default) or macvlan
       --vpn FILE         (add) OpenVPN or WireGuard is the only way out
       --firewall WHAT    (add) accept or none: rules in filters of others
       --allow WHO,...    (add) users and @groups who may enter
-      --all              (del) all namespaces
-      --kill SECONDS     (del) end its programs, SIGKILL after SECONDS
+      --all or --kill SECONDS  (del) all; end programs, SIGKILL after SECONDS
       --json             (list, ps) print JSON
       --user USER        (exec) run COMMAND as USER
       --pty or --detach  (exec) on a terminal of its own, or in the background
@@ -48,7 +48,7 @@ type netnsFlags struct {
 	all, asJSON, pty, detach, onlyInet bool
 	user                               *netns.User
 	configPath                         string
-	log                                string
+	log, way                           string
 	signal                             unix.Signal
 }
 
@@ -60,7 +60,7 @@ type netnsVerb struct {
 }
 
 var netnsVerbs = []netnsVerb{
-	{"add", []string{"ifname", "on-loss", "resolv", "no-ipv6", "allow", "vpn", "firewall"}, (*netnsFlags).add},
+	{"add", []string{"ifname", "on-loss", "resolv", "wiring", "ipv6", "no-ipv6", "allow", "vpn", "firewall"}, (*netnsFlags).add},
 	{"set", []string{"ifname"}, (*netnsFlags).set},
 	{"del", []string{"kill", "all"}, (*netnsFlags).del},
 	{"list", []string{"json"}, (*netnsFlags).list},
@@ -69,18 +69,21 @@ var netnsVerbs = []netnsVerb{
 	{"stop", []string{"signal", "timeout"}, (*netnsFlags).stop},
 	{"serve", []string{"config", "syslog", "log-path"}, (*netnsFlags).serve},
 	{"tunnel", nil, (*netnsFlags).tunnel}, // OpenVPN calls it
+	{"lease", nil, (*netnsFlags).lease},   // the service calls it
 	{"unit", nil, (*netnsFlags).unit},
 	{"check", nil, nil},
 	{"import", nil, nil},
 }
 
 func netnsCommand(f *flags) action {
-	n := &netnsFlags{flags: f, config: netns.Config{OnLoss: uplink.Block, Resolv: netns.Uplink}, timeout: 5 * time.Second, signal: unix.SIGTERM, configPath: netns.ConfigPath}
+	n := &netnsFlags{flags: f, config: netns.Config{OnLoss: uplink.Block, Resolv: netns.Uplink}, timeout: 5 * time.Second, way: netns.WayAuto, signal: unix.SIGTERM, configPath: netns.ConfigPath}
 	f.link(&n.config.Ifname)
 	f.onLoss(&n.config.OnLoss)
 	value(f, &n.config.Resolv, "resolv", "", parseServers)
 	value(f, &n.config.Allow, "allow", "", parseAllow)
 	value(f, &n.config.Firewall, "firewall", "", parseFirewall)
+	value(f, &n.config.Wiring, "wiring", "", parseWiring)
+	value(f, &n.way, "ipv6", "", parseWay)
 	value(f, &n.config.VPN, "vpn", "", filepath.Abs)
 	value(f, &n.configPath, "config", "c", parsePath)
 	value(f, &n.kill, "kill", "", parseSeconds)
@@ -191,7 +194,13 @@ func (n *netnsFlags) add(h *netns.Host, args []string) error {
 		return err
 	}
 	h.Max, h.Pool4 = file.Max, file.Pool4
-	n.config.Name, n.config.IPv6 = name, !n.onlyInet
+	n.config.Name = name
+	if n.onlyInet {
+		n.way = netns.WayOff
+	}
+	if err := n.config.SetWay(n.way); err != nil {
+		return wrongUsage(err)
+	}
 	if n.config.VPN != "" && !n.Changed("resolv") {
 		n.config.Resolv = netns.VPN
 	}
@@ -199,6 +208,8 @@ func (n *netnsFlags) add(h *netns.Host, args []string) error {
 		if n.config, err = n.configured(file, name); err != nil {
 			return err
 		}
+	} else if n.config.SetLink(n.config.Ifname); n.config.Check() != nil {
+		return wrongUsage(n.config.Check())
 	}
 	lacking, err := h.Add(context.Background(), n.config)
 	for _, what := range lacking {
@@ -210,7 +221,7 @@ func (n *netnsFlags) add(h *netns.Host, args []string) error {
 // configured is the namespace of a name in the configuration, which add takes without --ifname.
 func (n *netnsFlags) configured(file netns.File, name string) (netns.Config, error) {
 	c, found := file.Named(name)
-	for _, option := range []string{"on-loss", "resolv", "no-ipv6", "allow", "vpn", "firewall"} {
+	for _, option := range []string{"on-loss", "resolv", "wiring", "ipv6", "no-ipv6", "allow", "vpn", "firewall"} {
 		found = found && !n.Changed(option)
 	}
 	if !found {
@@ -226,6 +237,23 @@ func (n *netnsFlags) tunnel(h *netns.Host, args []string) error {
 		return err
 	}
 	return h.Tunnel(name, os.Getenv)
+}
+
+// lease keeps the network namespace that it is in with an address of DHCP.
+func (n *netnsFlags) lease(_ *netns.Host, args []string) error {
+	if err := noArguments(args); err != nil {
+		return err
+	}
+	log, err := cli.NewLogger(n.flags.log)
+	if err != nil {
+		return err
+	}
+	ctx, stop := cli.UntilSignal()
+	defer stop()
+	if err := netns.Lease(ctx, log); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
 }
 
 // unit prints a drop-in for a unit of systemd, whose programs then are in the namespace.
@@ -286,7 +314,7 @@ func (n *netnsFlags) del(h *netns.Host, args []string) error {
 // delOne deletes a namespace unless programs are in it, or ends those. With --all those of the service do not count: it may
 // have ended before them, as when a package is removed.
 func (n *netnsFlags) delOne(h *netns.Host, name string) error {
-	in := h.Programs
+	in := h.Occupants
 	if n.all {
 		in = h.Visitors
 	}
@@ -405,6 +433,17 @@ func parseFirewall(text string) (string, error) {
 	}
 	return text, nil
 }
+
+// parseWiring reads the value of --wiring.
+func parseWiring(text string) (string, error) {
+	if text != netns.WiringNAT && text != netns.WiringMacvlan {
+		return "", errors.New("want nat or macvlan")
+	}
+	return text, nil
+}
+
+// parseWay reads the value of --ipv6.
+func parseWay(text string) (string, error) { return text, new(netns.Config).SetWay(text) }
 
 // parseServers reads the value of --resolv.
 func parseServers(text string) (string, error) {

@@ -53,8 +53,12 @@ func printNamespaces(rows []netns.Row) error {
 	const format = "%-15s %-15s %-8s %-12s %-9s %-12s %s\n"
 	_, err := fmt.Printf(format, "NAME", "IFNAME", "ON-LOSS", "TABLES", "PROGRAMS", "RESOLV", "ADDRESSES")
 	for _, r := range rows {
+		link := r.Ifname
+		if r.Pattern != "" {
+			link += "," + r.Pattern // one word, for awk
+		}
 		tables := strings.Trim(strings.ReplaceAll(fmt.Sprint(r.Tables), " ", ","), "[]")
-		_, lineErr := fmt.Printf(format, r.Name, r.Ifname, r.OnLoss, orDefault(tables, "-"), fmt.Sprint(len(r.Programs)), r.Resolv, strings.Join(r.Addresses, " "))
+		_, lineErr := fmt.Printf(format, r.Name, link, r.OnLoss, orDefault(tables, "-"), fmt.Sprint(len(r.Programs)), r.Resolv, strings.Join(r.Addresses, " "))
 		err = errors.Join(err, lineErr)
 		if r.Missing != "" {
 			printMissing(os.Stdout, r.Missing, isTerminal(os.Stdout))

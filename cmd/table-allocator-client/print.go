@@ -79,6 +79,7 @@ func printStatus(out io.Writer, report inspect.Report, legend bool, width int) e
 		}
 		t.below = [][]string{nil}
 	}
+	said := make(map[string]bool)
 	for _, r := range slices.Concat(report.Uplinks, report.Others) {
 		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", r.Text(), orDefault(r.Gateway, "-")}
 		if r.Table != 0 {
@@ -92,7 +93,7 @@ func printStatus(out io.Writer, report inspect.Report, legend bool, width int) e
 		}
 		t.lines, t.below = append(t.lines, line), append(t.below, nil)
 		if legend {
-			t.below[len(t.below)-1] = whatToDo(r)
+			t.below[len(t.below)-1] = whatToDo(r, said)
 		}
 	}
 	t.print(w)
@@ -121,14 +122,21 @@ func namespaceText(n inspect.Namespace) string {
 	return text
 }
 
-// whatToDo are the lines below an address that has faults: the first is in the line of the address.
-func whatToDo(r inspect.Row) (lines []string) {
+// whatToDo are the lines below an address that has faults: the first is in the line of the address. What has been said of
+// an address before, as that the server is stopped, is not said again.
+func whatToDo(r inspect.Row, said map[string]bool) (lines []string) {
 	if r.Since != 0 {
 		lines = append(lines, time.Unix(r.Since, 0).Format("since "+moment))
 	}
 	for i, f := range r.Findings {
 		if i > 0 {
 			lines = append(lines, "and "+f.What)
+		}
+		if once := f.Evidence + "\x00" + f.Cure; slices.Contains([]string{"server-stopped", "no-lease", "silent"}, f.Name) {
+			if said[once] {
+				continue
+			}
+			said[once] = true
 		}
 		if f.IsFault() && f.Evidence != "" {
 			lines = append(lines, "why "+f.Evidence)
@@ -153,10 +161,16 @@ func serverText(s inspect.Server) string {
 		return text
 	case inspect.Waiting:
 		return "not running: systemd starts it with the first request"
+	case inspect.Stopped:
+		text := "stopped"
+		if s.Since != 0 {
+			text += time.Unix(s.Since, 0).Format(" since " + moment)
+		}
+		return text + ": systemctl start table-allocator-server"
 	case inspect.Stranger:
 		return fmt.Sprintf("stopped: pid %d of uid %d has its name, and is not trusted", s.PID, s.UID)
 	}
-	return "stopped: systemctl start table-allocator-server"
+	return s.State
 }
 
 func unboundText(all []inspect.Unbound) string {
@@ -166,6 +180,9 @@ func unboundText(all []inspect.Unbound) string {
 		switch {
 		case u.Ifname == "":
 			text += " no route"
+			if u.Why != "" && u.Chosen == "" {
+				text += " (" + u.Why + ")"
+			}
 		case u.Gateway == "":
 			text += " by " + u.Ifname
 		default:

@@ -197,9 +197,6 @@ func (r *releaseFlags) checkBound() error {
 	if err != nil {
 		return err
 	}
-	for i := range rows {
-		rows[i].Processes = slices.DeleteFunc(rows[i].Processes, func(p bind.Process) bool { return !cgroup.InNamespace(p.PID) })
-	}
 	rows = slices.DeleteFunc(rows, func(row bind.Row) bool {
 		return !r.loses(row.Ifname) || row.Traffic == "" && len(row.Processes) == 0
 	})

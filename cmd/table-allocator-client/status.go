@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
@@ -14,7 +16,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-const statusUsage = `Usage: table-allocator-client status [options] [IFNAME...]
+const statusUsage = `Usage: table-allocator-client status [options] [IFNAME|ADDR...]
 
 Shows the server, where unbound traffic leaves, and table, lease, holder and
 state of each address of the host. The kernel is asked where packets from each
@@ -104,10 +106,14 @@ func writeMetrics(file string, text []byte) error {
 
 // question is what a command asks that takes names of links as arguments.
 func (h *hostFlags) question(args []string) (inspect.Question, error) {
+	links, addresses := splitNames(args)
 	if len(args) > 0 {
-		h.ifnames = args
+		h.ifnames = links
 	}
-	q := inspect.Question{Ifnames: h.ifnames, Server: h.server, UIDs: h.uids}
+	q := inspect.Question{Ifnames: h.ifnames, Addresses: addresses, Server: h.server, UIDs: h.uids}
+	if len(addresses) > 0 { // on any link
+		h.ifnames = []string{"*"}
+	}
 	q.Load = func(file string) (uplink.Selection, error) {
 		base := client.WatchConfig{Selection: uplink.Selection{Profiles: []uplink.Profile{uplink.DefaultProfile()}, Exclude: uplink.DefaultExclude}, Server: h.server}
 		cfg, err := client.LoadWatchConfig(file, base)
@@ -121,10 +127,23 @@ func (h *hostFlags) question(args []string) (inspect.Question, error) {
 	return q, err
 }
 
+// splitNames separates links from addresses, which may have the length of their network.
+func splitNames(args []string) (links, addresses []string) {
+	for _, arg := range args {
+		text, _, _ := strings.Cut(arg, "/")
+		if addr, err := netip.ParseAddr(text); err == nil {
+			addresses = append(addresses, addr.Unmap().String())
+		} else {
+			links = append(links, arg)
+		}
+	}
+	return links, addresses
+}
+
 // asked is an error of a question as the command ends with it: the exit code is 2 where the caller asked for what does not
 // exist, or may not ask.
 func asked(err error) error {
-	if errors.Is(err, inspect.ErrNoLink) || errors.Is(err, inspect.ErrNotAsked) {
+	if errors.Is(err, inspect.ErrNoLink) || errors.Is(err, inspect.ErrNoAddress) || errors.Is(err, inspect.ErrNotAsked) {
 		return exitWith(2, err)
 	}
 	return err

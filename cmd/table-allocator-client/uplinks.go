@@ -10,27 +10,30 @@ import (
 	"slices"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/cli"
+	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/uplinks"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-const uplinksUsage = `Usage: table-allocator-client uplinks [options]
-       table-allocator-client uplinks use IFNAME|auto [-4|-6]
-       table-allocator-client uplinks probe IFNAME [--kind KIND] [--target ADDR]
+const uplinksUsage = `Usage: table-allocator-client uplinks [options | use IFNAME|auto | probe IFNAME]
 
 Shows which uplinks work, which one traffic uses that is bound to none, and
 why, as the watch has it. use has that traffic use one link, whatever its
 state, until auto or until the link is gone. probe asks targets through one
 link now; without --target those of the watch, or the name servers of its
-network. The exit code is 0, 1 if nothing answers or no watch runs, 2 for wrong
-usage. Needs root.
+network. --run probes and chooses for clients where no watch runs. The exit
+code is 0, 1 if nothing answers, 2 for wrong usage. Needs root.
 
       --follow              print a line of JSON for each change from now on
       --wait SECONDS        wait until an uplink works; exit code 1 if none does
   -i, --ifname IFNAME       show this link only
       --kind KIND           icmp, dns or tcp:PORT (repeatable)
       --target ADDR         address to ask (repeatable)
+      --run                 probe and choose, until a signal
+  -c, --config FILE         with --run: what a watch has; SIGHUP reads it again
+      --clean               with --run: choose nothing at the end
   -4 | -6                   IPv4 only, or IPv6 only
       --json                print JSON
 `
@@ -45,6 +48,9 @@ type uplinksFlags struct {
 	wait    time.Duration
 	kinds   []probe.Kind
 	targets []netip.Addr
+	run     bool
+	file    string // the configuration of run; "": none
+	clean   bool
 }
 
 func showUplinks(f *flags) action {
@@ -55,11 +61,20 @@ func showUplinks(f *flags) action {
 	value(f, &u.wait, "wait", "", parseSeconds)
 	values(f, &u.kinds, "kind", probe.ParseKind)
 	values(f, &u.targets, "target", netip.ParseAddr)
+	f.BoolVar(&u.run, "run", false, "")
+	f.BoolVar(&u.clean, "clean", false, "")
+	value(f, &u.file, "config", "c", parsePath)
 	return func(args []string) (err error) {
 		if u.only, err = u.family(); err != nil {
 			return wrongUsage(err)
 		}
 		switch {
+		case u.run && (f.Changed("inet") || f.Changed("inet6") || f.Changed("ifname") || u.follow || u.asJSON || f.Changed("wait") || f.Changed("kind") || f.Changed("target")):
+			return wrongUsage(errors.New("--run takes --config and --clean alone"))
+		case u.run && len(args) == 0:
+			return u.choose()
+		case u.clean || u.file != "":
+			return wrongUsage(errors.New("--config and --clean belong to --run"))
 		case len(args) == 2 && args[0] == "use":
 			return u.use(args[1])
 		case len(args) == 2 && args[0] == "probe":
@@ -80,6 +95,44 @@ func showUplinks(f *flags) action {
 		}
 		return u.show(report)
 	}
+}
+
+// choose does what a watch does for unbound traffic.
+func (u *uplinksFlags) choose() error {
+	cfg, err := u.chooseConfig()
+	if err != nil {
+		return exitWith(exitConfig, err)
+	}
+	u.log.Command = "table-allocator-uplinks"
+	log, err := cli.NewLogger(u.log)
+	if err != nil {
+		return err
+	}
+	cfg.Ready = func() {
+		if err := cli.NotifyReady(); err != nil {
+			log.Warn("systemd does not hear that the choice is made here", "err", err)
+		}
+	}
+	ctx, stop := cli.UntilSignal()
+	defer stop()
+	return client.Choose(ctx, cfg, cli.Reloads(ctx, func() client.Reload {
+		cfg, err := u.chooseConfig()
+		return client.Reload{Config: cfg, Err: err}
+	}), u.clean, log)
+}
+
+// chooseConfig is the configuration of choose: that of the file, or one that probes as an empty "probe" says.
+func (u *uplinksFlags) chooseConfig() (cfg client.WatchConfig, err error) {
+	if cfg.Server, cfg.ServerUIDs = u.server, u.uids; u.file == "" {
+		probes := client.DefaultProbes()
+		cfg.Probes = &probes
+		return cfg, nil
+	}
+	cfg, err = client.LoadWatchConfig(u.file, cfg)
+	if err == nil && cfg.Probes == nil {
+		err = fmt.Errorf("configuration %s has no \"probe\": an empty object will do", u.file)
+	}
+	return cfg, err
 }
 
 // ofFamily reports whether a family is wanted, by its name.

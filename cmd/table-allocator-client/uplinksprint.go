@@ -99,7 +99,7 @@ func choiceText(c uplinks.Choice) string {
 	}
 	text := fmt.Sprintf("%s  unbound traffic uses %s: %s", family, c.Ifname, c.Why)
 	if c.Warn != "" {
-		text += "\n      but " + c.Warn + ": give the link of that route \"routes\": \"move\""
+		text += "\n      but " + c.Warn + ": " + c.Cure
 	}
 	return text
 }

@@ -140,6 +140,17 @@ func (w *watchFlags) serve(ctx context.Context) error {
 			log.Warn("systemd does not hear that the watch is ready", "err", err)
 		}
 	}
+	period, err := cli.WatchdogPeriod()
+	if err != nil {
+		return err
+	}
+	if period > 0 {
+		w.config.AlivePeriod, w.config.Alive = period/2, func() {
+			if err := cli.NotifyAlive(); err != nil {
+				log.Warn("systemd does not hear that the watch works", "err", err)
+			}
+		}
+	}
 	if err := client.Watch(ctx, w.config, cli.Reloads(ctx, w.reload), w.clean, log); err != nil {
 		log.Error("cannot watch", "err", err)
 		return exitError{cli.ExitError}

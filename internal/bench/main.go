@@ -22,11 +22,13 @@ every answer. Ratios compare measurements that take turns in one run.
   -json          print JSON
   -runs N        print the median of N runs (5)
   -slice D       how long one measurement lasts (100ms); each run has three of a kind
-  -only PART     server, client, watch, or mains: large main tables
+  -only PART     server, client, watch, or mains: large main tables; or peers:
+                 networkd and NetworkManager with what people use instead
   -clients N,N   how many ask at once (1,16,256)
   -short         small and quick: shows that it works, not how fast it is
   -dir DIR       where the databases are (below .cache); not on a tmpfs
-  -original DIR  measure the two commands of the C original in DIR, too
+  -original DIR  measure the two commands of the C original in DIR, too; with
+                 -only peers also its hook of dhclient, multihomed-routing.sh
   -profile FILE  write CPU profiles of the server to FILE.1, FILE.16 and FILE.256
 
   -server NAME   measure the server at this abstract name, and release all leases
@@ -114,11 +116,15 @@ func main() {
 	}
 	switch {
 	case slices.Min(o.clients) < 1, flag.NArg() > 0 || o.runs < 1 || o.slice <= 0 || o.leases < 1 || o.leases > tablesMax,
-		!slices.Contains([]string{"", "server", "client", "watch", "mains"}, o.only), o.server != "" && o.original != "":
+		!slices.Contains([]string{"", "server", "client", "watch", "mains", "peers"}, o.only), o.server != "" && o.original != "":
 		flag.Usage()
 		os.Exit(2)
 	case o.server != "":
 		fail(foreign(o))
+	case o.only == "peers" && *short:
+		fail(peers(2, o.original))
+	case o.only == "peers":
+		fail(peers(100, o.original))
 	}
 	os.Exit(nettest.Program("bench", func(s *nettest.Session) error { return own(s, o) }))
 }

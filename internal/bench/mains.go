@@ -128,8 +128,12 @@ func (s *site) until(r *report, what string, check func() (bool, error)) error {
 
 // table returns the table of an address, 0 if there is none.
 func (s *site) table(addr string) (uint32, error) {
-	from := netip.PrefixFrom(netip.MustParseAddr(addr), 32)
-	rules, err := s.kernel.RulesWhere(unix.AF_INET, func(r *route.Rule) bool { return r.Src == from && r.Table != 0 })
+	parsed := netip.MustParseAddr(addr)
+	family, from := unix.AF_INET, netip.PrefixFrom(parsed, parsed.BitLen())
+	if parsed.Is6() {
+		family = unix.AF_INET6
+	}
+	rules, err := s.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Src == from && r.Table != 0 })
 	if err != nil || len(rules) == 0 {
 		return 0, err
 	}
@@ -300,6 +304,13 @@ func measureAdvertised(o options, s *site, r *report) error {
 	if _, err := s.filled(r, 1); err != nil {
 		return err
 	}
+	const addr6 = "2001:db8:ffff::2" // whose table gets all these networks
+	if err := ip("address add %s/64 dev wan0 nodad", addr6); err != nil {
+		return err
+	}
+	if err := s.until(r, "a table of "+addr6, func() (bool, error) { table, err := s.table(addr6); return table != 0, err }); err != nil {
+		return err
+	}
 	begin := time.Now()
 	if err := advertise(o.packets, o.prefixes); err != nil {
 		return err
@@ -325,7 +336,7 @@ func measureAdvertised(o options, s *site, r *report) error {
 		return err
 	}
 	r.add(octets, used, "watch: memory (PSS) then").atMost(wantAdvertised * (1 << 20))
-	for _, addr := range []string{"10.0.0.2", "10.0.1.2"} {
+	for _, addr := range []string{"10.0.0.2", "10.0.1.2", addr6} {
 		if table, err := s.table(addr); err != nil {
 			return err
 		} else if table == 0 {

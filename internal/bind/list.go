@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/cgroup"
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -45,26 +46,33 @@ func (p Process) Is32Bit() bool { return p.Bits != 0 && p.Bits < strconv.IntSize
 
 // bitsOf returns the word size of the program of a process.
 func bitsOf(pid int) int {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
+	path := fmt.Sprintf("/proc/%d/exe", pid)
+	bits, err := outside.Ask(path, outside.Limit, func() (int, error) {
+		f, err := os.Open(path)
+		if err != nil {
+			return 0, err
+		}
+		defer f.Close()
+		var header [5]byte // the magic number, and the class
+		if _, err := io.ReadFull(f, header[:]); err != nil || string(header[:4]) != "\x7fELF" {
+			return 0, err
+		}
+		return 32 * int(header[4]), nil
+	})
 	if err != nil {
-		return 0
+		return 0 // it has ended, say
 	}
-	defer f.Close()
-	var header [5]byte // the magic number, and the class
-	if _, err := io.ReadFull(f, header[:]); err != nil || string(header[:4]) != "\x7fELF" {
-		return 0
-	}
-	return 32 * int(header[4])
+	return bits
 }
 
-// Rows lists what is bound, by cgroups and by rules.
+// Rows lists what is bound in this network namespace, by cgroups and by rules.
 func Rows(server string, uids []uint32) ([]Row, error) {
 	cgroups, err := cgroup.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer cgroups.Close()
-	processes, err := cgroups.Bound()
+	processes, err := cgroups.BoundHere()
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +145,7 @@ func (r *Row) take(b Bound) {
 	case b.NoRoute && b.Front == (Front{}):
 		r.Missing = "a route (blocked: no route)"
 	default:
-		r.Missing = b.Front.missing(b.Traffic, b.OnLoss)
+		r.Missing = cmp.Or(b.Front.missing(b.Traffic, b.OnLoss), b.Subflows)
 	}
 }
 
@@ -151,6 +159,7 @@ type Bound struct {
 	Tables   map[wire.Family][]uint32 // of the lookups, in order
 	NoRoute  bool                     // it has lookups, and finds no route in any family that has
 	Front    Front                    // that takes the traffic before
+	Subflows string                   // where the kernel takes subflows of MPTCP that leave by another uplink; empty: nowhere
 }
 
 // List lists what rules bind on this host. It finds the interfaces by the marks that the server gave to those of the
@@ -201,10 +210,22 @@ func List(server string, uids []uint32, more ...string) ([]Bound, error) {
 			}
 		}
 	}
+	for i := range all {
+		if b := &all[i]; b.locked() {
+			if b.Subflows, err = subflows(kernel, b.Ifname); err != nil {
+				return nil, err
+			}
+		}
+	}
 	slices.SortFunc(all, func(x, y Bound) int {
 		return cmp.Or(cmp.Compare(x.Ifname, y.Ifname), cmp.Compare(x.Priority, y.Priority), cmp.Compare(x.Traffic.String(), y.Traffic.String()))
 	})
 	return all, nil
+}
+
+// locked reports whether the traffic is that of programs which leave as the lock allows.
+func (b Bound) locked() bool {
+	return b.OnLoss == uplink.Block && b.Traffic.Mask != 0 && b.Traffic.Iif == ""
 }
 
 func familyOf(a route.Address) wire.Family {

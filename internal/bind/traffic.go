@@ -45,6 +45,7 @@ type Binding struct {
 	Overlapping []route.Rule             // rules of other programs that look at the mask's bits
 	Unanswered  []string                 // addresses whose holders do not serve it, and why
 	InFront     string                   // that a rule of another program takes the traffic before, and which; empty: none does
+	Subflows    string                   // where the kernel takes subflows of MPTCP that leave by another uplink; empty: nowhere
 	Fresh       []Bound                  // what was bound by no guard before
 	Unkept      bool                     // no client runs that would open the lock for a link that is plugged in again
 }
@@ -174,6 +175,11 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 			return b, err
 		}
 		b.InFront = cmp.Or(b.InFront, front.missing(t, b.OnLoss))
+	}
+	if b.locked() {
+		if b.Subflows, err = subflows(kernel, b.Ifname); err != nil {
+			return b, err
+		}
 	}
 	if len(b.Tables) == 0 && !found {
 		return b, fmt.Errorf("%w: there is no such interface", ErrNoLease)

@@ -226,6 +226,7 @@ func attached(cgroup int, at ebpf.AttachType, name string) (have ours, err error
 
 // load gives a program to the kernel.
 func load(spec *ebpf.ProgramSpec) (*ebpf.Program, error) {
+	findNames()
 	program, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogDisabled: true})
 	if errors.Is(err, unix.EPERM) {
 		// Before Linux 5.11 programs count as locked memory of the user.
@@ -241,6 +242,18 @@ func load(spec *ebpf.ProgramSpec) (*ebpf.Program, error) {
 	}
 	return program, nil
 }
+
+// findNames finds out whether programs of this kernel have names, by which ours are told from those of others. The library
+// asks the kernel once in a process, and takes a refusal for lack of locked memory for a kernel without names.
+var findNames = sync.OnceFunc(func() {
+	_ = withMemory(func() error { // who may not raise the limit keeps it: then loading fails for the same reason
+		m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ta_names", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+		if err != nil {
+			return err
+		}
+		return m.Close()
+	})
+})
 
 var memory sync.Mutex
 

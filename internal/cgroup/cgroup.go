@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/remember"
@@ -190,7 +189,7 @@ func (c *Cgroups) place(pid int, cgroup string, m Mark) (missing []Missing, err 
 	return c.placeFrom(pid, cgroup, m, false)
 }
 
-// placeFrom is place, for a process that may have sockets: the cgroup above, which it leaves, gets a program that holds them.
+// placeFrom is place, for a process that may have sockets: the cgroup above, which it leaves, gets programs that hold them.
 func (c *Cgroups) placeFrom(pid int, cgroup string, m Mark, sockets bool) (missing []Missing, err error) {
 	if err := m.check(); err != nil {
 		return nil, err
@@ -203,7 +202,7 @@ func (c *Cgroups) placeFrom(pid int, cgroup string, m Mark, sockets bool) (missi
 	dir, all := c.file(cgroup), hooks(m, lock)
 	var upper []hook
 	if sockets && lock != nil {
-		upper = []hook{formerHook(m, lock)}
+		upper = formerHooks(m, lock)
 	}
 	for range bindRounds {
 		if missing, err = c.placeOnce(pid, dir, all, upper); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
@@ -438,11 +437,11 @@ func sweep(dir string) {
 	}
 	defer unlock()
 	if _, ours, err := programsMark(dir); ours && err == nil && os.Remove(dir) == nil { // EBUSY where it is in use
-		_ = removeFormer(filepath.Dir(dir)) // one that stays drops nothing of others, and goes another time
+		_ = removeFormer(filepath.Dir(dir)) // one that stays changes nothing of others, and goes another time
 	}
 }
 
-// removeFormer removes what formerHook is from a cgroup that has no cgroup of ours below it any more.
+// removeFormer removes what formerHooks are from a cgroup that has no cgroup of ours below it any more.
 func removeFormer(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil || slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), childPrefix) }) {
@@ -453,10 +452,14 @@ func removeFormer(dir string) error {
 		return err
 	}
 	defer open.Close()
-	have, err := attached(int(open.Fd()), ebpf.AttachCGroupInetEgress, formerName)
-	if err != nil {
-		return err
+	var errs []error
+	for name, at := range formers {
+		have, err := attached(int(open.Fd()), at, name)
+		if err == nil {
+			err = have.detach(int(open.Fd()), at, -1)
+			have.close()
+		}
+		errs = append(errs, err)
 	}
-	defer have.close()
-	return have.detach(int(open.Fd()), ebpf.AttachCGroupInetEgress, -1)
+	return errors.Join(errs...)
 }

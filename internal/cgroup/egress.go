@@ -25,6 +25,13 @@ const (
 	keyIPv4   = -4 // of an IPv4 source, behind twelve bytes of 0xff
 )
 
+// A second key is that of the link.
+const (
+	linkKey  = -48
+	linkLink = -44
+	linkAddr = -40
+)
+
 // egress drops what leaves by another link than the map allows, or with another source address. The kernel asks it for
 // each packet of a socket that was made in the cgroup, when route, source and link are final. The mark of the socket
 // counts, since that of a packet is anybody's. Subflows that the kernel makes for MPTCP have no mark.
@@ -84,64 +91,51 @@ func dropping(m Mark, lock int, unmarked asm.Instruction) asm.Instructions {
 			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.Word),
 		},
 		loadSource("", source4, keyIPv4, 4),
-		label(lookup(lock), "look"),
+		label(lookup(lock, keyMark), "look"),
 		asm.Instructions{
 			asm.JNE.Imm(asm.R0, 0, allow),
-			asm.LoadMem(asm.R7, asm.R10, keySource, asm.Word),
-			asm.HostTo(asm.BE, asm.R7, asm.Word),
-			asm.LoadMem(asm.R8, asm.R10, keyIPv4, asm.Word),
-			asm.HostTo(asm.BE, asm.R8, asm.Word),
+			asm.LoadMem(asm.R1, asm.R10, keyMark, asm.DWord),
+			asm.StoreMem(asm.R10, linkKey, asm.R1, asm.DWord),
 			asm.Mov.Imm(asm.R1, 0),
-			asm.StoreMem(asm.R10, keySource, asm.R1, asm.DWord),
-			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.DWord),
+			asm.StoreMem(asm.R10, linkAddr, asm.R1, asm.DWord),
+			asm.StoreMem(asm.R10, linkAddr+8, asm.R1, asm.DWord),
 		},
-		lookup(lock),
+		lookup(lock, linkKey),
 		byLink(),
+		localSource(lock),
+		localTarget(lock),
 		verdict(drop),
 		verdict(allow),
 	)
 }
 
-// byLink decides by the entry of a link in R0, for a source that has none: its first word is in R7, the address of IPv4 in
-// R8, the type of the packet in R9.
+// byLink decides by the entry of a link in R0, for a source that has none. R9 is the type of the packet.
 func byLink() asm.Instructions {
 	return asm.Instructions{
 		asm.JEq.Imm(asm.R0, 0, drop),
 		asm.LoadMem(asm.R0, asm.R0, 0, asm.Word),
 		asm.JEq.Imm(asm.R0, hostSource, "local"),
 		asm.JEq.Imm(asm.R9, etherIPv4, "own IPv4"),
-		asm.RSh.Imm(asm.R7, 22),
-		asm.JEq.Imm(asm.R7, 0xfe80>>6, allow),
+		asm.LoadMem(asm.R1, asm.R10, keySource, asm.Word),
+		asm.HostTo(asm.BE, asm.R1, asm.Word),
+		asm.RSh.Imm(asm.R1, 22),
+		asm.JEq.Imm(asm.R1, 0xfe80>>6, allow),
 		asm.Ja.Label(drop),
-		asm.JEq.Imm(asm.R8, 0, allow).WithSymbol("own IPv4"),
-		asm.RSh.Imm(asm.R8, 16),
-		asm.JEq.Imm(asm.R8, 0xa9fe, allow), // 169.254/16
+		asm.LoadMem(asm.R1, asm.R10, keyIPv4, asm.Word).WithSymbol("own IPv4"),
+		asm.JEq.Imm(asm.R1, 0, allow),
+		asm.HostTo(asm.BE, asm.R1, asm.Word),
+		asm.RSh.Imm(asm.R1, 16),
+		asm.JEq.Imm(asm.R1, 0xa9fe, allow), // 169.254/16
 		asm.Ja.Label(drop),
-
-		asm.Mov.Imm(asm.R2, target6).WithSymbol("local"),
-		asm.JNE.Imm(asm.R9, etherIPv4, "target"),
-		asm.RSh.Imm(asm.R8, 24),
-		asm.JEq.Imm(asm.R8, 127, drop),
-		asm.Mov.Imm(asm.R2, target4),
-		asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("target"),
-		asm.Mov.Reg(asm.R3, asm.R10),
-		asm.Add.Imm(asm.R3, keyIPv4),
-		asm.Mov.Imm(asm.R4, 1),
-		asm.FnSkbLoadBytes.Call(),
-		asm.JNE.Imm(asm.R0, 0, drop),
-		asm.LoadMem(asm.R1, asm.R10, keyIPv4, asm.Byte),
-		asm.JEq.Imm(asm.R1, 0xff, drop), // IPv6 multicast, and broadcast
-		asm.JNE.Imm(asm.R9, etherIPv4, allow),
-		asm.JLT.Imm(asm.R1, 224, allow),
 	}
 }
 
-// lookup looks for the key in the stack.
-func lookup(lock int) asm.Instructions {
+// lookup looks for the key that is in the stack.
+func lookup(lock int, at int32) asm.Instructions {
 	return asm.Instructions{
 		asm.LoadMapPtr(asm.R1, lock),
 		asm.Mov.Reg(asm.R2, asm.R10),
-		asm.Add.Imm(asm.R2, keyMark),
+		asm.Add.Imm(asm.R2, at),
 		asm.FnMapLookupElem.Call(),
 	}
 }

@@ -171,3 +171,69 @@ func TestPin(t *testing.T) {
 		t.Errorf("detach from a unit that is bound: %v", err)
 	}
 }
+
+// TestReplace: while programs are replaced, again and again, by those for another mark and of other code, each new socket has a
+// mark, and nothing leaves that the lock does not allow.
+func TestReplace(t *testing.T) {
+	c := testCgroups(t)
+	addresses(t)
+	first, second := Mark{0x14000000, 0xff000000}, Mark{0x16000000, 0xff000000}
+	syncLock(t, first.Value, 0) // closed for both
+	syncLock(t, second.Value, 0)
+	place := func(m Mark) {
+		t.Helper()
+		if _, err := c.place(-1, "/ta-wan0", m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	place(first)
+	p := startIn(t, c.file("/ta-wan0"))
+	stop, ended := make(chan struct{}), make(chan struct{})
+	rounds := 0
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if mark := p.do("s socket udp4"); mark != "0x14000000" && mark != "0x16000000" {
+				t.Errorf("a new socket: %s", mark)
+			}
+			if sent := p.do("s send 192.0.2.9:9"); sent != refused {
+				t.Errorf("it sends: %s", sent)
+			}
+			p.do("s close")
+			rounds++
+		}
+	}()
+	for range 10 {
+		place(second)
+		installOlder(t, c.file("/ta-wan0"), second)
+		place(first)
+	}
+	close(stop)
+	<-ended
+	t.Logf("%d sockets", rounds)
+}
+
+// installOlder replaces the programs in a cgroup by such as another version has: with the same names, and other code.
+func installOlder(t *testing.T, dir string, m Mark) {
+	t.Helper()
+	older := testHooks(t, m)
+	for i := range older {
+		code := join(asm.Instructions{asm.Mov.Imm(asm.R0, 0)}, older[i].spec.Instructions)
+		h := program(older[i].spec.Name, older[i].spec.Type, older[i].spec.AttachType, code, older[i].needed, "")
+		h.lock = older[i].lock
+		older[i] = h
+	}
+	open, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if missing, err := install(open, older); err != nil || missing != nil {
+		t.Fatal(missing, err)
+	}
+}

@@ -31,19 +31,22 @@ var ErrNoLock = errors.New("--on-loss block is refused, since nothing would drop
 const (
 	loopbackIndex = 1
 	lockPrefix    = "lock-"
+	inodePrefix   = lockPrefix + "inode-"
 	lockEntries   = 1 << 14
 	noPreallocate = 1 // BPF_F_NO_PREALLOC: entries take memory when they are made
 )
 
 // Values of an entry for a whole link.
 const (
-	hostSource = 0 // of any address but the loopback's, and no multicast
+	hostSource = 0 // a local link: to its networks alone, from localSources and what the mark's link has
 	ownSource  = 1 // of no address yet, and link-local ones; others have entries of their own
 )
 
 // lockKey is a mark, an ifindex and an address. No address stands for the link, and IPv4 addresses are written in a
 // form that no source address of IPv6 has. At the ifindex 0 a mark has the ifindex of its link, and as 0.0.0.0 an IPv4
-// address of the link: what joins a group of multicast needs them.
+// address of the link: what joins a group of multicast needs them. At localSources it has the addresses of its local links,
+// and at the negative ifindex of such a link the networks there, and as :: and 0.0.0.0 their lengths: a byte for each, of
+// the form that has 128 bits.
 type lockKey [24]byte
 
 func keyOf(mark uint32, index int, addr netip.Addr) (k lockKey) {
@@ -62,7 +65,7 @@ func keyOf(mark uint32, index int, addr netip.Addr) (k lockKey) {
 }
 
 func (k lockKey) mark() uint32 { return binary.NativeEndian.Uint32(k[0:]) }
-func (k lockKey) index() int   { return int(binary.NativeEndian.Uint32(k[4:])) }
+func (k lockKey) index() int   { return int(int32(binary.NativeEndian.Uint32(k[4:]))) }
 
 // OpenLock opens the lock of this network namespace. fs.ErrNotExist says that there is none.
 func OpenLock() (*Lock, error) {
@@ -75,6 +78,16 @@ func OpenLock() (*Lock, error) {
 		return nil, err
 	}
 	return openLock(dir, name)
+}
+
+// CheckLock returns why this network namespace has no lock that can be used. The error of who may not look is fs.ErrPermission.
+func CheckLock() error {
+	l, err := OpenLock()
+	if err != nil {
+		return err
+	}
+	l.Close()
+	return nil
 }
 
 func openLock(dir, name string) (*Lock, error) {
@@ -151,6 +164,7 @@ func makeLock() (*Lock, error) {
 
 func newLockMap() (m *ebpf.Map, err error) {
 	spec := &ebpf.MapSpec{Name: "ta_lock", Type: ebpf.Hash, KeySize: uint32(len(lockKey{})), ValueSize: 4, MaxEntries: lockEntries, Flags: noPreallocate}
+	findNames()
 	if m, err = ebpf.NewMap(spec); errors.Is(err, unix.EPERM) { // see load
 		if again := withMemory(func() error { m, err = ebpf.NewMap(spec); return nil }); again != nil {
 			return nil, again
@@ -212,21 +226,23 @@ func onlyOurs(path string, kind fs.FileMode) error {
 	return nil
 }
 
+var namespaceCookie = remember.Namespace
+
 // lockName is the name of this network namespace's lock, and the inode number of the namespace. Numbers of namespaces
 // that ended are used again, cookies are not; there are none before Linux 5.14.
 func lockName() (name string, namespace uint64, err error) {
-	var stat unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/net", &stat); err != nil {
+	inode, err := remember.NamespaceInode()
+	if err != nil {
 		return "", 0, fmt.Errorf("own network namespace: %w", err)
 	}
-	cookie, err := remember.Namespace()
+	cookie, err := namespaceCookie()
 	if err != nil {
 		return "", 0, err
 	}
 	if cookie == 0 {
-		return lockPrefix + "inode-" + strconv.FormatUint(stat.Ino, 10), stat.Ino, nil
+		return inodePrefix + strconv.FormatUint(inode, 10), inode, nil
 	}
-	return lockPrefix + strconv.FormatUint(cookie, 10), stat.Ino, nil
+	return lockPrefix + strconv.FormatUint(cookie, 10), inode, nil
 }
 
 // namespaceKey is the key under which a lock has the inode number of its network namespace. No program looks for it.
@@ -338,7 +354,7 @@ func (l *Lock) id() ebpf.MapID {
 type Allowed struct {
 	Index int          // the ifindex of their link; 0: no link
 	Addrs []netip.Addr // addresses of the link
-	Local []int        // ifindexes of links to networks of the host itself, which know all its addresses
+	Local []Local      // links to networks of the host itself
 }
 
 // SetLocal notes whether what has the mark may use links to networks of the host, for each Sync that follows.
@@ -427,8 +443,8 @@ func (a Allowed) entries(mark uint32) map[lockKey]uint32 {
 	if a.Index == 0 {
 		return entries
 	}
-	for _, index := range a.Local {
-		entries[keyOf(mark, index, netip.Addr{})] = hostSource
+	for _, l := range a.Local {
+		l.entries(mark, entries)
 	}
 	entries[keyOf(mark, 0, netip.Addr{})] = uint32(a.Index)
 	entries[keyOf(mark, a.Index, netip.Addr{})] = ownSource
@@ -445,7 +461,7 @@ func (a Allowed) entries(mark uint32) map[lockKey]uint32 {
 func (l *Lock) RemoveLink(index int) error {
 	var gone []lockKey
 	if err := l.each(func(k lockKey, value uint32) {
-		if k.mark() != 0 && (k.index() == index || k == keyOf(k.mark(), 0, netip.Addr{}) && value == uint32(index)) {
+		if k.mark() != 0 && (k.index() == index || k.index() == -index || k == keyOf(k.mark(), 0, netip.Addr{}) && value == uint32(index)) {
 			gone = append(gone, k)
 		}
 	}); err != nil {

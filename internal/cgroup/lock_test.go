@@ -169,7 +169,8 @@ func TestEgressElsewhere(t *testing.T) {
 	p.want(refused, "s send 192.0.2.9:9")
 }
 
-// The program at a cgroup that a process left is there as long as a process from there is bound.
+// The programs at a cgroup that a process left are there as long as a process from there is bound. They hold its sockets
+// from before, and nobody else's.
 func TestFormerCgroup(t *testing.T) {
 	c := testCgroups(t)
 	addresses(t)
@@ -186,16 +187,18 @@ func TestFormerCgroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer open.Close()
-		have, err := attached(int(open.Fd()), ebpf.AttachCGroupInetEgress, formerName)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer have.close()
-		if len(have) != want {
-			t.Errorf("%d programs, want %d", len(have), want)
+		for name, at := range formers {
+			have, err := attached(int(open.Fd()), at, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			have.close()
+			if len(have) != want {
+				t.Errorf("%s: %d programs, want %d", name, len(have), want)
+			}
 		}
 	}
-	first, second := startIn(t, outer), startIn(t, outer)
+	first, second, other := startIn(t, outer), startIn(t, outer), startIn(t, outer)
 	first.want("0x0", "s socket udp4")
 	second.want("0x0", "s socket udp4")
 	for _, p := range []*child{first, second} {
@@ -204,8 +207,14 @@ func TestFormerCgroup(t *testing.T) {
 		}
 		programs(1)
 		p.want("0x12000000", "s send 192.0.2.9:9")
+		p.want("0x12000099", "s set 0x7f000099")
+		p.want("0x12000000", "s set 0")
 	}
+	other.want("0x0", "s socket udp4")
+	other.want("0x99", "s set 0x99")
+	other.want("0x0", "s set 0")
 	syncLock(t, m.Value, 0)
+	first.want(refused, "s join %d,ef01020300000000", unix.IP_ADD_MEMBERSHIP)
 	first.want(refused, "s send 192.0.2.9:9")
 	for n, p := range []*child{first, second} {
 		if _, err := c.Detach(p.cmd.Process.Pid); err != nil {
@@ -396,5 +405,48 @@ func TestLockEnded(t *testing.T) {
 	}
 	if sees != firstPIDNamespace && gone(foreign) {
 		t.Error("a lock is gone that was made in another pid namespace")
+	}
+}
+
+// A kernel without cookies of namespaces names a lock by the inode number, which a namespace that ended may have had: what is
+// in the lock then does not count.
+func TestLockInode(t *testing.T) {
+	before := namespaceCookie
+	namespaceCookie = func() (uint64, error) { return 0, nil }
+	defer func() { namespaceCookie = before }()
+	inNamespace(t)
+	entries := func() (n int) {
+		t.Helper()
+		l, err := OpenLock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if err := l.each(func(k lockKey, _ uint32) {
+			if k.mark() != 0 {
+				n++
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	syncLock(t, 0x18000000, 7, "192.0.2.1")
+	if name, _, err := lockName(); err != nil || !strings.HasPrefix(name, inodePrefix) {
+		t.Errorf("the lock is %s, %v", name, err)
+	}
+	for _, step := range []struct {
+		unused bool
+		want   int
+	}{{false, 4}, {true, 0}} { // of the mark: its link, the link, the address, and the first address
+		if err := EmptyReused(func() (bool, error) { return step.unused, nil }); err != nil {
+			t.Fatal(err)
+		}
+		if got := entries(); got != step.want {
+			t.Errorf("nothing is bound: %v; %d entries, want %d", step.unused, got, step.want)
+		}
+	}
+	if err := RemoveLock(); err != nil {
+		t.Error(err)
 	}
 }

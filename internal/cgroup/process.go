@@ -220,6 +220,8 @@ type Bound struct {
 	// Unlocked is why not all that leaves by another uplink is dropped, or why the uplink is not found again after it
 	// was gone; empty: neither is so, or other uplinks may be used.
 	Unlocked string
+	// RulesOnly says that nothing drops anything: an older version bound it.
+	RulesOnly bool
 }
 
 // Bound looks at all cgroups, removes our empty ones and returns the others, sorted. What counts is
@@ -240,6 +242,20 @@ func (c *Cgroups) Bound() ([]Bound, error) {
 		bound = append(bound, b)
 	}
 	return bound, nil
+}
+
+// BoundHere is Bound without processes of other network namespaces, as containers have, and without cgroups that hold only
+// such processes: the rules for them, and the lock, are there.
+func (c *Cgroups) BoundHere() (here []Bound, err error) {
+	all, err := c.Bound()
+	for _, b := range all {
+		empty := len(b.PIDs) == 0
+		b.PIDs = slices.DeleteFunc(b.PIDs, func(pid int) bool { return !InNamespace(pid) })
+		if empty || len(b.PIDs) > 0 {
+			here = append(here, b)
+		}
+	}
+	return here, err
 }
 
 // BoundTo reports whether a process is in a cgroup that is bound to the interface.
@@ -265,7 +281,7 @@ func (c *Cgroups) walk(cgroup string, in *int, all *[]Bound) error {
 		if err != nil {
 			return fmt.Errorf("cgroup %s: %w", cgroup, err)
 		}
-		*all = append(*all, Bound{Uplink: u, Mark: mark, Cgroup: cgroup, Unlocked: unlocked})
+		*all = append(*all, Bound{Uplink: u, Mark: mark, Cgroup: cgroup, Unlocked: unlocked, RulesOnly: unlocked == boundByOlder})
 		at := len(*all) - 1
 		in = &at
 	}
@@ -344,6 +360,8 @@ func programsMark(dir string) (mark Mark, ok bool, err error) {
 	return mark, true, nil
 }
 
+const boundByOlder = "the lock: an older version bound it"
+
 // unlocked is Bound.Unlocked of a cgroup with the programs for a mark.
 func unlocked(dir string, m Mark) (string, error) {
 	if m.fallback() {
@@ -363,11 +381,11 @@ func unlocked(dir string, m Mark) (string, error) {
 	}
 	defer have.close()
 	if len(have) == 0 {
-		return "the lock: an older version bound it", nil
+		return boundByOlder, nil
 	}
 	lock, err := OpenLock()
 	if err != nil {
-		return "the lock: " + err.Error(), nil
+		return "the lock, as doctor says", nil // once for all cgroups
 	}
 	defer lock.Close()
 	if h := (hook{lock: lock.id()}); !h.reads(have[0].info) {

@@ -41,7 +41,7 @@ func hooks(m Mark, lock *Lock) []hook {
 		h.lock = lock.id()
 		all = append(all, h)
 		mptcp = "MPTCP connections do not leave"
-		joins = joinOnLink(m, lock.fd())
+		joins = joinOnLink(m, lock.fd(), asm.Mov.Imm32(asm.R8, int32(m.Value)))
 	}
 	setopt := program("ta_setopt", ebpf.CGroupSockopt, ebpf.AttachCGroupSetsockopt, setsockopt(m, joins), nil, marks)
 	if lock != nil {
@@ -54,18 +54,32 @@ func hooks(m Mark, lock *Lock) []hook {
 	)
 }
 
-// formerHook is the program for the cgroup that a process left to be bound.
-func formerHook(m Mark, lock *Lock) hook {
-	h := program(formerName, ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, former(m, lock.fd()), nil, "sockets from before are held by rules alone")
-	h.lock = lock.id()
-	return h
+// formerHooks are the programs for the cgroup that a process left to be bound: to that belong its sockets from before.
+func formerHooks(m Mark, lock *Lock) []hook {
+	all := []hook{
+		program(formerName, ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, former(m, lock.fd()), nil, "sockets from before are held by rules alone"),
+		program(formerOptName, ebpf.CGroupSockopt, ebpf.AttachCGroupSetsockopt, formerOpt(m, lock.fd()), nil,
+			"sockets from before leave by any uplink once their program sets a mark"),
+	}
+	for i := range all {
+		all[i].lock = lock.id()
+	}
+	return all
 }
 
 const (
 	createName = "ta_create"
 	egressName = "ta_egress"
 	formerName = "ta_former"
+
+	formerOptName = "ta_former_opt"
 )
+
+// formers are the names of formerHooks.
+var formers = map[string]ebpf.AttachType{
+	formerName:    ebpf.AttachCGroupInetEgress,
+	formerOptName: ebpf.AttachCGroupSetsockopt,
+}
 
 // retired are programs of versions before this one.
 var retired = map[string]ebpf.AttachType{

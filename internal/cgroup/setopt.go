@@ -32,6 +32,18 @@ const (
 
 // setsockopt keeps our bits where a program sets a mark of its own. joins handles options of IP.
 func setsockopt(m Mark, joins asm.Instructions) asm.Instructions {
+	return keepingMark(m, joins, nil)
+}
+
+// formerOpt is setsockopt for the cgroup that a process left to be bound: it changes nothing for sockets without a mark of
+// ours, which are others'.
+func formerOpt(m Mark, lock int) asm.Instructions {
+	joins := joinOnLink(m, lock, asm.Ja.Label(allow))
+	return keepingMark(m, joins, asm.Instructions{asm.JEq.Imm(asm.R1, 0, allow)})
+}
+
+// keepingMark is a program for setsockopt. unmarked goes on where R1 has our bits of a socket.
+func keepingMark(m Mark, joins, unmarked asm.Instructions) asm.Instructions {
 	return join(
 		asm.Instructions{
 			asm.Mov.Reg(asm.R6, asm.R1),
@@ -58,6 +70,9 @@ func setsockopt(m Mark, joins asm.Instructions) asm.Instructions {
 			asm.LoadMem(asm.R3, asm.R6, optSocket, asm.DWord).WithSymbol("keep"),
 			asm.LoadMem(asm.R1, asm.R3, sockMark, asm.Word),
 			asm.And.Imm32(asm.R1, int32(m.Mask)),
+		},
+		unmarked,
+		asm.Instructions{
 			asm.LoadMem(asm.R2, asm.R7, 0, asm.Word),
 			asm.And.Imm32(asm.R2, int32(^m.Mask)),
 			asm.Or.Reg(asm.R2, asm.R1),
@@ -77,8 +92,9 @@ func setsockopt(m Mark, joins asm.Instructions) asm.Instructions {
 
 // joinOnLink makes a program join groups of multicast on its link. Where the program names none, the kernel takes the
 // link of its main routes, whose network then hears of the program. It refuses other links. It expects the level in R2,
-// the context in R6, the value in R7 and the end of the value in R8.
-func joinOnLink(m Mark, lock int) asm.Instructions {
+// the context in R6, the value in R7 and the end of the value in R8. unmarked says in R8 what counts as the mark of a
+// socket that has none of ours.
+func joinOnLink(m Mark, lock int, unmarked asm.Instruction) asm.Instructions {
 	return join(
 		asm.Instructions{
 			asm.LoadMem(asm.R1, asm.R6, optName, asm.Word),
@@ -114,7 +130,7 @@ func joinOnLink(m Mark, lock int) asm.Instructions {
 			asm.LoadMem(asm.R8, asm.R3, sockMark, asm.Word),
 			asm.And.Imm32(asm.R8, int32(m.Mask)),
 			asm.JNE.Imm(asm.R8, 0, "marked"),
-			asm.Mov.Imm32(asm.R8, int32(m.Value)),
+			unmarked,
 			asm.Mov.Reg(asm.R3, asm.R8).WithSymbol("marked"),
 			asm.And.Imm32(asm.R3, int32(m.out())),
 			asm.JNE.Imm(asm.R3, 0, allow),
@@ -133,7 +149,7 @@ func joinOnLink(m Mark, lock int) asm.Instructions {
 func byAddress(lock int) asm.Instructions {
 	return join(
 		asm.Instructions{asm.JNE.Imm(asm.R7, 0, "address")},
-		lockKeyIPv4(none, asm.R7), lookup(lock),
+		lockKeyIPv4(none, asm.R7), lookup(lock, keyMark),
 		asm.Instructions{
 			asm.JNE.Imm(asm.R0, 0, "fill"),
 			asm.Ja.Label(drop),
@@ -142,12 +158,12 @@ func byAddress(lock int) asm.Instructions {
 			asm.RSh.Imm(asm.R1, 24),
 			asm.JEq.Imm(asm.R1, 127, allow),
 		},
-		lockKeyLink(none), lookup(lock),
+		lockKeyLink(none), lookup(lock, keyMark),
 		asm.Instructions{
 			asm.JEq.Imm(asm.R0, 0, drop),
 			asm.LoadMem(asm.R8, asm.R0, 0, asm.Word),
 		},
-		lockKeyIPv4(asm.R8, asm.R7), lookup(lock),
+		lockKeyIPv4(asm.R8, asm.R7), lookup(lock, keyMark),
 		asm.Instructions{
 			asm.JNE.Imm(asm.R0, 0, allow),
 			asm.Ja.Label(drop),
@@ -162,12 +178,12 @@ func byIndex(lock int) asm.Instructions {
 			asm.JEq.Imm(asm.R7, 0, "no index").WithSymbol("index"),
 			asm.JEq.Imm(asm.R7, loopbackIndex, allow),
 		},
-		lockKeyLink(asm.R7), lookup(lock),
+		lockKeyLink(asm.R7), lookup(lock, keyMark),
 		asm.Instructions{
 			asm.JNE.Imm(asm.R0, 0, allow),
 			asm.Ja.Label(drop),
 		},
-		label(lockKeyLink(none), "no index"), lookup(lock),
+		label(lockKeyLink(none), "no index"), lookup(lock, keyMark),
 		asm.Instructions{
 			asm.JEq.Imm(asm.R0, 0, drop),
 			asm.LoadMem(asm.R1, asm.R0, 0, asm.Word).WithSymbol("fill"),

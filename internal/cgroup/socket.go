@@ -2,13 +2,13 @@ package cgroup
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/route"
 )
 
 // A Socket is an IPv4 or IPv6 socket of a process, and what became of it.
@@ -153,7 +153,7 @@ func (s Socket) String() string {
 }
 
 // reset cuts the connection: reads and writes of the program fail with ECONNABORTED, the peer gets a
-// reset. The kernel does it for whoever may administer the network (CONFIG_INET_DIAG_DESTROY).
+// reset.
 func (s *Socket) reset() error {
 	protocol, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err != nil {
@@ -167,49 +167,5 @@ func (s *Socket) reset() error {
 	if err != nil {
 		return err
 	}
-	diag, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(diag)
-	if err := unix.Sendto(diag, destroyRequest(domain, protocol, s.Local, s.Remote, cookie), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	answer := make([]byte, 4096)
-	n, _, err := unix.Recvfrom(diag, answer, 0)
-	if err != nil {
-		return err
-	}
-	if n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
-		return errors.New("unexpected answer of the kernel")
-	}
-	if errno := int32(binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr:])); errno != 0 {
-		return syscall.Errno(-errno)
-	}
-	return nil
-}
-
-// destroyRequest is a SOCK_DESTROY with a struct inet_diag_req_v2: linux/inet_diag.h.
-func destroyRequest(domain, protocol int, local, remote netip.AddrPort, cookie uint64) []byte {
-	const sockDestroy = 21
-	const length = unix.SizeofNlMsghdr + 8 + 48
-	b := binary.NativeEndian.AppendUint32(nil, length)
-	b = binary.NativeEndian.AppendUint16(b, sockDestroy)
-	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	b = append(b, make([]byte, 8)...) // sequence, port
-	b = append(b, byte(domain), byte(protocol), 0, 0)
-	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // in any state
-	b = binary.BigEndian.AppendUint16(b, local.Port())
-	b = binary.BigEndian.AppendUint16(b, remote.Port())
-	for _, a := range []netip.Addr{local.Addr(), remote.Addr()} {
-		var wide [16]byte
-		if domain == unix.AF_INET6 {
-			wide = a.As16()
-		} else {
-			copy(wide[:], a.AsSlice())
-		}
-		b = append(b, wide[:]...)
-	}
-	b = binary.NativeEndian.AppendUint32(b, 0) // any interface
-	return binary.NativeEndian.AppendUint64(b, cookie)
+	return route.Reset(domain, protocol, s.Local, s.Remote, cookie)
 }

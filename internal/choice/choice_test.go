@@ -148,7 +148,7 @@ func TestHold(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	numbers := Default()
 	for _, test := range []struct{ rtt, want time.Duration }{
-		{0, time.Second},
+		{0, 3 * time.Second},
 		{20 * time.Millisecond, time.Second},
 		{600 * time.Millisecond, 2400 * time.Millisecond},
 		{2 * time.Second, 3 * time.Second},
@@ -244,6 +244,9 @@ func TestChoose(t *testing.T) {
 		{"a degraded one", []Candidate{in(wan0, Degraded), wan1}, 1, "", 2, 0},
 		{"a portal before nothing", []Candidate{in(wan0, Portal), in(wan1, Dead)}, 2, "", 1, 0},
 		{"all dead: no change", []Candidate{in(wan0, Dead), in(wan1, Dead)}, 2, "", 2, 0},
+		{"all dead, and the one in use has no carrier", []Candidate{in(wan0, NoCarrier), in(wan1, Dead)}, 1, "", 2, 0},
+		{"all dead, and the other has no carrier", []Candidate{in(wan0, NoCarrier), in(wan1, Dead)}, 2, "", 2, 0},
+		{"none has a carrier", []Candidate{in(wan0, NoCarrier), in(wan1, NoCarrier)}, 2, "", 2, 0},
 		{"all dead, none before", []Candidate{in(wan0, Dead), in(wan1, Dead)}, 0, "", 0, 0},
 		{"all dead, and the choice has gone", []Candidate{in(wan0, Dead)}, 2, "", 0, 0},
 		{"unknown at the start", []Candidate{in(wan0, Unknown), in(wan1, Unknown)}, 0, "", 0, 0},
@@ -288,7 +291,7 @@ func TestUnused(t *testing.T) {
 		{func(c *Candidate) { c.State = Off }, false, "it is not probed"},
 		{func(c *Candidate) { c.State = Dead }, false, "it does not work"},
 		{func(c *Candidate) { c.State = Degraded }, false, "wan0 is alive"},
-		{func(c *Candidate) { c.Default = false }, false, "its table has no default route"},
+		{func(c *Candidate) { c.Default = false }, false, "its table has no default route of its own"},
 		{func(c *Candidate) { c.Metric = 50 }, true, "the user wants wan0"},
 		{func(c *Candidate) { c.Metric, c.Held = 50, now+time.Minute }, false, "it failed, and is used again in 1m0s if it goes on to work"},
 		{func(c *Candidate) { c.Metric = 50 }, false, "it is used as soon as the kernel has its routes"},

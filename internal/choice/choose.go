@@ -15,7 +15,7 @@ type Candidate struct {
 	State   State
 	Rank    int    // lower is better
 	Metered bool   // behind the others of its state
-	Default bool   // its table has a default route
+	Default bool   // its table has a default route of its own
 	Metric  uint32 // of that route
 	Held    time.Duration
 	Age     int // lower is an older lease
@@ -58,7 +58,7 @@ func Choose(now time.Duration, all []Candidate, current uint32, pinned string) D
 	var until time.Duration
 	var waits string
 	for _, c := range all[:at] {
-		if class(c.State) == useless {
+		if class(c.State) >= useless && (used.State != NoCarrier || c.State != Dead) { // targets may be down for all uplinks, and a carrier is not
 			break
 		}
 		if c.Held <= now || !used.State.Works() {
@@ -70,7 +70,7 @@ func Choose(now time.Duration, all []Candidate, current uint32, pinned string) D
 	}
 	d := Decision{Table: current, Why: reason(all, used), At: until}
 	switch {
-	case class(used.State) == useless:
+	case class(used.State) >= useless:
 		d.Why = "kept, since none works"
 	case until != 0:
 		d.Why = fmt.Sprintf("%s works again, and is used in %v if it goes on to work", waits, max(until-now, 0).Round(time.Second))
@@ -85,10 +85,10 @@ func Unused(now time.Duration, c, used Candidate, pinned bool) string {
 	}
 	switch {
 	case !c.Default:
-		return "its table has no default route"
+		return "its table has no default route of its own"
 	case pinned:
 		return "the user wants " + used.Ifname
-	case class(c.State) == useless:
+	case class(c.State) >= useless:
 		return "it does not work"
 	case class(c.State) > class(used.State):
 		return used.Ifname + " is " + used.State.String()
@@ -120,6 +120,8 @@ func class(s State) int {
 		return 1
 	case Portal:
 		return 2
+	case NoCarrier:
+		return useless + 1
 	}
 	return useless
 }
@@ -154,6 +156,8 @@ func reason(all []Candidate, c Candidate) string {
 	switch {
 	case c.State == Portal:
 		return "behind a captive portal, and none works"
+	case c.State == Dead:
+		return "none works, and it has a carrier"
 	case !c.State.Works():
 		return "none works"
 	case working == 1:

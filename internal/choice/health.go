@@ -50,7 +50,7 @@ type Round struct {
 // Role is what decides how often an uplink is asked.
 type Role struct{ InUse, Metered bool }
 
-// Health is the state of one uplink, by its rounds. NewHealth makes it; Round and Carrier alone change it.
+// Health is the state of one uplink, by its rounds. NewHealth makes it, and its methods alone change it.
 type Health struct {
 	State  State
 	Since  time.Duration
@@ -100,6 +100,16 @@ func (h *Health) SetOff(now time.Duration, why string) bool {
 func (h *Health) ForgetPortal(now time.Duration) bool {
 	return h.State == Portal && h.enter(now, Unknown, "no page is asked for any more")
 }
+
+// Still notes that nobody could ask from a time on, for so long: a hold that ran then is longer by that.
+func (h *Health) Still(from, long time.Duration) {
+	if h.Held > from {
+		h.Held += long
+	}
+}
+
+// Hold notes that another uplink was preferred when this process began.
+func (h *Health) Hold(now time.Duration) { h.Held = now + h.numbers.Hold }
 
 // Round takes over a round, and reports whether the state changed.
 func (h *Health) Round(now time.Duration, r Round) bool {
@@ -225,8 +235,11 @@ func (h *Health) Suspect() bool {
 	return h.failed > 0
 }
 
-// Timeout is how long a round may take.
+// Timeout is how long a round may take: the longest time where the round trip is not known, as of a satellite.
 func (h *Health) Timeout() time.Duration {
+	if h.RTT == 0 {
+		return longestTimeout * h.numbers.Timeout
+	}
 	return min(max(h.numbers.Timeout, patience*h.RTT), longestTimeout*h.numbers.Timeout)
 }
 

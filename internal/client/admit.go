@@ -29,7 +29,8 @@ const (
 	refusedFor = 10 * time.Minute
 	// How often it is looked at who has the name of a holder: a client that ended, say, and then a stranger.
 	strangerEvery = 30 * time.Second
-	// When another client deletes its rules it is about to end: look for its address this much later.
+	// When another client deletes its rules it is about to end: look for its address this much later. When an address
+	// goes before it gets a table, look as late for what the watch before left of it.
 	afterForeign = 2 * time.Second
 )
 
@@ -136,10 +137,14 @@ func (h *host) dropped(s *session) {
 	switch {
 	case len(s.enders) > 0:
 		h.ended[s.lease.uplink.Key] = true
-	case s.inst.Present: // the server has no table for it, and will not have one soon
+	case s.lease.denied && s.inst.Present && s.left == 0: // else it was deleted meanwhile, and may be there again
 		h.refused[s.lease.uplink.Key] = wire.Now() + refusedFor
 	}
+	if s.lease.table == 0 && !s.lease.denied { // a watch that was killed may have left rules and routes of the address
+		h.reconcileAt = min(h.reconcileAt, wire.Now()+afterForeign)
+	}
 	h.admitSoon()
+	h.bequeath(s)
 }
 
 // changedSessions are the sessions whose address, link or routes differ from what is noted of them, by one read of
@@ -265,20 +270,6 @@ func (h *host) noteExcluded(link uplink.Link) {
 	h.excluded[link.Name] = true
 	h.log.Warn("the configuration excludes a link that main has a default route over: its addresses are not served", "ifname", link.Name)
 	h.events.Append(events.Event{What: events.Excluded, Ifname: link.Name, Text: "main has a default route over this link, and the configuration excludes it"})
-}
-
-// exhausted ends the session of an address on a link without any route of main, so that one on a link that has routes
-// gets its table: the server has none left.
-func (h *host) exhausted(needy *session) {
-	if !h.routed(needy) {
-		return
-	}
-	for _, s := range h.sessions {
-		if s.lease.state == held && s.family() == needy.family() && s.lease.uplink.Want == 0 && !s.hooked && !h.routed(s) {
-			h.feed(s, event{kind: end, why: "the server has no table left for a link that main has routes over, and main has none over this link"})
-			return
-		}
-	}
 }
 
 // routed reports whether main has routes over the link of an address.

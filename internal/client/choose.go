@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -20,8 +21,8 @@ import (
 
 // candidates are the uplinks of a family that unbound traffic could use.
 func (c *chooser) candidates(family int) (all []choice.Candidate) {
-	age := make(map[*session]int, len(c.sessions))
-	for i, s := range c.sessions {
+	age := make(map[*session]int)
+	for i, s := range slices.Concat(c.inOrder(family), c.others) { // the unbound rules stand in the order in which leases came
 		age[s] = i
 	}
 	for key, p := range c.uplinks {
@@ -31,7 +32,7 @@ func (c *chooser) candidates(family int) (all []choice.Candidate) {
 		leads := p.session.inst.Default()
 		all = append(all, choice.Candidate{
 			Ifname: key.Ifname, Address: key.Address, Table: p.session.lease.table, State: p.health.State, Rank: p.traits.Rank,
-			Metered: p.traits.Metered, Default: leads.Has, Metric: leads.Metric, Held: p.health.Held, Age: age[p.session],
+			Metered: p.traits.Metered, Default: leads.Has && !leads.Below, Metric: leads.Metric, Held: p.health.Held, Age: age[p.session],
 		})
 	}
 	return all
@@ -53,7 +54,7 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 	if err != nil {
 		return err
 	}
-	c.announce(family, all, d)
+	c.announce(family, d)
 	if d.Table != current {
 		c.askSooner(now, family)
 	}
@@ -71,6 +72,7 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 			e.Gateway = best.Gateway.String()
 		}
 		c.emit(e)
+		c.resetDead(family, e.From, all, d.Table)
 	}
 	return err
 }
@@ -95,20 +97,9 @@ func (c *chooser) choose(now time.Duration, family int, all []choice.Candidate) 
 		if d.Table == 0 {
 			return d, route.Route{}, nil
 		}
-		tables, err := c.kernel.FirstRoutes(family, d.Table, 1)
-		if err != nil {
-			return d, route.Route{}, err
-		}
-		routes := slices.Concat(tables...)
-		best, has := uplink.BestDefault(routes)
-		if !has && len(routes) >= someRoutes { // the default routes of IPv6 come last
-			if routes, err = c.kernel.Routes(family, d.Table); err != nil {
-				return d, route.Route{}, err
-			}
-			best, has = uplink.BestDefault(routes)
-		}
-		if has {
-			return d, best, nil
+		best, has, err := c.bestDefault(family, d.Table)
+		if err != nil || has {
+			return d, best, err
 		}
 		c.in(restoreEvery) // its holder adds the route again
 		for i := range all {
@@ -117,8 +108,19 @@ func (c *chooser) choose(now time.Duration, family int, all []choice.Candidate) 
 	}
 }
 
+// bestDefault reads the best default route of a table.
+func (c *chooser) bestDefault(family int, table uint32) (best route.Route, has bool, err error) {
+	tables, err := c.kernel.FirstRoutes(family, table, 1)
+	routes := slices.Concat(tables...)
+	if best, has = uplink.BestDefault(routes); err == nil && !has && len(routes) >= someRoutes { // the default routes of IPv6 come last
+		routes, err = c.kernel.Routes(family, table)
+		best, has = uplink.BestDefault(routes)
+	}
+	return best, has, err
+}
+
 // announce notes a decision, and says what changed.
-func (c *chooser) announce(family int, all []choice.Candidate, d choice.Decision) {
+func (c *chooser) announce(family int, d choice.Decision) {
 	before := c.decision[family]
 	c.decision[family] = d
 	from, to := c.current[family], d.Table
@@ -126,18 +128,18 @@ func (c *chooser) announce(family int, all []choice.Candidate, d choice.Decision
 	kept := "kept, since none works"
 	switch {
 	case from != to:
-		c.log.Info("unbound traffic uses another uplink", "family", familyName(family), "from", linkOfTable(all, from), "to", linkOfTable(all, to), "table", to, "why", d.Why)
-		c.events.Append(events.Event{What: events.UplinkChosen, Ifname: linkOfTable(all, to), Family: familyName(family), Table: to,
-			Text: fmt.Sprintf("unbound traffic of %s leaves by %s, not %s: %s", familyName(family), cmp.Or(linkOfTable(all, to), "no chosen uplink"), cmp.Or(linkOfTable(all, from), "as main says"), d.Why)})
-		e := uplinks.Event{Event: "unbound", Family: familyName(family), Ifname: linkOfTable(all, to), Table: to,
-			From: linkOfTable(all, from), To: linkOfTable(all, to), Reason: d.Why}
+		c.log.Info("unbound traffic uses another uplink", "family", familyName(family), "from", c.linkHaving(family, from), "to", c.linkHaving(family, to), "table", to, "why", d.Why)
+		c.events.Append(events.Event{What: events.UplinkChosen, Ifname: c.linkHaving(family, to), Family: familyName(family), Table: to,
+			Text: fmt.Sprintf("unbound traffic of %s leaves by %s, not %s: %s", familyName(family), cmp.Or(c.linkHaving(family, to), "no chosen uplink"), cmp.Or(c.linkHaving(family, from), "as main says"), d.Why)})
+		e := uplinks.Event{Event: "unbound", Family: familyName(family), Ifname: c.linkHaving(family, to), Table: to,
+			From: c.linkHaving(family, from), To: c.linkHaving(family, to), Reason: d.Why}
 		if s := c.sessionOf(family, to); s != nil {
 			e.Address = s.lease.uplink.Key.Address
 		}
 		c.unsaid[family] = e
 	case d.Why == kept && before.Why != kept:
 		c.log.Warn("no uplink works; unbound traffic stays where it is, since the targets or this host may be the cause",
-			"family", familyName(family), "ifname", linkOfTable(all, to), "table", to)
+			"family", familyName(family), "ifname", c.linkHaving(family, to), "table", to)
 	}
 }
 
@@ -150,7 +152,7 @@ func familyName(family int) string {
 
 // sessionOf returns the session that has a table.
 func (c *chooser) sessionOf(family int, table uint32) *session {
-	for _, s := range c.sessions {
+	for _, s := range c.leases() {
 		if s.family() == family && s.lease.table == table {
 			return s
 		}
@@ -177,7 +179,7 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 	if c.config.Probes != nil {
 		mode = c.config.Probes.Unbound
 	}
-	moves := slices.ContainsFunc(c.sessions, func(o *session) bool {
+	moves := slices.ContainsFunc(c.leases(), func(o *session) bool {
 		return o.family() == family && o.serves() && o.lease.uplink.Settings.Routes == uplink.MoveRoutes
 	})
 	want := install.Choice{Attrs: []any{"ifname", s.lease.uplink.Key.Ifname, "addr", s.lease.uplink.Key.Address, "family", familyName(family)}}
@@ -194,8 +196,10 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 		by = append(by, "main")
 	}
 	c.by[family] = by
-	c.warn(family, s, inMain, kept.Front)
 	changed, err := c.env.SyncChoice(family, want)
+	against, readErr := c.against(family, s, inMain, kept.Front)
+	c.warn(family, s, against)
+	err = errors.Join(err, readErr)
 	if changed && c.placed[family] && want.Equal(c.wanted[family]) {
 		c.restoredSomething(now)
 	}
@@ -203,18 +207,38 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 	return err
 }
 
-// warn notes what stands against the choice: a default route of another program, unless that leads to the chosen uplink.
-// The log has each once.
-func (c *chooser) warn(family int, s *session, inMain bool, front []route.Route) {
-	c.warning[family] = ""
-	if !inMain || len(front) == 0 || slices.Equal(front[0].Links(), []int{s.inst.Index}) {
-		return
+// obstacle is what keeps unbound traffic from the chosen uplink, and what to do about it.
+type obstacle struct{ text, cure string }
+
+// against returns what stands against the choice: a default route of another program in main, unless that leads to the chosen uplink,
+// or, where no route of main counts, a rule behind main and before that of the choice.
+func (c *chooser) against(family int, s *session, inMain bool, front []route.Route) (obstacle, error) {
+	if inMain {
+		if len(front) == 0 || slices.Equal(front[0].Links(), []int{s.inst.Index}) {
+			return obstacle{}, nil
+		}
+		return obstacle{fmt.Sprintf("main has %q of another program, before which no route of the choice can stand", c.env.RouteText(front[0])),
+			`give the link of that route "routes": "move"`}, nil
 	}
-	text := fmt.Sprintf("main has %q of another program, before which no route of the choice can stand", c.env.RouteText(front[0]))
-	c.warning[family] = text
-	if text != c.warned[family] {
-		c.warned[family] = text
-		c.log.Warn("unbound traffic may not use the chosen uplink: "+text+`; give the link of that route "routes": "move"`, "family", familyName(family), "ifname", s.lease.uplink.Key.Ifname)
+	rules, err := c.kernel.RulesWhere(family, func(r *route.Rule) bool { return uplink.IsChoice(*r) || uplink.PrecedesChoice(*r) })
+	for _, r := range rules {
+		if uplink.IsChoice(r) {
+			break
+		}
+		best, has, readErr := c.bestDefault(family, r.Table)
+		if err = errors.Join(err, readErr); has && best.Index != s.inst.Index {
+			return obstacle{fmt.Sprintf("the rule %q of another program stands before that of the choice", r), "delete that rule, or give it a priority above 90001"}, err
+		}
+	}
+	return obstacle{}, err
+}
+
+// warn notes what stands against the choice. The log has each once.
+func (c *chooser) warn(family int, s *session, against obstacle) {
+	c.warning[family] = against
+	if against != (obstacle{}) && against != c.warned[family] {
+		c.warned[family] = against
+		c.log.Warn("unbound traffic may not use the chosen uplink: "+against.text+"; "+against.cure, "family", familyName(family), "ifname", s.lease.uplink.Key.Ifname)
 	}
 }
 
@@ -240,7 +264,7 @@ func (c *chooser) withdraw(family int, why string) error {
 	if changed {
 		c.log.Info("no uplink is chosen for unbound traffic", "family", familyName(family), "why", why)
 	}
-	c.placed[family], c.by[family], c.warning[family], c.wanted[family] = false, nil, "", install.Choice{}
+	c.placed[family], c.by[family], c.warning[family], c.wanted[family] = false, nil, obstacle{}, install.Choice{}
 	return nil
 }
 

@@ -46,12 +46,13 @@ type chooser struct {
 	current  map[int]uint32 // the table that unbound traffic of a family uses; 0: none is chosen
 	by       map[int][]string
 	decision map[int]choice.Decision
-	warning  map[int]string // what stands against the choice
-	warned   map[int]string // the last one in the log
+	warning  map[int]obstacle // what stands against the choice
+	warned   map[int]obstacle // the last one in the log
 	wanted   map[int]install.Choice
 	failure  string         // the last one in the log, until the choice is placed
 	pinned   map[int]string // the link that a user wants
 	decideAt time.Duration  // when the choice is made next; 0: nothing calls for that
+	armed    time.Duration  // when runDue is to run at the latest; 0: nothing is due
 	restored time.Duration  // not before then is restored what others delete
 	adopted  map[int]bool   // the choice is of the watch before, and its address may not be in service yet
 	grace    time.Duration  // until when
@@ -59,29 +60,44 @@ type chooser struct {
 	restores *rate.Limiter
 	placed   map[int]bool // something of the choice may be in the kernel
 
+	alone  bool          // no watch: all addresses are served by other clients
+	yields bool          // another process has the name, and chooses
+	asking bool          // that process is asked whether it does
+	askAt  time.Duration // not before then is it asked again
+	others []*session    // what other clients serve, as of the last look; the older leases first
+
 	unsaid    map[int]uplinks.Event // choices that the kernel does not have yet
 	followers []chan uplinks.Event
 	program   *onchange.Runner
+	listener  *uplinks.Listener // nil: another process has the name
+
+	neighbours *route.Watcher // of those that answer no more; nil: nothing is probed
 }
 
 // probed is one address, whether it is in service or will be again.
 type probed struct {
 	session *session // nil: it is not in service
+	table   uint32   // as of when it was, and the rule that keeps its address from other uplinks
+	block   route.Rule
 	health  *choice.Health
 	habit   probe.Habit
 	plan    probe.Plan
 	traits  uplink.Traits
 	leads   install.Default // of its table, as of the last turn of the loop
 	due     time.Duration
-	busy    bool // a round runs
+	began   time.Duration // when the last round did
+	busy    bool          // a round runs
+	doubted bool          // the kernel has found its gateway silent since
+	unable  string        // why rounds cannot ask; they go on, since that may change
 	bytes   uint64
 	left    time.Duration // when it went out of service
+	dark    bool          // its link had no carrier, or was gone, when that was read last
 }
 
 func newChooser(h *host) *chooser {
 	c := &chooser{
 		host: h, uplinks: make(map[wire.Key]*probed), current: make(map[int]uint32), by: make(map[int][]string),
-		decision: make(map[int]choice.Decision), warning: make(map[int]string), warned: make(map[int]string), wanted: make(map[int]install.Choice), pinned: make(map[int]string),
+		decision: make(map[int]choice.Decision), warning: make(map[int]obstacle), warned: make(map[int]obstacle), wanted: make(map[int]install.Choice), pinned: make(map[int]string),
 		grace: wire.Now() + startGrace, restores: rate.NewLimiter(rate.Every(restoreEvery), restoreBurst), placed: make(map[int]bool),
 		unsaid: make(map[int]uplinks.Event), adopted: make(map[int]bool), program: onchange.NewRunner(h.log),
 	}
@@ -93,6 +109,7 @@ func newChooser(h *host) *chooser {
 // configure takes over the configuration.
 func (c *chooser) configure() {
 	c.numbers = choice.Default()
+	c.followNeighbours()
 	program := ""
 	if p := c.config.Probes; p != nil {
 		c.numbers, program = p.Numbers, p.OnChange
@@ -104,6 +121,9 @@ func (c *chooser) configure() {
 
 // adopt reads the choice of the watch before.
 func (c *chooser) adopt() error {
+	if c.yields { // what is there is of the process that chooses
+		return nil
+	}
 	for _, family := range families {
 		rules, err := c.kernel.RulesWhere(family, func(r *route.Rule) bool { return uplink.IsChoice(*r) })
 		if err != nil {
@@ -121,8 +141,10 @@ func (c *chooser) adopt() error {
 	return nil
 }
 
-// active reports whether anything is chosen for a family.
-func (c *chooser) active(family int) bool { return c.config.Probes != nil || c.pinned[family] != "" }
+// active reports whether anything is chosen for a family, here.
+func (c *chooser) active(family int) bool {
+	return !c.yields && (c.config.Probes != nil || c.pinned[family] != "")
+}
 
 func (c *chooser) anyActive() bool {
 	return c.active(unix.AF_INET) || c.active(unix.AF_INET6)
@@ -148,9 +170,12 @@ func (c *chooser) note(n news) {
 	}
 	for _, family := range families {
 		own, forwarded := n.rules[ruleAt{family, uplink.ChoicePriority}], n.rules[ruleAt{family, uplink.ChoicePriority + 1}]
-		if own || forwarded || n.choice[family] {
+		if own || forwarded || n.choice[family] || n.others[family] {
 			c.in(restoreIn)
 		}
+	}
+	if c.sees() && (len(n.tables)+len(n.lost)+len(n.filled) > 0) { // of an address that another client serves
+		c.in(restoreIn)
 	}
 	// Other routes of main change no choice: a host with a routing daemon has a thousand changes of these a second.
 	if n.overrun || n.nexthops || len(n.links)+len(n.addresses)+len(n.gone) > 0 || len(n.defaults) > 0 {
@@ -159,25 +184,43 @@ func (c *chooser) note(n news) {
 }
 
 // next is when runDue has something to do.
-func (c *chooser) next() time.Duration {
-	at := c.decideAt
-	if c.config.Probes == nil || c.running >= maxRounds {
-		return at
-	}
-	for _, p := range c.uplinks {
-		if p.waits() {
-			at = earliest(at, max(p.due, 1))
+func (c *chooser) next(now time.Duration) time.Duration {
+	c.armed = c.decideAt
+	if c.config.Probes != nil {
+		for _, p := range c.uplinks {
+			if p.waits() && c.hasRoom(p) {
+				c.armed = earliest(c.armed, max(p.due, 1))
+			}
 		}
 	}
-	return at
+	if c.armed != 0 {
+		c.armed = max(c.armed, now) // a round may have waited for others to end
+	}
+	return c.armed
 }
+
+// noteStill prolongs the holds of uplinks by the time that this process stood still, in which nobody asked whether they work.
+func (c *chooser) noteStill(now time.Duration) {
+	still := now - c.armed
+	if c.armed == 0 || still <= lateAfter {
+		return
+	}
+	for _, p := range c.uplinks {
+		p.health.Still(c.armed, still)
+	}
+}
+
+// hasRoom reports whether a round may begin now. That of an uplink in use does not wait for those of hundreds that are dead.
+func (c *chooser) hasRoom(p *probed) bool { return c.running < maxRounds || c.role(p).InUse }
 
 // waits reports whether a round is to come.
 func (p *probed) waits() bool {
-	return p.session != nil && !p.busy && p.health.State != choice.Off && p.health.State != choice.NoCarrier
+	off := p.health.State == choice.Off && p.unable == ""
+	return p.session != nil && !p.busy && !off && p.health.State != choice.NoCarrier
 }
 
 func (c *chooser) runDue(now time.Duration) {
+	c.noteStill(now)
 	if c.tablesChanged() {
 		c.in(decideIn)
 	}
@@ -188,7 +231,7 @@ func (c *chooser) runDue(now time.Duration) {
 		return
 	}
 	for key, p := range c.uplinks {
-		if c.running < maxRounds && p.waits() && now >= p.due {
+		if p.waits() && now >= p.due && c.hasRoom(p) {
 			c.startRound(now, key, p)
 		}
 	}
@@ -209,10 +252,11 @@ func (c *chooser) tablesChanged() (changed bool) {
 
 // startRound starts a round beside the loop.
 func (c *chooser) startRound(now time.Duration, key wire.Key, p *probed) {
-	p.busy = true
+	suspect := p.doubted || p.health.Suspect()
+	p.busy, p.doubted, p.began = true, false, now
 	c.running++
 	t := probe.Task{
-		Uplink: c.probeUplink(p.session), Plan: p.plan, Habit: p.habit, Suspect: p.health.Suspect(),
+		Uplink: c.probeUplink(p.session), Plan: p.plan, Habit: p.habit, Suspect: suspect,
 		Portal: p.health.AsksPortal(now), Timeout: p.health.Timeout(),
 	}
 	of := p.session
@@ -225,7 +269,7 @@ func (c *chooser) startRound(now time.Duration, key wire.Key, p *probed) {
 }
 
 func (c *chooser) probeUplink(s *session) probe.Uplink {
-	return probe.Uplink{Ifname: s.lease.uplink.Key.Ifname, Address: s.addr, Nameservers: s.lease.uplink.Settings.Nameservers}
+	return probe.Uplink{Ifname: s.lease.uplink.Key.Ifname, Address: s.addr, Nameservers: s.lease.uplink.Settings.Nameservers, Gateway: s.inst.Default().Gateway}
 }
 
 // finishRound takes over a round that began at a time, of a session that may have ended since.
@@ -244,13 +288,48 @@ func (c *chooser) finishRound(key wire.Key, of *session, began, timeout time.Dur
 	}
 	if now-began <= timeout+lateAfter {
 		p.habit = r.Habit
-		before := p.health.State
-		if p.health.Round(now, r.Round) {
-			c.changed(p, before)
-			c.decideAt = now
-		}
+		c.judge(now, p, r)
 	}
 	p.due = max(now, began+p.health.Pause(now, c.role(p), rand.Float64()))
+	if p.doubted {
+		c.doubt(now, p)
+	}
+}
+
+// judge takes over what a round brought. Where nothing could be asked, that says nothing of the uplink.
+func (c *chooser) judge(now time.Duration, p *probed, r probe.Result) {
+	before := p.health.State
+	unable := ""
+	switch {
+	case errors.Is(r.Silent, probe.ErrUnable):
+		unable = r.Silent.Error()
+	case r.Silent != nil:
+		return
+	}
+	if unable != p.unable {
+		p.unable = unable
+		p.health.SetOff(now, c.off(p))
+	}
+	if r.Silent == nil {
+		p.health.Round(now, r.Round)
+	}
+	if p.health.State != before {
+		c.changed(p, before)
+		c.decideAt = now
+	}
+}
+
+// off is why an uplink is not probed; "": it is. One that did not work stays so until it can be asked again.
+func (c *chooser) off(p *probed) string {
+	switch {
+	case c.config.Probes == nil || p.traits.NoProbe:
+		return "not probed"
+	case !p.plan.Asks():
+		return `not probed, since neither "targets" nor its network name anybody to ask, and its default route has no gateway`
+	case p.unable != "" && p.health.State.Works(), p.unable != "" && p.health.State == choice.Unknown:
+		return "not probed: " + p.unable
+	}
+	return ""
 }
 
 // askSooner has the uplink that was chosen asked as often as one in use: by then its next round was one of a standby, which
@@ -277,8 +356,11 @@ func (c *chooser) gather(now time.Duration) error {
 	for _, l := range links {
 		carrier[l.Index] = l.Carrier
 	}
+	if err := c.see(); err != nil {
+		return err
+	}
 	serving := make(map[*session]bool)
-	for _, s := range c.sessions {
+	for _, s := range c.leases() {
 		if !s.lease.uplink.IsAddress() || s.lease.uplink.NoUnbound || !s.serves() {
 			continue
 		}
@@ -288,17 +370,23 @@ func (c *chooser) gather(now time.Duration) error {
 		if p == nil {
 			p = &probed{health: choice.NewHealth(&c.numbers, now)}
 			c.uplinks[key] = p
+			if c.adopted[s.family()] && s.lease.table != c.current[s.family()] {
+				p.health.Hold(now) // the watch before had a reason to use another one
+			}
 		}
 		if p.session != s {
 			p.session = s
 			p.due = now + time.Duration(rand.Float64()*float64(c.numbers.Suspect))
 		}
+		p.table, p.block = s.lease.table, s.lease.uplink.Block()
 		p.traits = c.config.Traits(key.Ifname, key.Family)
-		c.observe(now, p, carrier[s.inst.Index])
+		p.dark = !carrier[s.inst.Index]
+		c.observe(now, p, !p.dark)
 	}
 	for key, p := range c.uplinks {
 		switch {
 		case p.session != nil && !serving[p.session]:
+			p.dark = !carrier[p.session.inst.Index]
 			c.observe(now, p, false)
 			p.session, p.left = nil, now
 		case p.session == nil && !p.busy && now-p.left > c.numbers.Forget:
@@ -311,18 +399,18 @@ func (c *chooser) gather(now time.Duration) error {
 // observe notes the carrier of an uplink, and whether it is probed.
 func (c *chooser) observe(now time.Duration, p *probed, carrier bool) {
 	before := p.health.State
-	off := "not probed"
+	p.plan = probe.Plan{}
 	if c.config.Probes != nil && !p.traits.NoProbe {
 		p.plan = c.config.Probes.Of(c.probeUplink(p.session))
-		if off = ""; !p.plan.Asks() {
-			off = `not probed, since neither "targets" nor its network name anybody to ask`
-		}
+	}
+	if !p.plan.Asks() {
+		p.unable = ""
 	}
 	changed := p.health.Carrier(now, carrier)
 	if p.plan.Page == nil {
 		changed = p.health.ForgetPortal(now) || changed
 	}
-	if p.health.SetOff(now, off) || changed {
+	if p.health.SetOff(now, c.off(p)) || changed {
 		p.due = now
 		c.changed(p, before)
 	}
@@ -345,6 +433,9 @@ func (c *chooser) changed(p *probed, before choice.State) {
 // decide makes the choice, and the kernel what it means.
 func (c *chooser) decide(now time.Duration) {
 	c.decideAt = 0
+	if c.alone { // a watch does so when it compares everything
+		c.serveAgain()
+	}
 	if c.anyActive() {
 		if err := c.gather(now); err != nil {
 			c.log.Error("cannot read the links", "err", err)
@@ -357,6 +448,9 @@ func (c *chooser) decide(now time.Duration) {
 	var errs []error
 	for _, family := range families {
 		errs = append(errs, c.decideFamily(now, family))
+	}
+	if c.alone {
+		c.in(c.reconcileEvery()) // in case that an event was lost
 	}
 	err := errors.Join(errs...)
 	if err == nil {

@@ -1,12 +1,15 @@
 package client
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/choice"
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/probe"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -29,7 +32,7 @@ func TestChooserOff(t *testing.T) {
 			tt.change(c)
 			c.note(all)
 			c.soon()
-			if at := c.next(); (at != 0) != tt.wakes {
+			if at := c.next(time.Hour); (at != 0) != tt.wakes {
 				t.Errorf("the watch wakes at %v, want that it does: %v", at, tt.wakes)
 			}
 		})
@@ -110,5 +113,139 @@ func TestLateRound(t *testing.T) {
 				t.Errorf("the uplink is %v, suspect %v, want %v; busy %v, %d rounds run", h.State, h.Suspect(), tt.suspect, p.busy, c.running)
 			}
 		})
+	}
+}
+
+// TestStill: a hold is longer by the time in which this process stood still, since nobody asked meanwhile.
+func TestStill(t *testing.T) {
+	const armed = time.Hour
+	n := choice.Default()
+	for _, tt := range []struct{ late, held, want time.Duration }{
+		{time.Second, armed + time.Minute, armed + time.Minute},
+		{time.Hour, armed + time.Minute, armed + time.Minute + time.Hour},
+		{time.Hour, armed - time.Minute, armed - time.Minute},
+		{time.Hour, 0, 0},
+	} {
+		h := choice.NewHealth(&n, armed)
+		h.Held = tt.held
+		c := &chooser{host: &host{}, uplinks: map[wire.Key]*probed{{Ifname: "wan0"}: {health: h}}, decideAt: armed}
+		c.next(armed - time.Second)
+		if c.noteStill(armed + tt.late); h.Held != tt.want {
+			t.Errorf("late by %v, held until %v: now until %v, want %v", tt.late, tt.held, h.Held, tt.want)
+		}
+	}
+}
+
+// TestOverdue: a round that waited for others to end is no time in which this process stood still.
+func TestOverdue(t *testing.T) {
+	const due, held = time.Hour, 2 * time.Hour
+	n := choice.Default()
+	h := choice.NewHealth(&n, due)
+	h.Held = held
+	p := &probed{session: &session{lease: &machine{}}, health: h, due: due}
+	probes := DefaultProbes()
+	c := &chooser{host: &host{config: WatchConfig{Probes: &probes}}, uplinks: map[wire.Key]*probed{{Ifname: "wan0"}: p}}
+	c.next(due + time.Minute)
+	if c.noteStill(due + time.Minute + time.Second); h.Held != held {
+		t.Errorf("held until %v, want %v", h.Held, held)
+	}
+}
+
+// TestUnable: while this process may not ask, an uplink that works is off, and one that does not stays as it is.
+func TestUnable(t *testing.T) {
+	n, probes := choice.Default(), DefaultProbes()
+	c := &chooser{host: &host{config: WatchConfig{Probes: &probes}}}
+	for _, tt := range []struct {
+		round choice.Round
+		want  choice.State
+	}{
+		{choice.Round{Answered: true, First: true}, choice.Off},
+		{choice.Round{}, choice.Dead},
+		{choice.Round{Answered: true, First: true, Portal: choice.Intercepted}, choice.Portal},
+	} {
+		h := choice.NewHealth(&n, 1)
+		for range n.Down {
+			h.Round(1, tt.round)
+		}
+		before := h.State
+		p := &probed{health: h, unable: "permission denied", plan: probe.Plan{Targets: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Kinds: probes.Kinds}}
+		h.SetOff(2, c.off(p))
+		if h.State != tt.want {
+			t.Errorf("%v, and then nobody may ask: %v, want %v", before, h.State, tt.want)
+		}
+	}
+}
+
+// TestFamiliesOf: a wish for a link counts for both families though the address of one is not in service yet, and for none while
+// neither is.
+func TestFamiliesOf(t *testing.T) {
+	address := func(family wire.Family, ifname string, serves bool) *session {
+		s := &session{lease: &machine{}, inst: &install.Installation{Installed: serves}}
+		s.lease.uplink.Key = wire.Key{Family: family, Ifname: ifname}
+		if serves {
+			s.lease.state = held
+		}
+		return s
+	}
+	inet, inet6, late := address(wire.Inet, "wan0", true), address(wire.Inet6, "wan0", true), address(wire.Inet6, "wan0", false)
+	for _, tt := range []struct {
+		name     string
+		sessions []*session
+		ifname   string
+		only     wire.Family
+		want     []int
+		serves   bool
+	}{
+		{"both", []*session{inet, inet6}, "wan0", wire.Unspec, []int{unix.AF_INET, unix.AF_INET6}, true},
+		{"one is late", []*session{inet, late}, "wan0", wire.Unspec, []int{unix.AF_INET, unix.AF_INET6}, true},
+		{"the late one alone", []*session{inet, late}, "wan0", wire.Inet6, []int{unix.AF_INET6}, false},
+		{"one has none", []*session{inet}, "wan0", wire.Unspec, []int{unix.AF_INET}, true},
+		{"one is asked for", []*session{inet, inet6}, "wan0", wire.Inet, []int{unix.AF_INET}, true},
+		{"another link", []*session{inet, inet6}, "wan1", wire.Unspec, nil, false},
+		{"no link", nil, "auto", wire.Unspec, []int{unix.AF_INET, unix.AF_INET6}, true},
+		{"no link, of one family", nil, "auto", wire.Inet6, []int{unix.AF_INET6}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := &chooser{host: &host{loop: &loop{sessions: tt.sessions}}}
+			if of, serves := c.familiesOf(tt.ifname, tt.only); !slices.Equal(of, tt.want) || serves != tt.serves {
+				t.Errorf("%v, %v, want %v, %v", of, serves, tt.want, tt.serves)
+			}
+		})
+	}
+}
+
+// TestOldest: the unbound rules stand in the order in which leases came, which a watch that was started again knows from the kernel;
+// its sessions are in the order in which links have addresses.
+func TestOldest(t *testing.T) {
+	c := &chooser{uplinks: make(map[wire.Key]*probed), host: &host{loop: &loop{}}}
+	n := choice.Default()
+	for table, ifname := range map[uint32]string{10000: "wan0", 10001: "wan1", 10002: "wan2"} {
+		key := wire.Key{Family: wire.Inet, Ifname: ifname, Address: "192.0.2.2"}
+		s := &session{lease: seenMachine(uplink.Uplink{Key: key}, table), inst: &install.Installation{Installed: true}}
+		c.sessions = append(c.sessions, s)
+		c.uplinks[key] = &probed{session: s, health: choice.NewHealth(&n, 0)}
+	}
+	c.order = map[lane][]uint32{c.sessions[0].lane(): {10002, 10000, 10001}}
+	age := make(map[uint32]int)
+	for _, o := range c.candidates(unix.AF_INET) {
+		age[o.Table] = o.Age
+	}
+	if !(age[10002] < age[10000] && age[10000] < age[10001]) {
+		t.Errorf("the ages are %v", age)
+	}
+}
+
+// TestRoomForUsed: the uplink in use is asked also while as many rounds run as may.
+func TestRoomForUsed(t *testing.T) {
+	const now = time.Hour
+	n := choice.Default()
+	for table, wakes := range map[uint32]bool{1: true, 2: false} {
+		s := &session{lease: &machine{table: table, uplink: uplink.Uplink{Key: wire.Key{Family: wire.Inet}}}}
+		p := DefaultProbes()
+		c := &chooser{host: &host{config: WatchConfig{Probes: &p}}, current: map[int]uint32{unix.AF_INET: 1}, running: maxRounds,
+			uplinks: map[wire.Key]*probed{{}: {session: s, health: choice.NewHealth(&n, now), due: now}}}
+		if at := c.next(now); (at != 0) != wakes {
+			t.Errorf("table %d: the next round is at %v, want that there is one: %v", table, at, wakes)
+		}
 	}
 }

@@ -16,19 +16,111 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-// serve answers questions about uplinks, beside the loop, until the listener is closed.
-func (c *chooser) serve() (stop func()) {
+// serve answers questions about uplinks, beside the loop, until stop. The name is also the lock of the choice: if another
+// process of a user that is trusted has it, that one chooses, and this one does when the other has ended. It is for the start: it
+// may wait for that process.
+func (c *chooser) serve() error {
+	err := c.listen()
+	if err == nil {
+		return nil
+	}
+	pid, is, unknown := uplinks.Chooser()
+	if unknown == nil {
+		c.yields = is
+	}
+	if c.yields {
+		return yielding(pid, err)
+	}
+	return fmt.Errorf("the command uplinks cannot ask this process, since another one has its name: %w", errors.Join(err, unknown))
+}
+
+func (c *chooser) listen() error {
 	l, err := uplinks.Listen()
 	if err != nil {
-		c.log.Warn("the command uplinks cannot ask this watch: another process may have the name", "err", err)
-		return func() {}
+		return err
 	}
+	c.listener, c.yields = l, false
 	c.readers.Go(func() { l.Serve(c.readers.Go, c.answer) })
-	return func() {
-		_ = l.Close() // it is open
-		for _, events := range slices.Clone(c.followers) {
-			c.unfollow(events) // else who follows would keep the process
-		}
+	return nil
+}
+
+// serveAgain takes the name where another process had it, and with the name the choice, if that process chose. While the name is
+// not free, it has the process that has it asked, beside the loop: nobody knows how long that takes.
+func (c *chooser) serveAgain() {
+	if c.listener != nil {
+		return
+	}
+	yielded := c.yields
+	err := c.listen()
+	switch {
+	case err != nil:
+		c.askHolder(err)
+	case yielded:
+		c.chooseAgain()
+	default:
+		c.log.Info("the name that another process had is free: the command uplinks asks this process from now on")
+	}
+}
+
+// askHolder has the process that has the name asked whether it chooses: one question at a time, and not at each event.
+func (c *chooser) askHolder(inUse error) {
+	now := wire.Now()
+	if c.asking || now < c.askAt {
+		return
+	}
+	c.asking, c.askAt = true, now+c.reconcileEvery()/2
+	c.log.Debug("asking who has the name of the command uplinks")
+	go func() { // it ends by itself, and the end of the loop does not wait for that
+		pid, is, err := uplinks.Chooser()
+		c.hand(func() {
+			c.log.Debug("asked who has the name of the command uplinks", "pid", pid, "chooses", is, "err", err)
+			c.asking = false
+			if c.listener == nil && err == nil {
+				c.holderIs(pid, is, inUse)
+			}
+		})
+	}()
+}
+
+// holderIs takes over whether the process that has the name chooses. One that could not be asked before, and chooses, keeps both.
+func (c *chooser) holderIs(pid int, chooses bool, inUse error) {
+	if c.yields == chooses {
+		return
+	}
+	c.yields = chooses
+	switch {
+	case chooses && c.alone:
+		c.fail(yielding(pid, inUse))
+	case chooses:
+		c.log.Warn("this watch does not choose any more", "err", yielding(pid, inUse))
+		clear(c.current)
+		clear(c.placed) // what is in the kernel is of the other process
+	default: // the name has another process, of a user that is not trusted
+		c.chooseAgain()
+	}
+}
+
+func yielding(pid int, inUse error) error {
+	return fmt.Errorf("process %d chooses the uplink of unbound traffic, and probes: %w", pid, inUse)
+}
+
+// chooseAgain goes on with the choice of a process that has ended.
+func (c *chooser) chooseAgain() {
+	c.log.Info("the process that chose the uplink of unbound traffic has ended; this one chooses from now on")
+	c.loadPinned() // a user may have told the other process another wish since
+	if err := c.adopt(); err != nil {
+		c.log.Error("cannot read the choice", "err", err)
+	}
+}
+
+// stop ends serve.
+func (c *chooser) stop() {
+	if c.listener != nil {
+		_ = c.listener.Close() // it is open
+	}
+	c.ignoreNeighbours()
+	for _, events := range slices.Clone(c.followers) {
+		c.unfollow(events) // else who follows would keep the process
 	}
 }
 
@@ -112,21 +204,14 @@ func (c *chooser) use(req uplinks.Request) error {
 	if c.ending {
 		return errors.New("the watch is ending")
 	}
-	found := req.Use == uplinks.Auto
-	for _, family := range families {
-		if req.Family != wire.Unspec && int(req.Family) != family {
-			continue
-		}
-		switch {
-		case req.Use == uplinks.Auto:
-			delete(c.pinned, family)
-		case c.serves(family, req.Use):
-			c.pinned[family] = req.Use
-			found = true
-		}
-	}
-	if !found {
+	of, serves := c.familiesOf(req.Use, req.Family)
+	if !serves {
 		return fmt.Errorf("no address of %s is in service: see table-allocator-client status", req.Use)
+	}
+	for _, family := range of {
+		if c.pinned[family] = req.Use; req.Use == uplinks.Auto {
+			delete(c.pinned, family)
+		}
 	}
 	c.savePinned()
 	c.log.Info("a user wants an uplink for unbound traffic", "ifname", req.Use)
@@ -134,17 +219,28 @@ func (c *chooser) use(req uplinks.Request) error {
 	return nil
 }
 
-// serves reports whether an address of a link is in service.
-func (c *chooser) serves(family int, ifname string) bool {
-	return slices.ContainsFunc(c.sessions, func(s *session) bool {
-		return s.family() == family && s.lease.uplink.Key.Ifname == ifname && s.serves()
-	})
+// familiesOf returns the families, or the one that is asked for, in which a link has an address, and whether one of these is in
+// service: the address of the other family may be about to be. All have Auto.
+func (c *chooser) familiesOf(ifname string, only wire.Family) (of []int, serves bool) {
+	for _, family := range families {
+		has := ifname == uplinks.Auto
+		serves = serves || has
+		for _, s := range c.leases() {
+			if s.family() == family && s.lease.uplink.Key.Ifname == ifname {
+				has, serves = true, serves || s.serves() && (only == wire.Unspec || int(only) == family)
+			}
+		}
+		if has && (only == wire.Unspec || int(only) == family) {
+			of = append(of, family)
+		}
+	}
+	return of, serves
 }
 
 // dropPinned ends the wish for a link that is gone.
 func (c *chooser) dropPinned(now time.Duration, family int) {
 	ifname := c.pinned[family]
-	if ifname == "" || slices.ContainsFunc(c.sessions, func(s *session) bool {
+	if ifname == "" || slices.ContainsFunc(c.leases(), func(s *session) bool {
 		return s.family() == family && s.lease.uplink.Key.Ifname == ifname
 	}) {
 		return
@@ -191,7 +287,9 @@ func (c *chooser) loadPinned() {
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.Warn("cannot load which uplink a user wants", "err", err)
+		return
 	}
+	clear(c.pinned)
 	if p.Namespace != namespace {
 		return // it was left by a namespace that had the same inode number
 	}
@@ -215,7 +313,7 @@ func (c *chooser) report(now time.Duration) uplinks.Report {
 			r.Kinds = append(r.Kinds, k.String())
 		}
 	}
-	for _, s := range c.sessions {
+	for _, s := range c.leases() {
 		if p := c.uplinks[s.lease.uplink.Key]; p != nil && p.session == s {
 			r.Uplinks = append(r.Uplinks, c.reportOn(now, p))
 		}
@@ -225,7 +323,7 @@ func (c *chooser) report(now time.Duration) uplinks.Report {
 			continue
 		}
 		d := c.decision[family]
-		one := uplinks.Choice{Family: familyName(family), Table: d.Table, Why: d.Why, By: append([]string{}, c.by[family]...), Pinned: d.Pinned, Warn: c.warning[family]}
+		one := uplinks.Choice{Family: familyName(family), Table: d.Table, Why: d.Why, By: append([]string{}, c.by[family]...), Pinned: d.Pinned, Warn: c.warning[family].text, Cure: c.warning[family].cure}
 		if s := c.sessionOf(family, d.Table); s != nil {
 			one.Ifname = s.lease.uplink.Key.Ifname
 		}
@@ -263,6 +361,9 @@ func (c *chooser) reportOn(now time.Duration, p *probed) uplinks.Uplink {
 	if h.State == choice.Dead || h.State == choice.NoCarrier {
 		u.Loss = 100
 	}
+	if p.plan.GatewayAlone() {
+		u.Reason += "; only its gateway is asked, since nobody beyond is named"
+	}
 	if p.waits() && c.config.Probes != nil {
 		u.Next = int64(max(p.due-now, 0) / time.Second)
 	}
@@ -282,12 +383,12 @@ func (c *chooser) reportOn(now time.Duration, p *probed) uplinks.Uplink {
 	return u
 }
 
-// linkOfTable names the link whose address has a table.
-func linkOfTable(all []choice.Candidate, table uint32) string {
-	for _, o := range all {
-		if o.Table == table {
-			return o.Ifname
+// linkHaving names the link whose address has a table, or had it until it went out of service.
+func (c *chooser) linkHaving(family int, table uint32) (ifname string) {
+	for key, p := range c.uplinks {
+		if p.table == table && table != 0 && (key.Family == wire.Inet) == (family == unix.AF_INET) && (ifname == "" || p.session != nil) {
+			ifname = key.Ifname
 		}
 	}
-	return ""
+	return ifname
 }

@@ -51,7 +51,7 @@ func (h *host) collect() error {
 			}
 		}
 	}
-	errs := []error{h.dropStale(names), h.env.CollectEndpoints(served)}
+	errs := []error{h.dropStale(names), h.env.CollectEndpoints(served), h.env.ReturnOrphans(served)}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		errs = append(errs, h.collectFamily(family, served))
 	}

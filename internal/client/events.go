@@ -46,6 +46,7 @@ func (l *loop) changed(events []route.Event) {
 		l.hear(s, n, large[s.family()])
 	}
 	l.read = nil
+	l.noteFronts(n)
 	if n.overrun || n.newDefault || len(n.addresses)+len(n.tables) > 0 {
 		l.checkPrefixesSoon()
 	}

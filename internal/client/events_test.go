@@ -36,7 +36,7 @@ func TestDigest(t *testing.T) {
 			Route: &route.Route{Dst: netip.MustParsePrefix("0.0.0.0/0")}}
 	}
 	inTable := func(table uint32, index int, deleted bool) route.Event {
-		return route.Event{Kind: route.RouteChanged, Family: unix.AF_INET, Table: table, Index: index, Protocol: route.Protocol, Deleted: deleted}
+		return route.Event{Kind: route.RouteChanged, Family: unix.AF_INET, Table: table, Index: index, Protocol: route.Protocol, Deleted: deleted, Route: &route.Route{}}
 	}
 	// What there may be to know: concerns, boundTo and lostLookups of the session, routes of main, its default
 	// routes, lost routes.

@@ -87,7 +87,7 @@ func (l *loop) finishMakingWay(p packet, err error) {
 // stay answers that this program goes on.
 func (l *loop) stay(s *session, asker wire.Addr, err error) {
 	answer := s.answer()
-	answer.Table, answer.Expires, answer.Error = 0, 0, err.Error()
+	answer.Table, answer.Expires, answer.Left, answer.Error = 0, 0, 0, err.Error()
 	l.reply(s, asker, answer)
 }
 

@@ -18,18 +18,13 @@ func (l *loop) keepLock(s *session) error {
 	return lock.Keep(l.kernel, s.inst.Rules.Marking, s.lease.uplink.Key.Ifname)
 }
 
-// concernsLock reports whether the link of a session changed, or its addresses did.
-func (n news) concernsLock(s *session) bool {
-	return n.names[s.lease.uplink.Key.Ifname] || n.links[s.inst.Index] || n.addressed[s.inst.Index]
-}
-
-// keepLocks makes the lock follow events of links and addresses. A watch also follows those of networks of the host.
+// keepLocks makes the lock follow events of links and addresses, also those of networks of the host.
 func (l *loop) keepLocks(n news) {
 	done := make(map[string]bool)
-	all := n.overrun || l.env.Picture != nil && len(n.links)+len(n.addressed) > 0
+	changed := n.overrun || len(n.names)+len(n.links)+len(n.addressed) > 0
 	for _, s := range l.sessions {
 		ifname := s.lease.uplink.Key.Ifname
-		if (all || n.concernsLock(s)) && !done[ifname] && len(s.inst.Rules.Guards) > 0 {
+		if changed && !done[ifname] && len(s.inst.Rules.Guards) > 0 {
 			done[ifname] = true
 			s.warn(keepLock, l.keepLock(s))
 		}

@@ -92,6 +92,15 @@ func (l *loop) keepForeign(s *session) error {
 	return lock.KeepForeign(l.kernel, s.family(), s.inst.Rules.Marking, s.lease.uplink.Key.Ifname)
 }
 
+// keepForeignSoon is keepForeign, which reads all rules, at the rate of repairs.
+func (l *loop) keepForeignSoon(s *session) {
+	if !l.foreign.Allow() {
+		s.lookIn(repairEvery) // which serves what is bound
+		return
+	}
+	s.warn(keepForeignRules, l.keepForeign(s))
+}
+
 // serveNews serves what is bound by rules and was not when guards were read last, and reports whether anything is.
 func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 	var guards []route.Rule
@@ -120,7 +129,7 @@ func (l *loop) serveNewlyBound(n news) {
 			l.serveBound(s)
 			done[at] = true
 		case len(n.rules)+len(n.addresses) > 0 && slices.ContainsFunc(s.inst.Rules.Guards, uplink.HasForeign):
-			s.warn(keepForeignRules, l.keepForeign(s)) // leases of other interfaces may have changed
+			l.keepForeignSoon(s) // leases of other interfaces may have changed
 			done[at] = true
 		}
 	}

@@ -28,6 +28,7 @@ type loop struct {
 	report   Report
 	log      *slog.Logger
 	clamour  *rate.Limiter // of log lines that any user can cause
+	foreign  *rate.Limiter // of comparisons of the rules for bound traffic that has addresses of other interfaces
 	env      *install.Env
 	kernel   *route.Conn // of env
 	watcher  *route.Watcher
@@ -46,9 +47,12 @@ type loop struct {
 	reloads  <-chan Reload
 	reload   func(Reload) // for each value of reloads
 	calls    chan func()  // what runs beside the loop hands in
+	late     []func()     // what was handed in to be called at the end, under lateLock
+	lateLock sync.Mutex
 	events   *events.Writer
 	away     bool          // the server does not answer, which was told
 	tellAt   time.Duration // when it is looked at where packets leave; 0: nothing is doubtful
+	front    front
 	prefixAt time.Duration // when delegated prefixes are compared with other uplinks; 0: nothing has changed
 	prefixes bool          // there were some at the last comparison
 	// successor looks for the program that Reexec asks for; nil: there is none.
@@ -90,9 +94,11 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 		report:   report,
 		log:      log,
 		clamour:  rate.NewLimiter(rate.Every(10*time.Second), 3),
+		foreign:  rate.NewLimiter(rate.Every(repairEvery), repairBurst),
 		env:      &install.Env{Kernel: kernel, Log: log, OtherHolder: peer.OtherHolder},
 		kernel:   kernel,
 		events:   events.NewWriter(log),
+		front:    newFront(),
 		watcher:  watcher,
 		inbox:    make(chan packet),
 		changes:  make(chan []route.Event),
@@ -110,6 +116,9 @@ func (l *loop) close() {
 	l.watcher.Close()
 	l.conns.Close()
 	l.readers.Wait()
+	for _, f := range l.late {
+		f()
+	}
 	for _, s := range l.sessions {
 		s.conn.Close()
 	}
@@ -123,6 +132,17 @@ func (l *loop) hand(f func()) {
 	select {
 	case l.calls <- f:
 	case <-l.stopped:
+	}
+}
+
+// handLast has the loop call f, at its end if it has ended.
+func (l *loop) handLast(f func()) {
+	select {
+	case l.calls <- f:
+	case <-l.stopped:
+		l.lateLock.Lock()
+		defer l.lateLock.Unlock()
+		l.late = append(l.late, f)
 	}
 }
 
@@ -358,6 +378,7 @@ func (l *loop) drop(s *session) {
 	if at := slices.Index(l.sessions, s); at >= 0 {
 		l.sessions = slices.Delete(l.sessions, at, at+1)
 	}
+	s.warn("remove the rules of the other holder", s.inst.Rules.Unshare(0))
 	l.lookAtTwins(s)
 	for _, other := range l.sessions {
 		if other.addr == s.addr && other.serves() {

@@ -21,6 +21,9 @@ const (
 	addressGrace = 60 * time.Second
 	fallBackIn   = time.Second // for a lease to come before main has to do
 
+	exhaustedFor   = time.Minute            // between requests of an address, when the server has no table left
+	exhaustedEvery = 150 * time.Millisecond // between requests of all addresses of a process then
+
 	releaseWaits = 100                    // more, for room in the server's queue: hundreds may end at once
 	calledEvery  = 100 * time.Millisecond // at most, for somebody who calls again and again
 )
@@ -76,6 +79,7 @@ type machine struct {
 	reported bool          // the caller has its answer
 	blocking bool          // nothing leaves from the address, should it return, before its rules stand
 	away     bool          // the server did not answer the last renewals
+	denied   bool          // it ends since the server, or the kernel, refused it for good
 	why      string        // the last reason not to have a lease
 }
 
@@ -83,6 +87,7 @@ type machine struct {
 type event struct {
 	kind  eventKind
 	reply wire.Reply
+	ask   int           // of replied: how many addresses of this process ask for a table
 	err   error         // of rulesPlaced and unreachable
 	why   string        // of end, addressGone and linkGone
 	newer uplink.Uplink // of replaced
@@ -102,6 +107,7 @@ const (
 	linkGone              // nor is the link: why
 	replaced              // a newer call brought another tag or other settings: newer
 	called                // somebody waits for the table
+	freed                 // a table was given back for this machine
 	succeeded             // a machine for the link's new name answers the caller
 	end                   // a signal, or another client, wants the end: why
 )
@@ -132,6 +138,11 @@ func newMachine(u uplink.Uplink, awaited, watched bool) *machine {
 	return &machine{uplink: u, awaited: awaited, watched: watched, reported: !awaited}
 }
 
+// seenMachine is the machine of an address that another client serves. It makes no step.
+func seenMachine(u uplink.Uplink, table uint32) *machine {
+	return &machine{uplink: u, table: table, state: held, watched: true, reported: true}
+}
+
 // deadline is when the machine wants a timer event; 0: never.
 func (m *machine) deadline() time.Duration {
 	if m.grace != 0 && (m.due == 0 || m.grace < m.due) {
@@ -150,7 +161,7 @@ func (m *machine) step(now time.Duration, ev event) []action {
 	case timer:
 		return m.tick(now, ev.full)
 	case replied:
-		return m.answer(now, ev.reply)
+		return m.answer(now, ev.reply, ev.ask)
 	case unreachable:
 		return m.undelivered(now, ev.err)
 	case rulesPlaced:
@@ -170,6 +181,10 @@ func (m *machine) step(now time.Duration, ev event) []action {
 		return m.replace(now, ev.newer)
 	case called:
 		return m.call(now)
+	case freed:
+		if m.asks() {
+			return m.ask(now)
+		}
 	case succeeded:
 		m.reported = true
 	case linkGone, end:
@@ -283,14 +298,14 @@ func (m *machine) enter(s state) {
 	m.state, m.sends, m.due = s, 0, 0
 }
 
-func (m *machine) answer(now time.Duration, r wire.Reply) []action {
+func (m *machine) answer(now time.Duration, r wire.Reply, ask int) []action {
 	switch m.state {
 	case asking, fallenBack, held:
 		if r.Table >= unix.RT_TABLE_DEFAULT && r.Table <= unix.RT_TABLE_LOCAL {
 			r = wire.Reply{Error: fmt.Sprintf("the server leased table %d, which is reserved", r.Table)}
 		}
 		if r.Table == 0 {
-			return m.refused(now, r)
+			return m.refused(now, r, ask)
 		}
 		return m.granted(now, r)
 	case releasing:
@@ -328,7 +343,7 @@ func (m *machine) renewal(now time.Duration) time.Duration {
 	return now + min(max(half, renewFloor), renewCeiling)
 }
 
-func (m *machine) refused(now time.Duration, r wire.Reply) []action {
+func (m *machine) refused(now time.Duration, r wire.Reply, ask int) []action {
 	m.why = r.Error
 	if m.why == "" {
 		m.why = "refused without a reason"
@@ -339,17 +354,20 @@ func (m *machine) refused(now time.Duration, r wire.Reply) []action {
 	}
 	switch {
 	case m.asks() && r.Code.Final():
+		m.denied = true
 		return append(m.makeDo(), m.giveUp(now)...)
 	case m.asks():
 		actions := m.makeDo()
 		if actions != nil {
 			m.due = now + peer.TryEvery
 		}
-		if m.watched && r.Code == wire.Exhausted { // thousands of addresses may ask
-			m.due = now + min(peer.TryEvery<<min(m.sends-1, 16), refusedFor)
+		if m.watched && r.Code == wire.Exhausted { // after 2, 8, 32 seconds, and then each minute; more seldom if thousands ask
+			rare := min(max(exhaustedFor, time.Duration(ask)*exhaustedEvery), refusedFor)
+			m.due = now + min(peer.TryEvery<<min(2*(m.sends-1), 16), rare)
 		}
 		return actions // the next try is due already
 	case m.state == held && r.Code.Final() && now >= m.expires:
+		m.denied = true
 		return m.quit(now, "the lease ended and is not renewed: "+m.why)
 	}
 	return nil // likewise
@@ -378,7 +396,7 @@ func (m *machine) placed(now time.Duration, err error) []action {
 		return nil
 	}
 	if err != nil {
-		m.why = err.Error()
+		m.why, m.denied = err.Error(), true
 		actions := append([]action{{kind: clearRules, table: m.table}}, m.giveUp(now)...)
 		m.table = 0
 		return actions

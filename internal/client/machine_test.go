@@ -2,8 +2,6 @@ package client
 
 import (
 	"errors"
-	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -12,93 +10,6 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
-
-func tagged(tag string) uplink.Uplink {
-	u := cable()
-	u.Tag = tag
-	return u
-}
-
-// carried is the same, with routes.
-func carried() uplink.Uplink {
-	u := cable()
-	u.Settings = uplink.Settings{Routes: uplink.CopyRoutes, OnLoss: uplink.Fallback}
-	return u
-}
-
-// cable is the uplink of the tests.
-func cable() uplink.Uplink {
-	return uplink.Uplink{
-		Key:        wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "10.77.0.2"},
-		Network:    netip.MustParsePrefix("10.77.0.2/24"),
-		Tag:        "cable",
-		Priorities: uplink.OriginalPriorities,
-	}
-}
-
-func granted(table uint32, expires int64) event {
-	return event{kind: replied, reply: wire.Reply{Table: table, Expires: expires}}
-}
-
-func refusal(code wire.Code, why string) event {
-	return event{kind: replied, reply: wire.Refuse(code, why)}
-}
-
-func placed(err error) event { return event{kind: rulesPlaced, err: err} }
-
-var (
-	tick    = event{kind: timer}
-	full    = event{kind: timer, full: true}
-	seen    = event{kind: addressSeen}
-	gone    = event{kind: addressGone, why: "the address is gone"}
-	stopped = event{kind: end, why: "stopped"}
-	nobody  = event{kind: unreachable, err: errors.New("nobody serves it")}
-	// released is the answer to a release.
-	released = event{kind: replied}
-)
-
-// String is the action as the tests write it.
-func (a action) String() string {
-	switch a.kind {
-	case send:
-		name := map[wire.Command]string{wire.Acquire: "acquire", wire.Release: "release"}[a.request.Cmd]
-		return fmt.Sprintf("%s %s %s", name, a.request.Key, a.request.Tag)
-	case placeRules:
-		return fmt.Sprintf("place %d", a.table)
-	case clearRules:
-		return fmt.Sprintf("clear %d", a.table)
-	case block:
-		return fmt.Sprintf("block %d", a.table)
-	case fallBack:
-		return "fall back"
-	case report:
-		return strings.TrimSpace(fmt.Sprintf("report %d %s", a.table, a.why))
-	case finish:
-		return "finish: " + a.why
-	}
-	return fmt.Sprintf("action %d", a.kind)
-}
-
-const (
-	acquire = "acquire wan0-10.77.0.2-2 cable"
-	release = "release wan0-10.77.0.2-2 cable"
-	never   = time.Duration(0)
-)
-
-// moment is one event and what has to follow from it. The clock of a case begins at
-// 1000 s; times are counted from there.
-type moment struct {
-	at   time.Duration
-	ev   event
-	want []string
-	next time.Duration // of the deadline; never
-}
-
-const epoch = 1000 * time.Second
-
-func at(d time.Duration, ev event, next time.Duration, want ...string) moment {
-	return moment{d, ev, want, next}
-}
 
 func TestMachine(t *testing.T) {
 	const s, ms = time.Second, time.Millisecond
@@ -544,5 +455,30 @@ func TestReleaseEnds(t *testing.T) {
 	}
 	if m.state != done || now > time.Minute {
 		t.Errorf("state %d after %v, want it done within a minute", m.state, now)
+	}
+}
+
+// TestExhaustedIsAskedLessOften: an address of a watch that gets no table asks again at growing intervals.
+func TestExhaustedIsAskedLessOften(t *testing.T) {
+	for _, tt := range []struct {
+		ask  int
+		want []time.Duration
+	}{
+		{1, []time.Duration{2, 8, 32, 60, 60}},
+		{1000, []time.Duration{2, 8, 32, 128, 150, 150}},
+		{100_000, []time.Duration{2, 8, 32, 128, 512, 600, 600}},
+	} {
+		m := newMachine(carried(), false, true)
+		m.step(epoch, event{kind: start})
+		m.step(epoch, event{kind: addressSeen})
+		now := epoch
+		for _, want := range tt.want {
+			m.step(now, event{kind: replied, reply: wire.Refuse(wire.Exhausted, "no table is free"), ask: tt.ask})
+			if got := m.deadline() - now; got != want*time.Second {
+				t.Errorf("%d ask, after %v: asks again after %v, want %v", tt.ask, now-epoch, got, want*time.Second)
+			}
+			now = m.deadline()
+			m.step(now, event{kind: timer})
+		}
 	}
 }

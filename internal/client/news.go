@@ -33,6 +33,7 @@ type news struct {
 	left         []install.Past            // in order: addresses were deleted
 	mainOn       map[linkOf]bool           // links of which another program changed routes of main
 	lost         map[tableOf]bool          // other tables that routes were deleted from
+	filled       map[tableOf]bool          // tables that got a default route of ours
 	rules        map[ruleAt]bool           // where rules of ours were added or deleted; true: deleted
 	tables       map[uint32]bool           // tables of rules of ours that were added or deleted; true: deleted
 	defaults     map[int]bool              // families of which another program changed a default route of main
@@ -152,7 +153,7 @@ func (n *news) addHistory(e install.Past, family, index int) {
 
 func (n *news) addRoute(e install.Past) {
 	if n.mainOn == nil {
-		n.mainOn, n.lost = make(map[linkOf]bool), make(map[tableOf]bool)
+		n.mainOn, n.lost, n.filled = make(map[linkOf]bool), make(map[tableOf]bool), make(map[tableOf]bool)
 	}
 	others := e.Protocol != route.Protocol
 	if e.Table == unix.RT_TABLE_MAIN {
@@ -161,6 +162,9 @@ func (n *news) addRoute(e install.Past) {
 	}
 	if e.Deleted {
 		n.lost[tableOf{e.Family, e.Table}] = true
+	}
+	if !e.Deleted && !others && e.Route.Dst.Bits() == 0 {
+		n.filled[tableOf{e.Family, e.Table}] = true
 	}
 	if others && e.Route.Dst.Bits() <= uplink.Halves(e.Family) {
 		n.others = with(n.others, e.Family)

@@ -20,6 +20,7 @@ type ProbeConfig struct {
 	probe.Plan
 	choice.Numbers
 	Unbound  Unbound
+	Reset    Reset
 	OnChange string // the path of a program that is executed for each change; "": none
 }
 
@@ -34,9 +35,18 @@ const (
 	UnboundOff  Unbound = "off"  // nothing
 )
 
+// Reset says which connections are cut when unbound traffic leaves an uplink.
+type Reset string
+
+// The values of Reset.
+const (
+	ResetNever Reset = "never"
+	ResetDead  Reset = "dead" // those of an uplink that is dead or has no carrier, if the new one works
+)
+
 // DefaultProbes is what an empty "probe" means.
 func DefaultProbes() ProbeConfig {
-	return ProbeConfig{Plan: probe.Plan{Kinds: probe.DefaultKinds}, Numbers: choice.Default(), Unbound: UnboundAuto}
+	return ProbeConfig{Plan: probe.Plan{Kinds: probe.DefaultKinds}, Numbers: choice.Default(), Unbound: UnboundAuto, Reset: ResetNever}
 }
 
 // maxTargets bounds the list of targets.
@@ -54,6 +64,7 @@ func parseProbes(name string, text []byte) (*ProbeConfig, error) {
 		"kinds":      c.parseKinds,
 		"portal_url": c.parsePage,
 		"unbound":    c.parseUnbound,
+		"reset":      c.parseReset,
 		"on_change":  c.parseOnChange,
 	}
 	err := jsonc.Each(text, func(key string, value []byte) error {
@@ -156,6 +167,17 @@ func (c *ProbeConfig) parseUnbound(key string, value []byte) error {
 		return err
 	}
 	if !slices.Contains([]Unbound{UnboundAuto, UnboundRule, UnboundMain, UnboundOff}, c.Unbound) {
+		return fmt.Errorf("%s: want %s", key, want)
+	}
+	return nil
+}
+
+func (c *ProbeConfig) parseReset(key string, value []byte) error {
+	const want = "never or dead"
+	if err := jsonc.Decode(key, value, &c.Reset, want); err != nil {
+		return err
+	}
+	if c.Reset != ResetNever && c.Reset != ResetDead {
 		return fmt.Errorf("%s: want %s", key, want)
 	}
 	return nil

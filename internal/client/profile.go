@@ -23,8 +23,10 @@ type WatchConfig struct {
 	// DefaultMaxRoutes.
 	MaxRoutes int
 
-	Probes *ProbeConfig // nil: nothing is probed
-	Ready  func()       // is called once the watch listens to the kernel; nil: nobody waits
+	Probes      *ProbeConfig // nil: nothing is probed
+	Ready       func()       // is called once the watch listens to the kernel; nil: nobody waits
+	Alive       func()       // is called within each AlivePeriod, as long as the loop comes round; nil: nobody wants to know
+	AlivePeriod time.Duration
 }
 
 // DefaultMaxRoutes is a fifth of the Internet's IPv4 routes. The table of an address that has its default routes

@@ -6,6 +6,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -33,7 +34,11 @@ func (l *loop) receive(p packet) {
 			return // of a holder, which answers too late
 		}
 		l.learn(p.to, p.reply.Marking)
-		l.feed(p.to, event{kind: replied, reply: p.reply})
+		ev := event{kind: replied, reply: p.reply}
+		if p.reply.Code == wire.Exhausted {
+			ev.ask = l.asking()
+		}
+		l.feed(p.to, ev)
 	case p.err != nil:
 		l.noise(p, "malformed datagram ignored")
 		if p.cut && l.peers.Believes(p.cred) { // else its sender waits, and takes this process for one that hangs
@@ -85,12 +90,31 @@ func (l *loop) serve(p packet) {
 	case p.request.Cmd == wire.Query:
 		answer := s.answer()
 		if answer.Table != 0 {
-			answer.Missing = s.inst.Missing(answer.Table)
+			answer.Missing = s.missing(answer.Table)
 		}
 		l.reply(s, p.from, answer)
 	default:
 		l.reply(s, p.from, wire.Refuse(wire.Malformed, fmt.Sprintf("cmd %d: for the server, not for a holder", p.request.Cmd)))
 	}
+}
+
+// missing compares the table with what it has to have, which takes a second if main is large. An asker asks again meanwhile:
+// what was found counts for twice as long as it took to find, and a second at most.
+func (s *session) missing(table uint32) string {
+	began := wire.Now()
+	if s.compared.table != table || began >= s.compared.until {
+		text := s.inst.Missing(table)
+		now := wire.Now()
+		s.compared = comparison{table, text, now + min(2*(now-began), time.Second)}
+	}
+	return s.compared.missing
+}
+
+// comparison is what a session found when it compared its table with what that has to have.
+type comparison struct {
+	table   uint32
+	missing string
+	until   time.Duration // that it counts
 }
 
 // answer is what a holder says about its lease.
@@ -103,6 +127,7 @@ func (s *session) answer() wire.Reply {
 	}
 	if s.lease.state == held {
 		r.Table, r.Expires = s.lease.table, wire.Seconds(s.lease.expires)
+		r.Left = max(wire.Seconds(s.lease.expires-wire.Now()), 1) // for who has another clock; 0 would say nothing
 	} else {
 		r.Error = s.lease.why
 	}
@@ -119,7 +144,7 @@ func (l *loop) replace(p packet) {
 	}
 	answer := s.answer()
 	if err := l.restoreRules(s); err != nil {
-		answer.Table, answer.Expires, answer.Error = 0, 0, "the rules cannot be restored: "+err.Error()
+		answer.Table, answer.Expires, answer.Left, answer.Error = 0, 0, 0, "the rules cannot be restored: "+err.Error()
 	}
 	l.reply(s, p.from, answer)
 	if s.lease.watched && u.Tag == "" {
@@ -161,4 +186,14 @@ func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
 	if errs := s.conn.Send(wire.Message{Data: r.Append(nil), To: to}); errs != nil {
 		s.log.Debug("reply not delivered", "err", errs[0])
 	}
+}
+
+// asking is how many addresses ask for a table.
+func (l *loop) asking() (n int) {
+	for _, s := range l.sessions {
+		if s.lease.asks() {
+			n++
+		}
+	}
+	return n
 }

@@ -1,13 +1,14 @@
 package client
 
 import (
-	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // A client does nothing for half an hour at a time, and a host may have many clients. So, two seconds after it did
@@ -82,7 +83,7 @@ func (r *rests) due(now time.Duration) bool {
 // anonymous is how much memory the process has that no file backs, in bytes; 0 if the kernel
 // does not tell.
 func anonymous() uint64 {
-	text, err := os.ReadFile("/proc/self/smaps_rollup")
+	text, err := outside.ReadFile("/proc/self/smaps_rollup")
 	if err != nil {
 		return 0
 	}
@@ -100,11 +101,11 @@ type area struct{ from, to uintptr }
 // programAreas are where the program's file is mapped and not written to: pages that are
 // dropped there come back from the page cache when they are needed.
 func programAreas() []area {
-	maps, err := os.ReadFile("/proc/self/maps")
+	maps, err := outside.ReadFile("/proc/self/maps")
 	if err != nil {
 		return nil
 	}
-	path, err := os.Readlink("/proc/self/exe")
+	path, err := outside.Readlink("/proc/self/exe")
 	if err != nil {
 		return nil
 	}

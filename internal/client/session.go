@@ -27,31 +27,34 @@ const (
 
 // session is one address that is served: its machine, what is installed for it, and its socket.
 type session struct {
-	lease     *machine
-	inst      *install.Installation
-	conn      *wire.Conn
-	addr      netip.Addr // of the uplink
-	warned    map[string]string
-	log       *slog.Logger
-	created   uint32
-	onLink    netip.Prefix // the network that the address has on its link; zero: not seen there yet
-	left      int          // the link that the address was deleted from since the last look; 0: none
-	retry     wire.Message
-	retryAt   time.Duration // when retry is sent again, for want of room in the server's queue; 0: nothing waits
-	retries   int
-	enders    []wire.Addr   // who is told when everything is taken back
-	repairs   *rate.Limiter // of rules and routes that another program deletes
-	blame     blame
-	ordered   uint32 // the table whose unbound rule has a place in the host's order; 0: none has
-	orderedIn lane
-	hooked    bool       // a call brought settings of its own
-	saved     remembered // of these settings, for the next watch
-	served    bool       // that it has a table was told
-	told      exit       // where packets leave, as of the last event
-	doubtful  bool       // that may have changed
-	refusal   string     // of the server, as it was told
-	again     bool       // the server refused the address before, which was logged
-	leftOut   string     // the prefix that was left out last, and why
+	lease      *machine
+	inst       *install.Installation
+	conn       *wire.Conn
+	addr       netip.Addr // of the uplink
+	warned     map[string]string
+	log        *slog.Logger
+	created    uint32
+	onLink     netip.Prefix // the network that the address has on its link; zero: not seen there yet
+	left       int          // the link that the address was deleted from since the last look; 0: none
+	retry      wire.Message
+	retryAt    time.Duration // when retry is sent again, for want of room in the server's queue; 0: nothing waits
+	retries    int
+	enders     []wire.Addr   // who is told when everything is taken back
+	repairs    *rate.Limiter // of rules and routes that another program deletes
+	blame      blame
+	ordered    uint32 // the table whose unbound rule has a place in the host's order; 0: none has
+	orderedIn  lane
+	hooked     bool          // a call brought settings of its own
+	saved      remembered    // of these settings, for the next watch
+	served     bool          // that it has a table was told
+	told       exit          // where packets leave, as of the last event
+	doubtful   bool          // that may have changed
+	refusal    string        // of the server, as it was told
+	again      bool          // the server refused the address before, which was logged
+	leftOut    string        // the prefix that was left out last, and why
+	compared   comparison    // for who asks
+	heir       *session      // the address that this one ended for, since the server has no table left
+	givenUntil time.Duration // until then no other address ends for this one
 }
 
 // leased is the table of the lease, if there is one; else 0.

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -104,6 +106,7 @@ func (l *loop) tellSoon(s *session) {
 // tellExits notes which addresses leave by another link than before.
 func (l *loop) tellExits() {
 	l.tellAt = 0
+	l.tellFronts()
 	for _, s := range l.sessions {
 		if !s.doubtful {
 			continue
@@ -136,6 +139,13 @@ func (l *loop) lossOf(s *session, now exit) string {
 		return "its link has no carrier"
 	case now.table == s.lease.table:
 		return fmt.Sprintf("another program has a default route in table %d", now.table)
+	}
+	foreign := l.foreignRoute(s)
+	switch {
+	case foreign != "":
+		return fmt.Sprintf("another program has %q", foreign)
+	case s.inst.Leads() && now.table == unix.RT_TABLE_MAIN:
+		return "another rule comes first and leads to main"
 	case s.inst.Leads() && now.table != 0:
 		return fmt.Sprintf("another rule comes first and leads to table %d", now.table)
 	case s.inst.Leads():
@@ -144,9 +154,41 @@ func (l *loop) lossOf(s *session, now exit) string {
 	return "lost its default route"
 }
 
+// foreignRoute is the route that packets from an address find in its table, if another program added that, and it answers with an
+// error or sends the packet on to the next rule; else "".
+func (l *loop) foreignRoute(s *session) string {
+	const most = 1000 // a table with more is ours, a copy of a large main
+	far := farFrom(s.addr)
+	routes, all, err := l.kernel.RoutesAtMost(s.lease.uplink.Family(), s.lease.table, most)
+	if err != nil || !all {
+		return ""
+	}
+	first := firstTo(far, routes)
+	if first == nil || first.Protocol == route.Protocol || first.Type == unix.RTN_UNICAST {
+		return ""
+	}
+	return first.String()
+}
+
+// firstTo is the route of a table that packets to an address take; nil: there is none.
+func firstTo(dst netip.Addr, routes []route.Route) (first *route.Route) {
+	for i, r := range routes {
+		if r.Dead || r.TOS != 0 || r.From.IsValid() || !r.Dst.Contains(dst) {
+			continue
+		}
+		if first == nil || r.Dst.Bits() > first.Dst.Bits() || r.Dst.Bits() == first.Dst.Bits() && r.Metric < first.Metric {
+			first = &routes[i]
+		}
+	}
+	return first
+}
+
 // tellServed notes that the lease of a session stands.
 func (l *loop) tellServed(s *session) {
 	s.served, s.told = true, l.exitOf(s)
+	if _, known := l.front.rules[s.family()]; !known {
+		l.tellFront(s.family())
+	}
 	text := fmt.Sprintf("has table %d", s.lease.table)
 	if s.told.known {
 		text += ", " + s.told.text

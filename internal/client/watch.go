@@ -44,6 +44,30 @@ type host struct {
 	memory      remember.Dir // of this network namespace, see remembered; "": none
 	choices     *chooser
 	cgroups     *cgroups
+	alive       heartbeat
+}
+
+// heartbeat tells the service manager that the loop comes round. Where the loop comes round anyway, as it does each minute, that
+// wakes the process for nothing more.
+type heartbeat struct {
+	tell   func()
+	period time.Duration
+	last   time.Duration
+}
+
+// next is when beat has to be called at the latest; 0: never.
+func (b *heartbeat) next() time.Duration {
+	if b.tell == nil {
+		return 0
+	}
+	return b.last + b.period
+}
+
+func (b *heartbeat) beat(now time.Duration) {
+	if b.tell != nil && now-b.last >= b.period/2 {
+		b.last = now
+		b.tell()
+	}
 }
 
 // Reload is a configuration that was read again. With Err the one before stays in force.
@@ -62,7 +86,13 @@ func newHost(l *loop, cfg WatchConfig, clean bool) *host {
 		refused:  make(map[wire.Key]time.Duration),
 		excluded: make(map[string]bool),
 		heals:    rate.NewLimiter(rate.Every(healEvery), healBurst),
+		alive:    heartbeat{cfg.Alive, cfg.AlivePeriod, wire.Now()},
 	}
+}
+
+// reconcileEvery is DefaultReconcile, or what the configuration says.
+func (h *host) reconcileEvery() time.Duration {
+	return cmp.Or(h.config.ReconcileEvery, DefaultReconcile)
 }
 
 // Watch keeps lease, rules, routes and resolver lines for every address of the host that
@@ -87,10 +117,13 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	}
 	h.choices, h.cgroups = newChooser(h), newCgroups(h)
 	defer h.choices.program.Close()
+	defer h.choices.stop()
+	if err := h.choices.serve(); err != nil {
+		log.Warn("this watch does not answer the command uplinks", "err", err)
+	}
 	if err = h.choices.adopt(); err != nil {
 		return err
 	}
-	defer h.choices.serve()()
 	log.Info("watching", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
 	h.tellHost(events.Started, "a watch started")
 	if cfg.Ready != nil {
@@ -135,12 +168,13 @@ func (h *host) leaves(failure error) bool {
 
 func (h *host) next() time.Duration {
 	if h.ending {
-		return 0
+		return h.alive.next()
 	}
-	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt, h.choices.next(), h.cgroups.next())
+	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt, h.choices.next(wire.Now()), h.cgroups.next(), h.alive.next())
 }
 
 func (h *host) runDue(now time.Duration) {
+	h.alive.beat(now)
 	h.cgroups.runDue()
 	if h.ending {
 		return
@@ -167,7 +201,7 @@ func (h *host) settled(s *session) {
 
 // reconcile compares the addresses of the host with the sessions, and rules and routes with both.
 func (h *host) reconcile() {
-	h.reconcileAt = wire.Now() + cmp.Or(h.config.ReconcileEvery, DefaultReconcile)
+	h.reconcileAt = wire.Now() + h.reconcileEvery()
 	h.read = make(map[linkOf][]route.Address)
 	for _, s := range h.changedSessions() {
 		h.look(s)
@@ -188,6 +222,7 @@ func (h *host) reconcile() {
 	h.checkPrefixes()
 	h.heal()
 	h.collectStale()
+	h.choices.serveAgain()
 	h.choices.soon()
 	h.cgroups.keep(true)
 }

@@ -56,6 +56,8 @@ func TestLoadWatchConfig(t *testing.T) {
 	}
 	for _, tt := range []struct{ text, want string }{
 		{`{}`, ""},
+		{`{"probe":{"reset":"all"}}`, "probe.reset: want never or dead"},
+		{`{"probe":{"reset":"dead"}}`, ""},
 		{`{"probe":{"on_change":"changed"}}`, "probe.on_change: want the absolute path of a program"},
 		{`{"probe":{"on_change":"/etc/../tmp/changed"}}`, "probe.on_change: want the absolute path of a program"},
 		{`{"probe":{"on_change":"/etc/table-allocator/changed"}}`, ""},

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/table-allocator/table-allocator/internal/nettest"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -79,14 +80,14 @@ func standIn(t *testing.T, script string) (dir string) {
 	for from, to := range map[string]string{serverBin: "server", clientBin: "table_allocator_client"} {
 		data, err := os.ReadFile(filepath.Join(staticDir(t), from))
 		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, to), data, 0o755)
+			err = nettest.WriteExecutable(filepath.Join(dir, to), data)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	text := fmt.Sprintf("#!/bin/sh\nset -e\ncd %s\n%s <\"$2\" >config\nexec ./server -c config\n", dir, script)
-	if err := os.WriteFile(filepath.Join(dir, "table_allocator_server"), []byte(text), 0o755); err != nil {
+	if err := nettest.WriteExecutable(filepath.Join(dir, "table_allocator_server"), []byte(text)); err != nil {
 		t.Fatal(err)
 	}
 	return dir

@@ -33,6 +33,14 @@ func TestBindAttach(t *testing.T) {
 	if n := strings.Count(out, "left alone: connected"); n != 3 {
 		t.Errorf("%d connections left alone, want 3:\n%s", n, out)
 	}
+	// explain says of sockets that are older what becomes of them, and of new ones what becomes of those.
+	out = c.must("explain", "--pid", pid)
+	if n := strings.Count(out, "leaves by wan0 "); n != 3 || strings.Contains(out, "leaves by wan1 ") {
+		t.Errorf("%d sockets leave by wan0, want 3:\n%s", n, out)
+	}
+	if out = c.must("explain", internet, "--pid", pid); !strings.Contains(out, "leaves by wan1 ") {
+		t.Errorf("a new socket:\n%s", out)
+	}
 	c.only(0, func() {
 		p.want(inet0, "ask old")
 		p.want(inet60, "ask old6")

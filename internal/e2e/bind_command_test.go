@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // TestBindRunIsTheCommand: run is executed in place by the command, with everything that it had.
@@ -19,7 +21,7 @@ func TestBindRunIsTheCommand(t *testing.T) {
 	c := newCrossing(t)
 	client := bin(t, clientBin)
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "script"), []byte("echo no first line: $0 $*"), 0o755); err != nil {
+	if err := nettest.WriteExecutable(filepath.Join(dir, "script"), []byte("echo no first line: $0 $*")); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "data"), nil, 0o644); err != nil {

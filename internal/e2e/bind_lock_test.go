@@ -154,10 +154,10 @@ func TestLockMulticast(t *testing.T) {
 func TestLockAttached(t *testing.T) {
 	c := newCrossing(t)
 	inet0, inet60 := at(0)
-	_, inet61 := at(1)
+	inet1, inet61 := at(1)
 	p, neighbour := c.prober(), c.prober()
 	sysctl(t, c.isps[0].ns, "net/ipv4/conf/all/proxy_arp", "1")
-	sockets := []string{"plain4", "plain6", "link4", "link6", "address4", "address6", "front4", "front6"}
+	sockets := []string{"plain4", "plain6", "link4", "link6", "address4", "address6", "front4", "front6", "mark4", "mark6", "join4", "join6"}
 	for _, s := range sockets {
 		p.want("ok", "new %s udp%s", s, s[len(s)-1:])
 	}
@@ -177,6 +177,20 @@ func TestLockAttached(t *testing.T) {
 		p.want("EPERM", "send address6 %s", far6)
 	})
 	c.only(1, func() { p.want(inet61, "ask plain6 %s", far6) })
+	c.only(1, func() { // a mark of the program's own takes nothing off, and a group is joined on the link
+		p.want(inet1, "setmark mark4 0\nask mark4 %s", far4)
+		p.want(inet61, "setmark mark6 0x99\nask mark6 %s", far6)
+		p.want("ok", "option join4 %d,%d,ef01020300000000", unix.SOL_IP, unix.IP_ADD_MEMBERSHIP)
+		p.want("ok", "option join6 %d,%d,ff05%028x00000000", unix.SOL_IPV6, unix.IPV6_JOIN_GROUP, 0x1234)
+	})
+	for link, want := range map[string]bool{"wan0": false, "wan1": true} {
+		joined := c.ns.IP(t, "maddress show dev "+link)
+		for _, group := range []string{"239.1.2.3", "ff05::1234"} {
+			if strings.Contains(joined, group) != want {
+				t.Errorf("%s on %s: %v", group, link, !want)
+			}
+		}
+	}
 	for _, args := range []string{"-4 rule add not fwmark 51820 table main", "-6 rule add not fwmark 51820 table main"} {
 		c.ns.IP(t, args)
 	}

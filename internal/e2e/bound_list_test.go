@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/nettest"
 	peers "github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -195,5 +196,26 @@ func TestBoundToNoLink(t *testing.T) {
 	c.must("unbind", "wan8", "--proto", "tcp", "--dport", "80", "--on-loss", "fallback")
 	if left := c.ours(); len(left) != 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// TestBoundElsewhere: a program that is bound in another network namespace, as that of a container, is none of this one's:
+// bound, doctor and release do not name it.
+func TestBoundElsewhere(t *testing.T) {
+	c := newCrossing(t)
+	c.bound("wan1").do("new s udp4")
+	inside := c.must("bound", "--json")
+	if !strings.Contains(inside, `"ifname":"wan1"`) {
+		t.Errorf("in its namespace: %s", inside)
+	}
+	other := &machine{t: t, ns: nettest.New(t, "other"), dir: t.TempDir()}
+	for _, args := range []string{"bound", "doctor --only program-32bit,lock-missing", "release --all"} {
+		cmd := c.here(bin(t, clientBin), strings.Fields(args)...) // sees the same cgroups
+		if r := other.run(cmd.Args[0], cmd.Args[1:]...); r.code != 0 || strings.Contains(r.stdout, "wan1") {
+			t.Errorf("%s in another namespace: %+v", args, r)
+		}
+	}
+	if again := c.must("bound", "--json"); again != inside {
+		t.Errorf("afterwards: %s, before: %s", again, inside)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // TestChoiceOnChange: the program of on_change is executed when the kernel has the choice, and for each state.
@@ -27,7 +29,7 @@ else
 	echo "$TA_EVENT $TA_FAMILY $TA_IFNAME $TA_ADDRESS $TA_OLD_STATE-$TA_STATE" >>OUT
 fi
 `
-	if err := os.WriteFile(program, []byte(strings.ReplaceAll(script, "OUT", out)), 0o755); err != nil {
+	if err := nettest.WriteExecutable(program, []byte(strings.ReplaceAll(script, "OUT", out))); err != nil {
 		t.Fatal(err)
 	}
 	c := newChooser(t, copyLinks, fmt.Sprintf(`"on_change": %q`, program))

@@ -12,9 +12,10 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// TestChoiceGateway: a gateway that is dead moves unbound traffic. One dead target of two, and packets that are lost at random,
-// do not.
+// TestChoiceGateway: a gateway that is dead moves unbound traffic. One dead target of two, packets that are lost at random, and a
+// hole for large packets, of which doctor says, do not.
 func TestChoiceGateway(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, links string) {
 		c := newChooser(t, links)
 		c.waitUsed("wan0")
@@ -24,7 +25,7 @@ func TestChoiceGateway(t *testing.T) {
 		c.mend(0)
 		c.waitUsed("wan0")
 		c.waitUnbound(0)
-		for _, fault := range []string{noFirst, lossy} {
+		for _, fault := range []string{hole, noFirst, lossy} {
 			before := c.switches()
 			c.fault(0, fault)
 			c.waitAsked("wan0", 15)
@@ -40,6 +41,7 @@ func TestChoiceGateway(t *testing.T) {
 
 // TestChoiceFlaps: an uplink that fails again and again is not used for its hold, and `uplinks` says so.
 func TestChoiceFlaps(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, links string) {
 		c := newChooser(t, links, `"hold": 1000`, `"hold_max": 2000`)
 		// Rounds may have failed before the links of the providers were there.
@@ -76,6 +78,7 @@ func TestChoiceFlaps(t *testing.T) {
 
 // TestChoicePortal: behind a captive portal ICMP and DNS answer, and the page does not.
 func TestChoicePortal(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, links string) {
 		c := newChooser(t, links, `"portal_url": "http://check.example/204"`, `"portal_every": 0.4`)
 		serve := func(ns *nettest.Namespace, at string, status int) {
@@ -85,7 +88,11 @@ func TestChoicePortal(t *testing.T) {
 			serve(c.internet.Namespace, net.JoinHostPort(far, "80"), http.StatusNoContent)
 			c.internet.Do(func() { serveName(t, net.JoinHostPort(far, "53")) })
 		}
-		serve(c.isps[0].ns, ":8080", http.StatusOK)
+		status := http.StatusOK
+		if links == moveLinks {
+			status = http.StatusFound
+		}
+		serve(c.isps[0].ns, ":8080", status)
 		c.waitUsed("wan0")
 		c.waitUnbound(0)
 		c.fault(0, portal)
@@ -117,7 +124,10 @@ func serveStatus(t *testing.T, addr string, status int) {
 }
 
 // serveName answers DNS questions for addresses by that of the internet.
-func serveName(t *testing.T, addr string) {
+func serveName(t *testing.T, addr string) { serveAnswer(t, addr, nameAnswer) }
+
+// serveAnswer answers datagrams.
+func serveAnswer(t *testing.T, addr string, answer func(question []byte) []byte) {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", addr)
 	if err != nil {
@@ -132,14 +142,17 @@ func serveName(t *testing.T, addr string) {
 			if err != nil {
 				return
 			}
-			_, _ = conn.WriteTo(nameAnswer(buf[:n]), from) // who gets no answer asks again
+			_, _ = conn.WriteTo(answer(buf[:n]), from) // who gets no answer asks again
 		}
 	}()
 	t.Cleanup(func() { conn.Close(); <-done })
 }
 
 // nameAnswer answers a question with an address of the internet, if the question is for one.
-func nameAnswer(question []byte) []byte {
+func nameAnswer(question []byte) []byte { return answerWith(question, internet, internet6) }
+
+// answerWith answers a question for an address of either family with one of these.
+func answerWith(question []byte, inet, inet6 string) []byte {
 	const header, addressA, addressAAAA = 12, 1, 28
 	b := append([]byte(nil), question...)
 	if len(b) < header+4 {
@@ -149,9 +162,9 @@ func nameAnswer(question []byte) []byte {
 	kind, data := b[len(b)-3], []byte(nil)
 	switch kind {
 	case addressA:
-		data = net.ParseIP(internet).To4()
+		data = net.ParseIP(inet).To4()
 	case addressAAAA:
-		data = net.ParseIP(internet6)
+		data = net.ParseIP(inet6)
 	default:
 		return b
 	}
@@ -162,6 +175,7 @@ func nameAnswer(question []byte) []byte {
 
 // TestChoiceSameSubnet: two uplinks with the same network and the same gateway are told apart.
 func TestChoiceSameSubnet(t *testing.T) {
+	t.Parallel()
 	isps := []provider{
 		{ifname: "wan0", network: "10.1.0.0/24", gateway: "10.1.0.1", customers: "10.1.0.0/25", customers6: block6(0).String(), nat: true},
 		{ifname: "wan1", network: "10.1.0.0/24", gateway: "10.1.0.1", customers: "10.1.0.128/25", customers6: block6(1).String(), nat: true},
@@ -193,6 +207,7 @@ func TestChoiceSameSubnet(t *testing.T) {
 // TestChoiceKilled: the choice of a watch that was killed stands, and where its link fails what main or the other uplinks
 // have serves.
 func TestChoiceKilled(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, links string) {
 		for _, tt := range []struct {
 			name string
@@ -228,6 +243,7 @@ func TestChoiceKilled(t *testing.T) {
 // TestChoiceTraffic: what containers send uses the chosen uplink, and so do the outer packets of a VPN, whether it came before
 // the watch or after it. What the VPN wants for itself it gets.
 func TestChoiceTraffic(t *testing.T) {
+	t.Parallel()
 	for name, links := range map[string]string{"copy": copyLinks, "move": moveLinks} {
 		for _, first := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, VPN first %v", name, first), func(t *testing.T) {
@@ -246,9 +262,13 @@ func TestChoiceTraffic(t *testing.T) {
 					v.waitContainer("10.1.0.2")
 					v.up()
 				}
-				for n, fault := range []int{-1, 0} {
-					if fault >= 0 {
-						c.fault(fault, noInternet)
+				fault := noInternet // each of two, with the VPN first and second and in both modes
+				if first == (links == moveLinks) {
+					fault = noGateway
+				}
+				for n := range 2 {
+					if n == 1 {
+						c.fault(0, fault)
 					}
 					outer, _ := at(n)
 					v.wait(packet{mark: vpnMark}, outer)

@@ -12,6 +12,7 @@ import (
 // TestChoiceSwaps: while the choice goes to and fro 60 times, half of them in each mode, no connection and no datagram is lost, and a connection that
 // stands keeps its source. A firewall that drops what it knows no connection of would end that if it were forgotten.
 func TestChoiceSwaps(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, links string) {
 		swaps := 30
 		if fullSize() {

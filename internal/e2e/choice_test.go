@@ -24,6 +24,7 @@ func eachMode(t *testing.T, f func(t *testing.T, links string)) {
 
 // TestChoiceFollows has an uplink fail behind its gateway, and work again.
 func TestChoiceFollows(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, links string) {
 		c := newChooser(t, links)
 		c.waitUnbound(0)
@@ -50,6 +51,7 @@ func TestChoiceFollows(t *testing.T) {
 // TestChoiceFaults: what fails in one family moves that family only, what says nothing of an uplink moves nothing, and
 // while no uplink works unbound traffic stays where it is.
 func TestChoiceFaults(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, links string) {
 		c := newChooser(t, links)
 		c.waitUnbound(0)
@@ -307,6 +309,7 @@ func TestUplinksCommand(t *testing.T) {
 
 // TestChoiceWithoutProbes has a user choose where nothing is probed.
 func TestChoiceWithoutProbes(t *testing.T) {
+	t.Parallel()
 	eachMode(t, func(t *testing.T, links string) {
 		c := &chooser{uplinks: newHost(t).behind(routed(0), routed(1))}
 		for n := range c.isps {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -186,6 +187,52 @@ func TestClientSameAddressTwice(t *testing.T) {
 	h.waitRules(clientRules("10.77.0.2", "10.77.0.0/24", 10000)...)
 	h.ns.IP(t, "address flush dev wan0")
 	h.waitClean()
+}
+
+// TestSameAddressEndsTwice: of two clients of one address that end at once each sees the other one, which may need the
+// rule that blocks the address. The last one deletes it.
+func TestSameAddressEndsTwice(t *testing.T) {
+	for name, start := range map[string]func(h *host) (end func()){
+		"watch": func(h *host) func() {
+			h.watch("-c", h.watchFile(`{"links":[{"on_loss":"block"}],"reconcile_seconds":3600}`))
+			return func() {
+				h.ns.IP(h.t, "address flush dev wan0")
+				h.ns.IP(h.t, "address flush dev wan1")
+			}
+		},
+		"clients": func(h *host) func() {
+			h.lease("10.77.0.2", "wan0", "--routes", "copy", "--on-loss", "block")
+			h.lease("10.77.0.2", "wan1", "--routes", "copy", "--on-loss", "block")
+			return func() { h.signalClients(syscall.SIGTERM) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.link("wan0", "10.77.0.2/24")
+			h.link("wan1", "10.77.0.2/24")
+			server := h.serve()
+			end := start(h)
+			h.waitLeases("10000|inet|wan0|10.77.0.2||0", "10001|inet|wan1|10.77.0.2||0")
+			eventually(t, "the address is blocked", func() error {
+				if rules := h.rules(); !slices.Contains(rules, "10001: from 10.77.0.2 unreachable proto 116") {
+					return fmt.Errorf("rules: %q", rules)
+				}
+				return nil
+			})
+			h.freeze(server.cmd.Process.Pid) // so that both wait for its answer, and have their names
+			end()
+			eventually(t, "the rules to tables are gone", func() error {
+				if rules := h.rules(); slices.ContainsFunc(rules, func(r string) bool { return strings.Contains(r, "lookup 1000") }) {
+					return fmt.Errorf("rules: %q", rules)
+				}
+				return nil
+			})
+			if err := syscall.Kill(server.cmd.Process.Pid, syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			h.waitRules()
+		})
+	}
 }
 
 // TestClientManyEvents: hundreds of changes at once do not hide the one that counts.

@@ -3,8 +3,10 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -45,6 +47,54 @@ func TestHolderRootOfContainers(t *testing.T) {
 		t.Errorf("the file of the datagram was written: %v, %v", info, err)
 	}
 	h.waitClientLog(1, "a call names another file for resolver lines")
+}
+
+// withPID runs its other arguments in a process that has the pid of the first argument.
+const withPID = `
+import ctypes, errno, os, struct, sys, time
+libc, want = ctypes.CDLL(None, use_errno=True), ctypes.c_int(int(sys.argv[1]))
+args = ctypes.create_string_buffer(struct.pack("11Q", 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(want), 1, 0)) # SIGCHLD, set_tid
+while True:
+    pid = libc.syscall(435, args, 88) # clone3
+    if pid == 0:
+        libc.prctl(1, 9) # it is killed when this process ends
+        os.execvp(sys.argv[2], sys.argv[2:])
+    if pid > 0: break
+    if ctypes.get_errno() != errno.EEXIST: sys.exit("clone3: " + os.strerror(ctypes.get_errno()))
+    time.sleep(.01) # another process has it for a moment
+print("runs as", pid, flush=True)
+os.waitpid(pid, 0)
+`
+
+// TestHolderPIDUsedAgain: a process without rights asks a holder that is busy, and ends; then a process of root's gets its pid.
+func TestHolderPIDUsedAgain(t *testing.T) {
+	if wire.ProcessOf(int32(os.Getpid())) == 0 {
+		t.Log("this kernel has no pidfs, by which processes are told apart")
+		return
+	}
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.serve()
+	table := h.lease("10.77.0.2", "wan0")
+	holder := h.onlyClient()
+	h.freeze(holder)
+	script := filepath.Join(h.dir, "tell.py")
+	if err := os.WriteFile(script, []byte(tell+"\nimport os; print(os.getpid())"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sender := h.run("sh", "-c", "exec "+powerless+`python3 "$0" x wan0-10.77.0.2-2 "$1" end`, script, request(2, "wan0", "10.77.0.2", int(wire.End)))
+	if sender.code != 0 {
+		t.Fatal(sender.stderr)
+	}
+	pid := strings.TrimSpace(sender.stdout)
+	h.start(exec.Command("python3", "-c", withPID, pid, "sleep", "1000")).waitLog("runs as " + pid)
+	if err := syscall.Kill(holder, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	h.waitClientLog(1, "request refused, since its sender is neither root with CAP_NET_ADMIN nor this user")
+	if got := h.lease("10.77.0.2", "wan0"); got != table || h.onlyClient() != holder {
+		t.Errorf("table %d, before %d; holder %d, before %d", got, table, h.onlyClient(), holder)
+	}
 }
 
 // TestServerOfContainersIsNotBelieved: root of a container that has taken the name of the server leases nothing.

@@ -98,26 +98,26 @@ func TestCommandLinks(t *testing.T) {
 
 // TestCommandBound: what is bound to a link that has a lease and no route is blocked, and bound says so.
 func TestCommandBound(t *testing.T) {
-	h := twoUplinks(t)
-	if r := h.run(bin(t, clientBin), "bind", "wan1", "--uid", "4711"); r.code != 0 {
+	c := newCrossing(t) // has cgroups of its own
+	if r := c.do("bind", "wan1", "--uid", "4711"); r.code != 0 {
 		t.Fatalf("%+v", r)
 	}
 	says := func(code int, text string) {
 		t.Helper()
 		eventually(t, "bound says "+text, func() error {
-			if r := h.run(bin(t, clientBin), "bound", "wan1"); r.code != code || !strings.Contains(r.stdout, text) {
+			if r := c.do("bound", "wan1"); r.code != code || !strings.Contains(r.stdout, text) {
 				return fmt.Errorf("%+v", r)
 			}
 			return nil
 		})
 	}
 	says(0, "--uid 4711")
-	h.ns.IP(t, "route del default dev wan1")
-	h.ns.IP(t, "-6 route del default dev wan1")
+	c.ns.IP(t, "route del default dev wan1")
+	c.ns.IP(t, "-6 route del default dev wan1")
 	says(1, "blocked: no route")
-	h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 metric 200")
+	c.ns.IP(t, "route add default via 10.2.0.1 dev wan1 metric 200")
 	says(0, "--uid 4711")
-	r := h.run(bin(t, clientBin), "bound", "--json")
+	r := c.do("bound", "--json")
 	var list struct{ Bound []map[string]any }
 	if err := json.Unmarshal([]byte(r.stdout), &list); err != nil || len(list.Bound) != 1 {
 		t.Fatalf("%v: %s", err, r.stdout)
@@ -126,8 +126,8 @@ func TestCommandBound(t *testing.T) {
 		t.Errorf("keys: %s", keys)
 	}
 	// What it shows is what one types to undo it.
-	shown := strings.Fields(lines(h.run(bin(t, clientBin), "bound").stdout)[1])
-	if r := h.run(bin(t, clientBin), append([]string{"unbind", shown[0]}, shown[3:]...)...); r.code != 0 {
+	shown := strings.Fields(lines(c.do("bound").stdout)[1])
+	if r := c.do(append([]string{"unbind", shown[0]}, shown[3:]...)...); r.code != 0 {
 		t.Errorf("unbind by the words of bound, %q: %+v", shown, r)
 	}
 }
@@ -208,7 +208,7 @@ func TestCommandCompletion(t *testing.T) {
 		{"tactl run --on-loss block wan", "wan0 wan1"},
 		{"tactl run wan1 true --ver", ""},
 		{"tactl attach wan", "wan0 wan1"}, {"tactl bind wan", "wan0 wan1"}, {"tactl unbind wan", "wan0 wan1"}, {"tactl bound wan", "wan0 wan1"},
-		{"tactl status wan", "wan0 wan1"}, {"tactl doctor wan", "wan0 wan1"}, {"tactl uplinks wan", "wan0 wan1"}, {"tactl reexec wan", "wan0 wan1"},
+		{"tactl status wan", "wan0 wan1"}, {"tactl status 10.7", "10.77.0.2 10.78.0.2"}, {"tactl doctor wan", "wan0 wan1"}, {"tactl uplinks wan", "wan0 wan1"}, {"tactl reexec wan", "wan0 wan1"},
 		{"tactl release 10.7", "10.77.0.2 10.78.0.2"}, {"tactl history 10.78", "10.78.0.2"},
 		{"tactl explain 192.0.2.1 --from 10.77", "10.77.0.2"}, {"tactl explain 192.0.2.1 --oif wan", "wan0 wan1"},
 		{"tactl explain 192.0.2.1 --sp", "--sport"}, {"tactl watch --sport", ""}, {"tactl history --cl", ""},

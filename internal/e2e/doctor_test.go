@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // diagnosis runs doctor in a shell, after a script, and returns the names of what it found, once each. The script may
@@ -64,6 +66,14 @@ func TestDoctor(t *testing.T) {
 	}{
 		{name: "rule-before-ours", provoke: "ip route add default via 10.77.0.1 dev wan0 table 200; ip rule add pref 5270 lookup 200", cure: "ip rule del pref 5270"},
 		{name: "rule-before-ours", provoke: "ip route add 203.0.113.0/24 via 10.77.0.1 dev wan0 table 200; ip rule add pref 5270 to 203.0.113.0/24 lookup 200", cure: "ip rule del pref 5270"},
+		{name: "rule-before-ours", provoke: "ip route add default via 10.77.0.1 dev wan0 table 200; ip rule add pref 5270 fwmark 7 lookup 200; nft add table ip t; nft 'add chain ip t out { type route hook output priority -150; }'; nft add rule ip t out tcp dport 443 meta mark set 7", cure: "nft delete table ip t"},
+		{name: "rule-before-ours", provoke: "ip route add default via 10.77.0.1 dev wan0 table 200; ip rule add pref 5270 fwmark 0x40000/0xff0000 lookup 200; nft add table ip t; nft 'add chain ip t marks'; nft 'add chain ip t out { type route hook output priority -150; }'; nft add rule ip t out jump marks; nft add rule ip t marks tcp dport 443 meta mark set mark and 0xff00ffff or 0x40000", cure: "nft delete table ip t"},
+		{name: "rule-before-ours", provoke: "ip route add 203.0.113.0/24 via 10.77.0.1 dev wan0; ip rule add pref 5270 lookup main suppress_prefixlength 0", cure: "ip rule del pref 5270"},
+		{name: "filter", provoke: "nft add table inet t; nft 'add chain inet t out { type filter hook output priority 0; policy drop; }'; nft add rule inet t out oifname '{ lo, wan0 }' accept; nft add rule inet t out ct state established,related accept", cure: "nft add rule inet t out oifname wan1 accept"},
+		{name: "filter", provoke: "nft add table inet t; nft 'add chain inet t in { type filter hook input priority 0; }'; nft add rule inet t in iifname wan1 counter drop", cure: "nft delete table inet t"},
+		{name: "bridge-port", provoke: "ip link add br0 type bridge; ip link set br0 up; ip link set wan1 master br0", cure: "ip link set wan1 nomaster"},
+		{name: "table-local", provoke: "ip rule add pref 32765 lookup local; ip rule del pref 0", cure: "ip rule add priority 0 lookup local"},
+		{name: "table-local", provoke: "ip -6 route del local 2001:db8:78::2 dev wan1 table local", cure: "ip -6 route add local 2001:db8:78::2 dev wan1 table local"},
 		{name: "table-empty", provoke: "ip route del default dev wan1", cure: "ip route add default via 10.78.0.1 dev wan1 metric 200"},
 		{name: "table-empty", watch: "--on-loss block", provoke: "ip -6 route del default dev wan1", cure: "ip -6 route add default via 2001:db8:78::1 dev wan1 metric 200"},
 		{name: "table-shared", provoke: "ip route add 203.0.113.0/24 via 10.78.0.1 dev wan1 table $T1", cure: "ip route del 203.0.113.0/24 table $T1"},
@@ -102,6 +112,22 @@ func TestDoctor(t *testing.T) {
 			h.waitDiagnosis("")
 		})
 	}
+}
+
+// TestDoctorMarks: marks that packets of this host do not get, and those of single sockets, are no reason for a finding.
+func TestDoctorMarks(t *testing.T) {
+	h := twoUplinks(t)
+	h.ns.Run(t, "sh", "-ec", `ip route add default via 10.77.0.1 dev wan0 table 52
+		ip rule add pref 5210 fwmark 0x80000/0xff0000 lookup main; ip rule add pref 5230 fwmark 0x80000/0xff0000 lookup default
+		ip rule add pref 5250 fwmark 0x80000/0xff0000 unreachable
+		nft add table ip filter; nft 'add chain ip filter ts-forward'; nft 'add chain ip filter FORWARD { type filter hook forward priority 0; }'
+		nft add rule ip filter FORWARD jump ts-forward; nft add rule ip filter ts-forward iifname tailscale0 meta mark set mark and 0xff00ffff xor 0x40000
+		nft 'add chain ip filter OUTPUT { type route hook output priority -150; }'; nft add rule ip filter OUTPUT meta mark set ct mark
+		ip rule add pref 100 fwmark 1 lookup 100; ip route add local default dev lo table 100
+		nft 'add chain ip filter PREROUTING { type filter hook prerouting priority -150; }'; nft add rule ip filter PREROUTING tcp dport 80 meta mark set 1
+		nft 'add chain ip filter KUBE-OUTPUT { type nat hook output priority -100; }'; nft add rule ip filter KUBE-OUTPUT meta mark set mark or 0x4000
+		ip rule add pref 110 fwmark 0x4000/0x4000 lookup 52`)
+	h.waitDiagnosis("")
 }
 
 // TestDoctorLinks: what needs the far end, another link or another holder.
@@ -151,6 +177,28 @@ func TestDoctorLinks(t *testing.T) {
 		h.waitDiagnosis("", "server-stopped")
 		h.restart()
 		h.waitDiagnosis("")
+	})
+	t.Run("rule-orphan of a watch that was killed", func(t *testing.T) {
+		h := newHost(t)
+		h.link("wan0", "10.77.0.2/24")
+		h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+		h.serve()
+		watch := h.watch()
+		h.served("10.77.0.2")
+		watch.kill()
+		h.waitDiagnosis("", "rule-orphan")
+		h.watch()
+		h.waitDiagnosis("")
+	})
+	t.Run("rule-orphan of an address on two links, one of which is served", func(t *testing.T) {
+		h := newHost(t)
+		h.link("wan0", "10.77.0.2/24")
+		h.link("wan1", "10.77.0.2/24")
+		h.serve()
+		h.lease("10.77.0.2", "wan0")
+		if r := h.run(bin(t, clientBin), "doctor", "--only", "rule-orphan"); r.code != 0 {
+			t.Errorf("%+v", r)
+		}
 	})
 	t.Run("hook-without-server", func(t *testing.T) {
 		h := newHost(t)
@@ -234,7 +282,7 @@ func TestDoctorLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		old := filepath.Join(h.dir, clientBin)
-		if err := os.WriteFile(old, text, 0o755); err != nil {
+		if err := nettest.WriteExecutable(old, text); err != nil {
 			t.Fatal(err)
 		}
 		p := h.start(exec.Command(old, "watch", "--clean"))
@@ -387,8 +435,13 @@ error accept-ra
 error excluded
 error no-lease
 error namespaces
+error bridge-port
+error table-local
+warning gateway-silent
+warning filter
 warning rule-before-ours
 warning rule-in-front
+warning lock-missing
 warning overlap
 warning arp-flux
 warning table-shared

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -59,8 +60,9 @@ to 9.9.9.9 from this host, source 10.78.0.2, mark 0x0, uid 0
 0 from all lookup local the table has nothing for it
 5270 from all lookup 52 > (tailscale, probably) default via 10.77.0.1 dev wan0 table 52 mtu 1280
 leaves by wan0 with 10.78.0.2 through 10.77.0.1, MTU 1280 (route)
+warning: 10.78.0.2 is an address of wan1: unless NAT replaces it, the provider of wan0 may drop the packet, and replies arrive on wan1
 without rule 5270 (tailscale, probably): wan1
-replies: arrive on wan0, rp_filter 0: accepted
+replies: arrive on wan1, rp_filter 0: accepted
 kernel agrees (socket: ok, source 10.78.0.2)
 `},
 		{"to this host", "rule del pref 5270", "10.78.0.2", 0, `
@@ -179,6 +181,22 @@ func TestExplainWhileRulesChange(t *testing.T) {
 	p.kill()
 }
 
+// TestExplainManyRoutes: where a table has more routes than anybody would read, only the kernel is asked, and explain says so.
+func TestExplainManyRoutes(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	lines := []string{"route add default via 10.77.0.1 dev wan0", "rule add priority 100 lookup 300"}
+	for n := range 100001 {
+		lines = append(lines, fmt.Sprintf("route add 11.%d.%d.%d dev wan0 table 300", n>>16, n>>8&255, n&255))
+	}
+	h.ns.Batch(t, lines...)
+	for to, want := range map[string]string{"9.9.9.9": "leaves by wan0 with 10.77.0.2 through 10.77.0.1,", "11.0.1.2": "leaves by wan0 with 10.77.0.2,"} {
+		if got := h.explain(0, to); !strings.Contains(got, want) || !strings.Contains(got, "a table has more than 100000 routes: only the kernel is asked") {
+			t.Errorf("%s: no %q in\n%s", to, want, got)
+		}
+	}
+}
+
 // TestExplainSchema: every key is always there.
 func TestExplainSchema(t *testing.T) {
 	h := twoUplinks(t)
@@ -217,5 +235,59 @@ func TestExplainSchema(t *testing.T) {
 	}
 	if got := keys([]byte(r.stdout)); got != "kernel question result reverse second steps warnings without" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestExplainNotAsked: what the kernel cannot be asked for is no disagreement, and what nobody can ask is wrong usage.
+func TestExplainNotAsked(t *testing.T) {
+	h := twoUplinks(t)
+	h.waitLinkLocal("wan1")
+	for _, tt := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"9.9.9.9 --from 9.9.9.10", 1, "no route: 9.9.9.10 is no address of this host"},
+		{"2600::9 --from 2600::10", 1, "no route: 2600::10 is no address of this host"},
+		{"9.9.9.9 --proto sctp", 0, "leaves by wan0 with 10.77.0.2 through 10.77.0.1"},
+		{"2600::9 --proto icmp", 0, "the kernel cannot be asked for protocol 1"},
+		{"9.9.9.9 --from 10.78.0.2 --proto sctp", 0, "leaves by wan1 with 10.78.0.2 through 10.78.0.1"},
+		{"2600::9 --from 2001:db8:78::2 --proto 47", 0, "leaves by wan1 with 2001:db8:78::2"},
+		{"9.9.9.9 --from 127.0.0.5", 1, "no route: a packet from 127.0.0.5 does not leave this host"},
+		{"10.77.0.255", 0, "leaves by wan0 with 10.77.0.2"},
+		{"255.255.255.255", 0, "leaves by wan0"},
+		{"224.0.0.251", 0, "leaves by wan0"},
+		{"224.0.0.251 --oif wan1", 0, "leaves by wan1 with 10.78.0.2"},
+		{"ff02::1 --oif wan1", 0, "leaves by wan1 with fe80::"},
+		{"fe80::9%wan1", 0, "leaves by wan1 with fe80::"},
+	} {
+		if got := h.explain(tt.code, strings.Fields(tt.args)...); !strings.Contains(got, tt.want) || strings.Contains(got, "DISAGREES") {
+			t.Errorf("explain %s: no %q in\n%s", tt.args, tt.want, got)
+		}
+	}
+	if got := h.explain(1, "224.0.0.251", "--iif", "wan1", "--from", "10.78.0.9"); strings.Contains(got, "a socket may choose") {
+		t.Errorf("of a packet that arrives:\n%s", got)
+	}
+	h.ns.Sysctl(t, "net/ipv4/ip_nonlocal_bind", "1")
+	if got := h.explain(0, "9.9.9.9", "--from", "9.9.9.10"); !strings.Contains(got, "leaves by wan0 with 9.9.9.10") {
+		t.Errorf("a socket may have any source:\n%s", got)
+	}
+	for args, want := range map[string]string{
+		"explain 9.9.9.9 --sport 70000":   "--sport 70000: want a port from 0 to 65535",
+		"explain 9.9.9.9 --pid 4194999":   "process 4194999: no such process",
+		"explain 0.0.0.0":                 "0.0.0.0 is no destination",
+		"explain fe80::9":                 "fe80::9 is on every link: name one",
+		"explain fe80::9%wan1 --oif wan0": "fe80::9%wan1 is on the link wan1",
+		"history wna1":                    "wna1: no link, no address, no lease and no event has this name",
+		"history --json wna1":             "wna1: no link, no address, no lease and no event has this name",
+	} {
+		if r := h.run(bin(t, clientBin), strings.Fields(args)...); r.code != 2 || !strings.Contains(r.stderr, want) {
+			t.Errorf("%s: %+v, want 2 and %q", args, r, want)
+		}
+	}
+	for _, args := range []string{"history 127.0.0.1", "history --json 127.0.0.1", "history wan1", "explain fe80::9%1 --oif lo --json"} {
+		if r := h.run(bin(t, clientBin), strings.Fields(args)...); r.code == 2 {
+			t.Errorf("%s: %+v", args, r)
+		}
 	}
 }

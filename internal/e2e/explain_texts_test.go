@@ -65,7 +65,8 @@ kernel agrees (socket: ok, source 10.78.0.2)
 to 9.9.9.9 from this host, source 10.78.0.2, mark 0x0, uid 0
 ` + head + `32766 from all lookup main > default via 10.77.0.1 dev wan0 metric 100
 leaves by wan0 with 10.78.0.2 through 10.77.0.1, MTU 1500 (link)
-replies: arrive on wan0, rp_filter 0: accepted
+warning: 10.78.0.2 is an address of wan1: unless NAT replaces it, the provider of wan0 may drop the packet, and replies arrive on wan1
+replies: arrive on wan1, rp_filter 0: accepted
 kernel agrees (socket: ok, source 10.78.0.2)
 `},
 		{"two uplinks with one network", ip("address add 10.77.0.77/24 dev wan1"), "10.77.0.9 --from 10.77.0.77", 0, `

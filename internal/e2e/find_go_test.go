@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // fakeGo writes a program go, in a directory of its own, that has a version and downloads a toolchain
@@ -26,7 +28,7 @@ case "$1 $2" in
 	printf '{\n\t"Dir": "%%s",\n\t"Sum": "%s"\n}\n' "$GOMODCACHE/t" ;;
 esac
 `, version, sum)
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+		if err := nettest.WriteExecutable(filepath.Join(dir, name), []byte(script)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -46,7 +48,7 @@ func findGo(t *testing.T, path ...string) (link, stderr string, err error) {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o755); err != nil {
+		if err := nettest.WriteExecutable(filepath.Join(dir, name), text); err != nil {
 			t.Fatal(err)
 		}
 	}

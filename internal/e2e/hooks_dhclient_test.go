@@ -64,6 +64,7 @@ func TestDhclientUplinks(t *testing.T) {
 // From the moment an address appears until it is gone, its packets leave by its own uplink,
 // or not at all.
 func TestDhclientFirstPacket(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"move", "copy"} {
 		t.Run(mode, func(t *testing.T) {
 			s := newSite(t, "ROUTES="+mode)

@@ -70,6 +70,7 @@ func TestInstall(t *testing.T) {
 		"644 /etc/dhcp/dhclient-enter-hooks.d/table-allocator",
 		"644 /usr/lib/dhcpcd/dhcpcd-hooks/60-table-allocator",
 		"755 /usr/local/lib/table-allocator/udhcpc",
+		"755 /etc/ppp/ip-up.d/table-allocator",
 		"755 /etc/network/if-up.d/table-allocator",
 		"755 /etc/network/if-post-down.d/table-allocator",
 		"755 /etc/NetworkManager/dispatcher.d/table-allocator",
@@ -288,7 +289,7 @@ func TestHooksSyntax(t *testing.T) {
 			}
 		}
 	}
-	if checked != 8 {
+	if checked != 9 {
 		t.Errorf("checked %d scripts", checked)
 	}
 }

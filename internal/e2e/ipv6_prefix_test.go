@@ -133,6 +133,7 @@ func TestIPv6Prefix(t *testing.T) {
 
 // dhclient asks for a prefix, with an address of its own and without one.
 func TestDhclient6Prefix(t *testing.T) {
+	t.Parallel()
 	for name, args := range map[string][]string{"and address": {"-N", "-P"}, "alone": {"-P"}} {
 		t.Run(name, func(t *testing.T) {
 			h := newHookedHome(t, 2)

@@ -15,10 +15,10 @@ type chooser struct {
 	watch *process
 }
 
-// The second targets, beside internet and internet6.
+// The second targets, beside internet and internet6, in other networks.
 const (
-	second  = "198.51.100.2"
-	second6 = "2001:db8:ffff::2"
+	second  = "198.18.0.2"
+	second6 = "2001:db8:fffe::2"
 )
 
 // chooserConfig is the configuration of a watch with links, and members of "probe" beside those of a test or in their place.
@@ -119,6 +119,7 @@ const (
 	lossy     = `chain f { type filter hook forward priority -300; iifname "lan" numgen random mod 10 < 3 drop; }`
 	portal    = `chain f { type filter hook forward priority -300; meta l4proto { icmp, ipv6-icmp } accept; udp dport 53 accept; udp sport 53 accept; drop; }
 		chain n { type nat hook prerouting priority dstnat; tcp dport 80 redirect to :8080; }`
+	hole        = `chain f { type filter hook forward priority -300; meta length > 1000 drop; }`
 	noInternet  = `chain f { type filter hook forward priority -300; drop; }`
 	noInternet6 = `chain f { type filter hook forward priority -300; meta nfproto ipv6 drop; }`
 	noICMP      = `chain f { type filter hook forward priority -300; meta l4proto { icmp, ipv6-icmp } drop; }`

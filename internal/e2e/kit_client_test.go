@@ -198,3 +198,18 @@ func (h clients) statusRows(args ...string) (rows []row) {
 	}
 	return rows
 }
+
+// again makes a watch read its configuration again.
+func (p *process) again() {
+	p.t.Helper()
+	before := strings.Count(p.log.String(), "the configuration") + strings.Count(p.log.String(), "configuration read again")
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		p.t.Fatal(err)
+	}
+	eventually(p.t, "the configuration is read again", func() error {
+		if strings.Count(p.log.String(), "the configuration")+strings.Count(p.log.String(), "configuration read again") == before {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+}

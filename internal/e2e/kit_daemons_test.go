@@ -240,6 +240,14 @@ func (s *site) waitReason(ifname, reason string, after int) {
 // the link-local address and does not wait for it, so dhclient6 does.
 func (h *home) dhclient6(ifname string, more ...string) {
 	h.t.Helper()
+	h.waitLinkLocal(ifname)
+	h.sh(`if=$1; shift; dhclient -6 -v -pf "/run/dhclient6.$if.pid" -lf "/var/lib/dhcp/dhclient6.$if.leases" "$@" "$if" >&2`,
+		append([]string{ifname}, more...)...)
+}
+
+// waitLinkLocal waits until sockets may have the link-local address of a link.
+func (h *host) waitLinkLocal(ifname string) {
+	h.t.Helper()
 	eventually(h.t, ifname+" has a link-local address", func() error {
 		out := h.ns.IP(h.t, "-6 address show dev "+ifname+" scope link -tentative")
 		if !strings.Contains(out, "fe80::") {
@@ -247,8 +255,6 @@ func (h *home) dhclient6(ifname string, more ...string) {
 		}
 		return nil
 	})
-	h.sh(`if=$1; shift; dhclient -6 -v -pf "/run/dhclient6.$if.pid" -lf "/var/lib/dhcp/dhclient6.$if.leases" "$@" "$if" >&2`,
-		append([]string{ifname}, more...)...)
 }
 
 // dnsmasq6At starts dnsmasq at provider n, which gives out addresses of both families and advertises

@@ -45,11 +45,12 @@ func (c *crossing) inNamespace(name string) *probing {
 
 // namespaceRow is a namespace in the JSON of netns list.
 type namespaceRow struct {
-	Name, Ifname, State, Resolv, Missing string
-	OnLoss                               string `json:"on_loss"`
-	Tables                               []uint32
-	Addresses                            []string
-	Programs                             []struct {
+	Name, Ifname, Pattern, State, Resolv, Missing string
+	IPv6, Wiring                                  string
+	OnLoss                                        string `json:"on_loss"`
+	Tables                                        []uint32
+	Addresses                                     []string
+	Programs                                      []struct {
 		PID     int
 		UID     uint32
 		Command string
@@ -77,7 +78,8 @@ func (c *crossing) namespaceTraces() string {
 		ls /run/netns /run/table-allocator/netns/*/.mnt 2>/dev/null | grep -v -e : -e '^$' || :
 		ls -d /run/table-allocator/netns/*/[a-z]* /run/table-allocator/netns/*/.*.resolv 2>/dev/null || :
 		grep -e ' /run/netns/' -e '/.mnt/' /proc/self/mountinfo || :
-		for f in /proc/sys/net/ipv4/conf/wan*/forwarding /proc/sys/net/ipv6/conf/wan*/force_forwarding; do
+		ip -6 neigh show proxy
+		for f in /proc/sys/net/ipv4/conf/wan*/forwarding /proc/sys/net/ipv6/conf/wan*/force_forwarding /proc/sys/net/ipv6/conf/wan*/proxy_ndp /proc/sys/net/ipv6/conf/wan*/forwarding; do
 			[ ! -e $f ] || [ $(cat $f) = 0 ] || echo $f
 		done`)
 }

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +27,10 @@ const probeVariable = "E2E_PROBE"
 //	new NAME KIND          tcp4 tcp6 udp4 udp6 ping4 ping6 raw4 raw6 mptcp4 mptcp6
 //	bind NAME ADDR:PORT    device NAME LINK    setmark NAME MARK
 //	send NAME ADDR:PORT    which nobody answers
+//	info NAME ADDR:PORT,IFINDEX,SOURCE: send by a link and from an address that PKTINFO names; 0 or an unspecified one: none
 //	connect NAME ADDR:PORT start NAME ADDR:PORT: the same, for which nobody waits long
+//	unconnect NAME         connect(2) to AF_UNSPEC
+//	fast NAME ADDR:PORT    ask by TCP Fast Open, without connect(2)
 //	ask NAME [ADDR:PORT]   the address that the far end saw; "reply" of a ping
 //	try NAME [ADDR:PORT]   the same, for which nobody waits long
 //	local NAME             listen NAME: the port    accept NAME NEW: both ends
@@ -103,6 +108,29 @@ func (p *prober) do(what, name, arg string) (string, error) {
 			return "", err
 		}
 		return "", unix.Sendto(fd, []byte("?"), 0, to)
+	case "unconnect":
+		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unix.RawSockaddr{})), unix.SizeofSockaddrInet6)
+		if errno != 0 {
+			return "", errno
+		}
+		return "", nil
+	case "fast":
+		to, err := probeAddr(fd, arg)
+		if err == nil {
+			err = p.wait(fd, probePatience, func() error { return unix.Sendto(fd, []byte("?"), unix.MSG_FASTOPEN, to) })
+		}
+		if err != nil {
+			return "", err
+		}
+		buf := make([]byte, 64)
+		n := 0
+		err = p.wait(fd, probePatience, func() (err error) {
+			n, err = unix.Read(fd, buf)
+			return err
+		})
+		return strings.TrimSpace(string(buf[:max(n, 0)])), err
+	case "info":
+		return "", sendInfo(fd, strings.Split(arg, ","))
 	case "ask":
 		return p.ask(fd, arg, probePatience)
 	case "try":
@@ -134,6 +162,27 @@ func (p *prober) do(what, name, arg string) (string, error) {
 		return "", p.serve(fd)
 	}
 	return "", errors.New("no command " + what)
+}
+
+// sendInfo sends a datagram to an address, by a link, from a source.
+func sendInfo(fd int, f []string) error {
+	to, err := probeAddr(fd, f[0])
+	if err != nil {
+		return err
+	}
+	index, err := strconv.ParseInt(f[1], 10, 32)
+	if err != nil {
+		return err
+	}
+	source, err := netip.ParseAddr(f[2])
+	if err != nil {
+		return err
+	}
+	info := unix.PktInfo6(&unix.Inet6Pktinfo{Addr: source.As16(), Ifindex: uint32(index)})
+	if source.Is4() {
+		info = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: source.As4(), Ifindex: int32(index)})
+	}
+	return unix.Sendmsg(fd, []byte("?"), info, to, 0)
 }
 
 func (p *prober) open(name, kind string) (err error) {
@@ -262,7 +311,11 @@ func probeAddr(fd int, text string) (unix.Sockaddr, error) {
 	}
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if domain == unix.AF_INET6 {
-		return &unix.SockaddrInet6{Port: addr.Port, Addr: [16]byte(addr.IP.To16())}, err
+		var zone uint32
+		if link, linkErr := net.InterfaceByName(addr.Zone); linkErr == nil {
+			zone = uint32(link.Index)
+		}
+		return &unix.SockaddrInet6{Port: addr.Port, Addr: [16]byte(addr.IP.To16()), ZoneId: zone}, err
 	}
 	if addr.IP.To4() == nil {
 		return nil, errors.New("an IPv4 socket cannot talk to " + text)

@@ -94,6 +94,7 @@ func (u *uplinks) filter(n int) {
 				ip saddr { 0.0.0.0, %[1]s } accept comment "DHCP, and the router's own broadcasts"
 				ip6 saddr { ::, fe80::/10 } accept
 				ip6 saddr %[3]s icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+				ip saddr %[2]s ip protocol igmp accept comment "the kernel repeats it within 10 s"
 				ip saddr %[2]s tcp flags == ack accept comment "may come late"
 				ip6 saddr %[3]s tcp flags == ack accept
 				ip saddr %[2]s counter name customers accept
@@ -125,7 +126,7 @@ func routed(n int) provider {
 	network, network6 := fmt.Sprintf("10.%d.0.", n+1), fmt.Sprintf("fd0%d::", n+1)
 	return provider{
 		ifname: fmt.Sprint("wan", n), network: network + "0/24", gateway: network + "1",
-		customers: network + "0/24", customers6: network6 + "/64", routers6: []string{network6 + "1/64", router6 + "/64"},
+		customers: network + "0/24", customers6: network6 + "/48", routers6: []string{network6 + "1/64", router6 + "/64"},
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // Users and groups of the sandbox. No user has one of the groups as its primary group.
@@ -67,7 +69,7 @@ var publicDir = sync.OnceValues(func() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o755); err != nil {
+		if err := nettest.WriteExecutable(filepath.Join(dir, name), data); err != nil {
 			return "", err
 		}
 	}

@@ -18,6 +18,7 @@ type retreat struct {
 	*host
 	pid    string // of a process in it
 	silent []*os.File
+	noProc bool // no program of Go begins: its runtime reads /proc first
 }
 
 func (h *host) retreat() *retreat {
@@ -120,6 +121,7 @@ func TestHeldUp(t *testing.T) {
 				}
 			}
 		}},
+		{name: "proc", hold: func(r *retreat) { r.hang("/proc"); r.noProc = true }},
 		{name: "names", hold: func(r *retreat) { r.sh("rm /etc/passwd /etc/group; mkfifo /etc/passwd /etc/group") }},
 	} {
 		t.Run(strings.ReplaceAll(tt.name, " ", "-"), func(t *testing.T) {
@@ -132,6 +134,50 @@ func TestHeldUp(t *testing.T) {
 			after()
 		})
 	}
+}
+
+// TestCommandsHeldUp: while /run does not answer, each command ends, with what it found out or with what is silent.
+func TestCommandsHeldUp(t *testing.T) {
+	r := newHost(t).retreat()
+	r.link("wan0", "192.0.2.2/24", "192.0.2.4/24")
+	r.ns.IP(t, "route add default via 192.0.2.1")
+	server := r.start(r.in(bin(t, serverBin), "--debug", "-c", r.config()))
+	server.waitLog("msg=serving")
+	watch := r.start(r.in(bin(t, clientBin), "watch", "--debug", "--clean", "--ifname", "wan0"))
+	r.served("192.0.2.2")
+	r.served("192.0.2.4")
+	r.hang("/run/table-allocator")
+	const silent = "no answer within"
+	for _, tt := range []struct {
+		args string
+		code int
+		want string // on either output
+	}{
+		{"status", 0, "network namespaces are not known"},
+		{"status --json", 0, `"address":"192.0.2.4"`},
+		{"status --prometheus", 0, "table_allocator_server_up 1"},
+		{"uplinks", 0, "not probing"},
+		{"explain 198.51.100.1", 0, "wan0"},
+		{"history", 1, silent},
+		{"bound", 0, "network namespaces are not known"},
+		{"doctor --only rule-missing", 0, "found nothing"},
+		{"netns list", 1, silent},
+		{"netns ps", 1, silent},
+		{"netns del none", 1, silent},
+		{"netns exec none true", 125, silent},
+		{"release 192.0.2.2", 1, silent},
+		{"-r -4 -i wan0 -a 192.0.2.4", 1, silent},
+	} {
+		cmd := r.in(append([]string{bin(t, clientBin)}, strings.Fields(tt.args)...)...)
+		if out := r.run(cmd.Path, cmd.Args[1:]...); out.code != tt.code || !strings.Contains(out.stdout+out.stderr, tt.want) {
+			t.Errorf("%s: %+v\nwant exit code %d and %q", tt.args, out, tt.code, tt.want)
+		}
+	}
+	if code := watch.stop(); code != 0 {
+		t.Errorf("watch: exit code %d", code)
+	}
+	r.letGo()
+	r.waitClean()
 }
 
 // holdUp has a server, a watch and clients work while something is held up.
@@ -177,7 +223,11 @@ func (r *retreat) holdUp(hold func(r *retreat)) {
 	}
 	r.ns.Batch(t, "address add 192.0.2.3/24 dev wan0", "address add 198.51.100.3/24 dev wan1", "address del 192.0.2.4/24 dev wan0", "address del 198.51.100.4/24 dev wan1")
 	r.served("192.0.2.3")
-	lease("198.51.100.3")
+	ends := []string{"198.51.100.2"}
+	if !r.noProc {
+		lease("198.51.100.3")
+		ends = append(ends, "198.51.100.3")
+	}
 	for _, addr := range []string{"192.0.2.4", "198.51.100.4"} {
 		eventually(t, addr+" left nothing", func() error { return r.left(addr) })
 	}
@@ -190,8 +240,12 @@ func (r *retreat) holdUp(hold func(r *retreat)) {
 		return nil
 	})
 	var ending []*process
-	for _, addr := range []string{"198.51.100.2", "198.51.100.3"} {
-		ending = append(ending, r.start(r.in(bin(t, clientBin), "-r", "-4", "-i", "wan1", "-a", addr)))
+	for _, addr := range ends {
+		if r.noProc {
+			r.ns.IP(t, "address del "+addr+"/24 dev wan1")
+		} else {
+			ending = append(ending, r.start(r.in(bin(t, clientBin), "-r", "-4", "-i", "wan1", "-a", addr)))
+		}
 		eventually(t, addr+" left nothing", func() error { return r.left(addr) })
 	}
 	if err := watch.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -244,4 +298,33 @@ func TestNamesComeLate(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestWithoutProc: where /proc is not mounted, clients and a watch serve, and give everything back.
+func TestWithoutProc(t *testing.T) {
+	r := newHost(t).retreat()
+	r.link("wan0", "192.0.2.2/24", "192.0.2.3/24")
+	r.ns.IP(t, "route add default via 192.0.2.1 dev wan0")
+	before := r.ns.IP(t, "route")
+	r.serve()
+	r.sh("mount -t tmpfs none /proc")
+	out := r.call("-4", "-i", "wan0", "-a", "192.0.2.2", "--routes", "move", "--gateway", "192.0.2.1")
+	if out.code != 0 || out.stdout != r.served("192.0.2.2")+"\n" {
+		t.Errorf("client: %+v", out)
+	}
+	if main := r.ns.IP(t, "route"); strings.Contains(main, "default") {
+		t.Errorf("move left a default in main:\n%s", main)
+	}
+	watch := r.start(r.in(bin(t, clientBin), "watch", "--debug", "--clean", "--routes", "none"))
+	r.served("192.0.2.3")
+	if code := watch.stop(); code != 0 {
+		t.Errorf("watch: exit code %d", code)
+	}
+	if out := r.call("-r", "-4", "-i", "wan0", "-a", "192.0.2.2"); out.code != 0 {
+		t.Errorf("release: %+v", out)
+	}
+	r.waitClean()
+	if after := r.ns.IP(t, "route"); after != before {
+		t.Errorf("main has %s\nwant %s", after, before)
+	}
 }

@@ -3,10 +3,11 @@ package e2e
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // rootsProgram puts the client where root alone can write, and returns its path.
@@ -25,8 +26,10 @@ func rootsProgram(t *testing.T) string {
 // upgrade replaces the program, as package managers do.
 func upgrade(t *testing.T, path string) {
 	t.Helper()
-	// By a program: a file that this process writes may be open in another child for a moment, and cannot be executed then.
-	err := exec.Command("cp", bin(t, clientBin), path+".new").Run()
+	text, err := os.ReadFile(bin(t, clientBin))
+	if err == nil {
+		err = nettest.WriteExecutable(path+".new", text)
+	}
 	if err == nil {
 		err = os.Rename(path+".new", path)
 	}
@@ -119,7 +122,7 @@ func TestReexec(t *testing.T) {
 
 	// Another program, and a version that does not know an option of the command line.
 	for _, other := range []string{"#!/bin/sh\n", "#!/bin/sh\necho unknown option: --routes >&2; exit 1\n"} {
-		if err := os.WriteFile(client+".new", []byte(other), 0o755); err != nil {
+		if err := nettest.WriteExecutable(client+".new", []byte(other)); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Rename(client+".new", client); err != nil {

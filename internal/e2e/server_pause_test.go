@@ -64,6 +64,9 @@ func TestClientInTimeNamespace(t *testing.T) {
 			if strings.Contains(server.log.String(), "lease expired") {
 				t.Error("the lease expired")
 			}
+			if rows := h.statusRows(); len(rows) != 1 || rows[0].LeaseLeft < 1 || rows[0].LeaseLeft > 4 {
+				t.Errorf("the lease of 4 s lasts, by status: %+v", rows)
+			}
 			client.kill()
 		})
 	}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -186,4 +188,33 @@ func TestServerShareOfRoot(t *testing.T) {
 	p.ask(release(4))
 	wantRefusal(t, ask(stranger, acquire(5)), wire.Exhausted, "no table is free for uid 4711, which holds 3 (user_tables)")
 	wantTable(t, ask(stranger+1, acquire(5)), 10004)
+}
+
+// TestServerFewDescriptors: a server that cannot open a file believes nobody for that, goes on serving those whom it knows, and ends.
+func TestServerFewDescriptors(t *testing.T) {
+	h := newHost(t)
+	server := h.serve()
+	p := h.cPeer("peer")
+	wantTable(t, p.ask(acquire(1)), 10000)
+	pid := server.cmd.Process.Pid
+	limit := uint64(0) // the lowest descriptor that is free
+	for ; ; limit++ {
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", pid, limit)); err != nil {
+			break
+		}
+	}
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, datagram := range []string{acquire(1), acquire(2), release(1)} {
+		reply := h.tells(powerless, "x", "tas_socket", datagram)
+		if !strings.Contains(reply, "whether the sender is root of this host is not known: ask later") {
+			t.Errorf("uid 0 without rights: got %s", reply)
+		}
+	}
+	wantTable(t, p.ask(acquire(1)), 10000)
+	h.wantLeases("10000|inet|eth0|10.9.0.1||0")
+	if code := server.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
 }

@@ -278,7 +278,7 @@ func TestServerNotifies(t *testing.T) {
 		return string(buf[:n])
 	}
 	cmd := exec.Command(bin(t, serverBin), "-c", h.config())
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=200000")
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=3000000") // a loop that waits for a processor for a second is not stuck
 	server := h.start(cmd)
 	got := next()
 	for got == "WATCHDOG=1" { // they are told side by side
@@ -291,7 +291,7 @@ func TestServerNotifies(t *testing.T) {
 	wantTable(t, p.ask(acquire(1)), 10000) // ready is ready
 	working := func(what string) {
 		t.Helper()
-		for range 12 { // longer than a loop may be stuck for another reason
+		for range 3 { // longer than a loop may be stuck for another reason
 			if got := next(); got != "WATCHDOG=1" {
 				t.Errorf("%s: got %q, want WATCHDOG=1", what, got)
 			}

@@ -60,6 +60,7 @@ func TestStatusTellsWhere(t *testing.T) {
 		{"a rule that refuses", nil, four, "rule add pref 100 from 10.78.0.2 prohibit", "rule del pref 100", "shadowed", "shadowed by rule 100 (prohibit) (blocked)"},
 		{"an error in main first", []string{"--specific-first"}, four, "route add unreachable default metric 4", "route del unreachable default metric 4", "no-route", "no route: table main answers with an error"},
 		{"a route of another program", nil, four, "route add default via 10.77.0.1 dev wan0 table 10001", "route del default via 10.77.0.1 dev wan0 table 10001", "no-route", "no route (leaves by wan0)"},
+		{"a port of a bridge", nil, six, "link add br0 type bridge;link set br0 up;link set wan1 master br0;-6 route del default via 2001:db8:78::1", "link set wan1 nomaster;-6 route add default via 2001:db8:78::1 dev wan1 metric 200", "no-route", "no route: a port of br0 (leaves by wan0)"},
 		{"link down", nil, four, "link set wan1 down", "link set wan1 up;address replace 2001:db8:78::2/64 dev wan1 nodad;route add default via 10.78.0.1 dev wan1 metric 200", "link-down", "link down"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -123,6 +124,16 @@ func TestStatusOfNothing(t *testing.T) {
 	}
 	if r := h.run(bin(t, clientBin), "status", "wna*"); r.code != 0 {
 		t.Errorf("a pattern: exit code %d, stderr %q", r.code, r.stderr)
+	}
+	for args, want := range map[string]string{"10.78.0.2": "10.78.0.2", "10.78.0.2/24": "10.78.0.2", "wan0 2001:DB8:78::2": "10.77.0.2 2001:db8:77::2 2001:db8:78::2", "10.66.0.1": ""} {
+		r := h.run(bin(t, clientBin), append([]string{"status", "--no-legend"}, strings.Fields(args)...)...)
+		var got []string
+		for _, line := range lines(r.stdout) {
+			got = append(got, strings.Fields(line)[1])
+		}
+		if strings.Join(got, " ") != want || (r.code == 0) != (want != "") || want == "" && (r.code != 2 || !strings.Contains(r.stderr, "10.66.0.1: no link that can be an uplink")) {
+			t.Errorf("status %s: %+v", args, r)
+		}
 	}
 	h.client("-a", "vpn-one", "-i", "tun-0")
 	p, _ := h.front("-4", "-a", "10.79.0.9", "-n", "24", "-i", "wan1")

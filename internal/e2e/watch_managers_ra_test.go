@@ -122,6 +122,29 @@ func TestWatchManagersRenumbering(t *testing.T) {
 	h.waitExactly(renumbered)
 }
 
+// A network that is not on the link, as in hotspots, and one that is: neighbours of the first are reached by the router. If
+// the router says otherwise later, the table has that, too.
+func TestWatchManagersOffLink(t *testing.T) {
+	h := newHome(t, 2)
+	h.watched()
+	options := func(more ...string) string {
+		return "AdvDefaultLifetime 30; " + prefixOption(prefix6(0, 0), 600, 300, more...) + prefixOption(prefix6(0, 1), 600, 300)
+	}
+	d := h.advertise(0, options("AdvOnLink off;"))
+	off, on := h.waitAddress("wan0", prefix6(0, 0), slaac), h.waitAddress("wan0", prefix6(0, 1), slaac)
+	routes := []string{prefix6(0, 1) + " dev wan0", "default via " + router6 + " dev wan0"}
+	h.waitServed(0, off, routes...)
+	h.waitServed(0, on, routes...)
+	stop := h.flows(map[string]int{off: 0, on: 0})
+	d.change(options())
+	stop()
+	routes = append(routes, prefix6(0, 0)+" dev wan0")
+	h.waitServed(0, off, routes...)
+	h.waitServed(0, on, routes...)
+	h.waitExactly(off, on)
+	h.waitHealthy()
+}
+
 // Two routers on a link, one of which is preferred, and the other the way to a network.
 func TestWatchManagersTwoRouters(t *testing.T) {
 	h := newHome(t, 1)

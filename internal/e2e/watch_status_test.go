@@ -74,6 +74,9 @@ func TestStatus(t *testing.T) {
 	if rows := h.statusRows(); !strings.HasPrefix(rows[0].Missing, "server stopped, lease ends in ") {
 		t.Errorf("without the server: %+v", rows[0])
 	}
+	if r := h.run(bin(t, clientBin), "status"); strings.Count(r.stdout, "why no process has the name of the server") != 1 || !strings.Contains(r.stdout, "server   stopped") {
+		t.Errorf("the server is stopped, which is to be said once:\n%s", r.stdout)
+	}
 	deleting := h.start(h.sh("while :; do ip rule del pref 20000 lookup 10001 2>/dev/null; done"))
 	eventually(t, "it says what is missing", func() error {
 		rows = h.statusRows()

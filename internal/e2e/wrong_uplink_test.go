@@ -55,6 +55,14 @@ func wrongUplinks() []wrongUplink {
 			"shadowed by rule 100 (prohibit) (blocked)", 1, "no route: permission denied (rule 100)", before, "another rule comes first, nothing leaves"},
 		{"a route of another program in the table", "", four, far4, ipStep(four, "route add default via 10.77.0.1 dev wan0 table T1"), ipStep(four, "route del default via 10.77.0.1 dev wan0 table T1"),
 			"no route (leaves by wan0)", 0, "leaves by wan0 with " + four, []string{"table-empty", "table-shared"}, "another program has a default route in table T1, leaves by wan0"},
+		{"a route that answers with an error", "", four, far4, ipStep(four, "route add blackhole default table T1"), ipStep(four, "route del blackhole default table T1"),
+			"no route (blocked)", 1, "no route: invalid argument (blackhole default table T1)", []string{"table-empty", "table-shared"}, "another program has \"blackhole default table T1\", nothing leaves"},
+		{"a route that sends packets on", "", four, far4, ipStep(four, "route add throw default table T1"), ipStep(four, "route del throw default table T1"),
+			"no route (leaves by wan0)", 0, "leaves by wan0 with " + four, []string{"table-empty", "table-shared"}, "another program has \"throw default table T1\", leaves by wan0"},
+		{"a rule leads past ours", "", four, far4, ipStep(four, "rule add pref 5270 goto 32766"), ipStep(four, "rule del pref 5270"),
+			"shadowed by rule 5270 (goto 32766) (leaves by wan0)", 0, "leaves by wan0 with " + four, before, "another rule comes first and leads to main, leaves by wan0"},
+		{"a rule leads past nothing of ours", "", four, far4, ipStep(four, "route add default via 10.77.0.1 dev wan0 table 200;rule add pref 5000 goto 5270;rule add pref 5270 lookup 200"), ipStep(four, "rule del pref 5000;rule del pref 5270"),
+			"shadowed by rule 5270 (lookup 200) (leaves by wan0)", 0, "without rule 5270 (another program): wan1", before, "another rule comes first and leads to table 200, leaves by wan0"},
 		{"no carrier", "", four, far4, carrier("down"), carrier("up"), "no carrier", 0, "warning: wan1 has no carrier", []string{"carrier"}, "its link has no carrier, nothing leaves"},
 	}
 }
@@ -75,7 +83,7 @@ func TestWrongUplink(t *testing.T) {
 			}
 			h.waitHistory("wan1", tt.addr+": "+strings.ReplaceAll(tt.history, "T1", table))
 			h.waitDiagnosis("", tt.doctor...)
-			if got := h.explain(tt.code, tt.to, "--from", tt.addr); !strings.Contains(got, tt.explain) {
+			if got := h.explain(tt.code, tt.to, "--from", tt.addr); !strings.Contains(got, strings.ReplaceAll(tt.explain, "T1", table)) {
 				t.Errorf("explain does not say %q:\n%s", tt.explain, got)
 			}
 			tt.cure(h)
@@ -87,6 +95,81 @@ func TestWrongUplink(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestShadowedPart: rules of other programs lead a part of the packets from an address elsewhere. status says which part, and
+// what it says to do mends that.
+func TestShadowedPart(t *testing.T) {
+	h := twoUplinks(t)
+	h.waitDiagnosis("")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 table 200")
+	h.ns.IP(t, "-6 route add default via 2001:db8:77::1 dev wan0 table 200")
+	const four, six = "10.78.0.2", "2001:db8:78::2"
+	began := time.Now().Unix()
+	for _, tt := range []struct {
+		rule, state string
+		note        bool // it is no fault
+	}{
+		{"from 10.78.0.0/24 ipproto tcp lookup 200", "(lookup 200): ipproto tcp (leaves by wan0)", false},
+		{"from all dport 443 lookup 200", "(lookup 200): dport 443 (leaves by wan0)", false},
+		{"from 10.78.0.2 ipproto icmp prohibit", "(prohibit): ipproto icmp (blocked)", true},
+		{"from all oif wan1 prohibit", "(prohibit): oif wan1 (leaves by wan1 without the gateway)", false},
+		{"from all tos 0x10 lookup 200", "(lookup 200): tos 0x10 (leaves by wan0)", false},
+		{"from 10.78.0.2 uidrange 4000-4010 lookup 200", "(lookup 200): uidrange 4000-4010 (leaves by wan0)", true},
+		{"not from all ipproto udp lookup 200", "(lookup 200): all but ipproto udp (leaves by wan0)", false},
+		{"from 2001:db8:78::/64 ipproto tcp dport 25 goto 32766", "(goto 32766): ipproto tcp dport 25 (leaves by wan0)", false},
+	} {
+		ip, addr := "ip", four
+		if strings.Contains(tt.rule, "2001:db8:") {
+			ip, addr = "ip -6", six
+		}
+		h.ns.IP(t, strings.TrimPrefix(ip, "ip")+" rule add priority 5270 "+tt.rule)
+		r := h.run(bin(t, clientBin), "status")
+		_, below, found := strings.Cut(r.stdout, " partly shadowed by rule 5270 "+tt.state)
+		if code := map[bool]int{true: 0, false: 1}[tt.note]; !found || r.code != code {
+			t.Errorf("%s: exit code %d, want %d:\n%s", tt.rule, r.code, code, r.stdout)
+		}
+		if !tt.note {
+			eventually(t, "status says since when: "+tt.rule, func() error {
+				if since := h.sinceOf(addr); since < began || since > time.Now().Unix() {
+					return fmt.Errorf("since %d, not after %d", since, began)
+				}
+				return nil
+			})
+			_, cure, _ := strings.Cut(below, "    do  ")
+			cure, _, _ = strings.Cut(cure, "\n")
+			h.ns.Run(t, "sh", "-c", cure)
+			h.waitStatus(addr, "ok", "")
+			h.ns.IP(t, strings.TrimPrefix(ip, "ip")+" rule del priority 10002")
+			continue
+		}
+		h.waitDiagnosis("")
+		h.ns.IP(t, strings.TrimPrefix(ip, "ip")+" rule del priority 5270")
+	}
+	h.waitDiagnosis("")
+	// Rules that decide of no such packet are not named, and there is one that asks for the destinations of others.
+	h.ns.Batch(t, "rule add priority 5270 dport 443 lookup 200", "rule add priority 5280 ipproto tcp dport 443 lookup 200", "rule add priority 40000 dport 25 lookup 200",
+		"route add 9.9.9.9/32 via 10.77.0.1 dev wan0 table "+h.tableOf(four))
+	r := h.run(bin(t, clientBin), "status")
+	if n := strings.Count(r.stdout, "partly shadowed by rule 5270 "); n != 1 || strings.Count(r.stdout, "partly shadowed") != n {
+		t.Errorf("want rule 5270 alone:\n%s", r.stdout)
+	}
+}
+
+// TestWaitingDAD: an address that the kernel still looks for elsewhere is no fault.
+func TestWaitingDAD(t *testing.T) {
+	h := twoUplinks(t)
+	h.waitDiagnosis("")
+	h.ns.Sysctl(t, "net/ipv6/conf/wan1/accept_dad", "1")
+	h.ns.Sysctl(t, "net/ipv6/conf/wan1/dad_transmits", "10000") // one a second: it waits until the end of the test
+	h.ns.IP(t, "address add 2001:db8:79::2/64 dev wan1")
+	h.waitStatus("2001:db8:79::2", "waiting-dad", "")
+	if r := h.run(bin(t, clientBin), "status"); r.code != 0 || !strings.Contains(r.stdout, "waiting for duplicate address detection") {
+		t.Errorf("%+v", r)
+	}
+	h.waitDiagnosis("")
+	h.ns.IP(t, "address del 2001:db8:79::2/64 dev wan1")
+	h.waitDiagnosis("")
 }
 
 // TestWrongUplinkExcluded: a configuration leaves a link out that main has a default route over, so that what its address

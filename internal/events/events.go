@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
@@ -42,6 +40,8 @@ const (
 	RouteLost    What = "route-lost"    // packets from an address leave by another link than its own, or nowhere
 	RouteBack    What = "route-back"    // they leave by their link again
 	RulesLost    What = "rules-lost"    // another program deleted rules, which are restored
+	RuleCame     What = "rule-came"     // a rule of another program for some packets stands before those of addresses
+	RuleWent     What = "rule-went"     // it is gone
 	Excluded     What = "excluded"      // a link that looks like an uplink is none by the configuration
 	Ended        What = "ended"         // an address is served no more
 	ServerAway   What = "server-away"   // the server does not answer
@@ -49,6 +49,12 @@ const (
 	UplinkDead   What = "uplink-dead"   // probes of an uplink get no answer
 	UplinkAlive  What = "uplink-alive"  // they are answered again
 	UplinkChosen What = "uplink-chosen" // unbound traffic leaves by another uplink
+)
+
+// What RuleCame and RuleWent say behind the quoted rule, for those who look for it.
+const (
+	CameFront = "comes before the rules of addresses"
+	WentFront = "is gone"
 )
 
 // Event is something that happened.
@@ -70,11 +76,8 @@ func Namespace() uint64 {
 	if cookie, err := remember.Namespace(); err == nil && cookie != 0 {
 		return cookie
 	}
-	var stat unix.Stat_t
-	if unix.Stat("/proc/thread-self/ns/net", &stat) != nil {
-		return 0
-	}
-	return stat.Ino
+	inode, _ := remember.NamespaceInode() // else 0: it is not known
+	return inode
 }
 
 // Writer appends events. Its methods may be called from several goroutines.

@@ -132,7 +132,7 @@ func TestFollow(t *testing.T) {
 			return end
 		}
 		return nil
-	})
+	}, func(err error) { t.Logf("the file system: %v", err) })
 	if !errors.Is(err, end) {
 		t.Errorf("follow: %v, next is %d", err, next)
 	}

@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -103,6 +104,14 @@ func (h Hold) String() string {
 type HoldPresent struct{ Lease }
 
 func (h HoldPresent) String() string { return "hold present " + h.Lease.String() }
+
+// HoldStatic is Hold for each address of the link without a lifetime, IPv4 and IPv6, but for those that have had a call.
+type HoldStatic struct {
+	Lease
+	But []netip.Addr
+}
+
+func (h HoldStatic) String() string { return fmt.Sprintf("hold static but %v %v", h.But, h.Lease) }
 
 // HoldDynamic is Hold, with the delegated prefix, for each IPv6 address that routers and DHCPv6 gave the
 // link, temporary ones excepted.

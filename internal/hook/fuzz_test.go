@@ -32,6 +32,7 @@ func FuzzCalls(f *testing.F) {
 		{"networkmanager", "wan0 up", "IP4_NUM_ADDRESSES=1\nIP4_ADDRESS_0=192.0.2.7/24 192.0.2.1\nIP4_NUM_ROUTES=2\nIP4_ROUTE_0=10.0.0.0/8 192.0.2.1 7\nIP4_GATEWAY=0.0.0.0\nDHCP4_ROUTERS=192.0.2.1"},
 		{"networkmanager", "wan0 reapply", "IP4_GATEWAY=192.0.2.1\nIP4_NAMESERVERS=192.0.2.53"},
 		{"networkmanager", "tun0 vpn-up", "VPN_IP4_NUM_ADDRESSES=1\nVPN_IP4_ADDRESS_0=192.0.2.7/24 192.0.2.1"},
+		{"pppd", "", "IFNAME=ppp0\nIPLOCAL=10.64.64.64\nUSEPEERDNS=1\nDNS1=192.0.2.53\nDNS2=::1"},
 		{"udev", "", "INTERFACE=wan0\nLEAVE_ALONE=[ wan*"},
 	} {
 		f.Add(seed.program, seed.args, seed.env)
@@ -61,6 +62,9 @@ func checkCall(t *testing.T, c Call) {
 		checkOwn(t, c.Addr)
 		checkLease(t, c.Lease, c.Addr.Is4())
 	case HoldPresent:
+		ifname = c.Ifname
+		checkLease(t, c.Lease, true)
+	case HoldStatic:
 		ifname = c.Ifname
 		checkLease(t, c.Lease, true)
 	case HoldDynamic:

@@ -1,5 +1,5 @@
-// Package hook reads the environment in which dhclient, dhcpcd, udhcpc, ifupdown, NetworkManager and udev run
-// their scripts, and calls the client for the addresses in it. Calls is a pure function from the environment
+// Package hook reads the environment in which dhclient, dhcpcd, udhcpc, pppd, ifupdown, NetworkManager and udev
+// run their scripts, and calls the client for the addresses in it. Calls is a pure function from the environment
 // to the calls; a Runner makes the calls, and reads what they need from the kernel and from the files of
 // earlier hooks. The package hides the variables of the programs. It checks each value from a
 // network by itself: a value that cannot be right is left out, and the address gets its table.
@@ -19,7 +19,7 @@ import (
 )
 
 // Programs are the programs that Calls knows.
-var Programs = []string{"dhclient", "dhcpcd", "ifupdown", "networkmanager", "udev", "udhcpc"}
+var Programs = []string{"dhclient", "dhcpcd", "ifupdown", "networkmanager", "pppd", "udev", "udhcpc"}
 
 // Values beyond these limits are left out.
 const (
@@ -63,6 +63,8 @@ func Calls(program string, args []string, env Environment) ([]Call, []string, er
 	case "networkmanager":
 		args = append(args, "", "")
 		e.networkManager(args[0], args[1])
+	case "pppd":
+		e.pppd()
 	case "udev":
 		e.udev()
 	case "udhcpc":

@@ -14,7 +14,7 @@ import (
 // later, go, and others follow: a watch for the link serves them. ifdown runs its scripts when the
 // addresses are gone and their holders end; the hook is for leftovers of holders that were killed.
 //
-// The hook of dhclient serves the method dhcp. ifupdown2 sets ADDRFAM to several families or to none;
+// The hook of dhclient serves the method dhcp. ifupdown2 sets ADDRFAM to several families or to none, and tells one address;
 // ifupdown-ng sets METHOD to none and IF_ADDRESSES.
 func (e *event) ifupdown() {
 	stanza := e.get("IFACE")
@@ -43,6 +43,9 @@ func (e *event) ifupdown() {
 	case "start":
 		if named {
 			e.stanza(stanza, families, method, has)
+			if len(families) != 1 && method != "none" {
+				e.rest()
+			}
 		}
 		if watched {
 			e.call(StartWatch{Ifname: ifname, Args: e.watch()})
@@ -87,6 +90,19 @@ func (e *event) stanza(label string, families []string, method string, has func(
 			h.GatewayOf = label
 		}
 		l.placed()
+		e.call(h)
+	}
+}
+
+// rest holds the addresses that ifupdown2 says nothing of: of several in a stanza it tells the first one.
+func (e *event) rest() {
+	h := HoldStatic{Lease: e.lease("ifupdown")}
+	for _, c := range e.calls {
+		if hold, ok := c.(Hold); ok {
+			h.But = append(h.But, hold.Addr)
+		}
+	}
+	if len(h.But) > 0 { // else the stanza has no address, and those of the link are of others
 		e.call(h)
 	}
 }

@@ -78,16 +78,17 @@ func TestIfupdownSuccessors(t *testing.T) {
 		addr  = "IF_ADDRESS=192.0.2.7/24\nIF_GATEWAY=192.0.2.1\n"
 		hold  = "hold -4 -a 192.0.2.7 -i wan0 --routes move -t ifupdown"
 		hold6 = "hold -6 -a 2001:db8::7 -i wan0 --routes move -t ifupdown"
+		rest  = "\nhold static but [192.0.2.7] -i wan0 --routes move -t ifupdown" // what ifupdown2 does not tell
 		watch = "watch -6 --ifname wan0 --exclude= --routes move -t ifupdown --clean --syslog"
 	)
 	testCalls(t, "ifupdown", []told{
-		{"ifupdown2, both families", "", up + addr + "ADDRFAM=inet,inet6\nMETHOD=static", hold + " --gateway 192.0.2.1"},
-		{"ifupdown2, no family", "", up + addr + "ADDRFAM=\nMETHOD=", hold + " --gateway 192.0.2.1"},
+		{"ifupdown2, both families", "", up + addr + "ADDRFAM=inet,inet6\nMETHOD=static", hold + " --gateway 192.0.2.1" + rest},
+		{"ifupdown2, no family", "", up + addr + "ADDRFAM=\nMETHOD=", hold + " --gateway 192.0.2.1" + rest},
 		{"two addresses", "", up + "ADDRFAM=inet,inet6\nMETHOD=static\nIF_ADDRESS=192.0.2.7/24 2001:db8::7/64\nIF_GATEWAY=192.0.2.1 fe80::1",
-			hold + " --gateway 192.0.2.1\n" + hold6 + " --gateway fe80::1"},
+			hold + " --gateway 192.0.2.1\n" + hold6 + " --gateway fe80::1\nhold static but [192.0.2.7 2001:db8::7] -i wan0 --routes move -t ifupdown"},
 		{"two addresses of one family", "", up + "ADDRFAM=inet6\nMETHOD=static\nIF_ADDRESS=192.0.2.7/24 2001:db8::7/64\nIF_GATEWAY=192.0.2.1 fe80::1",
 			hold6 + " --gateway fe80::1"},
-		{"no gateway", "", up + "ADDRFAM=inet,inet6\nMETHOD=static\nIF_ADDRESS=192.0.2.7/24", hold},
+		{"no gateway", "", up + "ADDRFAM=inet,inet6\nMETHOD=static\nIF_ADDRESS=192.0.2.7/24", hold + rest},
 		{"DHCP of both families", "", up + "ADDRFAM=inet,inet6\nMETHOD=dhcp", "start " + watch},
 		{"ifupdown-ng", "", up + "METHOD=none\nIF_USE=static\nIF_ADDRESSES=192.0.2.7/24 2001:db8::7/64\nIF_GATEWAYS=192.0.2.1",
 			hold + " --gateway 192.0.2.1\n" + hold6},

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
@@ -157,7 +156,7 @@ func (m memory) takeOver() error {
 
 func (m memory) takeFile(name string, take func(text string) error) error {
 	path := filepath.Join(remember.Root, name)
-	text, err := outside.Ask(remember.Root, outside.Limit, func() ([]byte, error) {
+	text, err := remember.Ask(func() ([]byte, error) {
 		f, err := remember.Open(path)
 		if err != nil {
 			return nil, err

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // process is a process that is not a child. Its pid may belong to another process by the time it is used;
@@ -67,7 +69,7 @@ func (p process) comm() string {
 
 // args returns its arguments, its name first.
 func (p process) args() []string {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid)) // none: it has ended
+	text, _ := outside.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid)) // none: it has ended
 	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
 }
 
@@ -115,7 +117,7 @@ func (p process) end(limit time.Duration) bool {
 func endDhclient(ifname string) error {
 	var errs []error
 	for _, name := range []string{"dhclient." + ifname, "dhclient-" + ifname, "dhclient6." + ifname} {
-		text, err := os.ReadFile("/run/" + name + ".pid")
+		text, err := outside.ReadFile("/run/" + name + ".pid")
 		if err != nil {
 			continue // there is none
 		}

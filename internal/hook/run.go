@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -109,6 +110,21 @@ func (h HoldPresent) run(r *Runner) error {
 		l := h.Lease
 		l.Addr, l.Bits = a.Addr, a.Bits
 		err = errors.Join(err, r.hold(l))
+	}
+	return err
+}
+
+func (h HoldStatic) run(r *Runner) (err error) {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		found, listErr := addresses(h.Ifname, family, func(a route.Address) bool {
+			return a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&(unix.IFA_F_PERMANENT|unix.IFA_F_DADFAILED) == unix.IFA_F_PERMANENT && !slices.Contains(h.But, a.Addr)
+		})
+		err = errors.Join(err, listErr)
+		for _, a := range found {
+			l := h.Lease
+			l.Addr, l.Bits = a.Addr, a.Bits
+			err = errors.Join(err, r.hold(l))
+		}
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -39,8 +41,13 @@ var Checks = []Check{
 	{Name: "excluded", Severity: Error, look: lookExcluded},
 	{Name: "no-lease", Severity: Error, look: lookNoLease},
 	{Name: "namespaces", Severity: Error, look: lookNamespaces},
+	{Name: "bridge-port", Severity: Error, look: lookPorts},
+	{Name: "table-local", Severity: Error, look: lookLocal},
+	{Name: "gateway-silent", Severity: Warning, look: lookGateways},
+	{Name: "filter", Severity: Warning, look: lookFilter},
 	{Name: "rule-before-ours", Severity: Warning, look: lookRuleBefore},
 	{Name: "rule-in-front", Severity: Warning, look: lookInFront},
+	{Name: "lock-missing", Severity: Warning, look: lookLock},
 	{Name: "overlap", Severity: Warning, look: lookOverlap},
 	{Name: "arp-flux", Severity: Warning, look: lookARPFlux},
 	{Name: "table-shared", Severity: Warning, look: lookTableShared},
@@ -143,29 +150,27 @@ func Doctor(ctx context.Context, q Question, names []string) (Diagnosis, error) 
 	if err != nil {
 		return d, err
 	}
-	h, err := openHost()
+	p, err := newPatient(q, report)
 	if err != nil {
 		return d, err
 	}
-	defer h.close()
-	p := &patient{host: h, report: report, tables: h.tables(), question: q}
-	for _, row := range report.Uplinks {
-		addr, _ := netip.ParseAddr(row.Address) // uplinks are addresses
-		at, _ := h.address(row.Ifname, addr)
-		if row.Table != 0 {
-			p.leases = append(p.leases, lease{row, addr, at, h.linkNamed(row.Ifname), familyOf(addr)})
-		}
-	}
+	defer func() { p.close() }()
 	for _, c := range Checks {
 		if len(names) == 0 && c.Sends || len(names) > 0 && !slices.Contains(names, c.Name) {
 			continue
 		}
-		p.unseen = nil
-		found := c.look(p)
+		found, unseen := c.within(lookLimit, p)
+		if errors.Is(unseen, outside.ErrSilent) {
+			next, err := newPatient(q, report) // the check may still look at the one before
+			if err != nil {
+				return d, err
+			}
+			p = next
+		}
 		switch {
 		case len(found) > 0:
-		case p.unseen != nil:
-			d.Unseen = append(d.Unseen, Unseen{c.Name, p.unseen.Error()})
+		case unseen != nil:
+			d.Unseen = append(d.Unseen, Unseen{c.Name, unseen.Error()})
 		default:
 			d.Fine++
 			d.Silent = append(d.Silent, c.Name)
@@ -178,17 +183,48 @@ func Doctor(ctx context.Context, q Question, names []string) (Diagnosis, error) 
 	return d, nil
 }
 
+// newPatient reads the host. The caller closes it.
+func newPatient(q Question, report Report) (*patient, error) {
+	h, err := openHost()
+	if err != nil {
+		return nil, err
+	}
+	p := &patient{host: h, report: report, tables: h.tables(), question: q}
+	for _, row := range report.Uplinks {
+		addr, _ := netip.ParseAddr(row.Address) // uplinks are addresses
+		at, _ := h.address(row.Ifname, addr)
+		if row.Table != 0 {
+			p.leases = append(p.leases, lease{row, addr, at, h.linkNamed(row.Ifname), familyOf(addr)})
+		}
+	}
+	return p, nil
+}
+
+// lookLimit is how long a check may take: a file system, a name service or a command may never answer. A busy machine needs
+// more than a second for some.
+const lookLimit = 5 * time.Second
+
+// within runs a check, and says why it could not look. With outside.ErrSilent it still looks at p, which nobody may use then.
+func (c Check) within(limit time.Duration, p *patient) (found []symptom, unseen error) {
+	p.unseen = nil
+	if c.Sends {
+		found = c.look(p) // it waits for other hosts, as the caller wants
+		return found, p.unseen
+	}
+	return outside.Ask(c.Name, limit, func() ([]symptom, error) {
+		found := c.look(p)
+		return found, p.unseen
+	})
+}
+
 // ErrNoCheck says that no check has a name.
 var ErrNoCheck = fmt.Errorf("no check has this name")
 
-// foreign are the rules of other programs, by family: neither ours nor the kernel's.
-func (p *patient) foreign() map[int][]route.Rule {
-	rules := make(map[int][]route.Rule)
-	for _, family := range families {
-		for _, r := range p.rules[family] {
-			if r.Protocol != route.Protocol && ruleOwner(r, p.tables) != "" {
-				rules[family] = append(rules[family], r)
-			}
+// foreign are the rules of other programs of a family: neither ours nor the kernel's.
+func (h *host) foreign(family int) (rules []route.Rule) {
+	for _, r := range h.rules[family] {
+		if r.Protocol != route.Protocol && ruleOwner(r, nil) != "" {
+			rules = append(rules, r)
 		}
 	}
 	return rules

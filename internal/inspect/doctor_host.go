@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
@@ -68,9 +69,14 @@ func (p *patient) pairs(f func(a, b lease)) {
 	}
 }
 
+func isHost(network netip.Prefix, addr netip.Addr) bool {
+	return network.IsSingleIP() && network.Addr() == addr
+}
+
 func lookOverlap(p *patient) (all []symptom) {
 	p.pairs(func(a, b lease) {
-		if x, y := networkOf(a), networkOf(b); x != y && x.Overlaps(y) {
+		// A network that is the address alone takes no packets away, since table local answers for it.
+		if x, y := networkOf(a), networkOf(b); x != y && x.Overlaps(y) && !isHost(x, a.addr) && !isHost(y, b.addr) {
 			all = append(all, symptom{fmt.Sprintf("the networks of %s and %s overlap", a.Ifname, b.Ifname), fmt.Sprintf("%s on %s, %s on %s", x, a.Ifname, y, b.Ifname),
 				"no_network_rule for the wider one in watch.json, or --no-network-rule"})
 		}
@@ -138,7 +144,7 @@ func differs(pid int) (exe string, is bool) {
 	if err != nil || strings.HasSuffix(exe, " (deleted)") {
 		return exe, false // it cannot be seen, or outdated knows
 	}
-	theirs, err := os.Stat(path)
+	theirs, err := outside.Stat(path)
 	own, ownErr := os.Stat("/proc/self/exe")
 	switch {
 	case err != nil || ownErr != nil || os.SameFile(theirs, own):
@@ -146,7 +152,7 @@ func differs(pid int) (exe string, is bool) {
 	case theirs.Size() != own.Size():
 		return exe, true
 	}
-	a, err := os.ReadFile(path)
+	a, err := outside.ReadFile(path)
 	b, ownErr := os.ReadFile("/proc/self/exe")
 	return exe, err == nil && ownErr == nil && !bytes.Equal(a, b)
 }

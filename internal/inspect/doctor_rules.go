@@ -15,15 +15,20 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// lookRuleBefore asks for the destinations of rules before ours, too, for which status does not ask.
+// lookRuleBefore asks for the destinations of rules before ours, too, and for what the packet filter marks, for which status
+// does not ask.
 func lookRuleBefore(p *patient) []symptom {
 	all := p.found("shadowed")
+	marked := map[int]func(route.Rule) bool{unix.AF_INET: p.marked("ip"), unix.AF_INET6: p.marked("ip6")}
 	for _, l := range p.leases {
 		if l.link.Index == 0 {
 			continue
 		}
-		for _, r := range p.foreign()[l.family] {
-			if !r.Dst.IsValid() || r.Action != route.Lookup || r.Mask != 0 {
+		on := l.Address + " on " + l.Ifname + ": "
+		behind := p.priorityOf(l)
+		for _, r := range p.foreign(l.family) {
+			all = append(all, p.lookPast(l, r, behind)...)
+			if !r.Dst.IsValid() || r.Action != route.Lookup || r.Mask != 0 || r.Flags == 0 && uplink.IsHost(r) { // that one is meant
 				continue
 			}
 			q := route.Question{Src: l.addr, Dst: r.Dst.Addr()}
@@ -32,11 +37,27 @@ func lookRuleBefore(p *patient) []symptom {
 			if err != nil || !decided || rule != r || a.Err != 0 || slices.Contains(a.Route.Links(), l.link.Index) {
 				continue
 			}
-			all = append(all, symptom{fmt.Sprintf("%s on %s: shadowed by rule %d for %s (leaves by %s)", l.Address, l.Ifname, r.Priority, r.Dst, p.linkNames(a.Route.Links())),
-				fmt.Sprintf("%q comes before the rules of the address", r), "move that rule behind the rules of the address"})
+			all = append(all, symptom{fmt.Sprintf("%sshadowed by rule %d for %s (leaves by %s)", on, r.Priority, r.Dst, p.linkNames(a.Route.Links())),
+				fmt.Sprintf("%q comes before the rules of the address", r), moveRule(r, l.family, behind)})
+		}
+		parts, _ := p.parts(l.addr, l.link.Index, behind, marked[l.family]) // too many routes to walk through
+		for _, part := range parts {
+			if f := part.finding(); f.IsFault() {
+				all = append(all, symptom{on + f.What, f.Evidence, f.Cure})
+			}
 		}
 	}
 	return all
+}
+
+// priorityOf is the priority of the source rule of a lease.
+func (p *patient) priorityOf(l lease) uint32 {
+	for _, r := range p.rules[l.family] {
+		if isSource(r, l.addr, l.Table) && r.Mask == 0 {
+			return r.Priority
+		}
+	}
+	return uplink.OriginalPriorities.Source
 }
 
 func lookTableGateway(p *patient) (all []symptom) {
@@ -54,11 +75,25 @@ func lookTableGateway(p *patient) (all []symptom) {
 			}) {
 				continue
 			}
-			all = append(all, symptom{fmt.Sprintf("table %d has no route to its gateway: neighbours of %s are sent through the gateway", l.Table, l.Address), p.routeText(r),
-				fmt.Sprintf("ip route add NETWORK dev %s table %d, or the client with --routes copy", l.Ifname, l.Table)})
+			all = append(all, symptom{fmt.Sprintf("table %d has no route to its gateway: neighbours of %s are sent through the gateway", l.Table, l.Address), p.routeText(r), p.addNetwork(l)})
 		}
 	}
 	return all
+}
+
+// addNetwork is the command that adds the route to the network of an address, to main if its holder copies that.
+func (p *patient) addNetwork(l lease) string {
+	ip, network := "ip", "NETWORK"
+	if l.family == unix.AF_INET6 {
+		ip = "ip -6"
+	}
+	if l.at.Addr.IsValid() && !l.at.Network().IsSingleIP() {
+		network = l.at.Network().Masked().String()
+	}
+	if l.Mode == string(uplink.NoRoutes) {
+		return fmt.Sprintf("%s route add %s dev %s table %d, or the client with --routes copy", ip, network, l.Ifname, l.Table)
+	}
+	return fmt.Sprintf("%s route add %s dev %s src %s", ip, network, l.Ifname, l.Address)
 }
 
 func lookTableShared(p *patient) (all []symptom) {
@@ -68,10 +103,10 @@ func lookTableShared(p *patient) (all []symptom) {
 		}
 		for _, r := range p.routes(l.family, l.Table) {
 			if r.Protocol != route.Protocol && len(all) < 10 {
-				all = append(all, symptom{fmt.Sprintf("table %d of %s has a route of another program", l.Table, l.Address), p.routeText(r), "ip route delete " + p.routeText(r)})
+				all = append(all, symptom{fmt.Sprintf("table %d of %s has a route of another program", l.Table, l.Address), p.routeText(r), p.deleteRoute(r)})
 			}
 		}
-		for _, r := range p.foreign()[l.family] {
+		for _, r := range p.foreign(l.family) {
 			if r.Table == l.Table && r.Src.Addr() != l.addr {
 				all = append(all, symptom{fmt.Sprintf("a rule of another program leads to table %d of %s", l.Table, l.Address), r.String(), "delete that rule, or give the server other tables"})
 			}
@@ -86,6 +121,11 @@ func lookRuleOrphan(p *patient) (all []symptom) {
 			if r.Protocol != route.Protocol || !uplink.IsHost(r) || uplink.LeavesTable(r) {
 				continue
 			}
+			if left, cure := p.isLeft(r); left {
+				all = append(all, symptom{"rules of " + r.Src.Addr().String() + " are left, and no process holds its lease", r.String(),
+					"systemctl enable --now table-allocator-watch, or: " + cure})
+				continue
+			}
 			known := slices.ContainsFunc(p.addresses, func(a route.Address) bool { return a.Addr == r.Src.Addr() }) ||
 				slices.ContainsFunc(p.report.Uplinks, func(row Row) bool { return row.Address == r.Src.Addr().String() })
 			if !known {
@@ -95,6 +135,25 @@ func lookRuleOrphan(p *patient) (all []symptom) {
 		}
 	}
 	return all
+}
+
+// isLeft reports whether a rule is one that the holder of an address left behind, and what deletes it. The address may be on
+// another link, too, where it is served.
+func (p *patient) isLeft(r route.Rule) (left bool, cure string) {
+	addr := r.Src.Addr().String()
+	cure = "table-allocator-client release " + addr
+	for _, row := range p.report.Uplinks {
+		switch {
+		case row.Address != addr || r.Action != route.Lookup:
+		case row.PID != 0 && row.Table == r.Table:
+			return false, ""
+		case row.PID != 0: // release would end its lease
+			cure = "ip rule delete " + ruleText(r)
+		case row.State == "not-served":
+			left = true
+		}
+	}
+	return left, cure
 }
 
 func lookRuleDetached(p *patient) (all []symptom) {
@@ -111,12 +170,12 @@ func lookRuleDetached(p *patient) (all []symptom) {
 }
 
 func lookRuleUID0(p *patient) (all []symptom) {
-	for family, rules := range p.foreign() {
+	for _, family := range families {
 		name := map[int]string{unix.AF_INET: "ipv4/ip_forward", unix.AF_INET6: "ipv6/conf/all/forwarding"}[family]
 		if readLine("/proc/sys/net/"+name) != "1" {
 			continue
 		}
-		for _, r := range rules {
+		for _, r := range p.foreign(family) {
 			if r.UIDs.Set && r.UIDs.First == 0 && r.Iif != uplink.Loopback {
 				all = append(all, symptom{"a rule for user 0 takes forwarded packets, too, which have no owner", r.String(), "add iif lo to the rule"})
 			}
@@ -126,8 +185,8 @@ func lookRuleUID0(p *patient) (all []symptom) {
 }
 
 func lookRuleSport(p *patient) (all []symptom) {
-	for _, rules := range p.foreign() {
-		for _, r := range rules {
+	for _, family := range families {
+		for _, r := range p.foreign(family) {
 			if r.Sports != (route.Ports{}) && (r.IPProto == 0 || r.IPProto == unix.IPPROTO_TCP) {
 				all = append(all, symptom{"a rule by source port gives TCP connections the source of another uplink: the port is chosen after the source", r.String(),
 					"select by destination port, by mark or by user"})
@@ -146,8 +205,8 @@ func lookMarks(p *patient) (all []symptom) {
 			}
 		}
 	}
-	for _, rules := range p.foreign() {
-		for _, r := range route.Overlapping(rules, mask) {
+	for _, family := range families {
+		for _, r := range route.Overlapping(p.foreign(family), mask) {
 			all = append(all, symptom{fmt.Sprintf("a rule of another program looks at the bits %#x of marks, which bind programs to links", mask), r.String(),
 				"set another bind_mark_mask in server.json"})
 		}
@@ -159,7 +218,7 @@ func lookSrcValidMark(p *patient) (all []symptom) {
 	if setting(unix.AF_INET, "all", "src_valid_mark") != "1" {
 		return nil
 	}
-	for _, r := range p.foreign()[unix.AF_INET] {
+	for _, r := range p.foreign(unix.AF_INET) {
 		if r.Mask != 0 && r.Flags == 0 {
 			all = append(all, symptom{"rp_filter looks at marks, and a rule of another program selects by mark", r.String(), "sysctl -w net.ipv4.conf.all.src_valid_mark=0, and set it for single links"})
 		}

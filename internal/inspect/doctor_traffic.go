@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -138,7 +139,7 @@ func lookForward(p *patient) (all []symptom) {
 }
 
 // chain is a chain of nftables.
-type chain struct{ family, name, body string }
+type chain struct{ family, table, name, body string }
 
 // chains are those of nftables whose text has some words. Without nft, or without the right to list, there are none.
 func (p *patient) chains(words string) (all []chain) {
@@ -148,14 +149,14 @@ func (p *patient) chains(words string) (all []chain) {
 		text, _ := exec.CommandContext(ctx, "nft", "list", "ruleset").Output() // there is no nft, or no right to list
 		p.nftables = []chain{}
 		var c *chain
-		family := ""
+		family, table := "", ""
 		for line := range strings.Lines(string(text)) {
 			line = strings.TrimSpace(line)
 			switch fields := strings.Fields(line); {
 			case len(fields) == 4 && fields[0] == "table":
-				family = fields[1]
+				family, table = fields[1], fields[2]
 			case len(fields) == 3 && fields[0] == "chain":
-				p.nftables = append(p.nftables, chain{family: family, name: fields[1]})
+				p.nftables = append(p.nftables, chain{family: family, table: table, name: fields[1]})
 				c = &p.nftables[len(p.nftables)-1]
 			case line == "}":
 				c = nil
@@ -167,6 +168,24 @@ func (p *patient) chains(words string) (all []chain) {
 	for _, c := range p.nftables {
 		if strings.Contains(c.body, words) {
 			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// reached are the chains whose text has some words, and those that they lead to.
+func (p *patient) reached(words string) []chain {
+	all := slices.Clone(p.chains(words))
+	for i := 0; i < len(all); i++ {
+		for _, c := range p.nftables {
+			leads := slices.ContainsFunc([]string{"jump ", "goto "}, func(verb string) bool {
+				return slices.ContainsFunc(strings.Split(all[i].body, "\n"), func(line string) bool {
+					return strings.HasSuffix(line, verb+c.name)
+				})
+			})
+			if leads && c.family == all[i].family && c.table == all[i].table && !slices.Contains(all, c) {
+				all = append(all, c)
+			}
 		}
 	}
 	return all
@@ -240,7 +259,7 @@ func lookPublished(p *patient) (all []symptom) {
 // packets with a mark to the table of a lease.
 func (p *patient) answersByMark(l lease) bool {
 	restores := slices.ContainsFunc([]string{"meta mark set ct mark", "meta mark set (ct mark", "CONNMARK restore"}, func(words string) bool { return len(p.chains(words)) > 0 })
-	return restores && slices.ContainsFunc(p.foreign()[l.family], func(r route.Rule) bool { return r.Mask != 0 && r.Action == route.Lookup && r.Table == l.Table })
+	return restores && slices.ContainsFunc(p.foreign(l.family), func(r route.Rule) bool { return r.Mask != 0 && r.Action == route.Lookup && r.Table == l.Table })
 }
 
 // lookGuards finds sockets that are bound to a link whose address is blocked: IPv4 sends their packets all the same.
@@ -249,7 +268,7 @@ func lookGuards(p *patient) (all []symptom) {
 		if l.family != unix.AF_INET || !slices.ContainsFunc(l.Findings, func(f Finding) bool { return f.Name == "blocked" }) {
 			continue
 		}
-		sockets, _ := Sockets() // which everybody may list
+		sockets, _ := route.Sockets() // which everybody may list
 		for _, s := range sockets {
 			if s.Device == l.link.Index && s.Local.Addr().Is4() {
 				all = append(all, symptom{l.Address + " is blocked, and a socket that is bound to " + l.Ifname + " sends to neighbours all the same", fmt.Sprintf("%s, uid %d", s.Local, s.UID),
@@ -382,7 +401,7 @@ func dnsmasqReads(file string) bool {
 
 // readText is the text of a file; "" if it cannot be read.
 func readText(path string) string {
-	text, err := os.ReadFile(path)
+	text, err := outside.ReadFile(path)
 	if err != nil {
 		return ""
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -136,6 +137,9 @@ func (h *host) explain(p Packet) (e Explanation, err error) {
 		e.Question.From = q.Src.String()
 	}
 	err = h.fill(&e, q)
+	if addr, err := netip.ParseAddr(e.Result.Source); err == nil { // else it has none
+		q.Src = addr
+	}
 	e.Warnings = append(e.Warnings, h.warnings(e.Result, q)...)
 	return e, err
 }
@@ -144,6 +148,18 @@ func (h *host) explain(p Packet) (e Explanation, err error) {
 func (h *host) warnings(r Result, q route.Question) (all []string) {
 	if link := h.linkNamed(r.Link); r.Error == "" && link.Index != 0 && !link.Carrier {
 		all = append(all, r.Link+" has no carrier: the packet is lost")
+	}
+	if gateway, err := netip.ParseAddr(r.Gateway); r.Error == "" && err == nil {
+		if silent, err := h.isSilent(h.linkNamed(r.Link).Index, gateway, time.Now().Add(answer)); err == nil && silent {
+			all = append(all, fmt.Sprintf("the gateway %s does not answer on %s: the packet is lost", gateway, r.Link))
+		}
+	}
+	if p := h.policy(q, h.linkNamed(r.Link).Index); r.Error == "" && r.Link != "lo" && p != nil && p.Far.IsValid() {
+		by := h.tunnel(p)
+		if by == "" {
+			by = "no link"
+		}
+		all = append(all, fmt.Sprintf("the IPsec policy %q takes the packet: the tunnel to %s leaves by %s", p, p.Far, by))
 	}
 	if q.IPProto != unix.IPPROTO_TCP || q.Sport != 0 {
 		return all
@@ -164,6 +180,13 @@ func (h *host) fill(e *Explanation, q route.Question) error {
 	}
 	if err != nil {
 		return err
+	}
+	if q.Dst.IsMulticast() || q.Dst == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return h.fillToMany(e, q, w)
+	}
+	if !askable(q.Family(), q.IPProto) || q.Iif == 0 && q.Src.IsValid() && !h.isLocal(q) {
+		h.fillFromWalk(e, q, w)
+		return nil
 	}
 	made, madeErr := connection{}, error(nil)
 	if q.Iif == 0 {
@@ -201,8 +224,17 @@ func (h *host) fill(e *Explanation, q route.Question) error {
 	if why := h.refused(q, last, matchErr); why != "" {
 		e.Result, e.Kernel.Agrees = Result{Error: why}, true
 	}
+	if q.Iif == 0 && !isExit(made.err) {
+		e.Result = Result{Error: "the kernel refuses sockets: " + errnoOf(made.err).Error() + ": " + h.refuser(packet.Question, resolved.Index)}
+		return nil
+	}
 	e.Without = h.without(w, packet, last)
-	return h.reverse(e, packet.Question, resolved, resolveErr)
+	home := h.home(e.Result, q, last)
+	if link := h.linkNamed(e.Result.Link); home != 0 && home != link.Index {
+		e.Warnings = append(e.Warnings, fmt.Sprintf("%s is an address of %s: unless NAT replaces it, the provider of %s may drop the packet, and replies arrive on %s",
+			e.Result.Source, h.linkName(home), link.Name, h.linkName(home)))
+	}
+	return h.reverse(e, packet.Question, resolved, resolveErr, home)
 }
 
 // fillFromKernel is fill where there are too many routes to walk through.
@@ -214,7 +246,7 @@ func (h *host) fillFromKernel(e *Explanation, q route.Question, why error) error
 	matched, matchErr := h.kernel.Match(q)
 	e.Kernel = Kernel{Socket: why.Error(), GetRoute: h.answerText(matched, matchErr), Agrees: true}
 	e.Result = h.result(q, walk.Answer{Route: matched, Err: errnoOf(err)}, resolved, err, resolved.Src)
-	return h.reverse(e, q, resolved, err)
+	return h.reverse(e, q, resolved, err, 0)
 }
 
 // steps are the rules that were looked at.
@@ -256,6 +288,8 @@ func (h *host) kernelSays(q route.Question, answers []walk.Answer, matched route
 		k.Socket = "none: the packet is forwarded"
 	case madeErr != nil:
 		k.Socket = "none: " + madeErr.Error()
+	case !isExit(made.err): // no rule and no route refuses
+		k.Socket = made.err.Error()
 	case made.err != nil:
 		k.Socket = made.err.Error()
 		k.Agrees = k.Agrees && last.Err != 0
@@ -372,8 +406,8 @@ func (h *host) without(w *walk.World, p walk.Packet, last walk.Answer) []Without
 	return without
 }
 
-// reverse asks whether replies are accepted. IPv6 has no rp_filter.
-func (h *host) reverse(e *Explanation, q route.Question, resolved route.Route, resolveErr error) error {
+// reverse asks whether replies are accepted, which arrive by home, or where the packet leaves if that is 0. IPv6 has no rp_filter.
+func (h *host) reverse(e *Explanation, q route.Question, resolved route.Route, resolveErr error, home int) error {
 	source, _ := netip.ParseAddr(e.Result.Source) // none: nothing to reply to
 	if q.Iif != 0 {
 		source = q.Src
@@ -382,6 +416,9 @@ func (h *host) reverse(e *Explanation, q route.Question, resolved route.Route, r
 		return nil
 	}
 	link := h.linkNamed(e.Result.Link)
+	if home != 0 {
+		link = h.links[home]
+	}
 	filter := rpFilter(link.Name)
 	r := &Reverse{Link: link.Name, RPFilter: filter, Verdict: "accepted"}
 	_, err := h.kernel.Match(route.Question{Dst: source, Src: q.Dst, Iif: link.Index})
@@ -406,6 +443,8 @@ func rpFilter(ifname string) int {
 func (h *host) refused(q route.Question, last walk.Answer, err error) string {
 	name := h.linkName(q.Iif)
 	switch {
+	case q.Iif == 0 && q.Dst.Is4() && q.Src.IsLoopback() && last.Err == 0 && errors.Is(err, unix.EINVAL):
+		return "a packet from " + q.Src.String() + " does not leave this host"
 	case q.Iif == 0 || last.Err != 0 || last.Route.Type == unix.RTN_LOCAL:
 		return ""
 	case q.Dst.Is4() && errors.Is(err, unix.EHOSTUNREACH) && setting(unix.AF_INET, name, "forwarding") == "0":

@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/walk"
@@ -23,6 +23,8 @@ type host struct {
 	addresses []route.Address
 	rules     map[int][]route.Rule // by family
 	worlds    map[int]*walk.World  // made when one is needed
+	unread    map[int]error        // why there is none
+	policies  map[int][]route.Policy
 }
 
 var families = []int{unix.AF_INET, unix.AF_INET6}
@@ -33,7 +35,7 @@ func openHost() (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &host{kernel: kernel, rules: make(map[int][]route.Rule), worlds: make(map[int]*walk.World)}
+	h := &host{kernel: kernel, rules: make(map[int][]route.Rule), worlds: make(map[int]*walk.World), unread: make(map[int]error), policies: make(map[int][]route.Policy)}
 	h.links, h.addresses, err = kernel.HostAddresses()
 	for _, family := range families {
 		if err == nil {
@@ -76,8 +78,8 @@ var errManyRoutes = fmt.Errorf("a table has more than %d routes: only the kernel
 
 // world is what walk needs of a family.
 func (h *host) world(family int) (*walk.World, error) {
-	if w := h.worlds[family]; w != nil {
-		return w, nil
+	if w := h.worlds[family]; w != nil || h.unread[family] != nil {
+		return w, h.unread[family]
 	}
 	w := &walk.World{Rules: h.rules[family], Links: h.links, Tables: make(map[uint32][]route.Route), IgnoreLinkdown: make(map[int]bool)}
 	for _, r := range w.Rules {
@@ -89,6 +91,7 @@ func (h *host) world(family int) (*walk.World, error) {
 			err = errManyRoutes
 		}
 		if err != nil {
+			h.unread[family] = err
 			return nil, err
 		}
 		w.Tables[r.Table] = routes
@@ -111,7 +114,7 @@ func setting(family int, ifname, name string) string {
 
 // readLine is the text of a small file of the kernel without its newline; "" if it cannot be read.
 func readLine(path string) string {
-	text, err := os.ReadFile(path)
+	text, err := outside.ReadFile(path)
 	if err != nil {
 		return ""
 	}
@@ -151,24 +154,35 @@ func isExit(err error) bool {
 }
 
 // exits asks the kernel where packets leave that have no network of this host as destination, for either half of all
-// addresses. Of the addresses to ask for, the first counts that no specific route leads to.
+// addresses. Of the addresses to ask for, the first counts that no specific route leads to or refuses, and no rule is for.
 func (h *host) exits(family int, q route.Question) (exits []exit, err error) {
 	for _, half := range nowhere[family] {
-		var e exit
-		for _, text := range half {
+		var chosen exit
+		for i, text := range half {
 			q.Dst = netip.MustParseAddr(text)
-			e.to = q.Dst
+			e := exit{to: q.Dst}
 			e.route, e.err = h.kernel.Match(q)
 			if !isExit(e.err) {
 				return nil, e.err
 			}
-			if e.err != nil || e.route.Dst.Bits() <= uplink.Halves(family) {
+			usual := e.err == nil && e.route.Dst.Bits() <= uplink.Halves(family) && !h.isSpecial(family, q.Dst)
+			if i == 0 || usual {
+				chosen = e
+			}
+			if usual {
 				break
 			}
 		}
-		exits = append(exits, e)
+		exits = append(exits, chosen)
 	}
 	return exits, nil
+}
+
+// isSpecial reports whether a rule of another program is for a destination, among others or alone.
+func (h *host) isSpecial(family int, dst netip.Addr) bool {
+	return slices.ContainsFunc(h.foreign(family), func(r route.Rule) bool {
+		return r.Dst.IsValid() && r.Dst.Bits() > uplink.Halves(family) && r.Dst.Contains(dst)
+	})
 }
 
 // walk goes through the rules for a packet.
@@ -189,7 +203,21 @@ func familyOf(a netip.Addr) int {
 
 // routeText is a route as `ip route` prints it, with the names of links.
 func (h *host) routeText(r route.Route) string {
-	words := strings.Fields(r.String())
+	if len(r.Links()) > 1 {
+		return h.routeCommand(r) + " (over " + h.linkNames(r.Links()) + ")"
+	}
+	return h.withNames(r.String())
+}
+
+// routeCommand is a route as `ip route delete` reads it.
+func (h *host) routeCommand(r route.Route) string {
+	text, _, _ := strings.Cut(r.String(), " [")
+	return h.withNames(text)
+}
+
+// withNames puts the names of links in place of their numbers.
+func (h *host) withNames(text string) string {
+	words := strings.Fields(text)
 	for i, w := range words {
 		var index int
 		if _, err := fmt.Sscanf(w, "#%d", &index); err == nil && i > 0 && words[i-1] == "dev" {

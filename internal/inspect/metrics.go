@@ -31,7 +31,7 @@ func (r *Report) Measure(ctx context.Context, q Question) {
 			}
 		}
 	}
-	history, _ := events.Read() // only root may
+	history := history()
 	r.countRestored(history, time.Now().Add(-restoredWithin))
 }
 
@@ -78,7 +78,7 @@ func (r Report) Metrics() []byte {
 	server := metric{"table_allocator_server_up", "Whether the server runs, or systemd starts it with the first request.",
 		[]sample{{"", one(r.Server.State == Running || r.Server.State == Waiting)}}}
 	start := metric{name: "table_allocator_server_start_time_seconds", help: "When the server was started, in seconds since 1970."}
-	if r.Server.Since != 0 {
+	if r.Server.State == Running && r.Server.Since != 0 {
 		start.samples = []sample{{"", r.Server.Since}}
 	}
 	unbound := metric{name: "table_allocator_unbound_info", help: "The link and gateway by which traffic leaves that is bound to no uplink."}

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -73,5 +74,9 @@ table_allocator_pool_free_tables{family="inet6"} 1000
 `
 	if got := string(r.Metrics()); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	r.Server.State = Stopped // since then
+	if got := string(r.Metrics()); strings.Contains(got, "server_start_time") {
+		t.Errorf("a server that is stopped has the time of a start:\n%s", got)
 	}
 }

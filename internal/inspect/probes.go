@@ -2,11 +2,13 @@ package inspect
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/table-allocator/table-allocator/internal/uplinks"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // noteProbes adds what a watch knows of the uplinks by probes, and which it chose. Without a watch that answers there is
@@ -60,8 +62,7 @@ func lookShadowed(p *patient) (all []symptom) {
 	}
 	for _, c := range p.report.watch.Unbound {
 		if c.Warn != "" {
-			all = append(all, symptom{fmt.Sprintf("unbound traffic of %s may not use the chosen uplink %s", c.Family, c.Ifname), c.Warn,
-				`give the link of that route "routes": "move" in the configuration of the watch, or another metric`})
+			all = append(all, symptom{fmt.Sprintf("unbound traffic of %s may not use the chosen uplink %s", c.Family, c.Ifname), c.Warn, c.Cure})
 		}
 	}
 	return all
@@ -84,8 +85,17 @@ func lookUnprobed(p *patient) (all []symptom) {
 // lookProbes finds a watch that is to ping and may not.
 func lookProbes(p *patient) []symptom {
 	pid := uplinks.Watch()
-	if p.report.watch == nil || !p.report.watch.Probing || pid == 0 || !slices.Contains(p.report.watch.Kinds, "icmp") {
+	if p.report.watch == nil || !p.report.watch.Probing || pid == 0 {
 		return nil
+	}
+	if !slices.Contains(p.report.watch.Kinds, "icmp") {
+		return p.unasked()
+	}
+	for _, family := range families {
+		if one := oneNetwork(family, p.report.watch.Targets); one != "" {
+			return append(p.unasked(), symptom{fmt.Sprintf("all targets of probes in %s are in %s: when it fails, every uplink is called dead", wire.Family(family), one), strings.Join(p.report.watch.Targets, " "),
+				`add a target of another operator to "targets" of "probe"`})
+		}
 	}
 	var first, last uint32
 	if _, err := fmt.Sscan(readLine("/proc/sys/net/ipv4/ping_group_range"), &first, &last); err != nil {
@@ -94,10 +104,67 @@ func lookProbes(p *patient) []symptom {
 	}
 	groups := groupsOf(pid)
 	if len(groups) == 0 || slices.ContainsFunc(groups, func(g uint32) bool { return first <= g && g <= last }) {
-		return nil
+		return p.unasked()
 	}
 	return []symptom{{"the watch may not ping, so probes by icmp fail", fmt.Sprintf("net.ipv4.ping_group_range is %d %d, pid %d has the groups %v", first, last, pid, groups),
 		"sysctl -w net.ipv4.ping_group_range='0 2147483647', or leave icmp out of the kinds of probe"}}
+}
+
+// operators are networks that are one for who asks them, though their addresses are not near each other.
+var operators = map[string][]string{
+	"the network of Cloudflare": {"1.1.1.0/24", "1.0.0.0/24", "2606:4700:4700::/48"},
+	"the network of Google":     {"8.8.8.0/24", "8.8.4.0/24", "2001:4860:4860::/48"},
+	"the network of Quad9":      {"9.9.9.0/24", "149.112.112.0/24", "2620:fe::/48"},
+	"the network of OpenDNS":    {"208.67.222.0/24", "208.67.220.0/24", "2620:119:35::/48", "2620:119:53::/48"},
+}
+
+// oneNetwork is the network that all targets of a family are in, or the operator whose they all are; "" if they differ, or are
+// fewer than two: who names one has decided.
+func oneNetwork(family int, targets []string) (name string) {
+	count := 0
+	for _, text := range targets {
+		addr, err := netip.ParseAddr(text)
+		if err != nil || familyOf(addr) != family {
+			continue
+		}
+		count++
+		of := networkName(addr)
+		if name != "" && of != name {
+			return ""
+		}
+		name = of
+	}
+	if count < 2 {
+		return ""
+	}
+	return name
+}
+
+// networkName is the operator of an address that many ask, or else the smallest network that is routed by itself.
+func networkName(addr netip.Addr) string {
+	for name, networks := range operators {
+		for _, n := range networks {
+			if netip.MustParsePrefix(n).Contains(addr) {
+				return name
+			}
+		}
+	}
+	bits := 24
+	if addr.Is6() {
+		bits = 48
+	}
+	network, _ := addr.Prefix(bits) // cannot fail for an address that was parsed
+	return network.String()
+}
+
+// unasked finds uplinks that the watch cannot ask for another reason.
+func (p *patient) unasked() (all []symptom) {
+	for _, row := range p.probed() {
+		if reason, found := strings.CutPrefix(row.Reason, "not probed: "); found {
+			all = append(all, symptom{fmt.Sprintf("%s on %s is not probed", row.Address, row.Ifname), reason, "journalctl -u table-allocator-watch"})
+		}
+	}
+	return all
 }
 
 // groupsOf are the groups of a process; none if it has gone.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -22,7 +23,7 @@ type Server struct {
 	State   string `json:"state"`   // running, waiting (systemd starts it with the first request), stopped, stranger
 	PID     int    `json:"pid"`     // 0: none, or it cannot be seen
 	UID     uint32 `json:"uid"`     // of the owner of the server's name
-	Since   int64  `json:"since"`   // seconds since 1970; 0: not known
+	Since   int64  `json:"since"`   // it runs, or is stopped; seconds since 1970; 0: not known
 	Version string `json:"version"` // "": not known
 }
 
@@ -34,6 +35,9 @@ const (
 	Stranger = "stranger"
 )
 
+// defaultServer is the name of the server that the unit starts.
+const defaultServer = "tas_socket"
+
 // serverOf finds the server by its name.
 func serverOf(name string, uids []uint32) (Server, error) {
 	asked, err := peer.NewServer(name, uids)
@@ -43,7 +47,7 @@ func serverOf(name string, uids []uint32) (Server, error) {
 	owner, err := asked.Owner()
 	switch {
 	case errors.Is(err, wire.ErrNobody):
-		return Server{State: Stopped}, nil
+		return Server{State: Stopped, Since: stoppedSince(name)}, nil
 	case err != nil:
 		return Server{}, err
 	case !asked.Has(owner.UID):
@@ -84,6 +88,42 @@ func startOf(pid int) int64 {
 	return time.Now().Add(-up).Round(time.Second).Unix()
 }
 
+// stoppedSince asks systemd, where it is there, when the server of its unit ended; 0: it does not know, or the name is that
+// of another server, or of one in another network namespace.
+func stoppedSince(name string) int64 {
+	if _, err := outside.Stat("/run/systemd/system"); err != nil || name != defaultServer || !isInNetworkOf(1) {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "systemctl", "show", "--timestamp=unix", "--property=ActiveState,InactiveEnterTimestamp", "table-allocator-server").Output()
+	if err != nil {
+		return 0
+	}
+	return endOf(string(out))
+}
+
+// endOf is when a unit ended that is not active, from what systemctl shows of it.
+func endOf(shown string) int64 {
+	values := make(map[string]string)
+	for line := range strings.Lines(shown) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		values[key] = value
+	}
+	since, isTime := strings.CutPrefix(values["InactiveEnterTimestamp"], "@")
+	if state := values["ActiveState"]; !isTime || state != "inactive" && state != "failed" {
+		return 0
+	}
+	return int64(number(since))
+}
+
+// isInNetworkOf reports whether this process is in the network namespace of another.
+func isInNetworkOf(pid int) bool {
+	own, err := os.Readlink("/proc/thread-self/ns/net")
+	theirs, otherErr := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	return err == nil && otherErr == nil && own == theirs
+}
+
 // versionOf asks the server that is installed beside this program for its version, if the process runs that file. The
 // file of any other process, perhaps in a container, is not executed.
 func versionOf(pid int) string {
@@ -96,7 +136,7 @@ func versionOf(pid int) string {
 	if err != nil {
 		return ""
 	}
-	if running, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || !os.SameFile(installed, running) {
+	if running, err := outside.Stat(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || !os.SameFile(installed, running) {
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -3,6 +3,7 @@ package inspect
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"runtime"
@@ -93,7 +94,7 @@ func socketOf(q route.Question) (fd int, err error) {
 	if q.Oif != 0 {
 		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, q.Oif))
 	}
-	errs = append(errs, unix.SetsockoptInt(fd, level, tos, int(q.TOS)))
+	errs = append(errs, unix.SetsockoptInt(fd, level, tos, int(q.TOS)), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1))
 	if q.Src.IsValid() || q.Sport != 0 {
 		src := q.Src
 		if !src.IsValid() {
@@ -132,6 +133,9 @@ func UserOf(pid int) (uint32, error) {
 		return 0, err
 	}
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("process %d: %w", pid, unix.ESRCH)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("process %d: %w", pid, err)
 	}

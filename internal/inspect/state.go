@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +43,10 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 		row.Findings = append(row.Findings, f)
 		return row
 	}
-	row.LeaseLeft = max(held.Expires-wire.Seconds(wire.Now()), 0)
+	row.LeaseLeft = held.Left
+	if held.Left == 0 { // its holder does not say, as those of versions before
+		row.LeaseLeft = max(held.Expires-wire.Seconds(wire.Now()), 0)
+	}
 	if stopped := server.finding(", lease ends in " + (time.Duration(row.LeaseLeft) * time.Second).String()); stopped != nil {
 		row.Findings = append(row.Findings, *stopped)
 	}
@@ -62,16 +66,21 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 	if held.Table == 0 {
 		return row, nil
 	}
-	routes, _, err := h.kernel.RoutesAtMost(c.Family(), held.Table, mostRoutes)
-	if err != nil {
-		return row, err
-	}
-	row.Gateway = gatewayOf(routes)
-	found := h.notUsable(c)
+	found, err := h.notUsable(c), error(nil)
+	var exits []exit
 	if found == nil {
-		if found, err = h.elsewhere(c, held.Table, &row); err != nil {
+		if found, exits, err = h.elsewhere(c, held.Table, &row); err != nil {
 			return row, err
 		}
+	}
+	var routes []route.Route
+	if found == nil && held.Missing == "" && usesDefault(exits, held.Table) { // the table may have very many routes
+		row.Gateway = gatewayOf([]route.Route{exits[0].route})
+	} else {
+		if routes, _, err = h.kernel.RoutesAtMost(c.Family(), held.Table, mostRoutes); err != nil {
+			return row, err
+		}
+		row.Gateway = gatewayOf(routes)
 		if found != nil && found.Name == "no-route" && row.LeavesBy != "" && held.Missing == "" && h.isBranch(c, routes) {
 			*found = Finding{"no-default", Note, "no default route (leaves by " + row.LeavesBy + ")",
 				fmt.Sprintf("table %d has routes to other networks over %s, and no default route", held.Table, c.link.Name), found.Cure}
@@ -79,12 +88,62 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 	}
 	if found != nil {
 		row.Findings = append([]Finding{*found}, row.Findings...)
+	} else if row.Findings, err = h.withParts(row.Findings, c); err != nil {
+		return row, err
 	}
-	if held.Missing != "" && (found == nil || found.Name != "waiting-dad") {
-		row.Findings = append(row.Findings, Finding{"incomplete", Error, "misses rules or routes", held.Missing,
-			"the holder restores what others delete; if this stays: journalctl -u table-allocator-watch"})
+	if found == nil || found.Name != "waiting-dad" {
+		row.Findings = append(row.Findings, h.incomplete(c, held, routes, found)...)
 	}
 	return row, nil
+}
+
+// missesSome is what status says of an address whose rules or table are not whole; the evidence is what is missing.
+const missesSome = "misses rules or routes"
+
+// incomplete says what the rules and the table of an address lack, and which route of another program is in the table.
+func (h *host) incomplete(c candidate, held holder, routes []route.Route, found *Finding) (all []Finding) {
+	missing := slices.DeleteFunc(strings.Split(held.Missing, ", "), func(part string) bool { return part == "" || strings.HasPrefix(part, "only ours") })
+	at := slices.IndexFunc(routes, func(r route.Route) bool { return r.Protocol != route.Protocol })
+	if at >= 0 && held.Missing != "" && held.Mode != string(uplink.NoRoutes) {
+		f := Finding{"incomplete", Error, "another program has a route in its table", h.routeText(routes[at]), h.deleteRoute(routes[at])}
+		if found == nil || found.Cure != f.Cure {
+			all = append(all, f)
+		}
+	}
+	if len(missing) > 0 {
+		all = append(all, Finding{"incomplete", Error, missesSome, strings.Join(missing, ", "),
+			"the holder restores what others delete; if this stays: journalctl -u table-allocator-watch"})
+	}
+	return all
+}
+
+// deleteRoute is the command that deletes a route.
+func (h *host) deleteRoute(r route.Route) string {
+	text := h.routeCommand(r)
+	if r.Dst.Addr().Is6() {
+		return "ip -6 route delete " + text
+	}
+	return "ip route delete " + text
+}
+
+// usesDefault reports whether packets that have no network of this host as destination leave by the default route of a table.
+func usesDefault(exits []exit, table uint32) bool {
+	return len(exits) > 0 && exits[0].err == nil && exits[0].route.Table == table && exits[0].route.Dst.Bits() == 0 &&
+		!exits[0].route.Multipath && exits[0].route.NexthopID == 0
+}
+
+// withParts adds what parts of the packets from an address are led elsewhere, whatever their destination.
+func (h *host) withParts(findings []Finding, c candidate) ([]Finding, error) {
+	parts, err := h.parts(c.at.Addr, c.at.Index, c.Priorities.Source, nil)
+	if errors.Is(err, errManyRoutes) {
+		return findings, nil // the kernel was asked for the usual packets
+	}
+	for _, p := range parts {
+		if !p.specific {
+			findings = append(findings, p.finding())
+		}
+	}
+	return findings, err
 }
 
 // isBranch reports whether routes, those of the table of an address, lead over its link to networks that are not on it,
@@ -122,11 +181,11 @@ func (h *host) notUsable(c candidate) *Finding {
 }
 
 // elsewhere asks the kernel where packets from an address leave, and says why that is not its link; nil if it is.
-func (h *host) elsewhere(c candidate, table uint32, row *Row) (*Finding, error) {
+func (h *host) elsewhere(c candidate, table uint32, row *Row) (*Finding, []exit, error) {
 	q := route.Question{Src: c.at.Addr}
 	exits, err := h.exits(c.Family(), q)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var by []int
 	for _, e := range exits {
@@ -137,18 +196,18 @@ func (h *host) elsewhere(c candidate, table uint32, row *Row) (*Finding, error) 
 		if e.err == nil && !slices.ContainsFunc(e.links(), func(index int) bool { return index != c.at.Index }) {
 			q.Dst = e.to
 			if made, err := connect(q); !errors.Is(err, errCannotAsk) && (err != nil || made.err != nil) {
-				return &Finding{"no-route", Error, "no route: the kernel refuses sockets", errors.Join(err, made.err).Error(), explain(c.at.Addr, e.to)}, nil
+				return &Finding{"no-route", Error, "no route: the kernel refuses sockets", errors.Join(err, made.err).Error() + ": " + h.refuser(q, c.at.Index), explain(c.at.Addr, e.to)}, exits, nil
 			}
 			continue
 		}
 		q.Dst = e.to
 		answer, err := h.walk(c.Family(), q)
 		if err != nil && !errors.Is(err, errManyRoutes) { // without the walk no rule is named
-			return nil, err
+			return nil, nil, err
 		}
-		return h.why(c, table, e, answer), nil
+		return h.why(c, table, e, answer), exits, nil
 	}
-	return nil, nil
+	return h.tunnelled(c, exits, row), exits, nil
 }
 
 // explain is the command line that says more.
@@ -167,27 +226,68 @@ func (h *host) why(c candidate, table uint32, e exit, answer walk.Answer) *Findi
 	f := &Finding{"no-route", Error, "no route" + where, "", explain(c.at.Addr, e.to)}
 	switch {
 	case decided && rule.Protocol != route.Protocol && ours < 0:
+		if led, past := ledPast(answer.Steps, c.Priorities.Source); past {
+			rule = led
+		}
+		if ruleOwner(rule, nil) == "" || rule.Priority > c.Priorities.Source {
+			f.Evidence = fmt.Sprintf("the rule from %s to table %d is missing", c.at.Addr, table)
+			f.Cure = "its holder restores it; if this stays: journalctl -u table-allocator-watch"
+			return f
+		}
 		f.Name, f.What = "shadowed", fmt.Sprintf("shadowed by rule %d (%s)%s", rule.Priority, action(rule), where)
-		f.Evidence = fmt.Sprintf("%q comes before the rules of the address", rule)
-		f.Cure = fmt.Sprintf("move that rule behind %d, or set a smaller priority in watch.json", c.Priorities.Source)
+		f.Evidence = fmt.Sprintf("%q %s", rule, beforeAddress)
+		f.Cure = moveRule(rule, c.Family(), c.Priorities.Source)
 		return f
 	case decided && ours == len(answer.Steps)-1:
 		f.Evidence = fmt.Sprintf("table %d has %q", table, h.routeText(answer.Route))
-		f.Cure = "ip route delete " + h.routeText(answer.Route)
+		f.Cure = h.deleteRoute(answer.Route)
 		return f
 	case decided && rule == c.Block(), decided && uplink.IsGuard(rule):
 		f.Name, f.What = "blocked", "blocked: no route"
 	case e.err != nil && answer.Route.Table != 0:
 		f.What = "no route: table " + tableName(answer.Route.Table) + " answers with an error"
 		f.Evidence = fmt.Sprintf("rule %d finds %q", rule.Priority, h.routeText(answer.Route))
-		f.Cure = "ip route delete " + h.routeText(answer.Route)
+		f.Cure = h.deleteRoute(answer.Route)
 		return f
 	case e.err != nil:
 		f.What = "no route"
 	}
 	f.Evidence = fmt.Sprintf("table %d has no route to the Internet", table)
-	f.Cure = fmt.Sprintf("give main a default route over %s (DHCP, networkd, NetworkManager), or the client --gateway; leave the link out if it leads nowhere", c.link.Name)
+	if w, err := h.world(c.Family()); err == nil { // with too many routes, none is named
+		for _, r := range w.Tables[table] {
+			if r.Type == unix.RTN_THROW && r.Protocol != route.Protocol && r.Dst.Contains(e.to) {
+				f.Evidence, f.Cure = fmt.Sprintf("table %d has %q", table, h.routeText(r)), h.deleteRoute(r)
+				return f
+			}
+		}
+	}
+	f.Cure = giveDefault(c.link)
+	if master, ok := isPort(h.links, c.link); ok {
+		if f.Name == "no-route" {
+			f.What = fmt.Sprintf("no route: a port of %s%s", master.Name, where)
+		}
+		f.Evidence, f.Cure = f.Evidence+", and "+portEvidence(c.link, master), leavePort(c.link, master)
+	}
 	return f
+}
+
+// giveDefault says how a table gets a default route over a link.
+func giveDefault(l route.Link) string {
+	if l.Kind == "ppp" { // pppd adds none where main has one, and says so in its log alone
+		return "have pppd add a default route over " + l.Name + ": defaultroute-metric 1000, or usepeerdns for its hook; leave the link out if it leads nowhere"
+	}
+	return fmt.Sprintf("give main a default route over %s (DHCP, networkd, NetworkManager), or the client --gateway; leave the link out if it leads nowhere", l.Name)
+}
+
+// ledPast is the rule that led past a priority.
+func ledPast(steps []walk.Step, priority uint32) (route.Rule, bool) {
+	for i, s := range steps[:max(len(steps)-1, 0)] {
+		taken := s.Rule.Action == route.Goto && !s.Differs && steps[i+1].Rule.Priority == s.Rule.Goto
+		if taken && s.Rule.Priority <= priority && s.Rule.Goto > priority && s.Rule.Protocol != route.Protocol {
+			return s.Rule, true
+		}
+	}
+	return route.Rule{}, false
 }
 
 // isSource reports whether a rule leads from an address to its table.
@@ -204,6 +304,8 @@ func action(r route.Rule) string {
 		return "prohibit"
 	case route.Blackhole:
 		return "blackhole"
+	case route.Goto:
+		return fmt.Sprintf("goto %d", r.Goto)
 	}
 	return "lookup " + tableName(r.Table)
 }

@@ -15,11 +15,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/uplinks"
+	"github.com/table-allocator/table-allocator/internal/walk"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -27,6 +27,7 @@ import (
 type Question struct {
 	Selection uplink.Selection
 	Ifnames   []string    // patterns of the links to show
+	Addresses []string    // to show beside them
 	Family    wire.Family // Unspec: both
 	Server    string      // its name
 	UIDs      []uint32    // users whose servers are trusted, beside root
@@ -54,19 +55,39 @@ type Namespace struct {
 // ErrNoLink says that no link and no lease has a name.
 var ErrNoLink = errors.New("no link and no lease has this name")
 
+// ErrNoAddress says that no link that can be an uplink, and no lease, has an address.
+var ErrNoAddress = errors.New("no link that can be an uplink and no lease has this address")
+
 // ErrNotAsked says that the caller may not ask the holders.
 var ErrNotAsked = peer.ErrNotAsked
 
 // shows reports whether the addresses of a link are asked for.
 func (q Question) shows(ifname string, family wire.Family) bool {
-	return (q.Family == wire.Unspec || family == q.Family || family == wire.Unspec) && slices.ContainsFunc(q.Ifnames, func(pattern string) bool {
+	return (q.Family == wire.Unspec || family == q.Family || family == wire.Unspec) && (len(q.Addresses) > 0 || q.names(ifname)) // keep knows addresses
+}
+
+// names reports whether a pattern fits the name of a link.
+func (q Question) names(ifname string) bool {
+	return slices.ContainsFunc(q.Ifnames, func(pattern string) bool {
 		fits, err := path.Match(pattern, ifname)
 		return fits && err == nil // the profiles have been checked
 	})
 }
 
+// keep leaves out the rows of addresses that nobody asked for.
+func (q Question) keep(rows []Row) []Row {
+	return slices.DeleteFunc(rows, func(r Row) bool {
+		return len(q.Addresses) > 0 && !slices.Contains(q.Addresses, r.Address) && !q.names(r.Ifname)
+	})
+}
+
 // checkNames returns an error if somebody asked for a name that nothing has.
 func (q Question) checkNames(h *host, rows []Row) error {
+	for _, addr := range q.Addresses {
+		if !slices.ContainsFunc(rows, func(r Row) bool { return r.Address == addr }) {
+			return fmt.Errorf("%s: %w", addr, ErrNoAddress)
+		}
+	}
 	for _, name := range q.Ifnames {
 		if strings.ContainsAny(name, `*?[\`) || h.linkNamed(name).Index != 0 ||
 			slices.ContainsFunc(rows, func(r Row) bool { return r.Ifname == name }) {
@@ -99,7 +120,7 @@ type Unbound struct {
 	Gateway string `json:"gateway"` // "": none, or the neighbours of the link
 	Table   uint32 `json:"table"`
 	Chosen  string `json:"chosen"` // the link that a watch chose; "": none
-	Why     string `json:"why"`    // of the choice
+	Why     string `json:"why"`    // of the choice, or there is no route
 }
 
 // Row is how one address of the host stands.
@@ -185,7 +206,7 @@ func Status(ctx context.Context, q Question) (Report, error) {
 	if err != nil {
 		return report, err
 	}
-	report.Uplinks, report.Others = append(rows, awaited...), append(report.Others, others...)
+	report.Uplinks, report.Others = q.keep(append(rows, awaited...)), q.keep(append(report.Others, others...))
 	if err := q.checkNames(h, slices.Concat(report.Uplinks, report.Others)); err != nil {
 		return report, err
 	}
@@ -194,12 +215,14 @@ func Status(ctx context.Context, q Question) (Report, error) {
 		return report, err
 	}
 	noteFronts(report.Uplinks, report.fronts)
+	if err := h.noteLock(report.Uplinks, q); err != nil {
+		return report, err
+	}
 	for _, rows := range [][]Row{report.Uplinks, report.Others} {
 		finish(rows)
 	}
 	if report.IsFault() {
-		history, _ := events.Read() // only root may, and status says what is wrong without it
-		noteSince(report.Uplinks, history)
+		noteSince(report.Uplinks, &report.Server, history())
 	}
 	if report.Unbound, err = h.unbound(); err != nil {
 		return report, err
@@ -207,7 +230,7 @@ func Status(ctx context.Context, q Question) (Report, error) {
 	report.noteProbes()
 	if q.Namespaces != nil {
 		for _, n := range q.Namespaces() {
-			if q.shows(n.Ifname, wire.Unspec) {
+			if q.names(n.Ifname) {
 				report.Namespaces = append(report.Namespaces, n)
 			}
 		}
@@ -230,8 +253,10 @@ func finish(rows []Row) {
 		var missing []string
 		for _, f := range r.Findings {
 			switch {
-			case f.Name == "incomplete":
+			case f.What == missesSome:
 				missing = append(missing, f.Evidence)
+			case f.Name == "incomplete":
+				missing = append(missing, f.What+": "+f.Evidence)
 			case f.IsFault():
 				missing = append(missing, f.What)
 			}
@@ -248,6 +273,9 @@ func (q Question) noteUnserved(rows []Row) {
 		return
 	}
 	watch := uplinks.Watch()
+	if isCommand(watch, "uplinks") { // --run, which serves no address
+		watch = 0
+	}
 	if at := slices.IndexFunc(rows, func(r Row) bool { return r.PID != 0 && isWatch(r.PID) }); watch == 0 && at >= 0 {
 		watch = rows[at].PID
 	}
@@ -314,9 +342,12 @@ func unservable(ifname string) error {
 }
 
 // isWatch reports whether a process is a watch.
-func isWatch(pid int) bool {
+func isWatch(pid int) bool { return isCommand(pid, "watch") }
+
+// isCommand reports whether the first argument of a process is a command.
+func isCommand(pid int, command string) bool {
 	words := strings.Split(readLine(fmt.Sprintf("/proc/%d/cmdline", pid)), "\x00")
-	return len(words) > 1 && words[1] == "watch"
+	return len(words) > 1 && words[1] == command
 }
 
 // candidate is an address that the configuration selects by the name of its link.
@@ -331,7 +362,7 @@ type candidate struct {
 func (h *host) selected(q Question) (candidates []candidate, excluded []Row, err error) {
 	defaults := make(map[int]bool)
 	for _, family := range families {
-		routes, err := h.kernel.Routes(family, unix.RT_TABLE_MAIN)
+		routes, err := h.kernel.Wide(family, unix.RT_TABLE_MAIN, uplink.Halves(family))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -411,8 +442,22 @@ func (h *host) unbound() (all []Unbound, err error) {
 			if e.route.Gateway.IsValid() {
 				u.Gateway = e.route.Gateway.String()
 			}
+		} else if a, err := h.walk(family, route.Question{Dst: e.to}); err == nil { // with too many routes, none is named
+			u.Why = h.refusal(a)
 		}
 		all = append(all, u)
 	}
 	return all, nil
+}
+
+// refusal is the rule or route that answers a lookup with an error; "": none does, and nothing is found.
+func (h *host) refusal(a walk.Answer) string {
+	rule, decided := a.Rule()
+	switch {
+	case !decided || a.Err == 0:
+		return ""
+	case a.Route.Table != 0:
+		return h.routeText(a.Route)
+	}
+	return "rule " + rule.String()
 }

@@ -2,6 +2,7 @@ package install
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -141,15 +142,28 @@ type Default struct {
 	Metric  uint32
 	Has     bool
 	Filling bool // the kernel may not have it yet
+	Gateway netip.Addr
+	Below   bool // it is that of the link which a macvlan is on, and works as that does
 }
 
 // Default returns that of the table of the lease.
 func (i *Installation) Default() Default {
-	return Default{i.routes.metric, i.routes.hasDefault, i.routes.filling != nil}
+	return Default{i.routes.metric, i.routes.hasDefault, i.routes.filling != nil, i.routes.gateway, i.routes.isBelow}
 }
 
+// Saw notes what another client has in place: rules, and in the table of its lease the best default route, if there is one.
+func (i *Installation) Saw(index int, best route.Route, has bool) {
+	i.Index, i.Installed = index, true
+	i.routes.metric, i.routes.hasDefault, i.routes.gateway, i.routes.isBelow = best.Metric, has, best.Gateway, false
+}
+
+// SawBelow notes that what Saw noted is the default route of the link which a macvlan is on.
+func (i *Installation) SawBelow() { i.routes.isBelow = true }
+
 // noteDefault notes which default route is the best of a plan.
-func (p *placer) noteDefault(plan []route.Route) {
+func (p *placer) noteDefault(m uplink.Main, plan []route.Route) {
 	best, has := uplink.BestDefault(plan)
-	p.metric, p.hasDefault = best.Metric, has
+	p.metric, p.hasDefault, p.gateway = best.Metric, has, best.Gateway
+	p.isBelow = has && slices.ContainsFunc(m.Below, func(r route.Route) bool { return r.Gateway == best.Gateway }) &&
+		!slices.ContainsFunc(m.Routes, func(r route.Route) bool { return r.Gateway == best.Gateway })
 }

@@ -1,18 +1,17 @@
 package install
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -151,17 +150,16 @@ func endpointManager(index int) string {
 	if managedByNetworkManager(index) {
 		return "NetworkManager"
 	}
-	f, err := os.Open("/proc/net/netlink")
+	text, err := outside.ReadFile("/proc/net/netlink")
 	if err != nil {
 		return ""
 	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); { // sk Eth Pid ...
-		fields := strings.Fields(lines.Text())
+	for line := range strings.Lines(string(text)) { // sk Eth Pid ...
+		fields := strings.Fields(line)
 		if len(fields) < 3 || fields[1] != fmt.Sprint(unix.NETLINK_GENERIC) {
 			continue
 		}
-		if comm, err := os.ReadFile("/proc/" + fields[2] + "/comm"); err == nil && strings.TrimSpace(string(comm)) == "mptcpd" && mayConfigure(fields[2]) {
+		if comm, err := outside.ReadFile("/proc/" + fields[2] + "/comm"); err == nil && strings.TrimSpace(string(comm)) == "mptcpd" && mayConfigure(fields[2]) {
 			return "mptcpd"
 		}
 	}
@@ -175,7 +173,7 @@ func managedByNetworkManager(index int) bool {
 
 // mayConfigure reports whether a process has CAP_NET_ADMIN: anybody can take the name of another program.
 func mayConfigure(pid string) bool {
-	text, err := os.ReadFile("/proc/" + pid + "/status")
+	text, err := outside.ReadFile("/proc/" + pid + "/status")
 	if err != nil {
 		return false
 	}

@@ -165,7 +165,12 @@ func (i *Installation) Stale() bool {
 	}
 	m, err := i.env.Picture.main(i.Uplink.Family())
 	i.warn("read the routes", err)
-	return err != nil || m.version(i.Uplink, i.Index) != i.routes.seen
+	if err != nil {
+		return true
+	}
+	now := m.version(i.Uplink, i.Index)
+	now.link += m.versions[i.env.Picture.below[i.Index]] // of 0 there is none
+	return now != i.routes.seen
 }
 
 // Follow copies to the table what changed in main, or fills a table that the kernel emptied. table is that of the
@@ -384,9 +389,10 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 		return i.env.RouteText(r)
 	}
 	there := make(map[uplink.Way]bool, len(have))
+	var foreign []string // the last, since an answer has little room
 	for _, r := range have {
 		if !ours(r) {
-			lost = append(lost, "only ours (another program's is "+text(r)+")")
+			foreign = append(foreign, "only ours (another program's is "+text(r)+")")
 			continue
 		}
 		there[uplink.WayOf(r)] = true
@@ -401,7 +407,7 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 	if i.routes.toAll && !toAll {
 		lost = append(lost, "the default route that main had over the link")
 	}
-	return lost, nil
+	return append(lost, foreign...), nil
 }
 
 // Routes is how many routes the table had after the last sync.

@@ -18,7 +18,8 @@ var errTooMany = errors.New("main has more routes of routing daemons than max_ro
 func (p *placer) planTo(u uplink.Uplink, m uplink.Main, table uint32, dst netip.Prefix, routes []route.Route) []route.Route {
 	p.env.compared += len(routes)
 	m = p.env.Picture.to(m, u.Family(), routes)
-	if len(m.Routes)+len(m.Local) == 0 && dst.Bits() > uplink.Halves(u.Family()) && !u.Gives(dst) {
+	below := func(r route.Route) bool { return r.Gateway == dst.Addr() }
+	if len(m.Routes)+len(m.Local) == 0 && dst.Bits() > uplink.Halves(u.Family()) && !u.Gives(dst) && !slices.ContainsFunc(m.Below, below) {
 		return nil // over another uplink, as most are
 	}
 	var to []route.Route
@@ -127,11 +128,17 @@ func (p *placer) finishLarge(u uplink.Uplink) error {
 	p.filling = nil
 	p.env.Picture.hold(u.Family(), 0)
 	var stale []route.Route
+	carried := []route.Route{}
 	err := p.env.Kernel.EachOfOurs(u.Family(), f.table, func(r route.Route) {
 		if _, wanted := f.want[f.sum(r)]; !wanted {
 			stale = append(stale, r)
+		} else if r.Dst.Bits() == 0 {
+			carried = append(carried, r)
 		}
 	})
+	if err == nil {
+		p.carried = carried
+	}
 	errs := append(f.errs, err, p.env.Kernel.Replace(stale, nil))
 	p.placed = len(f.want)
 	return errors.Join(errs...)
@@ -140,16 +147,41 @@ func (p *placer) finishLarge(u uplink.Uplink) error {
 // follow carries changes of a large main over, at a cost that does not depend on its size.
 func (p *placer) follow(u uplink.Uplink, m uplink.Main, table uint32, changes []Change) error {
 	var errs []error
+	own := m
+	own.Below = nil
 	for _, c := range changes {
-		had, want := p.planTo(u, m, table, c.dst, c.before), p.planTo(u, m, table, c.dst, c.after)
-		errs = append(errs, p.env.Kernel.Replace(had, want))
-		p.placed += len(want) - len(had)
+		had, want := p.planTo(u, own, table, c.dst, c.before), p.planTo(u, own, table, c.dst, c.after)
+		err := p.replace(had, want)
+		errs = append(errs, err)
 		if c.dst.Bits() == 0 {
-			p.noteDefault(u.Plan(m, table))
+			p.noteDefault(m, u.Plan(m, table))
+			if p.carried = append([]route.Route{}, want...); err != nil || p.filling != nil { // none is not nil
+				p.carried = nil
+			}
 		}
-		p.filling.replaced(had, want)
+	}
+	if len(changes) > 0 && len(m.Below)+len(p.below) > 0 {
+		errs = append(errs, p.followBelow(u, m, table))
 	}
 	return errors.Join(errs...)
+}
+
+// replace replaces routes of a table that is filled, or on its way to that.
+func (p *placer) replace(had, want []route.Route) error {
+	p.placed += len(want) - len(had)
+	err := p.env.Kernel.Replace(had, want)
+	p.filling.replaced(had, want)
+	return err
+}
+
+// followBelow replaces the routes by the gateways of the link that a macvlan is on.
+func (p *placer) followBelow(u uplink.Uplink, m uplink.Main, table uint32) error {
+	had, want := p.below, u.ByBelow(m, table)
+	p.below = want
+	without := func(routes, others []route.Route) []route.Route {
+		return slices.DeleteFunc(slices.Clone(routes), func(r route.Route) bool { return slices.ContainsFunc(others, r.Equal) })
+	}
+	return p.replace(without(had, u.Plan(m, table)), without(want, had))
 }
 
 // restoreLost adds the routes again that were deleted from the table, as far as they are wanted still: most of these

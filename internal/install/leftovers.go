@@ -2,11 +2,16 @@ package install
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // RemoveLeftovers removes what a client of the address left that was killed. Main gets back what that client had moved.
@@ -70,10 +75,73 @@ func (e *Env) ReturnRoutes(u uplink.Uplink, tables ...uint32) error {
 	}
 	for _, table := range tables {
 		err = errors.Join(err, p.adopt(u, &m, table))
-		p.table = table
+		emptied, emptiedErr := p.emptied(u, m, table)
+		err = errors.Join(err, emptiedErr)
+		p.table, p.wasDown = table, emptied
 		err = errors.Join(err, p.putBack(u, m), p.drop(u, link.Index))
 	}
 	return err
+}
+
+// emptied reports whether the kernel has emptied a table of a killed client: the link was set down, as when it became a
+// port of a bridge, and main would have lost what was taken, too. An address that is left says that it came up for routes
+// again, and then another program may have emptied the table.
+func (p *placer) emptied(u uplink.Uplink, m uplink.Main, table uint32) (bool, error) {
+	if slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return a.Addr.Is4() || !a.Addr.IsLinkLocalUnicast() }) {
+		return false, nil
+	}
+	have, err := p.env.Kernel.Routes(u.Family(), table)
+	return err == nil && !slices.ContainsFunc(have, func(r route.Route) bool { return ours(r) && r.Index == m.Index }), err
+}
+
+// ReturnOrphans gives main back what clients that were killed had moved into tables, of addresses that no client serves.
+// Their rules may be gone, and with an IPv6 address its routes have lost their sources: only the files tell of them.
+func (e *Env) ReturnOrphans(served map[netip.Addr]bool) error {
+	all, err := remember.Own("moved")
+	if err != nil {
+		return err
+	}
+	links, err := all.Files()
+	errs := []error{err}
+	for _, of := range links {
+		var index, family int
+		if n, err := fmt.Sscanf(of.Name(), "%d-%d", &index, &family); n == 2 && err == nil {
+			errs = append(errs, e.returnOrphansOf(family, index, served))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// returnOrphansOf is ReturnOrphans for one link. What was moved of a link that is gone would be gone, too.
+func (e *Env) returnOrphansOf(family, index int, served map[netip.Addr]bool) error {
+	m, err := movedOn(family, index)
+	if err != nil {
+		return err
+	}
+	files, err := m.dir.Files()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, file := range files {
+		addr, err := netip.ParseAddr(file.Name())
+		if err != nil || served[addr] {
+			continue
+		}
+		have, known, err := m.readName(file.Name())
+		link, found, linkErr := e.Kernel.LinkByIndex(index)
+		if err = errors.Join(err, linkErr); err != nil || !known {
+			errs = append(errs, err)
+			continue
+		}
+		u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: file.Name()}, Network: netip.PrefixFrom(addr, addr.BitLen())}
+		if !found {
+			errs = append(errs, m.remove(u))
+			continue
+		}
+		errs = append(errs, e.ReturnRoutes(u, have.Table))
+	}
+	return errors.Join(errs...)
 }
 
 // RemoveServers removes the resolver lines of an address, if their file is there.

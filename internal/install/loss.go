@@ -88,8 +88,8 @@ func (p *placer) hear(u uplink.Uplink, index int, history, left []Past, back []n
 
 // hearOne takes over one event of the link or of main's routes over it, and reports whether that changed what was taken.
 // Main may have been read since, so that it does not show all of that: what somebody put back is not lost any more, even
-// if he has deleted it again, and what came into the place of a route that was taken replaced it, even if the holder of
-// another address has taken it.
+// if he has deleted it again, what somebody deleted or replaced was not lost with the link that was down later, and what
+// came into the place of a route that was taken replaced it, even if the holder of another address has taken it.
 func (p *placer) hearOne(e route.Event) bool {
 	had := len(p.taken)
 	switch {
@@ -99,8 +99,12 @@ func (p *placer) hearOne(e route.Event) bool {
 	case e.Deleted:
 		p.hearTaken(e)
 		p.last = slices.DeleteFunc(p.last, e.Route.Equal)
+		if e.Port != 0 && !p.env.Kernel.Made(e) { // else it went with the link, or was taken
+			p.lost = slices.DeleteFunc(p.lost, e.Route.Equal)
+		}
 	case e.Protocol != route.Protocol:
 		p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
+		p.last = slices.DeleteFunc(p.last, func(r route.Route) bool { return e.Replaced && samePlace(r, *e.Route) })
 		if !slices.ContainsFunc(p.others, e.Route.Equal) {
 			p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return samePlace(r, *e.Route) && !r.Equal(*e.Route) && !p.isFresh(r) })
 		}
@@ -139,12 +143,19 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 	source := func(r route.Route) bool {
 		return r.Src == e.Addr && (here || e.Addr.Is4()) && !p.isFresh(r)
 	}
-	if !slices.ContainsFunc(p.taken, source) {
+	other := func(r route.Route) bool { return e.Addr.Is4() && r.Src == e.Addr && e.Addr != u.Addr() }
+	if !slices.ContainsFunc(p.taken, source) && !slices.ContainsFunc(p.last, other) && !slices.ContainsFunc(p.lost, other) {
 		return false, nil
 	}
 	addresses, err := p.env.Kernel.Addresses(u.Family())
 	if err != nil || !back && slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == e.Addr }) {
 		return false, err
+	}
+	if !back {
+		p.last, p.lost = slices.DeleteFunc(p.last, other), slices.DeleteFunc(p.lost, other)
+	}
+	if !slices.ContainsFunc(p.taken, source) {
+		return false, nil
 	}
 	p.taken = uplink.WithoutSource(p.taken, source)
 	return true, nil

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -38,6 +39,69 @@ func TestLostWithObject(t *testing.T) {
 		})
 		if got := m.defaults("10000"); len(got) != step.want {
 			t.Errorf("%s: the table has %q", step.name, got)
+		}
+	}
+}
+
+// TestLostBefore: what main lost before the link was down does not stay in the table, even if main was read after that
+// and the events are heard later.
+func TestLostBefore(t *testing.T) {
+	const to, other = "10.8.0.0/16 via 192.0.2.1 dev wan0", "10.8.0.0/16 via 192.0.2.9 dev wan0"
+	for _, tt := range []struct {
+		name, before string
+		do           []string
+		event        func(m *mover, was route.Route) Past
+		want         int
+	}{
+		{"nothing", "route add " + to, nil, nil, 1},
+		{"it was deleted", "route add " + to, []string{"route del " + to}, func(_ *mover, was route.Route) Past {
+			return past(route.Event{Kind: route.RouteChanged, Route: &was, Deleted: true, Port: 4711})[0]
+		}, 0},
+		{"another took its place", "route add " + to, []string{"route replace " + other}, func(_ *mover, was route.Route) Past {
+			was.Gateway = netip.MustParseAddr("192.0.2.9")
+			return past(route.Event{Kind: route.RouteChanged, Route: &was, Replaced: true, Port: 4711})[0]
+		}, 0},
+		{"its source was deleted", "route add " + to + " src 192.0.2.6", []string{"address del 192.0.2.6/24 dev wan0"}, func(m *mover, _ route.Route) Past {
+			return left(m.index, "192.0.2.6")[0]
+		}, 0},
+	} {
+		for _, read := range []bool{false, true} {
+			name := tt.name
+			if read {
+				name += ", and main was read"
+			}
+			t.Run(name, func(t *testing.T) {
+				m := newMover(t)
+				m.uplink.Settings.Routes = uplink.CopyRoutes
+				m.IP(t, "address add 192.0.2.6/24 dev wan0")
+				m.IP(t, tt.before)
+				i := m.placed()
+				was := i.routes.last[0]
+				for _, command := range append(tt.do, "link set wan0 down", "link set wan0 up") {
+					m.IP(t, command)
+				}
+				m.Do(func() {
+					if read {
+						i.Follow(movedTable, false)
+					}
+					events := past(route.Event{Kind: route.LinkChanged, Down: true})
+					var gone []Past
+					if tt.event != nil {
+						e := tt.event(m, was)
+						events[0].At = 1
+						if e.Kind == route.AddressChanged {
+							gone = []Past{e}
+						} else {
+							events = append([]Past{e}, events...)
+						}
+					}
+					i.Hear(events, gone, nil)
+					i.Follow(movedTable, false)
+				})
+				if got := strings.Count(m.IP(t, "route show table 10000"), "10.8.0.0/16"); got != tt.want {
+					t.Errorf("the table has\n%s", m.IP(t, "route show table 10000"))
+				}
+			})
 		}
 	}
 }

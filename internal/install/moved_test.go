@@ -4,6 +4,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -206,6 +208,52 @@ func TestMovedKilled(t *testing.T) {
 	}
 }
 
+// TestMovedNotWritten: what cannot be written down, on a full disk say, stays in main until it can.
+func TestMovedNotWritten(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1")
+	before := m.main()
+	var dir string
+	m.Do(func() {
+		files, err := movedOn(unix.AF_INET, m.index)
+		if dir = string(files.dir); err == nil {
+			err = errors.Join(os.MkdirAll(filepath.Dir(dir), 0o700), os.WriteFile(dir, nil, 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	i := m.client()
+	warned := make(map[string]string)
+	warn := i.warn
+	i.warn = func(what string, err error) {
+		if err != nil {
+			warned[what] = err.Error()
+		}
+	}
+	m.Do(func() {
+		if err := i.Place(movedTable); err != nil {
+			t.Fatal(err)
+		}
+	})
+	m.wantMain("without a place for the file", before)
+	if text := warned["delete routes from main"]; !strings.HasPrefix(text, "leave them in main: ") {
+		t.Errorf("it warned of %q", warned)
+	}
+	if got := m.defaults("10000"); len(got) != 1 {
+		t.Errorf("the table has %q", got)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	i.warn = warn
+	m.Do(func() { i.Follow(movedTable, false) })
+	if got := m.defaults("main"); len(got) != 0 {
+		t.Errorf("main has %q", got)
+	}
+	m.clear(i)
+	m.wantMain("at the end", before)
+}
+
 // TestMovedElsewhere: a file of another network namespace, which had the same number, is not taken for one's own.
 func TestMovedElsewhere(t *testing.T) {
 	m := newMover(t, "add default via 192.0.2.1")
@@ -333,6 +381,43 @@ func TestMovedRenamed(t *testing.T) {
 			}
 		})
 		m.wantMain("in the end", strings.Split(before, "\n"))
+	}
+}
+
+// TestMovedOfAPort: while no client runs, a link loses its IPv6 address. Main gets back what was moved, unless the link was
+// down, as when it becomes a port of a bridge.
+func TestMovedOfAPort(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		while []string
+		want  int
+	}{
+		{"the address is deleted", []string{"address del fd00::5/64 dev wan0"}, 1},
+		{"the link is set down", []string{"link set wan0 down", "link set wan0 up"}, 0},
+		{"the link is set down, and has another address", []string{"link set wan0 down", "link set wan0 up", "address add fd00::6/64 dev wan0 nodad"}, 1},
+		{"another program empties the table", []string{"-6 route flush table 10000"}, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMover(t)
+			m.IP(t, "address add fd00::5/64 dev wan0 nodad")
+			m.IP(t, "-6 route add default via fe80::1 dev wan0 metric 7")
+			m.uplink.Key, m.uplink.Network = wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "fd00::5"}, netip.MustParsePrefix("fd00::5/64")
+			m.placed()
+			if got := m.IP(t, "-6 route show default"); got != "" {
+				t.Fatalf("main has %q still", got)
+			}
+			for _, command := range tt.while {
+				m.IP(t, command)
+			}
+			m.Do(func() {
+				if err := m.client().env.ReturnRoutes(m.uplink, movedTable); err != nil { // as of another process
+					t.Error(err)
+				}
+			})
+			if got := strings.Count(m.IP(t, "-6 route show default"), "fe80::1"); got != tt.want {
+				t.Errorf("main has %d default routes, want %d", got, tt.want)
+			}
+		})
 	}
 }
 

@@ -24,6 +24,7 @@ type Picture struct {
 	mains     map[int]*main        // by family
 	addresses map[linkOf][]route.Address
 	since     time.Duration // of addresses
+	below     map[int]int   // by ifindex, the link whose routes a macvlan follows
 }
 
 type linkOf struct{ family, index int }
@@ -66,7 +67,7 @@ const (
 // NewPicture returns a picture that is not taken yet. isUplink reports whether a link has a lease, or is about to.
 // Of the routes that routing daemons made no more than most are followed.
 func NewPicture(kernel *route.Conn, isUplink func(index int) bool, most int) *Picture {
-	return &Picture{kernel: kernel, isUplink: isUplink, most: most, mains: make(map[int]*main)}
+	return &Picture{kernel: kernel, isUplink: isUplink, most: most, mains: make(map[int]*main), below: make(map[int]int)}
 }
 
 // Invalidate makes the picture be taken anew. A nil Picture is none.
@@ -334,6 +335,20 @@ func (p *Picture) largeMain(family int) *route.Image {
 	return p.mains[family].image
 }
 
+// toAll returns the default routes of a large main, in its order. It reports false if main is not large, or has to be
+// read again.
+func (p *Picture) toAll(family int) (routes []route.Route, known bool) {
+	image := p.largeMain(family)
+	if image == nil || p.mains[family].stale {
+		return nil, false
+	}
+	zero := netip.IPv4Unspecified()
+	if family == unix.AF_INET6 {
+		zero = netip.IPv6Unspecified()
+	}
+	return image.To(netip.PrefixFrom(zero, 0)), true
+}
+
 // to is m for one destination of a large main, which has routes.
 func (p *Picture) to(m uplink.Main, family int, routes []route.Route) uplink.Main {
 	m.Routes, m.Local = nil, nil
@@ -369,6 +384,21 @@ func (p *Picture) HasRoutes(family, index int) (bool, error) {
 		return false, err
 	}
 	return slices.ContainsFunc(m.links[index], func(r route.Route) bool { return !r.Dst.Addr().IsLinkLocalUnicast() }), nil
+}
+
+// Follows reports whether addresses on a link may use the default routes of the link below.
+func Follows(link route.Link) bool {
+	return link.Below != 0 && (link.Kind == "macvlan" || link.Kind == "ipvlan")
+}
+
+// follow has the versions of a macvlan change with the routes over the link below, too. It reports whether there is one.
+func (p *Picture) follow(link route.Link) bool {
+	if !Follows(link) {
+		delete(p.below, link.Index)
+		return false
+	}
+	p.below[link.Index] = link.Below
+	return true
 }
 
 // version is what an uplink depends on.

@@ -57,7 +57,7 @@ func (i *Installation) resolvedFile() string {
 		i.log.Debug("systemd-resolved is not told: another program tells it the name servers of the link", "program", manager)
 		return ""
 	}
-	sockets, err := os.ReadFile("/proc/net/unix")
+	sockets, err := outside.ReadFile("/proc/net/unix")
 	if err == nil && !bytes.Contains(sockets, []byte(resolvedSocket+"\n")) {
 		err = fmt.Errorf("it does not run in this network namespace (%s is not open)", resolvedSocket)
 	}
@@ -116,7 +116,10 @@ func (i *Installation) InheritServers(former *Installation) {
 
 // removeResolved removes the name servers of an address from all links, or from the one of the key.
 func (e *Env) removeResolved(u uplink.Uplink) error {
-	files, err := outside.Ask(resolvedDir, outside.Limit, func() ([]os.DirEntry, error) { return os.ReadDir(resolvedDir) })
+	files, err := outside.Ask(resolvedDir, outside.Limit, func() ([]os.DirEntry, error) {
+		outside.Reach(resolvedDir)
+		return os.ReadDir(resolvedDir)
+	})
 	if err != nil {
 		return nil // nobody was told of any
 	}

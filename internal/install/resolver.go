@@ -48,7 +48,10 @@ const resolverLock = 0
 
 // readOutside reads a file of another program, and waits for its file system as outside.Ask does.
 func readOutside(path string) ([]byte, error) {
-	return outside.Ask(filepath.Dir(path), outside.Limit, func() ([]byte, error) { return remember.ReadFile(path) })
+	return outside.Ask(filepath.Dir(path), outside.Limit, func() ([]byte, error) {
+		outside.Reach(filepath.Dir(path))
+		return remember.ReadFile(path)
+	})
 }
 
 // HasServers reports whether there is a servers-file, which may have lines of ours.
@@ -56,7 +59,10 @@ func HasServers(file string) bool {
 	if file == "" {
 		return false
 	}
-	_, err := outside.Ask(filepath.Dir(file), outside.Limit, func() (fs.FileInfo, error) { return os.Stat(file) })
+	_, err := outside.Ask(filepath.Dir(file), outside.Limit, func() (fs.FileInfo, error) {
+		outside.Reach(filepath.Dir(file))
+		return os.Stat(file)
+	})
 	return err == nil
 }
 
@@ -122,13 +128,14 @@ func (l lines) write() (changed bool, err error) {
 	if l.shared && slices.Equal(l.own, l.servers) {
 		return false, nil
 	}
+	outside.Reach(filepath.Dir(l.file))
 	if err := os.MkdirAll(filepath.Dir(l.file), 0o755); err != nil {
 		return false, fmt.Errorf("resolver lines: %w", err)
 	}
 	// The holders of other addresses write to the file, too. Where there can be no lock, as with a
 	// /run that cannot be written to, the lines are worth more.
 	unlock, err := remember.Lock(resolverLock)
-	if errors.Is(err, remember.ErrBusy) {
+	if errors.Is(err, remember.ErrBusy) || errors.Is(err, outside.ErrSilent) {
 		return false, err
 	}
 	if err == nil {
@@ -211,7 +218,7 @@ func tellDnsmasq(pidFile string) error {
 			return fmt.Errorf("tell dnsmasq: %s holds no pid", file)
 		}
 		// The file of a dnsmasq that died may name a process of somebody else by now.
-		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		comm, err := outside.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 		if err != nil || strings.TrimSpace(string(comm)) != "dnsmasq" {
 			continue
 		}

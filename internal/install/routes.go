@@ -31,18 +31,22 @@ type placer struct {
 	placed     int           // routes in the table after the last sync
 	added      int           // by the last sync
 	hasDefault bool
-	metric     uint32       // of the best default route in the table, if hasDefault
-	toAll      bool         // the plan has had a default route since the lease stands
-	down       bool         // the link is down, as of the last look
-	wasDown    bool         // it has been down since
-	went       []netip.Addr // IPv4 addresses that were deleted from it since
-	heir       bool         // a holder before this process filled the table
-	unread     bool         // what that one took out of main could not be read yet
-	unsure     bool         // holders of other addresses may not have noted yet what main lost
-	expires    int          // seconds until the first route of the table ends; 0: none does
-	filling    *filling     // of a table that a large main fills; nil: it is filled
-	looked     version      // of main, at the last look
-	seen       version      // of main, when the table was filled last
+	isBelow    bool          // that one is of the link which a macvlan is on
+	metric     uint32        // of the best default route in the table, if hasDefault
+	gateway    netip.Addr    // of that route
+	toAll      bool          // the plan has had a default route since the lease stands
+	down       bool          // the link is down, as of the last look
+	wasDown    bool          // it has been down since
+	went       []netip.Addr  // IPv4 addresses that were deleted from it since
+	heir       bool          // a holder before this process filled the table
+	unread     bool          // what that one took out of main could not be read yet
+	unsure     bool          // holders of other addresses may not have noted yet what main lost
+	expires    int           // seconds until the first route of the table ends; 0: none does
+	carried    []route.Route // default routes of ours in the table that a large main filled; nil: the table has to be read
+	below      []route.Route // of that table, the routes by the gateways of the link that a macvlan is on
+	filling    *filling      // of a table that a large main fills; nil: it is filled
+	looked     version       // of main, at the last look
+	seen       version       // of main, when the table was filled last
 }
 
 // maxLost bounds what is remembered of a link that may go down. Whoever has more routes has a daemon for them.
@@ -64,6 +68,9 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, read
 	if err != nil {
 		return m, false, false, err
 	}
+	if m.Below, err = p.defaultsBelow(u, link); err != nil {
+		return m, false, false, err
+	}
 	for _, a := range addresses {
 		ready = ready || a.Addr == u.Addr()
 		m.Addresses = append(m.Addresses, uplink.Address{Addr: a.Addr, Network: a.Network().Masked()})
@@ -81,6 +88,29 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, read
 	return m, true, ready, nil
 }
 
+// defaultsBelow returns the default routes of main, also those that move took, over the link that a macvlan is on, for an
+// address of one of that link's networks: keepalived has virtual addresses on such links, and no routes over them. The
+// client of one address does not look there.
+func (p *placer) defaultsBelow(u uplink.Uplink, link route.Link) ([]route.Route, error) {
+	picture := p.env.Picture
+	if picture == nil || !picture.follow(link) {
+		return nil, nil
+	}
+	addresses, lower, seen, err := picture.on(u, link.Below)
+	p.looked.link += seen.link
+	if err != nil || !slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Network().Contains(u.Addr()) }) {
+		return nil, err
+	}
+	taken, err := p.takenByOthers(u, link.Below)
+	var routes []route.Route
+	for _, r := range slices.Concat(lower.Routes, taken) {
+		if r.Dst.Bits() == 0 {
+			routes = append(routes, r.Legs(link.Below)...)
+		}
+	}
+	return routes, err
+}
+
 // takenByOthers returns what the holders of the link's other addresses moved out of main, which this address needs, too.
 func (p *placer) takenByOthers(u uplink.Uplink, index int) ([]route.Route, error) {
 	files, err := movedOn(u.Family(), index)
@@ -93,7 +123,7 @@ func (p *placer) takenByOthers(u uplink.Uplink, index int) ([]route.Route, error
 // place fills table; main keeps what it has until cleanMain, so that nothing is without a
 // route before the rules stand.
 func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
-	p.seen = p.looked
+	p.seen, p.carried = p.looked, nil
 	had := len(p.taken)
 	var adoptErr error // the table gets its routes all the same
 	if p.table != table || p.unread {
@@ -108,7 +138,8 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 			return adoptErr
 		}
 		p.noteLoss(u, &m, false)
-		p.noteDefault(u.Plan(m, table))
+		p.noteDefault(m, u.Plan(m, table))
+		p.below = u.ByBelow(m, table)
 		return errors.Join(adoptErr, p.standing(u, m, had), p.syncLarge(u, m, table, image))
 	}
 	p.filling = nil
@@ -122,7 +153,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	p.noteLoss(u, &m, !slices.ContainsFunc(have, func(r route.Route) bool { return ours(r) && r.Index == m.Index }))
 	err = errors.Join(adoptErr, p.standing(u, m, had))
 	plan := u.Plan(m, table)
-	p.noteDefault(plan)
+	p.noteDefault(m, plan)
 	p.expires = 0
 	for _, r := range plan {
 		p.toAll = p.toAll || r.Dst.Bits() == 0
@@ -178,7 +209,7 @@ func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
 	if len(takes) == 0 {
 		return p.withdraw(u, m)
 	}
-	have, err := p.env.Kernel.Routes(u.Family(), p.table)
+	have, err := p.defaultsOfTable(u.Family())
 	if err != nil {
 		return err
 	}
@@ -189,14 +220,19 @@ func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
 	return errors.Join(p.take(u, m.Index, takes), p.withdraw(u, m))
 }
 
-// take deletes routes from main. What somebody else has deleted meanwhile is not taken.
+// take deletes routes from main. What somebody else has deleted meanwhile is not taken. What cannot be written down stays in
+// main: a holder that comes after one that was killed could not put it back.
 func (p *placer) take(u uplink.Uplink, index int, routes []route.Route) error {
 	if len(routes) == 0 {
 		return nil
 	}
-	before := slices.Clone(p.taken)
+	before, others := slices.Clone(p.taken), slices.Clone(p.others)
 	p.env.takers.succeed(p, u, index) // the one that had done so before may have ended
 	err := p.note(u, index, routes)
+	if err != nil {
+		p.taken, p.others = before, others
+		return fmt.Errorf("leave them in main: %w", err)
+	}
 	deleted, deleteErr := p.delete(u, routes)
 	p.fresh = append(p.fresh, deleted...)
 	if len(deleted) < len(routes) {
@@ -209,7 +245,7 @@ func (p *placer) take(u uplink.Uplink, index int, routes []route.Route) error {
 // note notes routes before main loses them: a client that is killed in between leaves a file of routes that main still
 // has.
 func (p *placer) note(u uplink.Uplink, index int, routes []route.Route) error {
-	all, err := p.env.Kernel.Routes(u.Family(), unix.RT_TABLE_MAIN)
+	all, err := p.defaultsOfMain(u.Family())
 	if err != nil {
 		return err
 	}
@@ -224,7 +260,28 @@ func (p *placer) note(u uplink.Uplink, index int, routes []route.Route) error {
 }
 
 func (p *placer) delete(u uplink.Uplink, routes []route.Route) (deleted []route.Route, err error) {
-	return p.changeMain(u, routes, p.env.Kernel.DeleteRoute, "route deleted from main")
+	return p.changeMain(u, routes, func(r route.Route) (bool, error) {
+		if have, known := p.env.Picture.toAll(r.Family); known && r.Dst.Bits() == 0 {
+			return p.env.Kernel.DeleteRouteFrom(have, r)
+		}
+		return p.env.Kernel.DeleteRoute(r)
+	}, "route deleted from main")
+}
+
+// defaultsOfMain returns the default routes of main, and may return others. A large main is not read for that.
+func (p *placer) defaultsOfMain(family int) ([]route.Route, error) {
+	if routes, known := p.env.Picture.toAll(family); known {
+		return routes, nil
+	}
+	return p.env.Kernel.Routes(family, unix.RT_TABLE_MAIN)
+}
+
+// defaultsOfTable is defaultsOfMain for the table of the lease.
+func (p *placer) defaultsOfTable(family int) ([]route.Route, error) {
+	if p.carried != nil {
+		return p.carried, nil
+	}
+	return p.env.Kernel.Routes(family, p.table)
 }
 
 // changeMain adds routes to main, or deletes them, and logs each. It returns those that it changed.
@@ -284,7 +341,7 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 	p.table, p.heir = table, before.Table == table
 	p.env.takers.succeed(p, u, m.Index)
 	p.env.order.note(before.Order)
-	m.Taken = append(slices.Clone(m.Taken), p.taken...)
+	m.Taken = slices.Concat(p.taken, m.Taken) // in the order of look
 	return errors.Join(err, p.writeTaken(u, m.Index))
 }
 
@@ -357,7 +414,7 @@ func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 	if len(routes) == 0 {
 		return nil
 	}
-	now, err := p.env.Kernel.Routes(u.Family(), unix.RT_TABLE_MAIN)
+	now, err := p.defaultsOfMain(u.Family())
 	if err != nil {
 		return err
 	}

@@ -230,7 +230,8 @@ func (r *Rules) yield(leased uint32) error {
 }
 
 // Unshare deletes what another client of the address left, once that is gone. As long as it was there, neither knew
-// whether the other one needs a rule that leads elsewhere than to a table.
+// whether the other one needs a rule that leads elsewhere than to a table. table is that of the lease; 0 if there is none,
+// as of the last client that ends.
 func (r *Rules) Unshare(table uint32) error {
 	if !r.shared {
 		return nil
@@ -240,7 +241,11 @@ func (r *Rules) Unshare(table uint32) error {
 		return err
 	}
 	r.shared = false
-	return r.sync(table, r.Want(table))
+	var want []route.Rule
+	if table != 0 {
+		want = r.Want(table)
+	}
+	return r.sync(table, want)
 }
 
 // SyncRules is Kernel.SyncRules, and logs each change, with the attributes that attrs gives for a rule.

@@ -56,7 +56,7 @@ func choiceUnit(t *testing.T, m *machine, deb string) {
 
 	changes := m.ruleEvents()
 	m.sh(`kill -9 "$(systemctl show -P MainPID table-allocator-watch)"`)
-	m.wait("systemd has started it again", `[ "$(systemctl show -P NRestarts table-allocator-watch)" = 1 ]; table-allocator-client uplinks | grep "^. wan1 .* dead ("`)
+	m.wait("systemd has started it again", `[ "$(systemctl show -P NRestarts table-allocator-watch)" -ge 1 ]; table-allocator-client uplinks | grep "^. wan1 .* dead ("`)
 	unbound(2)
 	if changes := changes(); len(changes) > 0 {
 		t.Errorf("a restart after kill -9 changed rules: %q", changes)

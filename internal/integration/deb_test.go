@@ -12,7 +12,7 @@ import (
 )
 
 // plain are the machines on which a package lives.
-var plain = []nettest.Debian{{Suite: "bookworm", Packages: base}, {Suite: "trixie", Packages: base}}
+var plain = []nettest.Debian{debian("bookworm", base), debian("trixie", base)}
 
 const oldVersion, newVersion = "0.1.0~test1", "0.1.0~test2"
 

@@ -9,12 +9,13 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// Machines with programs that configure networks. Some conflict with others, so there are three kinds of machines.
+// Machines with programs that configure networks. Some conflict with others, so there are four kinds of machines.
 var (
 	managers = slices.Concat(base, []string{"network-manager", "netplan.io", "systemd-resolved", "ifupdown", "dhcpcd-base", "isc-dhcp-client",
 		"udhcpc", "ppp", "firewalld", "ufw", "keepalived", "bird2", "frr", "mptcpd", "prometheus", "wireguard-tools", "wireguard-go", "dnsmasq-base", "iputils-ping", "socat"})
-	clouds = slices.Concat(base, []string{"ifupdown2", "isc-dhcp-client", "cloud-init", "netplan.io", "amazon-ec2-net-utils"})
-	nextUp = slices.Concat(base, []string{"ifupdown-ng", "isc-dhcp-client"})
+	clouds  = slices.Concat(base, []string{"ifupdown2", "isc-dhcp-client", "cloud-init", "netplan.io", "amazon-ec2-net-utils", "ansible-core", "python3-apt", "podman", "netavark", "aardvark-dns", "crun", "mptcpd", "mptcpd-plugins"})
+	engines = slices.Concat(base, []string{"docker.io", "docker-cli"})
+	nextUp  = slices.Concat(base, []string{"ifupdown-ng", "isc-dhcp-client"})
 )
 
 // suites are the releases of Debian.
@@ -23,9 +24,19 @@ var suites = []string{"bookworm", "trixie"}
 // roots are those of all machines.
 func roots() (all []nettest.Debian) {
 	for _, suite := range suites {
-		all = append(all, nettest.Debian{Suite: suite, Packages: base}, nettest.Debian{Suite: suite, Packages: managers})
+		for _, packages := range [][]string{base, managers, clouds, engines} {
+			all = append(all, debian(suite, packages))
+		}
 	}
-	return append(all, nettest.Debian{Suite: "trixie", Packages: programs}, nettest.Debian{Suite: "trixie", Packages: clouds}, nettest.Debian{Suite: "trixie", Packages: nextUp})
+	return append(all, debian("trixie", programs), debian("trixie", nextUp))
+}
+
+// debian is a root with those of the packages that a release has.
+func debian(suite string, packages []string) nettest.Debian {
+	if suite == "bookworm" { // docker.io has the command
+		packages = slices.DeleteFunc(slices.Clone(packages), func(name string) bool { return name == "docker-cli" })
+	}
+	return nettest.Debian{Suite: suite, Packages: packages}
 }
 
 // networkd configures both uplinks.
@@ -57,20 +68,20 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "NetworkManager", files: networkManager, start: startNetworkManager,
-		then: []string{`nmcli device reapply wan2`, `nmcli --wait 60 connection down wan2; nmcli --wait 60 connection up wan2`, `systemctl restart NetworkManager`},
+		then: []string{`nmcli device reapply wan2`, reconnect, `systemctl restart NetworkManager`},
 	},
 	{
 		name: "NetworkManager by its hook", hooks: true, files: networkManager, prefixes: inet,
 		start: startNetworkManager,
-		then:  []string{`nmcli --wait 60 connection down wan2; nmcli --wait 60 connection up wan2`, `systemctl restart NetworkManager`},
+		then:  []string{reconnect, `systemctl restart NetworkManager`},
 	},
 	{
 		name: "ifupdown with dhcpcd", files: withDhcpcd, start: `rm /sbin/dhclient /sbin/udhcpc; ifup wan1 wan2`,
-		then: []string{`ifdown wan2; ifup wan2`},
+		then: []string{ifupDhcpcd},
 	},
 	{
 		name: "ifupdown with dhcpcd by its hook", hooks: true, files: withDhcpcd, start: `rm /sbin/dhclient /sbin/udhcpc; ifup wan1 wan2`,
-		then: []string{`ifdown wan2; ifup wan2`},
+		then: []string{ifupDhcpcd},
 	},
 	{
 		name: "ifupdown with dhclient", files: interfaces, start: `rm /sbin/dhcpcd /sbin/udhcpc; ifup wan1 wan2`,
@@ -101,11 +112,26 @@ var neighbours = []neighbour{
 		name: "ifupdown with aliases by its hook", hooks: true, files: aliases, prefixes: aliased, start: `ifup wan1 wan2 wan1:1 wan2:1`,
 		then: []string{`ifdown wan2:1; ifup wan2:1`},
 	},
-	{name: "ifupdown2", packages: clouds, suites: suites[1:], files: interfaces, start: `mkdir -p /run/network; ifup wan1 wan2`, then: []string{`ifreload -a`, `ifdown wan2; ifup wan2`}},
+	{name: "ifupdown2", packages: clouds, files: interfaces, start: `mkdir -p /run/network; ifup wan1 wan2`, then: []string{`ifreload -a`, `ifdown wan2; ifup wan2`}},
 	{name: "ifupdown-ng", packages: nextUp, suites: suites[1:], files: interfaces, start: `mkdir -p /run/network; ifup-ng wan1 wan2`, then: []string{`ifdown-ng wan2; ifup-ng wan2`}},
 	{
+		name: "ifupdown2 by its hook", packages: clouds, hooks: true, prefixes: statics,
+		files: map[string]string{"/etc/network/interfaces": twoFamilies("inet static", "inet6 static")}, start: `mkdir -p /run/network; ifup wan1 wan2`,
+		then: []string{`ifreload -a`, `ifdown wan2; ifup wan2`},
+	},
+	{
+		name: "ifupdown2 without families by its hook", packages: clouds, hooks: true, prefixes: statics,
+		files: map[string]string{"/etc/network/interfaces": twoFamilies("", "")}, start: `mkdir -p /run/network; ifup wan1 wan2`,
+		then: []string{`ifdown wan2; ifup wan2`},
+	},
+	{
+		name: "ifupdown-ng by its hook", packages: nextUp, suites: suites[1:], hooks: true, prefixes: statics,
+		files: map[string]string{"/etc/network/interfaces": twoFamilies("", "")}, start: `mkdir -p /run/network; ifup-ng wan1 wan2`,
+		then: []string{`ifdown-ng wan2; ifup-ng wan2`},
+	},
+	{
 		name: "firewalld", files: networkd, start: startNetworkd + `systemctl start firewalld`,
-		then: []string{`firewall-cmd --reload`, `systemctl stop firewalld`},
+		then: []string{`until firewall-cmd --reload; do sleep 1; done`, `systemctl stop firewalld`},
 	},
 	{
 		name: "ufw", files: networkd, start: startNetworkd + `ufw --force enable; ufw status | grep -q "Status: active"`,
@@ -121,6 +147,38 @@ var neighbours = []neighbour{
 		then: []string{`until ip address show wan1 | grep 10.1.0.200; do sleep 0.1; done`, `systemctl restart keepalived`},
 	},
 	{
+		name: "keepalived with addresses of their own links", start: startNetworkd + `systemctl start keepalived`,
+		files: beside(map[string]string{"/etc/keepalived/keepalived.conf": `
+			vrrp_instance one { state MASTER
+				interface wan1
+				virtual_router_id 1
+				use_vmac vrrp.1
+				virtual_ipaddress { 10.1.0.200/32 } }
+			vrrp_instance two { state MASTER
+				interface wan2
+				virtual_router_id 2
+				use_vmac vrrp.2
+				virtual_ipaddress { 10.2.0.200/32 } }
+			vrrp_instance six { state MASTER
+				interface wan2
+				virtual_router_id 2
+				use_vmac vrrp6.2
+				virtual_ipaddress {
+					fe80::200
+					fd02::200/128
+				} }`}),
+		then:     []string{`systemctl restart keepalived`, `networkctl reconfigure wan2`},
+		prefixes: []string{"10.1.0.200", "10.2.0.200", "fd02::200", "10.1.0.", "10.2.0.", "fd01:", "fd02:"},
+	},
+	{
+		name: "NetworkManager with MPTCP", files: withEndpoints(networkManager), start: `sysctl -qw net.mptcp.enabled=1` + "\n" + startNetworkManager,
+		then: []string{wantEndpoints, reconnect + "\n" + wantEndpoints},
+	},
+	{
+		name: "mptcpd", packages: clouds, suites: suites[1:], files: withEndpoints(networkd), start: startNetworkd + wantEndpoints + "\nsystemctl start mptcp", // which has none for addresses that were there
+		then: []string{wantEndpoints, `systemctl restart table-allocator-watch` + "\n" + wantEndpoints},
+	},
+	{
 		name: "bird", start: startNetworkd + `systemctl start bird`,
 		files: beside(map[string]string{"/etc/bird/bird.conf": `
 			router id 10.1.0.99;
@@ -130,7 +188,7 @@ var neighbours = []neighbour{
 			protocol kernel second { ipv4 { table further; export all; }; kernel table 777; }
 			protocol static { ipv4; route 10.99.0.0/16 via 10.1.0.1; }
 			protocol static third { ipv4 { table further; }; route 10.98.0.0/16 via 10.2.0.1; }`}),
-		then:  []string{`birdc configure`, `systemctl restart bird; until ip route show table 777 | grep 10.98; do sleep 0.1; done; until ip route | grep 10.99; do sleep 0.1; done`},
+		then:  []string{`until birdc configure; do sleep 0.1; done`, `systemctl restart bird; until ip route show table 777 | grep 10.98; do sleep 0.1; done; until ip route | grep 10.99; do sleep 0.1; done`},
 		keeps: []string{"10.99.0.0/16 via 10.1.0.1 dev wan1 proto bird"},
 	},
 	{
@@ -150,6 +208,22 @@ var neighbours = []neighbour{
 			until ip netns exec box curl --silent --max-time 3 http://` + nettest.Far4 + `/ | grep "^10.1.0."; do sleep 0.1; done`},
 	},
 	{
+		name: "podman", packages: clouds, suites: suites[1:], start: startNetworkd,
+		files: beside(map[string]string{"/etc/containers/storage.conf": "[storage]\ndriver = \"vfs\"\nrunroot = \"/run/containers\"\ngraphroot = \"/var/lib/containers\"\n"}),
+		then: []string{`mkdir /box; mount --bind / /box; podman run --detach --name box --network podman ` + contain + ` sleep 1000`,
+			`podman run --rm --network podman ` + contain + asked,
+			`podman network create further; podman run --rm --network further ` + contain + asked,
+			`podman rm --force --time 0 box; podman network rm further`},
+	},
+	{
+		name: "docker", packages: engines,
+		files: beside(map[string]string{"/etc/docker/daemon.json": `{"storage-driver": "vfs"}`}),
+		start: startNetworkd + `systemctl start docker; ` + importBox,
+		then: []string{`docker run --rm box` + asked,
+			`docker network create further; docker run --rm --network further box` + asked,
+			`systemctl restart docker; docker run --rm box ` + asked + `; docker network rm further`},
+	},
+	{
 		name: "rules of clouds and tunnels", files: networkd, start: startNetworkd,
 		then: []string{`
 			ip rule add priority 10002 from 10.2.0.99 lookup 10002; ip route add default via 10.2.0.1 dev wan2 table 10002
@@ -160,7 +234,7 @@ var neighbours = []neighbour{
 		keeps: []string{"10002:	from 10.2.0.99 lookup 10002", "5270:	from all lookup 52"},
 	},
 	{
-		name: "ec2-net-utils", packages: clouds, suites: suites[1:], start: startNetworkd,
+		name: "ec2-net-utils", packages: clouds, start: startNetworkd,
 		files: beside(map[string]string{"/run/systemd/network/wan{N}.network.d/ec2net_policy.conf": `
 			[Network]
 			DHCP=yes
@@ -175,7 +249,7 @@ var neighbours = []neighbour{
 		keeps: []string{"10001:	from 10.1.0.77 lookup 10001 proto static"},
 	},
 	{
-		name: "cloud-init", packages: clouds, suites: suites[1:],
+		name: "cloud-init", packages: clouds,
 		files: map[string]string{
 			"/etc/cloud/cloud.cfg.d/99-test.cfg":    "datasource_list: [ NoCloud ]\nsystem_info: { network: { renderers: [ netplan ] } }\n",
 			"/var/lib/cloud/seed/nocloud/meta-data": "instance-id: one\n",
@@ -194,6 +268,41 @@ ethernets:
 
 // interfaces is what ifupdown and its siblings read.
 var interfaces = map[string]string{"/etc/network/interfaces": "auto lo wan1 wan2\niface lo inet loopback\niface wan1 inet dhcp\niface wan2 inet dhcp\n"}
+
+// twoFamilies is a file of ifupdown's successors with the addresses of statics, two of each family and link. A stanza without a family may have both.
+func twoFamilies(inet, inet6 string) string {
+	text := "auto lo wan1 wan2\niface lo inet loopback\n"
+	for _, n := range []string{"1", "2"} {
+		text += expand("iface wan{N} "+inet+"\n\taddress 10.{N}.0.2/24\n\taddress 10.{N}.0.3/24\n\tgateway 10.{N}.0.1\n\tmetric {N}00\n", n)
+		if inet6 != "" {
+			text += expand("iface wan{N} "+inet6+"\n", n)
+		}
+		text += expand("\taddress fd0{N}::2/64\n\taddress fd0{N}::3/64\n\tgateway fd0{N}::1\n", n)
+	}
+	return text
+}
+
+var statics = []string{"10.1.0.2", "10.1.0.3", "10.2.0.2", "10.2.0.3", "fd01::2", "fd01::3", "fd02::2", "fd02::3"}
+
+// withEndpoints has the watch add MPTCP endpoints where no other program does.
+func withEndpoints(files map[string]string) map[string]string {
+	all := maps.Clone(files)
+	all["/etc/table-allocator/watch.json"] = `{"links": [{"ifname": "wan*", "mptcp": true}]}`
+	return all
+}
+
+// wantEndpoints waits until there are endpoints, one for each address.
+const wantEndpoints = `until ip mptcp endpoint | grep -q "^10.1.0" && ip mptcp endpoint | grep -q "^10.2.0"; do sleep 0.1; done
+	ip mptcp endpoint; [ -z "$(ip mptcp endpoint | cut -d" " -f1 | sort | uniq -d)" ]`
+
+// contain is a container with the files of the machine, which asks the Internet by the first uplink.
+const (
+	contain = `--cgroups=disabled --security-opt seccomp=unconfined --rootfs /box`
+	asked   = ` /usr/bin/curl --silent --max-time 3 --retry 20 --retry-all-errors http://` + nettest.Far4 + `/ | grep "^10.1.0."`
+)
+
+// importBox gives docker an image with a program of the machine and its libraries.
+const importBox = `tar -C / -c --dereference $(ldd /usr/bin/curl | grep -o "/[^ ]*" | cut -c2-) usr/bin/curl | docker import - box`
 
 // aliases are addresses with a label, which have the gateway of their link.
 var aliases = map[string]string{"/etc/network/interfaces": `auto lo
@@ -229,7 +338,13 @@ var networkManager = map[string]string{
 }
 
 // NetworkManager leaves links alone that are up when it starts.
-const startNetworkManager = `ip link set wan1 down; ip link set wan2 down; systemctl enable --quiet NetworkManager-dispatcher; systemctl start NetworkManager; nm-online --quiet --timeout 100`
+const startNetworkManager = `ip link set wan1 down; ip link set wan2 down; systemctl enable --quiet NetworkManager-dispatcher; systemctl start NetworkManager; nm-online --quiet --timeout 100 || :`
+
+// reconnect takes a connection down, unless it is down or on its way, and up.
+const reconnect = `nmcli --wait 60 connection down wan2 || :; ` + networkManagerUp
+
+// ifupDhcpcd configures wan2 again. dhcpcd 9 may lose the signal of ifdown; it lives on then, and the next one leaves the link to it.
+const ifupDhcpcd = `ifdown wan2; pkill -KILL -f '[d]hcpcd: .*wan2' || :; ifup wan2`
 
 // restartDhcpcd stops dhcpcd and starts another one. dhcpcd 9 may lose the SIGTERM that comes while it rebinds.
 const restartDhcpcd = `systemctl stop --no-block dhcpcd

@@ -5,8 +5,6 @@ package integration
 import (
 	"path/filepath"
 	"testing"
-
-	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // TestMakeInstall: make install on a machine that runs systemd, and make uninstall while all of it runs.
@@ -15,7 +13,7 @@ func TestMakeInstall(t *testing.T) {
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
 			t.Parallel()
-			m := boot(t, nettest.Debian{Suite: suite, Packages: base})
+			m := boot(t, debian(suite, base))
 			i := m.behind(2)
 			m.sh(`mkdir -p /root/source/bin`)
 			if err := copyModule(m.root + "/root/source"); err != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,8 +24,10 @@ import (
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// patience is how long an event may take before a test fails. It is long, because the machine may be busy.
-const patience = 2 * time.Minute
+// patience is how long an event may take before a test fails. It is longer than two leases of DHCP, after which a daemon that
+// lost an address by a race of its own has it again, and the machine may be busy. A script of a machine that takes longer than
+// scriptLimit hangs.
+const patience, scriptLimit = 6 * time.Minute, 15 * time.Minute
 
 // base are the packages of every machine.
 var base = []string{"systemd", "systemd-sysv", "udev", "dbus", "iproute2", "curl", "procps", "sqlite3", "nftables"}
@@ -35,6 +38,7 @@ type machine struct {
 	ns   *nettest.Namespace
 	pid  int    // of its systemd
 	root string // its root directory, seen from here
+	tell func() // if the test has failed, log how the machine stands, once
 }
 
 // bootScript becomes the systemd of a machine, in namespaces of its own. $1 is its root directory. The kernel's
@@ -69,6 +73,16 @@ const bootScript = `
 	pivot_root . .old; cd /; umount -l /.old
 	exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit=multi-user.target --show-status=no --log-target=journal`
 
+// stateScript says, about a machine on which a test has failed, what its programs and its kernel say, and last what ours do.
+const stateScript = `exec 2>&1; set +e
+	journalctl --no-pager --lines=150 --output=short-monotonic
+	for unit in $(systemctl --failed --plain --no-legend | cut -d" " -f1); do
+		echo "failed: $unit"; systemctl status --no-pager --lines=0 "$unit"; journalctl --no-pager --lines=40 --output=short-monotonic --unit="$unit"
+	done
+	for command in "address" "neighbour" "rule" "-6 rule" "route show table all" "-6 route show table all"; do echo "ip $command"; ip $command | grep -v "table local"; done
+	journalctl --no-pager --lines=60 --output=short-monotonic --unit="table-allocator-*"
+	for command in status history doctor; do echo "$command:"; timeout 30 table-allocator-client "$command" | tail -n 40; done`
+
 // boot boots a machine with a root of the list in roots.
 func boot(t *testing.T, d nettest.Debian) *machine {
 	t.Helper()
@@ -93,11 +107,14 @@ func boot(t *testing.T, d nettest.Debian) *machine {
 		t.Fatalf("boot %s: %v", d.Suite, err)
 	}
 	m.pid, m.root = cmd.Process.Pid, fmt.Sprintf("/proc/%d/root", cmd.Process.Pid)
-	t.Cleanup(func() {
+	m.tell = sync.OnceFunc(func() {
 		if t.Failed() {
-			journal, _ := m.try("journalctl --no-pager --lines=150 --output=short-monotonic 2>&1; ip rule; ip -6 rule; ip route; ip -6 route; ip address")
-			t.Logf("the machine:\n%s", journal)
+			state, err := m.try(stateScript)
+			t.Logf("the machine: %v\n%s", err, state)
 		}
+	})
+	t.Cleanup(func() {
+		m.tell()
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()         // killed
 		if t.Failed() && console.Len() > 0 {
@@ -121,7 +138,14 @@ func (m *machine) try(script string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second // a daemon may keep stdout
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		limit := time.AfterFunc(scriptLimit, func() { _ = cmd.Process.Kill() }) // it may have ended
+		err = cmd.Wait()
+		if !limit.Stop() {
+			err = fmt.Errorf("it hangs for %v: %w", scriptLimit, err)
+		}
+	}
 	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		return stdout.String(), fmt.Errorf("%w\n%s", err, &stderr)
 	}
@@ -138,17 +162,30 @@ func (m *machine) sh(script string, args ...string) string {
 	return out
 }
 
-// want fails the test unless a script succeeds and writes these lines, trimmed and without empty ones.
+// want runs a script until it succeeds and writes these lines, trimmed and without empty ones: a process that was told to end,
+// or a service that was told what to do, may take a moment. It fails the test if the script does not.
 func (m *machine) want(script string, want ...string) {
 	m.t.Helper()
-	var got []string
-	for line := range strings.Lines(m.sh(script)) {
-		if line = strings.TrimSpace(line); line != "" {
-			got = append(got, line)
+	var first string
+	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+		out, err := m.try(script)
+		var lines []string
+		for line := range strings.Lines(out) {
+			if line = strings.TrimSpace(line); line != "" {
+				lines = append(lines, line)
+			}
 		}
-	}
-	if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) {
-		m.t.Errorf("%s: got %q, want %q", script, got, want)
+		if err == nil && slices.Equal(lines, want) {
+			return
+		}
+		got := fmt.Sprintf("%q, %v", lines, err)
+		if first == "" {
+			first = got
+		}
+		if time.Now().After(deadline) {
+			m.t.Errorf("%s: got %s, want %q; the first time: %s", script, got, want, first)
+			return
+		}
 	}
 }
 
@@ -172,7 +209,7 @@ func (m *machine) write(path, text string, mode os.FileMode) {
 	path = m.root + path
 	err := os.MkdirAll(filepath.Dir(path), 0o755)
 	if err == nil {
-		err = os.WriteFile(path, []byte(text), mode)
+		err = nettest.WriteExecutable(path, []byte(text))
 	}
 	if err == nil {
 		err = os.Chmod(path, mode) // whatever the umask
@@ -272,6 +309,7 @@ func (m *machine) behind(uplinks int) *internet {
 		})
 	}
 	i := &internet{nettest.NewInternet(m.t, m.ns, providers...), m}
+	m.t.Cleanup(m.tell) // before its links go
 	for n, p := range providers {
 		rules := fmt.Sprintf(`
 			table inet provider {

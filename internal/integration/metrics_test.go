@@ -4,8 +4,6 @@ package integration
 
 import (
 	"testing"
-
-	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // TestMetrics: the timer's unit, in its sandbox, writes what Prometheus reads.
@@ -18,7 +16,7 @@ func TestMetrics(t *testing.T) {
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
 			t.Parallel()
-			m := boot(t, nettest.Debian{Suite: suite, Packages: managers})
+			m := boot(t, debian(suite, managers))
 			m.behind(2)
 			m.install(files[0])
 			m.sh(`systemctl enable --now table-allocator-watch`)

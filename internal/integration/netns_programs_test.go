@@ -51,7 +51,7 @@ func namespaceMachine(t *testing.T, d nettest.Debian, config string) (*machine, 
 // the address of wan2. Resolvers of the host are not asked.
 func TestNetnsPrograms(t *testing.T) {
 	t.Parallel()
-	m, i := namespaceMachine(t, nettest.Debian{Suite: "trixie", Packages: programs}, fmt.Sprintf(`{"namespaces": [{"name": "work", "ifname": "wan2", "resolv": "%s",
+	m, i := namespaceMachine(t, debian("trixie", programs), fmt.Sprintf(`{"namespaces": [{"name": "work", "ifname": "wan2", "resolv": "%s",
 		"run": [["/usr/bin/transmission-daemon", "--foreground", "--config-dir", "/run/torrents"]], "run_as": "debian-transmission"}]}`, nettest.Far4))
 	m.sh(`mkdir -p /run/far /run/torrents /run/sshd; chown debian-transmission /run/torrents; ssh-keygen -q -t ed25519 -N "" -f /run/far/host
 		install -d -o alice /home/alice/.ssh; runuser -u alice -- ssh-keygen -q -t ed25519 -N "" -f /home/alice/.ssh/id_ed25519; cp /home/alice/.ssh/id_ed25519.pub /home/alice/.ssh/authorized_keys
@@ -88,19 +88,20 @@ func TestNetnsPrograms(t *testing.T) {
 	m.sh(`cd /; runuser -u alice -- tmux -L work kill-server`)
 	// A unit of systemd in the namespace.
 	m.sh(`mkdir -p /etc/systemd/system/inside.service.d; table-allocator-client netns unit work >/etc/systemd/system/inside.service.d/netns.conf`)
-	m.write("/etc/systemd/system/inside.service", "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'curl --silent --max-time 5 http://far.test/ >/run/far/unit; cat /etc/resolv.conf >>/run/far/unit'\n", 0o644)
+	m.write("/etc/systemd/system/inside.service", "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'curl --silent --retry 20 --retry-all-errors --max-time 60 http://far.test/ >/run/far/unit; cat /etc/resolv.conf >>/run/far/unit'\n", 0o644)
 	m.sh(`systemctl daemon-reload; systemctl start inside`)
 	m.want(`cat /run/far/unit`, "10.2.0.2", "nameserver "+nettest.Far4)
 	// Socket activation: the service is away, and a user enters.
 	m.sh(`systemctl stop table-allocator-netns; systemctl enable --now table-allocator-netns.socket`)
 	m.want(`stat -c '%a %G' /run/table-allocator/netns.sock`, "660 table-allocator")
-	m.want(enter+`curl --silent --max-time 5 http://far.test/; systemctl is-active table-allocator-netns`, "10.2.0.2", "active")
+	m.want(enter+`curl --silent --max-time 5 http://far.test/`, "10.2.0.2")
+	m.wait("the service is active", `systemctl is-active table-allocator-netns`)
 }
 
 // TestNetnsOpenVPN: a real OpenVPN is the only way out of a namespace, over its uplink.
 func TestNetnsOpenVPN(t *testing.T) {
 	t.Parallel()
-	m, i := namespaceMachine(t, nettest.Debian{Suite: "trixie", Packages: programs},
+	m, i := namespaceMachine(t, debian("trixie", programs),
 		`{"namespaces": [{"name": "work", "ifname": "wan2", "vpn": "/etc/openvpn/work.conf"}]}`)
 	m.sh(`cd /etc/openvpn; for who in server client; do
 			openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=$who -keyout $who.key -out $who.crt 2>&1
@@ -140,7 +141,7 @@ func TestNetnsFirewalls(t *testing.T) {
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
 			t.Parallel()
-			m, _ := namespaceMachine(t, nettest.Debian{Suite: suite, Packages: managers}, `{}`)
+			m, _ := namespaceMachine(t, debian(suite, managers), `{}`)
 			m.sh(`systemctl start table-allocator-netns; for i in iptables ip6tables; do $i -P FORWARD DROP; done`)
 			works := `{ table-allocator-client netns exec work curl --silent --max-time 3 http://` + nettest.Far4 + `/ | grep -x 10.2.0.2 && table-allocator-client netns exec work curl --silent --max-time 3 --globoff 'http://[` + nettest.Far6 + `]/' | grep -x fd02::2; }`
 			fails := `! table-allocator-client netns exec work curl --silent --max-time 1 http://` + nettest.Far4 + `/`
@@ -161,16 +162,51 @@ func TestNetnsFirewalls(t *testing.T) {
 			m.sh(`table-allocator-client netns del work`)
 			m.want(`iptables -S | grep -i table-allocator || :; iptables -S DOCKER-USER`, "-N DOCKER-USER", "-A DOCKER-USER -j RETURN")
 			m.sh(`for i in iptables ip6tables; do $i -F; $i -X; $i -P FORWARD ACCEPT; done`)
+			// ufw, and what nftables does not show.
+			for _, with := range []struct{ name, start, chain, again, rules, end string }{
+				{"ufw", `ufw --force enable`, "ip filter FORWARD", `ufw reload`, `iptables -S FORWARD`, `ufw --force disable; for i in iptables ip6tables; do $i -F; $i -X; $i -P FORWARD ACCEPT; done`},
+				{"iptables-legacy", `for i in iptables ip6tables; do $i-legacy -P FORWARD DROP; done`, "iptables-legacy FORWARD", `true`, `iptables-legacy -S FORWARD`, `for i in iptables ip6tables; do $i-legacy -P FORWARD ACCEPT; done`},
+			} {
+				m.sh(with.start)
+				m.want(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1 | grep -c '`+with.chain+`.*has policy drop' || :`, "1")
+				m.sh(fails)
+				m.sh(`table-allocator-client netns del work; table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 --firewall accept`)
+				m.wait("it passes "+with.name, works)
+				m.sh(with.again)
+				m.wait("it passes "+with.name+" after a reload", works)
+				m.sh(`table-allocator-client netns del work`)
+				m.want(with.rules+` | grep -c table-allocator || :`, "0")
+				m.sh(with.end)
+			}
 			// firewalld.
 			// firewalld 2 looks for the way back to the address inside, and main prefers the other uplink.
 			m.sh(`sed -i 's/^IPv6_rpfilter=yes/IPv6_rpfilter=no/; s/^IPv6_rpfilter=strict/IPv6_rpfilter=loose/' /etc/firewalld/firewalld.conf; systemctl start dbus firewalld`)
 			m.want(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1`)
 			m.wait("it passes firewalld", works)
-			m.want(`firewall-cmd --get-zone-of-interface=tav1`, "table-allocator")
+			m.wait("firewalld has the link in its zone", `firewall-cmd --get-zone-of-interface=tav1 | grep -x table-allocator`) // it may start for longer than systemd says
 			m.sh(`firewall-cmd --reload`)
 			m.wait("it passes firewalld after a reload", works)
 			m.sh(`table-allocator-client netns del work`)
 			m.want(`firewall-cmd --zone=table-allocator --list-interfaces`)
 		})
 	}
+}
+
+// TestNetnsDocker: beside a real docker, whose FORWARD drops, a namespace and containers work, also after docker started again,
+// and docker's chain has nothing of ours in the end.
+func TestNetnsDocker(t *testing.T) {
+	t.Parallel()
+	m, _ := namespaceMachine(t, nettest.Debian{Suite: "trixie", Packages: engines}, `{}`)
+	m.write("/etc/docker/daemon.json", `{"storage-driver": "vfs"}`, 0o644)
+	m.sh(`systemctl start table-allocator-netns docker; ` + importBox)
+	const works, box = `table-allocator-client netns exec work curl --silent --max-time 3 http://` + nettest.Far4 + `/ | grep -x 10.2.0.2`,
+		`docker run --rm box /usr/bin/curl --version`
+	m.want(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 --ipv6 off 2>&1; iptables -S DOCKER-USER | grep -c 'tav1.*comment table-allocator'`, "2")
+	m.wait("it passes docker's chain", works)
+	m.sh(box + `; systemctl restart docker; ` + box)
+	m.wait("it passes after docker started again", works)
+	m.sh(`iptables -F DOCKER-USER; ip6tables -F DOCKER-USER 2>/dev/null || :`)
+	m.wait("the service restores its rules", works)
+	m.sh(`table-allocator-client netns del work`)
+	m.want(`iptables -S | grep -c table-allocator || :`, "0")
 }

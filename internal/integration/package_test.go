@@ -24,7 +24,7 @@ var debianArch = map[string]string{"amd64": "amd64", "arm64": "arm64", "arm": "a
 
 func TestMain(m *testing.M) {
 	if !nettest.InSandbox() && os.Geteuid() == 0 {
-		if err := nettest.MakeDebian(roots()...); err != nil {
+		if err := nettest.MakeDebian("", roots()...); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -96,41 +96,72 @@ func TestPackages(t *testing.T) {
 		t.Errorf("rpm -qlp: %v\n%s", err, out)
 	}
 	t.Run("life", func(t *testing.T) { packageLife(t, deb) })
+	t.Run("life of the rpm", func(t *testing.T) { rpmLife(t, rpm) })
+}
+
+// ownRoot gives a script a root of its own, the directory $0, below an overlay, and an uplink.
+const ownRoot = `
+	mkdir "$0"; mount -t tmpfs none "$0"; cp "$1" "$0/package.${1##*.}"; package=$0/package.${1##*.}
+	for d in etc usr var; do
+		mkdir -p "$0/$d/upper" "$0/$d/work"
+		mount -t overlay none -o "lowerdir=/$d,upperdir=$0/$d/upper,workdir=$0/$d/work" "/$d"
+	done
+	mount -t tmpfs none /run
+	ip link set lo up; ip link add wan0 type veth peer name lan0; ip link set wan0 up; ip link set lan0 up
+	ip address add 192.0.2.2/24 dev wan0; ip route add default via 192.0.2.1
+	set -x
+`
+
+// rpmLife installs the other package, installs it once more as an upgrade does, and erases it. Nothing here is a Fedora, so it
+// has no dependencies.
+func rpmLife(t *testing.T, rpm string) {
+	const script = ownRoot + `
+		rpm -U --nodeps "$package" >&2
+		rpm -V --nodeps table-allocator # modes, owners and capabilities
+		sed -i "1i // mine" /etc/table-allocator/server.json
+		mkdir -p /usr/local/lib/systemd/system; touch /usr/local/lib/systemd/system/table-allocator-watch.service
+		rpm -U --nodeps --replacepkgs "$package" 2>"$0/warnings" >&2; cat "$0/warnings" >&2; grep -o "hides the unit" "$0/warnings"
+		rm -r /usr/local/lib/systemd/system
+		head -n 1 /etc/table-allocator/server.json
+		table-allocator-server 2>/dev/null & until grep -a -q tas_socket /proc/net/unix; do sleep 0.1; done
+		table-allocator-client -4 -a 192.0.2.2 -i wan0 --routes copy
+		rpm -e table-allocator >&2; kill $!; wait
+		ip rule | grep -c "proto 116" || :
+		find /etc /usr /var /run -xdev -name "*table[-_]allocator*"; ls /etc/table-allocator`
+	wantLines(t, script, rpm, "hides the unit", "// mine", "10000", "0", "/etc/table-allocator", "/var/lib/table-allocator", "server.json.rpmsave")
+}
+
+// wantLines runs a script with a package, in namespaces of its own, and fails the test unless it writes these lines.
+func wantLines(t *testing.T, script, file string, want ...string) {
+	t.Helper()
+	cmd := exec.Command("unshare", "--mount", "--net", "--propagation", "private", "sh", "-ec", script, filepath.Join(t.TempDir(), "overlay"), file)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	got := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool { return line == "" })
+	if err != nil || fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) {
+		t.Errorf("got %q, %v, want %q\n%s", got, err, want, stderr.String())
+	}
 }
 
 // packageLife installs a package, upgrades, removes and purges it in a root of its own, without systemd.
 func packageLife(t *testing.T, deb string) {
-	const script = `
-		mkdir "$0"; mount -t tmpfs none "$0"; cp "$1" "$0/package.deb"; deb=$0/package.deb
-		for d in etc usr var; do
-			mkdir -p "$0/$d/upper" "$0/$d/work"
-			mount -t overlay none -o "lowerdir=/$d,upperdir=$0/$d/upper,workdir=$0/$d/work" "/$d"
-		done
-		mount -t tmpfs none /run
-		set -x
-		dpkg -i "$deb" >&2
+	const script = ownRoot + `
+		dpkg -i "$package" >&2
 		table-allocator-server --version
 		sed -i "1i // mine" /etc/table-allocator/server.json
 		mkdir -p /usr/local/lib/systemd/system; touch /usr/local/lib/systemd/system/table-allocator-watch.service
-		dpkg -i "$deb" 2>"$0/warnings" >&2; cat "$0/warnings" >&2; grep -o "hides the unit" "$0/warnings"
+		dpkg -i "$package" 2>"$0/warnings" >&2; cat "$0/warnings" >&2; grep -o "hides the unit" "$0/warnings"
 		rm -r /usr/local/lib/systemd/system
 		head -n 1 /etc/table-allocator/server.json
-		ip link set lo up; ip link add wan0 type veth peer name lan0; ip link set wan0 up; ip link set lan0 up
-		ip address add 192.0.2.2/24 dev wan0; ip route add default via 192.0.2.1
-		table-allocator-server 2>/dev/null & sleep 1
+		table-allocator-server 2>/dev/null & until grep -a -q tas_socket /proc/net/unix; do sleep 0.1; done
 		table-allocator-client -4 -a 192.0.2.2 -i wan0 --routes copy; ip rule | grep -c 192.0.2.2
 		dpkg -r table-allocator >&2; kill $!; wait
 		ip rule | grep -c "proto 116" || :
 		IFACE=wan0 MODE=start ADDRFAM=inet METHOD=static IF_ADDRESS=192.0.2.2 /etc/network/if-up.d/table-allocator
 		(interface=wan0 reason=BOUND; . /etc/dhcp/dhclient-enter-hooks.d/table-allocator)
+		IFNAME=wan0 IPLOCAL=192.0.2.2 USEPEERDNS=1 /etc/ppp/ip-up.d/table-allocator
 		dpkg -P table-allocator >&2
 		find /etc /usr /var /run -xdev -name "*table[-_]allocator*"`
-	cmd := exec.Command("unshare", "--mount", "--net", "--propagation", "private", "sh", "-ec", script, filepath.Join(t.TempDir(), "overlay"), deb)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	got := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool { return line == "" })
-	if want := []string{"0.1.0~test", "hides the unit", "// mine", "10000", "1", "0"}; err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("got %q, %v, want %q\n%s", got, err, want, stderr.String())
-	}
+	wantLines(t, script, deb, "0.1.0~test", "hides the unit", "// mine", "10000", "1", "0")
 }

@@ -5,8 +5,6 @@ package integration
 import (
 	"fmt"
 	"testing"
-
-	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // TestResolved: systemd-resolved is told the name servers of an address only when that is asked for, asks them by the
@@ -20,7 +18,7 @@ func TestResolved(t *testing.T) {
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
 			t.Parallel()
-			m := boot(t, nettest.Debian{Suite: suite, Packages: managers})
+			m := boot(t, debian(suite, managers))
 			i := m.behind(2)
 			m.sh(`sysctl -qw net.ipv6.conf.wan1.accept_ra=0 net.ipv6.conf.wan2.accept_ra=0`)
 			i.dhcp()

@@ -19,6 +19,9 @@ import (
 // Make lets sockets with the mark of an interface leave by the link of that name, with its addresses. With local they
 // reach networks of the host, too. That holds for all programs that are bound to the interface.
 func Make(kernel *route.Conn, m wire.Marking, ifname string, local bool) error {
+	if err := cgroup.EmptyReused(func() (bool, error) { return unused(kernel) }); err != nil {
+		return err
+	}
 	lock, err := cgroup.MakeLock()
 	if err != nil {
 		return err
@@ -28,6 +31,17 @@ func Make(kernel *route.Conn, m wire.Marking, ifname string, local bool) error {
 		return err
 	}
 	return sync(kernel, lock, m, ifname)
+}
+
+// unused reports whether nothing is bound in this network namespace.
+func unused(kernel *route.Conn) (bool, error) {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		guards, err := kernel.RulesWhere(family, func(r *route.Rule) bool { return uplink.IsGuard(*r) })
+		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) || len(guards) > 0 {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // Keep is Make for a lock that is there, with what was said of local then. A link that was added again has another
@@ -92,7 +106,7 @@ func sync(kernel *route.Conn, lock *cgroup.Lock, m wire.Marking, ifname string) 
 		}
 		local, err = localNetworks(kernel, lock, link.Index)
 		for _, l := range local {
-			allowed.Local = append(allowed.Local, l.Index)
+			allowed.Local = append(allowed.Local, cgroup.Local(l))
 		}
 		return allowed, err
 	})

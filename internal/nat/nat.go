@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net/netip"
 	"os"
 	"slices"
 
@@ -29,6 +30,11 @@ type Namespace struct {
 	Link    string   // this host's link to it
 	Uplinks []string // the links that its packets may leave by
 	Ports   []Port   // of this host, that it reaches
+
+	// Own is an address of IPv6 that packets keep on the first of the links; with As they have that prefix instead of theirs.
+	// The zero Addr: they have the address of the link.
+	Own netip.Addr
+	As  netip.Prefix
 }
 
 // Port is a port of this host.
@@ -79,6 +85,12 @@ func (r Ruleset) chains() []chain {
 		forward.add(arrivesBy(n.Link), verdict(expr.VerdictDrop))
 		forward.add(leavesBy(n.Link), isReply(), verdict(expr.VerdictAccept))
 		forward.add(leavesBy(n.Link), verdict(expr.VerdictDrop))
+		switch {
+		case n.As.IsValid():
+			post.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(n.Own), translate(n.As))
+		case n.Own.IsValid():
+			post.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(n.Own), verdict(expr.VerdictAccept))
+		}
 		post.add(arrivesBy(n.Link), []expr.Any{&expr.Masq{}})
 	}
 	for _, link := range r.Closed {
@@ -148,6 +160,31 @@ func isTo(p Port) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{protocol}},
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, p.Number)},
+	}
+}
+
+// isFrom is for packets of IPv6 from an address.
+func isFrom(addr netip.Addr) []expr.Any {
+	const source = 8 // where the header has it
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.NFPROTO_IPV6}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 16},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: addr.AsSlice()},
+	}
+}
+
+// translate gives packets the prefix instead of theirs, and replies theirs again (RFC 6296, but with a table of flows).
+func translate(prefix netip.Prefix) []expr.Any {
+	const first, last = 1, 2
+	from, to := prefix.Masked().Addr().As16(), prefix.Masked().Addr().As16()
+	for bit := prefix.Bits(); bit < 128; bit++ {
+		to[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return []expr.Any{
+		&expr.Immediate{Register: first, Data: from[:]},
+		&expr.Immediate{Register: last, Data: to[:]},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: first, RegAddrMax: last, Prefix: true},
 	}
 }
 

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,21 +106,23 @@ func (f *File) readPool(key string, value []byte) error {
 
 // read reads a namespace. name is for errors.
 func (c *Config) read(name string, text []byte) error {
+	link := ""
 	keys := []struct {
 		name string
 		into any
 		want string
 	}{
 		{"name", &c.Name, "a name"},
-		{"ifname", &c.Ifname, "the name of a link"},
+		{"ifname", &link, "the name of a link, or a pattern"},
 		{"on_loss", &c.OnLoss, `"block" or "fallback"`},
 		{"resolv", &c.Resolv, `"uplink", addresses with commas, or the absolute path of a file`},
-		{"ipv6", &c.IPv6, "true or false"},
+		{"ipv6", (*wayOf)(c), `true, false, or one of "auto", "nat", "prefix", "proxy", "npt" and "off"`},
 		{"allow", &c.Allow, "a list of users and @groups"},
 		{"host_access", &c.HostAccess, `a list of ports, as "tcp:631"`},
 		{"mask", &c.Mask, `a list of "nscd", "resolved" and "avahi"`},
 		{"start", &c.Start, `"boot", "on-demand" or "manual"`},
 		{"firewall", &c.Firewall, `"accept" or "none"`},
+		{"wiring", &c.Wiring, `"nat" or "macvlan"`},
 		{"vpn", &c.VPN, "the absolute path of a configuration of OpenVPN or WireGuard"},
 		{"run", &c.Run, "a list of commands, each a list of a path and its arguments"},
 		{"run_as", &c.RunAs, "the name of a user"},
@@ -135,6 +138,7 @@ func (c *Config) read(name string, text []byte) error {
 	if err != nil {
 		return err
 	}
+	c.SetLink(link)
 	if c.Resolv == "" {
 		c.Resolv = Uplink
 		if c.VPN != "" {
@@ -147,7 +151,7 @@ func (c *Config) read(name string, text []byte) error {
 	return nil
 }
 
-const keyNames = "name, ifname, on_loss, resolv, ipv6, allow, host_access, mask, start, firewall, vpn, run or run_as"
+const keyNames = "name, ifname, on_loss, resolv, ipv6, allow, host_access, mask, start, firewall, wiring, vpn, run or run_as"
 
 func decodeName(key string, value []byte, into *string) error {
 	if err := jsonc.Decode(key, value, into, "the name of a group"); err != nil {
@@ -217,6 +221,6 @@ func (h *Host) poolDiffers(want netip.Prefix) error {
 
 func (c Config) equal(o Config) bool {
 	same := func(a, b []string) bool { return slices.Equal(a, b) }
-	return c.Name == o.Name && c.Ifname == o.Ifname && c.OnLoss == o.OnLoss && c.Resolv == o.Resolv && c.IPv6 == o.IPv6 && same(c.Allow, o.Allow) &&
-		same(c.HostAccess, o.HostAccess) && same(c.Mask, o.Mask) && (c.Mask == nil) == (o.Mask == nil) && slices.EqualFunc(c.Run, o.Run, same) && c.RunAs == o.RunAs && c.VPN == o.VPN && c.Firewall == o.Firewall
+	return c.Name == o.Name && c.Pattern == o.Pattern && (c.Pattern != "" || c.Ifname == o.Ifname) && c.OnLoss == o.OnLoss && c.Resolv == o.Resolv && c.IPv6 == o.IPv6 && cmp.Or(c.Way, WayAuto) == cmp.Or(o.Way, WayAuto) && same(c.Allow, o.Allow) &&
+		same(c.HostAccess, o.HostAccess) && same(c.Mask, o.Mask) && (c.Mask == nil) == (o.Mask == nil) && slices.EqualFunc(c.Run, o.Run, same) && c.RunAs == o.RunAs && c.VPN == o.VPN && cmp.Or(c.Wiring, WiringNAT) == cmp.Or(o.Wiring, WiringNAT) && c.Firewall == o.Firewall
 }

@@ -43,6 +43,11 @@ func (h *Host) syncFirewalls(s State, link string, lacking *[]string) error {
 			errs = append(errs, setZone(link, true))
 		}
 	}
+	if s.Firewall == FirewallAccept {
+		if err := changeLegacies(link, true); err != nil {
+			*lacking = append(*lacking, "a way through the packet filter of another program: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+		}
+	}
 	what, err := dropping(s, link, all)
 	if err != nil {
 		return err
@@ -84,6 +89,7 @@ func dropping(s State, link string, all []nat.Foreign) (string, error) {
 			names = append(names, f.String())
 		}
 	}
+	names = append(names, legacyDrops(s, link)...)
 	if len(names) == 0 {
 		return "", nil
 	}
@@ -104,7 +110,7 @@ func (h *Host) leaveFirewalls(link string) error {
 			errs = append(errs, setZone(link, false))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, changeLegacies(link, false))...)
 }
 
 // change adds rules for a link to a chain, or deletes them. The tables of iptables get theirs from iptables, which cannot read
@@ -122,10 +128,18 @@ func change(f nat.Foreign, link string, accept bool) error {
 			return err
 		}
 	}
+	if err := changeRules(command, f.Name, link, accept); err != nil {
+		return fmt.Errorf("change %s: %w", f, err)
+	}
+	return nil
+}
+
+// changeRules adds the rules of iptables for a link to a chain, or deletes them.
+func changeRules(command, chain, link string, accept bool) error {
 	for _, match := range [][]string{{"-i", link}, {"-o", link, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"}} {
-		rule := append(append([]string{f.Name}, match...), "-m", "comment", "--comment", nat.Comment, "-j", "ACCEPT")
+		rule := append(append([]string{chain}, match...), "-m", "comment", "--comment", nat.Comment, "-j", "ACCEPT")
 		if err := changeRule(command, rule, accept); err != nil {
-			return fmt.Errorf("change %s: %w", f, err)
+			return err
 		}
 	}
 	return nil

@@ -1,12 +1,14 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
+	"reflect"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +29,7 @@ type Host struct {
 	Step       func(what string) // told of each step, for --debug
 
 	memory   memory
-	mounting sync.Mutex // the keepers and the loop of Serve mount at the same places
+	mounting sync.Mutex // two goroutines of Serve mount at the same places
 	follows  bool       // what happens later changes the namespaces, too
 	kernel   *route.Conn
 	pools    Pools
@@ -84,7 +86,7 @@ func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error
 	if _, err := h.known(cfg.Name); err == nil {
 		return nil, named(cfg.Name, ErrExists)
 	}
-	marking, err := bind.MarkingOf(ctx, h.binding(State{Config: cfg}))
+	marking, err := h.linkAndMarking(ctx, &cfg, "")
 	if err != nil {
 		return nil, named(cfg.Name, err)
 	}
@@ -110,7 +112,7 @@ func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error
 		if err := h.memory.put(s); err != nil {
 			return err
 		}
-		if lacking, err = h.sync(ctx, s, asked); err == nil {
+		if lacking, err = h.sync(ctx, &s, asked); err == nil {
 			s.Phase = Up
 			err = h.memory.put(s)
 		}
@@ -122,22 +124,34 @@ func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error
 	return lacking, named(cfg.Name, err)
 }
 
-// Set gives a namespace another uplink. Its programs stay. An error leaves it what it was.
+// Set gives a namespace another uplink, or a pattern of uplinks. Its programs stay. An error leaves it what it was.
 func (h *Host) Set(ctx context.Context, name, ifname string) (lacking []string, err error) {
 	s, err := h.known(name)
 	if err != nil {
 		return nil, named(name, err)
 	}
-	s.Ifname = ifname
+	s.SetLink(ifname)
 	return h.Change(ctx, s.Config)
 }
 
 // Change gives a namespace another configuration. Its programs stay. An error leaves it what it was.
 func (h *Host) Change(ctx context.Context, cfg Config) (lacking []string, err error) {
+	return h.change(ctx, cfg, nil)
+}
+
+// errOvertaken says that somebody changed the configuration meanwhile.
+var errOvertaken = errors.New("the namespace was changed meanwhile")
+
+// change is Change. Unless only is nil, it fails with errOvertaken if the configuration is another one by now.
+func (h *Host) change(ctx context.Context, cfg Config, only *Config) (lacking []string, err error) {
 	if err := errors.Join(cfg.Check(), cfg.checkVPNFile()); err != nil {
 		return nil, err
 	}
-	marking, err := bind.MarkingOf(ctx, h.binding(State{Config: cfg}))
+	before, err := h.known(cfg.Name)
+	if err != nil {
+		return nil, named(cfg.Name, err)
+	}
+	marking, err := h.linkAndMarking(ctx, &cfg, before.Ifname)
 	if err != nil {
 		return nil, named(cfg.Name, err)
 	}
@@ -146,8 +160,14 @@ func (h *Host) Change(ctx context.Context, cfg Config) (lacking []string, err er
 		if err = errors.Join(err, swept); err != nil {
 			return err
 		}
+		if only != nil && !reflect.DeepEqual(old.Config, *only) {
+			return errOvertaken
+		}
 		if (old.VPN == "") != (cfg.VPN == "") {
 			return errors.New("a namespace gets or loses its VPN only when it is made: delete it first")
+		}
+		if cmp.Or(old.Wiring, WiringNAT) != cmp.Or(cfg.Wiring, WiringNAT) {
+			return errors.New("a namespace gets another wiring only when it is made: delete it first")
 		}
 		s := old
 		s.Config, s.Marking = cfg, marking
@@ -159,18 +179,21 @@ func (h *Host) Change(ctx context.Context, cfg Config) (lacking []string, err er
 		if old.Ifname != s.Ifname && s.Resolv == Uplink {
 			err = h.memory.writeResolv(cfg.Name, "")
 		}
+		if err == nil && old.Ifname != s.Ifname {
+			err = disconnect(old)
+		}
 		if err == nil {
 			err = h.memory.put(s)
 		}
 		if err == nil {
-			lacking, err = h.sync(ctx, s, asked)
+			lacking, err = h.sync(ctx, &s, asked)
 		}
 		if err == nil && (old.Ifname != s.Ifname || old.VPN != s.VPN) {
-			err = h.endJobs(s.Name, func(j job) bool { return !j.VPN }) // the service begins another one
+			err = h.endJobs(s.Name, func(j job) bool { return !j.VPN && !j.Lease }) // the service begins another one
 		}
 		if err != nil {
 			undone := errors.Join(h.memory.put(old), h.memory.writeResolv(cfg.Name, string(servers)))
-			_, again := h.sync(ctx, old, unbidden)
+			_, again := h.sync(ctx, &old, unbidden)
 			return errors.Join(err, undone, again)
 		}
 		return nil
@@ -275,14 +298,15 @@ func (h *Host) remove(s State) error {
 	if err := h.memory.put(s); err != nil {
 		return err
 	}
-	p := planOf(s.Number, h.pools)
+	p := s.plan(h.pools)
 	for _, step := range []struct {
 		name string
 		do   func() error
 	}{
 		{"end its VPN and programs of the service", func() error { return h.endJobs(s.Name, func(job) bool { return false }) }},
-		{"delete the link", func() error { return h.kernel.DeleteLink(p.link) }},
+		{"delete the link", func() error { return errors.Join(disconnect(s), h.kernel.DeleteLink(p.link)) }},
 		{"delete rules in other filters", func() error { return h.leaveFirewalls(p.link) }},
+		{"answer no longer for its address", h.syncProxies},
 		{"delete rules", func() error { return h.deleteRules(p.ofNamespace) }},
 		{"delete the namespaces", func() error { return h.memory.unpin(s.Name) }},
 		{"delete resolv.conf", func() error { return removeFile(h.memory.resolvFile(s.Name)) }},
@@ -331,10 +355,10 @@ func (h *Host) sweep() error {
 	}
 	var plans []plan
 	for _, s := range states {
-		plans = append(plans, planOf(s.Number, h.pools))
+		plans = append(plans, s.plan(h.pools))
 	}
 	if err := h.deleteRules(func(r route.Rule) bool { return strayRule(r, plans) }); err != nil {
 		return err
 	}
-	return h.syncForwarding()
+	return errors.Join(h.syncProxies(), h.syncForwarding())
 }

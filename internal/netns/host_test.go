@@ -59,7 +59,7 @@ func TestNeverOpen(t *testing.T) {
 			if err := h.memory.put(s); err != nil {
 				return err
 			}
-			_, err := h.sync(context.Background(), s, asked)
+			_, err := h.sync(context.Background(), &s, asked)
 			return err
 		}
 		change(sync)

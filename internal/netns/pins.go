@@ -317,19 +317,38 @@ func isMasked(dir string) bool {
 	return err == nil && strings.Contains(last, " "+maskSource+" ")
 }
 
-// mask mounts an empty directory over one. keep is a file in it that has to be there, as a place for a mount.
-func mask(dir, keep string) error {
-	if isMasked(dir) {
+// linked are the files in maskable directories that /etc/resolv.conf may be a link to, also later: the namespace's own is
+// mounted there then.
+var linked = map[string][]string{"/run/systemd/resolve": {"resolv.conf", "stub-resolv.conf"}}
+
+// hasPlaces reports whether a mask has the files that are linked: those that an older version made have not.
+func hasPlaces(dir string) bool {
+	for _, file := range linked[dir] {
+		if !exists(filepath.Join(dir, file)) {
+			return false
+		}
+	}
+	return true
+}
+
+// mask mounts a directory over one, with nothing in it but places for mounts: those linked, and conf, if it is below.
+func mask(dir, conf string) error {
+	if isMasked(dir) && hasPlaces(dir) {
 		return nil
 	}
 	if err := unix.Mount(maskSource, dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=64k"); err != nil {
 		return fmt.Errorf("mount over %s: %w", dir, err)
 	}
-	if rest, below := strings.CutPrefix(keep, dir+"/"); below {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, rest)), 0o755); err != nil {
+	files := slices.Clone(linked[dir])
+	if rest, below := strings.CutPrefix(conf, dir+"/"); below {
+		files = append(files, rest)
+	}
+	for _, file := range files {
+		path := filepath.Join(dir, file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := os.WriteFile(keep, nil, 0o644); err != nil {
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -24,12 +25,14 @@ import (
 
 // Config is what the user says of a namespace.
 type Config struct {
-	Name   string
-	Ifname string
-	OnLoss uplink.OnLoss
-	Resolv string // Uplink, VPN, addresses with commas, or the absolute path of a file
-	IPv6   bool
-	Allow  []string // users and @groups who may enter; none: all of the group
+	Name    string
+	Ifname  string // the link
+	Pattern string // of links, one of which is Ifname: the first that has a lease; "": none
+	OnLoss  uplink.OnLoss
+	Resolv  string // Uplink, VPN, addresses with commas, or the absolute path of a file
+	IPv6    bool
+	Way     string   // of IPv6 out: WayAuto, WayNAT, WayPrefix, WayProxy or WayNPT
+	Allow   []string // users and @groups who may enter; none: all of the group
 
 	HostAccess []string   // ports of this host that programs reach, as tcp:631
 	Mask       []string   // names of maskable resolvers of this host that they do not reach; nil: all
@@ -37,6 +40,7 @@ type Config struct {
 	Run        [][]string // programs that the service runs in it
 	RunAs      string     // who they run as; "": root
 	Firewall   string     // FirewallAuto, FirewallAccept or FirewallNone
+	Wiring     string     // WiringNAT, "" too, or WiringMacvlan
 	VPN        string     // path of the configuration of a VPN, which is the only way out then; "": none
 }
 
@@ -64,6 +68,7 @@ const (
 type State struct {
 	Config
 	Number  int // of the link and the addresses
+	Inet6   network6
 	Phase   string
 	Marking wire.Marking // of the link, as the server said last
 }
@@ -89,7 +94,10 @@ func (c Config) Check() error {
 	if err := CheckName(c.Name); err != nil {
 		return err
 	}
-	if c.Ifname == "" || len(c.Ifname) >= unix.IFNAMSIZ || strings.ContainsAny(c.Ifname, "/ \n") || strings.HasPrefix(c.Ifname, nat.Prefix) {
+	if _, err := path.Match(c.Pattern, ""); err != nil {
+		return fmt.Errorf("%q is no pattern like wwan*", c.Pattern)
+	}
+	if c.Ifname == "" && c.Pattern == "" || len(c.Ifname) >= unix.IFNAMSIZ || strings.ContainsAny(c.Ifname, "/ \n") || strings.HasPrefix(c.Ifname, nat.Prefix) {
 		return fmt.Errorf("%q is no name of an uplink", c.Ifname)
 	}
 	for _, who := range c.Allow {
@@ -120,6 +128,9 @@ func (c Config) checkRest() error {
 	}
 	if !slices.Contains([]string{FirewallAuto, FirewallAccept, FirewallNone}, c.Firewall) {
 		return fmt.Errorf("firewall: want \"accept\" or \"none\", have %q", c.Firewall)
+	}
+	if err := errors.Join(c.checkWiring(), c.checkWay()); err != nil {
+		return err
 	}
 	if _, err := c.ports(); err != nil {
 		return err
@@ -198,6 +209,15 @@ func planOf(number int, pools Pools) plan {
 	return p
 }
 
+// plan is what a namespace consists of.
+func (s State) plan(pools Pools) plan {
+	p := planOf(s.Number, pools)
+	if pair := s.Inet6.Pair; pair.IsValid() {
+		p.here.inet6, p.ours.inet6 = pair, netip.PrefixFrom(pair.Addr().Next(), pair.Bits())
+	}
+	return p
+}
+
 // linkOf is this host's link to the namespace of a number.
 func linkOf(number int) string { return fmt.Sprintf("%s%d", nat.Prefix, number) }
 
@@ -258,11 +278,18 @@ func strayRule(r route.Rule, plans []plan) bool {
 func ruleset(states []State, pools Pools, closed, uplinks []string) nat.Ruleset {
 	r := nat.Ruleset{Closed: closed}
 	for _, s := range states {
-		if s.VPN != "" {
+		if !s.routed() {
 			continue
 		}
 		ports, _ := s.ports() // they were checked
-		n := nat.Namespace{Link: planOf(s.Number, pools).link, Uplinks: []string{s.Ifname}, Ports: ports}
+		p := s.plan(pools)
+		n := nat.Namespace{Link: p.link, Uplinks: []string{s.Ifname}, Ports: ports}
+		switch s.Inet6.Way {
+		case WayPrefix, WayProxy:
+			n.Own = p.ours.inet6.Addr()
+		case WayNPT:
+			n.Own, n.As = p.ours.inet6.Addr(), s.Inet6.Of
+		}
 		if s.OnLoss == uplink.Fallback {
 			others := slices.DeleteFunc(slices.Clone(uplinks), func(link string) bool { return link == s.Ifname })
 			n.Uplinks = append(n.Uplinks, others...)
@@ -277,7 +304,7 @@ func ruleset(states []State, pools Pools, closed, uplinks []string) nat.Ruleset 
 func settings(states []State, pools Pools, uplinks []string) []string {
 	links := []string{}
 	for _, s := range states {
-		if s.Phase == Deleting || s.VPN != "" {
+		if s.Phase == Deleting || !s.routed() {
 			continue
 		}
 		of := []string{planOf(s.Number, pools).link, s.Ifname}
@@ -294,7 +321,7 @@ func settings(states []State, pools Pools, uplinks []string) []string {
 	for _, link := range links {
 		paths = append(paths, "ipv4/conf/"+link+"/forwarding", "ipv6/conf/"+link+"/force_forwarding")
 	}
-	return paths
+	return append(paths, proxySettings(states)...)
 }
 
 func (c Config) checkVPN() error {

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/nat"
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -42,6 +44,9 @@ type Row struct {
 	Programs  []Program     `json:"programs"`
 	VPN       string        `json:"vpn"`           // VPNUp, VPNDown; empty: it has none
 	Handshake int64         `json:"vpn_handshake"` // of WireGuard, seconds since 1970; 0: none
+	Pattern   string        `json:"pattern"`       // of links, of which ifname is one; empty: none
+	IPv6      string        `json:"ipv6"`          // how IPv6 leaves: nat, prefix, proxy, npt, macvlan, vpn or off
+	Wiring    string        `json:"wiring"`        // nat or macvlan; vpn
 	Missing   string        `json:"missing"`       // empty: all is as it should be
 }
 
@@ -92,21 +97,29 @@ func (h *Host) row(s State, programs []Program) (Row, error) {
 	if err != nil {
 		return Row{}, err
 	}
-	p := planOf(s.Number, pools)
-	row := Row{Name: s.Name, Ifname: s.Ifname, OnLoss: s.OnLoss, State: s.Phase, Tables: []uint32{}, Resolv: s.Resolv,
-		Addresses: []string{p.ours.inet.Addr().String()}, Allow: append([]string{}, s.Allow...), Programs: []Program{}}
+	p := s.plan(pools)
+	row := Row{Name: s.Name, Ifname: s.Ifname, Pattern: s.Pattern, OnLoss: s.OnLoss, State: s.Phase, Tables: []uint32{}, Resolv: s.Resolv,
+		Addresses: []string{p.ours.inet.Addr().String()}, Allow: append([]string{}, s.Allow...), Programs: []Program{}, Wiring: cmp.Or(s.Wiring, WiringNAT)}
 	if s.VPN != "" {
 		return h.vpnRow(row, s, p, programs)
 	}
-	if s.IPv6 {
+	if row.IPv6 = WayOff; s.IPv6 {
+		if row.IPv6 = cmp.Or(s.Inet6.Way, WayNAT); !s.routed() {
+			row.IPv6 = s.Wiring
+		}
 		row.Addresses = append(row.Addresses, p.ours.inet6.Addr().String())
 	}
 	row.take(programs)
+	if !s.routed() {
+		return h.macvlanRow(row, s)
+	}
 	return row, h.inspect(&row, s, p)
 }
 
 // Leads reports whether there is a way out: a lease, or a VPN that is up.
-func (r Row) Leads() bool { return len(r.Tables) > 0 || r.VPN == VPNUp }
+func (r Row) Leads() bool {
+	return len(r.Tables) > 0 || r.VPN == VPNUp || r.Wiring == WiringMacvlan && len(r.Addresses) > 0
+}
 
 // take adds the programs that are in the namespace.
 func (r *Row) take(programs []Program) {
@@ -120,7 +133,7 @@ func (r *Row) take(programs []Program) {
 // vpnRow is row for a namespace with a VPN, which has no rules.
 func (h *Host) vpnRow(row Row, s State, p plan, programs []Program) (Row, error) {
 	row.take(programs)
-	row.Addresses, row.VPN = []string{}, VPNDown
+	row.Addresses, row.VPN, row.IPv6, row.Wiring = []string{}, VPNDown, VPN, VPN
 	if s.Phase != Up {
 		row.Missing = unfinished
 		return row, nil
@@ -266,8 +279,10 @@ func programOf(pid int) (p Program, ok bool) {
 	if err == nil && unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) == nil {
 		p.Started = time.Now().Unix() - int64(up.Sec) + ticks/userHZ
 	}
-	line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-	if err != nil {
+	line, err := outside.ReadFile(filepath.Join(dir, "cmdline"))
+	if errors.Is(err, outside.ErrSilent) {
+		line = []byte("?")
+	} else if err != nil {
 		return p, false
 	}
 	p.Command = printable(strings.TrimRight(strings.ReplaceAll(string(line), "\x00", " "), " "))

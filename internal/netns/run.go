@@ -23,6 +23,7 @@ type job struct {
 	RunAs string // who it runs as; "": root
 	PID   int
 	VPN   bool   // it is outside of the namespace
+	Lease bool   // it asks for the address of the namespace
 	Start string // when the process began, as /proc says: a pid may be another process's
 }
 
@@ -90,13 +91,23 @@ func (h *Host) EndJobs(name string) error {
 
 // Visitors lists the processes in a namespace, but for those that the service runs.
 func (h *Host) Visitors(name string) ([]Program, error) {
+	return h.without(name, func(job) bool { return true })
+}
+
+// Occupants lists the processes in a namespace, but for those that are part of it: who asks for its address.
+func (h *Host) Occupants(name string) ([]Program, error) {
+	return h.without(name, func(j job) bool { return j.Lease })
+}
+
+// without lists the processes in a namespace, but for those of jobs that are left out.
+func (h *Host) without(name string, out func(job) bool) ([]Program, error) {
 	jobs, err := h.memory.jobs(name)
 	if err != nil {
 		return nil, named(name, err)
 	}
 	ours := make(map[int]bool)
 	for _, j := range jobs {
-		if !j.runs() {
+		if !j.runs() || !out(j) {
 			continue
 		}
 		programs, err := j.session()
@@ -191,6 +202,13 @@ func (r *runner) wanted(s State) (wanted, jobs []job, err error) {
 			return nil, nil, err
 		}
 		wanted = append(wanted, job{Args: args, VPN: true})
+	}
+	if s.Wiring == WiringMacvlan {
+		args, err := leaseCommand()
+		if err != nil {
+			return nil, nil, err
+		}
+		wanted = append(wanted, job{Args: args, Lease: true})
 	}
 	for _, args := range s.Run {
 		wanted = append(wanted, job{Args: args, RunAs: s.RunAs})

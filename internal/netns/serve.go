@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -24,7 +23,6 @@ const (
 	reconcile = time.Minute            // between looks without an event
 	tryAgain  = 5 * time.Second        // after a namespace of the configuration could not be made
 	patience  = 2 * time.Second        // of one that is made, for the server
-	mountPoll = time.Second            // how long the end of a keeper may take
 )
 
 // Serve keeps all namespaces as they should be until ctx ends: it restores what other programs delete, follows the link of
@@ -69,12 +67,10 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 		}
 		failed <- err
 	})
-	keepers := make(map[string]func())
+	stop := h.keepMounts(hint, log)
 	defer func() {
 		_, _, _ = links.Close(), tables.Close(), listener.Close() // they were only read
-		for _, stop := range keepers {
-			stop()
-		}
+		stop()
 		readers.Wait()
 	}()
 	log.Info("serving namespaces")
@@ -84,8 +80,8 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 	programs := runner{host: h, log: log, ended: hint, again: make(map[string]*pause)}
 	for {
 		h.syncAll(ctx, log, warned)
+		h.followPatterns(ctx, log, warned, refused)
 		h.apply(ctx, file, log, warned, refused)
-		h.keepMounts(keepers, hint, log)
 		pause := programs.run()
 		once.Do(ready)
 		select {
@@ -152,7 +148,7 @@ func (h *Host) syncOne(ctx context.Context, s State, marking wire.Marking, log *
 	}
 	var lacking []string
 	if err == nil {
-		lacking, err = h.sync(ctx, s, unbidden)
+		lacking, err = h.sync(ctx, &s, unbidden)
 	}
 	text := ""
 	if err != nil {
@@ -192,70 +188,44 @@ func (h *Host) askMarkings(ctx context.Context) map[string]wire.Marking {
 	return markings
 }
 
-// keepMounts begins to watch the mounts of new namespaces, and ends it for those that are deleted.
-func (h *Host) keepMounts(keepers map[string]func(), hint func(), log *slog.Logger) {
-	states, err := h.memory.all()
-	if err != nil {
-		log.Error("cannot read the namespaces", "err", err)
-		return
+// keepMounts mounts again in all namespaces where other programs replace files, until stop is called.
+func (h *Host) keepMounts(hint func(), log *slog.Logger) (stop func()) {
+	const late = "what replaces resolv.conf is noticed within a minute only"
+	places, err := watchPlaces()
+	if err != nil { // others may have all there is: fs.inotify.max_user_instances and max_user_watches
+		log.Warn(late, "err", err)
+		return func() {}
 	}
-	for name, stop := range keepers {
-		if !slices.ContainsFunc(states, func(s State) bool { return s.Name == name && s.Phase == Up }) {
-			stop()
-			delete(keepers, name)
-		}
-	}
-	for _, s := range states {
-		if keepers[s.Name] != nil || s.Phase != Up {
-			continue
-		}
-		stop, err := h.memory.watchMounts(s.Name, func() {
-			if h.remount(s.Name) != nil { // the loop says why
-				hint()
-			}
-		})
-		if err != nil {
-			log.Warn("cannot watch the mounts of a namespace", "namespace", s.Name, "err", err)
-			continue
-		}
-		keepers[s.Name] = stop
-		if h.remount(s.Name) != nil { // what changed before it was watched; the loop says why
-			hint()
-		}
-	}
-}
-
-// watchMounts calls changed when the mounts of a namespace change, as when another program renames a file over a place of a
-// mount.
-func (m memory) watchMounts(name string, changed func()) (stop func(), err error) {
-	var mounts *os.File
-	if err := m.withMounts(name, func() (err error) {
-		mounts, err = os.Open("/proc/thread-self/mountinfo") // of this thread's mounts, whoever reads it
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	done := make(chan struct{})
-	var keeper sync.WaitGroup
-	keeper.Go(func() {
-		defer mounts.Close()
+	var reader sync.WaitGroup
+	reader.Go(func() {
 		for {
-			fds := []unix.PollFd{{Fd: int32(mounts.Fd()), Events: unix.POLLPRI}}
-			n, err := unix.Poll(fds, int(mountPoll/time.Millisecond))
-			select {
-			case <-done:
+			if err := places.next(); errors.Is(err, os.ErrClosed) {
 				return
-			default:
+			} else if err != nil {
+				log.Warn(late, "err", err)
+				return
 			}
-			if err == nil && n > 0 {
-				changed()
+			if h.remountAll() != nil { // the loop says why
+				hint()
 			}
 		}
 	})
 	return func() {
-		close(done)
-		keeper.Wait()
-	}, nil
+		_ = places.close() // it was only read
+		reader.Wait()
+	}
+}
+
+// remountAll mounts again, in all namespaces, what is no longer in its place.
+func (h *Host) remountAll() error {
+	states, err := h.memory.all()
+	errs := []error{err}
+	for _, s := range states {
+		if s.Phase == Up {
+			errs = append(errs, h.remount(s.Name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // leave makes namespaces wait for a lease again, since nobody will be there to open them when it comes.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -39,28 +40,45 @@ const lockNumber = 1<<62 + 1
 // lockPatience is how long a command waits for another one to end.
 const lockPatience = 30 * time.Second
 
-// lock waits for the lock of all changes.
+// lockPause is between two tries.
+const lockPause = 20 * time.Millisecond
+
+// lockWaits is the lock of who waits for that one.
+const lockWaits = lockNumber + 1
+
+// lock waits for the lock of all changes. The service, which locks for one namespace after the other, lets a command that
+// waits go first.
 func (m memory) lock() (unlock func(), err error) {
-	for deadline := time.Now().Add(lockPatience); ; time.Sleep(20 * time.Millisecond) {
+	if free, err := remember.Lock(lockWaits); err == nil {
+		free()
+	} else if errors.Is(err, remember.ErrBusy) {
+		time.Sleep(2 * lockPause)
+	}
+	waits := func() {}
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockPause) {
 		unlock, err = remember.Lock(lockNumber)
 		if !errors.Is(err, remember.ErrBusy) || time.Now().After(deadline) {
+			waits()
 			return unlock, err
+		}
+		if done, err := remember.Lock(lockWaits); err == nil { // else another one waits, too, or this one has it
+			waits = done
 		}
 	}
 }
 
 // all returns the namespaces, by name.
 func (m memory) all() ([]State, error) {
-	entries, err := os.ReadDir(string(m.dir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	files, err := m.dir.Files()
+	if err != nil {
 		return nil, err
 	}
 	var states []State
-	for _, e := range entries {
-		if CheckName(e.Name()) != nil || !e.Type().IsRegular() {
+	for _, f := range files {
+		if CheckName(f.Name()) != nil || !f.Mode().IsRegular() {
 			continue
 		}
-		s, found, err := m.get(e.Name())
+		s, found, err := m.get(f.Name())
 		if err != nil {
 			return nil, err
 		}
@@ -125,7 +143,7 @@ func (m memory) closed(want []string) ([]string, error) {
 	var links []string
 	for _, path := range want {
 		link := strings.Split(path, "/")[2]
-		ours := readSetting(path) == "0" || slices.Contains(changed, path)
+		ours := strings.HasSuffix(path, "forwarding") && (readSetting(path) == "0" || slices.Contains(changed, path))
 		if ours && !strings.HasPrefix(link, nat.Prefix) && readSetting(generalOf(path)) != "1" && !slices.Contains(links, link) {
 			links = append(links, link)
 		}
@@ -146,7 +164,7 @@ func (m memory) openLinks(want []string) error {
 	}
 	was := slices.Clone(changed)
 	for _, path := range want {
-		if readSetting(path) == "0" && !slices.Contains(changed, path) {
+		if off, _ := valuesOf(path); readSetting(path) == off && !slices.Contains(changed, path) {
 			changed = append(changed, path)
 		}
 	}
@@ -155,7 +173,7 @@ func (m memory) openLinks(want []string) error {
 			return err
 		}
 	}
-	return setUnlessGeneral(changed, "1")
+	return setUnlessGeneral(changed, true)
 }
 
 // closeLinks puts back the settings that are no longer wanted.
@@ -172,7 +190,7 @@ func (m memory) closeLinks(want []string) error {
 			unwanted = append(unwanted, path)
 		}
 	}
-	if err := setUnlessGeneral(unwanted, "0"); err != nil || len(unwanted) == 0 {
+	if err := setUnlessGeneral(unwanted, false); err != nil || len(unwanted) == 0 {
 		return err
 	}
 	return m.dir.Write(settingsFile, kept)
@@ -187,14 +205,50 @@ func (m memory) changedSettings() (changed []string, err error) {
 }
 
 // setUnlessGeneral sets settings of links, but for those of a host that forwards for others, too.
-func setUnlessGeneral(paths []string, value string) error {
+func setUnlessGeneral(paths []string, open bool) error {
 	var errs []error
 	for _, path := range paths {
-		if readSetting(generalOf(path)) != "1" {
+		value, on := valuesOf(path)
+		if open {
+			value = on
+		}
+		switch {
+		case strings.HasSuffix(path, "/proxy_ndp"):
+			errs = append(errs, writeSetting(path, value))
+		case readSetting(generalOf(path)) == "1":
+		case open && strings.HasPrefix(path, "ipv6/") && strings.HasSuffix(path, "/forwarding"):
+			errs = append(errs, keepingRouters(func() error { return writeSetting(path, value) }))
+		default:
 			errs = append(errs, writeSetting(path, value))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// valuesOf are the values of a setting before and while namespaces need it.
+func valuesOf(path string) (off, on string) {
+	if strings.HasSuffix(path, "/accept_ra") {
+		return "1", "2" // with 1 a link that forwards ignores routers
+	}
+	return "0", "1"
+}
+
+// keepingRouters calls f, which has a link forward IPv6: the kernel then deletes the default routes by routers of all links
+// whose accept_ra is 1.
+func keepingRouters(f func() error) error {
+	paths, err := filepath.Glob(sysctlRoot + "ipv6/conf/*/accept_ra")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range paths {
+		path = strings.TrimPrefix(path, sysctlRoot)
+		if readSetting(path) == "1" {
+			errs = append(errs, writeSetting(path, "2"))
+			defer func() { _ = writeSetting(path, "1") }() // 2 means the same where a link does not forward
+		}
+	}
+	return errors.Join(append(errs, f())...)
 }
 
 // generalOf is the setting of all links beside that of one.

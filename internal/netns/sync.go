@@ -26,10 +26,13 @@ const (
 )
 
 // sync makes everything what the state says. It is safe to repeat. The guard comes before anything can be sent.
-func (h *Host) sync(ctx context.Context, s State, by caller) (lacking []string, err error) {
-	p := planOf(s.Number, h.pools)
+func (h *Host) sync(ctx context.Context, state *State, by caller) (lacking []string, err error) {
+	if err := h.chooseInet6(state, &lacking); err != nil {
+		return nil, fmt.Errorf("choose its addresses of IPv6: %w", err)
+	}
+	s := *state
+	p := s.plan(h.pools)
 	var errs []error
-	isVPN := s.VPN != ""
 	for _, step := range []struct {
 		name   string
 		needed bool // by the steps after it
@@ -42,9 +45,10 @@ func (h *Host) sync(ctx context.Context, s State, by caller) (lacking []string, 
 		{"add NAT and filter", true, h.syncForwarding},
 		{"add the link", true, func() error { return h.syncLink(s, p) }},
 		{"set forwarding", true, h.syncForwarding}, // the link has settings only now
+		{"answer for its address", false, h.syncProxies},
 		{"pass other filters", false, func() error { return h.syncFirewalls(s, p.link, &lacking) }},
 	} {
-		if isVPN && step.name == "add rules" { // and NAT, filter and link: a namespace with a VPN has none of them
+		if !s.routed() && step.name == "add rules" { // and NAT, filter and link: its packets do not pass this host
 			break
 		}
 		h.Step(step.name)
@@ -55,9 +59,14 @@ func (h *Host) sync(ctx context.Context, s State, by caller) (lacking []string, 
 			}
 		}
 	}
-	if isVPN && len(errs) == 0 {
+	switch {
+	case s.routed() || len(errs) > 0:
+	case s.VPN != "":
 		h.Step("lead the VPN in")
 		errs = append(errs, h.syncVPN(s, p, &lacking))
+	default:
+		h.Step("connect it with the network")
+		errs = append(errs, h.syncMacvlan(s, &lacking))
 	}
 	return lacking, errors.Join(errs...)
 }
@@ -294,5 +303,14 @@ func syncEnd(kernel *route.Conn, index, mtu int, addrs side, inet6 bool) error {
 	if err := kernel.AddAddress(index, addrs.inet); err != nil || !inet6 {
 		return err
 	}
-	return kernel.AddAddress(index, addrs.inet6)
+	if err := kernel.AddAddress(index, addrs.inet6); err != nil {
+		return err
+	}
+	have, err := kernel.AddressesOn(unix.AF_INET6, index)
+	for _, a := range have {
+		if a.Bits == addrs.inet6.Bits() && a.Addr != addrs.inet6.Addr() { // of a prefix before
+			err = errors.Join(err, kernel.DeleteAddress(a))
+		}
+	}
+	return err
 }

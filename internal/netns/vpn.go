@@ -155,7 +155,7 @@ func (h *Host) Tunnel(name string, environment func(string) string) error {
 		if err != nil {
 			return err
 		}
-		return h.lead(s, planOf(s.Number, h.pools), t)
+		return h.lead(s, s.plan(h.pools), t)
 	}))
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,7 @@ import (
 type Debian struct {
 	Suite    string // bookworm
 	Packages []string
+	Set      string // "" or the name of the set that the root belongs to: MakeDebian makes and removes the roots of one
 }
 
 // debianRecipe is part of the key of a root. Raise it with each change of how roots are made.
@@ -26,8 +28,8 @@ const debianRecipe = 1
 
 // path returns the directory of the root, made or not.
 func (d Debian) path(cache string) string {
-	key := sha256.Sum256(fmt.Append(nil, debianRecipe, d))
-	return filepath.Join(cache, fmt.Sprintf("debian-%s-%x", d.Suite, key[:8]))
+	key := sha256.Sum256(fmt.Appendf(nil, "%d {%s %v}", debianRecipe, d.Suite, d.Packages))
+	return filepath.Join(cache, fmt.Sprintf("debian%s-%s-%x", d.Set, d.Suite, key[:8]))
 }
 
 // Dir returns the directory of a root that Make made.
@@ -41,10 +43,10 @@ func (d Debian) Dir() (string, error) {
 	return path, err
 }
 
-// MakeDebian makes the roots that are missing in the cache, and removes those that are not in the list.
+// MakeDebian makes the roots that are missing in the cache, and removes those of the set that are not in the list.
 // It installs mmdebstrap into an overlay for that, and nothing on the host. It needs root, apt-get and the
 // network, so it is called before a sandbox is entered.
-func MakeDebian(roots ...Debian) error {
+func MakeDebian(set string, roots ...Debian) error {
 	cache, err := cacheDir()
 	if err != nil {
 		return err
@@ -60,7 +62,7 @@ func MakeDebian(roots ...Debian) error {
 	if err := flock(lock, unix.LOCK_EX); err != nil {
 		return err
 	}
-	old, err := filepath.Glob(filepath.Join(cache, "debian-*-*"))
+	old, err := filepath.Glob(filepath.Join(cache, "debian"+set+"-*-*"))
 	if err != nil {
 		return err
 	}
@@ -77,7 +79,14 @@ func MakeDebian(roots ...Debian) error {
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if err := d.make(cache); err != nil {
+		err := d.make(cache)
+		for range 2 { // an archive may be changed under its reader
+			if err != nil {
+				time.Sleep(10 * time.Second)
+				err = d.make(cache)
+			}
+		}
+		if err != nil {
 			return fmt.Errorf("make a root of Debian's %s: %w", d.Suite, err)
 		}
 	}

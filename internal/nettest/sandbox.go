@@ -69,19 +69,25 @@ func Main(m *testing.M, packages ...string) {
 	if InSandbox() {
 		os.Exit(m.Run())
 	}
-	if os.Geteuid() != 0 {
-		const why = "needs root, for namespaces of its own"
-		if ci, _ := strconv.ParseBool(os.Getenv("CI")); !ci { // what is no bool is false
-			fmt.Printf("--- SKIP: every test of %s: %s\n", filepath.Base(os.Args[0]), why)
-			os.Exit(0)
-		}
-		fatal(fmt.Errorf("%s %s, and CI=true allows no skip", filepath.Base(os.Args[0]), why))
-	}
+	NeedRoot()
 	code, err := runInSandbox(packages)
 	if err != nil {
 		fatal(err)
 	}
 	exit(code)
+}
+
+// NeedRoot skips every test of a package without root, as Main does. It is for packages without a sandbox.
+func NeedRoot() {
+	if os.Geteuid() == 0 {
+		return
+	}
+	const why = "needs root, for namespaces of its own"
+	if ci, _ := strconv.ParseBool(os.Getenv("CI")); !ci { // what is no bool is false
+		fmt.Printf("--- SKIP: every test of %s: %s\n", filepath.Base(os.Args[0]), why)
+		os.Exit(0)
+	}
+	fatal(fmt.Errorf("%s %s, and CI=true allows no skip", filepath.Base(os.Args[0]), why))
 }
 
 // InSandbox reports whether the process runs in a sandbox made by Main.

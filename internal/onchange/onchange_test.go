@@ -33,7 +33,7 @@ func newDir(t *testing.T) string {
 
 func write(t *testing.T, path, text string, mode os.FileMode) string {
 	t.Helper()
-	err := os.WriteFile(path, []byte(text), mode)
+	err := nettest.WriteExecutable(path, []byte(text))
 	if err == nil {
 		err = os.Chmod(path, mode)
 	}

@@ -5,6 +5,10 @@ package outside
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -48,12 +52,15 @@ func Ask[T any](thing string, limit time.Duration, f func() (T, error)) (value T
 			}
 		}
 	}()
-	timer := time.NewTimer(limit)
+	const ticks = 10 // of which a process that was stopped, or got no processor, misses one and not all
+	timer := time.NewTicker(limit / ticks)
 	defer timer.Stop()
-	select {
-	case a := <-answered:
-		return a.value, a.err
-	case <-timer.C:
+	for range ticks {
+		select {
+		case a := <-answered:
+			return a.value, a.err
+		case <-timer.C:
+		}
 	}
 	mu.Lock()
 	defer mu.Unlock()
@@ -64,5 +71,57 @@ func Ask[T any](thing string, limit time.Duration, f func() (T, error)) (value T
 		gaveUp = true
 		silent[thing]++
 		return value, refusal
+	}
+}
+
+// ReadFile is os.ReadFile, within Limit. A process may keep what /proc shows of it from being read: by the lock of its memory,
+// or by the file system that its program is on.
+func ReadFile(path string) ([]byte, error) { return about(path, os.ReadFile) }
+
+// Stat is os.Stat, as ReadFile is os.ReadFile.
+func Stat(path string) (os.FileInfo, error) { return about(path, os.Stat) }
+
+// Readlink is os.Readlink, as ReadFile is os.ReadFile.
+func Readlink(path string) (string, error) { return about(path, os.Readlink) }
+
+func about[T any](path string, f func(path string) (T, error)) (value T, err error) {
+	if strings.HasPrefix(path, Proc+"/") { // of which there are many files: one limit for all
+		if err := Listens(Proc); err != nil {
+			return value, err
+		}
+	}
+	return Ask(path, Limit, func() (T, error) {
+		Reach(filepath.Dir(path))
+		return f(path)
+	})
+}
+
+// Proc is where the kernel shows processes.
+const Proc = "/proc"
+
+// Listens returns ErrSilent if a directory, or one above it, does not answer within Limit.
+func Listens(dir string) error {
+	_, err := Ask(dir, Limit, func() (struct{}, error) {
+		Reach(dir)
+		return struct{}{}, nil
+	})
+	return err
+}
+
+// Reach looks at a directory and at those above it, from the root on, and returns when all of them have answered. A process
+// that waits for a name in a silent directory while another process looks for that name cannot be ended, by no signal. One
+// that waits for the directory itself can be: so whoever reads below a directory that may be silent calls Reach before, within Ask.
+func Reach(dir string) {
+	var above []string
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		above = append(above, at)
+		if at == filepath.Dir(at) {
+			break
+		}
+	}
+	for _, at := range slices.Backward(above) {
+		if _, err := os.Stat(at); err != nil {
+			return // which the caller finds out, too
+		}
 	}
 }

@@ -67,10 +67,10 @@ func (t Trust) Believes(cred wire.Cred) bool {
 	if cred.UID != 0 || t.anyRoot || !t.Has(0) {
 		return t.Has(cred.UID)
 	}
-	if t.server && wire.InOwnPIDNamespace(cred.PID) {
+	if t.server && wire.InOwnPIDNamespace(cred) {
 		return true
 	}
-	standing := wire.StandingOf(cred.PID)
+	standing := wire.StandingOf(cred)
 	return standing == wire.Root || standing == wire.Hidden
 }
 
@@ -203,7 +203,7 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 				continue
 			}
 			if !trusted.Believes(d.Cred) {
-				if d.From == to && trusted.Has(d.Cred.UID) && hasEnded(d.Cred.PID, to) {
+				if d.From == to && trusted.Has(d.Cred.UID) && hasEnded(d.Cred, to) {
 					return wire.Reply{}, syscall.ECONNREFUSED
 				}
 				continue
@@ -217,9 +217,9 @@ func exchange(conn *wire.Conn, to wire.Addr, req wire.Request, trusted Trust, pa
 
 // hasEnded reports whether the process that answered from a name has ended since, and the name is nobody's: a holder
 // that is told to end answers as the last thing it does.
-func hasEnded(pid int32, name wire.Addr) bool {
+func hasEnded(sender wire.Cred, name wire.Addr) bool {
 	_, err := wire.FindOwner(name)
-	return wire.StandingOf(pid) == wire.Gone && errors.Is(err, wire.ErrNobody)
+	return wire.StandingOf(sender) == wire.Gone && errors.Is(err, wire.ErrNobody)
 }
 
 // Ask asks the holder of req.Key or, if that does not answer, a client that stands in for it. The error is ECONNREFUSED

@@ -25,12 +25,33 @@ func Ask(ctx context.Context, u Uplink, kind Kind, target netip.Addr) Answer {
 	case icmp:
 		n, err = ping(ctx, u, target)
 	case dns:
-		question := dnsQuestion(uint16(rand.Uint32()), ".", typeNS)
-		n, err = exchange(ctx, u, unix.SOCK_DGRAM, 0, netip.AddrPortFrom(target, 53), question, func(b []byte) bool { return isDNSAnswer(question, b) })
+		n, err = askResolver(ctx, u, target)
+	case gateway:
+		n, err = askGateway(ctx, u, target)
 	default:
 		n, err = knock(ctx, u, netip.AddrPortFrom(target, kind.Port))
 	}
 	return Answer{Kind: kind, Target: target, RTT: time.Since(begin), Bytes: n, Err: err}
+}
+
+// errRefused says that a resolver refuses questions, as that of a router without the Internet does.
+var errRefused = errors.New("the resolver refuses the question")
+
+// askResolver asks for the name servers of the root, and where that is refused for those of arpa: some resolvers refuse the
+// first question alone, since its answer is long.
+func askResolver(ctx context.Context, u Uplink, target netip.Addr) (n int, err error) {
+	for _, name := range []string{".", "arpa"} {
+		question, refused := dnsQuestion(uint16(rand.Uint32()), name, typeNS), false
+		size, err := exchange(ctx, u, unix.SOCK_DGRAM, 0, netip.AddrPortFrom(target, 53), question, func(b []byte) bool {
+			refused = isDNSAnswer(question, b) && refuses(b)
+			return refused || isDNSAnswer(question, b) && saysSomething(b)
+		})
+		n += size
+		if err != nil || !refused {
+			return n, err
+		}
+	}
+	return n, errRefused
 }
 
 // ping sends an echo request by a socket that needs no capability, where net.ipv4.ping_group_range permits it.
@@ -64,14 +85,15 @@ func pingWith(ctx context.Context, u Uplink, target netip.Addr, size int, whole 
 	})
 }
 
-// knock opens a TCP connection and resets it. A target that refuses the connection has answered.
+// knock opens a TCP connection and resets it. A refusal is no answer: a router without the Internet sends it in the name of any
+// target.
 func knock(ctx context.Context, u Uplink, to netip.AddrPort) (int, error) {
 	f, err := open(ctx, u, to)
 	opening := ipHeader(u.Address) + tcpOpen - tcpHeader
-	switch {
-	case errors.Is(err, unix.ECONNREFUSED):
-		return opening + ipHeader(u.Address) + tcpHeader, nil
-	case err != nil:
+	if errors.Is(err, unix.ECONNREFUSED) {
+		opening += ipHeader(u.Address) + tcpHeader
+	}
+	if err != nil {
 		return opening, err
 	}
 	return 2*opening + 2*(ipHeader(u.Address)+tcpHeader), f.Close()

@@ -124,7 +124,7 @@ func TestStatus(t *testing.T) {
 func TestPlanOf(t *testing.T) {
 	a := netip.MustParseAddr
 	all := Plan{[]netip.Addr{a("192.0.2.1"), a("2001:db8::1"), a("192.0.2.2"), a("192.0.2.3")}, DefaultKinds, nil}
-	u := Uplink{"wan0", a("10.0.0.2"), []netip.Addr{a("2001:db8::53"), a("10.0.0.53")}}
+	u := Uplink{Ifname: "wan0", Address: a("10.0.0.2"), Nameservers: []netip.Addr{a("2001:db8::53"), a("10.0.0.53")}, Gateway: a("10.0.0.1")}
 	if got := all.Of(u); len(got.Targets) != 2 || got.Targets[1] != a("192.0.2.2") || len(got.Kinds) != 3 {
 		t.Errorf("%+v, want the first two targets of the family", got)
 	}
@@ -132,6 +132,10 @@ func TestPlanOf(t *testing.T) {
 		t.Errorf("%+v, want the name server of the family, by DNS", got)
 	}
 	u.Nameservers = nil
+	if got := (Plan{Kinds: DefaultKinds}).Of(u); len(got.Targets) != 1 || got.Targets[0] != u.Gateway || !got.GatewayAlone() || !got.Asks() {
+		t.Errorf("%+v, want the gateway", got)
+	}
+	u.Gateway = netip.Addr{}
 	if got := (Plan{Kinds: DefaultKinds}).Of(u); got.Asks() {
 		t.Errorf("%+v asks nobody", got)
 	}

@@ -35,6 +35,19 @@ func isDNSAnswer(question, b []byte) bool {
 	return len(b) >= dnsHeader && len(question) >= 2 && b[0] == question[0] && b[1] == question[1] && b[2]&0x80 != 0
 }
 
+// saysSomething reports whether an answer says what a name has, or that there is no such name, or that this type of question is
+// not known there. Who refuses or fails has nobody to ask, such as the resolver of a router without the Internet.
+func saysSomething(b []byte) bool {
+	const failure = 2 // RFC 1035, section 4.1.1
+	return b[3]&0x0f != failure && !refuses(b)
+}
+
+// refuses reports whether an answer refuses the question.
+func refuses(b []byte) bool {
+	const refused = 5
+	return b[3]&0x0f == refused
+}
+
 var errNoAddress = errors.New("the name has no address of the family")
 
 // dnsAddress returns the first address of one family in an answer.

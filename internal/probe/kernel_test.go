@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,7 +139,6 @@ func TestAsk(t *testing.T) {
 			{Kind{Name: icmp}, 72, 112},
 			{Kind{Name: dns}, 134, 174}, // a question of 17 bytes, and 44 of records in the answer
 			{Kind{tcp, 80}, 200, 280},
-			{Kind{tcp, 81}, 100, 140}, // refused
 		} {
 			a := h.ask(u, test.kind, sure)
 			want := test.inet6
@@ -225,6 +226,191 @@ func TestNotPermitted(t *testing.T) {
 	h.Namespace.Sysctl(t, "net/ipv4/ping_group_range", "1 0")
 	if a := h.ask(uplinks[0], Kind{Name: icmp}, sure); !errors.Is(a.Err, unix.EACCES) {
 		t.Errorf("%v, want EACCES at once", a.Err)
+	}
+}
+
+// TestGateway: a gateway on the link answers, whether the kernel knows it or not, and what is not there does not.
+func TestGateway(t *testing.T) {
+	h := newHost(t)
+	ask := func(u Uplink, gateway string, patience time.Duration) (a Answer) {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		h.Namespace.Do(func() { a = Ask(ctx, u, Kind{Name: "gateway"}, netip.MustParseAddr(gateway)) })
+		return a
+	}
+	for n, gateway := range []string{"10.1.0.1", "fd01::1", "10.2.0.1", "fd02::1"} {
+		for _, state := range []string{"", "stale", "reachable", "failed"} {
+			if state != "" {
+				h.Namespace.IP(t, "neighbour replace "+gateway+" dev "+uplinks[n].Ifname+" lladdr "+h.lladdr(t, n/2)+" nud "+state)
+			}
+			if a := ask(uplinks[n], gateway, sure); a.Err != nil || a.Bytes == 0 {
+				t.Errorf("%s, which is %s: %+v", gateway, state, a)
+			}
+		}
+		for _, state := range []string{"permanent", "noarp"} { // the kernel asks nobody
+			h.Namespace.IP(t, "neighbour replace "+gateway+" dev "+uplinks[n].Ifname+" lladdr "+h.lladdr(t, n/2)+" nud "+state)
+			if a := ask(uplinks[n], gateway, sure); !errors.Is(a.Err, ErrUnable) {
+				t.Errorf("%s, which is %s: %+v", gateway, state, a)
+			}
+		}
+	}
+	for n, nobody := range []string{"10.1.0.77", "fd01::77", "10.2.0.77", "fe80::77"} {
+		if a := ask(uplinks[n], nobody, brief); !errors.Is(a.Err, errNoNeighbour) || errors.Is(a.Err, ErrUnable) {
+			t.Errorf("%s: %+v, want no answer", nobody, a)
+		}
+	}
+}
+
+// lladdr is the link-layer address of the router of uplink n.
+func (h host) lladdr(t *testing.T, n int) string {
+	t.Helper()
+	_, rest, _ := strings.Cut(h.Providers[n].IP(t, "link show dev lan"), "link/ether ")
+	return strings.Fields(rest)[0]
+}
+
+// TestRouterAnswers: what a router without the Internet says in place of the target is no answer.
+func TestRouterAnswers(t *testing.T) {
+	h := newHost(t)
+	for _, u := range uplinks {
+		if a := h.ask(u, Kind{tcp, 81}, sure); !errors.Is(a.Err, unix.ECONNREFUSED) {
+			t.Errorf("tcp:81 by %s, which is refused: %+v", u.Address, a)
+		}
+	}
+	question := dnsQuestion(1, ".", typeNS)
+	for code, want := range []bool{true, true, false, true, true, false} { // RFC 1035: none, format, server failure, name error, not implemented, refused
+		b := reply(question)
+		b[3] |= byte(code)
+		if !isDNSAnswer(question, b) || saysSomething(b) != want {
+			t.Errorf("an answer with code %d: %v, want %v", code, !want, want)
+		}
+	}
+}
+
+// TestResolverRefuses: a resolver that refuses the first question alone answers, and one that refuses all does not.
+func TestResolverRefuses(t *testing.T) {
+	for name, longest := range map[string]int{"all": 0, "the long answer": len(dnsQuestion(0, ".", typeNS))} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := net.ListenPacket("udp", "127.0.0.1:53")
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan struct{})
+			t.Cleanup(func() { conn.Close(); <-done })
+			go func() {
+				defer close(done)
+				buf := make([]byte, 512)
+				for {
+					n, from, err := conn.ReadFrom(buf)
+					if err != nil {
+						return
+					}
+					answer := reply(buf[:n])
+					if n == longest || longest == 0 {
+						answer[3] |= 5
+					}
+					_, _ = conn.WriteTo(answer, from) // the asker reports a lost one
+				}
+			}()
+			here := netip.MustParseAddr("127.0.0.1")
+			ctx, cancel := context.WithTimeout(context.Background(), sure)
+			defer cancel()
+			a := Ask(ctx, Uplink{Ifname: "lo", Address: here}, Kind{Name: dns}, here)
+			if want := longest == 0; errors.Is(a.Err, errRefused) != want || (a.Err == nil) == want {
+				t.Errorf("%+v", a)
+			}
+		})
+	}
+}
+
+// TestSilent: a round in which this process could ask nothing is told from one without an answer, and the next round asks by all kinds.
+func TestSilent(t *testing.T) {
+	const at = "127.0.0.1:80" // of the sandbox, in which nobody may ping
+	serveHTTP(t, at)
+	ping, knock := Kind{Name: icmp}, Kind{tcp, 80}
+	round := func(habit Habit, timeout time.Duration, kinds ...Kind) Result {
+		here := netip.MustParseAddrPort(at).Addr()
+		return Round(context.Background(), Task{Uplink: Uplink{Ifname: "lo", Address: here}, Plan: Plan{Targets: []netip.Addr{here}, Kinds: kinds}, Habit: habit, Timeout: timeout})
+	}
+	if r := round(Habit{}, sure, ping); r.Answered || !errors.Is(r.Silent, ErrUnable) || !errors.Is(r.Silent, unix.EACCES) {
+		t.Errorf("by ICMP alone, which is not permitted: %+v", r)
+	}
+	for name, u := range map[string]Uplink{
+		"an address that is being renewed": {Ifname: "lo", Address: netip.MustParseAddr("192.0.2.9")},
+		"a link that is being renamed":     {Ifname: "wan9", Address: netip.MustParseAddr("127.0.0.1")},
+	} {
+		r := Round(context.Background(), Task{Uplink: u, Plan: Plan{Targets: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Kinds: []Kind{knock}}, Timeout: sure})
+		if r.Answered || !errors.Is(r.Silent, errNotAsked) {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	if r := round(Habit{}, sure, ping, knock); !r.Answered || r.Silent != nil || r.Habit.Kind != knock {
+		t.Errorf("by ICMP, which is not permitted, and TCP: %+v", r)
+	}
+	r := round(Habit{Kind: ping}, sure, ping, knock)
+	if r.Answered || r.Silent == nil || errors.Is(r.Silent, ErrUnable) {
+		t.Errorf("by ICMP, which is not permitted any more: %+v", r)
+	}
+	if r = round(r.Habit, sure, ping, knock); !r.Answered {
+		t.Errorf("the round after that: %+v", r)
+	}
+	if r := round(Habit{}, -1, knock); r.Answered || r.Silent == nil {
+		t.Errorf("a round that was over before it began: %+v", r)
+	}
+}
+
+// TestUnasked: what this process may not do is told from what runs out and comes again.
+func TestUnasked(t *testing.T) {
+	for err, unable := range map[error]bool{unix.EACCES: true, unix.EPERM: true, unix.EAFNOSUPPORT: true, unix.EOPNOTSUPP: true, unix.EMFILE: false, unix.ENFILE: false, unix.ENOBUFS: false} {
+		if got := unasked(err); errors.Is(got, ErrUnable) != unable || errors.Is(got, errNotAsked) == unable || !errors.Is(got, err) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+}
+
+// TestStoodStill: what came while the process stood still, and the time ran out, counts.
+func TestStoodStill(t *testing.T) {
+	h := newHost(t)
+	h.Namespace.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), sure)
+		defer cancel()
+		f, err := dial(ctx, uplinks[0], unix.SOCK_STREAM, unix.IPPROTO_TCP, netip.AddrPortFrom(far(uplinks[0]), 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		raw, err := f.SyscallConn()
+		if err == nil {
+			err = connected(raw)
+		}
+		if err == nil {
+			err = f.SetDeadline(time.Unix(1, 0))
+		}
+		if err == nil {
+			err = connected(raw)
+		}
+		if err != nil {
+			t.Errorf("a connection that stands: %v", err)
+		}
+	})
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, other := os.NewFile(uintptr(pair[0]), "pair"), os.NewFile(uintptr(pair[1]), "pair")
+	defer f.Close()
+	defer other.Close()
+	if _, err := other.WriteString("answer"); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 16)
+	if err := f.SetDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if n := arrived(f, buf); string(buf[:n]) != "answer" {
+		t.Errorf("%q, want the answer", buf[:n])
+	}
+	if n := arrived(f, buf); n != 0 {
+		t.Errorf("%q, want nothing more", buf[:n])
 	}
 }
 

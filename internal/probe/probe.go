@@ -18,6 +18,7 @@ type Uplink struct {
 	Ifname      string
 	Address     netip.Addr
 	Nameservers []netip.Addr // of its network
+	Gateway     netip.Addr   // of its default route; the zero Addr: none
 }
 
 // Kind is a way to ask a target.
@@ -31,6 +32,8 @@ const (
 	icmp = "icmp"
 	dns  = "dns"
 	tcp  = "tcp"
+
+	gateway = "gateway" // no kind of a configuration: what is left to ask where nobody else is named
 )
 
 // DefaultKinds is what a round asks by, without a configuration.
@@ -117,7 +120,7 @@ type Plan struct {
 const most = 2
 
 // Of is the plan for one uplink: with the targets of its family, or where there are none, DNS to the name servers of
-// its network.
+// its network, or else the gateway on the link.
 func (p Plan) Of(u Uplink) Plan {
 	family := func(addrs []netip.Addr) (of []netip.Addr) {
 		for _, a := range addrs {
@@ -128,14 +131,23 @@ func (p Plan) Of(u Uplink) Plan {
 		return of
 	}
 	targets := family(p.Targets)
+	servers := family(u.Nameservers)
+	if len(targets)+len(servers) == 0 && u.Gateway.IsValid() {
+		return Plan{[]netip.Addr{u.Gateway}, []Kind{{Name: gateway}}, p.Page}
+	}
 	if len(targets) == 0 {
-		return Plan{family(u.Nameservers), []Kind{{Name: dns}}, p.Page}
+		return Plan{servers, []Kind{{Name: dns}}, p.Page}
 	}
 	return Plan{targets, p.Kinds, p.Page}
 }
 
 // Asks reports whether there is anything to ask.
 func (p Plan) Asks() bool { return len(p.Targets) > 0 && len(p.Kinds) > 0 }
+
+// GatewayAlone reports whether nobody beyond the gateway is asked.
+func (p Plan) GatewayAlone() bool {
+	return len(p.Kinds) == 1 && p.Kinds[0].Name == gateway && p.Page == nil
+}
 
 // text names the kinds.
 func (p Plan) text() string {

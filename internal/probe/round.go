@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -36,7 +37,13 @@ type Result struct {
 	choice.Round
 	Habit Habit
 	Bytes int
+	// Silent is why nothing was asked, so that the round says nothing of the uplink: ErrUnable, the process stood still
+	// for the whole time, or files ran out.
+	Silent error
 }
+
+// errNotAsked says that no probe left: the round was over before, or there was no socket for it.
+var errNotAsked = errors.New("no probe left")
 
 // Round asks the first target, and after half the timeout the second one. It returns at the first answer, and at the
 // timeout at the latest. A round by one kind costs two packets where the target answers.
@@ -65,13 +72,22 @@ func Round(ctx context.Context, t Task) Result {
 			running.Go(func() { answers <- t.askLater(probing, time.Duration(i)*t.Timeout/most, kind, target) })
 		}
 	}
+	asked := false
 	for range len(targets) * len(kinds) {
 		a := <-answers
 		r.Bytes += a.Bytes
+		switch {
+		case errors.Is(a.Err, ErrUnable):
+			r.Silent = a.Err
+		case errors.Is(a.Err, errNotAsked):
+			r.Silent = cmp.Or(r.Silent, a.Err)
+		default:
+			asked = true
+		}
 		if a.Err != nil || r.Answered {
 			continue
 		}
-		r.Answered, r.First, r.RTT = true, a.Target == targets[0], a.RTT
+		r.Answered, r.First, r.RTT = true, a.Target == targets[0], min(a.RTT, t.Timeout)
 		r.Habit = r.Habit.after(a.Kind, r.First)
 		enough()
 	}
@@ -89,6 +105,12 @@ func Round(ctx context.Context, t Task) Result {
 		if r.Round.Portal != choice.Unanswered && !r.Answered { // it answers, whoever it is
 			r.Answered, r.RTT = true, time.Since(begin)
 		}
+	}
+	switch {
+	case asked || r.Answered:
+		r.Silent = nil
+	case len(kinds) < len(t.Kinds): // the next round asks by the others, too
+		r.Silent, r.Habit.Kind = errNotAsked, Kind{}
 	}
 	running.Wait()
 	return r
@@ -111,10 +133,12 @@ func (h Habit) after(kind Kind, first bool) Habit {
 func (t Task) askLater(ctx context.Context, pause time.Duration, kind Kind, target netip.Addr) Answer {
 	select {
 	case <-ctx.Done():
-		return Answer{Err: ctx.Err()}
 	case <-time.After(pause):
-		return Ask(ctx, t.Uplink, kind, target)
 	}
+	if ctx.Err() != nil {
+		return Answer{Err: errNotAsked}
+	}
+	return Ask(ctx, t.Uplink, kind, target)
 }
 
 func (t Task) fetchPage(ctx context.Context) Answer {

@@ -3,8 +3,11 @@ package probe
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
+	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +27,10 @@ const (
 	tcpOpen   = 60 // of a segment that opens a connection, with its options
 )
 
+// ErrUnable says that this process may not have the socket to ask by, so that nothing has left: ping sockets are for the groups of
+// net.ipv4.ping_group_range only, which is nobody unless somebody sets it.
+var ErrUnable = errors.New("this process cannot ask")
+
 // dial connects a socket that is bound to the address and to the link of an uplink. With the address alone the packets
 // could leave by a tunnel, or by another uplink where the table of this one is empty. Its deadline is that of ctx.
 func dial(ctx context.Context, u Uplink, kind, protocol int, to netip.AddrPort) (*os.File, error) {
@@ -33,7 +40,7 @@ func dial(ctx context.Context, u Uplink, kind, protocol int, to netip.AddrPort) 
 	}
 	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return nil, unasked(os.NewSyscallError("socket", err))
 	}
 	err = os.NewSyscallError("bind to the link", unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, u.Ifname))
 	if err == nil {
@@ -44,6 +51,9 @@ func dial(ctx context.Context, u Uplink, kind, protocol int, to netip.AddrPort) 
 	}
 	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		unix.Close(fd)
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EADDRNOTAVAIL) { // its link is renamed, or its address renewed
+			err = unasked(err)
+		}
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "probe")
@@ -51,6 +61,15 @@ func dial(ctx context.Context, u Uplink, kind, protocol int, to netip.AddrPort) 
 		err = f.SetDeadline(deadline)
 	}
 	return f, err
+}
+
+// unasked says why nothing could be asked: this process may not, or files or memory ran out, which passes.
+func unasked(err error) error {
+	why := errNotAsked
+	if slices.ContainsFunc([]error{unix.EACCES, unix.EPERM, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT, unix.EOPNOTSUPP}, func(o error) bool { return errors.Is(err, o) }) {
+		why = ErrUnable
+	}
+	return fmt.Errorf("%w: %w", why, err)
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {
@@ -95,7 +114,8 @@ func exchange(ctx context.Context, u Uplink, kind, protocol int, to netip.AddrPo
 	return converse(ctx, f, header, question, isAnswer)
 }
 
-// converse sends a datagram by a socket, and waits for one that is the answer. Datagrams have a header beside their bytes.
+// converse sends a datagram by a socket, and waits for one that is the answer. Datagrams have a header beside their bytes. An
+// answer that came while the process stood still, and the time ran out, counts.
 func converse(ctx context.Context, f *os.File, header int, question []byte, isAnswer func([]byte) bool) (bytes int, err error) {
 	defer interrupt(ctx, f)()
 	if _, err := f.Write(question); err != nil {
@@ -105,14 +125,33 @@ func converse(ctx context.Context, f *os.File, header int, question []byte, isAn
 	buf := make([]byte, 1500)
 	for {
 		n, err := f.Read(buf)
-		if err != nil {
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		if late {
+			n = arrived(f, buf)
+		}
+		if err != nil && n == 0 {
 			return bytes, err
 		}
 		bytes += header + n
 		if isAnswer(buf[:n]) {
 			return bytes, nil
 		}
+		if late {
+			return bytes, err
+		}
 	}
+}
+
+// arrived reads a datagram that is there. It returns 0 if there is none.
+func arrived(f *os.File, buf []byte) (n int) {
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { // an error is that of a closed file, from which nothing is read
+			if n, _, err = unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT); err != nil {
+				n = 0
+			}
+		})
+	}
+	return n
 }
 
 // open waits until a TCP connection stands. Closing it resets it, so that nothing lingers at either end.
@@ -124,7 +163,7 @@ func open(ctx context.Context, u Uplink, to netip.AddrPort) (*os.File, error) {
 	raw, err := f.SyscallConn()
 	if err == nil {
 		stop := interrupt(ctx, f)
-		err = connected(raw.Write)
+		err = connected(raw)
 		stop()
 	}
 	if err != nil {
@@ -134,9 +173,9 @@ func open(ctx context.Context, u Uplink, to netip.AddrPort) (*os.File, error) {
 	return f, nil
 }
 
-// connected waits, by waiting until a socket can be written to, for the end of its connect.
-func connected(wait func(func(fd uintptr) bool) error) (err error) {
-	waitErr := wait(func(fd uintptr) bool {
+// connected waits for the end of a socket's connect. One that ended while the process stood still, and the time ran out, counts.
+func connected(raw syscall.RawConn) (err error) {
+	ended := func(fd uintptr) bool {
 		code, e := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		if e == nil && code != 0 {
 			e = unix.Errno(code)
@@ -151,6 +190,13 @@ func connected(wait func(func(fd uintptr) bool) error) (err error) {
 		}
 		err = e
 		return true
-	})
+	}
+	waitErr := raw.Write(ended) // until it can be written to
+	if errors.Is(waitErr, os.ErrDeadlineExceeded) {
+		late := false
+		if ctlErr := raw.Control(func(fd uintptr) { late = ended(fd) }); ctlErr == nil && late {
+			return err
+		}
+	}
 	return errors.Join(waitErr, err)
 }

@@ -36,16 +36,32 @@ type Dir string
 // Own is the directory Root/name/NAMESPACE, or one below it, where NAMESPACE is the inode number of
 // this process's network namespace. That number may be another namespace's later.
 func Own(name string, below ...string) (Dir, error) {
-	info, err := os.Stat("/proc/thread-self/ns/net")
+	inode, err := NamespaceInode()
 	if err != nil {
 		return "", err
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return "", errors.ErrUnsupported
-	}
-	path := append([]string{Root, name, strconv.FormatUint(stat.Ino, 10)}, below...)
+	path := append([]string{Root, name, strconv.FormatUint(inode, 10)}, below...)
 	return Dir(filepath.Join(path...)), nil
+}
+
+// NamespaceInode is the inode number of this process's network namespace. A socket leads to the namespace if the process has
+// CAP_NET_ADMIN, else /proc does, which may be silent or not mounted.
+func NamespaceInode() (uint64, error) {
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(socket)
+	var stat unix.Stat_t
+	if namespace, socketErr := unix.IoctlRetInt(socket, unix.SIOCGSKNS); socketErr == nil {
+		defer unix.Close(namespace)
+		err = unix.Fstat(namespace, &stat)
+		return stat.Ino, err
+	}
+	if err := unix.Stat("/proc/thread-self/ns/net", &stat); err != nil {
+		return 0, fmt.Errorf("stat /proc/thread-self/ns/net: %w", err)
+	}
+	return stat.Ino, nil
 }
 
 // Namespace tells this process's network namespace from all others since the boot, also from those of the same inode
@@ -119,9 +135,17 @@ func (d Dir) Write(name string, value any) error {
 	})
 }
 
-// ask calls f, which asks the file system of Root, and waits for it as outside.Ask does.
+// Ask calls f, which asks the file system of Root, and waits for it as outside.Ask does.
+func Ask[T any](f func() (T, error)) (T, error) {
+	return outside.Ask(Root, outside.Limit, func() (T, error) {
+		outside.Reach(Root)
+		return f()
+	})
+}
+
+// ask is Ask for what has no answer.
 func ask(f func() error) error {
-	_, err := outside.Ask(Root, outside.Limit, func() (struct{}, error) { return struct{}{}, f() })
+	_, err := Ask(func() (struct{}, error) { return struct{}{}, f() })
 	return err
 }
 
@@ -131,7 +155,7 @@ func (d Dir) Read(name string, value any) error {
 	if d == "" {
 		return fs.ErrNotExist
 	}
-	text, err := outside.Ask(Root, outside.Limit, func() ([]byte, error) {
+	text, err := Ask(func() ([]byte, error) {
 		f, err := Open(d.Path(name))
 		if err != nil {
 			return nil, err
@@ -152,7 +176,7 @@ func (d Dir) Read(name string, value any) error {
 
 // Files returns what is in the directory, files that are being written among it: their names begin with a dot.
 func (d Dir) Files() (files []fs.FileInfo, err error) {
-	return outside.Ask(Root, outside.Limit, func() (files []fs.FileInfo, err error) {
+	return Ask(func() (files []fs.FileInfo, err error) {
 		entries, err := os.ReadDir(string(d))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
@@ -178,6 +202,7 @@ func Open(path string) (*os.File, error) {
 
 // OpenAppend opens a file below Root for appending, and makes it if there is none. Nobody else can open it.
 func OpenAppend(path string) (*os.File, error) {
+	outside.Reach(filepath.Dir(path))
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -223,13 +248,15 @@ func ReadFile(path string) ([]byte, error) {
 // ErrBusy says that another process of ours has a lock.
 var ErrBusy = errors.New("another process of table-allocator holds the lock")
 
-// Lock takes lock number n of this user without waiting for it, but for the file system. The locks are in a file that nobody
-// else can open: whoever can open a file, or a directory, can lock it for ever.
+// Lock takes lock number n of this user without waiting for it. The locks are in a file that nobody else can open: whoever
+// can open a file, or a directory, can lock it for ever.
 func Lock(n uint64) (unlock func(), err error) {
-	if err := os.MkdirAll(Root, 0o755); err != nil {
-		return nil, err
-	}
-	f, err := openRegular(filepath.Join(Root, "locks"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, open)
+	f, err := Ask(func() (*os.File, error) {
+		if err := os.MkdirAll(Root, 0o755); err != nil {
+			return nil, err
+		}
+		return openRegular(filepath.Join(Root, "locks"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, open)
+	})
 	if err != nil {
 		return nil, err
 	}

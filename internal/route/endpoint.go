@@ -13,8 +13,9 @@ import (
 // Endpoint is an address from which the kernel opens further subflows of MPTCP connections, see ip-mptcp(8).
 type Endpoint struct {
 	Addr  netip.Addr
-	Index int // of the link that the subflows leave by
-	id    uint8
+	Index int    // of the link that the subflows leave by
+	Port  uint16 // that the kernel accepts subflows at; 0: none
+	ID    uint8
 }
 
 // Commands and attributes of linux/mptcp_pm.h.
@@ -28,10 +29,14 @@ const (
 	endpointID      = 2
 	endpointAddr4   = 3
 	endpointAddr6   = 4
+	endpointPort    = 5
 	endpointFlags   = 6
 	endpointIndex   = 7
 	endpointSubflow = 2
 )
+
+// The library notes the order of bytes at the first use of a netlink message, without a lock: before goroutines start.
+var _ = nl.NativeEndian()
 
 // ErrNoMPTCP says that the kernel has no MPTCP, or none with endpoints (Linux 5.7).
 var ErrNoMPTCP = errors.New("this kernel has no MPTCP")
@@ -72,11 +77,13 @@ func parseEndpoint(answer []byte) (e Endpoint, err error) {
 		for _, a := range inner {
 			switch {
 			case a.Attr.Type == endpointID && len(a.Value) >= 1:
-				e.id = a.Value[0]
+				e.ID = a.Value[0]
 			case a.Attr.Type == endpointAddr4 && len(a.Value) >= 4:
 				e.Addr = netip.AddrFrom4([4]byte(a.Value[:4]))
 			case a.Attr.Type == endpointAddr6 && len(a.Value) >= 16:
 				e.Addr = netip.AddrFrom16([16]byte(a.Value[:16]))
+			case a.Attr.Type == endpointPort && len(a.Value) >= 2:
+				e.Port = binary.NativeEndian.Uint16(a.Value)
 			case a.Attr.Type == endpointIndex && len(a.Value) >= 4:
 				e.Index = int(int32(binary.NativeEndian.Uint32(a.Value)))
 			}
@@ -112,18 +119,25 @@ func (e Endpoint) attribute() *nl.RtAttr {
 	}
 	nested.AddRtAttr(endpointFamily, binary.NativeEndian.AppendUint16(nil, family))
 	nested.AddRtAttr(kind, e.Addr.AsSlice())
-	if e.id != 0 {
-		nested.AddRtAttr(endpointID, []byte{e.id})
+	if e.ID != 0 {
+		nested.AddRtAttr(endpointID, []byte{e.ID})
 	}
 	nested.AddRtAttr(endpointFlags, nl.Uint32Attr(endpointSubflow))
 	nested.AddRtAttr(endpointIndex, nl.Uint32Attr(uint32(e.Index)))
 	return nested
 }
 
+// genericHeader is the header of a message of generic netlink, with its reserved bytes: a command and a version. nl.Genlmsg has
+// not these bytes, and reads behind itself what belongs to others.
+type genericHeader [nl.SizeofGenlmsg]byte
+
+func (h genericHeader) Len() int          { return len(h) }
+func (h genericHeader) Serialize() []byte { return h[:] }
+
 // mptcp sends a command to the kernel's path manager, and returns the answers.
 func mptcp(command uint8, flags int, attributes ...*nl.RtAttr) ([][]byte, error) {
 	ask := nl.NewNetlinkRequest(nl.GENL_ID_CTRL, 0)
-	ask.AddData(&nl.Genlmsg{Command: nl.GENL_CTRL_CMD_GETFAMILY, Version: nl.GENL_CTRL_VERSION})
+	ask.AddData(genericHeader{nl.GENL_CTRL_CMD_GETFAMILY, nl.GENL_CTRL_VERSION})
 	ask.AddData(nl.NewRtAttr(nl.GENL_CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated("mptcp_pm")))
 	answers, err := ask.Execute(unix.NETLINK_GENERIC, 0)
 	if errors.Is(err, unix.ENOENT) {
@@ -140,7 +154,7 @@ func mptcp(command uint8, flags int, attributes ...*nl.RtAttr) ([][]byte, error)
 		for _, a := range attrs {
 			if a.Attr.Type == nl.GENL_CTRL_ATTR_FAMILY_ID && len(a.Value) >= 2 {
 				req := nl.NewNetlinkRequest(int(binary.NativeEndian.Uint16(a.Value)), flags)
-				req.AddData(&nl.Genlmsg{Command: command, Version: 1})
+				req.AddData(genericHeader{command, 1})
 				for _, attribute := range attributes {
 					req.AddData(attribute)
 				}

@@ -60,6 +60,11 @@ func (w *Watcher) filter(rules []unix.SockFilter) error {
 		{Code: bpfAnswer, K: 1<<32 - 1}, // all of it
 		{Code: bpfAnswer, K: 0},
 	})
+	return w.attach(program)
+}
+
+// attach has the kernel ask a program which notifications this watcher gets.
+func (w *Watcher) attach(program []unix.SockFilter) error {
 	var err error
 	controlErr := w.conn.Control(func(fd uintptr) {
 		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})

@@ -15,6 +15,8 @@ type Link struct {
 	Carrier bool   // it is up and has one
 	Kind    string // of a virtual link: bridge, veth, dummy, wireguard ...; "" of hardware
 	Master  int    // ifindex of the bridge or bond that it is a port of, or 0
+	Below   int    // of a virtual link: the ifindex of the link of this namespace that it is on, as a macvlan or a VLAN is; or 0
+	Outside int    // as Below, if that link is of another network namespace: the ifindex there
 	Group   uint32 // as `ip link set group`
 	MTU     int    // in bytes
 	// PointToPoint is a link with one neighbour, which needs no gateway: PPP, most tunnels.
@@ -93,7 +95,7 @@ func parseLink(b []byte) (l Link, family int, err error) {
 	if len(b) < unix.SizeofIfInfomsg {
 		return Link{}, 0, errMalformed
 	}
-	var malformed bool
+	var malformed, elsewhere bool
 	flags := native.Uint32(b[8:])
 	l = Link{
 		Index:        int(int32(native.Uint32(b[4:]))),
@@ -109,6 +111,10 @@ func parseLink(b []byte) (l Link, family int, err error) {
 			l.Group = uint32Of(value)
 		case unix.IFLA_MTU:
 			l.MTU = int(uint32Of(value))
+		case unix.IFLA_LINK:
+			l.Below = int(int32(uint32Of(value)))
+		case unix.IFLA_LINK_NETNSID:
+			elsewhere = true
 		case unix.IFLA_MASTER:
 			l.Master = int(int32(uint32Of(value)))
 		case unix.IFLA_LINKINFO:
@@ -122,6 +128,12 @@ func parseLink(b []byte) (l Link, family int, err error) {
 	})
 	if malformed {
 		err = errMalformed
+	}
+	if elsewhere {
+		l.Outside, l.Below = l.Below, 0
+		if l.Outside == 0 { // before Linux 5.16 the kernel leaves out an ifindex that is the same as that of the link
+			l.Outside = l.Index
+		}
 	}
 	return l, int(b[0]), err
 }

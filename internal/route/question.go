@@ -2,6 +2,7 @@ package route
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -39,6 +40,7 @@ const (
 
 // Match returns the route of a table that the kernel finds for a packet. Where it finds none, or one that answers with
 // an error, the error is that of the kernel: ENETUNREACH, EHOSTUNREACH, EACCES or EINVAL.
+// A source that rp_filter refuses is EINVAL, also where the kernel is older and says EXDEV.
 func (c *Conn) Match(q Question) (Route, error) {
 	flags := uint32(rtmFibMatch)
 	if q.Family() == unix.AF_INET { // in IPv6 the answer always has the table, and the flag is an error
@@ -55,6 +57,9 @@ func (c *Conn) ask(q Question, flags uint32) (Route, error) {
 	msgs, err := c.request(unix.RTM_GETROUTE, 0, unix.RTM_NEWROUTE, q.encode(flags))
 	if err == nil && len(msgs) != 1 {
 		err = errMalformed
+	}
+	if errors.Is(err, unix.EXDEV) {
+		err = unix.EINVAL
 	}
 	if err != nil {
 		return Route{}, fmt.Errorf("ask for the route to %s: %w", q.Dst, err)
@@ -96,11 +101,17 @@ func (q Question) encode(flags uint32) []byte {
 // Selectors are what a rule selects by beside the fields of Rule.
 type Selectors struct {
 	TOS      uint8
-	Tunnel   bool   // packets out of a tunnel with an id: none of this host's own
-	VRF      bool   // packets of a VRF
-	Group    uint32 // with HasGroup: routes over links of this group do not count
-	HasGroup bool
-	Unknown  string // what is left: selectors that this version does not know
+	DSCP     uint8 // with DSCPMask, at the place of the TOS: Linux 6.13
+	DSCPMask uint8 // 0: any
+	// Flow labels, of IPv6; a zero mask is any. Linux 6.14.
+	FlowLabel, FlowMask uint32
+	// The bits of a single port that count; 0: all, or the range says.
+	SportMask, DportMask uint16
+	Tunnel               bool   // packets out of a tunnel with an id: none of this host's own
+	VRF                  bool   // packets of a VRF
+	Group                uint32 // with HasGroup: routes over links of this group do not count
+	HasGroup             bool
+	Unknown              string // what is left: selectors that this version does not know
 }
 
 // Selectors reads Rule.Other.
@@ -112,12 +123,24 @@ func (r Rule) Selectors() (s Selectors) {
 		case "tos":
 			n, _ := strconv.ParseUint(text, 16, 8) // parseRule wrote it
 			s.TOS = uint8(n)
+		case "dscp":
+			s.DSCP, s.DSCPMask = uint8(hexNumber(text, binary.BigEndian))<<dscpShift, allDSCP
+		case "dscp_mask": // behind dscp, since words are sorted; before Linux 6.15 there is none
+			s.DSCPMask = uint8(hexNumber(text, binary.BigEndian)) << dscpShift
+		case "flowlabel":
+			s.FlowLabel = hexNumber(text, binary.BigEndian)
+		case "flowlabel_mask":
+			s.FlowMask = hexNumber(text, binary.BigEndian)
+		case "sport_mask":
+			s.SportMask = uint16(hexNumber(text, native))
+		case "dport_mask":
+			s.DportMask = uint16(hexNumber(text, native))
 		case "tun_id":
 			s.Tunnel = true
 		case "l3mdev":
 			s.VRF = true
 		case "suppress_ifgroup":
-			s.Group = hexUint32(text)
+			s.Group = hexNumber(text, native)
 			s.HasGroup = s.Group != noSuppress
 		case "realms": // selects nothing
 		default:
@@ -128,20 +151,32 @@ func (r Rule) Selectors() (s Selectors) {
 	return s
 }
 
-// hexUint32 reads the bytes of a number in the order of the kernel.
-func hexUint32(text string) uint32 {
-	var b [4]byte
-	for i := range b {
-		if 2*i+2 > len(text) {
-			return 0
-		}
-		n, err := strconv.ParseUint(text[2*i:2*i+2], 16, 8)
-		if err != nil {
-			return 0
-		}
-		b[i] = byte(n)
+const (
+	dscpShift = 2 // of a DSCP in a TOS, below which are the bits of ECN
+	allDSCP   = 0xfc
+)
+
+// hexNumber reads the bytes of a number of up to 32 bits; what is none is 0.
+func hexNumber(text string, order binary.ByteOrder) uint32 {
+	n, err := strconv.ParseUint(text, 16, 32)
+	if err != nil {
+		return 0
 	}
-	return native.Uint32(b[:])
+	b := binary.BigEndian.AppendUint32(nil, uint32(n))
+	if len(text) == 4 {
+		return uint32(order.Uint16(b[2:]))
+	} else if len(text) == 8 {
+		return order.Uint32(b)
+	}
+	return uint32(n)
+}
+
+// Match reports whether a port is in the range or, with a mask that is not 0, has the bits of the first one; the zero Ports is any.
+func (p Ports) Match(port, mask uint16) bool {
+	if mask != 0 {
+		return (p.First^port)&mask == 0
+	}
+	return p == Ports{} || p.Has(port)
 }
 
 // MTU returns the MTU that a route has of its own, 0 if it has none.

@@ -191,6 +191,7 @@ var otherNames = map[uint16]string{
 	unix.FRA_TUN_ID: "tun_id", unix.FRA_SUPPRESS_IFGROUP: "suppress_ifgroup", unix.FRA_SUPPRESS_PREFIXLEN: "suppress_prefixlength",
 	unix.FRA_L3MDEV: "l3mdev", unix.FRA_UID_RANGE: "uidrange", unix.FRA_IP_PROTO: "ipproto", unix.FRA_SPORT_RANGE: "sport",
 	unix.FRA_DPORT_RANGE: "dport",
+	25:                   "dscp", 26: "flowlabel", 27: "flowlabel_mask", fraSportMask: "sport_mask", fraDportMask: "dport_mask", 30: "dscp_mask", // Linux 6.13 to 6.15
 }
 
 // parseRule reads the body of an RTM_NEWRULE or RTM_DELRULE.

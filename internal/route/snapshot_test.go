@@ -93,7 +93,7 @@ func TestKeepRules(t *testing.T) {
 	}
 }
 
-// TestRoutesSelected: routes on one link, and those of ours in all tables.
+// TestRoutesSelected: routes on one link, those of ours in all tables, and those to short prefixes.
 func TestRoutesSelected(t *testing.T) {
 	n, c, index, _ := uplink(t)
 	n.IP(t, "link add other type veth peer name far")
@@ -105,6 +105,13 @@ func TestRoutesSelected(t *testing.T) {
 		"route add unreachable 203.0.113.0/26 table 10001 protocol 116",
 		"route add 203.0.113.0/27 dev other table 10000 protocol 200",
 		"-6 route add 2001:db8:77::/64 dev other table 10000 protocol 116",
+		"route add default dev other metric 7",
+		"route add 0.0.0.0/1 dev other",
+		"route add unreachable 128.0.0.0/1",
+		"route add 128.0.0.0/2 dev other",
+		"-6 route add default dev other metric 7",
+		"-6 route add 8000::/1 dev other",
+		"-6 route add 2000::/3 dev other",
 	} {
 		n.IP(t, args)
 	}
@@ -117,6 +124,11 @@ func TestRoutesSelected(t *testing.T) {
 		}
 		if got, err := c.RoutesOn(family, unix.RT_TABLE_MAIN, 1<<30); err != nil || len(got) > 0 {
 			t.Errorf("RoutesOn a link that is not there: %d routes, %v", len(got), err)
+		}
+		got, err = c.Wide(family, unix.RT_TABLE_MAIN, 1)
+		want = slices.DeleteFunc(slices.Clone(all), func(r Route) bool { return r.Dst.Bits() > 1 })
+		if err != nil || lines(got) != lines(want) || len(got) < 2 {
+			t.Errorf("Wide of family %d: %v\n%swant\n%s", family, err, lines(got), lines(want))
 		}
 		want = slices.DeleteFunc(mustRoutes(t, c, family, 0), func(r Route) bool { return r.Protocol != Protocol })
 		got = nil

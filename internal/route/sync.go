@@ -111,6 +111,12 @@ func (c *Conn) DeleteRoute(r Route) (deleted bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("delete route %q: %w", r, err)
 	}
+	return c.DeleteRouteFrom(have, r)
+}
+
+// DeleteRouteFrom is DeleteRoute for a caller that knows the routes to r's destination in its table, have.
+func (c *Conn) DeleteRouteFrom(have []Route, r Route) (deleted bool, err error) {
+	r = r.normal()
 	if !slices.ContainsFunc(have, r.Equal) {
 		return false, nil
 	}
@@ -144,29 +150,7 @@ func (c *Conn) SyncRoutes(family int, table uint32, want []Route) (added, delete
 
 // SyncRoutesFrom is SyncRoutes for a caller that has just read the table's routes, have.
 func (c *Conn) SyncRoutesFrom(have []Route, family int, table uint32, want []Route) (added, deleted []Route, err error) {
-	wanted := make(map[Route]bool, len(want))
-	taken := make(map[place]bool, len(want))
-	var puts []Route
-	var invalid []error
-	for _, r := range want {
-		r = r.normal()
-		err := r.check()
-		switch {
-		case err != nil:
-		case r.Family != family || r.Table != table || r.Protocol != Protocol:
-			err = fmt.Errorf("is not for family %d and table %d, or not ours", family, table)
-		case wanted[r.key()]:
-			continue
-		case taken[r.place()]:
-			err = errors.New("another route is wanted in its place")
-		}
-		if err != nil {
-			invalid = append(invalid, fmt.Errorf("add route %q: %w", r, err))
-			continue
-		}
-		wanted[r.key()], taken[r.place()] = true, true
-		puts = append(puts, r)
-	}
+	puts, wanted, invalid := distinct(family, table, want)
 	slices.SortStableFunc(puts, linksFirst)
 
 	var first []Route
@@ -185,53 +169,93 @@ func (c *Conn) SyncRoutesFrom(have []Route, family int, table uint32, want []Rou
 		for _, r := range have {
 			to[r.Dst] = append(to[r.Dst], r)
 		}
-		refused := slices.Clone(invalid)
-		settled := true
-		added := c.routesTogether(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, puts, func(r Route) bool {
-			return !slices.ContainsFunc(to[r.Dst], func(h Route) bool { return h.place() == r.place() })
-		})
-		for i, r := range puts {
-			if added[i] {
-				settled = false
-				continue
-			}
-			changed, err := c.put(to[r.Dst], r)
-			settled = settled && !changed
-			if err != nil {
-				refused = append(refused, err)
-			}
-		}
-		if !settled {
+		changed, refused := c.putAll(to, puts)
+		if changed {
 			continue // what is stale is looked up anew: some of it was replaced
 		}
 		// What was dumped last still holds, as nothing was added.
 		stale := slices.DeleteFunc(slices.Clone(have), func(r Route) bool { return r.Protocol != Protocol || wanted[r.key()] })
-		deleted := c.routesTogether(unix.RTM_DELROUTE, 0, stale, func(r Route) bool {
-			return !slices.ContainsFunc(to[r.Dst], func(h Route) bool { return r.hits(h) && !h.Equal(r) })
-		})
-		for i, r := range stale {
-			if deleted[i] {
-				settled = false
-				to[r.Dst] = slices.DeleteFunc(to[r.Dst], r.Equal)
-			}
-		}
-		for i, r := range stale {
-			if deleted[i] {
-				continue
-			}
-			if _, err := c.remove(to[r.Dst], r); err != nil {
-				refused = append(refused, err)
-				continue
-			}
-			settled = false
-			to[r.Dst] = slices.DeleteFunc(to[r.Dst], r.Equal)
-		}
+		changed, kept := c.removeAll(to, stale)
 		// Only a look tells that all is as it was meant: other programs change routes, too.
-		if settled {
-			return oursBeyond(have, first), oursBeyond(first, have), errors.Join(refused...)
+		if !changed {
+			return oursBeyond(have, first), oursBeyond(first, have), errors.Join(slices.Concat(invalid, refused, kept)...)
 		}
 	}
 	return nil, nil, errors.Join(append(invalid, fmt.Errorf("sync table %d: %w", table, errUnsettled))...)
+}
+
+// distinct returns the routes of want once each, without those that cannot be, which have an error each; and the
+// keys of all that it returns.
+func distinct(family int, table uint32, want []Route) (routes []Route, keys map[Route]bool, invalid []error) {
+	keys = make(map[Route]bool, len(want))
+	taken := make(map[place]bool, len(want))
+	for _, r := range want {
+		r = r.normal()
+		err := r.check()
+		switch {
+		case err != nil:
+		case r.Family != family || r.Table != table || r.Protocol != Protocol:
+			err = fmt.Errorf("is not for family %d and table %d, or not ours", family, table)
+		case keys[r.key()]:
+			continue
+		case taken[r.place()]:
+			err = errors.New("another route is wanted in its place")
+		}
+		if err != nil {
+			invalid = append(invalid, fmt.Errorf("add route %q: %w", r, err))
+			continue
+		}
+		keys[r.key()], taken[r.place()] = true, true
+		routes = append(routes, r)
+	}
+	return routes, keys, invalid
+}
+
+// putAll adds those of routes that are missing, and reports whether it changed anything. Of to it reads what there is
+// to each destination.
+func (c *Conn) putAll(to map[netip.Prefix][]Route, routes []Route) (changed bool, refused []error) {
+	added := c.routesTogether(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, routes, func(r Route) bool {
+		return !slices.ContainsFunc(to[r.Dst], func(h Route) bool { return h.place() == r.place() })
+	})
+	for i, r := range routes {
+		if added[i] {
+			changed = true
+			continue
+		}
+		put, err := c.put(to[r.Dst], r)
+		changed = changed || put
+		if err != nil {
+			refused = append(refused, err)
+		}
+	}
+	return changed, refused
+}
+
+// removeAll deletes the routes stale, also from to, and reports whether it deleted any.
+func (c *Conn) removeAll(to map[netip.Prefix][]Route, stale []Route) (changed bool, refused []error) {
+	deleted := c.routesTogether(unix.RTM_DELROUTE, 0, stale, func(r Route) bool {
+		return !slices.ContainsFunc(to[r.Dst], func(h Route) bool { return r.hits(h) && !h.Equal(r) })
+	})
+	forget := func(r Route) {
+		changed = true
+		to[r.Dst] = slices.DeleteFunc(to[r.Dst], r.Equal)
+	}
+	for i, r := range stale {
+		if deleted[i] {
+			forget(r)
+		}
+	}
+	for i, r := range stale {
+		if deleted[i] {
+			continue
+		}
+		if _, err := c.remove(to[r.Dst], r); err != nil {
+			refused = append(refused, err)
+			continue
+		}
+		forget(r)
+	}
+	return changed, refused
 }
 
 // linksFirst orders routes as they can be added: the kernel looks for the way to a gateway.
@@ -314,13 +338,26 @@ func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
 func (c *Conn) add(flags uint16, r Route) error {
 	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
 	refused := errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)
-	if refused && r.Gateway.IsValid() && r.NexthopID == 0 && !r.Onlink {
-		r.Onlink = true
-		if c.change(unix.RTM_NEWROUTE, flags, r.encode()) == nil {
-			return nil
-		}
+	if !refused || !r.Gateway.IsValid() || r.NexthopID != 0 || r.Onlink {
+		return err
+	}
+	forced := r
+	forced.Onlink = true
+	if c.change(unix.RTM_NEWROUTE, flags, forced.encode()) == nil || r.Family == unix.AF_INET6 && c.addReached(flags, r) == nil {
+		return nil
 	}
 	return err
+}
+
+// addReached adds r while its table leads to the gateway. By force the kernel refuses an IPv6 route if main leads to the
+// gateway over another link; what it has it keeps.
+func (c *Conn) addReached(flags uint16, r Route) error {
+	to := NewRoute(r.Table, netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), netip.Addr{}, r.Index)
+	if err := c.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, to.encode()); err != nil {
+		return err
+	}
+	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	return errors.Join(err, c.change(unix.RTM_DELROUTE, 0, to.encode()))
 }
 
 // unforced returns routes as add was asked for them: without what it forced, where wanted has them so.

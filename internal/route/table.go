@@ -40,6 +40,7 @@ type filter struct {
 	index    int // routes beside others of several links count
 	protocol uint8
 	typ      uint8
+	below    int // routes to destinations of less bits
 }
 
 // request is the body of a request for such routes.
@@ -57,7 +58,7 @@ func (f filter) request(family int) []byte {
 
 func (f filter) has(r Route) bool {
 	return (f.table == 0 || r.Table == f.table) && (f.index == 0 || r.Index == f.index || r.Multipath) &&
-		(f.protocol == 0 || r.Protocol == f.protocol) && (f.typ == 0 || r.Type == f.typ)
+		(f.protocol == 0 || r.Protocol == f.protocol) && (f.typ == 0 || r.Type == f.typ) && (f.below == 0 || r.Dst.Bits() < f.below)
 }
 
 func (c *Conn) routes(family int, f filter) ([]Route, error) {
@@ -147,6 +148,24 @@ func (c *Conn) RoutesAtMost(family int, table uint32, most int) (routes []Route,
 	return routes, true, c.resolve(routes)
 }
 
+// Wide returns the routes of a table to destinations of at most bits: defaults, and halves of them. Others cost no more
+// than their transport, since the table may have very many.
+func (c *Conn) Wide(family int, table uint32, bits int) (routes []Route, err error) {
+	read := func() error {
+		routes = nil
+		return c.eachRoute(family, filter{table: table, below: bits + 1}, func(r Route) { routes = append(routes, r) })
+	}
+	if family == unix.AF_INET { // the next part of its dumps begins at a destination
+		err = read()
+	} else {
+		_, err = c.undisturbed(unix.RTNLGRP_IPV6_ROUTE, read)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return routes, c.resolve(routes)
+}
+
 // EachOfOurs calls f for each route of ours in a table, or in every table with 0, one after the other as the
 // kernel tells them: for tables with very many routes.
 func (c *Conn) EachOfOurs(family int, table uint32, f func(Route)) error {
@@ -155,9 +174,13 @@ func (c *Conn) EachOfOurs(family int, table uint32, f func(Route)) error {
 
 // eachRoute calls f for each route of a dump. What changes meanwhile may be missing: the events of it come later.
 func (c *Conn) eachRoute(family int, selected filter, f func(Route)) error {
+	const bitsAt = 1 // of the destination, in the header of a route
 	var malformed error
 	err := c.each(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, selected.request(family), func(body []byte) {
 		c.read++
+		if selected.below != 0 && len(body) > bitsAt && int(body[bitsAt]) >= selected.below {
+			return
+		}
 		r, cloned, err := parseRoute(body)
 		if err != nil {
 			malformed = err

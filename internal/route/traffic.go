@@ -56,6 +56,19 @@ func (t Traffic) String() string {
 	return strings.Join(words, " ")
 }
 
+// SelectsSockets reports whether sockets differ in what is selected, but for the links of their packets.
+func (t Traffic) SelectsSockets() bool {
+	t.Iif = ""
+	return t != Traffic{}
+}
+
+// HasSocket reports whether what a socket sends is selected, but for the link that its packets arrive by.
+func (t Traffic) HasSocket(s Socket) bool {
+	return s.Mark&t.Mask == t.Mark && (!t.UIDs.Set || t.UIDs.First <= s.UID && s.UID <= t.UIDs.Last) &&
+		(t.IPProto == 0 || t.IPProto == s.Protocol) &&
+		(t.Sports == Ports{} || t.Sports.Has(s.Local.Port())) && (t.Dports == Ports{} || t.Dports.Has(s.Remote.Port()))
+}
+
 // Has reports whether a port is in the range.
 func (p Ports) Has(port uint16) bool { return p.First <= port && port <= p.Last }
 

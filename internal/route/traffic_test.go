@@ -153,3 +153,30 @@ func FuzzRule(f *testing.F) {
 		}
 	})
 }
+
+// TestHasSocket: a rule that selects by the mark, the owner or the ports selects the sockets that have these.
+func TestHasSocket(t *testing.T) {
+	s := Socket{Protocol: unix.IPPROTO_TCP, Local: netip.MustParseAddrPort("192.0.2.5:1000"), Remote: netip.MustParseAddrPort("203.0.113.9:443"), Mark: 0x02000001, UID: 1000}
+	for text, tt := range map[string]struct {
+		traffic Traffic
+		has     bool
+	}{
+		"the mark":       {Traffic{Mark: 0x02000000, Mask: 0xff000000}, true},
+		"another mark":   {Traffic{Mark: 0x03000000, Mask: 0xff000000}, false},
+		"the owner":      {Traffic{UIDs: UIDs{1000, 1001, true}}, true},
+		"another owner":  {Traffic{UIDs: UIDs{0, 999, true}}, false},
+		"the protocol":   {Traffic{IPProto: unix.IPPROTO_TCP}, true},
+		"another":        {Traffic{IPProto: unix.IPPROTO_UDP}, false},
+		"the port":       {Traffic{IPProto: unix.IPPROTO_TCP, Dports: Ports{443, 443}}, true},
+		"another port":   {Traffic{IPProto: unix.IPPROTO_TCP, Dports: Ports{80, 80}}, false},
+		"the own port":   {Traffic{IPProto: unix.IPPROTO_TCP, Sports: Ports{1, 1000}}, true},
+		"two, one of it": {Traffic{UIDs: UIDs{1000, 1000, true}, Dports: Ports{80, 80}}, false},
+	} {
+		if !tt.traffic.SelectsSockets() || tt.traffic.HasSocket(s) != tt.has {
+			t.Errorf("%s: %v, want %v", text, !tt.has, tt.has)
+		}
+	}
+	if (Traffic{Iif: "lo"}).SelectsSockets() {
+		t.Error("a rule for all that this host sends selects sockets")
+	}
+}

@@ -29,6 +29,24 @@ func (c *Conn) AddVeth(name, peer string, netns uintptr, mtu int) error {
 	return nil
 }
 
+// AddMacvlan adds a link on another one to the network namespace of the open file netns, with an address of Ethernet. Links on
+// the same one do not reach each other, nor the host.
+func (c *Conn) AddMacvlan(name string, below int, netns uintptr, mac []byte) error {
+	const mode, private = 1, 1 // IFLA_MACVLAN_MODE, MACVLAN_MODE_PRIVATE
+	info := appendAttribute(nil, unix.IFLA_INFO_KIND, []byte("macvlan"))
+	info = appendAttribute(info, unix.IFLA_INFO_DATA, appendUint32(nil, mode, private))
+	body := make([]byte, unix.SizeofIfInfomsg)
+	body = appendAttribute(body, unix.IFLA_IFNAME, append([]byte(name), 0))
+	body = appendUint32(body, unix.IFLA_LINK, uint32(below))
+	body = appendUint32(body, unix.IFLA_NET_NS_FD, uint32(netns))
+	body = appendAttribute(body, unix.IFLA_ADDRESS, mac)
+	body = appendAttribute(body, unix.IFLA_LINKINFO, info)
+	if err := c.change(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, body); err != nil {
+		return fmt.Errorf("add a macvlan on link %d: %w", below, err)
+	}
+	return nil
+}
+
 // SetUp sets a link up, and its MTU unless that is 0.
 func (c *Conn) SetUp(index, mtu int) error {
 	body := make([]byte, unix.SizeofIfInfomsg)

@@ -16,17 +16,18 @@ type EventKind int
 
 // The kinds of events, with the fields that each sets.
 const (
-	Overrun        EventKind = iota // notifications were lost: read everything again
-	AddressChanged                  // came, went or got other flags: Family, Index, Addr, Deleted
-	LinkChanged                     // came or changed: Index, Name, Down
-	LinkGone                        // no longer here: Index, Name, Down
-	RuleChanged                     // Family, Priority, Table, Protocol, Deleted
-	RouteChanged                    // Family, Table, Index (0 for none or several), Protocol, Deleted, Route, Replaced
-	NexthopChanged                  // a nexthop object, of which routes may have their gateway: Nexthop, Deleted
+	Overrun         EventKind = iota // notifications were lost: read everything again
+	AddressChanged                   // came, went or got other flags: Family, Index, Addr, Deleted
+	LinkChanged                      // came or changed: Index, Name, Down
+	LinkGone                         // no longer here: Index, Name, Down
+	RuleChanged                      // Family, Priority, Table, Protocol, Deleted
+	RouteChanged                     // Family, Table, Index (0 for none or several), Protocol, Deleted, Route, Replaced
+	NexthopChanged                   // a nexthop object, of which routes may have their gateway: Nexthop, Deleted
+	NeighbourSilent                  // does not answer ARP or neighbour discovery any more: Index, Addr
 )
 
 func (k EventKind) String() string {
-	names := [...]string{"overrun", "address changed", "link changed", "link gone", "rule changed", "route changed", "nexthop changed"}
+	names := [...]string{"overrun", "address changed", "link changed", "link gone", "rule changed", "route changed", "nexthop changed", "neighbour silent"}
 	if k < 0 || int(k) >= len(names) {
 		return fmt.Sprintf("event %d", int(k))
 	}
@@ -243,6 +244,9 @@ func parseEvent(typ, flags uint16, body []byte) (Event, bool, error) {
 	case rtmNewNexthop, rtmDelNexthop:
 		id, err := nexthopID(body)
 		return Event{Kind: NexthopChanged, Nexthop: id, Deleted: typ == rtmDelNexthop}, true, err
+	case unix.RTM_NEWNEIGH:
+		n, err := parseNeighbour(body)
+		return Event{Kind: NeighbourSilent, Index: n.Index, Addr: n.Addr}, n.State == NeighbourFailed, err
 	}
 	return Event{}, false, nil
 }

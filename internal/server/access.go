@@ -30,6 +30,9 @@ type standingOf struct {
 // read /proc each time. No pid is used again so soon.
 const standingFor = 100 * time.Millisecond
 
+// errSilent says that nobody knows what uid 0 of a sender is worth.
+var errSilent = errors.New("/proc cannot be read now, so whether the sender is root of this host is not known: ask later")
+
 func newAccess(cfg Config) *access {
 	a := &access{
 		self:      uint32(os.Geteuid()),
@@ -57,7 +60,7 @@ func (a *access) standing(cred wire.Cred) wire.Standing {
 		if len(a.standings) >= most {
 			clear(a.standings)
 		}
-		known = standingOf{wire.StandingOf(cred.PID), a.now + standingFor}
+		known = standingOf{wire.StandingOf(cred), a.now + standingFor}
 		a.standings[cred.PID] = known
 	}
 	a.hidden = a.hidden || known.Standing == wire.Hidden
@@ -87,6 +90,8 @@ func (a *access) check(cred wire.Cred) error {
 		return fmt.Errorf("uid %d stands for users of another user namespace, who are never permitted", cred.UID)
 	case a.first(cred), slices.Contains(a.uids, cred.UID):
 		return nil
+	case cred.UID == 0 && a.standing(cred) == wire.Silent:
+		return errSilent
 	case cred.UID == 0 && a.standing(cred) == wire.Gone:
 		return errors.New("the sender has ended, so it can release only what it leased itself")
 	case cred.UID == 0: // it can have any group

@@ -302,7 +302,7 @@ func (s *server) judge(r *round, d wire.Datagram) (req wire.Request, ok bool) {
 		s.noise.write(slog.LevelWarn, "lease refused", "ifname", req.Ifname, "addr", req.Address,
 			"family", req.Family.String(), "uid", d.Cred.UID, "pid", d.Cred.PID, "err", err)
 		code := wire.Denied
-		if errors.Is(err, errAwaited) || errors.Is(err, errGroups) {
+		if errors.Is(err, errAwaited) || errors.Is(err, errGroups) || errors.Is(err, errSilent) {
 			code = wire.Storage
 		}
 		s.answer(r, d.From, d.Cred, wire.Refuse(code, err.Error()))

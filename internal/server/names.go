@@ -130,6 +130,7 @@ func (s *server) keepNames(ctx context.Context) {
 		}
 		leases, wanted := s.rootLeases()
 		_, err := outside.Ask("names of tables", tableNamesLimit, func() (struct{}, error) {
+			outside.Reach(filepath.Dir(namesFile))
 			text := ""
 			if wanted {
 				text = head + nameTables(leases, readNames(foreignNames, namesFile))

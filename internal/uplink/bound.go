@@ -105,6 +105,7 @@ func IsOwnLookup(r route.Rule) bool {
 type Local struct {
 	Index    int
 	Networks []netip.Prefix
+	Addrs    []netip.Addr // of the link
 }
 
 // LocalNetworks are the networks on links that are up, and lead to no single neighbour as a tunnel does. uplinks are
@@ -113,18 +114,19 @@ func LocalNetworks(links map[int]route.Link, addresses []route.Address, uplinks 
 	var all []Local
 	for _, a := range addresses {
 		link, network := links[a.Index], a.Network().Masked()
-		if uplinks[a.Index] || link.Name == Loopback || !link.Up || link.PointToPoint || link.Master != 0 || !a.Addr.IsGlobalUnicast() || network.IsSingleIP() {
+		if uplinks[a.Index] || link.Name == Loopback || !link.Up || link.PointToPoint || link.Master != 0 || !a.Addr.IsGlobalUnicast() {
 			continue
 		}
 		at := slices.IndexFunc(all, func(l Local) bool { return l.Index == a.Index })
 		if at < 0 {
 			all, at = append(all, Local{Index: a.Index}), len(all)
 		}
-		if !slices.Contains(all[at].Networks, network) {
+		all[at].Addrs = append(all[at].Addrs, a.Addr)
+		if !network.IsSingleIP() && !slices.Contains(all[at].Networks, network) {
 			all[at].Networks = append(all[at].Networks, network)
 		}
 	}
-	return all
+	return slices.DeleteFunc(all, func(l Local) bool { return len(l.Networks) == 0 })
 }
 
 // beforeOwn is how far before OwnPriority the rules are that lead to local networks.

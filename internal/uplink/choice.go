@@ -35,6 +35,17 @@ func IsChoice(r route.Rule) bool {
 	return (r == own || r == forwarded) && r.Table != unix.RT_TABLE_MAIN
 }
 
+// PrecedesChoice reports whether a rule of another program leads all that main leaves to a table of its own, before that of the
+// choice or in its place.
+func PrecedesChoice(r route.Rule) bool {
+	const main = 32766
+	all := lookup(r.Priority, r.Table)
+	all.Protocol = r.Protocol
+	own := all
+	own.Iif = Loopback
+	return r.Protocol != route.Protocol && r.Priority > main && r.Priority <= ChoicePriority && (r == all || r == own)
+}
+
 // ChoiceRoute is the default route of the chosen uplink's table as main gets it. In IPv6 the source follows from the
 // link.
 func ChoiceRoute(r route.Route, source netip.Addr) route.Route {

@@ -23,6 +23,8 @@ type Main struct {
 	// Local are routes of main over links that are no uplinks: bridges of containers, networks
 	// behind this host, tunnels.
 	Local []route.Route
+	// Below are default routes of main over the link that a macvlan is on, if the address is in a network of that link.
+	Below []route.Route
 	// Ties are the exceptions from "main first", if the uplink wants that.
 	Ties []Tie
 	// OnLink reports that the caller gave the network of the address before the address was on
@@ -39,8 +41,8 @@ type Address struct {
 
 // Plan returns the routes that a lease of table has to hold for the uplink: those that main would
 // have on a host with this one uplink. That are main's routes over the link, with the address as
-// their source, then what the caller gave and main has not, then the routes over links that are no
-// uplinks. No two of them share destination, TOS and metric: see route.Spread.
+// their source, then what the caller gave and main has not, then, where there is no default route, those by the
+// gateways of the link below, then the routes over links that are no uplinks. No two of them share destination, TOS and metric: see route.Spread.
 func (u Uplink) Plan(m Main, table uint32) []route.Route {
 	if !u.Settings.PlacesRoutes() {
 		return nil
@@ -56,7 +58,40 @@ func (u Uplink) Plan(m Main, table uint32) []route.Route {
 			routes = append(routes, r)
 		}
 	}
+	routes = append(routes, u.below(m, routes, table)...)
 	return route.Spread(append(routes, u.local(m, routes, table)...))
+}
+
+// below returns default routes by the gateways of the link that a macvlan is on, unless own has a default route.
+// Their metrics put them behind the routes of that link.
+func (u Uplink) below(m Main, own []route.Route, table uint32) (routes []route.Route) {
+	if slices.ContainsFunc(own, func(r route.Route) bool { return r.Dst.Bits() == 0 }) {
+		return nil
+	}
+	for _, r := range m.Below {
+		if u.Carries(r) && r.Gateway.IsValid() && r.Gateway.Is4() == u.Addr().Is4() {
+			to := route.NewRoute(table, r.Dst, r.Gateway, m.Index)
+			to.Src, to.Metric = u.Addr(), max(r.Metric, r.Metric+1)
+			if r.Gateway.Is4() || !r.Gateway.IsLinkLocalUnicast() { // "onlink" is refused in IPv6, since main has the gateway on the link below
+				link := route.NewRoute(table, netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), netip.Addr{}, m.Index)
+				link.Src, link.Metric = u.Addr(), to.Metric
+				routes = append(routes, link)
+			}
+			routes = append(routes, to)
+		}
+	}
+	return routes
+}
+
+// ByBelow returns the part of a plan that leads by the gateways of the link below.
+func (u Uplink) ByBelow(m Main, table uint32) []route.Route {
+	if len(m.Below) == 0 {
+		return nil
+	}
+	without := m
+	without.Below = nil
+	rest := u.Plan(without, table)
+	return slices.DeleteFunc(u.Plan(m, table), func(r route.Route) bool { return slices.ContainsFunc(rest, r.Equal) })
 }
 
 // all returns the routes that main would have if nothing had been taken or lost. A newer route replaces the

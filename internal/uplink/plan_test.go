@@ -145,7 +145,8 @@ func TestPlan(t *testing.T) {
 			128.0.0.0/1 via 192.0.2.7`, copied, map[string]string{"9.9.9.9": "192.0.2.7"}},
 		{"what leads nowhere is no link's", "192.0.2.5/24", plain + `
 			default metric 4278198272 type 7
-			192.0.2.128/25 type 6`, copied, map[string]string{"192.0.2.200": "link 7", "9.9.9.9": "192.0.2.1"}},
+			198.51.100.0/24 type 9
+			192.0.2.128/25 type 6`, copied, map[string]string{"192.0.2.200": "link 7", "198.51.100.1": "192.0.2.1", "9.9.9.9": "192.0.2.1"}},
 		{"a route by an IPv6 gateway", "192.0.2.5/32", "default via fe80::1", copied, map[string]string{"9.9.9.9": "fe80::1"}},
 		{"a network that main has not is not on the link", "192.0.2.5/24", "default via 192.0.2.1", copied,
 			map[string]string{"192.0.2.9": "192.0.2.1"}},
@@ -358,5 +359,34 @@ func TestWithoutGiven(t *testing.T) {
 	taken := []route.Route{mainRoute("default via 192.0.2.1"), mainRoute("default via 192.0.2.2 metric 5")}
 	if got := u.WithoutGiven(m, taken); len(got) != 1 || got[0].Gateway != addr("192.0.2.2") {
 		t.Errorf("got %v", got)
+	}
+}
+
+// TestPlanBelow: the table of a macvlan without a default route has the gateways of the link below, over the macvlan.
+func TestPlanBelow(t *testing.T) {
+	for _, tt := range []struct{ name, main, below, want string }{
+		{"no route of its own", "", "default via 192.0.2.1 metric 100", "192.0.2.1"},
+		{"only its network", "192.0.2.200/32 proto 2", "default via 192.0.2.1", "192.0.2.1"},
+		{"a default of its own", "default via 192.0.2.9 metric 500", "default via 192.0.2.1 metric 100", "192.0.2.9"},
+		{"no default below", "", "", "none"},
+		{"one that leads nowhere", "", "default type 7", "none"},
+		{"without a gateway", "", "default", "none"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := mainOf("192.0.2.200/32", tt.main)
+			for _, r := range mainOf("", tt.below).Routes {
+				r.Index = otherLink
+				m.Below = append(m.Below, r)
+			}
+			plan := uplinkOf(m, Settings{Routes: CopyRoutes}).Plan(m, planTable)
+			if got := wayTo(plan, addr("198.51.100.1")); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+			for _, r := range plan {
+				if r.Index != planLink {
+					t.Errorf("%v leads over another link", r)
+				}
+			}
+		})
 	}
 }

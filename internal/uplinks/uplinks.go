@@ -13,8 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -100,6 +98,7 @@ type Choice struct {
 	By     []string `json:"by"` // rule, main
 	Pinned bool     `json:"pinned"`
 	Warn   string   `json:"warn,omitempty"` // what stands against it
+	Cure   string   `json:"cure,omitempty"` // what to do about that
 }
 
 const (
@@ -114,16 +113,25 @@ var ErrNoWatch = errors.New("no watch runs: systemctl start table-allocator-watc
 
 // Watch returns the process that is the watch of this network namespace; 0: there is none, or its user is not trusted.
 func Watch() (pid int) {
+	if pid, is, err := Chooser(); is && err == nil {
+		return pid
+	}
+	return 0
+}
+
+// Chooser reports whether a process of a user that is trusted has the name of the watch, and which; 0: one of another pid namespace.
+// An error says that this is not known.
+func Chooser() (pid int, is bool, err error) {
 	conn, err := dial()
+	if errors.Is(err, ErrNoWatch) {
+		return 0, false, nil
+	}
 	if err != nil {
-		return 0
+		return 0, false, err
 	}
 	defer conn.Close()
 	cred, trusted, err := believes(conn.(*net.UnixConn))
-	if err != nil || !trusted {
-		return 0
-	}
-	return int(cred.PID)
+	return int(cred.PID), trusted, err
 }
 
 // Ask asks the watch of this network namespace.
@@ -169,6 +177,10 @@ func ask(req Request) (report Report, conn net.Conn, more *bufio.Reader, err err
 
 func dial() (net.Conn, error) {
 	conn, err := net.DialTimeout("unix", name, patience)
+	for until := time.Now().Add(patience); errors.Is(err, syscall.EAGAIN) && time.Now().Before(until); { // too many others wait
+		time.Sleep(patience / 1000)
+		conn, err = net.DialTimeout("unix", name, patience)
+	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, ErrNoWatch
 	}
@@ -231,12 +243,10 @@ func believes(conn *net.UnixConn) (cred wire.Cred, trusted bool, err error) {
 	if err != nil {
 		return cred, false, err
 	}
-	var peerCred *unix.Ucred
-	controlErr := raw.Control(func(fd uintptr) { peerCred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	controlErr := raw.Control(func(fd uintptr) { cred, err = wire.PeerCred(int(fd)) })
 	if err = errors.Join(controlErr, err); err != nil {
 		return cred, false, err
 	}
-	cred = wire.Cred{PID: peerCred.Pid, UID: peerCred.Uid, GID: peerCred.Gid}
 	return cred, peer.NewTrust(nil).Believes(cred), nil
 }
 
@@ -275,6 +285,10 @@ func (l *Listener) Serve(start func(func()), answer func(Request) (Answer, bool)
 			time.Sleep(patience / connections)
 			continue
 		}
+		if _, trusted, err := believes(conn); err != nil || !trusted { // before it takes room from others
+			conn.Close()
+			continue
+		}
 		select {
 		case room <- struct{}{}:
 			start(func() {
@@ -289,7 +303,7 @@ func (l *Listener) Serve(start func(func()), answer func(Request) (Answer, bool)
 
 func serve(conn *net.UnixConn, answer func(Request) (Answer, bool)) {
 	defer conn.Close()
-	if _, trusted, err := believes(conn); err != nil || !trusted || conn.SetDeadline(time.Now().Add(patience)) != nil {
+	if conn.SetDeadline(time.Now().Add(patience)) != nil {
 		return
 	}
 	line, err := bufio.NewReader(io.LimitReader(conn, maxRequest)).ReadBytes('\n')

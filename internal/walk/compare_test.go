@@ -1,6 +1,8 @@
 package walk
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -12,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
@@ -41,7 +44,7 @@ func TestKernel(t *testing.T) {
 		}
 		flows += len(s.flows)
 	}
-	t.Logf("%d flows of %d sets: no difference; the rule of VRFs is in %d sets, a link of that kind in %d", flows, sets, vrf, map[bool]int{true: sets}[err == nil])
+	t.Logf("%d flows of %d sets: no difference; the rule of VRFs is in %d sets, a link of that kind in %d; rules by DSCP, flow label and bits of ports: %d", flows, sets, vrf, map[bool]int{true: sets}[err == nil], l.raw)
 }
 
 func setting(name string, otherwise int) int {
@@ -59,6 +62,32 @@ type lab struct {
 	links map[int]route.Link
 	index map[string]int
 	down  bool
+	raw   int // rules of addRaw that the kernel has taken
+}
+
+// addRaw adds a rule from "raw PRIORITY TABLE TYPE=BYTES...", with attributes by their numbers. Older kernels refuse some.
+func addRaw(family int, line string) error {
+	words := strings.Fields(line)
+	message := nl.NewNetlinkRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	header := nl.NewRtMsg()
+	header.Family, header.Type, header.Table, header.Protocol, header.Scope = uint8(family), nl.FR_ACT_TO_TBL, 0, 0, 0
+	message.AddData(header)
+	for _, attr := range slices.Concat([]string{fmt.Sprint(unix.FRA_PRIORITY, "=", native32(words[1])), fmt.Sprint(unix.FRA_TABLE, "=", native32(words[2]))}, words[3:]) {
+		typ, text, _ := strings.Cut(attr, "=")
+		value, err := hex.DecodeString(text)
+		number, numberErr := strconv.Atoi(typ)
+		if err := errors.Join(err, numberErr); err != nil {
+			return err
+		}
+		message.AddData(nl.NewRtAttr(number, value))
+	}
+	_, err := message.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+func native32(text string) string {
+	n, _ := strconv.ParseUint(text, 10, 32) // of the generator
+	return hex.EncodeToString(binary.NativeEndian.AppendUint32(nil, uint32(n)))
 }
 
 func newLab(t *testing.T) *lab {
@@ -118,10 +147,19 @@ func dial(t *testing.T) *route.Conn {
 // install makes the rules and routes those of a set. The kernel refuses some lines, which is no matter.
 func (l *lab) install(s set) {
 	file := l.t.TempDir() + "/batch"
-	if err := os.WriteFile(file, []byte(strings.Join(s.lines(), "\n")+"\n"), 0o600); err != nil {
+	lines := s.lines()
+	raw := slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return !strings.HasPrefix(line, "raw ") })
+	lines = slices.DeleteFunc(lines, func(line string) bool { return strings.HasPrefix(line, "raw ") })
+	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		l.t.Fatal(err)
 	}
 	_, _ = l.ns.Output("ip", map[int]string{unix.AF_INET: "-4", unix.AF_INET6: "-6"}[s.family], "-force", "-batch", file)
+	for _, line := range raw {
+		var err error
+		if l.ns.Do(func() { err = addRaw(s.family, line) }); err == nil {
+			l.raw++
+		}
+	}
 }
 
 // check installs a set and asks about its flows. It returns the first difference.

@@ -1,6 +1,8 @@
 package walk
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -147,8 +149,11 @@ func (g generator) rule() string {
 	add(12, "ipproto %s", g.one("udp", "tcp", g.of("icmp", "ipv6-icmp")))
 	add(8, "sport %s", g.one("5000", "4000-6000"))
 	add(8, "dport %s", g.one("53", "1-1024"))
-	add(8, "tos %s", g.one("0x10", "0x08"))
+	add(8, "tos %s", g.one("0x10", "0x08", "0x18"))
 	add(3, "tun_id 5")
+	if g.often(12) {
+		return fmt.Sprintf("raw %d %s %s", priority, g.one(tables[1:]...), g.selectors())
+	}
 	switch k := g.IntN(100); {
 	case k < 8:
 		return line + " " + g.one("unreachable", "prohibit", "blackhole")
@@ -161,6 +166,25 @@ func (g generator) rule() string {
 	add(15, "suppress_prefixlength %s", g.one("0", "1", "8", "16"))
 	add(8, "suppress_ifgroup %d", 1+g.IntN(2))
 	return line
+}
+
+// selectors are what newer kernels let rules select by, which `ip` of Debian 12 cannot write: attributes with their bytes.
+func (g generator) selectors() string {
+	port := func(n uint16) string { return hex.EncodeToString(binary.NativeEndian.AppendUint16(nil, n)) }
+	switch g.IntN(6) {
+	case 0:
+		return "25=" + g.one("2e", "00", "04", "06") // DSCP
+	case 1:
+		return "25=" + g.one("20", "28", "00") + " 30=" + g.one("38", "20") // and its mask
+	case 2:
+		return "23=" + port(4096) + port(4096) + " 28=" + port(0xf000) // source port and mask: 5000 and 7000 are in it
+	case 3:
+		return "24=" + port(32) + port(32) + " 29=" + port(0xffe0) // destination port and mask: 53 is in it
+	case 4:
+		return g.of("25=02", "26=00012345 27=000fffff") // flow label, which no packet here has
+	default:
+		return g.of("25=02", "26=00000000 27=00000fff") // and its mask
+	}
 }
 
 // ours are rules as a lease has them.
@@ -194,7 +218,7 @@ func (g generator) flow() flow {
 		f.Dst = netip.MustParseAddr(g.one("fd09:0:1::5", "fd09:0:1::6", "fd09:0:2::1", "2001:db8::9", "3fff::1", "fd00:1::9", "fd00:2::2", "fdff::1"))
 	}
 	f.Mark = []uint32{0, 0, 0, 1, 0x2000000, 0x3000000, 0x4000000}[g.IntN(7)]
-	f.TOS = []uint8{0, 0, 0, 0x10, 0x08}[g.IntN(5)]
+	f.TOS = []uint8{0, 0, 0, 0x10, 0x08, 0xb8, 0xa0}[g.IntN(7)]
 	f.IPProto = []uint8{0, unix.IPPROTO_UDP, unix.IPPROTO_UDP, unix.IPPROTO_TCP}[g.IntN(4)]
 	if f.IPProto != 0 && g.often(50) {
 		f.Sport, f.Dport = []uint16{0, 5000, 7000}[g.IntN(3)], []uint16{53, 8080}[g.IntN(2)]

@@ -27,6 +27,7 @@ func TestKernelRows(t *testing.T) {
 	through := func(addr string) func(f *flow) {
 		return func(f *flow) { f.iif, f.Src = "c0", netip.MustParseAddr(addr) }
 	}
+	tos := func(tos uint8) func(f *flow) { return func(f *flow) { f.TOS = tos } }
 	noProto := func(f *flow) { f.IPProto = 0 }
 	default4, default6 := "route add default via 10.0.1.1 dev c0 metric 10", "route add default via fd00:1::1 dev c0 metric 10"
 	other4, other6 := "route add default via 10.0.2.1 dev c1 table 100", "route add default via fd00:2::1 dev c1 table 100"
@@ -66,6 +67,10 @@ func TestKernelRows(t *testing.T) {
 		{"a rule with no source is none of one", []string{"rule add pref 100 from 10.0.2.2 lookup 100"}, []string{default4, other4}, udp(far4, nil), "c0"},
 		{"of an address", []string{"rule add pref 100 from 10.0.2.2 lookup 100"}, []string{default4, other4}, udp(far4, from("10.0.2.2")), "c1"},
 		{"not turns the whole selector round", []string{"rule add not pref 100 from 10.0.2.2 fwmark 1 lookup 100"}, []string{default4, other4}, udp(far4, from("10.0.2.2")), "c1"},
+		{"a rule with a TOS does not look at the precedence", []string{"rule add pref 100 tos 0x18 lookup 100"}, []string{default4, other4}, udp(far4, tos(0xb8)), "c1"},
+		{"nor does a route", nil, []string{default4, "route add default tos 0x18 via 10.0.2.1 dev c1"}, udp(far4, tos(0xb8)), "c1"},
+		{"IPv6 does", []string{"rule add pref 100 tos 0x18 lookup 100"}, []string{default6, other6}, udp(far6, tos(0xb8)), "c0"},
+		{"ECN is no TOS", []string{"rule add pref 100 tos 0x10 lookup 100"}, []string{default4, other4}, udp(far4, tos(0x13)), "c1"},
 		{"goto a priority that is missing", []string{"rule add pref 100 goto 5555", "rule add pref 101 lookup 100"}, []string{default4, other4}, udp(far4, nil), "c1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -143,11 +143,13 @@ func (w World) differs(r route.Rule, s route.Selectors, p Packet) string {
 			return "no source yet"
 		}
 		return "other source"
-	case s.TOS != 0 && s.TOS != p.TOS:
+	case s.TOS != 0 && s.TOS != dsfield(p), (s.DSCP^p.TOS)&s.DSCPMask != 0:
 		return "other TOS"
+	case s.FlowLabel&s.FlowMask != 0: // sockets have none unless they ask for one
+		return "other flow label"
 	case r.IPProto != 0 && r.IPProto != protocol(p):
 		return "other protocol"
-	case r.Sports != (route.Ports{}) && !r.Sports.Has(p.Sport), r.Dports != (route.Ports{}) && !r.Dports.Has(p.Dport):
+	case !r.Sports.Match(p.Sport, s.SportMask), !r.Dports.Match(p.Dport, s.DportMask):
 		return "other port"
 	}
 	return ""
@@ -175,6 +177,15 @@ func protocol(p Packet) uint8 {
 		return unix.IPPROTO_UDP
 	}
 	return p.IPProto
+}
+
+// dsfield is what rules and routes with a TOS look at: in IPv4 that of RFC 1349, without the bits of the precedence. The
+// two lowest bits are those of ECN.
+func dsfield(p Packet) uint8 {
+	if p.Dst.Is4() {
+		return p.TOS & 0x1c
+	}
+	return p.TOS & 0xfc
 }
 
 // act does what a rule wants. why says why the lookup goes on.
@@ -236,7 +247,7 @@ func (w World) find(table uint32, p Packet) *route.Route {
 func (w World) best(routes []route.Route, p Packet) *route.Route {
 	var fitting []*route.Route
 	for i := range routes {
-		if r := &routes[i]; contains(r.Dst, p.Dst) && (r.TOS == 0 || r.TOS == p.TOS) {
+		if r := &routes[i]; contains(r.Dst, p.Dst) && (r.TOS == 0 || r.TOS == dsfield(p)) {
 			fitting = append(fitting, r)
 		}
 	}

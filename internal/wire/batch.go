@@ -11,8 +11,13 @@ import (
 const batchSize = 64
 
 // credSpace is the size of one SCM_CREDENTIALS. The kernel writes that first, and closes descriptors that
-// a peer sends along, since it finds no room for them.
-var credSpace = unix.CmsgSpace(unix.SizeofUcred)
+// a peer sends along, since it finds no room for them. processSpace is the size of one SCM_PIDFD more.
+var (
+	credSpace    = unix.CmsgSpace(unix.SizeofUcred)
+	processSpace = credSpace + unix.CmsgSpace(sizeofDescriptor)
+)
+
+const sizeofDescriptor = 4
 
 type mmsghdr struct {
 	hdr unix.Msghdr
@@ -26,23 +31,25 @@ type batch struct {
 	names   []Addr
 	data    []byte
 	control []byte
+	room    int // of control, for each datagram
 	size    int
 	used    int // headers that the kernel has written to
 	out     []Datagram
 }
 
-func newBatch(n, size int) *batch {
+func newBatch(n, size, room int) *batch {
 	b := &batch{
 		headers: make([]mmsghdr, n),
 		iovecs:  make([]unix.Iovec, n),
 		names:   make([]Addr, n),
+		room:    room,
 		size:    size,
 		used:    n,
 	}
 	if size > 0 {
 		b.out = make([]Datagram, n)
 		b.data = make([]byte, n*size)
-		b.control = make([]byte, n*credSpace)
+		b.control = make([]byte, n*room)
 	}
 	for i := range b.headers {
 		h := &b.headers[i].hdr
@@ -52,7 +59,7 @@ func newBatch(n, size int) *batch {
 		if size > 0 {
 			b.iovecs[i].Base = &b.data[i*size]
 			b.iovecs[i].SetLen(size)
-			h.Control = &b.control[i*credSpace]
+			h.Control = &b.control[i*room]
 		}
 	}
 	return b
@@ -63,7 +70,7 @@ func (b *batch) receive(fd uintptr, flags int) (int, syscall.Errno) {
 	for i := range b.headers[:b.used] { // the kernel wrote to these
 		h := &b.headers[i].hdr
 		h.Namelen = unix.SizeofSockaddrUnix
-		h.SetControllen(credSpace)
+		h.SetControllen(b.room)
 		h.Flags = 0
 	}
 	n, errno := b.call(unix.SYS_RECVMMSG, fd, len(b.headers), flags)
@@ -108,17 +115,36 @@ func (b *batch) datagrams(n int) []Datagram {
 	return b.out[:n]
 }
 
-// cred returns the SCM_CREDENTIALS of datagram i. Without one the sender has the overflow uid.
+// cred returns the sender of datagram i: its SCM_CREDENTIALS and, where there is room for it, its SCM_PIDFD. Without them
+// the sender has the overflow uid: descriptors that it sent along may have taken the room. They are closed.
 func (b *batch) cred(i int) Cred {
-	nobody := Cred{UID: OverflowID(), GID: OverflowID()}
-	room := b.control[i*credSpace : (i+1)*credSpace]
-	if int(b.headers[i].hdr.Controllen) < unix.CmsgLen(unix.SizeofUcred) {
-		return nobody
+	cred := Cred{UID: OverflowID(), GID: OverflowID()}
+	credible, known := false, b.room < processSpace
+	room := b.control[i*b.room : (i+1)*b.room]
+	room = room[:min(int(b.headers[i].hdr.Controllen), len(room))]
+	for len(room) >= unix.CmsgLen(0) {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&room[0]))
+		length := int(h.Len)
+		if length < unix.CmsgLen(0) || length > len(room) {
+			break
+		}
+		data := room[unix.CmsgLen(0):length]
+		switch {
+		case h.Level != unix.SOL_SOCKET:
+		case h.Type == unix.SCM_CREDENTIALS && len(data) >= unix.SizeofUcred:
+			c := *(*unix.Ucred)(unsafe.Pointer(&data[0]))
+			cred.PID, cred.UID, cred.GID, credible = c.Pid, c.Uid, c.Gid, true
+		case h.Type == unix.SCM_PIDFD && len(data) >= sizeofDescriptor:
+			cred.Process, known = takeProcess(*(*int32)(unsafe.Pointer(&data[0]))), true
+		case h.Type == unix.SCM_RIGHTS:
+			for at := 0; at+sizeofDescriptor <= len(data); at += sizeofDescriptor {
+				_ = unix.Close(int(*(*int32)(unsafe.Pointer(&data[at])))) // nobody uses it
+			}
+		}
+		room = room[min(unix.CmsgSpace(len(data)), len(room)):]
 	}
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&room[0]))
-	if h.Level != unix.SOL_SOCKET || h.Type != unix.SCM_CREDENTIALS {
-		return nobody
+	if !credible || !known {
+		return Cred{UID: OverflowID(), GID: OverflowID()}
 	}
-	cred := *(*unix.Ucred)(unsafe.Pointer(&room[unix.CmsgLen(0)]))
-	return Cred{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}
+	return cred
 }

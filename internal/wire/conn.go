@@ -88,10 +88,11 @@ func (a *Addr) UnmarshalText(text []byte) error {
 func (a Addr) path() []byte { return a.raw[pathOffset:a.len] }
 
 // Cred is the sender of a datagram as the kernel reports it: pid, real uid and real gid, as seen from the
-// namespaces of the receiver.
+// namespaces of the receiver. Process tells it from later processes of the same pid; 0: not known.
 type Cred struct {
 	PID      int32
 	UID, GID uint32
+	Process  Process
 }
 
 // Anonymous reports whether the kernel recorded no sender, since the datagram was queued before the
@@ -118,6 +119,7 @@ type Conn struct {
 	file *os.File
 	raw  syscall.RawConn
 	size int
+	room int    // for control messages of a datagram
 	in   *batch // nil while a holder's socket waits
 	out  *batch
 	addr Addr
@@ -210,12 +212,15 @@ func newConn(fd int, addr Addr, size int) (*Conn, error) {
 		file.Close()
 		return nil, fmt.Errorf("socket %s: %w", addr, err)
 	}
-	c := &Conn{file: file, raw: raw, size: size, addr: addr}
+	c := &Conn{file: file, raw: raw, size: size, addr: addr, room: credSpace}
 	c.reading.call, c.writing.call = c.read, c.write
 	if size <= MaxRequest {
-		c.in, c.out = newBatch(batchSize, size+1), newBatch(batchSize, 0)
-	} else {
-		c.out = newBatch(1, 0)
+		c.in, c.out = newBatch(batchSize, size+1, credSpace), newBatch(batchSize, 0, 0)
+		return c, nil
+	}
+	c.out = newBatch(1, 0, 0)
+	if processesAreKnown() && unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSPIDFD, 1) == nil {
+		c.room = processSpace
 	}
 	return c, nil
 }
@@ -251,10 +256,20 @@ func (c *Conn) Wait() error {
 // Wake sends an empty datagram of this process to the connection, which ends a Receive that waits. If the
 // queue is full, Receive does not wait.
 func (c *Conn) Wake() error {
-	if err := SendApart(Message{To: c.addr}); !errors.Is(err, unix.EAGAIN) {
-		return err
+	err := SendApart(Message{To: c.addr})
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // so the socket itself has to do
+		controlErr := c.raw.Control(func(fd uintptr) {
+			_, _, errno := unix.Syscall6(unix.SYS_SENDTO, fd, 0, 0, unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(&c.addr.raw[0])), uintptr(c.addr.len))
+			if err = nil; errno != 0 {
+				err = fmt.Errorf("send to %s: %w", c.addr, errno)
+			}
+		})
+		err = errors.Join(err, controlErr)
 	}
-	return nil
+	if errors.Is(err, unix.EAGAIN) {
+		return nil
+	}
+	return err
 }
 
 // NetnsCookie identifies the network namespace of the socket for the life of the
@@ -332,7 +347,7 @@ func (c *Conn) receive(atOnce bool) ([]Datagram, error) {
 // read makes one system call of receive.
 func (c *Conn) read(fd uintptr) (done bool) {
 	if c.in == nil {
-		c.in = largeBatch(c.size)
+		c.in = largeBatch(c.size, c.room)
 	}
 	r := &c.reading
 	flags := unix.MSG_DONTWAIT
@@ -353,11 +368,11 @@ func (c *Conn) write(fd uintptr) (done bool) {
 	return true
 }
 
-func largeBatch(size int) *batch {
-	if b, ok := largeBatches.Get().(*batch); ok && b.size > size {
+func largeBatch(size, room int) *batch {
+	if b, ok := largeBatches.Get().(*batch); ok && b.size > size && b.room == room {
 		return b
 	}
-	return newBatch(1, size+1)
+	return newBatch(1, size+1, room)
 }
 
 func (c *Conn) release() {
@@ -404,7 +419,7 @@ func SendApart(m Message) error {
 		return fmt.Errorf("socket: %w", err)
 	}
 	defer unix.Close(fd)
-	out := newBatch(1, 0)
+	out := newBatch(1, 0, 0)
 	if _, errno := out.call(unix.SYS_SENDMMSG, uintptr(fd), out.fill([]Message{m}), unix.MSG_DONTWAIT); errno != 0 {
 		return fmt.Errorf("send to %s: %w", m.To, errno)
 	}

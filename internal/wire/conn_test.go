@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"strconv"
@@ -152,35 +153,61 @@ func TestFullQueue(t *testing.T) {
 }
 
 // TestDescriptorsClosed: the kernel finds no room for them.
+// TestDescriptorsClosed: descriptors that a sender passes along stay with nobody. At the socket of a holder they may take the
+// room of what says who the sender is; then it is nobody.
 func TestDescriptorsClosed(t *testing.T) {
-	addr, err := Exact(name(t))
-	server := listen(t, addr, err)
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	err = unix.Sendmsg(fd, []byte("x"), unix.UnixRights(int(w.Fd())), &unix.SockaddrUnix{Name: "@" + name(t)}, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := server.Receive()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got[0].From.Bound() || got[0].Cred.UID != uint32(os.Getuid()) {
-		t.Errorf("received %+v", got[0])
-	}
-	w.Close()
-	// With every copy of the writing end closed, the reading end ends.
-	r.SetReadDeadline(time.Now().Add(30 * time.Second))
-	if _, err := r.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Error("the descriptor that came along is still open")
+	for _, tt := range []struct{ size, descriptors int }{{MaxRequest, 1}, {MaxReplace, 0}, {MaxReplace, 1}, {MaxReplace, 2}, {MaxReplace, 200}} {
+		t.Run(fmt.Sprint(tt), func(t *testing.T) {
+			addr, err := Exact(name(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			server, err := Listen(addr, tt.size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer server.Close()
+			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			var passed []int
+			for range tt.descriptors {
+				passed = append(passed, int(w.Fd()))
+			}
+			var rights []byte
+			if len(passed) > 0 {
+				rights = unix.UnixRights(passed...)
+			}
+			if err := unix.Sendmsg(fd, []byte("x"), rights, &unix.SockaddrUnix{Name: "@" + name(t)}, 0); err != nil {
+				t.Fatal(err)
+			}
+			got, err := server.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cred, self := got[0].Cred, ProcessOf(int32(os.Getpid()))
+			known := Cred{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
+			if tt.size > MaxRequest {
+				known.Process = self
+			}
+			nobody := Cred{UID: OverflowID(), GID: OverflowID()}
+			if cred != known && (tt.descriptors == 0 || self == 0 || cred != nobody) {
+				t.Errorf("received %+v", got[0])
+			}
+			w.Close()
+			// With every copy of the writing end closed, the reading end ends.
+			r.SetReadDeadline(time.Now().Add(30 * time.Second))
+			if _, err := r.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("a descriptor that came along is still open")
+			}
+		})
 	}
 }
 

@@ -2,12 +2,16 @@ package wire
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // Standing is what uid 0 of a sender is worth. Root of a container that shares the network of the host has uid 0, too.
@@ -19,54 +23,159 @@ const (
 	Root
 	Gone   // the process has ended, so nobody can say
 	Hidden // /proc does not show the process: its uid has to do
+	Silent // /proc cannot be read now, and did not say before: ask later
 )
 
-// StandingOf returns the standing of a process of uid 0, by its pid. The process that asks needs no capability. CapEff
+// StandingOf returns the standing of a sender of uid 0, by its pid. The process that asks needs no capability. CapEff
 // alone does not prove anything: who makes a user namespace has all capabilities there. Such a namespace has another
 // uid_map, unless its maker could write any map; then it belongs to uid 0, so that a process of uid 0 outside may
 // read its name. The names of other namespaces cannot be read without capabilities.
-func StandingOf(pid int32) Standing {
-	if pid <= 0 || !procIsOurs() {
+//
+// While /proc cannot be read, what it said of the process before counts.
+func StandingOf(cred Cred) Standing {
+	if cred.PID <= 0 {
 		return Hidden
 	}
+	return standingBy(cred, standingOf)
+}
+
+func standingBy(cred Cred, read func(pid int32) (Standing, error)) Standing {
+	standing, process := standings.ask(cred.PID, read)
+	switch {
+	case cred.Process != 0 && process != 0 && cred.Process != process:
+		return Gone // another process has the pid
+	case standing == nil && process == ended:
+		return Gone // it ended while it was looked at
+	case standing == nil:
+		return Silent
+	}
+	return *standing
+}
+
+func standingOf(pid int32) (Standing, error) {
+	if !procIsOurs() {
+		return Hidden, nil
+	}
 	dir := "/proc/" + strconv.Itoa(int(pid)) + "/"
+	ours, err := ownNamespace()
+	if err != nil {
+		return Silent, err
+	}
 	status, err := os.ReadFile(dir + "status")
 	var uids []byte
 	if err == nil {
 		uids, err = os.ReadFile(dir + "uid_map")
 	}
-	if err != nil {
-		if unix.Kill(int(pid), 0) == unix.ESRCH {
-			return Gone
-		}
-		return Hidden
+	var able bool
+	if err == nil {
+		able, err = anyThreadHasNetAdmin(dir)
+		able = able || hasNetAdmin(status)
+	}
+	switch {
+	case err != nil && unix.Kill(int(pid), 0) == unix.ESRCH:
+		return Gone, nil
+	case hides(err):
+		return Hidden, nil
+	case err != nil:
+		return Silent, err
 	}
 	namespace, err := os.Readlink(dir + "ns/user")
-	ours := ownNamespace()
 	switch {
-	case !hasNetAdmin(status) && !anyThreadHasNetAdmin(dir):
-		return NoRoot
+	case !able:
+		return NoRoot, nil
 	case bytes.Equal(bytes.TrimSpace(uids), everyUID) && !bytes.Equal(ours.uids, everyUID): // outside of our user namespace
 	case !bytes.Equal(bytes.TrimSpace(uids), ours.uids), err == nil && namespace != ours.name:
-		return NoRoot
+		return NoRoot, nil
 	}
-	return Root
+	return Root, nil
+}
+
+// hides reports whether /proc refused to show a process. Another error, too many open files say, proves nothing: nobody is
+// root because of it.
+func hides(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) }
+
+// procLimit is how long a loop waits for /proc, once.
+const procLimit = 2 * time.Second
+
+// askAgain is how long an answer of /proc counts, so that a flood of datagrams does not cost a look for each.
+const askAgain = 100 * time.Millisecond
+
+// said is what /proc said of processes.
+type said[T any] struct {
+	mu sync.Mutex
+	of map[int32]answerOf[T]
+}
+
+type answerOf[T any] struct {
+	value   T
+	process Process // that it is about
+	until   time.Duration
+}
+
+var (
+	standings = said[Standing]{of: make(map[int32]answerOf[Standing])}
+	ownPIDs   = said[bool]{of: make(map[int32]answerOf[bool])}
+)
+
+// ask reads what /proc says of the process that has a pid now or, while /proc is silent, returns what it said of that process
+// last. A nil value is not known.
+func (s *said[T]) ask(pid int32, read func(pid int32) (T, error)) (*T, Process) {
+	const most = 1024 // processes, so that many senders do not use up the memory
+	process := ProcessOf(pid)
+	s.mu.Lock()
+	last, known := s.of[pid]
+	s.mu.Unlock()
+	known = known && (last.process == process || process == 0)
+	if known && process != 0 && Now() < last.until { // else the process may have ended since
+		return &last.value, process
+	}
+	value, err := outside.Ask(outside.Proc, procLimit, func() (T, error) {
+		outside.Reach(outside.Proc)
+		return read(pid)
+	})
+	again := ProcessOf(pid)
+	switch {
+	case err != nil && known:
+		return &last.value, process
+	case err != nil:
+		return nil, process
+	case again != process && again != 0: // it was read of two
+		return nil, ended
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.of) >= most {
+		clear(s.of)
+	}
+	s.of[pid] = answerOf[T]{value, process, Now() + askAgain}
+	return &value, process
 }
 
 // everyUID is the uid_map of the first user namespace.
 var everyUID = []byte("0          0 4294967295")
 
-// InOwnPIDNamespace reports whether a process is in the pid namespace of this process, or outside of it, and not in one
+// InOwnPIDNamespace reports whether a sender is in the pid namespace of this process, or outside of it, and not in one
 // that a container has below it.
-func InOwnPIDNamespace(pid int32) bool {
-	if pid <= 0 || !procIsOurs() {
+func InOwnPIDNamespace(cred Cred) bool {
+	if cred.PID <= 0 {
 		return true // no process below has no number here
 	}
-	status, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/status")
-	if err != nil {
-		return unix.Kill(int(pid), 0) != unix.ESRCH
+	is, process := ownPIDs.ask(cred.PID, inOwnPIDNamespace)
+	return is != nil && *is && (cred.Process == 0 || process == 0 || cred.Process == process)
+}
+
+func inOwnPIDNamespace(pid int32) (bool, error) {
+	if !procIsOurs() {
+		return true, nil
 	}
-	return len(bytes.Fields(field(status, "NSpid:"))) <= 1
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/status")
+	switch {
+	case hides(err):
+		return unix.Kill(int(pid), 0) != unix.ESRCH, nil
+	case err != nil:
+		return false, err
+	}
+	return len(bytes.Fields(field(status, "NSpid:"))) <= 1, nil
 }
 
 // hasNetAdmin reads the effective capabilities in the status of a process.
@@ -77,18 +186,30 @@ func hasNetAdmin(status []byte) bool {
 
 // anyThreadHasNetAdmin reads the first threads of a process: the first one, which its status shows, may have given up
 // what the sender has. Threads share their memory, so what one may do all may do.
-func anyThreadHasNetAdmin(dir string) bool {
+func anyThreadHasNetAdmin(dir string) (bool, error) {
 	const most = 32
 	tasks, err := os.Open(dir + "task")
+	if hides(err) { // it has ended
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer tasks.Close()
-	names, _ := tasks.Readdirnames(most) // what cannot be read has no capability
-	return len(names) > 1 && slices.ContainsFunc(names, func(name string) bool {
+	names, _ := tasks.Readdirnames(most) // a process that has ended has none
+	if len(names) <= 1 {
+		return false, nil
+	}
+	for _, name := range names {
 		status, err := os.ReadFile(dir + "task/" + name + "/status")
-		return err == nil && hasNetAdmin(status)
-	})
+		switch {
+		case err != nil && !hides(err) && !errors.Is(err, unix.ESRCH):
+			return false, err
+		case err == nil && hasNetAdmin(status):
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // field returns what stands behind a name at the begin of a line. A process can have no line break in its name.
@@ -109,11 +230,26 @@ type userNamespace struct {
 	uids []byte // its uid_map
 }
 
-var ownNamespace = sync.OnceValue(func() userNamespace {
-	name, err := os.Readlink("/proc/self/ns/user")
-	uids, mapErr := os.ReadFile("/proc/self/uid_map")
-	if err != nil || mapErr != nil {
-		return userNamespace{}
+var (
+	ownLock sync.Mutex
+	own     userNamespace
+)
+
+// ownNamespace is that of this process, which never changes. An error passes.
+func ownNamespace() (userNamespace, error) {
+	ownLock.Lock()
+	defer ownLock.Unlock()
+	if own.name != "" {
+		return own, nil
 	}
-	return userNamespace{name, bytes.TrimSpace(uids)}
-})
+	name, err := os.Readlink("/proc/self/ns/user")
+	if err != nil {
+		return userNamespace{}, err
+	}
+	uids, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return userNamespace{}, err
+	}
+	own = userNamespace{name, bytes.TrimSpace(uids)}
+	return own, nil
+}

@@ -37,6 +37,7 @@ stage-%: needs-go
 
 deb-%: stage-%
 	cp -a $(STAGE)/root $(STAGE)/deb
+	mv $(STAGE)/deb/usr/share/zsh/site-functions $(STAGE)/deb/usr/share/zsh/vendor-completions # where Debian's zsh looks
 	install -D -m 644 $(PACKAGING)/lintian-overrides $(STAGE)/deb/usr/share/lintian/overrides/table-allocator
 	$(PACKAGING)/copyright debian >$(STAGE)/deb/usr/share/doc/table-allocator/copyright
 	cd $(STAGE)/deb; mkdir DEBIAN; \
@@ -47,7 +48,7 @@ deb-%: stage-%
 	find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum >DEBIAN/md5sums; \
 	find . -exec touch -h -d @$(SOURCE_DATE_EPOCH) {} +
 	mkdir -p bin
-	dpkg-deb --root-owner-group -Zxz -b $(STAGE)/deb bin/table-allocator_$(PACKAGE_VERSION)_$*.deb
+	dpkg-deb --root-owner-group -Zxz -z7 -b $(STAGE)/deb bin/table-allocator_$(PACKAGE_VERSION)_$*.deb
 
 rpm-%: stage-%
 	@command -v rpmbuild >/dev/null || { echo "this needs rpmbuild: sudo apt-get install rpm" >&2; exit 1; }

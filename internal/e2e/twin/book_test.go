@@ -16,7 +16,7 @@ import (
 func TestTwinByTheBook(t *testing.T) {
 	n := *hosts
 	if n == 0 {
-		n = 20
+		n = 10
 	}
 	base := firstSeed()
 	t.Logf("seed %d", base)
@@ -31,7 +31,7 @@ func TestTwinByTheBook(t *testing.T) {
 	}
 	t.Logf("%d hosts, %d answers, %d wrong in %d hosts", sum.hosts, sum.answers, sum.wrong, sum.bad)
 	for _, k := range sum.sorted() {
-		t.Errorf("%d answers, %d hosts: %s (seed %d)\n%s\n%s\n%s", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.sample(k.signature, 4), k.first.host.text(), k.first.rules)
+		t.Errorf("%d answers, %d hosts: %s (seed %d)\n%s\n%s\n%s", k.answers, k.hosts, k.signature, k.first.host.seed, k.first.sample(k.signature, 4), k.first.host.text(), k.first.state)
 	}
 }
 
@@ -279,7 +279,7 @@ func TestTwinGenerates(t *testing.T) {
 	for _, kind := range optionalKinds {
 		k[kind] = true
 	}
-	for s := range uint64(1000) {
+	for s := range uint64(300) {
 		h := generate(s, true, allPhases, k)
 		commands := h.buildCommands()
 		for _, c := range h.changes {

@@ -3,9 +3,11 @@ package twin
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,16 +54,26 @@ func (n *namespace) close() {
 	_ = n.Close() // a file that was only read
 }
 
-var failedLine = regexp.MustCompile(`Command failed -:(\d+)`)
+var failedLine = regexp.MustCompile(`(.*)\nCommand failed -:(\d+)`)
 
 // run runs commands, all of them even if some fail, and returns the places of those that failed.
-// What "ip" is to do goes through one process as long as nothing else comes between.
 func (n *namespace) run(commands []string) (failed []int, err error) {
+	reasons, err := n.runAll(commands)
+	return slices.Sorted(maps.Keys(reasons)), err
+}
+
+// exists is why the kernel refuses to add what it has.
+const exists = "File exists"
+
+// runAll is run that also tells why commands failed. What "ip" is to do goes through one process as long as nothing else
+// comes between.
+func (n *namespace) runAll(commands []string) (failed map[int]string, err error) {
+	failed = make(map[int]string)
 	for i := 0; i < len(commands); {
 		setting, ok := strings.CutPrefix(commands[i], "sysctl -qw ")
 		if ok {
-			if n.set(setting) != nil {
-				failed = append(failed, i)
+			if err := n.set(setting); err != nil {
+				failed[i] = err.Error()
 			}
 			i++
 			continue
@@ -78,8 +90,8 @@ func (n *namespace) run(commands []string) (failed []int, err error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, line := range lines {
-			failed = append(failed, first+line)
+		for line, why := range lines {
+			failed[first+line] = why
 		}
 	}
 	return failed, nil
@@ -93,8 +105,9 @@ func familyFlag(command string) string {
 	return ""
 }
 
-// batch gives lines to "ip" and returns the indexes of those that it could not carry out.
-func (n *namespace) batch(family, lines string) (failed []int, err error) {
+// batch gives lines to "ip" and returns the indexes of those that it could not carry out, with the reasons.
+func (n *namespace) batch(family, lines string) (failed map[int]string, err error) {
+	failed = make(map[int]string)
 	var stderr strings.Builder
 	cmd := exec.Command("ip", "-force", "-batch", "-")
 	if family != "" {
@@ -109,11 +122,11 @@ func (n *namespace) batch(family, lines string) (failed []int, err error) {
 		return nil, fmt.Errorf("run ip: %w", err)
 	}
 	for _, match := range failedLine.FindAllStringSubmatch(stderr.String(), -1) {
-		line, err := strconv.Atoi(match[1])
+		line, err := strconv.Atoi(match[2])
 		if err != nil {
 			return nil, err
 		}
-		failed = append(failed, line-1)
+		failed[line-1] = match[1]
 	}
 	return failed, nil
 }

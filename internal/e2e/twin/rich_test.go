@@ -369,7 +369,8 @@ func (g *generator) othersRule() {
 // localRoute adds an address that is local by a route, as clouds have in front of an uplink.
 func (g *generator) localRoute() {
 	l := pick(g, g.uplinks()...)
-	g.add("local route", "route add local 192.0.2.%d dev %s proto 66 table local", 100+g.IntN(20), l.name)
+	// In a batch ip takes a name behind a number for that number, where it has seen the name before.
+	g.add("local route", "route add local 192.0.2.%d dev %s proto bird table 255", 100+g.IntN(20), l.name)
 }
 
 // sourceSpecific adds an IPv6 default for one provider's addresses only.

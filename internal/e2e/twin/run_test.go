@@ -19,7 +19,7 @@ type finding struct {
 	phase   string // the one that was wrong
 	answers int
 	wrong   []wrong
-	rules   string // of the real host then
+	state   string // rules, routes and status of the real host then
 	log     string // of the watch
 }
 
@@ -137,18 +137,12 @@ func (l *living) look(phase string) (bool, error) {
 
 func (l *living) fail(phase string, r result) {
 	l.f.phase, l.f.wrong, l.f.log = phase, r.wrong, l.w.log.String()
-	l.f.rules, _ = l.w.real.Output("sh", "-c", "ip rule; ip -6 rule; ip -4 route show table all | grep -v 'table local'; ip -6 route show table all | grep -v 'table local'") // for the reader
+	l.f.state = l.w.state()
 }
 
-// end ends the watch, which takes everything back.
+// end ends the watch, which takes everything back, once all is right.
 func (l *living) end() (bool, error) {
-	if err := l.w.settle(quiet); err != nil {
-		return false, err
-	}
-	if err := l.w.tryAgain(); err != nil {
-		return false, err
-	}
-	if err := l.w.settle(quiet); err != nil {
+	if ok, err := l.look(atEnd); !ok || err != nil {
 		return false, err
 	}
 	if err := l.w.stopWatch(); err != nil {

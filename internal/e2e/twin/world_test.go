@@ -1,8 +1,10 @@
 package twin
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -25,17 +27,18 @@ type world struct {
 	heard       *socket // of what changes in real
 	server      *process
 	watch       []*process
-	clients     map[netip.Addr][]string // arguments of those that were started
-	log         *logBuffer              // of all watches
-	refused     []string                // commands that only the real host refused
-	again       []string                // commands that the plain host refused: a manager tries again, see tryAgain
+	clients     map[netip.Addr]client // those that were started
+	log         *logBuffer            // of all watches
+	refused     []string              // commands that only the real host refused
+	again       []string              // commands that the plain host refused: a manager tries again, see tryAgain
+	unrestored  map[string]bool       // links of routes that nobody could put back into main, so that tables keep them
 	patience    []time.Duration
 	wanted      string // the link that a user wants, see chosen_test.go
 }
 
 // newWorld builds a host, with the server and without the watch.
 func newWorld(h *host) (w *world, err error) {
-	w = &world{host: h, log: newLog()}
+	w = &world{host: h, log: newLog(), unrestored: make(map[string]bool)}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -130,7 +133,7 @@ func (w *world) applyMoved(s step) error {
 			continue
 		}
 		undo = append(undo, inverseOf(c))
-		if failed || !strings.HasPrefix(c, "ip route add ") {
+		if failed || !strings.HasPrefix(c, "ip route add ") && !strings.HasPrefix(c, "ip route append ") {
 			undo[len(undo)-1] = ""
 		}
 		if to, ok := strings.CutPrefix(c, "ip route add "); ok && !failed && isDefault(strings.Fields(c)) && !strings.Contains(c, " table ") {
@@ -138,17 +141,23 @@ func (w *world) applyMoved(s step) error {
 		}
 		commands, taken = append(commands, c), append(taken, !failed)
 	}
-	failed, err := w.plain.run(commands)
-	for _, i := range failed {
+	failed, err := w.plain.runAll(commands)
+	for _, i := range slices.Sorted(maps.Keys(failed)) {
 		// Its gateway was still in a table, which follows main a moment later.
 		switch c := commands[i]; {
 		case err != nil:
+		case strings.HasSuffix(failed[i], exists) && isDefault(strings.Fields(c)):
+			// Of IPv6 routes that share the traffic one outlives that its link is down.
 		case undo[i] != "":
 			_, err = w.real.run(undo[i : i+1])
 		case taken[i] && strings.Contains(c, " replace ") && strings.Contains(c, " via ") && !strings.Contains(c, " nexthop via "):
 			_, err = w.plain.run([]string{c + " onlink"})
 		}
-		if c := commands[i]; !isDefault(strings.Fields(c)) && !strings.Contains(c, " del ") {
+		switch c := commands[i]; {
+		case strings.Contains(c, " del "):
+		case isDefault(strings.Fields(c)):
+			w.giveUp(c)
+		default:
 			w.again = append(w.again, c)
 		}
 	}
@@ -165,6 +174,9 @@ func (w *world) tryAgain() error {
 			continue
 		}
 		failed, err := w.plain.run([]string{c})
+		if len(failed) > 0 {
+			w.giveUp(c)
+		}
 		if err == nil && len(failed) == 0 {
 			if failed, err = w.real.run([]string{c}); len(failed) > 0 {
 				w.refused = append(w.refused, c)
@@ -176,6 +188,22 @@ func (w *world) tryAgain() error {
 	}
 	return nil
 }
+
+// giveUp notes over which links a route is that could not be put back; of a nexthop object those of its group are not known.
+func (w *world) giveUp(command string) {
+	words := strings.Fields(command)
+	if words[1] == "nexthop" || slices.Contains(words, "nhid") {
+		w.unrestored[anyLink] = true
+	}
+	for i, word := range words {
+		if word == "dev" && i+1 < len(words) {
+			w.unrestored[words[i+1]] = true
+		}
+	}
+}
+
+// anyLink stands for all links.
+const anyLink = "*"
 
 func (w *world) startServer() (*process, error) {
 	config := filepath.Join(w.dir, "server.json")
@@ -210,12 +238,15 @@ func (w *world) startClients() error {
 	if err != nil {
 		return err
 	}
-	if err := w.release(addresses); err != nil {
+	if err := w.release(addresses, names); err != nil {
 		return err
 	}
-	w.watch, w.clients = nil, make(map[netip.Addr][]string)
+	w.watch, w.clients = nil, make(map[netip.Addr]client)
 	for _, a := range addresses {
-		if a.index == 1 || !a.addr.IsGlobalUnicast() || !w.host.watch.selects(names[a.index]) || w.clients[a.addr] != nil {
+		if a.index == 1 || !a.addr.IsGlobalUnicast() || !w.host.watch.selects(names[a.index]) {
+			continue
+		}
+		if _, started := w.clients[a.addr]; started {
 			continue // of two lengths one client is enough
 		}
 		args := w.host.watch.client(a.addr, a.network.Bits(), names[a.index])
@@ -223,22 +254,30 @@ func (w *world) startClients() error {
 		if err != nil {
 			return err
 		}
-		w.watch, w.clients[a.addr] = append(w.watch, p), args
+		w.watch, w.clients[a.addr] = append(w.watch, p), client{a.index, names[a.index], a.network.Bits()}
 	}
 	return nil
 }
 
-// release takes back what killed clients left of addresses that have gone meanwhile, as hooks do.
-func (w *world) release(there []address) error {
+// client is what a client was started for, but for its address.
+type client struct {
+	index  int
+	ifname string
+	bits   int
+}
+
+// release takes back what killed clients left of addresses that have gone meanwhile, as hooks do, which know links by the
+// names that these have now.
+func (w *world) release(there []address, names map[int]string) error {
 	dir, err := commands()
 	if err != nil {
 		return err
 	}
-	for addr, args := range w.clients {
+	for addr, c := range w.clients {
 		if slices.ContainsFunc(there, func(a address) bool { return a.addr == addr }) {
 			continue
 		}
-		args = append([]string{"--release"}, args[1:]...) // but for -f
+		args := append([]string{"--release"}, w.host.watch.client(addr, c.bits, cmp.Or(names[c.index], c.ifname))[1:]...) // but for -f
 		if out, err := w.real.Output(filepath.Join(dir, "table-allocator-client"), args...); err != nil {
 			return fmt.Errorf("release the lease of %s: %w\n%s", addr, err, out)
 		}
@@ -262,6 +301,22 @@ func (w *world) stopWatch() error {
 	}
 	w.watch = nil
 	return nil
+}
+
+// state is what somebody wants to see of a real host that is wrong.
+func (w *world) state() string {
+	dir, err := commands()
+	if err != nil {
+		return err.Error()
+	}
+	out, err := w.real.Output("sh", "-c", `ip rule; ip -6 rule
+		ip -4 route show table all | grep -v 'table local'; ip -6 route show table all | grep -v 'table local'
+		"$0" status --json`, filepath.Join(dir, "table-allocator-client"))
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) { // status also tells by its exit code that something is wrong
+		out += err.Error()
+	}
+	return out
 }
 
 // settle waits until nothing has changed in the real namespace for a time.

@@ -1,0 +1,77 @@
+package client
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// exhausted ends the session of another address, so that an address on a link that main has routes over gets its table:
+// the server has none left. Another client may take that table first, so no second one gives its table for it soon.
+func (h *host) exhausted(needy *session) {
+	now := wire.Now()
+	if now < needy.givenUntil || !h.routed(needy) {
+		return
+	}
+	giver, why := h.unroutedGiver(needy)
+	if giver == nil {
+		giver, why = h.crowdedGiver(needy, now)
+	}
+	if giver == nil {
+		return
+	}
+	h.refused[giver.lease.uplink.Key] = now + refusedFor
+	giver.heir, needy.givenUntil = needy, now+refusedFor
+	h.feed(giver, event{kind: end, why: why})
+}
+
+// unroutedGiver returns an address on a link without any route of main.
+func (h *host) unroutedGiver(needy *session) (giver *session, why string) {
+	for _, s := range h.sessions {
+		if s.mayGive(needy) && !h.routed(s) {
+			return s, "the server has no table left for a link that main has routes over, and main has none over this link"
+		}
+	}
+	return nil, ""
+}
+
+// crowdedGiver returns an address on the link with most leases, for a link that has none: no number of addresses on one
+// link keeps all tables from another one.
+func (h *host) crowdedGiver(needy *session, now time.Duration) (giver *session, why string) {
+	leases := make(map[int]int) // by link
+	for _, s := range h.sessions {
+		if s.family() == needy.family() && s.lease.table != 0 {
+			leases[s.inst.Index]++
+		}
+		if s.family() == needy.family() && s.inst.Index == needy.inst.Index && now < s.givenUntil {
+			return nil, "" // a table for this link is on its way, or another client took it
+		}
+	}
+	if leases[needy.inst.Index] > 0 {
+		return nil, ""
+	}
+	most := 1
+	for _, s := range h.sessions { // the last one of a link: the first ones are what main prefers
+		if n := leases[s.inst.Index]; s.mayGive(needy) && n >= most && n > 1 {
+			giver, most = s, n
+		}
+	}
+	if giver != nil {
+		why = fmt.Sprintf("the server has no table left for link %q, which has none, and this link has %d: see num_tables", needy.lease.uplink.Key.Ifname, most)
+	}
+	return giver, why
+}
+
+// mayGive reports whether a session has a table that another address may get.
+func (s *session) mayGive(needy *session) bool {
+	return s.lease.state == held && s.family() == needy.family() && s.lease.uplink.Want == 0 && !s.hooked
+}
+
+// bequeath has the address that a session ended for ask for the table at once, before any other address does.
+func (h *host) bequeath(s *session) {
+	if heir := s.heir; heir != nil && slices.Contains(h.sessions, heir) {
+		h.feed(heir, event{kind: freed})
+	}
+}

@@ -1,0 +1,82 @@
+package client
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"github.com/table-allocator/table-allocator/internal/events"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// A front is the rules of other programs, by their text, that come before those of addresses and are for some packets only, by
+// family. Where packets leave that have no such mark or port does not tell of them.
+type front struct {
+	rules   map[int][]string
+	changed map[int]bool  // families whose rules have changed
+	limit   *rate.Limiter // of events: a program may change its rules all the time
+}
+
+func newFront() front {
+	const every, burst = time.Minute, 20
+	return front{make(map[int][]string), make(map[int]bool), rate.NewLimiter(rate.Every(every), burst)}
+}
+
+// tellFront notes which of these rules of a family came or went since it was called last.
+func (l *loop) tellFront(family int) {
+	var before uint32
+	for _, s := range l.sessions {
+		if s.family() == family && s.serves() {
+			before = max(before, s.lease.uplink.Priorities.Source)
+		}
+	}
+	rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool {
+		return r.Priority <= before && r.Protocol != route.Protocol && r.Protocol != unix.RTPROT_KERNEL && (r.SelectsSockets() || r.Oif != "" || r.Other != "")
+	})
+	if err != nil {
+		return // the next change is compared with what is known
+	}
+	now := make([]string, len(rules))
+	for i, r := range rules {
+		now[i] = r.String()
+	}
+	known, has := l.front.rules[family]
+	l.front.rules[family] = now
+	if !has {
+		return // nobody knows since when they are there
+	}
+	tell := func(rules, others []string, what events.What, text string) {
+		for _, r := range rules {
+			if !slices.Contains(others, r) && l.front.limit.Allow() {
+				l.events.Append(events.Event{What: what, Family: familyName(family), Text: fmt.Sprintf("%q %s", r, text)})
+			}
+		}
+	}
+	tell(known, now, events.RuleWent, events.WentFront)
+	tell(now, known, events.RuleCame, events.CameFront)
+}
+
+// noteFronts notes which families' rules may have changed. Those whose rules nobody has read have nothing to compare.
+func (l *loop) noteFronts(n news) {
+	for family := range l.front.rules {
+		if !n.overrun && !n.others[family] {
+			continue
+		}
+		l.front.changed[family] = true
+		if l.tellAt == 0 {
+			l.tellAt = wire.Now() + tellIn
+		}
+	}
+}
+
+// tellFronts is tellFront for the families whose rules have changed.
+func (l *loop) tellFronts() {
+	for family := range l.front.changed {
+		delete(l.front.changed, family)
+		l.tellFront(family)
+	}
+}

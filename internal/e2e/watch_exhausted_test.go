@@ -1,0 +1,56 @@
+package e2e
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+// TestWatchCrowdedLink: however many addresses one link has, another link that main has routes over gets a table.
+func TestWatchCrowdedLink(t *testing.T) {
+	h := newHost(t)
+	crowd := []string{"10.77.0.2", "10.77.0.3", "10.77.0.4", "10.77.0.5", "10.77.0.6", "10.77.0.7"}
+	h.link("wan0", crowd[0]+"/24")
+	for _, addr := range crowd[1:] {
+		h.ns.IP(t, "address add "+addr+"/24 dev wan0")
+	}
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 1")
+	h.serve(`"num_tables":3`)
+	p := h.watch()
+	servedOf := func(addrs []string) (n int) {
+		rules := strings.Join(h.rules(), "\n")
+		for _, addr := range addrs {
+			if strings.Contains(rules, "from "+addr+" lookup") {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(t, "the first link has all tables", func() error {
+		if servedOf(crowd) != 3 {
+			return errors.New(strings.Join(h.rules(), "\n"))
+		}
+		return nil
+	})
+	h.link("wan1", "10.78.0.2/24")
+	h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 metric 2")
+	h.served("10.78.0.2")
+	h.served(crowd[0]) // what main prefers keeps its table
+	p.waitLog(`the server has no table left for link \"wan1\", which has none, and this link has 3: see num_tables`)
+	h.link("wan2", "10.79.0.2/24", "10.79.0.3/24")
+	h.ns.IP(t, "route add default via 10.79.0.1 dev wan2 metric 3")
+	eventually(t, "a third link has a table", func() error {
+		if servedOf([]string{"10.79.0.2", "10.79.0.3"}) != 1 {
+			return errors.New(strings.Join(h.rules(), "\n"))
+		}
+		return nil
+	})
+	h.served("10.78.0.2")
+	h.served(crowd[0])
+	if n := servedOf(crowd); n != 1 {
+		t.Errorf("the first link has %d tables, want 1", n)
+	}
+	if n := strings.Count(p.log.String(), "msg=finished"); n != 2 {
+		t.Errorf("%d addresses gave their table back, want 2:\n%s", n, p.log.String())
+	}
+}

@@ -1,0 +1,107 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestModems: two links without Ethernet, as modems and PPPoE have them, with the scripts that the package of pppd has. pppd
+// itself needs a kernel with PPP, which this one is not; a tunnel to the provider stands for its link, and ip for what it does.
+func TestModems(t *testing.T) {
+	t.Parallel()
+	for _, suite := range suites {
+		for _, watch := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, watch %v", suite, watch), func(t *testing.T) {
+				t.Parallel()
+				modems(t, suite, watch)
+			})
+		}
+	}
+}
+
+func modems(t *testing.T, suite string, watch bool) {
+	files, err := debs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := boot(t, debian(suite, managers))
+	i := m.behind(2)
+	m.install(files[0])
+	if watch {
+		m.sh(`systemctl enable --now table-allocator-watch`)
+	}
+	for n := 1; n <= 2; n++ {
+		i.modem(n)
+	}
+
+	// pppd adds the default route of the first link, and refuses the second one.
+	m.pppd(1, "10.1.0.129", `ip route add default dev ppp1`)
+	m.pppd(2, "10.2.0.129", ``)
+	i.waitUplinks("10.1.0.129", "10.2.0.129")
+	m.wait("status finds no fault", `table-allocator-client status`)
+	m.want(`ip route show default`, "default dev ppp1 scope link")
+	m.want(`cut -d@ -f1 /run/table-allocator/dnsmasq.servers | sort`, "server=10.1.0.1", "server=10.2.0.1")
+
+	// The second link goes, and comes with another address.
+	m.sh(`ip address flush dev ppp2; ip link set ppp2 down; ` + ppp + `/etc/ppp/ip-down ppp2 /dev/ttyUSB2 0 10.2.0.129 10.2.0.130 ""`)
+	m.wait("the table is free", `! ip rule | grep 10.2.0.129`)
+	m.sh(`ip link set ppp2 up`)
+	m.pppd(2, "10.2.0.140", ``)
+	i.waitUplinks("10.1.0.129", "10.2.0.140")
+
+	// Routers give each link an IPv6 address, and the kernel a route; a modem manager gives main a second default route.
+	if watch {
+		m.sh(`for n in 1 2; do ip address add fd0$n::129/128 dev ppp$n nodad; ip -6 route add default dev ppp$n metric ${n}00; done
+			ip route add default dev ppp2 metric 1000`)
+		i.waitUplinks("10.1.0.129", "10.2.0.140", "fd01::129", "fd02::129")
+	}
+	m.wait("status finds no fault", `table-allocator-client status`)
+
+	// A peer that dials in gets no table.
+	m.sh(`ip tuntap add mode tun name ppp3; ip address add 10.3.0.1 peer 10.3.0.2 dev ppp3; ip link set ppp3 up
+		IFNAME=ppp3 IPLOCAL=10.3.0.1 IPREMOTE=10.3.0.2 /etc/ppp/ip-up ppp3 /dev/ttyS3 0 10.3.0.1 10.3.0.2 ""`)
+	m.want(`ip rule | grep -c 10.3.0.1 || :`, "0")
+}
+
+// ppp are the variables that pppd sets for a peer with usepeerdns.
+const ppp = `IFNAME=ppp2 USEPEERDNS=1 `
+
+// pppd does what pppd does when the link pppN has an address: it adds the address, perhaps a default route, and runs its script.
+func (m *machine) pppd(n int, addr, route string) {
+	m.t.Helper()
+	m.sh(`ip address add "$2" peer "10.$1.0.130/32" dev "ppp$1"
+		`+route+`
+		IFNAME=ppp$1 IPLOCAL=$2 IPREMOTE=10.$1.0.130 USEPEERDNS=1 DNS1=10.$1.0.1 /etc/ppp/ip-up "ppp$1" "/dev/ttyUSB$1" 0 "$2" "10.$1.0.130" ""`,
+		fmt.Sprint(n), addr)
+}
+
+// modem makes the link pppN: a tunnel to provider N, who drops packets that are not from the networks behind it.
+func (i *internet) modem(n int) {
+	i.m.t.Helper()
+	rules := fmt.Sprintf(`
+		table inet modem {
+			chain raw {
+				type filter hook prerouting priority raw
+				iifname != modem accept
+				ip saddr 10.%[1]d.0.128/25 accept
+				ip6 saddr { fe80::/10, fd0%[1]d::/64 } accept
+				drop
+			}
+		}
+`, n)
+	path := filepath.Join(i.m.t.TempDir(), "modem.nft")
+	if err := os.WriteFile(path, []byte(rules), 0o644); err != nil {
+		i.m.t.Fatal(err)
+	}
+	p := i.Providers[n-1]
+	p.Run(i.m.t, "nft", "-f", path)
+	p.Run(i.m.t, "sh", "-ec", fmt.Sprintf(`ip tuntap add mode tun name modem; ip link set modem up; ip address add 10.%[1]d.0.130/32 dev modem
+		ip route add 10.%[1]d.0.128/25 dev modem; ip -6 route add fd0%[1]d::129 dev modem`, n))
+	i.daemon(n, "socat", "TUN,tun-name=modem,iff-up", "UDP6-LISTEN:5000")
+	i.m.sh(`ip tuntap add mode tun name ppp$1; ip link set ppp$1 up
+		systemd-run --quiet --unit=modem$1 -p Restart=always -p RestartSec=1 socat "TUN,tun-name=ppp$1,iff-up" "UDP6:[fe80::1%wan$1]:5000,sourceport=500$1"`, fmt.Sprint(n))
+}

@@ -1,0 +1,84 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is a process for the life of the kernel, as its pid is not: the inode of its pidfd, which pidfs (Linux 6.9)
+// never uses again. 0: not known.
+//
+// Datagrams to the server come without one. The kernel takes 2.6 us to open a pidfd for each of many datagrams, and 8 us for
+// one; the server takes 10 us for all else. It reads a datagram at once, so that a pid can hardly be used again before.
+type Process uint64
+
+// ended is the process of a sender that the kernel knows no more. No inode has this number.
+const ended Process = math.MaxUint64
+
+// ProcessOf returns the process that has a pid now.
+func ProcessOf(pid int32) Process {
+	if !processesAreKnown() {
+		return 0
+	}
+	fd, err := unix.PidfdOpen(int(pid), 0)
+	if err == unix.ESRCH {
+		return ended
+	}
+	if err != nil {
+		return 0
+	}
+	return takeProcess(int32(fd))
+}
+
+// PeerCred returns who connected a stream socket.
+func PeerCred(fd int) (Cred, error) {
+	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return Cred{}, fmt.Errorf("getsockopt SO_PEERCRED: %w", err)
+	}
+	cred := Cred{PID: peer.Pid, UID: peer.Uid, GID: peer.Gid}
+	if !processesAreKnown() {
+		return cred, nil
+	}
+	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	switch {
+	case err == nil:
+		cred.Process = takeProcess(int32(pidfd))
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ESRCH):
+		cred.Process = ended
+	}
+	return cred, nil
+}
+
+// takeProcess closes a pidfd. A negative one is the error by which the kernel has none.
+func takeProcess(fd int32) Process {
+	if fd == -int32(unix.EINVAL) || fd == -int32(unix.ESRCH) {
+		return ended
+	}
+	if fd < 0 {
+		return 0
+	}
+	defer unix.Close(int(fd))
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(fd), &stat); err != nil {
+		return 0
+	}
+	return Process(stat.Ino)
+}
+
+// processesAreKnown reports whether pidfds have inodes of their own.
+var processesAreKnown = sync.OnceValue(func() bool {
+	const pidfs = 0x50494446
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var stat unix.Statfs_t
+	return unix.Fstatfs(fd, &stat) == nil && stat.Type == pidfs
+})
