@@ -75,7 +75,7 @@ func TestWriteFails(t *testing.T) {
 			if !errors.Is(err, ErrStorage) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want ErrStorage and %q", err, c.want)
 			}
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > time.Minute {
 				t.Errorf("it took %v", took)
 			}
 			for i, r := range results[1:] {

@@ -68,7 +68,7 @@ func advertise(t testing.TB, n *nettest.Namespace, from string, a advert) {
 // until reads events until ok.
 func until(t testing.TB, w *Watcher, ok func() bool) {
 	t.Helper()
-	late := time.AfterFunc(20*time.Second, func() { w.Close() })
+	late := time.AfterFunc(time.Minute, func() { w.Close() })
 	defer late.Stop()
 	for !ok() {
 		if _, err := w.Next(); err != nil {

@@ -35,7 +35,7 @@ func watch(t *testing.T, n *nettest.Namespace, groups Groups) *Watcher {
 func await(t *testing.T, w *Watcher, want Event) []Event {
 	t.Helper()
 	var all []Event
-	late := time.AfterFunc(10*time.Second, func() { w.Close() })
+	late := time.AfterFunc(time.Minute, func() { w.Close() })
 	defer late.Stop()
 	for !slices.Contains(all, want) {
 		events, err := w.Next()
@@ -266,7 +266,7 @@ func TestWatchClose(t *testing.T) {
 		if err != os.ErrClosed {
 			t.Errorf("Next ended with %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("Next goes on after Close")
 	}
 	if _, err := w.Next(); err != os.ErrClosed {
