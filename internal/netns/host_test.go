@@ -11,7 +11,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-func TestMain(m *testing.M) { nettest.Main(m, "nftables") }
+func TestMain(m *testing.M) { nettest.Main(m, "nftables", "dnsmasq-base") }
 
 // TestNeverOpen: in no moment between add and del an uplink forwards without the filter, which leaves its forwarding to
 // namespaces.

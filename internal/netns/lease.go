@@ -89,6 +89,7 @@ type dhcpClient struct {
 	link   *net.Interface
 	socket int
 	lease  dhcpLease
+	place  place  // where the lease was given, or confirmed last
 	warned string // what the lease lacks
 	log    *slog.Logger
 }
@@ -150,79 +151,136 @@ func (c *dhcpClient) ask(ctx context.Context, x dhcpExchange, question []byte, w
 // acquire asks until a server gives an address.
 func (c *dhcpClient) acquire(ctx context.Context) error {
 	for wait := firstWait; ; wait = min(2*wait, mostWait) {
-		if err := c.same(false); err != nil {
+		here, err := c.same(false)
+		if err != nil {
 			return err
 		}
-		x := newExchange(c.link.HardwareAddr)
-		kind, offer, err := c.ask(ctx, x, x.question(dhcpDiscover, netip.Addr{}, netip.Addr{}, netip.Addr{}), wait, dhcpOffer)
-		if err == nil && kind == dhcpOffer {
-			kind, c.lease, err = c.ask(ctx, x, x.question(dhcpRequest, netip.Addr{}, offer.addr.Addr(), offer.server), wait, dhcpACK, dhcpNAK)
-		}
+		kind, l, err := c.begin(ctx, wait)
 		if err != nil {
 			return err
 		}
 		if kind == dhcpACK {
+			c.lease, c.place = l, here
 			return c.install()
 		}
 	}
 }
 
-// keep renews the lease until it ends.
+// begin asks once who has an address, and for that one.
+func (c *dhcpClient) begin(ctx context.Context, wait time.Duration) (kind byte, l dhcpLease, err error) {
+	x := newExchange(c.link.HardwareAddr)
+	kind, offer, err := c.ask(ctx, x, x.question(dhcpDiscover, netip.Addr{}, netip.Addr{}, netip.Addr{}), wait, dhcpOffer)
+	if err != nil || kind != dhcpOffer {
+		return 0, l, err
+	}
+	return c.ask(ctx, x, x.question(dhcpRequest, netip.Addr{}, offer.addr.Addr(), offer.server), wait, dhcpACK, dhcpNAK)
+}
+
+// confirm asks whether the lease holds on a network that may be another one (INIT-REBOOT of RFC 2131, section 4.4.2). Servers
+// that do not know it may be silent: then it asks for an address as if it had none. Meanwhile the link keeps the one it has.
+func (c *dhcpClient) confirm(ctx context.Context) (kind byte, l dhcpLease, err error) {
+	const tries = 3
+	x := newExchange(c.link.HardwareAddr)
+	for try := range tries {
+		kind, l, err = c.ask(ctx, x, x.question(dhcpRequest, netip.Addr{}, c.lease.addr.Addr(), netip.Addr{}), firstWait<<try, dhcpACK, dhcpNAK)
+		if err != nil || kind != 0 {
+			return kind, l, err
+		}
+	}
+	return c.begin(ctx, firstWait)
+}
+
+// keep renews the lease until it ends, and has it confirmed when the link has got its carrier back, or the machine woke up.
 func (c *dhcpClient) keep(ctx context.Context) error {
-	ends := time.Now().Add(c.lease.expires)
-	next := time.Now().Add(c.lease.expires / 2)
+	t, tried := termOf(c.lease.expires, clock(unix.CLOCK_BOOTTIME)), c.place
 	for {
-		if time.Now().After(ends) {
+		here, err := c.same(true)
+		if err != nil {
+			return err
+		}
+		now := clock(unix.CLOCK_BOOTTIME)
+		if now >= t.ends {
 			c.log.Info("the lease of an address has ended", "addr", c.lease.addr)
 			return c.forget(netip.Prefix{})
 		}
-		if time.Now().After(next) {
-			addr := c.lease.addr.Addr()
-			x := newExchange(c.link.HardwareAddr)
-			kind, l, err := c.ask(ctx, x, x.question(dhcpRequest, addr, netip.Addr{}, netip.Addr{}), lookAgain, dhcpACK, dhcpNAK)
-			switch {
-			case err != nil:
-				return err
-			case kind == dhcpNAK:
-				return c.forget(netip.Prefix{})
-			case kind == dhcpACK:
-				c.lease = l
-				ends, next = time.Now().Add(l.expires), time.Now().Add(l.expires/2)
-				if err := c.install(); err != nil {
-					return err
-				}
-			default: // half of the rest later
-				next = time.Now().Add(max(time.Until(ends)/2, lookAgain))
+		kind, l := byte(0), dhcpLease{}
+		switch {
+		case here.carrier && here.differs(c.place) && (now >= t.doubt || here.differs(tried)):
+			c.log.Debug("asks whether the lease holds", "addr", c.lease.addr)
+			if kind, l, err = c.confirm(ctx); kind == 0 && err == nil {
+				c.log.Debug("nobody says whether the lease holds", "addr", c.lease.addr)
 			}
+			tried, t.doubt = here, now+mostWait
+		case now >= t.next:
+			x := newExchange(c.link.HardwareAddr)
+			kind, l, err = c.ask(ctx, x, x.question(dhcpRequest, c.lease.addr.Addr(), netip.Addr{}, netip.Addr{}), lookAgain, dhcpACK, dhcpNAK)
+			t.next = now + max((t.ends-now)/2, lookAgain) // half of the rest later
 		}
-		if err := c.same(true); err != nil {
+		switch {
+		case err != nil:
 			return err
+		case kind == dhcpNAK:
+			c.log.Info("the lease of an address does not hold here", "addr", c.lease.addr)
+			return c.forget(netip.Prefix{})
+		case kind == dhcpACK:
+			c.lease, c.place, t = l, here, termOf(l.expires, now)
+			if err := c.install(); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(min(lookAgain, max(time.Until(next), 0)+time.Millisecond)):
+		case <-time.After(min(lookAgain, max(t.next-clock(unix.CLOCK_BOOTTIME), 0)+time.Millisecond)):
 		}
 	}
 }
 
-// same returns an error if the link is another one, or has lost the address of the lease.
-func (c *dhcpClient) same(leased bool) error {
+// A term says when a lease ends, and from when on what is asked for: times since the boot, of which a machine that sleeps
+// misses none.
+type term struct{ ends, next, doubt time.Duration }
+
+// termOf is the term of a lease of now.
+func termOf(expires, now time.Duration) term { return term{ends: now + expires, next: now + expires/2} }
+
+// clock reads a clock of the kernel.
+func clock(which int32) time.Duration {
+	var now unix.Timespec
+	_ = unix.ClockGettime(which, &now) // it does not fail for a clock that there is
+	return time.Duration(now.Nano())
+}
+
+// A place is where a link was at some time, as far as it can tell.
+type place struct {
+	changes uint32 // of its carrier
+	carrier bool
+	asleep  time.Duration // how long the machine has slept since the boot
+}
+
+// differs reports whether the link may be at another network than then.
+func (p place) differs(then place) bool {
+	const jitter = time.Second // between two clocks that are read one after the other
+	return p.changes != then.changes || p.asleep-then.asleep > jitter
+}
+
+// same returns where the link is, and an error if it is another one, or has lost the address of the lease.
+func (c *dhcpClient) same(leased bool) (here place, err error) {
 	link, found, err := c.kernel.LinkByName(inner)
 	if err != nil {
-		return err
+		return here, err
 	}
 	if !found || link.Index != c.link.Index {
-		return fmt.Errorf("%w: the link is another one", errAgain)
+		return here, fmt.Errorf("%w: the link is another one", errAgain)
 	}
+	here = place{link.Changes, link.Carrier, clock(unix.CLOCK_BOOTTIME) - clock(unix.CLOCK_MONOTONIC)}
 	if !leased {
-		return nil
+		return here, nil
 	}
 	have, err := c.kernel.AddressesOn(unix.AF_INET, link.Index)
 	if err == nil && !slices.ContainsFunc(have, func(a route.Address) bool { return a.Addr == c.lease.addr.Addr() }) {
 		err = fmt.Errorf("%w: the link has lost its address", errAgain)
 	}
-	return err
+	return here, err
 }
 
 // install gives the link the address of the lease, and the namespace its default routes. Without one it has the address all the same.

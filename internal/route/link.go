@@ -13,6 +13,7 @@ type Link struct {
 	Name    string // the name, also of a link that was found by an alternative one
 	Up      bool   // the administrator wants it up
 	Carrier bool   // it is up and has one
+	Changes uint32 // how often it got or lost its carrier
 	Kind    string // of a virtual link: bridge, veth, dummy, wireguard ...; "" of hardware
 	Master  int    // ifindex of the bridge or bond that it is a port of, or 0
 	Below   int    // of a virtual link: the ifindex of the link of this namespace that it is on, as a macvlan or a VLAN is; or 0
@@ -111,6 +112,8 @@ func parseLink(b []byte) (l Link, family int, err error) {
 			l.Group = uint32Of(value)
 		case unix.IFLA_MTU:
 			l.MTU = int(uint32Of(value))
+		case unix.IFLA_CARRIER_CHANGES:
+			l.Changes = uint32Of(value)
 		case unix.IFLA_LINK:
 			l.Below = int(int32(uint32Of(value)))
 		case unix.IFLA_LINK_NETNSID:

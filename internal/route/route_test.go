@@ -149,11 +149,11 @@ func TestAddressesAndLinks(t *testing.T) {
 	peer.IP(t, "link set wan down") // a link without a carrier is up all the same
 
 	eth0, ok, err := c.LinkByName("eth0")
-	if err != nil || !ok || eth0 != (Link{Index: eth0.Index, Name: "eth0", Up: true, Carrier: true, Kind: "veth", Outside: eth0.Outside, MTU: 1500}) || eth0.Index < 2 || eth0.Outside == 0 {
+	if err != nil || !ok || eth0 != (Link{Index: eth0.Index, Name: "eth0", Up: true, Carrier: true, Changes: eth0.Changes, Kind: "veth", Outside: eth0.Outside, MTU: 1500}) || eth0.Index < 2 || eth0.Outside == 0 {
 		t.Fatalf("eth0 is %+v, %v, %v", eth0, ok, err)
 	}
 	wan, ok, err := c.LinkByName("uplink0")
-	if err != nil || !ok || wan != (Link{Index: wan.Index, Name: "wan", Up: true, Kind: "veth", Outside: wan.Outside, MTU: 1500}) || wan.Outside == 0 {
+	if err != nil || !ok || wan != (Link{Index: wan.Index, Name: "wan", Up: true, Changes: wan.Changes, Kind: "veth", Outside: wan.Outside, MTU: 1500}) || wan.Outside == 0 || wan.Changes <= eth0.Changes {
 		t.Fatalf("uplink0 is %+v, %v, %v", wan, ok, err)
 	}
 	if again, ok, err := c.LinkByIndex(wan.Index); err != nil || !ok || again != wan {
