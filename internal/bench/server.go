@@ -192,6 +192,12 @@ func measureRates(o options, dir string, echoServer *process, original *holder, 
 	if original == nil {
 		original = &holder{} // it has no figures
 	}
+	reportRates(r, clients, echo, acquire, renew, original)
+	return nil
+}
+
+// reportRates adds the figures of so many clients to the report.
+func reportRates(r *report, clients int, echo, acquire, renew sample, original *holder) {
 	who := fmt.Sprintf("%d clients", clients)
 	if clients == 1 {
 		who = "1 client"
@@ -219,7 +225,6 @@ func measureRates(o options, dir string, echoServer *process, original *holder, 
 	if clients == 256 {
 		r.add(ratio, over(renew.tail, echo.tail), "%s: 99 of 100 renewals, of echo's", who).atMost(wantTail)
 	}
-	return nil
 }
 
 // measureStorm measures how long callers wait that all ask at once, as at a boot.
