@@ -89,6 +89,8 @@ LIBDIR   := $(PREFIX)/lib/table-allocator
 DHCPCDHOOKS ?= /usr/lib/dhcpcd/dhcpcd-hooks
 NMHOOKS     ?= $(SYSCONFDIR)/NetworkManager/dispatcher.d
 ZONES       ?= $(SYSCONFDIR)/firewalld/zones
+# The fish of a distribution looks below /usr/local only where XDG_DATA_DIRS is set.
+FISHDIR     ?= $(if $(filter /usr,$(PREFIX)),/usr/share/fish/vendor_completions.d,$(SYSCONFDIR)/fish/completions)
 INSTALLED := \
 	644:hooks/hook.sh:$(LIBDIR)/hook.sh \
 	755:hooks/udev/udev-remove:$(LIBDIR)/udev-remove \
@@ -122,12 +124,12 @@ INSTALLED := \
 	644:packaging/man/table-allocator-enter.8:$(PREFIX)/share/man/man8/table-allocator-enter.8 \
 	644:packaging/man/table-allocator-explain.8:$(PREFIX)/share/man/man8/table-allocator-explain.8 \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/tactl \
-	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/tactl.fish \
+	644:packaging/completion/fish:$(FISHDIR)/tactl.fish \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-client \
 	644:packaging/completion/bash:$(PREFIX)/share/bash-completion/completions/table-allocator-server \
 	644:packaging/completion/zsh:$(PREFIX)/share/zsh/site-functions/_table-allocator \
-	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/table-allocator-client.fish \
-	644:packaging/completion/fish:$(PREFIX)/share/fish/vendor_completions.d/table-allocator-server.fish
+	644:packaging/completion/fish:$(FISHDIR)/table-allocator-client.fish \
+	644:packaging/completion/fish:$(FISHDIR)/table-allocator-server.fish
 CONFIGURATION := \
 	644:packaging/server.json:$(SYSCONFDIR)/table-allocator/server.json \
 	644:packaging/watch.json:$(SYSCONFDIR)/table-allocator/watch.json \

@@ -96,6 +96,9 @@ func run(name string, args []string) int {
 		if c, _ = commandOf("", args[:1]); c.name == "" || len(args) > 1 {
 			return original.exit(wrongWord(strings.Join(args, " ")))
 		}
+		if c.name == "help" { // of help, that is the list of commands
+			c = original
+		}
 		args = []string{"--help"}
 	}
 	f := newFlags(c.name)

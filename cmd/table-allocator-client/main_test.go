@@ -106,6 +106,8 @@ func TestExitCodes(t *testing.T) {
 		{"status -i [a", 2, "not a pattern"},
 		{"status -c /nowhere/watch.json", 1, "/nowhere/watch.json"},
 		{"frobnicate", 1, `"frobnicate" is not a command (commands: watch`},
+		{"uplinks use", 2, "want IFNAME, use IFNAME|auto, probe IFNAME or none"}, {"uplinks wan0 wan1", 2, "unexpected argument \"wan1\""},
+		{"uplinks --run wan0", 2, "unexpected argument"}, {"uplinks -i wan0 wan1", 2, "unexpected argument"},
 		{"help stauts", 1, "did you mean status"},
 		{"version 2", 2, `"2"`},
 		{"-a 10.77.0.2/24 -n 16 -i wan0", 1, "two prefix lengths"},
@@ -177,6 +179,11 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	_, help, _ := called(t, "--help")
+	for _, word := range []string{"help", "help help"} {
+		if code, same, _ := called(t, strings.Fields(word)...); code != 0 || same != help {
+			t.Errorf("%s: got %d and\n%s", word, code, same)
+		}
+	}
 	for at, line := range strings.Split(help, "\n")[2 : 2+len(commands)] {
 		if !strings.HasPrefix(line, "  "+commands[at].name+" ") {
 			t.Errorf("line %d of --help: %q, want the command %s", at+3, line, commands[at].name)

@@ -17,7 +17,8 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-const uplinksUsage = `Usage: table-allocator-client uplinks [options | use IFNAME|auto | probe IFNAME]
+const uplinksUsage = `Usage: table-allocator-client uplinks [IFNAME | use IFNAME|auto | probe IFNAME]
+                                     [options]
 
 Shows which uplinks work, which one traffic uses that is bound to none, and
 why, as the watch has it. use has that traffic use one link, whatever its
@@ -28,7 +29,7 @@ code is 0, 1 if nothing answers, 2 for wrong usage. Needs root.
 
       --follow              print a line of JSON for each change from now on
       --wait SECONDS        wait until an uplink works; exit code 1 if none does
-  -i, --ifname IFNAME       show this link only
+  -i, --ifname IFNAME       show this link only, also as argument
       --kind KIND           icmp, dns or tcp:PORT (repeatable)
       --target ADDR         address to ask (repeatable)
       --run                 probe and choose, until a signal
@@ -68,6 +69,11 @@ func showUplinks(f *flags) action {
 		if u.only, err = u.family(); err != nil {
 			return wrongUsage(err)
 		}
+		if len(args) == 1 && !u.run && !slices.Contains([]string{"use", "probe", "auto"}, args[0]) {
+			if args, err = f.takeLink(&u.ifname, args); err != nil {
+				return err
+			}
+		}
 		switch {
 		case u.run && (f.Changed("inet") || f.Changed("inet6") || f.Changed("ifname") || u.follow || u.asJSON || f.Changed("wait") || f.Changed("kind") || f.Changed("target")):
 			return wrongUsage(errors.New("--run takes --config and --clean alone"))
@@ -80,7 +86,7 @@ func showUplinks(f *flags) action {
 		case len(args) == 2 && args[0] == "probe":
 			return u.probe(args[1])
 		case len(args) > 0:
-			return wrongUsage(fmt.Errorf("unexpected argument %q: want use IFNAME|auto, probe IFNAME or none", args[0]))
+			return wrongUsage(fmt.Errorf("unexpected argument %q: want IFNAME, use IFNAME|auto, probe IFNAME or none", args[len(args)-1]))
 		case u.follow:
 			return asked(uplinks.Follow(func(line []byte) error {
 				_, err := fmt.Println(message(string(line)))

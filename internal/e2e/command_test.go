@@ -200,7 +200,7 @@ func TestCommandCompletion(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
 	h.link("wan1", "10.78.0.2/24")
-	const script = `. ../../packaging/completion/bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _table_allocator; echo "${COMPREPLY[@]}"`
+	const script = `. ../../packaging/completion/bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)) COMP_LINE="$*"; _table_allocator; echo "${COMPREPLY[@]}"`
 	for _, tt := range []struct{ line, want string }{
 		{"tactl stat", "status"},
 		{"tactl help hist", "history"},
@@ -211,7 +211,7 @@ func TestCommandCompletion(t *testing.T) {
 		{"tactl status wan", "wan0 wan1"}, {"tactl status 10.7", "10.77.0.2 10.78.0.2"}, {"tactl doctor wan", "wan0 wan1"}, {"tactl uplinks wan", "wan0 wan1"}, {"tactl reexec wan", "wan0 wan1"},
 		{"tactl release 10.7", "10.77.0.2 10.78.0.2"}, {"tactl history 10.78", "10.78.0.2"},
 		{"tactl explain 192.0.2.1 --from 10.77", "10.77.0.2"}, {"tactl explain 192.0.2.1 --oif wan", "wan0 wan1"},
-		{"tactl explain 192.0.2.1 --sp", "--sport"}, {"tactl watch --sport", ""}, {"tactl history --cl", ""},
+		{"tactl explain 192.0.2.1 --sp", "--sport"}, {"tactl watch --sport", ""}, {"tactl watch --routes=mo", "move"}, {"tactl history --cl", ""},
 	} {
 		r := h.run("bash", append([]string{"-c", script, "bash"}, strings.Split(tt.line, " ")...)...)
 		if got := strings.TrimSpace(r.stdout); r.code != 0 || got != tt.want {
