@@ -20,6 +20,7 @@ var pinNames = map[ebpf.AttachType]string{
 	ebpf.AttachCGroupInet4Connect:   "connect4",
 	ebpf.AttachCGroupInet6Connect:   "connect6",
 	ebpf.AttachCGroupInetEgress:     "egress",
+	ebpf.AttachCGroupInetIngress:    "ingress",
 	ebpf.AttachCGroupSetsockopt:     "setsockopt",
 }
 

@@ -391,6 +391,14 @@ func unlocked(dir string, m Mark) (string, error) {
 	if h := (hook{lock: lock.id()}); !h.reads(have[0].info) {
 		return "the lock: its programs read one that was removed", nil
 	}
+	answers, err := attached(int(file.Fd()), ebpf.AttachCGroupInetIngress, ingressName)
+	if err != nil {
+		return "", err
+	}
+	defer answers.close()
+	if len(answers) == 0 {
+		return "what keeps the kernel from answering for other uplinks: an older version bound it, or another program is in the way", nil
+	}
 	return "", nil
 }
 

@@ -38,8 +38,11 @@ func hooks(m Mark, lock *Lock) []hook {
 	all := []hook{program(createName, ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, create(m), ErrUnsupported, "")}
 	if !m.fallback() {
 		h := program(egressName, ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, egress(m, lock.fd()), ErrNoLock, "")
+		answers := program(ingressName, ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, ingress(m, lock.fd()), nil,
+			"resets of listeners leave by the link with addresses of other uplinks")
 		h.lock = lock.id()
-		all = append(all, h)
+		answers.lock = h.lock
+		all = append(all, h, answers)
 		mptcp = "MPTCP connections do not leave"
 		joins = joinOnLink(m, lock.fd(), asm.Mov.Imm32(asm.R8, int32(m.Value)))
 	}
@@ -71,6 +74,8 @@ const (
 	createName = "ta_create"
 	egressName = "ta_egress"
 	formerName = "ta_former"
+
+	ingressName = "ta_ingress"
 
 	formerOptName = "ta_former_opt"
 )

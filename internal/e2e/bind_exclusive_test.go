@@ -30,7 +30,7 @@ func TestBindExclusive(t *testing.T) {
 	for _, tt := range []struct {
 		name, kind, hook string // of linux/bpf.h
 		code             int
-	}{{"sock_create", "9", "2", 125}, {"egress", "8", "1", 125}, {"setsockopt", "25", "22", 0}, {"connect4", "18", "10", 0}, {"connect6", "18", "11", 0}} {
+	}{{"sock_create", "9", "2", 125}, {"egress", "8", "1", 125}, {"ingress", "8", "0", 0}, {"setsockopt", "25", "22", 0}, {"connect4", "18", "10", 0}, {"connect6", "18", "11", 0}} {
 		dir := filepath.Join(c.cgroup, tt.name)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)

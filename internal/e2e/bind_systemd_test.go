@@ -27,7 +27,7 @@ func TestBindSystemd(t *testing.T) {
 	const out = "/tmp/marks" // the machine's own
 
 	properties := strings.Fields(must(client, "bind", "--ifname", "wan0", "--pin"))
-	if len(properties) != 5 {
+	if len(properties) != 6 {
 		t.Fatalf("lines for a unit: %q", properties)
 	}
 	args := []string{"--unit=pinned", "--wait", "--quiet"}
