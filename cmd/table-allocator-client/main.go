@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -80,7 +81,7 @@ func main() { cli.Exit(run(filepath.Base(os.Args[0]), os.Args[1:])) }
 
 // The names of this program that change what a command line means.
 const (
-	shortName    = "tactl"                  // alone it prints status
+	shortName    = "tactl"                  // without a command it prints status
 	originalName = "table_allocator_client" // the family of an address is never guessed
 )
 
@@ -122,8 +123,8 @@ func run(name string, args []string) int {
 
 // commandOf returns the command of a command line, and the rest of it.
 func commandOf(name string, args []string) (command, []string) {
-	if len(args) == 0 && name == shortName {
-		args = []string{"status"}
+	if name == shortName && isStatus(args) {
+		args = slices.Insert(slices.Clone(args), 0, "status")
 	}
 	if len(args) == 0 {
 		return original, nil
@@ -134,6 +135,20 @@ func commandOf(name string, args []string) (command, []string) {
 		}
 	}
 	return original, args
+}
+
+// isStatus reports whether a command line without a command is one of status: it names no address, and asks for no help.
+func isStatus(args []string) bool {
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		return false
+	}
+	return !slices.ContainsFunc(args, func(arg string) bool {
+		if name, long := strings.CutPrefix(arg, "--"); long {
+			name, _, _ = strings.Cut(name, "=")
+			return slices.Contains([]string{"address", "release", "help", "version"}, name)
+		}
+		return strings.HasPrefix(arg, "-") && strings.ContainsAny(arg, "arh")
+	})
 }
 
 // words are commands that need no list.

@@ -59,15 +59,15 @@ func probeCells(p *inspect.Probe) []string {
 	return []string{p.State + mark, rtt, loss, sinceText(p.Since)}
 }
 
-// printStatus prints the server, where unbound packets leave, and a line for each address. width is that of the
+// printStatus prints the server, where unbound packets leave, and a line for each address; above several of one link and
+// family, one that sums them up. width is that of the
 // terminal; 0: it is none, so that lines may have any length, and no colour.
 func printStatus(out io.Writer, report inspect.Report, legend bool, width int) error {
 	w := bufio.NewWriter(out)
 	t := table{width: width, titles: titles}
-	const before = 6 // columns
 	probed := slices.ContainsFunc(report.Uplinks, func(r inspect.Row) bool { return r.Probe != nil })
 	if probed {
-		t.titles = slices.Insert(slices.Clone(titles), before, probeTitles...)
+		t.titles = slices.Insert(slices.Clone(titles), stateColumn, probeTitles...)
 	}
 	if legend {
 		t.wrap(w, "", "server   "+serverText(report.Server))
@@ -80,21 +80,17 @@ func printStatus(out io.Writer, report inspect.Report, legend bool, width int) e
 		t.below = [][]string{nil}
 	}
 	said := make(map[string]bool)
-	for _, r := range slices.Concat(report.Uplinks, report.Others) {
-		line := []string{r.Ifname, r.Address, "-", "-", orDefault(r.Mode, "-"), "-", r.Text(), orDefault(r.Gateway, "-")}
-		if r.Table != 0 {
-			line[2], line[3] = fmt.Sprint(r.Table), leaseLeft(r.LeaseLeft)
+	for _, rows := range families(report.Uplinks) {
+		if legend && len(rows) > 1 {
+			t.addFamily(rows, probed, said)
+			continue
 		}
-		if r.PID != 0 {
-			line[5] = fmt.Sprint(r.PID)
+		for _, r := range rows {
+			t.add(cells(r, probed), whatToDo(r, said), legend)
 		}
-		if probed {
-			line = slices.Insert(line, before, probeCells(r.Probe)...)
-		}
-		t.lines, t.below = append(t.lines, line), append(t.below, nil)
-		if legend {
-			t.below[len(t.below)-1] = whatToDo(r, said)
-		}
+	}
+	for _, r := range report.Others {
+		t.add(cells(r, probed), whatToDo(r, said), legend)
 	}
 	t.print(w)
 	if legend && len(report.Namespaces) > 0 {

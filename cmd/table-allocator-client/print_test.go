@@ -82,6 +82,65 @@ tun0  openvpn                                 10001  8d02h   none  5        ok  
 	}
 }
 
+// Several addresses of a link and family have a line above them, with the worst state and what to do; each has only what is
+// different from that. Scripts get the addresses alone.
+func TestPrintStatusFamilies(t *testing.T) {
+	noRoute := func(table string) []inspect.Finding {
+		return []inspect.Finding{{Name: "no-route", Severity: inspect.Error, What: "no route (leaves by wan0)", Evidence: "table " + table + " has no route", Cure: "give main a default route"}}
+	}
+	row := func(addr, family string, table uint32, gateway, state string, findings []inspect.Finding) inspect.Row {
+		return inspect.Row{Ifname: "wan1", Address: addr, Family: family, Table: table, LeaseLeft: 60, PID: 71, Mode: "copy", Gateway: gateway, State: state, Findings: findings}
+	}
+	double := []inspect.Finding{{Name: "duplicate", Severity: inspect.Error, What: "another host has the address", Evidence: "00:00:5e:00:53:01 answers", Cure: "take another"}}
+	report := inspect.Report{Server: inspect.Server{State: inspect.Running, PID: 1}, Unbound: []inspect.Unbound{{Family: "inet6"}}, Uplinks: []inspect.Row{
+		row("192.0.2.5", "inet", 10000, "192.0.2.1", "ok", nil),
+		row("192.0.2.6", "inet", 10001, "", "no-route", noRoute("10001")),
+		row("192.0.2.7", "inet", 10002, "", "no-route", noRoute("10002")),
+		row("192.0.2.8", "inet", 10003, "", "duplicate", double),
+		row("2001:db8::5", "inet6", 10000, "fe80::1", "ok", nil),
+		row("2001:db8::6", "inet6", 10001, "fe80::1", "ok", nil),
+	}}
+	for _, tt := range []struct {
+		legend bool
+		want   string
+	}{
+		{true, `
+server   running, pid 1
+unbound  IPv6 no route
+
+IFNAME  ADDRESS        TABLE  LEFT   MODE  PID  STATE                              GATEWAY
+wan1    IPv4(4)        -      1m00s  copy  71   no route (leaves by wan0), 2 of 4  -
+    why table 10001 has no route
+    do  give main a default route
+wan1      192.0.2.5    10000  1m00s  copy  71   ok                                 192.0.2.1
+wan1      192.0.2.6    10001  1m00s  copy  71   no route (leaves by wan0)          -
+wan1      192.0.2.7    10002  1m00s  copy  71   no route (leaves by wan0)          -
+wan1      192.0.2.8    10003  1m00s  copy  71   another host has the address       -
+    why 00:00:5e:00:53:01 answers
+    do  take another
+wan1    IPv6(2)        -      1m00s  copy  71   ok                                 fe80::1
+wan1      2001:db8::5  10000  1m00s  copy  71   ok                                 fe80::1
+wan1      2001:db8::6  10001  1m00s  copy  71   ok                                 fe80::1
+`},
+		{false, `
+wan1  192.0.2.5    10000  1m00s  copy  71  ok                            192.0.2.1
+wan1  192.0.2.6    10001  1m00s  copy  71  no route (leaves by wan0)     -
+wan1  192.0.2.7    10002  1m00s  copy  71  no route (leaves by wan0)     -
+wan1  192.0.2.8    10003  1m00s  copy  71  another host has the address  -
+wan1  2001:db8::5  10000  1m00s  copy  71  ok                            fe80::1
+wan1  2001:db8::6  10001  1m00s  copy  71  ok                            fe80::1
+`},
+	} {
+		var out bytes.Buffer
+		if err := printStatus(&out, report, tt.legend, 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := out.String(); got != strings.TrimPrefix(tt.want, "\n") {
+			t.Errorf("got\n%s", got)
+		}
+	}
+}
+
 func TestUnbindWords(t *testing.T) {
 	for traffic, want := range map[string]string{
 		"uidrange 4711-4711":          "--uid 4711",

@@ -29,6 +29,9 @@ func TestCommandNames(t *testing.T) {
 	if r := h.run(tactl); r.code != 0 || !strings.Contains(r.stdout, "10.77.0.2") {
 		t.Errorf("tactl: %+v", r)
 	}
+	if r := h.run(tactl, "--json", "-4", "-i", "wan0"); r.code != 0 || !strings.Contains(r.stdout, `"uplinks":[{"ifname":"wan0"`) {
+		t.Errorf("tactl with options of status: %+v", r)
+	}
 	for _, name := range []string{original, bin(t, clientBin)} {
 		if r := h.run(name); r.code != 1 || r.stdout != "" || !strings.Contains(r.stderr, "tactl, or status") {
 			t.Errorf("%s alone: %+v", name, r)

@@ -165,6 +165,19 @@ func (r Row) Text() string {
 	return r.Findings[0].What
 }
 
+// Worst returns the row with the severest finding, of rows that are not empty.
+func Worst(rows []Row) Row {
+	return slices.MinFunc(rows, func(a, b Row) int { return cmp.Compare(a.rank(), b.rank()) })
+}
+
+// rank is that of the first finding, which is the severest.
+func (r Row) rank() int {
+	if len(r.Findings) == 0 {
+		return Note.rank() + 1
+	}
+	return r.Findings[0].Severity.rank()
+}
+
 // IsFault reports whether anything is wrong.
 func (r Report) IsFault() bool {
 	return slices.ContainsFunc(slices.Concat(r.Uplinks, r.Others), Row.IsFault) ||
@@ -240,7 +253,7 @@ func Status(ctx context.Context, q Question) (Report, error) {
 
 // finish sorts rows, and fills in what their findings say.
 func finish(rows []Row) {
-	slices.SortStableFunc(rows, func(a, b Row) int { return cmp.Compare(a.Ifname, b.Ifname) })
+	slices.SortStableFunc(rows, func(a, b Row) int { return cmp.Or(cmp.Compare(a.Ifname, b.Ifname), cmp.Compare(a.Family, b.Family)) })
 	for i := range rows {
 		r := &rows[i]
 		sortFindings(r.Findings)
