@@ -476,3 +476,16 @@ func withMetric(r route.Route, metric uint32) route.Route {
 	r.Metric = metric
 	return r
 }
+
+// TestMovedReplacedWhileNobodyLooked: what was replaced in main while no client ran, by a route that is not taken, does not
+// come back with the client after the next.
+func TestMovedReplacedWhileNobodyLooked(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 metric 5")
+	m.placed() // and killed
+	m.IP(t, "route add default metric 5 nexthop via 192.0.2.8 dev wan0 nexthop via 192.0.2.9 dev wan0")
+	m.placed() // finds the newer route, and is killed
+	m.IP(t, "route del default metric 5")
+	before := m.main()
+	m.clear(m.placed())
+	m.wantMain("after the third client", before)
+}

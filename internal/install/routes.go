@@ -124,7 +124,6 @@ func (p *placer) takenByOthers(u uplink.Uplink, index int) ([]route.Route, error
 // route before the rules stand.
 func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	p.seen, p.carried = p.looked, nil
-	had := len(p.taken)
 	var adoptErr error // the table gets its routes all the same
 	if p.table != table || p.unread {
 		adoptErr = p.adopt(u, &m, table)
@@ -133,6 +132,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 			p.went = append(p.went, u.Addr())
 		}
 	}
+	had := len(p.taken) // as it is written down
 	if image := p.env.Picture.largeMain(u.Family()); image != nil {
 		if p.unread {
 			return adoptErr
