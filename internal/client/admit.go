@@ -225,7 +225,7 @@ func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (
 }
 
 // uplinks are the links and addresses of the host. Those of links that main has a default route over, or had before it
-// was moved, come first, in case that there are not tables enough.
+// was moved, come first, and of these those that are not deprecated, in case that there are not tables enough.
 func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
 	links, addresses, err := h.kernel.HostAddresses()
 	if err != nil {
@@ -240,15 +240,13 @@ func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
 			defaults[s.inst.Index] = true
 		}
 	}
-	slices.SortStableFunc(addresses, func(a, b route.Address) int {
-		switch {
-		case defaults[a.Index] == defaults[b.Index]:
-			return 0
-		case defaults[a.Index]:
-			return -1
+	rank := func(a route.Address) (n int) {
+		if !defaults[a.Index] {
+			n = 2
 		}
-		return 1
-	})
+		return n + int(a.Flags/unix.IFA_F_DEPRECATED&1)
+	}
+	slices.SortStableFunc(addresses, func(a, b route.Address) int { return rank(a) - rank(b) })
 	return uplink.Links(links, defaults), addresses, nil
 }
 

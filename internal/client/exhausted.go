@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -16,6 +18,9 @@ func (h *host) exhausted(needy *session) {
 		return
 	}
 	giver, why := h.unroutedGiver(needy)
+	if giver == nil {
+		giver, why = h.deprecatedGiver(needy)
+	}
 	if giver == nil {
 		giver, why = h.crowdedGiver(needy, now)
 	}
@@ -37,14 +42,49 @@ func (h *host) unroutedGiver(needy *session) (giver *session, why string) {
 	return nil, ""
 }
 
+// deprecatedGiver returns a deprecated address, for one that is not: no new traffic uses it, and a host that makes temporary
+// addresses keeps each for days. The last table of a link stays with that link.
+func (h *host) deprecatedGiver(needy *session) (giver *session, why string) {
+	leases := h.leasesByLink(needy.family())
+	if !slices.ContainsFunc(h.sessions, func(s *session) bool { return s.mayGive(needy) && leases[s.inst.Index] > 1 }) {
+		return nil, ""
+	}
+	addresses, err := h.kernel.Addresses(needy.family())
+	if err != nil {
+		needy.warn("read the addresses", err)
+		return nil, ""
+	}
+	deprecated := make(map[onLink]bool)
+	for _, a := range addresses {
+		deprecated[onLink{a.Addr, a.Index}] = a.Flags&unix.IFA_F_DEPRECATED != 0
+	}
+	if deprecated[onLink{needy.addr, needy.inst.Index}] {
+		return nil, ""
+	}
+	for _, s := range h.sessions {
+		if s.mayGive(needy) && leases[s.inst.Index] > 1 && deprecated[onLink{s.addr, s.inst.Index}] {
+			return s, fmt.Sprintf("the server has no table left for %s, and this address is deprecated: see num_tables", needy.lease.uplink.Key.Address)
+		}
+	}
+	return nil, ""
+}
+
+// leasesByLink counts the tables of each link.
+func (h *host) leasesByLink(family int) map[int]int {
+	leases := make(map[int]int)
+	for _, s := range h.sessions {
+		if s.family() == family && s.lease.table != 0 {
+			leases[s.inst.Index]++
+		}
+	}
+	return leases
+}
+
 // crowdedGiver returns an address on the link with most leases, for a link that has none: no number of addresses on one
 // link keeps all tables from another one.
 func (h *host) crowdedGiver(needy *session, now time.Duration) (giver *session, why string) {
-	leases := make(map[int]int) // by link
+	leases := h.leasesByLink(needy.family())
 	for _, s := range h.sessions {
-		if s.family() == needy.family() && s.lease.table != 0 {
-			leases[s.inst.Index]++
-		}
 		if s.family() == needy.family() && s.inst.Index == needy.inst.Index && now < s.givenUntil {
 			return nil, "" // a table for this link is on its way, or another client took it
 		}

@@ -54,3 +54,30 @@ func TestWatchCrowdedLink(t *testing.T) {
 		t.Errorf("%d addresses gave their table back, want 2:\n%s", n, p.log.String())
 	}
 }
+
+// TestWatchDeprecatedGives: while the server has no table left, deprecated addresses give theirs to one that is not.
+func TestWatchDeprecatedGives(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "2001:db8:77::2/64", "2001:db8:77::3/64", "2001:db8:77::4/64")
+	h.ns.IP(t, "route add default via fe80::1 dev wan0")
+	h.serve(`"num_tables":3`)
+	p := h.watch()
+	for _, addr := range []string{"2001:db8:77::2", "2001:db8:77::3", "2001:db8:77::4"} {
+		h.served(addr)
+	}
+	h.ns.IP(t, "address change 2001:db8:77::3/64 dev wan0 nodad preferred_lft 0")
+	h.ns.IP(t, "address add 2001:db8:77::5/64 dev wan0 nodad")
+	h.served("2001:db8:77::5")
+	h.waitNotServed("2001:db8:77::3")
+	p.waitLog("the server has no table left for 2001:db8:77::5, and this address is deprecated: see num_tables")
+	h.ns.IP(t, "address add 2001:db8:77::6/64 dev wan0 nodad preferred_lft 0")
+	h.ns.IP(t, "address change 2001:db8:77::4/64 dev wan0 nodad preferred_lft 0")
+	h.ns.IP(t, "address add 2001:db8:77::7/64 dev wan0 nodad")
+	h.served("2001:db8:77::7") // and not ::6, which asked before
+	h.waitNotServed("2001:db8:77::4")
+	h.served("2001:db8:77::2")
+	h.served("2001:db8:77::5")
+	if n := strings.Count(p.log.String(), "msg=finished"); n != 2 {
+		t.Errorf("%d addresses gave their table back, want 2:\n%s", n, p.log.String())
+	}
+}
