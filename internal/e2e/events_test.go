@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -86,5 +88,35 @@ func TestHistory(t *testing.T) {
 	}
 	if r := h.run("setpriv", "--reuid=4711", "--clear-groups", bin(t, clientBin), "history"); r.code != 2 {
 		t.Errorf("without rights: %+v", r)
+	}
+}
+
+// TestHistoryOfFronts: history tells of rules of other programs that come and go, and not of those that an address with
+// another priority comes to stand before or behind.
+func TestHistoryOfFronts(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1")
+	h.ns.Batch(t, "route add default via 10.77.0.1 dev wan0", "rule add ipproto tcp lookup main pref 10500")
+	h.serve()
+	config := filepath.Join(t.TempDir(), "watch.json")
+	text := `{"links": [{"ifname": "wan0"}, {"ifname": "wan1", "priority": [11000, 21000, 91000]}]}`
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.watch("-c", config)
+	h.served("10.77.0.2")
+	h.ns.IP(t, "address add 10.78.0.2/24 dev wan1")
+	h.waitHistory("wan1", "10.78.0.2: has table")
+	h.ns.IP(t, "rule add ipproto udp lookup main pref 9000")
+	h.waitHistory("", `"9000: `, "comes before the rules of addresses")
+	h.ns.IP(t, "rule add ipproto udp lookup main pref 10600")
+	h.waitHistory("", `"10600: `, "comes before the rules of addresses")
+	h.ns.IP(t, "address del 10.78.0.2/24 dev wan1")
+	h.waitNotServed("10.78.0.2")
+	h.ns.IP(t, "rule del ipproto udp lookup main pref 9000")
+	h.waitHistory("", `"9000: `, `"9000: `, "is gone")
+	if r := h.run(bin(t, clientBin), "history"); strings.Contains(r.stdout, `"10500: `) || strings.Count(r.stdout, `"10600: `) != 1 {
+		t.Errorf("history tells of rules that neither came nor went:\n%s", r.stdout)
 	}
 }
