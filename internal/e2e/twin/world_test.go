@@ -241,9 +241,13 @@ func (w *world) startClients() error {
 	if err := w.release(addresses, names); err != nil {
 		return err
 	}
+	had := w.clients
 	w.watch, w.clients = nil, make(map[netip.Addr]client)
 	for _, a := range addresses {
-		if a.index == 1 || !a.addr.IsGlobalUnicast() || !w.host.watch.selects(names[a.index]) {
+		if a.index == 1 || !a.addr.IsGlobalUnicast() {
+			continue
+		}
+		if _, again := had[a.addr]; !again && !w.host.watch.selects(names[a.index]) { // a link may have another name since
 			continue
 		}
 		if _, started := w.clients[a.addr]; started {
