@@ -27,6 +27,7 @@ const (
 
 // sync makes everything what the state says. It is safe to repeat. The guard comes before anything can be sent.
 func (h *Host) sync(ctx context.Context, state *State, by caller) (lacking []string, err error) {
+	h.Step("choose ways of IPv6")
 	if err := h.chooseInet6(state, &lacking); err != nil {
 		return nil, fmt.Errorf("choose its addresses of IPv6: %w", err)
 	}
