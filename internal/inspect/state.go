@@ -285,7 +285,7 @@ func giveDefault(l route.Link) string {
 	if l.Kind == "ppp" { // pppd adds none where main has one, and says so in its log alone
 		return "have pppd add a default route over " + l.Name + ": defaultroute-metric 1000, or usepeerdns for its hook; leave the link out if it leads nowhere"
 	}
-	return fmt.Sprintf("give main a default route over %s (DHCP, networkd, NetworkManager), or the client --gateway; leave the link out if it leads nowhere", l.Name)
+	return fmt.Sprintf("give main a default route over %s (DHCP, networkd, NetworkManager), or call the client with --routes copy --gateway ADDR; leave the link out if it leads nowhere", l.Name)
 }
 
 // ledPast is the rule that led past a priority.

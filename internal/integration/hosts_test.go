@@ -131,6 +131,10 @@ var neighbours = []neighbour{
 		then: []string{ng + `ng down wan2; ng up wan2`},
 	},
 	{
+		name: "connman", packages: nextUp, suites: suites[1:], files: connman, start: `systemctl start connman` + "\n" + connmanGateway,
+		then: []string{`connmanctl config $(connmanctl services | grep -o "ethernet_$(tr -d : </sys/class/net/wan1/address)[^ ]*") ipv4 dhcp`, `systemctl restart table-allocator-watch`},
+	},
+	{
 		name: "networkd with bridges", packages: base, files: bridged, start: portsWithout6 + startNetworkd,
 		then: []string{`networkctl reconfigure br2`, `networkctl reconfigure wan2`, `systemctl restart systemd-networkd`},
 	},
@@ -275,6 +279,15 @@ ethernets:
 		keeps: []string{"101:	from 10.2.0.77 lookup 101"},
 	},
 }
+
+// connman configures both uplinks. It gives main the default route of one alone, and status says so of the other; the client gets
+// its gateway, and the watch goes on with that.
+var connman = map[string]string{"/etc/connman/main.conf": "[General]\nNetworkInterfaceBlacklist=lo\n"}
+
+const connmanGateway = `until table-allocator-client status --no-legend | grep -q "10[.].*no route"; do sleep 0.1; done
+	table-allocator-client status --no-legend | awk '/no route/ { split($2, a, "."); print $1, $2, "10." a[2] ".0.1" }' | while read -r ifname addr gateway; do
+		table-allocator-client -4 -a "$addr" -i "$ifname" --routes copy --gateway "$gateway"
+	done`
 
 // bridged makes a bridge of each uplink, as hosts of virtual machines have them.
 var bridged = map[string]string{
