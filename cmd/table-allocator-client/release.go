@@ -203,7 +203,7 @@ func (r *releaseFlags) checkBound() error {
 	if len(rows) == 0 || r.force {
 		return nil
 	}
-	if err := printBound(os.Stdout, rows, false); err != nil {
+	if err := errors.Join(nameNamespaces(r.flags, rows), printBound(os.Stdout, rows, false)); err != nil {
 		return err
 	}
 	return exitWith(1, errors.New("nothing is released, since these programs and rules are bound to links that would have no lease any more: detach, unbind or end them, delete namespaces by netns del, or --force"))

@@ -116,6 +116,16 @@ func TestNetnsEnter(t *testing.T) {
 			t.Errorf("%s: %+v", tt.name, r)
 		}
 	}
+	// What the caller gave it goes with it, and nothing else.
+	gives := func(to string) result {
+		t.Helper()
+		cmd := v.command(uidBert, true, "sh", "-ec", `umask 027; ulimit -n 300; cd /usr; X="a  b"; export X; exec 7</etc/passwd; exec `+to+` sh -c "$0"`,
+			`umask; ulimit -n; pwd; echo "$X"; ls /proc/self/fd | tr '\n' ' '`)
+		return v.run(cmd.Args[0], cmd.Args[1:]...)
+	}
+	if got, want := gives("/run/sbin/table-allocator-client netns exec work"), gives(""); got != want || !strings.HasPrefix(got.stdout, "0027\n300\n/usr\na  b\n") || !strings.Contains(got.stdout, " 7 ") {
+		t.Errorf("what goes with a program: %+v, and outside %+v", got, want)
+	}
 	if r := v.enter(uidCarl, true, "boss", "id", "-u"); r.stdout != "21003\n" {
 		t.Errorf("who is in the list: %+v", r)
 	}

@@ -296,6 +296,16 @@ func TestNetnsExec(t *testing.T) {
 		}
 		return nil
 	})
+	// Others who look see it, and it keeps the leases.
+	for _, command := range []string{"status", "bound", "release --all"} {
+		r := c.do(strings.Fields(command)...)
+		if text := r.stdout + r.stderr; !strings.Contains(text, "work") || command != "status" && !strings.Contains(text, pid) {
+			t.Errorf("%s: %+v", command, r)
+		}
+		if command == "release --all" && (r.code != 1 || !strings.Contains(r.stderr, "netns del")) {
+			t.Errorf("it releases what a program in a namespace needs: %+v", r)
+		}
+	}
 	if log := c.sh("cat /run/log"); log != "begun\n" {
 		t.Errorf("log: %q", log)
 	}
