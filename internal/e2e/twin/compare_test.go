@@ -314,10 +314,10 @@ func (c *comparison) likePlain(q question) error {
 	if err != nil {
 		return err
 	}
-	if kept, err := c.keeps(q); plain.typ == unix.RTN_UNSPEC && (kept || err != nil) {
-		return err
-	}
 	wants := c.moved(q, plain)
+	if kept, err := c.keeps(q); (plain.typ == unix.RTN_UNSPEC || len(wants) > 1) && (kept || err != nil) {
+		return err // with move such a default serves what is bound to none, too
+	}
 	more, err := c.byNetworkRule(q, plain)
 	if err != nil {
 		return err
