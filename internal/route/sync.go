@@ -97,7 +97,14 @@ func (c *Conn) RestoreRoute(r Route, inFront bool) error {
 	if inFront && r.Family == unix.AF_INET {
 		flags = unix.NLM_F_CREATE
 	}
-	if err := c.add(flags, r); err != nil && !errors.Is(err, unix.EEXIST) {
+	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	if refused(err, r) { // the network of the gateway has gone, of which the kernel takes no notice; "onlink" is another route
+		err = c.addReached(flags, r)
+	}
+	if refused(err, r) || errors.Is(err, unix.EEXIST) {
+		err = c.add(flags, r)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add route %q: %w", r, err)
 	}
 	return nil
@@ -337,8 +344,7 @@ func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
 // its route: it is added with the gateway on the link by force.
 func (c *Conn) add(flags uint16, r Route) error {
 	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
-	refused := errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)
-	if !refused || !r.Gateway.IsValid() || r.NexthopID != 0 || r.Onlink {
+	if !refused(err, r) {
 		return err
 	}
 	forced := r
@@ -347,6 +353,12 @@ func (c *Conn) add(flags uint16, r Route) error {
 		return nil
 	}
 	return err
+}
+
+// refused reports whether the kernel refused a route since nothing leads to its gateway.
+func refused(err error, r Route) bool {
+	unreached := errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)
+	return unreached && r.Gateway.IsValid() && r.NexthopID == 0 && !r.Onlink
 }
 
 // addReached adds r while its table leads to the gateway. By force the kernel refuses an IPv6 route if main leads to the
