@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -25,6 +27,31 @@ type movedRoutes struct {
 	Table     uint32        `json:"table"` // of the lease
 	Routes    []route.Route `json:"routes"`
 	Order     []route.Route `json:"order"` // all that main had in the places of these
+	Since     witnesses     `json:"since"`
+}
+
+// witnesses tell the next holder whether main would have lost what was taken while nobody looked. The kernel makes the
+// link-local IPv6 address of a link anew whenever the link comes up. Without one nobody knows. A table that is empty then
+// tells that the link was down, or that another program has emptied it.
+type witnesses struct {
+	Link    uint32 `json:"link"`    // when the last link-local IPv6 address came, as in route.Address; 0: there is none
+	Address uint32 `json:"address"` // when the address came
+}
+
+func (w witnesses) known() bool { return w.Link != 0 && w.Address != 0 }
+
+// since finds out what witnesses say of a link and the address of an uplink.
+func (p *placer) since(u uplink.Uplink, index int) (w witnesses, err error) {
+	addresses, err := p.env.Kernel.AddressesOn(unix.AF_UNSPEC, index)
+	for _, a := range addresses {
+		switch {
+		case a.Addr == u.Addr():
+			w.Address = a.Created
+		case a.Addr.Is6() && a.Addr.IsLinkLocalUnicast():
+			w.Link = max(w.Link, a.Created)
+		}
+	}
+	return w, err
 }
 
 func movedOn(family, index int) (moved, error) {

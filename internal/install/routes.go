@@ -39,6 +39,7 @@ type placer struct {
 	wasDown    bool          // it has been down since
 	went       []netip.Addr  // IPv4 addresses that were deleted from it since
 	heir       bool          // a holder before this process filled the table
+	unbroken   bool          // and since it took routes out of main, the link was up and had the address
 	unread     bool          // what that one took out of main could not be read yet
 	unsure     bool          // holders of other addresses may not have noted yet what main lost
 	expires    int           // seconds until the first route of the table ends; 0: none does
@@ -128,7 +129,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	if p.table != table || p.unread {
 		adoptErr = p.adopt(u, &m, table)
 		p.table = table
-		if p.heir { // since when the address may have gone for a moment
+		if p.heir && !p.unbroken { // since when the address may have gone for a moment
 			p.went = append(p.went, u.Addr())
 		}
 	}
@@ -191,7 +192,13 @@ func (p *placer) writeTaken(u uplink.Uplink, index int) error {
 	if err != nil {
 		return err
 	}
-	return files.write(u, movedRoutes{Table: p.table, Routes: p.taken, Order: p.env.order.of(p.taken)})
+	taken := movedRoutes{Table: p.table, Routes: p.taken, Order: p.env.order.of(p.taken)}
+	if len(p.taken) > 0 {
+		if taken.Since, err = p.since(u, index); err != nil {
+			return err
+		}
+	}
+	return files.write(u, taken)
 }
 
 // cleanMain deletes from main what the table has now: routes that are moved, and those of fallBack.
@@ -339,6 +346,10 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 		})
 	})
 	p.table, p.heir = table, before.Table == table
+	if len(p.taken) > 0 && before.Since.known() {
+		now, err := p.since(u, m.Index)
+		p.unbroken = err == nil && now == before.Since
+	}
 	p.env.takers.succeed(p, u, m.Index)
 	p.env.order.note(before.Order)
 	m.Taken = slices.Concat(p.taken, m.Taken) // in the order of look
@@ -401,7 +412,7 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	case p.succeeded(u, m.Index):
 		p.taken = nil
 	case p.wasDown || p.bare(u, m):
-		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !p.outlives(r) })
+		p.lose(true)
 	}
 	err := p.restore(u, p.stands(m))
 	m.Routes = slices.Concat(m.Routes, p.taken)

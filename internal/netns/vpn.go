@@ -16,7 +16,6 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
-	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
 // A tunnel is what a VPN said of itself when it came up last.
@@ -105,7 +104,7 @@ func (h *Host) syncVPN(s State, p plan, lacking *[]string) error {
 			return err
 		}
 		defer kernel.Close()
-		return setUp(kernel, uplink.Loopback)
+		return kernel.SetUp(1, 0) // its loopback
 	}); err != nil {
 		return err
 	}
