@@ -270,7 +270,11 @@ func (m *main) take(routes []route.Route, own map[netip.Prefix]bool, isUplink fu
 			links[index] = append(links[index], r)
 		}
 	}
-	local := slices.DeleteFunc(slices.Clone(routes), func(r route.Route) bool {
+	local := make([]route.Route, len(routes))
+	for i, r := range routes {
+		local[i] = r.Alive()
+	}
+	local = slices.DeleteFunc(local, func(r route.Route) bool {
 		// A route of the kernel to one address with a lifetime is left of an own address of DHCPv6.
 		left := r.Protocol == unix.RTPROT_KERNEL && r.Dst.IsSingleIP() && r.Expires > 0
 		return own[r.Dst] || left || !isLocal(r, defaults, isUplink)
@@ -356,8 +360,8 @@ func (p *Picture) to(m uplink.Main, family int, routes []route.Route) uplink.Mai
 		switch {
 		case slices.Contains(r.Links(), m.Index):
 			m.Routes = append(m.Routes, r)
-		case isLocal(r, p.mains[family].defaults, p.isUplink):
-			m.Local = append(m.Local, r)
+		case isLocal(r.Alive(), p.mains[family].defaults, p.isUplink):
+			m.Local = append(m.Local, r.Alive())
 		}
 	}
 	return m

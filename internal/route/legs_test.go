@@ -1,6 +1,7 @@
 package route
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -107,5 +108,43 @@ func TestLegsOfObjects(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAlive: what is left of a route of several next hops while links are down can be added elsewhere.
+func TestAlive(t *testing.T) {
+	n := nettest.New(t, "host")
+	far := nettest.New(t, "far")
+	var hops string
+	for i, name := range []string{"eth0", "eth1", "eth2"} {
+		nettest.Veth(t, n, name, far, name)
+		n.IP(t, "address add 10.0."+string(rune('0'+i))+".2/24 dev "+name)
+		hops += " nexthop via 10.0." + string(rune('0'+i)) + ".1 dev " + name
+	}
+	n.IP(t, "route add 10.9.0.0/16"+hops)
+	c := dialIn(t, n)
+	alive := func() Route {
+		t.Helper()
+		routes, err := c.Routes(unix.AF_INET, unix.RT_TABLE_MAIN)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return routes[slices.IndexFunc(routes, func(r Route) bool { return r.Multipath })].Alive()
+	}
+	for _, down := range []struct{ link, want string }{
+		{"", "10.9.0.0/16 proto 116 \tnexthop via 10.0.0.1 dev eth0 weight 1 \tnexthop via 10.0.1.1 dev eth1 weight 1 \tnexthop via 10.0.2.1 dev eth2 weight 1"},
+		{"eth1", "10.9.0.0/16 proto 116 \tnexthop via 10.0.0.1 dev eth0 weight 1 \tnexthop via 10.0.2.1 dev eth2 weight 1"},
+		{"eth0", "10.9.0.0/16 via 10.0.2.1 dev eth2 proto 116"},
+	} {
+		if down.link != "" {
+			n.IP(t, "link set "+down.link+" down")
+		}
+		if _, _, err := c.SyncRoutes(unix.AF_INET, 10000, []Route{alive().In(10000, netip.Addr{})}); err != nil {
+			t.Fatal(err)
+		}
+		got := strings.TrimSpace(strings.NewReplacer("\n", "", " \n", "").Replace(n.IP(t, "route show table 10000")))
+		if strings.Join(strings.Fields(got), " ") != strings.Join(strings.Fields(down.want), " ") {
+			t.Errorf("with %s down, too: %s\nwant %s", down.link, got, down.want)
+		}
 	}
 }

@@ -51,6 +51,7 @@ type Route struct {
 	Encap     bool   // packets are wrapped: MPLS, a tunnel, segment routing
 	NexthopID uint32 // the nexthop object (`ip nexthop`) that Index and Gateway come from, or 0
 	Dead      bool   // its link is down
+	deadHops  uint64 // which of several next hops are dead, by bits
 	LinkDown  bool   // its link has no carrier
 
 	rest string // the attributes without a field, as the kernel encodes them, in its order
@@ -72,7 +73,7 @@ func NewRoute(table uint32, dst netip.Prefix, gateway netip.Addr, index int) Rou
 // In returns r as a route of ours in another table. If it is a unicast route, src becomes its
 // preferred source; the zero Addr keeps what it has. A lifetime stays: the copy ends with r.
 func (r Route) In(table uint32, src netip.Addr) Route {
-	r.Table, r.Protocol, r.Dead, r.LinkDown = table, Protocol, false, false
+	r.Table, r.Protocol, r.Dead, r.LinkDown, r.deadHops = table, Protocol, false, false, 0
 	if src.IsValid() && r.shown().Type == unix.RTN_UNICAST {
 		r.Src = src
 	}
@@ -85,7 +86,7 @@ func (r Route) Equal(o Route) bool { return r.Dst == o.Dst && r.key() == o.key()
 
 func (r Route) key() Route {
 	r = r.normal()
-	r.Expires, r.Dead, r.LinkDown = 0, false, false
+	r.Expires, r.Dead, r.LinkDown, r.deadHops = 0, false, false, 0
 	return r
 }
 
@@ -335,7 +336,9 @@ func parseRoute(b []byte) (r Route, cloned bool, err error) {
 			case unix.RTA_MULTIPATH:
 				r.Multipath = true
 				value = slices.Clone(value)
-				bad = !clearNexthopState(value) || bad
+				var whole bool
+				r.deadHops, whole = clearNexthopState(value)
+				bad = bad || !whole
 			case unix.RTA_ENCAP:
 				r.Encap = true
 			}
@@ -360,105 +363,4 @@ func seconds(ticks int32) int {
 		return (int(ticks) - clockTicks + 1) / clockTicks
 	}
 	return (int(ticks) + clockTicks - 1) / clockTicks
-}
-
-// Legs returns the routes of r's next hops over one link, each as a route of its own that names no
-// nexthop object; nil if none leads there. In IPv6 the kernel shows routes that share a place as one
-// route of several next hops, whatever their links and programs.
-func (r Route) Legs(index int) []Route {
-	r.NexthopID = 0
-	if !r.Multipath {
-		if r.Index != index {
-			return nil
-		}
-		return []Route{r}
-	}
-	leg := r
-	leg.Multipath = false
-	var rest []byte
-	var legs []Route
-	// rest was read attribute by attribute, and its nexthops were, too.
-	_ = eachAttributeAsIs([]byte(r.rest), func(typ uint16, value []byte) {
-		if typ&attributeType != unix.RTA_MULTIPATH {
-			rest = appendAttribute(rest, typ, value)
-			return
-		}
-		for len(value) >= unix.SizeofRtNexthop {
-			n := int(native.Uint16(value))
-			if n < unix.SizeofRtNexthop || n > len(value) {
-				return
-			}
-			if int(int32(native.Uint32(value[4:]))) == index {
-				legs = append(legs, leg.hop(value[:n]))
-			}
-			value = value[min(align(n), len(value)):]
-		}
-	})
-	for i := range legs {
-		legs[i].rest = string(rest) + legs[i].rest
-	}
-	return legs
-}
-
-// Links returns the ifindexes of the links that r leads to, each once.
-func (r Route) Links() []int {
-	if !r.Multipath {
-		if r.Index == 0 {
-			return nil
-		}
-		return []int{r.Index}
-	}
-	var links []int
-	_ = eachAttribute([]byte(r.rest), func(typ uint16, value []byte) { // as in Legs
-		for typ == unix.RTA_MULTIPATH && len(value) >= unix.SizeofRtNexthop {
-			n := int(native.Uint16(value))
-			if n < unix.SizeofRtNexthop || n > len(value) {
-				return
-			}
-			if index := int(int32(native.Uint32(value[4:]))); !slices.Contains(links, index) {
-				links = append(links, index)
-			}
-			value = value[min(align(n), len(value)):]
-		}
-	})
-	return links
-}
-
-// hop returns r with one next hop, a struct rtnexthop and its attributes, and of the other attributes
-// only those of the next hop.
-func (r Route) hop(b []byte) Route {
-	r.Index = int(int32(native.Uint32(b[4:])))
-	r.Gateway = netip.Addr{}
-	r.Onlink = b[2]&unix.RTNH_F_ONLINK != 0
-	var rest []byte
-	_ = eachAttributeAsIs(b[unix.SizeofRtNexthop:], func(typ uint16, value []byte) { // as before
-		switch typ & attributeType {
-		case unix.RTA_GATEWAY:
-			r.Gateway, _ = netip.AddrFromSlice(value)
-		case unix.RTA_VIA:
-			r.Gateway, _ = netip.AddrFromSlice(value[min(2, len(value)):])
-		case unix.RTA_ENCAP, unix.RTA_ENCAP_TYPE:
-			r.Encap = true
-			rest = appendAttribute(rest, typ, value)
-		}
-	})
-	r.rest = string(rest)
-	return r
-}
-
-// clearNexthopState clears what RTA_MULTIPATH tells of the state of its links. The kernel refuses
-// to be told that.
-func clearNexthopState(b []byte) bool {
-	for len(b) > 0 {
-		if len(b) < unix.SizeofRtNexthop {
-			return false
-		}
-		n := int(native.Uint16(b))
-		if n < unix.SizeofRtNexthop || n > len(b) {
-			return false
-		}
-		b[2] &= flagsNexthop
-		b = b[min(align(n), len(b)):]
-	}
-	return true
 }
