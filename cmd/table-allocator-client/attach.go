@@ -83,7 +83,7 @@ func detach(f *flags) action {
 			if ifname != "" {
 				bound, err := c.BoundTo(pid, ifname)
 				if err == nil && !bound {
-					err = fmt.Errorf("process %d is not bound to %s: %w", pid, ifname, unix.ESRCH)
+					err = fmt.Errorf("process %d %w %s", pid, errNotBound, ifname)
 				}
 				if err != nil {
 					return cgroup.Process{}, err
@@ -93,6 +93,8 @@ func detach(f *flags) action {
 		})
 	}
 }
+
+var errNotBound = errors.New("is not bound to")
 
 func parsePIDs(args []string) (pids []int, err error) {
 	if len(args) == 0 {
@@ -129,7 +131,7 @@ func each(pids []int, tree bool, do func(*cgroup.Cgroups, int) (cgroup.Process, 
 		for _, what := range p.Unseen {
 			fmt.Println("  left alone:", quoted(what))
 		}
-		if err != nil && !(tree && errors.Is(err, unix.ESRCH)) { // a descendant may end at any time
+		if err != nil && !(tree && (errors.Is(err, unix.ESRCH) || errors.Is(err, errNotBound))) { // a descendant may end at any time
 			warn(err)
 			failed = exitError{cli.ExitError}
 		}

@@ -9,6 +9,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -174,6 +176,9 @@ func wrongWord(word string) error {
 		}
 	}
 	meant := ""
+	if _, err := net.InterfaceByName(word); err == nil || isAddress(word) {
+		nearest = "status " + word
+	}
 	if nearest != "" {
 		meant = ": did you mean " + nearest + "?"
 	}
@@ -183,6 +188,11 @@ func wrongWord(word string) error {
 	}
 	warn(fmt.Sprintf("%q is not a command%s (commands: %s; see --help)", word, meant, strings.Join(names, " ")))
 	return exitError{original.wrong}
+}
+
+func isAddress(word string) bool {
+	_, err := netip.ParseAddr(word)
+	return err == nil
 }
 
 // distance is how many letters have to be added, removed, changed or swapped with their neighbour to make b of a.

@@ -108,6 +108,7 @@ func TestExitCodes(t *testing.T) {
 		{"frobnicate", 1, `"frobnicate" is not a command (commands: watch`},
 		{"uplinks use", 2, "want IFNAME, use IFNAME|auto, probe IFNAME or none"}, {"uplinks wan0 wan1", 2, "unexpected argument \"wan1\""},
 		{"uplinks --run wan0", 2, "unexpected argument"}, {"uplinks -i wan0 wan1", 2, "unexpected argument"},
+		{"lo", 1, "did you mean status lo?"}, {"192.0.2.2", 1, "did you mean status 192.0.2.2?"},
 		{"help stauts", 1, "did you mean status"},
 		{"version 2", 2, `"2"`},
 		{"-a 10.77.0.2/24 -n 16 -i wan0", 1, "two prefix lengths"},

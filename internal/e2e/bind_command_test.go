@@ -117,7 +117,7 @@ func TestBindRefusals(t *testing.T) {
 		{"without a lease", []string{"run", "-i", "lo", "echo"}, 125, "lo"},
 		{"no process", []string{"attach", "--ifname", "wan1"}, 2, "PID"},
 		{"a process that has ended", []string{"attach", "--ifname", "wan1", "4194303"}, 1, "4194303"},
-		{"not bound to the link", []string{"detach", "--ifname", "wan1", "1"}, 1, "process 1 is not bound to wan1"},
+		{"not bound to the link", []string{"detach", "--ifname", "wan1", "1"}, 1, "process 1 is not bound to wan1\n"},
 		{"nothing to bind", []string{"bind", "--ifname", "wan1"}, 2, "--uid"},
 		{"not bound", []string{"unbind", "--ifname", "wan1", "--uid", "4711"}, 1, "4711"},
 		{"an argument too much", []string{"bound", "wan1", "wan2"}, 2, "wan2"},
