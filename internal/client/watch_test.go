@@ -84,6 +84,7 @@ func TestLoadWatchConfig(t *testing.T) {
 		{`{"socket_path":""}`, "socket_path"},
 		{`{"Links":[]}`, "Links: unknown key"},
 		{`[]`, "not a JSON object"},
+		{"{\n\"links\":[", "watch.json: line 2, column 10: "},
 	} {
 		_, err := watchConfig(t, tt.text)
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "watch.json")) {

@@ -52,7 +52,7 @@ func Read(r io.Reader, set func(key string, value []byte) error) error {
 // Each calls set for each member of the object that text is. A key that stands there
 // twice is an error, since programs do not agree on which of the two counts.
 func Each(text []byte, set func(key string, value []byte) error) error {
-	value, err := hujson.Parse(text)
+	value, err := parse(text)
 	if err != nil {
 		return err
 	}
@@ -76,9 +76,18 @@ func Each(text []byte, set func(key string, value []byte) error) error {
 	return nil
 }
 
+// parse parses text. The error begins with the place: "line 1, column 35: ...".
+func parse(text []byte) (hujson.Value, error) {
+	value, err := hujson.Parse(text)
+	if err != nil {
+		err = errors.New(strings.TrimPrefix(err.Error(), "hujson: "))
+	}
+	return value, err
+}
+
 // EachElement calls f for each element of the list that text is. want says what it has to be.
 func EachElement(key string, text []byte, want string, f func(i int, element []byte) error) error {
-	value, err := hujson.Parse(text)
+	value, err := parse(text)
 	if err != nil {
 		return err
 	}
