@@ -108,7 +108,7 @@ func listNamespaces(f *flags) (all []inspect.Namespace) {
 	}
 	for _, r := range rows {
 		all = append(all, inspect.Namespace{Name: r.Name, Ifname: r.Ifname, OnLoss: string(r.OnLoss), Tables: r.Tables, Addresses: r.Addresses, Resolv: r.Resolv,
-			VPN: r.VPN, Programs: len(r.Programs), Missing: r.Missing, Cure: cureOf(r)})
+			VPN: r.VPN, Programs: len(r.Programs), Missing: r.Missing, Unsure: r.Unsure, Cure: cureOf(r)})
 	}
 	return all
 }

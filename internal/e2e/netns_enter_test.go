@@ -116,6 +116,10 @@ func TestNetnsEnter(t *testing.T) {
 			t.Errorf("%s: %+v", tt.name, r)
 		}
 	}
+	serve := v.command(uidBert, true, "/run/sbin/table-allocator-client", "netns", "serve")
+	if r := v.run(serve.Args[0], serve.Args[1:]...); r.code != 78 || !strings.Contains(r.stderr, "a User= of the unit is in the way") {
+		t.Errorf("a service that is not root: %+v", r)
+	}
 	// What the caller gave it goes with it, and nothing else.
 	gives := func(to string) result {
 		t.Helper()

@@ -302,6 +302,9 @@ func lookNamespaces(p *patient) (all []symptom) {
 		if n.Missing != "" {
 			all = append(all, symptom{fmt.Sprintf("the network namespace %s on %s misses %s", n.Name, n.Ifname, n.Missing), "table-allocator-client netns list", n.Cure})
 		}
+		if n.Unsure != "" {
+			all = append(all, symptom{fmt.Sprintf("the network namespace %s on %s may miss %s", n.Name, n.Ifname, n.Unsure), "/proc/net/ip_tables_names", "apt-get install iptables"})
+		}
 	}
 	return all
 }

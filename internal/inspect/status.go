@@ -49,6 +49,7 @@ type Namespace struct {
 	VPN       string   `json:"vpn"` // up or down; empty: it has none
 	Programs  int      `json:"programs"`
 	Missing   string   `json:"missing"` // empty: all is as it should be
+	Unsure    string   `json:"-"`       // what it may miss where nobody can tell
 	Cure      string   `json:"-"`
 }
 

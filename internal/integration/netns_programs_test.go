@@ -175,7 +175,15 @@ func TestNetnsFirewalls(t *testing.T) {
 				m.sh(with.again)
 				m.wait("it passes "+with.name+" after a reload", works)
 				m.sh(`table-allocator-client netns del work`)
-				m.want(with.rules+` | grep -c table-allocator || :`, "0")
+				m.want(with.rules+` | grep -c table-allocator || :; ip6`+with.rules[2:]+` | grep -c table-allocator || :`, "0", "0")
+				if with.name == "iptables-legacy" {
+					const unsure = ` 2>&1 | grep -c 'there is a table filter of ip6tables-legacy and iptables-legacy, which is not installed'`
+					m.sh(`mkdir /root/hidden; mv /usr/sbin/iptables-legacy /usr/sbin/ip6tables-legacy /root/hidden/`)
+					m.sh(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 --firewall accept` + unsure + `; table-allocator-client doctor` + unsure)
+					m.sh(`table-allocator-client netns del work 2>&1 | grep 'rules of ip6tables-legacy and iptables-legacy for its link, tav1, may be left'`)
+					m.want(`ls /run/netns`)
+					m.sh(`mv /root/hidden/* /usr/sbin/; rmdir /root/hidden`)
+				}
 				m.sh(with.end)
 			}
 			// firewalld.

@@ -1,11 +1,13 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -52,8 +54,10 @@ func (h *Host) syncFirewalls(s State, link string, lacking *[]string) error {
 	if err != nil {
 		return err
 	}
-	if what != "" {
-		*lacking = append(*lacking, what)
+	for _, what := range []string{what, unsureOf(s)} {
+		if what != "" {
+			*lacking = append(*lacking, what)
+		}
 	}
 	if err := errors.Join(errs...); err != nil && s.Firewall != FirewallAccept {
 		*lacking = append(*lacking, "a way through the packet filter of another program: "+strings.ReplaceAll(err.Error(), "\n", "; "))
@@ -198,12 +202,26 @@ func setZone(link string, in bool) error {
 	return nil
 }
 
+// binaries is where programs of root are.
+const binaries = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// helperProgram is the path of a program of another packet filter, also for who has a PATH without those of root; "": there is
+// none.
+func helperProgram(name string) string {
+	for _, dir := range filepath.SplitList(binaries) {
+		if path := filepath.Join(dir, name); exists(path) {
+			return path
+		}
+	}
+	return ""
+}
+
 // helper executes a program of another packet filter.
 func helper(name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), firewallPatience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C")
+	cmd := exec.CommandContext(ctx, cmp.Or(helperProgram(name), name), args...)
+	cmd.Env = append(os.Environ(), "PATH="+binaries, "LC_ALL=C")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%s: %w: %s", name, err, printable(strings.TrimSpace(string(out))))

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -211,7 +212,11 @@ func (h *Host) Delete(name string) error {
 		if err != nil {
 			return err
 		}
-		return h.remove(s)
+		if err = h.remove(s); err == nil && s.Firewall == FirewallAccept && unsureOf(s) != "" {
+			err = fmt.Errorf("it is deleted, but rules of %s for its link, %s, may be left: the program is not installed (apt-get install iptables; %s -S FORWARD)",
+				strings.Join(legacyUnread(s), " and "), linkOf(s.Number), legacyUnread(s)[0])
+		}
+		return err
 	}))
 }
 

@@ -24,6 +24,28 @@ func legacyFilters() (commands []string) {
 	return commands
 }
 
+// legacyUnread are those whose program is not installed: nobody can tell what such a table does, nor change it.
+func legacyUnread(s State) (commands []string) {
+	for _, command := range legacyFilters() {
+		if s.IPv6 || command == "iptables-legacy" {
+			if helperProgram(command) == "" {
+				commands = append(commands, command)
+			}
+		}
+	}
+	return commands
+}
+
+// unsureOf says what a namespace may miss where nobody can tell; "": nothing.
+func unsureOf(s State) string {
+	unread := legacyUnread(s)
+	if !s.routed() || s.Firewall == FirewallNone || len(unread) == 0 {
+		return ""
+	}
+	return "a way through the packet filter of another program: there is a table filter of " + strings.Join(unread, " and ") +
+		", which is not installed here: nobody can tell whether it drops what is forwarded (apt-get install iptables)"
+}
+
 // legacyDrops are the chains of such tables that drop packets of a namespace, as far as this process may look.
 func legacyDrops(s State, link string) (names []string) {
 	for _, command := range legacyFilters() {
@@ -39,6 +61,9 @@ func legacyDrops(s State, link string) (names []string) {
 func changeLegacies(link string, accept bool) error {
 	var errs []error
 	for _, command := range legacyFilters() {
+		if helperProgram(command) == "" {
+			continue // as unsureOf says
+		}
 		rules, err := helper(command, "-w", "-S", "FORWARD")
 		switch {
 		case err != nil && !accept: // this process has added none either

@@ -48,6 +48,7 @@ type Row struct {
 	IPv6      string        `json:"ipv6"`          // how IPv6 leaves: nat, prefix, proxy, npt, macvlan, vpn or off
 	Wiring    string        `json:"wiring"`        // nat or macvlan; vpn
 	Missing   string        `json:"missing"`       // empty: all is as it should be
+	Unsure    string        `json:"-"`             // what it may miss where nobody can tell
 }
 
 // How the VPN of a namespace is.
@@ -199,6 +200,7 @@ func (h *Host) inspect(row *Row, s State, p plan) error {
 			return err
 		}
 		row.Missing, err = dropping(s, p.link, all)
+		row.Unsure = unsureOf(s)
 		return err
 	}
 	return nil

@@ -224,7 +224,7 @@ func (r *runner) wanted(s State) (wanted, jobs []job, err error) {
 func (r *runner) start(s State, want job, jobs []job) ([]job, error) {
 	args := want.Args
 	cmd := &exec.Cmd{Path: args[0], Args: args, Stdout: os.Stderr, Stderr: os.Stderr, Dir: "/", SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}}
+		Env: []string{"PATH=" + binaries}}
 	if want.RunAs != "" {
 		account, err := Account(want.RunAs)
 		if err != nil {

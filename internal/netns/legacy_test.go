@@ -1,0 +1,37 @@
+package netns
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestUnsure: a table of iptables-legacy whose program is not installed may drop what namespaces send, and nobody can tell.
+func TestUnsure(t *testing.T) {
+	names := filepath.Join(t.TempDir(), "ip_tables_names")
+	before := legacies
+	legacies = map[string]string{"nosuch-legacy": names}
+	t.Cleanup(func() { legacies = before })
+	for _, tt := range []struct {
+		tables string
+		state  Config
+		want   string
+	}{
+		{"nat\nfilter\n", Config{IPv6: true}, "there is a table filter of nosuch-legacy, which is not installed here"},
+		{"nat\nfilter\n", Config{IPv6: true, Firewall: FirewallNone}, ""},
+		{"nat\nfilter\n", Config{IPv6: true, Wiring: WiringMacvlan}, ""},
+		{"nat\nfilter\n", Config{}, ""}, // it is no table of IPv4
+		{"nat\n", Config{IPv6: true}, ""},
+	} {
+		if err := os.WriteFile(names, []byte(tt.tables), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := unsureOf(State{Config: tt.state}); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%q, %+v: %q", tt.tables, tt.state, got)
+		}
+		if err := changeLegacies("tav1", false); err != nil { // what cannot be changed is no error
+			t.Error(err)
+		}
+	}
+}
