@@ -58,7 +58,7 @@ func newBindFlags(f *flags) *bindFlags {
 
 func (b *bindFlags) check() error {
 	if b.config.Ifname == "" {
-		return wrongUsage(errors.New("--ifname IFNAME is needed"))
+		return wrongUsage(errors.New("a link is needed: IFNAME, or --ifname IFNAME"))
 	}
 	return b.needsRoot()
 }

@@ -153,6 +153,9 @@ func (n *netnsFlags) call(verb netnsVerb, args []string) error {
 	if slices.Contains([]string{"exec", "list", "ps", "stop"}, verb.name) && os.Geteuid() != 0 {
 		return verb.do(n, nil, args) // by the service
 	}
+	if os.Geteuid() != 0 && verb.name == "serve" {
+		return exitWith(exitConfig, errors.New("netns serve needs root, for namespaces, links and rules: a User= of the unit is in the way (systemctl edit table-allocator-netns)"))
+	}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("netns %s needs root, for namespaces, links and rules", verb.name)
 	}
@@ -389,8 +392,18 @@ func (n *netnsFlags) serve(h *netns.Host, args []string) error {
 	}, log)
 }
 
-// check reads a configuration, and says what is wrong with it.
+// check reads a configuration, or asks the name servers of a namespace, and says what is wrong.
 func (n *netnsFlags) check(args []string) error {
+	if len(args) == 1 && netns.CheckName(args[0]) == nil && os.Geteuid() == 0 {
+		h, err := netns.Open(n.server, n.uids)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		if _, err := os.Stat(args[0]); h.Has(args[0]) || err != nil { // else it is a file
+			return h.AskServers(context.Background(), args[0])
+		}
+	}
 	path := netns.ConfigPath
 	if len(args) > 0 {
 		path = args[0]

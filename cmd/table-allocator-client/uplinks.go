@@ -147,6 +147,9 @@ func (u *uplinksFlags) ofFamily(name string) bool {
 }
 
 func (u *uplinksFlags) show(report uplinks.Report) error {
+	if u.ifname != "" && report.Probing && !slices.ContainsFunc(report.Uplinks, func(l uplinks.Uplink) bool { return l.Ifname == u.ifname }) {
+		return notInService(u.ifname)
+	}
 	report.Uplinks = slices.DeleteFunc(report.Uplinks, func(l uplinks.Uplink) bool { return !u.ofFamily(l.Family) || u.ifname != "" && l.Ifname != u.ifname })
 	report.Unbound = slices.DeleteFunc(report.Unbound, func(c uplinks.Choice) bool { return !u.ofFamily(c.Family) })
 	report = printable(report)
@@ -154,6 +157,10 @@ func (u *uplinksFlags) show(report uplinks.Report) error {
 		return json.NewEncoder(os.Stdout).Encode(report)
 	}
 	return printUplinks(os.Stdout, report, width(os.Stdout))
+}
+
+func notInService(ifname string) error {
+	return fmt.Errorf("no address of %s is in service: see table-allocator-client status", ifname)
 }
 
 func (u *uplinksFlags) use(ifname string) error {
@@ -232,7 +239,7 @@ func (u *uplinksFlags) probe(ifname string) error {
 	}
 	switch {
 	case !found:
-		return fmt.Errorf("no address of %s is in service: see table-allocator-client status", ifname)
+		return notInService(ifname)
 	case len(answers) == 0:
 		return errors.New(`nobody to ask: give --target, or "targets" in the configuration of the watch`)
 	}

@@ -287,6 +287,8 @@ func (h *host) followStale() {
 	}
 }
 
+func (h *host) wants(l uplink.Link) bool { return h.config.Serves(l) }
+
 // servesLink reports whether a link has an address in service, of this process or of another one.
 func (h *host) servesLink(index int) bool {
 	return h.leased[index] || slices.ContainsFunc(h.sessions, func(s *session) bool { return s.inst.Index == index })

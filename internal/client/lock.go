@@ -15,13 +15,14 @@ func (l *loop) keepLock(s *session) error {
 	if !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
 		return nil
 	}
-	return lock.Keep(l.kernel, s.inst.Rules.Marking, s.lease.uplink.Key.Ifname)
+	return lock.Keep(l.kernel, s.inst.Rules.Marking, s.lease.uplink.Key.Ifname, l.scope.wants)
 }
 
-// keepLocks makes the lock follow events of links and addresses, also those of networks of the host.
+// keepLocks makes the lock follow events of links and addresses, also those of networks of the host: a link is an uplink,
+// and its network none of the host's, once it has a lease or a default route.
 func (l *loop) keepLocks(n news) {
 	done := make(map[string]bool)
-	changed := n.overrun || len(n.names)+len(n.links)+len(n.addressed) > 0
+	changed := n.overrun || n.newDefault || len(n.names)+len(n.links)+len(n.addressed)+len(n.others)+len(n.filled) > 0
 	for _, s := range l.sessions {
 		ifname := s.lease.uplink.Key.Ifname
 		if changed && !done[ifname] && len(s.inst.Rules.Guards) > 0 {

@@ -25,6 +25,8 @@ type scope interface {
 	exhausted(*session)
 	// dropped hears that a session is over.
 	dropped(*session)
+	// wants reports whether addresses of a link get leases as they come.
+	wants(uplink.Link) bool
 	// renamed is the uplink for the address of a session under another name of its link, if it is to be served.
 	renamed(s *session, ifname string) (uplink.Uplink, bool)
 }
@@ -32,13 +34,14 @@ type scope interface {
 // lone serves one address for as long as it has a session.
 type lone struct{ *loop }
 
-func (lone) awaits() bool         { return false }
-func (lone) leaves(error) bool    { return false }
-func (lone) next() time.Duration  { return 0 }
-func (lone) runDue(time.Duration) {}
-func (lone) settled(*session)     {}
-func (lone) exhausted(*session)   {}
-func (lone) dropped(*session)     {}
+func (lone) awaits() bool           { return false }
+func (lone) leaves(error) bool      { return false }
+func (lone) next() time.Duration    { return 0 }
+func (lone) runDue(time.Duration)   {}
+func (lone) settled(*session)       {}
+func (lone) exhausted(*session)     {}
+func (lone) dropped(*session)       {}
+func (lone) wants(uplink.Link) bool { return false }
 
 func (lone) renamed(s *session, ifname string) (uplink.Uplink, bool) {
 	u := s.lease.uplink

@@ -123,11 +123,57 @@ func TestLockLone(t *testing.T) {
 		})
 	}
 	c.ns.IP(t, "link del ct0")
-	eventually(t, "no rule leads to the network", func() error {
-		if rules := c.allRules(); slices.ContainsFunc(rules, func(r string) bool { return strings.HasPrefix(r, "8990:") }) {
-			return fmt.Errorf("%q", rules)
+	local := func(what string, want bool) {
+		t.Helper()
+		eventually(t, what, func() error {
+			if rules := c.allRules(); slices.ContainsFunc(rules, func(r string) bool { return strings.HasPrefix(r, "8990:") }) != want {
+				return fmt.Errorf("%q", rules)
+			}
+			return nil
+		})
+	}
+	local("no rule leads to the network", false)
+	c.leaves(p, 1)
+
+	// An uplink that nobody serves is one as soon as a default route leads over it, in any table.
+	for n, lines := range [][]string{
+		{"route add default via 10.9.0.2 dev usb0 metric 900"},
+		{"route add default via 10.9.0.2 dev usb1 table 300", "rule add fwmark 0x77 lookup 300 priority 700"},
+	} {
+		name := fmt.Sprint("usb", n)
+		nettest.Veth(t, c.ns, name, ct, name)
+		c.ns.IP(t, "address add 10.9.0.1/24 dev "+name)
+		local("a rule leads to the network of "+name, true)
+		for _, line := range lines {
+			c.ns.IP(t, line)
 		}
-		return nil
-	})
+		local("no rule leads to the network of an uplink", false)
+		c.ns.IP(t, "link del "+name)
+	}
+}
+
+// TestLockNewUplink: the network of a link that the watch serves is none of the host's, also before the link has its lease.
+func TestLockNewUplink(t *testing.T) {
+	c := newCrossing(t, "--ifname", "wan*")
+	p := c.bound("wan1")
+	isp := nettest.New(t, "isp")
+	for n := range 3 {
+		name := fmt.Sprint("wan", n+2)
+		nettest.Veth(t, c.ns, name, isp, name)
+		isp.IP(t, "address add 10.9.0.1/24 dev "+name)
+		isp.IP(t, "address add fd09::1/64 dev "+name+" nodad")
+		heard := sniff(t, isp, name)
+		c.ns.IP(t, "address add 10.9.0.2/24 dev "+name)
+		c.ns.IP(t, "address add fd09::2/64 dev "+name+" nodad")
+		for range 200 {
+			for _, line := range []string{"new s udp4", "send s 10.9.0.1:53", "new s udp6", "send s [fd09::1]:53"} {
+				p.do("%s", line)
+			}
+		}
+		if lines := heard.stop(); len(lines) > 0 {
+			t.Errorf("heard: %q", lines)
+		}
+		c.ns.IP(t, "link del "+name)
+	}
 	c.leaves(p, 1)
 }

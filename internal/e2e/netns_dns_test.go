@@ -111,6 +111,22 @@ func TestNetnsDNS(t *testing.T) {
 			}
 		}
 	}
+	// Its name server cannot be asked, which is said, and nobody else is asked.
+	c.must("netns", "check", "work")
+	c.must("netns", "add", "silent", "--ifname", "wan1", "--resolv", "192.0.2.53")
+	c.isps[1].ns.Run(t, "nft", "add table inet closed; add chain inet closed pass { type filter hook forward priority 0; }; add rule inet closed pass meta l4proto { tcp, udp } th dport 53 reject")
+	before := c.counts()[0]
+	for name, want := range map[string]string{"work": "name server " + internet + ": port 53 is refused", "silent": "name server 192.0.2.53: ", "nosuch": "no namespace of this name"} {
+		if r := c.do("netns", "check", name); r.code != 1 || !strings.Contains(r.stderr, want) {
+			t.Errorf("check of %s: %+v, want %s", name, r, want)
+		}
+	}
+	if r := c.do("netns", "exec", "work", "getent", "ahosts", "closed.test"); r.code == 0 {
+		t.Errorf("a name resolves although port 53 is closed: %+v", r)
+	}
+	if after, who := c.counts()[0], d.by("closed.test"); after != before || len(who) > 0 {
+		t.Errorf("left by the other uplink: %+v, before %+v; %s asked", after, before, who)
+	}
 	// The watch killed, the service killed, and the uplink down: nothing is asked anywhere.
 	for _, pid := range c.pids(clientBin) {
 		c.sh(fmt.Sprintf("! grep -q -e watch -e serve /proc/%[1]d/cmdline || kill -9 %[1]d", pid))

@@ -76,21 +76,45 @@ func TestNetnsInet6(t *testing.T) {
 	ofLink := func(seen, inside netip.Addr) bool {
 		return seen == inside && seen.String() != inet6 && netip.MustParsePrefix("fd02::/64").Contains(seen)
 	}
-	for range 2 {
-		seen("auto", "nat", uplinks)
-		seen("npt", "nat", uplinks)
-		delegate("--prefix", delegated)
-		seen("auto", "prefix", own)
-		seen("npt", "npt", translated)
-		delegate()
-	}
+	seen("auto", "nat", uplinks)
+	seen("npt", "nat", uplinks)
+	delegate("--prefix", delegated)
+	seen("auto", "prefix", own)
+	seen("npt", "npt", translated)
 	seen("proxy", "proxy", ofLink)
+	// keeps waits until the service has looked at what f does, which changes no address of a namespace.
+	keeps := func(what string, f func()) {
+		t.Helper()
+		before := c.namespaces()
+		f()
+		for n := range 2 { // it may be at the first one now
+			looks := strings.Count(p.log.String(), "choose ways of IPv6")
+			c.ns.IP(t, fmt.Sprintf("link set lo alias x%d", looks+n))
+			eventually(t, "the service looks after "+what, func() error {
+				if now := strings.Count(p.log.String(), "choose ways of IPv6"); now < looks+len(before) {
+					return fmt.Errorf("%d times, and before %d", now, looks)
+				}
+				return nil
+			})
+		}
+		for i, now := range c.namespaces() {
+			if was := before[i]; now.IPv6 != was.IPv6 || fmt.Sprint(now.Addresses) != fmt.Sprint(was.Addresses) {
+				t.Errorf("after %s %s has %s %s, and before %s %s", what, now.Name, now.IPv6, now.Addresses, was.IPv6, was.Addresses)
+			}
+		}
+	}
+	keeps("a loss of the prefix", func() { delegate() })
+	delegate("--prefix", delegated)
+	seen("auto", "prefix", own)
 	// The link is unplugged.
-	c.ns.IP(t, "link set wan1 down")
-	c.nothing(func() { startProbes(probers["proxy"]) })
+	keeps("a loss of the link", func() {
+		c.ns.IP(t, "link set wan1 down")
+		c.nothing(func() { startProbes(probers["proxy"]); startProbes(probers["auto"]) })
+	})
 	c.ns.IP(t, "link set wan1 up")
 	c.address(1)
 	c.waitTables(1)
+	delegate() // for good now
 	seen("proxy", "proxy", ofLink)
 	// Nobody reaches it from outside, and a source that is not its own does not leave.
 	q := c.inNamespace("proxy")
@@ -114,6 +138,8 @@ func TestNetnsInet6(t *testing.T) {
 	if got := probers["none"].do("try s %s", far6); got != "ENETUNREACH" && got != "EADDRNOTAVAIL" {
 		t.Errorf("IPv6 that is off: %s", got)
 	}
+	seen("auto", "nat", uplinks)
+	seen("npt", "nat", uplinks)
 	c.must("netns", "del", "--all", "--kill", "5")
 	if left := c.namespaceTraces(); left != "" {
 		t.Errorf("left:\n%s", left)

@@ -68,6 +68,11 @@ func TestNetnsLoss(t *testing.T) {
 	c := newNamespaces(t)
 	c.must("netns", "add", "strict", "--ifname", "wan1", "--resolv", "192.0.2.53")
 	c.must("netns", "add", "loose", "--ifname", "wan1", "--on-loss", "fallback", "--resolv", "192.0.2.53")
+	// Both gateways answer for all addresses, so that main needs none on the way by the other uplink.
+	for _, isp := range c.isps {
+		sysctl(t, isp.ns, "net/ipv4/conf/lan/proxy_arp", "1")
+	}
+	c.ns.IP(t, "route add default dev wan0 metric 50")
 	strict, loose := c.inNamespace("strict"), c.inNamespace("loose")
 	c.only(1, func() { fourProbes(strict, 1) })
 	c.only(1, func() { fourProbes(loose, 1) })

@@ -107,6 +107,13 @@ func TestWrongTold(t *testing.T) {
 	h.ns.Run(t, "sh", "-c", cure)
 	h.waitStatus(four, "ok", "")
 	h.waitDiagnosis("")
+	h.ns.IP(t, "route del local "+four+" dev wan1 table local") // what "ip route flush" may do
+	cure = "ip route add local " + four + " dev wan1 table local"
+	if r := h.run(bin(t, clientBin), "status"); r.code != 1 || !strings.Contains(r.stdout, "no route: the address is not in table local") || !strings.Contains(r.stdout, "do  "+cure+"\n") {
+		t.Errorf("no %q in\n%s", cure, r.stdout)
+	}
+	h.ns.Run(t, "sh", "-c", cure)
+	h.waitStatus(four, "ok", "")
 }
 
 // TestExplainServiceAddress: replies to an address of a link that is no uplink arrive where the packet leaves.

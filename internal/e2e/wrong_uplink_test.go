@@ -22,6 +22,7 @@ type wrongUplink struct {
 	explain       string   // what explain says
 	doctor        []string // the checks that find it
 	history       string   // what happened
+	do            string   // what status says to do about it; "": anything
 }
 
 // ip makes a step of lines of ip, separated by ;. T1 is the table of an address.
@@ -43,27 +44,27 @@ func wrongUplinks() []wrongUplink {
 	del6, add6 := ipStep(six, "route del default via 2001:db8:78::1"), ipStep(six, "route add default via 2001:db8:78::1 dev wan1 metric 200")
 	empty, before := []string{"table-empty"}, []string{"rule-before-ours"}
 	return []wrongUplink{
-		{"no route", "", four, far4, del4, add4, "no route (leaves by wan0)", 0, "leaves by wan0 with " + four, empty, "lost its default route, leaves by wan0 through 10.77.0.1"},
-		{"no route, IPv6", "", six, far6, del6, add6, "no route (leaves by wan0)", 0, "leaves by wan0 with " + six, empty, "lost its default route, leaves by wan0 through 2001:db8:77::1"},
-		{"blocked", `, "on_loss": "block"`, four, far4, del4, add4, "blocked: no route", 1, "no route: network is unreachable (rule 10001)", empty, "lost its default route, nothing leaves"},
-		{"blocked, IPv6", `, "on_loss": "block"`, six, far6, del6, add6, "blocked: no route", 1, "no route: network is unreachable (rule 10001)", empty, "lost its default route, nothing leaves"},
+		{"no route", "", four, far4, del4, add4, "no route (leaves by wan0)", 0, "leaves by wan0 with " + four, empty, "lost its default route, leaves by wan0 through 10.77.0.1", ""},
+		{"no route, IPv6", "", six, far6, del6, add6, "no route (leaves by wan0)", 0, "leaves by wan0 with " + six, empty, "lost its default route, leaves by wan0 through 2001:db8:77::1", ""},
+		{"blocked", `, "on_loss": "block"`, four, far4, del4, add4, "blocked: no route", 1, "no route: network is unreachable (rule 10001)", empty, "lost its default route, nothing leaves", ""},
+		{"blocked, IPv6", `, "on_loss": "block"`, six, far6, del6, add6, "blocked: no route", 1, "no route: network is unreachable (rule 10001)", empty, "lost its default route, nothing leaves", ""},
 		{"a rule of a VPN", "", four, far4, ipStep(four, "route add default via 10.77.0.1 dev wan0 table 52;rule add pref 5270 lookup 52"), ipStep(four, "rule del pref 5270"),
-			"shadowed by rule 5270 (lookup 52) (leaves by wan0)", 0, "without rule 5270 (tailscale, probably): wan1", before, "another rule comes first and leads to table 52, leaves by wan0"},
+			"shadowed by rule 5270 (lookup 52) (leaves by wan0)", 0, "without rule 5270 (tailscale, probably): wan1", before, "another rule comes first and leads to table 52, leaves by wan0", ""},
 		{"a rule of a VPN, IPv6", "", six, far6, ipStep(six, "-6 route add default via 2001:db8:77::1 dev wan0 table 52;-6 rule add pref 5270 lookup 52"), ipStep(six, "-6 rule del pref 5270"),
-			"shadowed by rule 5270 (lookup 52) (leaves by wan0)", 0, "without rule 5270 (tailscale, probably): wan1", before, "another rule comes first and leads to table 52, leaves by wan0"},
-		{"a rule that refuses", "", four, far4, ipStep(four, "rule add pref 100 from 10.78.0.0/24 prohibit"), ipStep(four, "rule del pref 100"),
-			"shadowed by rule 100 (prohibit) (blocked)", 1, "no route: permission denied (rule 100)", before, "another rule comes first, nothing leaves"},
-		{"a route of another program in the table", "", four, far4, ipStep(four, "route add default via 10.77.0.1 dev wan0 table T1"), ipStep(four, "route del default via 10.77.0.1 dev wan0 table T1"),
-			"no route (leaves by wan0)", 0, "leaves by wan0 with " + four, []string{"table-empty", "table-shared"}, "another program has a default route in table T1, leaves by wan0"},
+			"shadowed by rule 5270 (lookup 52) (leaves by wan0)", 0, "without rule 5270 (tailscale, probably): wan1", before, "another rule comes first and leads to table 52, leaves by wan0", ""},
+		{"a rule that refuses", "", four, far4, ipStep(four, "rule add pref 0 from 10.78.0.0/24 prohibit"), ipStep(four, "rule del pref 0 from 10.78.0.0/24 prohibit"),
+			"shadowed by rule 0 (prohibit) (blocked)", 1, "no route: permission denied (rule 0)", before, "another rule comes first, nothing leaves", ""},
+		{"a route of another program in the table", `, "cgroup": true`, four, far4, ipStep(four, "route add default via 10.77.0.1 dev wan0 table T1"), ipStep(four, "route del default via 10.77.0.1 dev wan0 table T1"),
+			"no route (leaves by wan0)", 0, "leaves by wan0 with " + four, []string{"table-empty", "table-shared"}, "another program has a default route in table T1, leaves by wan0", "ip route delete default via 10.77.0.1 dev wan0 table T1"},
 		{"a route that answers with an error", "", four, far4, ipStep(four, "route add blackhole default table T1"), ipStep(four, "route del blackhole default table T1"),
-			"no route (blocked)", 1, "no route: invalid argument (blackhole default table T1)", []string{"table-empty", "table-shared"}, "another program has \"blackhole default table T1\", nothing leaves"},
+			"no route (blocked)", 1, "no route: invalid argument (blackhole default table T1)", []string{"table-empty", "table-shared"}, "another program has \"blackhole default table T1\", nothing leaves", ""},
 		{"a route that sends packets on", "", four, far4, ipStep(four, "route add throw default table T1"), ipStep(four, "route del throw default table T1"),
-			"no route (leaves by wan0)", 0, "leaves by wan0 with " + four, []string{"table-empty", "table-shared"}, "another program has \"throw default table T1\", leaves by wan0"},
+			"no route (leaves by wan0)", 0, "leaves by wan0 with " + four, []string{"table-empty", "table-shared"}, "another program has \"throw default table T1\", leaves by wan0", ""},
 		{"a rule leads past ours", "", four, far4, ipStep(four, "rule add pref 5270 goto 32766"), ipStep(four, "rule del pref 5270"),
-			"shadowed by rule 5270 (goto 32766) (leaves by wan0)", 0, "leaves by wan0 with " + four, before, "another rule comes first and leads to main, leaves by wan0"},
+			"shadowed by rule 5270 (goto 32766) (leaves by wan0)", 0, "leaves by wan0 with " + four, before, "another rule comes first and leads to main, leaves by wan0", ""},
 		{"a rule leads past nothing of ours", "", four, far4, ipStep(four, "route add default via 10.77.0.1 dev wan0 table 200;rule add pref 5000 goto 5270;rule add pref 5270 lookup 200"), ipStep(four, "rule del pref 5000;rule del pref 5270"),
-			"shadowed by rule 5270 (lookup 200) (leaves by wan0)", 0, "without rule 5270 (another program): wan1", before, "another rule comes first and leads to table 200, leaves by wan0"},
-		{"no carrier", "", four, far4, carrier("down"), carrier("up"), "no carrier", 0, "warning: wan1 has no carrier", []string{"carrier"}, "its link has no carrier, nothing leaves"},
+			"shadowed by rule 5270 (lookup 200) (leaves by wan0)", 0, "without rule 5270 (another program): wan1", before, "another rule comes first and leads to table 200, leaves by wan0", ""},
+		{"no carrier", "", four, far4, carrier("down"), carrier("up"), "no carrier", 0, "warning: wan1 has no carrier", []string{"carrier"}, "its link has no carrier, nothing leaves", ""},
 	}
 }
 
@@ -78,8 +79,10 @@ func TestWrongUplink(t *testing.T) {
 			began := time.Now().Unix()
 			tt.provoke(h)
 			h.waitTold(tt.addr, tt.status, began)
-			if shown := h.run(bin(t, clientBin), "status").stdout; strings.Contains(shown, "dev #") {
-				t.Errorf("status names a link by its number:\n%s", shown)
+			shown := h.run(bin(t, clientBin), "status").stdout
+			_, do, _ := strings.Cut(shown, "    do  ")
+			if strings.Contains(shown, "dev #") || !strings.HasPrefix(do, strings.ReplaceAll(tt.do, "T1", table)) {
+				t.Errorf("status names a link by its number, or does not say first to do %q:\n%s", tt.do, shown)
 			}
 			h.waitHistory("wan1", tt.addr+": "+strings.ReplaceAll(tt.history, "T1", table))
 			h.waitDiagnosis("", tt.doctor...)

@@ -56,10 +56,7 @@ func lookLocal(p *patient) (all []symptom) {
 		if a.Err == 0 && a.Route.Type == unix.RTN_LOCAL {
 			continue
 		}
-		ip, evidence := "ip", "no route for it in table local"
-		if l.family == unix.AF_INET6 {
-			ip = "ip -6"
-		}
+		ip, evidence := ipOf(l.family), "no route for it in table local"
 		cure := fmt.Sprintf("%s route add local %s dev %s table local", ip, l.Address, l.Ifname)
 		first := slices.IndexFunc(p.rules[l.family], func(r route.Rule) bool { return r.Action == route.Lookup && r.Table == unix.RT_TABLE_LOCAL })
 		if rule, decided := a.Rule(); first < 0 || decided && rule.Priority <= p.rules[l.family][first].Priority {

@@ -8,23 +8,32 @@ import (
 	"sync"
 )
 
-// lookFilter looks for packet filters that drop all that leaves by an uplink, or all that arrives by it, answers too.
+// lookFilter looks for packet filters that drop all that leaves by an uplink or from its address, or all that arrives by it or
+// for it, answers too.
 func lookFilter(p *patient) (all []symptom) {
 	seen := make(map[string]bool) // of a link one is told for each way
-	for _, way := range []struct{ hook, key, what string }{
-		{"type filter hook output", "oifname", "leaves by"},
-		{"type filter hook postrouting", "oifname", "leaves by"},
-		{"type filter hook input", "iifname", "arrives by"},
-		{"type filter hook prerouting", "iifname", "arrives by"},
+	for _, way := range []struct{ hook, key, what, of string }{
+		{"type filter hook output", "oifname", "leaves by", "from"},
+		{"type filter hook postrouting", "oifname", "leaves by", "from"},
+		{"type filter hook egress", "oifname", "leaves by", "from"},
+		{"type filter hook input", "iifname", "arrives by", "for"},
+		{"type filter hook prerouting", "iifname", "arrives by", "for"},
+		{"type filter hook ingress", "iifname", "arrives by", "for"},
 	} {
 		for _, c := range p.chains(way.hook) {
 			for _, l := range p.leases {
 				family := map[string]string{"inet": "ip", "inet6": "ip6"}[l.Family]
 				what := fmt.Sprintf("a packet filter drops what %s %s", way.what, l.Ifname)
-				if c.family != family && c.family != "inet" || seen[what] {
+				if !c.concerns(family, l.Ifname) || seen[what] {
 					continue
 				}
-				if line := c.drops(way.key, l.Ifname); line != "" {
+				if line, ofAddress := c.drops(way.key, l.Ifname, l.Address); line != "" {
+					if ofAddress {
+						what += fmt.Sprintf(" %s %s", way.of, l.Address)
+					}
+					if seen[what] {
+						continue
+					}
 					seen[what] = true
 					all = append(all, symptom{what, fmt.Sprintf("chain %s %s %s: %s", c.family, c.table, c.name, line),
 						fmt.Sprintf("accept it there (%s %s), if it is to pass", way.key, l.Ifname)})
@@ -33,6 +42,13 @@ func lookFilter(p *patient) (all []symptom) {
 		}
 	}
 	return all
+}
+
+// concerns reports whether packets of a family on a link pass a chain. One of the family netdev names its links.
+func (c chain) concerns(family, ifname string) bool {
+	_, devices, some := strings.Cut(c.body, " device")
+	devices, _, _ = strings.Cut(devices, " priority ")
+	return (c.family == family || c.family == "inet" || c.family == "netdev") && (!some || strings.Contains(devices, `"`+ifname+`"`))
 }
 
 // filterSyntax is of nft's text, for lines of a chain.
@@ -57,16 +73,17 @@ var nftSyntax = sync.OnceValue(func() filterSyntax {
 })
 
 // drops returns the rule by which a chain drops all packets of a link, or its policy; "": it does not, or other things than links
-// decide. key is oifname of a chain for what leaves, and iifname for what arrives.
-func (c chain) drops(key, ifname string) string {
+// decide. key is oifname of a chain for what leaves, and iifname for what arrives. ofAddress says that the rule is for an address.
+func (c chain) drops(key, ifname, addr string) (line string, ofAddress bool) {
 	is := nftSyntax()
+	host := map[string]string{"oifname": "saddr ", "iifname": "daddr "}[key] + addr + " "
 	refuses := false
 	usual := []*regexp.Regexp{is.idle}
 	if key == "oifname" { // what arrives may be for this host, and have a mark of its connection
 		usual = append(usual, is.abroad, is.unmarked)
 	}
 	for line := range strings.Lines(c.body) {
-		line = strings.TrimSpace(line)
+		line, ofAddress = strings.TrimSpace(line), false
 		if strings.HasPrefix(line, "type ") {
 			refuses = strings.Contains(line, "policy drop;")
 			continue
@@ -77,13 +94,18 @@ func (c chain) drops(key, ifname string) string {
 		rest := line
 		if found := is.ofLinks.FindStringSubmatch(line); found != nil {
 			if strings.Contains(found[3], "*") {
-				return "" // a pattern
+				return "", false // a pattern
 			}
 			named := strings.Contains(found[3], `"`+ifname+`"`)
 			if !strings.HasPrefix(found[1], key[:len("oif")]) || named != (found[2] == "") {
 				continue
 			}
 			rest = strings.TrimPrefix(line, found[0])
+		}
+		for _, family := range []string{"ip ", "ip6 "} {
+			if text, found := strings.CutPrefix(rest, family+host); found {
+				rest, ofAddress = text, true
+			}
 		}
 		for at := 0; at < len(usual); at++ {
 			if found := usual[at].FindString(rest); found != "" {
@@ -92,14 +114,14 @@ func (c chain) drops(key, ifname string) string {
 		}
 		switch {
 		case strings.HasPrefix(rest, "drop"), strings.HasPrefix(rest, "reject"):
-			return line
+			return line, ofAddress
 		case key == "oifname" && is.answers.MatchString(rest): // a connection begins without them
 		case is.decides.MatchString(rest):
-			return ""
+			return "", false
 		}
 	}
 	if refuses {
-		return "policy drop"
+		return "policy drop", false
 	}
-	return ""
+	return "", false
 }

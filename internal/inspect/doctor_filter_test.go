@@ -1,6 +1,9 @@
 package inspect
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestDrops(t *testing.T) {
 	const accepts, refuses = "type filter hook output priority filter; policy accept;\n", "type filter hook output priority filter; policy drop;\n"
@@ -39,9 +42,35 @@ func TestDrops(t *testing.T) {
 		{"oifname", accepts + "ct state established accept\nmeta mark set 0x00000001\nmeta mark != 0x00000001 drop", ""},
 		{"oifname", refuses + "meta mark set ct mark", "policy drop"},
 		{"oifname", accepts + `comment "policy drop; was here"`, ""},
+		{"oifname", accepts + "ip saddr 192.0.2.2 counter packets 0 bytes 0 reject", "ip saddr 192.0.2.2 counter packets 0 bytes 0 reject"},
+		{"oifname", accepts + `oifname "wan1" ip saddr 192.0.2.2 drop`, `oifname "wan1" ip saddr 192.0.2.2 drop`},
+		{"oifname", accepts + "ip saddr 192.0.2.22 drop", ""}, {"oifname", accepts + "ip daddr 192.0.2.2 drop", ""},
+		{"oifname", accepts + "ip saddr 192.0.2.2 ip daddr 192.0.2.1 drop", ""}, {"oifname", accepts + "ip saddr 192.0.2.2 accept\ndrop", ""},
+		{"iifname", accepts + "ip daddr 192.0.2.2 drop", "ip daddr 192.0.2.2 drop"},
 	} {
-		if got := (chain{body: tt.body}).drops(tt.key, "wan1"); got != tt.want {
-			t.Errorf("%s, %q: got %q, want %q", tt.key, tt.body, got, tt.want)
+		got, ofAddress := chain{body: tt.body}.drops(tt.key, "wan1", "192.0.2.2")
+		if got != tt.want || ofAddress != strings.Contains(tt.want, "192.0.2.2") {
+			t.Errorf("%s, %q: got %q, %v, want %q", tt.key, tt.body, got, ofAddress, tt.want)
+		}
+	}
+}
+
+// A chain of the family netdev is one of the links that it names.
+func TestConcerns(t *testing.T) {
+	for _, tt := range []struct {
+		family, body string
+		want         bool
+	}{
+		{"ip", "type filter hook output priority filter; policy drop;", true},
+		{"inet", "type filter hook output priority filter; policy drop;", true},
+		{"ip6", "type filter hook output priority filter; policy drop;", false},
+		{"netdev", `type filter hook egress device "wan1" priority filter; policy drop;`, true},
+		{"netdev", `type filter hook egress device "wan11" priority filter; policy drop;`, false},
+		{"netdev", `type filter hook ingress devices = { "wan0", "wan1" } priority -500; policy drop;`, true},
+		{"inet", `type filter hook ingress device "wan0" priority -500; policy drop;`, false},
+	} {
+		if got := (chain{family: tt.family, body: tt.body}).concerns("ip", "wan1"); got != tt.want {
+			t.Errorf("%s %s: got %v", tt.family, tt.body, got)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func lookRuleBefore(p *patient) []symptom {
 // priorityOf is the priority of the source rule of a lease.
 func (p *patient) priorityOf(l lease) uint32 {
 	for _, r := range p.rules[l.family] {
-		if isSource(r, l.addr, l.Table) && r.Mask == 0 {
+		if isSource(r, l.addr, l.Table) {
 			return r.Priority
 		}
 	}
@@ -83,10 +83,7 @@ func lookTableGateway(p *patient) (all []symptom) {
 
 // addNetwork is the command that adds the route to the network of an address, to main if its holder copies that.
 func (p *patient) addNetwork(l lease) string {
-	ip, network := "ip", "NETWORK"
-	if l.family == unix.AF_INET6 {
-		ip = "ip -6"
-	}
+	ip, network := ipOf(l.family), "NETWORK"
 	if l.at.Addr.IsValid() && !l.at.Network().IsSingleIP() {
 		network = l.at.Network().Masked().String()
 	}

@@ -44,10 +44,10 @@ func ruleOwner(r route.Rule, tables map[uint32]string) string {
 		return "ours, " + tables[r.Table]
 	case r.Protocol == route.Protocol:
 		return "ours"
-	case r.Protocol == unix.RTPROT_KERNEL && r.Priority != 0 && r.Priority < 32766:
-		return "another program"
-	case r.Protocol == unix.RTPROT_KERNEL, r.Priority == 0, r.Priority >= 32766 && r.Priority <= 32767:
+	case isKernels(r):
 		return ""
+	case r.Protocol == unix.RTPROT_KERNEL:
+		return "another program"
 	case r.Table == 52, r.Priority >= 5200 && r.Priority < 5300 && r.Mask == 0xff0000:
 		return "tailscale, probably"
 	case r.Table == 51820, r.Table == 0xca6c, r.Mark == 0xca6c, r.Mark == 51820:
@@ -68,6 +68,13 @@ func ruleOwner(r route.Rule, tables map[uint32]string) string {
 		return fmt.Sprintf("protocol %d", r.Protocol)
 	}
 	return "another program"
+}
+
+// isKernels reports whether a rule is one of those that every network namespace begins with.
+func isKernels(r route.Rule) bool {
+	r.Protocol = 0 // of one that was deleted and added again
+	table := map[uint32]uint32{0: unix.RT_TABLE_LOCAL, 32766: unix.RT_TABLE_MAIN, 32767: unix.RT_TABLE_DEFAULT}[r.Priority]
+	return table != 0 && r == route.Rule{Priority: r.Priority, Action: route.Lookup, Table: table}
 }
 
 // routeOwner says whose a route is.

@@ -246,11 +246,7 @@ func moveRule(r route.Rule, family int, behind uint32) string {
 	} else if owner != "another program" {
 		return fmt.Sprintf("move rule %d behind %d where %s is configured, or set a smaller priority in watch.json", r.Priority, behind, strings.TrimSuffix(owner, ", probably"))
 	}
-	ip := "ip"
-	if family == unix.AF_INET6 {
-		ip = "ip -6"
-	}
-	moved := r
+	ip, moved := ipOf(family), r
 	moved.Protocol, moved.Other = 0, ""
 	text := ruleText(moved)
 	if tos := r.Selectors().TOS; tos != 0 && !strings.Contains(r.Other, " ") {

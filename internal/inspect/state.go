@@ -119,11 +119,15 @@ func (h *host) incomplete(c candidate, held holder, routes []route.Route, found 
 
 // deleteRoute is the command that deletes a route.
 func (h *host) deleteRoute(r route.Route) string {
-	text := h.routeCommand(r)
-	if r.Dst.Addr().Is6() {
-		return "ip -6 route delete " + text
+	return ipOf(familyOf(r.Dst.Addr())) + " route delete " + h.routeCommand(r)
+}
+
+// ipOf is the command that changes what is of a family.
+func ipOf(family int) string {
+	if family == unix.AF_INET6 {
+		return "ip -6"
 	}
-	return "ip route delete " + text
+	return "ip"
 }
 
 // usesDefault reports whether packets that have no network of this host as destination leave by the default route of a table.
@@ -195,7 +199,12 @@ func (h *host) elsewhere(c candidate, table uint32, row *Row) (*Finding, []exit,
 	for _, e := range exits {
 		if e.err == nil && !slices.ContainsFunc(e.links(), func(index int) bool { return index != c.at.Index }) {
 			q.Dst = e.to
-			if made, err := connect(q); !errors.Is(err, errCannotAsk) && (err != nil || made.err != nil) {
+			made, err := connect(q)
+			if errors.Is(errors.Join(err, made.err), unix.EADDRNOTAVAIL) {
+				return &Finding{"no-route", Error, "no route: the address is not in table local", fmt.Sprintf("the kernel refuses sockets from %s: %v", c.at.Addr, unix.EADDRNOTAVAIL),
+					fmt.Sprintf("%s route add local %s dev %s table local", ipOf(c.Family()), c.at.Addr, c.link.Name)}, exits, nil
+			}
+			if !errors.Is(err, errCannotAsk) && (err != nil || made.err != nil) {
 				return &Finding{"no-route", Error, "no route: the kernel refuses sockets", errors.Join(err, made.err).Error() + ": " + h.refuser(q, c.at.Index), explain(c.at.Addr, e.to)}, exits, nil
 			}
 			continue
@@ -276,7 +285,7 @@ func giveDefault(l route.Link) string {
 	if l.Kind == "ppp" { // pppd adds none where main has one, and says so in its log alone
 		return "have pppd add a default route over " + l.Name + ": defaultroute-metric 1000, or usepeerdns for its hook; leave the link out if it leads nowhere"
 	}
-	return fmt.Sprintf("give main a default route over %s (DHCP, networkd, NetworkManager), or the client --gateway; leave the link out if it leads nowhere", l.Name)
+	return fmt.Sprintf("give main a default route over %s (DHCP, networkd, NetworkManager), or call the client with --routes copy --gateway ADDR; leave the link out if it leads nowhere", l.Name)
 }
 
 // ledPast is the rule that led past a priority.
@@ -290,9 +299,9 @@ func ledPast(steps []walk.Step, priority uint32) (route.Rule, bool) {
 	return route.Rule{}, false
 }
 
-// isSource reports whether a rule leads from an address to its table.
+// isSource reports whether a rule leads from an address to its table, whatever the mark.
 func isSource(r route.Rule, addr netip.Addr, table uint32) bool {
-	return r.Protocol == route.Protocol && r.Table == table && r.Action == route.Lookup && r.Src == netip.PrefixFrom(addr, addr.BitLen())
+	return r.Mask == 0 && r.Protocol == route.Protocol && r.Table == table && r.Action == route.Lookup && r.Src == netip.PrefixFrom(addr, addr.BitLen())
 }
 
 // action is what a rule does, as `ip rule` says it.

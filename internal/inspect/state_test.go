@@ -1,8 +1,11 @@
 package inspect
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 )
@@ -11,6 +14,30 @@ func TestGiveDefault(t *testing.T) {
 	for kind, want := range map[string]string{"ppp": "defaultroute-metric", "": "DHCP", "wwan": "DHCP"} {
 		if got := giveDefault(route.Link{Name: "ppp0", Kind: kind}); !strings.Contains(got, want) || !strings.Contains(got, "over ppp0") {
 			t.Errorf("%q: got %q, want %q", kind, got, want)
+		}
+	}
+}
+
+// Only what every network namespace begins with is the kernel's.
+func TestRuleOwner(t *testing.T) {
+	lookup := func(priority, table uint32, protocol uint8) route.Rule {
+		return route.Rule{Priority: priority, Action: route.Lookup, Table: table, Protocol: protocol}
+	}
+	shadowing := lookup(0, unix.RT_TABLE_LOCAL, unix.RTPROT_BOOT)
+	shadowing.Src = netip.MustParsePrefix("192.0.2.2/32")
+	for _, tt := range []struct {
+		rule route.Rule
+		want string
+	}{
+		{lookup(0, unix.RT_TABLE_LOCAL, unix.RTPROT_KERNEL), ""}, {lookup(0, unix.RT_TABLE_LOCAL, unix.RTPROT_BOOT), ""},
+		{lookup(32766, unix.RT_TABLE_MAIN, 0), ""}, {lookup(32767, unix.RT_TABLE_DEFAULT, unix.RTPROT_KERNEL), ""},
+		{lookup(0, 200, unix.RTPROT_BOOT), "another program"}, {lookup(32766, 200, unix.RTPROT_STATIC), "static"},
+		{shadowing, "another program"}, {route.Rule{Action: route.Prohibit}, "another program"},
+		{lookup(1000, 200, unix.RTPROT_KERNEL), "another program"},
+		{lookup(10000, 10000, route.Protocol), "ours"},
+	} {
+		if got := ruleOwner(tt.rule, nil); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.rule, got, tt.want)
 		}
 	}
 }

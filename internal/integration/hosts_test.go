@@ -5,6 +5,7 @@ package integration
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
@@ -15,7 +16,7 @@ var (
 		"udhcpc", "ppp", "firewalld", "ufw", "keepalived", "bird2", "frr", "mptcpd", "prometheus", "wireguard-tools", "wireguard-go", "dnsmasq-base", "iputils-ping", "socat"})
 	clouds  = slices.Concat(base, []string{"ifupdown2", "isc-dhcp-client", "cloud-init", "netplan.io", "amazon-ec2-net-utils", "ansible-core", "python3-apt", "podman", "netavark", "aardvark-dns", "crun", "mptcpd", "mptcpd-plugins"})
 	engines = slices.Concat(base, []string{"docker.io", "docker-cli"})
-	nextUp  = slices.Concat(base, []string{"ifupdown-ng", "isc-dhcp-client"})
+	nextUp  = slices.Concat(base, []string{"ifupdown-ng", "isc-dhcp-client", "dhcpcd-base", "connman", "openvpn", "openssl"})
 )
 
 // suites are the releases of Debian.
@@ -24,11 +25,11 @@ var suites = []string{"bookworm", "trixie"}
 // roots are those of all machines.
 func roots() (all []nettest.Debian) {
 	for _, suite := range suites {
-		for _, packages := range [][]string{base, managers, clouds, engines} {
+		for _, packages := range [][]string{base, managers, clouds, engines, nextUp} {
 			all = append(all, debian(suite, packages))
 		}
 	}
-	return append(all, debian("trixie", programs), debian("trixie", nextUp))
+	return append(all, debian("trixie", programs))
 }
 
 // debian is a root with those of the packages that a release has.
@@ -113,7 +114,7 @@ var neighbours = []neighbour{
 		then: []string{`ifdown wan2:1; ifup wan2:1`},
 	},
 	{name: "ifupdown2", packages: clouds, files: interfaces, start: `mkdir -p /run/network; ifup wan1 wan2`, then: []string{`ifreload -a`, `ifdown wan2; ifup wan2`}},
-	{name: "ifupdown-ng", packages: nextUp, suites: suites[1:], files: interfaces, start: `mkdir -p /run/network; ifup-ng wan1 wan2`, then: []string{`ifdown-ng wan2; ifup-ng wan2`}},
+	{name: "ifupdown-ng", packages: nextUp, files: interfaces, start: ng + `ng up wan1 wan2`, then: []string{ng + `ng down wan2; ng up wan2`}},
 	{
 		name: "ifupdown2 by its hook", packages: clouds, hooks: true, prefixes: statics,
 		files: map[string]string{"/etc/network/interfaces": twoFamilies("inet static", "inet6 static")}, start: `mkdir -p /run/network; ifup wan1 wan2`,
@@ -125,9 +126,22 @@ var neighbours = []neighbour{
 		then: []string{`ifdown wan2; ifup wan2`},
 	},
 	{
-		name: "ifupdown-ng by its hook", packages: nextUp, suites: suites[1:], hooks: true, prefixes: statics,
-		files: map[string]string{"/etc/network/interfaces": twoFamilies("", "")}, start: `mkdir -p /run/network; ifup-ng wan1 wan2`,
-		then: []string{`ifdown-ng wan2; ifup-ng wan2`},
+		name: "ifupdown-ng by its hook", packages: nextUp, hooks: true, prefixes: statics,
+		files: map[string]string{"/etc/network/interfaces": twoFamilies("", "")}, start: ng + `ng up wan1 wan2`,
+		then: []string{ng + `ng down wan2; ng up wan2`},
+	},
+	{
+		name: "connman", packages: nextUp, suites: suites[1:], files: connman, start: `systemctl start connman` + "\n" + connmanGateway,
+		then: []string{`connmanctl config $(connmanctl services | grep -o "ethernet_$(tr -d : </sys/class/net/wan1/address)[^ ]*") ipv4 dhcp`, `systemctl restart table-allocator-watch`},
+	},
+	{
+		name: "networkd with bridges", packages: base, files: bridged, start: portsWithout6 + startNetworkd,
+		then: []string{`networkctl reconfigure br2`, `networkctl reconfigure wan2`, `systemctl restart systemd-networkd`},
+	},
+	{
+		name: "ifupdown2 with bridges", packages: clouds, start: portsWithout6 + `mkdir -p /run/network; ifup wan1 wan2 br1 br2`,
+		files: map[string]string{"/etc/network/interfaces": "auto lo\niface lo inet loopback\niface wan1\niface wan2\niface br1 inet dhcp\n\tbridge-ports wan1\niface br2 inet dhcp\n\tbridge-ports wan2\n"},
+		then:  []string{`ifdown br2; ifup br2`, `systemctl restart table-allocator-watch`},
 	},
 	{
 		name: "firewalld", files: networkd, start: startNetworkd + `systemctl start firewalld`,
@@ -265,6 +279,28 @@ ethernets:
 		keeps: []string{"101:	from 10.2.0.77 lookup 101"},
 	},
 }
+
+// connman configures both uplinks. It gives main the default route of one alone, and status says so of the other; the client gets
+// its gateway, and the watch goes on with that.
+var connman = map[string]string{"/etc/connman/main.conf": "[General]\nNetworkInterfaceBlacklist=lo\n"}
+
+const connmanGateway = `until table-allocator-client status --no-legend | grep -q "10[.].*no route"; do sleep 0.1; done
+	table-allocator-client status --no-legend | awk '/no route/ { split($2, a, "."); print $1, $2, "10." a[2] ".0.1" }' | while read -r ifname addr gateway; do
+		table-allocator-client -4 -a "$addr" -i "$ifname" --routes copy --gateway "$gateway"
+	done`
+
+// bridged makes a bridge of each uplink, as hosts of virtual machines have them.
+var bridged = map[string]string{
+	"/run/systemd/network/br{N}.netdev":   "[NetDev]\nName=br{N}\nKind=bridge\n",
+	"/run/systemd/network/wan{N}.network": "[Match]\nName=wan{N}\n[Network]\nBridge=br{N}\n",
+	"/run/systemd/network/br{N}.network":  strings.ReplaceAll(networkd["/run/systemd/network/wan{N}.network"], "wan", "br"),
+}
+
+// portsWithout6 takes the addresses of routers from links that become ports. networkd 252 leaves them there.
+const portsWithout6 = `for n in 1 2; do sysctl -qw "net.ipv6.conf.wan$n.disable_ipv6=1"; done; `
+
+// ng is the function ng in scripts: ifup or ifdown of ifupdown-ng, by the names that the releases have for them.
+const ng = `mkdir -p /run/network; ng() { command=if$1; shift; "$(command -v "$command-ng" || echo "$command")" "$@"; }; `
 
 // interfaces is what ifupdown and its siblings read.
 var interfaces = map[string]string{"/etc/network/interfaces": "auto lo wan1 wan2\niface lo inet loopback\niface wan1 inet dhcp\niface wan2 inet dhcp\n"}

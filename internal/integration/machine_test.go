@@ -169,12 +169,7 @@ func (m *machine) want(script string, want ...string) {
 	var first string
 	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
 		out, err := m.try(script)
-		var lines []string
-		for line := range strings.Lines(out) {
-			if line = strings.TrimSpace(line); line != "" {
-				lines = append(lines, line)
-			}
-		}
+		lines := trimmed(out)
 		if err == nil && slices.Equal(lines, want) {
 			return
 		}
@@ -187,6 +182,24 @@ func (m *machine) want(script string, want ...string) {
 			return
 		}
 	}
+}
+
+// once is want for a script that changes something: it runs a single time.
+func (m *machine) once(script string, want ...string) {
+	m.t.Helper()
+	if got := trimmed(m.sh(script)); !slices.Equal(got, want) {
+		m.t.Errorf("%s: got %q, want %q", script, got, want)
+	}
+}
+
+// trimmed returns the lines of a text, trimmed and without empty ones.
+func trimmed(text string) (lines []string) {
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
 
 // wait runs a script again and again until it succeeds.
@@ -293,7 +306,7 @@ func (m *machine) ruleEvents() func() []string {
 
 // internet puts the machine behind providers: uplink n has the link wanN, the networks 10.N.0.0/24 and fd0N::/64,
 // N from 1, and the router at their first addresses. A provider drops packets that do not come from its networks,
-// and a web server in the internet answers with the address that asks.
+// of which fd0N::/48 is the largest, and a web server in the internet answers with the address that asks.
 type internet struct {
 	*nettest.Internet
 	m *machine
@@ -305,7 +318,7 @@ func (m *machine) behind(uplinks int) *internet {
 	for n := 1; n <= uplinks; n++ {
 		net4, net6 := fmt.Sprintf("10.%d.0.", n), fmt.Sprintf("fd0%d::", n)
 		providers = append(providers, &nettest.Provider{
-			Ifname: fmt.Sprint("wan", n), Routers: []string{net4 + "1/24", net6 + "1/64", "fe80::1/64"}, Routed: []string{net4 + "0/24", net6 + "/64"},
+			Ifname: fmt.Sprint("wan", n), Routers: []string{net4 + "1/24", net6 + "1/64", "fe80::1/64"}, Routed: []string{net4 + "0/24", net6 + "/48"},
 		})
 	}
 	i := &internet{nettest.NewInternet(m.t, m.ns, providers...), m}
@@ -317,7 +330,7 @@ func (m *machine) behind(uplinks int) *internet {
 					type filter hook prerouting priority raw
 					iifname != lan accept
 					ip saddr { 0.0.0.0, 10.%[1]d.0.0/24 } accept
-					ip6 saddr { ::, fe80::/10, fd0%[1]d::/64 } accept
+					ip6 saddr { ::, fe80::/10, fd0%[1]d::/48 } accept
 					drop
 				}
 			}
@@ -328,18 +341,24 @@ func (m *machine) behind(uplinks int) *internet {
 		}
 		p.Run(m.t, "nft", "-f", path)
 	}
-	i.Do(func() {
-		for _, addr := range []string{nettest.Far4, nettest.Far6} {
-			l, err := net.Listen("tcp", net.JoinHostPort(addr, "80"))
-			if err != nil {
-				m.t.Fatal(err)
-			}
-			server := &http.Server{Handler: http.HandlerFunc(who)}
-			go server.Serve(l) // until Close
-			m.t.Cleanup(func() { _ = server.Close() })
-		}
-	})
+	for _, addr := range []string{nettest.Far4, nettest.Far6} {
+		m.web(i.Namespace, addr)
+	}
 	return i
+}
+
+// web runs a web server at an address of a namespace, or at all of them, until the test ends. It answers with the address that asks.
+func (m *machine) web(ns *nettest.Namespace, addr string) {
+	m.t.Helper()
+	ns.Do(func() {
+		l, err := net.Listen("tcp", net.JoinHostPort(addr, "80"))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		server := &http.Server{Handler: http.HandlerFunc(who)}
+		go server.Serve(l) // until Close
+		m.t.Cleanup(func() { _ = server.Close() })
+	})
 }
 
 func who(w http.ResponseWriter, r *http.Request) {
@@ -354,7 +373,7 @@ func who(w http.ResponseWriter, r *http.Request) {
 }
 
 // waitUplinks waits until packets of each address of the links wan1 to wanN, or of those in only, pass through
-// their providers: an address of each family on each uplink.
+// their providers: an address of each family on each uplink. What ends with a dot or a colon in only is the begin of an address.
 func (i *internet) waitUplinks(only ...string) {
 	i.m.t.Helper()
 	if len(only) == 0 {
@@ -364,7 +383,8 @@ func (i *internet) waitUplinks(only ...string) {
 	}
 	for _, prefix := range only {
 		i.m.wait("packets of "+prefix+" pass", `
-			addr=$(ip -o address show scope global | awk '{ print $4 }' | cut -d/ -f1 | grep "^$1" | head -n 1)
+			case $1 in *[.:]) pattern=^$1 ;; *) pattern=^$1$ ;; esac
+			addr=$(ip -o address show scope global | awk '{ print $4 }' | cut -d/ -f1 | grep "$pattern" | head -n 1)
 			[ -n "$addr" ]
 			case $addr in *:*) far="[`+nettest.Far6+`]" ;; *) far=`+nettest.Far4+` ;; esac
 			got=$(curl --globoff --silent --max-time 3 --interface "$addr" "http://$far/")

@@ -145,7 +145,7 @@ func TestNetnsFirewalls(t *testing.T) {
 			m.sh(`systemctl start table-allocator-netns; for i in iptables ip6tables; do $i -P FORWARD DROP; done`)
 			works := `{ table-allocator-client netns exec work curl --silent --max-time 3 http://` + nettest.Far4 + `/ | grep -x 10.2.0.2 && table-allocator-client netns exec work curl --silent --max-time 3 --globoff 'http://[` + nettest.Far6 + `]/' | grep -x fd02::2; }`
 			fails := `! table-allocator-client netns exec work curl --silent --max-time 1 http://` + nettest.Far4 + `/`
-			m.want(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1 | grep -c 'ip filter FORWARD.*has policy drop' || :`, "1")
+			m.once(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1 | grep -c 'ip filter FORWARD.*has policy drop' || :`, "1")
 			m.sh(fails)
 			m.want(`table-allocator-client doctor | grep -c 'misses a way through the packet filter' || :`, "1")
 			m.sh(`table-allocator-client netns del work; table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 --firewall accept`)
@@ -157,7 +157,7 @@ func TestNetnsFirewalls(t *testing.T) {
 			m.want(`iptables -S FORWARD; ip6tables -S FORWARD`, "-P FORWARD DROP", "-P FORWARD DROP")
 			// docker's chain.
 			m.sh(`for i in iptables ip6tables; do $i -N DOCKER-USER; $i -A DOCKER-USER -j RETURN; $i -A FORWARD -j DOCKER-USER; done`)
-			m.want(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1`)
+			m.once(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1`)
 			m.wait("it passes docker's chain", works)
 			m.sh(`table-allocator-client netns del work`)
 			m.want(`iptables -S | grep -i table-allocator || :; iptables -S DOCKER-USER`, "-N DOCKER-USER", "-A DOCKER-USER -j RETURN")
@@ -168,7 +168,7 @@ func TestNetnsFirewalls(t *testing.T) {
 				{"iptables-legacy", `for i in iptables ip6tables; do $i-legacy -P FORWARD DROP; done`, "iptables-legacy FORWARD", `true`, `iptables-legacy -S FORWARD`, `for i in iptables ip6tables; do $i-legacy -P FORWARD ACCEPT; done`},
 			} {
 				m.sh(with.start)
-				m.want(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1 | grep -c '`+with.chain+`.*has policy drop' || :`, "1")
+				m.once(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1 | grep -c '`+with.chain+`.*has policy drop' || :`, "1")
 				m.sh(fails)
 				m.sh(`table-allocator-client netns del work; table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 --firewall accept`)
 				m.wait("it passes "+with.name, works)
@@ -189,7 +189,7 @@ func TestNetnsFirewalls(t *testing.T) {
 			// firewalld.
 			// firewalld 2 looks for the way back to the address inside, and main prefers the other uplink.
 			m.sh(`sed -i 's/^IPv6_rpfilter=yes/IPv6_rpfilter=no/; s/^IPv6_rpfilter=strict/IPv6_rpfilter=loose/' /etc/firewalld/firewalld.conf; systemctl start dbus firewalld`)
-			m.want(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1`)
+			m.once(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 2>&1`)
 			m.wait("it passes firewalld", works)
 			m.wait("firewalld has the link in its zone", `firewall-cmd --get-zone-of-interface=tav1 | grep -x table-allocator`) // it may start for longer than systemd says
 			m.sh(`firewall-cmd --reload`)
@@ -209,7 +209,7 @@ func TestNetnsDocker(t *testing.T) {
 	m.sh(`systemctl start table-allocator-netns docker; ` + importBox)
 	const works, box = `table-allocator-client netns exec work curl --silent --max-time 3 http://` + nettest.Far4 + `/ | grep -x 10.2.0.2`,
 		`docker run --rm box /usr/bin/curl --version`
-	m.want(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 --ipv6 off 2>&1; iptables -S DOCKER-USER | grep -c 'tav1.*comment table-allocator'`, "2")
+	m.once(`table-allocator-client netns add work -i wan2 --resolv 192.0.2.53 --ipv6 off 2>&1; iptables -S DOCKER-USER | grep -c 'tav1.*comment table-allocator'`, "2")
 	m.wait("it passes docker's chain", works)
 	m.sh(box + `; systemctl restart docker; ` + box)
 	m.wait("it passes after docker started again", works)

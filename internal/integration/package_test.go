@@ -5,22 +5,36 @@
 package integration
 
 import (
-	"crypto/sha256"
+	"bytes"
+	"debug/elf"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
-// debianArch is what Debian calls the architecture of this machine.
-var debianArch = map[string]string{"amd64": "amd64", "arm64": "arm64", "arm": "armhf"}[runtime.GOARCH]
+// An arch is an architecture for which packages are made, by the names that Go, Debian, rpm and ELF have for it.
+type arch struct {
+	golang, debian, rpm string
+	elf                 elf.Machine
+}
+
+var arches = []arch{
+	{"amd64", "amd64", "x86_64", elf.EM_X86_64},
+	{"arm64", "arm64", "aarch64", elf.EM_AARCH64},
+	{"arm", "armhf", "armv7hl", elf.EM_ARM},
+}
+
+// own is the place of this machine's architecture in the list.
+var own = slices.IndexFunc(arches, func(a arch) bool { return a.golang == runtime.GOARCH })
 
 func TestMain(m *testing.M) {
 	if !nettest.InSandbox() && os.Geteuid() == 0 {
@@ -41,21 +55,26 @@ func copyModule(dir string) error {
 	return nil
 }
 
-// packages makes packages of the kinds in a copy of the module below dir, and returns the files.
-func packages(dir, version string, kinds ...string) (files []string, err error) {
+// packages makes packages of the kinds for some architectures in a copy of the module below dir, and returns the files of each kind.
+func packages(dir, version string, arches []arch, kinds ...string) (files map[string][]string, err error) {
 	if err := copyModule(dir); err != nil {
 		return nil, err
 	}
-	args := append([]string{"-C", dir, "PACKAGE_ARCHES=" + debianArch, "PACKAGE_VERSION=" + version, "SOURCE_DATE_EPOCH=1700000000"}, kinds...)
+	var names []string
+	for _, a := range arches {
+		names = append(names, a.debian)
+	}
+	args := append([]string{"-C", dir, "PACKAGE_ARCHES=" + strings.Join(names, " "), "PACKAGE_VERSION=" + version, "SOURCE_DATE_EPOCH=1700000000"}, kinds...)
 	if out, err := exec.Command("make", args...).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("make %q: %w\n%s", kinds, err, out)
 	}
+	files = map[string][]string{}
 	for _, kind := range kinds {
-		found, err := filepath.Glob(filepath.Join(dir, "bin/*."+kind))
-		if err != nil || len(found) != 1 {
-			return nil, fmt.Errorf("packages: got %q, %w", found, err)
+		for _, a := range arches {
+			files[kind] = append(files[kind], filepath.Join(dir, "bin", map[string]string{
+				"deb": fmt.Sprintf("table-allocator_%s_%s.deb", version, a.debian), "rpm": fmt.Sprintf("table-allocator-%s-1.%s.rpm", version, a.rpm),
+			}[kind]))
 		}
-		files = append(files, found[0])
 	}
 	return files, nil
 }
@@ -63,40 +82,130 @@ func packages(dir, version string, kinds ...string) (files []string, err error) 
 // TestPackages: packages from two folders are the same, small, and what the distributions want.
 func TestPackages(t *testing.T) {
 	t.Parallel()
-	var made [2][]string
+	var made [2]map[string][]string
+	var errs [2]error
+	var wg sync.WaitGroup
 	for i := range made {
-		var err error
-		if made[i], err = packages(t.TempDir(), "0.1.0~test", "deb", "rpm"); err != nil {
-			t.Fatal(err)
+		dir := t.TempDir()
+		wg.Go(func() { made[i], errs[i] = packages(dir, "0.1.0~test", arches, "deb", "rpm") })
+	}
+	wg.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		t.Fatal(err)
+	}
+	debs, rpms := made[0]["deb"], made[0]["rpm"]
+	for kind, files := range made[0] {
+		for i, path := range files {
+			wantSame(t, path, made[1][kind][i])
 		}
 	}
-	deb, rpm := made[0][0], made[0][1]
-	for i, path := range made[0] {
-		one, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		other, err := os.ReadFile(made[1][i])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if sha256.Sum256(one) != sha256.Sum256(other) {
-			t.Errorf("%s is different when it is made again", path)
-		}
-		if len(one) > 6<<20 {
-			t.Errorf("%s has %d bytes", path, len(one))
-		}
-	}
-	out, err := exec.Command("lintian", "--tag-display-limit", "0", "--allow-root", deb).CombinedOutput()
+	out, err := exec.Command("lintian", append([]string{"--tag-display-limit", "0", "--allow-root"}, debs...)...).CombinedOutput()
 	if err != nil || strings.Contains(string(out), "E: ") {
 		t.Errorf("lintian: %v\n%s", err, out)
 	}
-	names := regexp.MustCompile(`(?m)^/usr/(sbin/table-allocator-server|libexec/dhcpcd-hooks/60-table-allocator|lib/NetworkManager/dispatcher.d/table-allocator)$`)
-	if out, err := exec.Command("rpm", "-qlp", rpm).CombinedOutput(); err != nil || len(names.FindAll(out, -1)) != 3 {
-		t.Errorf("rpm -qlp: %v\n%s", err, out)
+	for i, a := range arches {
+		t.Run(a.debian, func(t *testing.T) {
+			wantPrograms(t, a, debs[i])
+			wantRPM(t, a, rpms[i])
+		})
 	}
-	t.Run("life", func(t *testing.T) { packageLife(t, deb) })
-	t.Run("life of the rpm", func(t *testing.T) { rpmLife(t, rpm) })
+	t.Run("life", func(t *testing.T) { packageLife(t, debs[own]) })
+	t.Run("life of the rpm", func(t *testing.T) { rpmLife(t, rpms[own]) })
+}
+
+// wantSame fails the test unless two small files are the same.
+func wantSame(t *testing.T, path, path2 string) {
+	t.Helper()
+	one, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.ReadFile(path2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(one, other) {
+		t.Errorf("%s is different when it is made again", path)
+	}
+	if len(one) > 6<<20 {
+		t.Errorf("%s has %d bytes", path, len(one))
+	}
+}
+
+// query runs a program that reads a package, and returns what it writes.
+func query(t *testing.T, argv ...string) string {
+	t.Helper()
+	out, err := exec.Command(argv[0], argv[1:]...).Output()
+	if err != nil {
+		t.Fatalf("%q: %v", argv, err)
+	}
+	return string(out)
+}
+
+// wantPrograms fails the test unless a package of Debian has static programs of its architecture.
+func wantPrograms(t *testing.T, a arch, deb string) {
+	if got := strings.TrimSpace(query(t, "dpkg-deb", "--field", deb, "Architecture")); got != a.debian {
+		t.Errorf("the package is for %s", got)
+	}
+	dir := t.TempDir()
+	query(t, "dpkg-deb", "--extract", deb, dir)
+	programs, err := filepath.Glob(filepath.Join(dir, "usr/sbin/table-allocator-*"))
+	if err != nil || len(programs) != 3 {
+		t.Errorf("programs %q, %v", programs, err)
+	}
+	for _, path := range programs {
+		program, err := elf.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if program.Machine != a.elf || program.Section(".interp") != nil {
+			t.Errorf("%s is for %v, or not static", path, program.Machine)
+		}
+		_ = program.Close() // it was read
+	}
+}
+
+// rpmTags are what rpm keeps the scripts of a package as, and the files that they are made of.
+var rpmTags = map[string]string{"POSTIN": "rpm-post", "PREUN": "rpm-preun", "POSTUN": "rpm-postun"}
+
+// wantRPM fails the test unless a package of Fedora has the files, capabilities and scripts that it should have.
+func wantRPM(t *testing.T, a arch, path string) {
+	if got := query(t, "rpm", "-qp", "--queryformat", "%{ARCH} %{OS}", path); got != a.rpm+" linux" {
+		t.Errorf("the package is for %s", got)
+	}
+	files := query(t, "rpm", "-qp", "--queryformat", "[%{FILENAMES} %{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILECAPS}\n]", path)
+	for _, want := range []string{
+		"/usr/sbin/table-allocator-server -rwxr-xr-x root:root ",
+		"/usr/sbin/tactl lrwxrwxrwx root:root ",
+		"/usr/libexec/dhcpcd-hooks/60-table-allocator -rw-r--r-- root:root ",
+		"/usr/lib/NetworkManager/dispatcher.d/table-allocator -rwxr-xr-x root:root ",
+		"/usr/lib/systemd/system/table-allocator-watch.service -rw-r--r-- root:root ",
+		"/usr/sbin/table-allocator-enter -rwxr-x--- root:table-allocator cap_sys_chroot,cap_sys_admin=ep",
+	} {
+		if !strings.Contains(files, want+"\n") {
+			t.Errorf("%q is missing", want)
+		}
+	}
+	if strings.Count(files, "=ep\n") != 1 || strings.Contains(files, "/usr/lib/dhcpcd") || strings.Contains(files, "/etc/network") {
+		t.Errorf("too much is in\n%s", files)
+	}
+	conffiles := "/etc/default/table-allocator\n/etc/iproute2/rt_protos.d/table-allocator.conf\n/etc/table-allocator/netns.json\n/etc/table-allocator/server.json\n/etc/table-allocator/watch.json\n"
+	if got := query(t, "rpm", "-qp", "--configfiles", path); got != conffiles {
+		t.Errorf("configuration: got %q, want %q", got, conffiles)
+	}
+	for tag, file := range rpmTags {
+		text, err := os.ReadFile("../../packaging/package/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := query(t, "rpm", "-qp", "--queryformat", "%{"+tag+"PROG} %{"+tag+"}", path)
+		if want := "/bin/sh " + strings.TrimSpace(string(text)); strings.TrimSpace(got) != want {
+			t.Errorf("%s: got\n%s\nwant\n%s", tag, got, want)
+		}
+	}
+	if got := query(t, "rpm", "-qp", "--queryformat", "%{PREIN}", path); !strings.Contains(got, "groupadd -r table-allocator") {
+		t.Errorf("nothing makes the group: %s", got)
+	}
 }
 
 // ownRoot gives a script a root of its own, the directory $0, below an overlay, and an uplink.

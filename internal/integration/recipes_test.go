@@ -9,7 +9,7 @@ import (
 )
 
 // recipe is a machine behind two providers with the package as /root/table-allocator.deb, and a recipe's text.
-func recipe(t *testing.T, file string) (m *machine, i *internet, text string) {
+func recipe(t *testing.T, suite, file string) (m *machine, i *internet, text string) {
 	t.Helper()
 	files, err := debs()
 	if err != nil {
@@ -19,7 +19,7 @@ func recipe(t *testing.T, file string) (m *machine, i *internet, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m = boot(t, debian("trixie", clouds))
+	m = boot(t, debian(suite, clouds))
 	i = m.behind(2)
 	m.uplink(1)
 	m.uplink(2)
@@ -35,10 +35,22 @@ func (i *internet) served() {
 	i.m.want(`systemctl is-enabled table-allocator-watch; grep -c lan /etc/table-allocator/watch.json; systemctl --failed --plain --no-legend`, "enabled", "1")
 }
 
-// TestAnsible runs the playbook, and again, when it has nothing to change.
-func TestAnsible(t *testing.T) {
+// eachSuite runs a test of a recipe on each Debian.
+func eachSuite(t *testing.T, test func(t *testing.T, suite string)) {
 	t.Parallel()
-	m, i, text := recipe(t, "ansible.yml")
+	for _, suite := range suites {
+		t.Run(suite, func(t *testing.T) {
+			t.Parallel()
+			test(t, suite)
+		})
+	}
+}
+
+// TestAnsible runs the playbook, and again, when it has nothing to change.
+func TestAnsible(t *testing.T) { eachSuite(t, ansible) }
+
+func ansible(t *testing.T, suite string) {
+	m, i, text := recipe(t, suite, "ansible.yml")
 	m.write("/root/ansible.yml", text, 0o644)
 	const play = `export LC_ALL=C.UTF-8; ansible-playbook -i localhost, -c local -e deb=/root/table-allocator.deb /root/ansible.yml `
 	m.sh(play + `--syntax-check`)
@@ -50,16 +62,17 @@ func TestAnsible(t *testing.T) {
 }
 
 // TestCloudInit boots with the recipe as user data.
-func TestCloudInit(t *testing.T) {
-	t.Parallel()
-	m, i, text := recipe(t, "cloud-init.yml")
+func TestCloudInit(t *testing.T) { eachSuite(t, cloudInit) }
+
+func cloudInit(t *testing.T, suite string) {
+	m, i, text := recipe(t, suite, "cloud-init.yml")
 	const address = "https://packages.example.net/table-allocator_amd64.deb"
 	if !strings.Contains(text, address) {
 		t.Fatalf("%s is missing", address)
 	}
 	m.write("/var/lib/cloud/seed/nocloud/user-data", strings.Replace(text, address, "file:///root/table-allocator.deb", 1), 0o644)
 	m.write("/var/lib/cloud/seed/nocloud/meta-data", "instance-id: one\n", 0o644)
-	m.write("/etc/cloud/cloud.cfg.d/99-test.cfg", "datasource_list: [ NoCloud ]\nnetwork: { config: disabled }\n", 0o644)
+	m.write("/etc/cloud/cloud.cfg.d/99-test.cfg", "datasource_list: [ NoCloud ]\nnetwork: { config: disabled }\nlocale: false\n", 0o644)
 	m.sh(`cloud-init schema --config-file /var/lib/cloud/seed/nocloud/user-data`)
 	m.sh(`cloud-init init --local; cloud-init init; cloud-init modules --mode=config; cloud-init modules --mode=final`)
 	i.served()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -30,7 +31,7 @@ func Make(kernel *route.Conn, m wire.Marking, ifname string, local bool) error {
 	if err := lock.SetLocal(m.Mark, local); err != nil {
 		return err
 	}
-	return sync(kernel, lock, m, ifname)
+	return sync(kernel, lock, m, ifname, func(uplink.Link) bool { return false })
 }
 
 // unused reports whether nothing is bound in this network namespace.
@@ -45,14 +46,14 @@ func unused(kernel *route.Conn) (bool, error) {
 }
 
 // Keep is Make for a lock that is there, with what was said of local then. A link that was added again has another
-// ifindex.
-func Keep(kernel *route.Conn, m wire.Marking, ifname string) error {
+// ifindex. wants reports whether a link is an uplink also before it has its lease.
+func Keep(kernel *route.Conn, m wire.Marking, ifname string, wants func(uplink.Link) bool) error {
 	lock, err := cgroup.OpenLock()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	return sync(kernel, lock, m, ifname)
+	return sync(kernel, lock, m, ifname, wants)
 }
 
 // Remove removes links that went from the lock, if there is one: another link may get the ifindex.
@@ -89,7 +90,7 @@ func ifThere(do func(*cgroup.Lock) error) error {
 	return do(lock)
 }
 
-func sync(kernel *route.Conn, lock *cgroup.Lock, m wire.Marking, ifname string) error {
+func sync(kernel *route.Conn, lock *cgroup.Lock, m wire.Marking, ifname string, wants func(uplink.Link) bool) error {
 	var local []uplink.Local
 	err := lock.Sync(m.Mark, func(withLocal bool) (cgroup.Allowed, error) {
 		link, found, err := kernel.LinkByName(ifname)
@@ -104,7 +105,7 @@ func sync(kernel *route.Conn, lock *cgroup.Lock, m wire.Marking, ifname string) 
 		if err != nil || !withLocal {
 			return allowed, err
 		}
-		local, err = localNetworks(kernel, lock, link.Index)
+		local, err = localNetworks(kernel, lock, link.Index, wants)
 		for _, l := range local {
 			allowed.Local = append(allowed.Local, cgroup.Local(l))
 		}
@@ -124,7 +125,7 @@ func sync(kernel *route.Conn, lock *cgroup.Lock, m wire.Marking, ifname string) 
 }
 
 // localNetworks are the networks of the host beside those of its uplinks, of which bound is one.
-func localNetworks(kernel *route.Conn, lock *cgroup.Lock, bound int) ([]uplink.Local, error) {
+func localNetworks(kernel *route.Conn, lock *cgroup.Lock, bound int, wants func(uplink.Link) bool) ([]uplink.Local, error) {
 	links, addresses, err := kernel.HostAddresses()
 	if err != nil {
 		return nil, err
@@ -144,8 +145,9 @@ func localNetworks(kernel *route.Conn, lock *cgroup.Lock, bound int) ([]uplink.L
 		uplinks[a.Index] = uplinks[a.Index] || leased[a.Addr]
 	}
 	var errs []error
+	described := uplink.Links(links, nil)
 	for index, link := range links {
-		leads := uplinks[index]
+		leads := uplinks[index] || wants(described[index])
 		if !leads {
 			leads, err = leadsOn(kernel, index)
 			errs = append(errs, err)
@@ -161,17 +163,25 @@ func localNetworks(kernel *route.Conn, lock *cgroup.Lock, bound int) ([]uplink.L
 	return uplink.LocalNetworks(links, addresses, uplinks), errors.Join(errs...)
 }
 
-// leadsOn reports whether the internet is behind a link, by the routes of any table.
+// leadsOn reports whether the internet is behind a link, by the routes of any table: also of one that rules for a mark lead to.
 func leadsOn(kernel *route.Conn, index int) (bool, error) {
-	for _, far := range []string{"1.1.1.1", "2606:4700:4700::1111"} { // nothing is sent there
+	for family, far := range map[int]string{unix.AF_INET: "1.1.1.1", unix.AF_INET6: "2606:4700:4700::1111"} { // nothing is sent there
 		_, err := kernel.Match(route.Question{Dst: netip.MustParseAddr(far), Oif: index})
 		switch {
 		case err == nil:
 			return true, nil
-		case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL),
-			errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.ENODEV):
+		case errors.Is(err, unix.EAFNOSUPPORT):
+			continue
+		case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODEV):
 		default:
 			return false, err
+		}
+		routes, err := kernel.RoutesOn(family, unix.RT_TABLE_UNSPEC, index)
+		if err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(routes, func(r route.Route) bool { return r.Dst.Bits() <= uplink.Halves(family) }) {
+			return true, nil
 		}
 	}
 	return false, nil

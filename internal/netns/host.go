@@ -32,6 +32,7 @@ type Host struct {
 	memory   memory
 	mounting sync.Mutex // two goroutines of Serve mount at the same places
 	follows  bool       // what happens later changes the namespaces, too
+	soon     bool       // a namespace waits for the prefix of its link, so that the next look is soon
 	kernel   *route.Conn
 	pools    Pools
 }
@@ -172,6 +173,9 @@ func (h *Host) change(ctx context.Context, cfg Config, only *Config) (lacking []
 		}
 		s := old
 		s.Config, s.Marking = cfg, marking
+		if old.Ifname != s.Ifname {
+			s.Inet6, s.Missed = network6{}, 0
+		}
 		servers, err := os.ReadFile(h.memory.resolvFile(cfg.Name))
 		if err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,75 +67,100 @@ type network6 struct {
 	Pair netip.Prefix // the address of this host and, as the next one, that of the namespace
 }
 
+// prefixPatience is how long a link may be without a prefix until IPv6 leaves otherwise: who gets an address anew gets a
+// prefix a moment later.
+const prefixPatience = 10 * time.Second
+
+// is reports whether IPv6 leaves in a way that was asked for.
+func (n network6) is(way string) bool { return n.Way == way || way == WayAuto && n.Way == WayPrefix }
+
 // chooseInet6 gives a namespace its addresses of IPv6, and others when the link has another prefix. While the link has none,
-// packets leave with the address of the link.
+// packets leave with the address of the link; but a link without an IPv6 address may come back with the same prefix.
 func (h *Host) chooseInet6(s *State, lacking *[]string) error {
 	way := cmp.Or(s.Way, WayAuto)
-	chosen := network6{Way: WayNAT}
+	chosen, missed := network6{Way: WayNAT}, time.Duration(0)
 	if s.IPv6 && s.routed() && s.Phase != Deleting && way != WayNAT && s.OnLoss != uplink.Fallback {
 		link, found, err := h.kernel.LinkByName(s.Ifname)
 		if err != nil {
 			return err
 		}
 		var from netip.Prefix
+		leased, keep := false, false
 		if found {
-			if from, err = h.prefixOf(link.Index, way); err != nil {
+			if from, leased, err = h.networkFor(link.Index, way); err != nil {
 				return err
 			}
 		}
+		if !from.IsValid() && s.Inet6.is(way) {
+			missed, keep = s.waits(leased, clock(unix.CLOCK_BOOTTIME))
+			h.soon = h.soon || missed != 0
+		}
 		switch {
-		case !from.IsValid() && s.Inet6.Way != "" && s.Inet6.Way != WayNAT && !found: // it may come back with the same one
-			return nil
-		case !from.IsValid() && way != WayAuto:
-			*lacking = append(*lacking, fmt.Sprintf("%s has no prefix for --ipv6 %s: IPv6 leaves with the address of the link until it has one", s.Ifname, way))
-		case !from.IsValid():
-		case s.Inet6.From == from && (s.Inet6.Way == way || way == WayAuto && s.Inet6.Way == WayPrefix):
-			return nil
-		default:
+		case keep || from.IsValid() && s.Inet6.From == from && s.Inet6.is(way):
+			chosen = s.Inet6
+		case from.IsValid():
 			if way == WayAuto {
 				way = WayPrefix
 			}
 			if chosen, err = h.partOf(from, way, s.Number); err != nil {
 				return err
 			}
+		case way != WayAuto:
+			*lacking = append(*lacking, fmt.Sprintf("%s has no prefix for --ipv6 %s: IPv6 leaves with the address of the link until it has one", s.Ifname, way))
 		}
 	}
-	if s.Inet6 == chosen || s.Inet6 == (network6{}) && chosen == (network6{Way: WayNAT}) {
+	if s.Missed == missed && (s.Inet6 == chosen || s.Inet6 == (network6{}) && chosen == (network6{Way: WayNAT})) {
 		return nil
 	}
-	s.Inet6 = chosen
+	s.Inet6, s.Missed = chosen, missed
 	return h.memory.put(*s)
 }
 
-// prefixOf is the network of a link, for WayProxy, or the prefix that is delegated to it. The zero Prefix: it has none.
-func (h *Host) prefixOf(index int, way string) (prefix netip.Prefix, err error) {
+// waits reports whether a namespace keeps its addresses although the link has no prefix for them, and since when the link
+// has none.
+func (s State) waits(leased bool, now time.Duration) (missed time.Duration, waits bool) {
+	switch {
+	case !leased: // nothing leaves anyway
+		return 0, true
+	case s.Missed == 0:
+		return now, true
+	case now-s.Missed < prefixPatience:
+		return s.Missed, true
+	}
+	return 0, false
+}
+
+// networkFor is the network of a link, for WayProxy, or the prefix that is delegated to it. The zero Prefix: it has none. leased
+// reports whether the link has an IPv6 address with a lease.
+func (h *Host) networkFor(index int, way string) (prefix netip.Prefix, leased bool, err error) {
 	addresses, err := h.kernel.AddressesOn(unix.AF_INET6, index)
 	if err != nil {
-		return prefix, err
+		return prefix, false, err
 	}
 	rules, err := h.kernel.RulesWhere(unix.AF_INET6, func(r *route.Rule) bool {
 		return r.Protocol == route.Protocol && r.Src.IsValid() && !uplink.LeavesTable(*r)
 	})
 	if err != nil {
-		return prefix, err
+		return prefix, false, err
 	}
 	for _, a := range addresses {
 		table := slices.IndexFunc(rules, func(r route.Rule) bool { return uplink.IsHost(r) && r.Src.Addr() == a.Addr })
 		if table < 0 {
 			continue // without a lease
 		}
+		leased = true
 		const temporary = unix.IFA_F_TEMPORARY | unix.IFA_F_DEPRECATED
 		if network := a.Network().Masked(); way == WayProxy && a.Flags&temporary == 0 && network.Bits() <= mostBits {
-			return network, nil
+			return network, true, nil
 		}
 		for _, r := range rules {
 			delegated := !uplink.IsHost(r) && r.Table == rules[table].Table && !r.Src.Contains(a.Addr)
 			if way != WayProxy && delegated && r.Src.Bits() > 0 && r.Src.Bits() <= mostBits {
-				return r.Src, nil
+				return r.Src, true, nil
 			}
 		}
 	}
-	return netip.Prefix{}, nil
+	return netip.Prefix{}, leased, nil
 }
 
 // mostBits is the length of the smallest prefix with room for a pair of addresses of each number.

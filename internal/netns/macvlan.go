@@ -114,7 +114,7 @@ func enlivenMacvlan(s State) (addresses []string, err error) {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(kernel.SetUp(1, 0), kernel.SetUp(link.Index, 0)); err != nil {
+		if err := errors.Join(setUp(kernel, uplink.Loopback), setUp(kernel, inner)); err != nil {
 			return err
 		}
 		addresses, err = globalAddresses(kernel, link.Index)

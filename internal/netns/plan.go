@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -69,6 +70,7 @@ type State struct {
 	Config
 	Number  int // of the link and the addresses
 	Inet6   network6
+	Missed  time.Duration // since when the link has no prefix for Inet6, by the clock of the boot; 0: it has
 	Phase   string
 	Marking wire.Marking // of the link, as the server said last
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -156,5 +157,27 @@ func TestResolvText(t *testing.T) {
 	got := resolvText(servers, "# of a manager\nnameserver 10.0.0.1\nsearch example.org\noptions edns0\nsortlist 10.0.0.0\n")
 	if want := "nameserver 192.0.2.53\nsearch example.org\noptions edns0\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestWaitsForPrefix: how long a namespace keeps addresses of a prefix that its link has lost.
+func TestWaitsForPrefix(t *testing.T) {
+	const lost = time.Hour
+	for name, c := range map[string]struct {
+		missed time.Duration
+		leased bool
+		now    time.Duration
+		want   time.Duration
+		waits  bool
+	}{
+		"just lost":                  {0, true, lost, lost, true},
+		"a moment later":             {lost, true, lost + prefixPatience - 1, lost, true},
+		"for good":                   {lost, true, lost + prefixPatience, 0, false},
+		"the link has no IPv6":       {0, false, lost, 0, true},
+		"and has had none for a day": {lost, false, 25 * time.Hour, 0, true},
+	} {
+		if missed, waits := (State{Missed: c.missed}).waits(c.leased, c.now); missed != c.want || waits != c.waits {
+			t.Errorf("%s: %s, %v", name, missed, waits)
+		}
 	}
 }

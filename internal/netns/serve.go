@@ -100,7 +100,7 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 		case err := <-failed:
 			return err
 		case <-events:
-		case <-time.After(pauseAfter(refused, pause)):
+		case <-time.After(h.pauseAfter(refused, pause)):
 		}
 		select {
 		case <-ctx.Done():
@@ -111,9 +111,9 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 }
 
 // pauseAfter is how long it may take until the next look: what was refused is tried again before, and so is a program.
-func pauseAfter(refused map[string]time.Time, program time.Duration) time.Duration {
+func (h *Host) pauseAfter(refused map[string]time.Time, program time.Duration) time.Duration {
 	pause := reconcile
-	if len(refused) > 0 {
+	if len(refused) > 0 || h.soon {
 		pause = tryAgain
 	}
 	if program > 0 {
@@ -125,6 +125,7 @@ func pauseAfter(refused map[string]time.Time, program time.Duration) time.Durati
 // syncAll makes all namespaces what their states say. What it warns of it says once.
 func (h *Host) syncAll(ctx context.Context, log *slog.Logger, warned map[string]string) {
 	markings := h.askMarkings(ctx)
+	h.soon = false
 	err := h.locked(func(swept error) error {
 		states, err := h.memory.all()
 		for _, s := range states {

@@ -168,12 +168,39 @@ func (m memory) openLinks(want []string) error {
 			changed = append(changed, path)
 		}
 	}
-	if !slices.Equal(was, changed) { // first, so that what a killed process has set is known
-		if err := m.dir.Write(settingsFile, changed); err != nil {
+	// The kernel deletes the default routes by routers of all links whose accept_ra is 1 when one begins to forward IPv6. With 2,
+	// which means the same where a link does not forward, they stay.
+	routers, err := beforeForwarding(changed)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(was, changed) || len(routers) > 0 { // first, so that what a killed process has set is known
+		if err := m.dir.Write(settingsFile, slices.Concat(changed, routers)); err != nil {
 			return err
 		}
 	}
-	return setUnlessGeneral(changed, true)
+	if err := errors.Join(setUnlessGeneral(routers, true), setUnlessGeneral(changed, true), setUnlessGeneral(routers, false)); err != nil || len(routers) == 0 {
+		return err
+	}
+	return m.dir.Write(settingsFile, changed)
+}
+
+// beforeForwarding are the settings of other links to change for the moment in which one of these links begins to forward IPv6.
+func beforeForwarding(paths []string) (routers []string, err error) {
+	if !slices.ContainsFunc(paths, func(path string) bool {
+		return strings.HasPrefix(path, "ipv6/") && strings.HasSuffix(path, "/forwarding") && readSetting(path) == "0"
+	}) {
+		return nil, nil
+	}
+	found, err := filepath.Glob(sysctlRoot + "ipv6/conf/*/accept_ra")
+	for _, path := range found {
+		path = strings.TrimPrefix(path, sysctlRoot)
+		general := slices.Contains([]string{"all", "default"}, strings.Split(path, "/")[2])
+		if !general && readSetting(path) == "1" && !slices.Contains(paths, path) {
+			routers = append(routers, path)
+		}
+	}
+	return routers, err
 }
 
 // closeLinks puts back the settings that are no longer wanted.
@@ -204,22 +231,17 @@ func (m memory) changedSettings() (changed []string, err error) {
 	return changed, nil
 }
 
-// setUnlessGeneral sets settings of links, but for those of a host that forwards for others, too.
+// setUnlessGeneral sets settings of links, but for those of a host that forwards for others, too. What somebody else has set
+// meanwhile is not put back.
 func setUnlessGeneral(paths []string, open bool) error {
 	var errs []error
 	for _, path := range paths {
-		value, on := valuesOf(path)
+		to, from := valuesOf(path)
 		if open {
-			value = on
+			to, from = from, to
 		}
-		switch {
-		case strings.HasSuffix(path, "/proxy_ndp"):
-			errs = append(errs, writeSetting(path, value))
-		case readSetting(generalOf(path)) == "1":
-		case open && strings.HasPrefix(path, "ipv6/") && strings.HasSuffix(path, "/forwarding"):
-			errs = append(errs, keepingRouters(func() error { return writeSetting(path, value) }))
-		default:
-			errs = append(errs, writeSetting(path, value))
+		if readSetting(path) == from && (strings.HasSuffix(path, "/proxy_ndp") || readSetting(generalOf(path)) != "1") {
+			errs = append(errs, writeSetting(path, to))
 		}
 	}
 	return errors.Join(errs...)
@@ -231,24 +253,6 @@ func valuesOf(path string) (off, on string) {
 		return "1", "2" // with 1 a link that forwards ignores routers
 	}
 	return "0", "1"
-}
-
-// keepingRouters calls f, which has a link forward IPv6: the kernel then deletes the default routes by routers of all links
-// whose accept_ra is 1.
-func keepingRouters(f func() error) error {
-	paths, err := filepath.Glob(sysctlRoot + "ipv6/conf/*/accept_ra")
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, path := range paths {
-		path = strings.TrimPrefix(path, sysctlRoot)
-		if readSetting(path) == "1" {
-			errs = append(errs, writeSetting(path, "2"))
-			defer func() { _ = writeSetting(path, "1") }() // 2 means the same where a link does not forward
-		}
-	}
-	return errors.Join(append(errs, f())...)
 }
 
 // generalOf is the setting of all links beside that of one.

@@ -27,6 +27,7 @@ const (
 
 // sync makes everything what the state says. It is safe to repeat. The guard comes before anything can be sent.
 func (h *Host) sync(ctx context.Context, state *State, by caller) (lacking []string, err error) {
+	h.Step("choose ways of IPv6")
 	if err := h.chooseInet6(state, &lacking); err != nil {
 		return nil, fmt.Errorf("choose its addresses of IPv6: %w", err)
 	}
@@ -251,7 +252,7 @@ func (h *Host) syncLink(s State, p plan) error {
 			return err
 		}
 	}
-	if err := syncEnd(h.kernel, link.Index, mtu, p.here, s.IPv6); err != nil {
+	if err := syncEnd(h.kernel, link, mtu, p.here, s.IPv6); err != nil {
 		return err
 	}
 	forwardsIPv6 := canForwardIPv6()
@@ -261,14 +262,14 @@ func (h *Host) syncLink(s State, p plan) error {
 			return err
 		}
 		defer kernel.Close()
-		if err := kernel.SetUp(1, 0); err != nil { // its loopback
+		if err := setUp(kernel, uplink.Loopback); err != nil {
 			return err
 		}
 		link, found, err := kernel.LinkByName(inner)
 		if err != nil || !found {
 			return errors.Join(err, fmt.Errorf("the namespace has no link %s", inner))
 		}
-		if err := syncEnd(kernel, link.Index, mtu, p.ours, s.IPv6); err != nil {
+		if err := syncEnd(kernel, link, mtu, p.ours, s.IPv6); err != nil {
 			return err
 		}
 		for _, family := range families {
@@ -296,21 +297,39 @@ func anywhere(family int) netip.Prefix {
 	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 }
 
-func syncEnd(kernel *route.Conn, index, mtu int, addrs side, inet6 bool) error {
-	if err := kernel.SetUp(index, mtu); err != nil {
+// setUp sets a link up, unless it is.
+func setUp(kernel *route.Conn, name string) error {
+	link, found, err := kernel.LinkByName(name)
+	if err != nil || !found || link.Up {
 		return err
 	}
-	if err := kernel.AddAddress(index, addrs.inet); err != nil || !inet6 {
-		return err
-	}
-	if err := kernel.AddAddress(index, addrs.inet6); err != nil {
-		return err
-	}
-	have, err := kernel.AddressesOn(unix.AF_INET6, index)
-	for _, a := range have {
-		if a.Bits == addrs.inet6.Bits() && a.Addr != addrs.inet6.Addr() { // of a prefix before
-			err = errors.Join(err, kernel.DeleteAddress(a))
+	return kernel.SetUp(link.Index, 0)
+}
+
+// syncEnd makes one end of the link between this host and a namespace what it should be.
+func syncEnd(kernel *route.Conn, link route.Link, mtu int, addrs side, inet6 bool) error {
+	if !link.Up || link.MTU != mtu {
+		if err := kernel.SetUp(link.Index, mtu); err != nil {
+			return err
 		}
 	}
-	return err
+	for _, family := range families {
+		if family == unix.AF_INET6 && !inet6 {
+			continue
+		}
+		want := addrs.in(family)
+		have, err := kernel.AddressesOn(family, link.Index)
+		if err == nil && !slices.ContainsFunc(have, func(a route.Address) bool { return a.Network() == want }) {
+			err = kernel.AddAddress(link.Index, want)
+		}
+		for _, a := range have {
+			if family == unix.AF_INET6 && a.Bits == want.Bits() && a.Addr != want.Addr() { // of a prefix before
+				err = errors.Join(err, kernel.DeleteAddress(a))
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
 // A tunnel is what a VPN said of itself when it came up last.
@@ -104,7 +105,7 @@ func (h *Host) syncVPN(s State, p plan, lacking *[]string) error {
 			return err
 		}
 		defer kernel.Close()
-		return kernel.SetUp(1, 0) // its loopback
+		return setUp(kernel, uplink.Loopback)
 	}); err != nil {
 		return err
 	}

@@ -129,6 +129,11 @@ func (c Selection) Wants(l Link) bool {
 	return l.Up && (c.Names(l.Name) || l.Default || !l.internal())
 }
 
+// Serves reports whether addresses of a link get leases.
+func (c Selection) Serves(l Link) bool {
+	return !c.Excludes(l.Name) && c.Wants(l) && slices.ContainsFunc(c.Profiles, func(p Profile) bool { return matches(p.Ifname, l.Name) })
+}
+
 // Names reports whether a profile is for links of this name, and not for all.
 func (c Selection) Names(ifname string) bool {
 	return slices.ContainsFunc(c.Profiles, func(p Profile) bool { return p.Ifname != "*" && matches(p.Ifname, ifname) })

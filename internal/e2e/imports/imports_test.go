@@ -39,7 +39,7 @@ var allowed = map[string][]string{
 	"internal/jsonc":             {},
 	"internal/lock":              {"internal/uplink", "internal/wire", "internal/route", "internal/cgroup"},
 	"internal/nat":               {},
-	"internal/netns":             {"internal/bind", "internal/jsonc", "internal/nat", "internal/remember", "internal/uplink", "internal/route", "internal/wire", "internal/outside"},
+	"internal/netns":             {"internal/bind", "internal/probe", "internal/jsonc", "internal/nat", "internal/remember", "internal/uplink", "internal/route", "internal/wire", "internal/outside"},
 	"internal/onchange":          {"internal/outside"},
 	"internal/outside":           {},
 	"internal/peer":              {"internal/wire"},
