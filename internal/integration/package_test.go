@@ -6,12 +6,14 @@ package integration
 
 import (
 	"bytes"
+	"debug/buildinfo"
 	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -113,6 +115,39 @@ func TestPackages(t *testing.T) {
 	t.Run("life of the rpm", func(t *testing.T) { rpmLife(t, rpms[own]) })
 }
 
+// TestPackageVersion: versions come from tags, and sort in the order of commits; what was before the first tag comes first.
+func TestPackageVersion(t *testing.T) {
+	t.Parallel()
+	const script = `cd "$0"; git init -q; export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.net GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@example.net
+		version() { make -s -f "$1" --eval 'version: ; @echo $(PACKAGE_VERSION)' version; }
+		commit() { GIT_COMMITTER_DATE="$1" git commit -q --allow-empty -m commit; }
+		commit 2026-01-02T03:04:05+01:00; version "$1"
+		commit 2026-01-02T04:04:05+01:00; version "$1"
+		git tag v0.1.0; version "$1"
+		commit 2026-01-03T00:00:00Z; version "$1"
+		git tag other; git tag v0.2.0; version "$1"`
+	module, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	versions := strings.Fields(query(t, "sh", "-ec", script, t.TempDir(), filepath.Join(module, "packaging/package/build.mk")))
+	patterns := []string{`0\.1\.0~git202601020204\.[0-9a-f]{7}`, `0\.1\.0~git202601020304\.[0-9a-f]{7}`, `0\.1\.0`, `0\.1\.0\+1\.g[0-9a-f]{7,}`, `0\.2\.0`}
+	if len(versions) != len(patterns) {
+		t.Fatalf("versions: got %q", versions)
+	}
+	for i, pattern := range patterns {
+		if !regexp.MustCompile("^" + pattern + "$").MatchString(versions[i]) {
+			t.Errorf("version %d: got %q, want %q", i, versions[i], pattern)
+		}
+		if i > 0 {
+			query(t, "dpkg", "--compare-versions", versions[i-1], "lt", versions[i])
+			if got := query(t, "rpm", "--eval", fmt.Sprintf(`%%{lua: print(rpm.vercmp("%s", "%s"))}`, versions[i-1], versions[i])); strings.TrimSpace(got) != "-1" {
+				t.Errorf("rpm has %s before %s", versions[i], versions[i-1])
+			}
+		}
+	}
+}
+
 // wantSame fails the test unless two small files are the same.
 func wantSame(t *testing.T, path, path2 string) {
 	t.Helper()
@@ -142,7 +177,8 @@ func query(t *testing.T, argv ...string) string {
 	return string(out)
 }
 
-// wantPrograms fails the test unless a package of Debian has static programs of its architecture.
+// wantPrograms fails the test unless a package of Debian has static programs of its architecture, and the licences of what they
+// are made of.
 func wantPrograms(t *testing.T, a arch, deb string) {
 	if got := strings.TrimSpace(query(t, "dpkg-deb", "--field", deb, "Architecture")); got != a.debian {
 		t.Errorf("the package is for %s", got)
@@ -153,7 +189,20 @@ func wantPrograms(t *testing.T, a arch, deb string) {
 	if err != nil || len(programs) != 3 {
 		t.Errorf("programs %q, %v", programs, err)
 	}
+	copyright, err := os.ReadFile(filepath.Join(dir, "usr/share/doc/table-allocator/copyright"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, path := range programs {
+		info, err := buildinfo.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, module := range info.Deps {
+			if !strings.Contains(string(copyright), "\nFiles: "+module.Path+"\nCopyright: see the text\nLicense: ") {
+				t.Errorf("%s has %s, whose licence is missing", path, module.Path)
+			}
+		}
 		program, err := elf.Open(path)
 		if err != nil {
 			t.Fatal(err)
