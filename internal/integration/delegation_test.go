@@ -68,6 +68,57 @@ func delegation(t *testing.T, suite string) {
 	m.wait("the rules are gone", `systemctl kill --signal=ALRM dhcpcd || :; sleep 1; ! { ip rule; ip -6 rule; } | grep "proto 116\|proto table-allocator"`)
 }
 
+// TestDelegationNetworkd: networkd has a prefix of each provider for a link behind this host. It does not say to which uplink a
+// prefix belongs: a call of the client does, and the watch goes on with that, also when it starts again.
+func TestDelegationNetworkd(t *testing.T) {
+	t.Parallel()
+	for _, suite := range suites {
+		t.Run(suite, func(t *testing.T) {
+			t.Parallel()
+			files, err := debs()
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := boot(t, debian(suite, base))
+			i := m.behind(2)
+			i.dhcp()
+			m.install(files[0])
+			m.write("/etc/table-allocator/watch.json", `{"links": [{"ifname": "*"}], "exclude": ["lo", "lan*"]}`, 0o644)
+			m.sh(`sysctl -qw net.ipv6.conf.all.forwarding=1; systemctl enable --now table-allocator-watch`)
+			var boxes []*nettest.Namespace
+			for n := 1; n <= 2; n++ {
+				i.delegates(n)
+				number := fmt.Sprint(n)
+				box := nettest.New(t, "box"+number)
+				nettest.Veth(t, box, "eth0", m.ns, "lan"+number)
+				box.Batch(t, expand("address add fd0{N}:0:0:f{N}::2/64 dev eth0 nodad", number), "route add default via fe80::1 dev eth0")
+				boxes = append(boxes, box)
+				m.write("/run/systemd/network/wan"+number+".network", expand(networkd["/run/systemd/network/wan{N}.network"]+"[DHCPv6]\nWithoutRA=solicit\nUseAddress=no\n", number), 0o644)
+				m.write("/run/systemd/network/lan"+number+".network", expand("[Match]\nName=lan{N}\n[Network]\nAddress=fe80::1/64\nIPv6SendRA=no\nDHCPPrefixDelegation=yes\n[DHCPPrefixDelegation]\nUplinkInterface=wan{N}\nSubnetId={N}\nAnnounce=no\n", number), 0o644)
+			}
+			m.sh(`sed -i 's/DHCP=ipv4/DHCP=yes/' /run/systemd/network/wan*.network; ` + startNetworkd)
+			i.waitUplinks()
+			for n := 1; n <= 2; n++ {
+				i.routesTo(n)
+				m.wait("the link has its network", `ip -6 address show dev "lan$1" | grep "fd0$1::f$1:"`, fmt.Sprint(n))
+				m.sh(`table-allocator-client -6 -a "$(ip -6 -o address show dev "wan$1" scope global | awk '{ print $4 }' | cut -d/ -f1 | head -n 1)" -i "wan$1" --routes copy --prefix "fd0$1:0:0:f0::/60"`, fmt.Sprint(n))
+			}
+			for _, script := range []string{`true`, `systemctl restart table-allocator-watch`, `systemctl restart systemd-networkd`} {
+				m.sh(script)
+				for n, box := range boxes {
+					addr := fmt.Sprintf("fd0%d:0:0:f%[1]d::2", n+1)
+					m.wait("there is a rule", `ip -6 rule | grep "from $1 lookup"`, fmt.Sprintf("fd0%d:0:0:f0::/60", n+1))
+					if got := box.Run(t, "curl", "--silent", "--show-error", "--globoff", "--max-time", "5", "--retry", "20", "--retry-all-errors", "--interface", addr, "http://["+nettest.Far6+"]/"); got != addr+"\n" {
+						t.Errorf("from %s: got %q", addr, got)
+					}
+				}
+				i.waitUplinks()
+				m.wait("status finds no fault", `table-allocator-client status`)
+			}
+		})
+	}
+}
+
 // delegates runs a server of DHCPv6 at provider n, which delegates fd0N:0:0:f0::/60.
 func (i *internet) delegates(n int) {
 	i.m.t.Helper()
