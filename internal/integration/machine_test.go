@@ -36,16 +36,18 @@ var base = []string{"systemd", "systemd-sysv", "udev", "dbus", "iproute2", "curl
 type machine struct {
 	t    *testing.T
 	ns   *nettest.Namespace
+	cmd  *exec.Cmd
 	pid  int    // of its systemd
 	root string // its root directory, seen from here
 	tell func() // if the test has failed, log how the machine stands, once
 }
 
 // bootScript becomes the systemd of a machine, in namespaces of its own. $1 is its root directory. The kernel's
-// settings are the host's, but for those of the network. A read-only /sys says that no udevd sees the links.
+// settings are the host's, but for those of the network. A read-only /sys says that no udevd sees the links. $2 is the directory
+// that keeps what is written to the root, if another boot is to find it.
 const bootScript = `
-	mount -t tmpfs -o mode=755 machine /mnt
-	mkdir /mnt/upper /mnt/work /mnt/root
+	if [ -n "$2" ]; then mount --bind "$2" /mnt; else mount -t tmpfs -o mode=755 machine /mnt; fi
+	mkdir -p /mnt/upper /mnt/work /mnt/root
 	mount -t overlay -o "lowerdir=$1,upperdir=/mnt/upper,workdir=/mnt/work" machine /mnt/root
 	cd /mnt/root
 	mkdir -p .old proc sys dev run tmp
@@ -86,6 +88,12 @@ const stateScript = `exec 2>&1; set +e
 // boot boots a machine with a root of the list in roots.
 func boot(t *testing.T, d nettest.Debian) *machine {
 	t.Helper()
+	return bootFrom(t, d, "")
+}
+
+// bootFrom is boot for a machine whose root has what was written to it when it was booted from the same directory before.
+func bootFrom(t *testing.T, d nettest.Debian, disk string) *machine {
+	t.Helper()
 	dir, err := d.Dir()
 	if err != nil {
 		t.Fatalf("the root of %s: %v", d.Suite, err)
@@ -96,7 +104,7 @@ func boot(t *testing.T, d nettest.Debian) *machine {
 		t.Fatal(err)
 	}
 	defer cgroup.Close()
-	cmd := exec.Command("unshare", "--cgroup", "sh", "-ec", bootScript, "sh", dir)
+	cmd := exec.Command("unshare", "--cgroup", "sh", "-ec", bootScript, "sh", dir, disk)
 	var console bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &console, &console
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -106,7 +114,7 @@ func boot(t *testing.T, d nettest.Debian) *machine {
 	if err := m.ns.Start(cmd); err != nil {
 		t.Fatalf("boot %s: %v", d.Suite, err)
 	}
-	m.pid, m.root = cmd.Process.Pid, fmt.Sprintf("/proc/%d/root", cmd.Process.Pid)
+	m.cmd, m.pid, m.root = cmd, cmd.Process.Pid, fmt.Sprintf("/proc/%d/root", cmd.Process.Pid)
 	m.tell = sync.OnceFunc(func() {
 		if t.Failed() {
 			state, err := m.try(stateScript)
@@ -123,6 +131,16 @@ func boot(t *testing.T, d nettest.Debian) *machine {
 	})
 	m.wait("systemd has booted", `case $(systemctl is-system-running) in running | degraded) ;; *) false ;; esac`)
 	return m
+}
+
+// awaitEnd waits until a machine that was told to end has ended.
+func (m *machine) awaitEnd() {
+	m.t.Helper()
+	limit := time.AfterFunc(patience, func() { _ = m.cmd.Process.Kill() }) // it may have ended
+	_ = m.cmd.Wait()                                                       // a machine that ends has no exit code that counts
+	if !limit.Stop() {
+		m.t.Fatal("the machine does not end")
+	}
 }
 
 // command is a script with arguments, run by the machine's sh.

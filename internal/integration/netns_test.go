@@ -30,7 +30,7 @@ func TestNetnsUnit(t *testing.T) {
 			i.waitUplinks()
 			m.sh(`useradd alice; usermod -a -G table-allocator alice; useradd bob`)
 			m.write("/etc/table-allocator/netns.json", `{"namespaces": [{"name": "work", "ifname": "wan2", "resolv": "192.0.2.53"}]}`, 0o644)
-			m.sh(`systemctl enable --now table-allocator-netns`)
+			m.sh(`mount --make-rshared /; systemctl enable --now table-allocator-netns`) // as systemd has it outside of containers
 			m.wait("the namespace is there", `table-allocator-client netns list`)
 			const enter = `setpriv --reuid=alice --regid=alice --init-groups table-allocator-client netns exec work `
 			m.wait("a user's packets leave by the link", enter+`curl --silent --max-time 5 http://`+nettest.Far4+`/ | grep -x 10.2.0.2`)
@@ -45,6 +45,12 @@ func TestNetnsUnit(t *testing.T) {
 			if out, err := m.try(`systemctl reload table-allocator-netns`); err == nil {
 				t.Errorf("a wrong file is reloaded: %s", out)
 			}
+			// What the host mounts and unmounts later is so in there, too.
+			m.sh(`mkdir /run/later; mount -t tmpfs later /run/later; touch /run/later/file`)
+			m.want(`table-allocator-client netns exec work ls /run/later`, "file")
+			m.sh(`umount /run/later`)
+			m.want(`table-allocator-client netns exec work ls /run/later`)
+			m.want(`for u in $(grep -l '^RuntimeDirectory=table-allocator$' /lib/systemd/system/table-allocator-*); do grep -q '^RuntimeDirectoryPreserve=yes$' $u || echo $u; done`)
 			// An upgrade and a restart leave the namespace and its programs in place.
 			m.sh(`systemd-run --quiet --unit=inside table-allocator-client netns exec work sleep 1000`)
 			m.wait("a program is in it", `table-allocator-client netns ps work | grep "sleep 1000"`)
@@ -57,5 +63,43 @@ func TestNetnsUnit(t *testing.T) {
 			m.want(`ls /run/netns; ip -o link show | grep -c tav || :; nft list ruleset`, "0")
 			m.want(`systemctl --failed --plain --no-legend`)
 		})
+	}
+}
+
+// TestNetnsBoot: namespaces of the configuration are there again after a boot of the same root, also after a loss of power, and
+// those of commands are not. Nothing of the boot before is left.
+func TestNetnsBoot(t *testing.T) {
+	t.Parallel()
+	files, err := debs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, disk := debian("trixie", base), t.TempDir()
+	const enter = `table-allocator-client netns exec work `
+	for n, end := range []func(m *machine){
+		func(m *machine) { m.sh(`systemctl poweroff --no-block`); m.awaitEnd() },
+		func(m *machine) { _ = m.cmd.Process.Kill(); m.awaitEnd() },
+		func(m *machine) {},
+	} {
+		m := bootFrom(t, d, disk)
+		i := m.behind(2)
+		if n == 0 {
+			m.install(files[0])
+			m.write("/etc/table-allocator/netns.json", `{"namespaces": [{"name": "work", "ifname": "wan2", "resolv": "192.0.2.53", "start": "boot",
+				"run": [["/bin/sh", "-c", "exec sleep 4722 >/dev/null 2>&1"]]}, {"name": "later", "ifname": "wan2", "resolv": "192.0.2.53", "start": "on-demand"}]}`, 0o644)
+			m.sh(`systemctl enable --now table-allocator-watch table-allocator-netns`)
+		}
+		m.wait("the service is up before the uplinks are", `systemctl is-active table-allocator-netns`)
+		m.want(`ls /run/netns`, "work")
+		m.uplink(1)
+		m.uplink(2)
+		i.waitUplinks()
+		m.wait("its packets leave by the link", enter+`curl --silent --max-time 5 http://`+nettest.Far4+`/ | grep -x 10.2.0.2`)
+		m.wait("and in IPv6", enter+`curl --silent --max-time 5 --globoff 'http://[`+nettest.Far6+`]/' | grep -x fd02::2`)
+		m.want(`ls /run/netns; ip -o link show | grep -c ': tav'; ip rule | grep -c 'iif tav.*unreachable'; table-allocator-client netns ps work | grep -c 'sleep 4722'`, "work", "1", "1", "1")
+		m.sh(`table-allocator-client netns add byhand -i wan1 --resolv 192.0.2.53; table-allocator-client netns exec later true`)
+		m.want(`ls /run/netns`, "byhand", "later", "work")
+		m.want(`systemctl --failed --plain --no-legend`)
+		end(m)
 	}
 }
