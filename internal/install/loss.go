@@ -101,6 +101,9 @@ func (p *placer) hearOne(e route.Event) bool {
 		p.last = slices.DeleteFunc(p.last, e.Route.Equal)
 		if e.Port != 0 && !p.env.Kernel.Made(e) { // else it went with the link, or was taken
 			p.lost = slices.DeleteFunc(p.lost, e.Route.Equal)
+			if !p.isFresh(*e.Route) { // somebody had put it back
+				p.taken = slices.DeleteFunc(p.taken, e.Route.Equal)
+			}
 		}
 	case e.Protocol != route.Protocol:
 		p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })

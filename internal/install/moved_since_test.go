@@ -77,3 +77,20 @@ func TestMovedAddedAgain(t *testing.T) {
 	m.clear(next)
 	m.wantMain("at the end", before)
 }
+
+// TestMovedPutBackAndDeleted: a route that was taken, and that somebody put back and deleted before it was taken again, is
+// main's no more.
+func TestMovedPutBackAndDeleted(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 metric 5")
+	i := m.placed()
+	taken := i.routes.taken[0]
+	i.routes.fresh = nil
+	before := m.main()
+	const somebody = 4711
+	m.Do(func() {
+		i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &taken, Port: somebody},
+			route.Event{Kind: route.RouteChanged, Route: &taken, Port: somebody, Deleted: true}), nil, nil)
+	})
+	m.clear(i)
+	m.wantMain("at the end", before)
+}
