@@ -244,6 +244,7 @@ func bindTraffic(f *flags) action {
 		}
 		if t.traffic != (route.Traffic{}) && t.config.OnLoss == uplink.Block {
 			warn("a socket of this traffic with another uplink's address, as a server has that is asked there, leaves by that uplink in IPv4, and does not leave in IPv6: --on-loss fallback lets it leave in both")
+			warn("no lock holds this traffic: a socket that is bound to another link leaves by that in IPv4, and multicast of IPv6 by the first link; run holds those")
 		}
 		var missing []cgroup.Missing
 		switch {

@@ -39,7 +39,11 @@ func inFront(kernel *route.Conn, b Bound) (Front, error) {
 			if r.Priority >= b.Priority {
 				break
 			}
-			if r.Protocol != route.Protocol && mayTake(r, b.Traffic) && (err == nil && r.Action == route.Lookup && r.Table == got.Table || err != nil && stops(r)) {
+			if r.Protocol == route.Protocol || !mayTake(r, b.Traffic) {
+				continue
+			}
+			passes := r.Action == route.Goto && r.Goto > b.Priority // over the rules of the binding
+			if passes || err == nil && r.Action == route.Lookup && r.Table == got.Table || err != nil && stops(r) {
 				return Front{r, wire.Family(family)}, nil
 			}
 		}
@@ -63,7 +67,9 @@ func mayTake(r route.Rule, t route.Traffic) bool {
 const inverted = 2
 
 // stops reports whether a rule ends the lookup with an error.
-func stops(r route.Rule) bool { return !slices.Contains([]uint8{route.Lookup, route.Nop}, r.Action) }
+func stops(r route.Rule) bool {
+	return !slices.Contains([]uint8{route.Lookup, route.Nop, route.Goto}, r.Action)
+}
 
 // Cure is what to do about the rule.
 const Cure = "give that rule a priority behind theirs (wg-quick: set Table = off, and add the rules in PostUp)"

@@ -246,6 +246,27 @@ func TestTogether(t *testing.T) {
 	}
 }
 
+// A process that cannot be moved is not said to be where it would have gone, and the message says what stands in the way.
+func TestAttachRefused(t *testing.T) {
+	c := testCgroups(t)
+	for _, dir := range []string{"/threads", "/threads/one", "/full"} {
+		if err := os.Mkdir(c.file(dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, text := range map[string]string{"/threads/one/cgroup.type": "threaded", "/full/cgroup.max.descendants": "0"} {
+		if err := os.WriteFile(c.file(file), []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dir, why := range map[string]string{"/threads": "cgroup.type", "/full": "cgroup.max.descendants"} {
+		p, err := c.Attach(startIn(t, c.file(dir)).cmd.Process.Pid, wan1, testMark, false)
+		if err == nil || !strings.Contains(err.Error(), why) || p.Cgroup != "" {
+			t.Errorf("%s: %+v, %v; want %q", dir, p, err, why)
+		}
+	}
+}
+
 // What another thread starts has our open files until it executes something; a cgroup is not in use
 // for that.
 func TestSweepBesideFork(t *testing.T) {

@@ -232,6 +232,9 @@ func (c *Cgroups) placeOnce(pid int, dir string, all, upper []hook) ([]Missing, 
 	defer unlock()
 	err = os.Mkdir(dir, 0o755)
 	fresh := err == nil
+	if errors.Is(err, unix.EAGAIN) {
+		return nil, fmt.Errorf("cgroup.max.descendants or cgroup.max.depth of a cgroup above allows no more: raise it, or begin in another cgroup: %w", err)
+	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
@@ -299,6 +302,9 @@ func move(pid int, dir string) error {
 	}
 	defer file.Close()
 	if _, err := file.WriteString(strconv.Itoa(pid)); err != nil {
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			err = fmt.Errorf("the cgroup is among threaded ones (cgroup.type), where only threads move: begin in another cgroup, or bind --cgroup: %w", err)
+		}
 		return fmt.Errorf("move process %d: %w", pid, err)
 	}
 	return nil

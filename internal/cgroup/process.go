@@ -44,11 +44,12 @@ func (c *Cgroups) Attach(pid int, u Uplink, m Mark, reset bool) (Process, error)
 	if err != nil {
 		return p, err
 	}
-	p.Cgroup = childOf(before, u)
+	inside := childOf(before, u)
 	// First this, so that no socket is made unseen between the two.
-	if p.Missing, err = c.placeFrom(pid, p.Cgroup, m, true); err != nil {
+	if p.Missing, err = c.placeFrom(pid, inside, m, true); err != nil {
 		return p, err
 	}
+	p.Cgroup = inside
 	own, err := addressesOf(u.Ifname)
 	if err != nil {
 		return p, err

@@ -117,4 +117,12 @@ func TestInFrontOfUser(t *testing.T) {
 	}
 	c.ns.IP(t, "-6 rule del pref 5000")
 	c.waitFindings("")
+
+	// So is one that passes over them.
+	c.ns.IP(t, "rule add pref 5000 uidrange 4000-5000 goto 32766")
+	c.waitFindings("5000: from all uidrange 4000-5000 goto 32766")
+	c.ns.IP(t, "rule del pref 5000")
+	c.ns.IP(t, "rule add pref 5000 goto 5100")
+	c.ns.IP(t, "rule add pref 5100 nop")
+	c.waitFindings("")
 }
