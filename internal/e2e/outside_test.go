@@ -105,9 +105,12 @@ func TestHeldUp(t *testing.T) {
 			r.freeze(p.cmd.Process.Pid)
 			r.sh(fmt.Sprintf("echo %d >/run/dnsmasq.pid", p.cmd.Process.Pid))
 			return func() {
-				if pending := status(r.t, p.cmd.Process.Pid, "ShdPnd"); len(pending) != 1 || !strings.HasSuffix(pending[0], "1") {
-					r.t.Errorf("SIGHUP does not wait for dnsmasq: pending signals are %q", pending)
-				}
+				eventually(r.t, "SIGHUP waits for dnsmasq", func() error {
+					if pending := status(r.t, p.cmd.Process.Pid, "ShdPnd"); len(pending) != 1 || !strings.HasSuffix(pending[0], "1") {
+						return fmt.Errorf("pending signals are %q", pending)
+					}
+					return nil
+				})
 			}
 		}},
 		{name: "pid of another", before: func(r *retreat) func() {
