@@ -342,7 +342,11 @@ func (n *netnsFlags) delOne(h *netns.Host, name string) error {
 			return err
 		}
 	}
-	return h.Delete(name)
+	left, err := h.Delete(name)
+	if err == nil && left != "" {
+		warn(left)
+	}
+	return err
 }
 
 func (n *netnsFlags) stop(h *netns.Host, args []string) error {

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -206,9 +205,10 @@ func (h *Host) change(ctx context.Context, cfg Config, only *Config) (lacking []
 	return lacking, named(cfg.Name, err)
 }
 
-// Delete deletes a namespace. Programs that are in it lose all connections with the first step.
-func (h *Host) Delete(name string) error {
-	return named(name, h.locked(func(swept error) error {
+// Delete deletes a namespace. Programs that are in it lose all connections with the first step. What may be left are words for
+// the user: this process cannot look there.
+func (h *Host) Delete(name string) (left string, err error) {
+	err = h.locked(func(swept error) error {
 		s, found, err := h.memory.get(name)
 		if err = errors.Join(err, swept); err == nil && !found {
 			err = ErrUnknown
@@ -216,12 +216,10 @@ func (h *Host) Delete(name string) error {
 		if err != nil {
 			return err
 		}
-		if err = h.remove(s); err == nil && s.Firewall == FirewallAccept && unsureOf(s) != "" {
-			err = fmt.Errorf("it is deleted, but rules of %s for its link, %s, may be left: the program is not installed (apt-get install iptables; %s -S FORWARD)",
-				strings.Join(legacyUnread(s), " and "), linkOf(s.Number), legacyUnread(s)[0])
-		}
-		return err
-	}))
+		left = leftOf(s)
+		return h.remove(s)
+	})
+	return left, named(name, err)
 }
 
 // Demand makes a namespace of the configuration for a program that enters it, if it is made on demand and is not there.

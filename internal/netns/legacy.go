@@ -46,6 +46,16 @@ func unsureOf(s State) string {
 		", which is not installed here: nobody can tell whether it drops what is forwarded (apt-get install iptables)"
 }
 
+// leftOf says which rules a namespace that is deleted may leave where nobody can tell; "": none.
+func leftOf(s State) string {
+	unread := legacyUnread(s)
+	if !s.routed() || s.Firewall != FirewallAccept || len(unread) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("namespace %s is deleted, but rules of %s for its link, %s, may be left from when the program was installed (apt-get install iptables; %s -S FORWARD)",
+		s.Name, strings.Join(unread, " and "), linkOf(s.Number), unread[0])
+}
+
 // legacyDrops are the chains of such tables that drop packets of a namespace, as far as this process may look.
 func legacyDrops(s State, link string) (names []string) {
 	for _, command := range legacyFilters() {

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +30,15 @@ func TestUnsure(t *testing.T) {
 		}
 		if got := unsureOf(State{Config: tt.state}); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
 			t.Errorf("%q, %+v: %q", tt.tables, tt.state, got)
+		}
+		left := leftOf(State{Config: tt.state})
+		if left != "" {
+			t.Errorf("%+v may leave rules that it never had: %q", tt.state, left)
+		}
+		tt.state.Name, tt.state.Firewall = "work", cmp.Or(tt.state.Firewall, FirewallAccept)
+		left = leftOf(State{Config: tt.state, Number: 7})
+		if (left == "") != (tt.want == "") || left != "" && !(strings.Contains(left, "namespace work is deleted") && strings.Contains(left, "its link, tav7") && strings.Contains(left, "nosuch-legacy -S FORWARD")) {
+			t.Errorf("%q, %+v leaves: %q", tt.tables, tt.state, left)
 		}
 		if err := changeLegacies("tav1", false); err != nil { // what cannot be changed is no error
 			t.Error(err)
