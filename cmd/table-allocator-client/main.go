@@ -149,7 +149,11 @@ func isStatus(args []string) bool {
 			name, _, _ = strings.Cut(name, "=")
 			return slices.Contains([]string{"address", "release", "help", "version"}, name)
 		}
-		return strings.HasPrefix(arg, "-") && strings.ContainsAny(arg, "arh")
+		letters, short := strings.CutPrefix(arg, "-")
+		if value := strings.IndexAny(letters, "acdilnt"); value >= 0 { // what follows is the value of that option
+			letters = letters[:value+1]
+		}
+		return short && strings.ContainsAny(letters, "arh")
 	})
 }
 

@@ -66,7 +66,7 @@ func (t *table) addFamily(rows []inspect.Row, probed bool, said map[string]bool)
 	family := map[string]string{"inet": "IPv4", "inet6": "IPv6"}[rows[0].Family]
 	sum[addressColumn] = fmt.Sprintf("%s(%d)", orDefault(family, rows[0].Family), len(rows))
 	if state := &sum[len(sum)-2]; *state == "-" {
-		as := slices.DeleteFunc(slices.Clone(rows), func(r inspect.Row) bool { return r.State != worst.State })
+		as := slices.DeleteFunc(slices.Clone(rows), func(r inspect.Row) bool { return r.Text() != worst.Text() })
 		*state = fmt.Sprintf("%s, %d of %d", worst.Text(), len(as), len(rows))
 	}
 	above := whatToDo(worst, said)

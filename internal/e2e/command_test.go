@@ -29,6 +29,9 @@ func TestCommandNames(t *testing.T) {
 	if r := h.run(tactl); r.code != 0 || !strings.Contains(r.stdout, "10.77.0.2") {
 		t.Errorf("tactl: %+v", r)
 	}
+	if r := h.run(tactl, "-iwan0", "--no-legend"); r.code != 0 || !strings.HasPrefix(r.stdout, "wan0 ") {
+		t.Errorf("tactl with a name behind its letter: %+v", r)
+	}
 	if r := h.run(tactl, "--json", "-4", "-i", "wan0"); r.code != 0 || !strings.Contains(r.stdout, `"uplinks":[{"ifname":"wan0"`) {
 		t.Errorf("tactl with options of status: %+v", r)
 	}
@@ -224,5 +227,14 @@ func TestCommandCompletion(t *testing.T) {
 	r := h.run("bash", "-c", script, "bash", "tactl", "run", "wan1", "sle")
 	if !slices.Contains(strings.Fields(r.stdout), "sleep") {
 		t.Errorf("a command on a link: %+v", r)
+	}
+	// Names of files are text.
+	file := filepath.Join(h.dir, "a$(touch ran)")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r = h.run("bash", "-c", `here=$PWD; cd "$1"; shift; `+strings.Replace(script, "../../", "$here/../../", 1), "bash", h.dir, "tactl", "watch", "--check", file[:len(file)-12])
+	if _, err := os.Lstat(filepath.Join(h.dir, "ran")); err == nil || strings.TrimSpace(r.stdout) != file {
+		t.Errorf("a file's name was executed (%v), or is not offered: %+v", err, r)
 	}
 }

@@ -46,8 +46,14 @@ func lookFilter(p *patient) (all []symptom) {
 
 // concerns reports whether packets of a family on a link pass a chain. One of the family netdev names its links.
 func (c chain) concerns(family, ifname string) bool {
-	_, devices, some := strings.Cut(c.body, " device")
-	devices, _, _ = strings.Cut(devices, " priority ")
+	var head string // type filter hook egress device "wan0" priority ...
+	for line := range strings.Lines(c.body) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "type ") {
+			head, _, _ = strings.Cut(line, " priority ")
+			break
+		}
+	}
+	_, devices, some := strings.Cut(head, " device")
 	return (c.family == family || c.family == "inet" || c.family == "netdev") && (!some || strings.Contains(devices, `"`+ifname+`"`))
 }
 

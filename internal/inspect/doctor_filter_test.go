@@ -68,6 +68,7 @@ func TestConcerns(t *testing.T) {
 		{"netdev", `type filter hook egress device "wan11" priority filter; policy drop;`, false},
 		{"netdev", `type filter hook ingress devices = { "wan0", "wan1" } priority -500; policy drop;`, true},
 		{"inet", `type filter hook ingress device "wan0" priority -500; policy drop;`, false},
+		{"inet", "\n\t\ttype filter hook output priority filter; policy drop;\n\t\toifname \"lan0\" accept comment \"block device 7\"", true},
 	} {
 		if got := (chain{family: tt.family, body: tt.body}).concerns("ip", "wan1"); got != tt.want {
 			t.Errorf("%s %s: got %v", tt.family, tt.body, got)

@@ -200,7 +200,7 @@ func (h *host) elsewhere(c candidate, table uint32, row *Row) (*Finding, []exit,
 		if e.err == nil && !slices.ContainsFunc(e.links(), func(index int) bool { return index != c.at.Index }) {
 			q.Dst = e.to
 			made, err := connect(q)
-			if errors.Is(errors.Join(err, made.err), unix.EADDRNOTAVAIL) {
+			if errors.Is(errors.Join(err, made.err), unix.EADDRNOTAVAIL) && h.links[c.link.Master].Kind != "vrf" { // whose table has it
 				return &Finding{"no-route", Error, "no route: the address is not in table local", fmt.Sprintf("the kernel refuses sockets from %s: %v", c.at.Addr, unix.EADDRNOTAVAIL),
 					fmt.Sprintf("%s route add local %s dev %s table local", ipOf(c.Family()), c.at.Addr, c.link.Name)}, exits, nil
 			}
