@@ -57,19 +57,26 @@ func newCrossingAlone(t *testing.T) *crossing {
 	return c
 }
 
+// makeCgroup makes a cgroup, which ends with the test.
+func makeCgroup(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/sys/fs/cgroup", "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		eventually(t, "the cgroups of the test are removed", func() error {
+			_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0) // removeTree fails as long as a process is left
+			return errors.Join(removeTree(dir))
+		})
+	})
+	return dir
+}
+
 // enclose gives the host its cgroups.
 func (c *crossing) enclose() {
 	c.t.Helper()
-	var err error
-	if c.cgroup, err = os.MkdirTemp("/sys/fs/cgroup", "crossing"); err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(func() {
-		eventually(c.t, "the cgroups of the test are removed", func() error {
-			_ = os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0) // removeTree fails as long as a process is left
-			return errors.Join(removeTree(c.cgroup))
-		})
-	})
+	c.cgroup = makeCgroup(c.t)
 	const script = `echo 0 >"$0/cgroup.procs"
 		exec unshare --cgroup --mount --propagation private sh -c '
 			umount /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t bpf bpf /sys/fs/bpf &&

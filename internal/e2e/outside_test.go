@@ -23,7 +23,10 @@ type retreat struct {
 
 func (h *host) retreat() *retreat {
 	h.t.Helper()
-	p := h.start(exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec", `
+	// It has cgroups of its own: others have programs of other tests.
+	p := h.start(exec.Command("sh", "-ec", `echo 0 >"$0/cgroup.procs"; exec unshare --cgroup --mount --propagation private sh -ec "$1"`, makeCgroup(h.t), `
+		umount /sys/fs/cgroup
+		mount -t cgroup2 cgroup2 /sys/fs/cgroup
 		mount -t tmpfs run /run
 		mkdir /run/etc /run/table-allocator
 		mount -t tmpfs etc /run/etc
@@ -37,7 +40,7 @@ func (h *host) retreat() *retreat {
 
 // in is a command line in the retreat.
 func (r *retreat) in(args ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"--target=" + r.pid, "--mount", "--wd=/"}, args...)...)
+	return exec.Command("nsenter", append([]string{"--target=" + r.pid, "--mount", "--cgroup", "--wd=/"}, args...)...)
 }
 
 // sh runs a script in the retreat.
