@@ -101,7 +101,8 @@ func (p *placer) hearOne(e route.Event) bool {
 		p.last = slices.DeleteFunc(p.last, e.Route.Equal)
 		if e.Port != 0 && !p.env.Kernel.Made(e) { // else it went with the link, or was taken
 			p.lost = slices.DeleteFunc(p.lost, e.Route.Equal)
-			if !p.isFresh(*e.Route) { // somebody had put it back
+			if !p.isFresh(*e.Route) && slices.ContainsFunc(p.taken, e.Route.Equal) { // somebody had put it back
+				p.env.order.forget([]route.Route{*e.Route})
 				p.taken = slices.DeleteFunc(p.taken, e.Route.Equal)
 			}
 		}
@@ -160,7 +161,9 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 	if !slices.ContainsFunc(p.taken, source) {
 		return false, nil
 	}
-	p.taken = uplink.WithoutSource(p.taken, source)
+	left := uplink.WithoutSource(p.taken, source)
+	p.env.order.forget(slices.DeleteFunc(p.taken, func(r route.Route) bool { return slices.ContainsFunc(left, r.Equal) }))
+	p.taken = left
 	return true, nil
 }
 
@@ -168,4 +171,21 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 // then deletes all IPv4 routes over it.
 func (p *placer) bare(u uplink.Uplink, m uplink.Main) bool {
 	return u.Addr().Is4() && !slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return !slices.Contains(p.went, a.Addr) })
+}
+
+// standing drops what was taken and has been replaced in main since. had is how much was taken before.
+func (p *placer) standing(u uplink.Uplink, m uplink.Main, had int) error {
+	p.taken = p.stands(m)
+	judged := p.judging == nil || p.unbroken || len(p.taken) == 0
+	p.judging = nil
+	if len(p.taken) == had && judged {
+		return nil
+	}
+	return p.writeTaken(u, m.Index)
+}
+
+// stands returns what main would have still of what was taken. What others took replaces nothing when they give it back.
+func (p *placer) stands(m uplink.Main) []route.Route {
+	m.Taken = slices.Concat(p.taken, p.others)
+	return slices.DeleteFunc(m.Standing(), func(r route.Route) bool { return !slices.ContainsFunc(p.taken, r.Equal) })
 }

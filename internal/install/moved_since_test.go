@@ -5,24 +5,33 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
 // TestMovedAndFlushed: a program that empties the table while no client runs, as systemd-networkd does, takes nothing from
 // main that would be there without us. That the link was down does.
 func TestMovedAndFlushed(t *testing.T) {
-	for name, down := range map[string]bool{"flushed": false, "down": true} {
+	for _, name := range []string{"flushed", "down", "down, and the next client was killed at once"} {
 		t.Run(name, func(t *testing.T) {
 			m := newMover(t, "add default via 192.0.2.1 metric 5")
 			before := m.main()
 			m.waitLinkLocal()
 			m.placed() // and killed
 			m.IP(t, "route flush table 10000")
-			if down {
-				m.IP(t, "link set wan0 down")
-				m.IP(t, "link set wan0 up")
-				m.waitLinkLocal()
+			if name != "flushed" {
+				m.downAndUp()
 				before = m.main()
+			}
+			if strings.Contains(name, "killed at once") {
+				p := placer{env: m.client().routes.env}
+				m.Do(func() {
+					if err := p.adopt(m.uplink, &uplink.Main{Index: m.index}, movedTable); err != nil {
+						t.Fatal(err)
+					}
+				})
 			}
 			m.clear(m.placed())
 			m.wantMain("at the end", before)
@@ -33,9 +42,72 @@ func TestMovedAndFlushed(t *testing.T) {
 // waitLinkLocal waits until the link can have routes that need it.
 func (m *mover) waitLinkLocal() {
 	m.t.Helper()
-	for !strings.Contains(m.IP(m.t, "-6 address show dev wan0 scope link"), "fe80::") {
-		time.Sleep(time.Millisecond)
+	for end := time.Now().Add(time.Minute); m.linkLocal() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			m.t.Fatalf("no link-local address of IPv6:\n%s", m.IP(m.t, "address show dev wan0"))
+		}
 	}
+}
+
+// linkLocal is when the link-local address came, which the kernel tells in hundredths of a second; 0: there is none.
+func (m *mover) linkLocal() (created uint32) {
+	m.t.Helper()
+	addresses, err := m.kernel.AddressesOn(unix.AF_INET6, m.index)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, a := range addresses {
+		if a.Addr.IsLinkLocalUnicast() {
+			created = max(created, a.Created)
+		}
+	}
+	return created
+}
+
+// downAndUp sets the link down and up until its link-local address tells of that.
+func (m *mover) downAndUp() {
+	m.t.Helper()
+	for before := m.linkLocal(); ; {
+		m.IP(m.t, "link set wan0 down")
+		m.IP(m.t, "link set wan0 up")
+		m.waitLinkLocal()
+		if m.linkLocal() != before {
+			return
+		}
+	}
+}
+
+// TestMovedAfterKilledToAnotherTable: what a client of its own took, after one that was killed, comes back if the server gives another
+// table, though nobody knows whether the link was down between the two.
+func TestMovedAfterKilledToAnotherTable(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 metric 5")
+	before := m.main()
+	m.placed() // and killed
+	m.IP(t, "-6 address flush dev wan0")
+	i := m.placed()
+	m.Do(func() {
+		if err := i.Place(movedTable + 1); err != nil {
+			t.Fatal(err)
+		}
+	})
+	m.clear(i)
+	m.wantMain("at the end", before)
+}
+
+// TestMovedPutBackDeletedAndAdded: a route that somebody deleted, and that comes again, stands behind the others, as in main.
+func TestMovedPutBackDeletedAndAdded(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1", "append default via 198.51.100.1")
+	i := m.placed()
+	taken := i.routes.taken[0]
+	i.routes.fresh = nil
+	m.Do(func() {
+		i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &taken, Port: 4711, Deleted: true}), nil, nil)
+	})
+	m.IP(t, "route append default via 192.0.2.1")
+	before := m.main()
+	m.Do(func() { i.Follow(movedTable, true) })
+	m.clear(i)
+	m.wantMain("at the end", before)
 }
 
 // TestMovedGatewayGone: a route whose gateway is in no network of the link any more comes back as main had it.
@@ -46,7 +118,15 @@ func TestMovedGatewayGone(t *testing.T) {
 	i := m.placed()
 	m.IP(t, "address del 203.0.113.5/24 dev wan0")
 	m.Do(func() { i.Follow(movedTable, false) })
+	taken := i.routes.taken[0]
+	m.IP(t, "route add 203.0.113.1 dev wan0 proto 116") // as one left it that was killed meanwhile
+	m.Do(func() { i.Follow(movedTable, false) })
 	m.clear(i)
+	m.Do(func() {
+		if err := m.kernel.RestoreRoute(taken, false); err != nil { // which is there
+			t.Error(err)
+		}
+	})
 	m.wantMain("at the end", []string{
 		"unicast default via 203.0.113.1 dev wan0 proto boot scope global metric 5 ",
 		"unicast 192.0.2.0/24 dev wan0 proto kernel scope link src 192.0.2.5 ",

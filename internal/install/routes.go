@@ -40,6 +40,7 @@ type placer struct {
 	went       []netip.Addr  // IPv4 addresses that were deleted from it since
 	heir       bool          // a holder before this process filled the table
 	unbroken   bool          // and since it took routes out of main, the link was up and had the address
+	judging    *witnesses    // of that one, until it is known what main would have lost since
 	unread     bool          // what that one took out of main could not be read yet
 	unsure     bool          // holders of other addresses may not have noted yet what main lost
 	expires    int           // seconds until the first route of the table ends; 0: none does
@@ -132,6 +133,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 		if p.heir && !p.unbroken { // since when the address may have gone for a moment
 			p.went = append(p.went, u.Addr())
 		}
+		p.heir = false // this process fills the next table
 	}
 	had := len(p.taken) // as it is written down
 	if image := p.env.Picture.largeMain(u.Family()); image != nil {
@@ -167,21 +169,6 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	p.env.logRoutes("route removed", u, deleted...)
 	p.placed, p.added = len(plan), len(added)
 	return errors.Join(err, syncErr)
-}
-
-// standing drops what was taken and has been replaced in main since. had is how much was taken before.
-func (p *placer) standing(u uplink.Uplink, m uplink.Main, had int) error {
-	p.taken = p.stands(m)
-	if len(p.taken) == had {
-		return nil
-	}
-	return p.writeTaken(u, m.Index)
-}
-
-// stands returns what main would have still of what was taken. What others took replaces nothing when they give it back.
-func (p *placer) stands(m uplink.Main) []route.Route {
-	m.Taken = slices.Concat(p.taken, p.others)
-	return slices.DeleteFunc(m.Standing(), func(r route.Route) bool { return !slices.ContainsFunc(p.taken, r.Equal) })
 }
 
 func (p *placer) writeTaken(u uplink.Uplink, index int) error {
@@ -350,6 +337,7 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 		now, err := p.since(u, m.Index)
 		p.unbroken = err == nil && now == before.Since
 	}
+	p.judging = &before.Since
 	p.env.takers.succeed(p, u, m.Index)
 	p.env.order.note(before.Order)
 	m.Taken = slices.Concat(p.taken, m.Taken) // in the order of look
@@ -465,10 +453,12 @@ func (p *placer) succeeded(u uplink.Uplink, index int) bool {
 	return err == nil && known && file.Table != p.table
 }
 
-// withdraw deletes the routes of fallBack from main, also those of an earlier process.
+// withdraw deletes the routes of fallBack from main, also those of an earlier process, and a route to a gateway alone: a
+// process that was killed while it restored another one by that gateway left it.
 func (p *placer) withdraw(u uplink.Uplink, m uplink.Main) error {
 	_, err := p.delete(u, slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool {
-		return !ours(r) || r.Src != u.Addr()
+		toGateway := r.Dst.IsSingleIP() && !r.Src.IsValid() && !r.Gateway.IsValid()
+		return !ours(r) || r.Src != u.Addr() && !toGateway
 	}))
 	return err
 }

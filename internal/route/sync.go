@@ -99,10 +99,10 @@ func (c *Conn) RestoreRoute(r Route, inFront bool) error {
 	}
 	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
 	if refused(err, r) { // the network of the gateway has gone, of which the kernel takes no notice; "onlink" is another route
-		err = c.addReached(flags, r)
-	}
-	if refused(err, r) || errors.Is(err, unix.EEXIST) {
-		err = c.add(flags, r)
+		var reached bool
+		if reached, err = c.addReached(flags, r); !reached || refused(err, r) {
+			err = c.add(flags, r)
+		}
 	}
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add route %q: %w", r, err)
@@ -349,8 +349,13 @@ func (c *Conn) add(flags uint16, r Route) error {
 	}
 	forced := r
 	forced.Onlink = true
-	if c.change(unix.RTM_NEWROUTE, flags, forced.encode()) == nil || r.Family == unix.AF_INET6 && c.addReached(flags, r) == nil {
+	if c.change(unix.RTM_NEWROUTE, flags, forced.encode()) == nil {
 		return nil
+	}
+	if r.Family == unix.AF_INET6 {
+		if _, reachedErr := c.addReached(flags, r); reachedErr == nil {
+			return nil
+		}
 	}
 	return err
 }
@@ -362,14 +367,14 @@ func refused(err error, r Route) bool {
 }
 
 // addReached adds r while its table leads to the gateway. By force the kernel refuses an IPv6 route if main leads to the
-// gateway over another link; what it has it keeps.
-func (c *Conn) addReached(flags uint16, r Route) error {
+// gateway over another link; what it has it keeps. It reports whether the table led to the gateway by a route of ours.
+func (c *Conn) addReached(flags uint16, r Route) (reached bool, err error) {
 	to := NewRoute(r.Table, netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), netip.Addr{}, r.Index)
 	if err := c.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, to.encode()); err != nil {
-		return err
+		return false, err
 	}
-	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
-	return errors.Join(err, c.change(unix.RTM_DELROUTE, 0, to.encode()))
+	err = c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	return true, errors.Join(err, c.change(unix.RTM_DELROUTE, 0, to.encode()))
 }
 
 // unforced returns routes as add was asked for them: without what it forced, where wanted has them so.
