@@ -63,17 +63,25 @@ var askers = map[string][]string{
 	"fish": {"fish", "-c", `for line in $argv; echo (complete -C "$line" | string replace -r '\t.*' ''); end`},
 }
 
-// onTerminal starts $1 on a terminal of its own, gives it the lines $2, and types the other arguments.
+// onTerminal starts $1 on a terminal of its own, gives it the lines $2, and types the other arguments. It waits a minute for each answer.
 const onTerminal = `
 	zmodload zsh/zpty
 	print -r -- $2 >/tmp/rc
 	zpty shell $1
 	zpty -w shell '. /tmp/rc'
-	until [[ -e /tmp/ready ]]; do zpty -r -t shell said; sleep 0.05; done
+	await() {
+		integer n; local all=
+		for ((n = 0; n < 6000; n++)); do
+			[[ ! -e $1 ]] || return 0
+			said=; zpty -r -t shell said; all+=$said; sleep 0.01
+		done
+		print -r -- "no answer to $2: $all" >&2; exit 1
+	}
+	await /tmp/ready $2
 	for line in "${@:3}"; do
 		print -rn -- "${line% *} " >/tmp/asked
 		zpty -w -n shell "$line"$'\C-t'
-		until [[ -e /tmp/answer ]]; do zpty -r -t shell said; sleep 0.01; done
+		await /tmp/answer $line
 		print -r -- $(</tmp/answer); rm /tmp/answer
 		zpty -w -n shell $'\C-u'
 	done
