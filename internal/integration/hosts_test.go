@@ -281,11 +281,11 @@ ethernets:
 }
 
 // connman configures both uplinks. It gives main the default route of one alone, and status says so of the other; the client gets
-// its gateway, and the watch goes on with that.
+// its gateway, and the watch goes on with that. Which of the two has the route changes, so both get their gateway.
 var connman = map[string]string{"/etc/connman/main.conf": "[General]\nNetworkInterfaceBlacklist=lo\n"}
 
-const connmanGateway = `until table-allocator-client status --no-legend | grep -q "10[.].*no route"; do sleep 0.1; done
-	table-allocator-client status --no-legend | awk '/no route/ { split($2, a, "."); print $1, $2, "10." a[2] ".0.1" }' | while read -r ifname addr gateway; do
+const connmanGateway = `until [ "$(table-allocator-client status --no-legend | grep -c " 10[.]")" = 2 ]; do sleep 0.1; done
+	table-allocator-client status --no-legend | awk '$2 ~ /^10[.]/ { split($2, a, "."); print $1, $2, "10." a[2] ".0.1" }' | while read -r ifname addr gateway; do
 		table-allocator-client -4 -a "$addr" -i "$ifname" --routes copy --gateway "$gateway"
 	done`
 
