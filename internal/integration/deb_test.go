@@ -16,18 +16,21 @@ var plain = []nettest.Debian{debian("bookworm", base), debian("trixie", base)}
 
 const oldVersion, newVersion = "0.1.0~test1", "0.1.0~test2"
 
-// debs makes two versions of the package.
+// debs makes two versions of the package, pressed as those that are published, and small.
 var debs = sync.OnceValues(func() (files [2]string, err error) {
 	for i, version := range []string{oldVersion, newVersion} {
 		dir, err := os.MkdirTemp("", "deb")
 		if err != nil {
 			return files, err
 		}
-		made, err := packages(dir, version, arches[own:own+1], "deb")
+		made, err := packages(dir, version, nil, arches[own:own+1], "deb")
 		if err != nil {
 			return files, err
 		}
 		files[i] = made["deb"][0]
+		if err := small(files[i], 6<<20); err != nil {
+			return files, err
+		}
 	}
 	return files, nil
 })

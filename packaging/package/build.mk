@@ -6,6 +6,9 @@ PACKAGE_ARCHES  ?= amd64 arm64 armhf
 # before the first one, 0.1.0.
 PACKAGE_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed -E 's/^v//; s/-([0-9]+)-g/+\1.g/' | grep . \
 	|| TZ=UTC git log -1 --format=0.1.0~git%cd.%h --abbrev=7 --date=format-local:%Y%m%d%H%M)
+# How hard the packages are pressed.
+DEB_LEVEL       ?= -z7
+RPM_PAYLOAD     ?= w9.xzdio
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
 GO_ARCH_amd64  := GOARCH=amd64
@@ -48,11 +51,11 @@ deb-%: stage-%
 	find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum >DEBIAN/md5sums; \
 	find . -exec touch -h -d @$(SOURCE_DATE_EPOCH) {} +
 	mkdir -p bin
-	dpkg-deb --root-owner-group -Zxz -z7 -b $(STAGE)/deb bin/table-allocator_$(PACKAGE_VERSION)_$*.deb
+	dpkg-deb --root-owner-group -Zxz $(DEB_LEVEL) -b $(STAGE)/deb bin/table-allocator_$(PACKAGE_VERSION)_$*.deb
 
 rpm-%: stage-%
 	@command -v rpmbuild >/dev/null || { echo "this needs rpmbuild: sudo apt-get install rpm" >&2; exit 1; }
 	rpmbuild -bb --quiet --target $(RPM_ARCH_$*)-linux -D '_topdir $(STAGE)/rpm' -D '_rpmdir $(CURDIR)/bin' \
 		-D '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' -D 'v $(PACKAGE_VERSION)' -D 'stage $(STAGE)/root' \
 		-D 'scripts $(PACKAGING)' -D '_buildhost localhost' -D 'use_source_date_epoch_as_buildtime 1' \
-		-D 'clamp_mtime_to_source_date_epoch 1' -D '_binary_payload w9.xzdio' $(PACKAGING)/table-allocator.spec
+		-D 'clamp_mtime_to_source_date_epoch 1' -D '_binary_payload $(RPM_PAYLOAD)' $(PACKAGING)/table-allocator.spec
