@@ -31,7 +31,6 @@ type Host struct {
 	memory   memory
 	mounting sync.Mutex // two goroutines of Serve mount at the same places
 	follows  bool       // what happens later changes the namespaces, too
-	soon     bool       // a namespace waits for the prefix of its link, so that the next look is soon
 	kernel   *route.Conn
 	pools    Pools
 }

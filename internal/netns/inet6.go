@@ -93,7 +93,6 @@ func (h *Host) chooseInet6(s *State, lacking *[]string) error {
 		}
 		if !from.IsValid() && s.Inet6.is(way) {
 			missed, keep = s.waits(leased, clock(unix.CLOCK_BOOTTIME))
-			h.soon = h.soon || missed != 0
 		}
 		switch {
 		case keep || from.IsValid() && s.Inet6.From == from && s.Inet6.is(way):

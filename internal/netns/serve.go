@@ -79,7 +79,7 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 	var once sync.Once
 	programs := runner{host: h, log: log, ended: hint, again: make(map[string]*pause)}
 	for {
-		h.syncAll(ctx, log, warned)
+		soon := h.syncAll(ctx, log, warned)
 		h.followPatterns(ctx, log, warned, refused)
 		h.apply(ctx, file, log, warned, refused)
 		pause := programs.run()
@@ -100,7 +100,7 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 		case err := <-failed:
 			return err
 		case <-events:
-		case <-time.After(h.pauseAfter(refused, pause)):
+		case <-time.After(pauseAfter(refused, soon, pause)):
 		}
 		select {
 		case <-ctx.Done():
@@ -111,9 +111,9 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 }
 
 // pauseAfter is how long it may take until the next look: what was refused is tried again before, and so is a program.
-func (h *Host) pauseAfter(refused map[string]time.Time, program time.Duration) time.Duration {
+func pauseAfter(refused map[string]time.Time, soon bool, program time.Duration) time.Duration {
 	pause := reconcile
-	if len(refused) > 0 || h.soon {
+	if len(refused) > 0 || soon {
 		pause = tryAgain
 	}
 	if program > 0 {
@@ -122,34 +122,36 @@ func (h *Host) pauseAfter(refused map[string]time.Time, program time.Duration) t
 	return pause
 }
 
-// syncAll makes all namespaces what their states say. What it warns of it says once.
-func (h *Host) syncAll(ctx context.Context, log *slog.Logger, warned map[string]string) {
+// syncAll makes all namespaces what their states say. What it warns of it says once. soon reports whether one waits for the
+// prefix of its link, which no event ends.
+func (h *Host) syncAll(ctx context.Context, log *slog.Logger, warned map[string]string) (soon bool) {
 	markings := h.askMarkings(ctx)
-	h.soon = false
 	err := h.locked(func(swept error) error {
 		states, err := h.memory.all()
 		for _, s := range states {
 			if s.Phase != Up {
 				continue // a command is at it, or was killed
 			}
-			h.syncOne(ctx, s, markings[s.Ifname], log, warned)
+			h.syncOne(ctx, &s, markings[s.Ifname], log, warned)
+			soon = soon || s.Missed != 0
 		}
 		return errors.Join(swept, err)
 	})
 	if err != nil {
 		log.Error("cannot keep namespaces", "err", err)
 	}
+	return soon
 }
 
-func (h *Host) syncOne(ctx context.Context, s State, marking wire.Marking, log *slog.Logger, warned map[string]string) {
+func (h *Host) syncOne(ctx context.Context, s *State, marking wire.Marking, log *slog.Logger, warned map[string]string) {
 	var err error
 	if marking != (wire.Marking{}) && marking != s.Marking {
 		s.Marking = marking
-		err = h.memory.put(s)
+		err = h.memory.put(*s)
 	}
 	var lacking []string
 	if err == nil {
-		lacking, err = h.sync(ctx, &s, unbidden)
+		lacking, err = h.sync(ctx, s, unbidden)
 	}
 	text := ""
 	if err != nil {
