@@ -473,6 +473,7 @@ note device-bound-guard
 note mptcp-endpoints
 note program-32bit
 note left-out
+note namespace-unsure
 warning pool
 error database
 note conntrack-zones

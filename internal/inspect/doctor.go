@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +80,7 @@ var Checks = []Check{
 	{Name: "mptcp-endpoints", Severity: Note, look: lookMPTCP},
 	{Name: "program-32bit", Severity: Note, look: lookPrograms},
 	{Name: "left-out", Severity: Note, look: lookLeftOut},
+	{Name: "namespace-unsure", Severity: Note, look: lookUnsure},
 	{Name: "pool", Severity: Warning, look: lookPool},
 	{Name: "database", Severity: Error, look: lookDatabase},
 	{Name: "conntrack-zones", Severity: Note, look: lookZones},
@@ -145,6 +147,9 @@ func Doctor(ctx context.Context, q Question, names []string) (Diagnosis, error) 
 		if !slices.ContainsFunc(Checks, func(c Check) bool { return c.Name == name }) {
 			return d, fmt.Errorf("%s: %w", name, ErrNoCheck)
 		}
+	}
+	if q.Namespaces != nil {
+		q.Namespaces = sync.OnceValue(q.Namespaces) // checks ask, too
 	}
 	report, err := Status(ctx, q)
 	if err != nil {
@@ -302,6 +307,16 @@ func lookNamespaces(p *patient) (all []symptom) {
 		if n.Missing != "" {
 			all = append(all, symptom{fmt.Sprintf("the network namespace %s on %s misses %s", n.Name, n.Ifname, n.Missing), "table-allocator-client netns list", n.Cure})
 		}
+	}
+	return all
+}
+
+// lookUnsure asks the same, for what nobody can tell of them.
+func lookUnsure(p *patient) (all []symptom) {
+	if p.question.Namespaces == nil {
+		return nil
+	}
+	for _, n := range p.question.Namespaces() {
 		if n.Unsure != "" {
 			all = append(all, symptom{fmt.Sprintf("the network namespace %s on %s may miss %s", n.Name, n.Ifname, n.Unsure), "/proc/net/ip_tables_names", "apt-get install iptables"})
 		}

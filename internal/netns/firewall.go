@@ -54,10 +54,8 @@ func (h *Host) syncFirewalls(s State, link string, lacking *[]string) error {
 	if err != nil {
 		return err
 	}
-	for _, what := range []string{what, unsureOf(s)} {
-		if what != "" {
-			*lacking = append(*lacking, what)
-		}
+	if what != "" {
+		*lacking = append(*lacking, what)
 	}
 	if err := errors.Join(errs...); err != nil && s.Firewall != FirewallAccept {
 		*lacking = append(*lacking, "a way through the packet filter of another program: "+strings.ReplaceAll(err.Error(), "\n", "; "))

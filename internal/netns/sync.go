@@ -60,6 +60,9 @@ func (h *Host) sync(ctx context.Context, state *State, by caller) (lacking []str
 			}
 		}
 	}
+	if unsure := unsureOf(s); by == asked && unsure != "" { // to the service nothing is wrong, as far as it can tell
+		lacking = append(lacking, unsure)
+	}
 	switch {
 	case s.routed() || len(errs) > 0:
 	case s.VPN != "":
