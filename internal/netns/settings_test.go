@@ -38,6 +38,9 @@ func TestSettingsPutBack(t *testing.T) {
 				t.Errorf("%s: %q, want %q", when, got, values)
 			}
 		}
+		for path, value := range map[string]string{other: "1", ra: "1", forwards: "0", proxies: "0"} { // net.core.devconf_inherit_init_net may say others
+			must(writeSetting(path, value))
+		}
 		paths := []string{ra, forwards, proxies}
 		all := strings.Join(paths, " ")
 		want("before", "1 1 0 0: ")
