@@ -19,15 +19,22 @@ func (l *loop) keepLock(s *session) error {
 }
 
 // keepLocks makes the lock follow events of links and addresses, also those of networks of the host: a link is an uplink,
-// and its network none of the host's, once it has a lease or a default route.
+// and its network none of the host's, once it has a lease or a default route. What rules and routes say is read at the
+// rate of repairs: other programs may change them all the time.
 func (l *loop) keepLocks(n news) {
 	done := make(map[string]bool)
-	changed := n.overrun || n.newDefault || len(n.names)+len(n.links)+len(n.addressed)+len(n.others)+len(n.filled) > 0
+	atOnce := n.overrun || len(n.names)+len(n.links)+len(n.addressed) > 0
+	changed := atOnce || n.newDefault || len(n.others)+len(n.filled) > 0
 	for _, s := range l.sessions {
 		ifname := s.lease.uplink.Key.Ifname
-		if changed && !done[ifname] && len(s.inst.Rules.Guards) > 0 {
-			done[ifname] = true
+		if !changed || done[ifname] || !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
+			continue
+		}
+		done[ifname] = true
+		if atOnce || l.locks.Allow() {
 			s.warn(keepLock, l.keepLock(s))
+		} else {
+			s.lookIn(repairEvery) // which serves what is bound
 		}
 	}
 	if len(n.gone) > 0 {

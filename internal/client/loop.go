@@ -29,6 +29,7 @@ type loop struct {
 	log      *slog.Logger
 	clamour  *rate.Limiter // of log lines that any user can cause
 	foreign  *rate.Limiter // of comparisons of the rules for bound traffic that has addresses of other interfaces
+	locks    *rate.Limiter // of looks at rules and routes for the lock of bound programs
 	env      *install.Env
 	kernel   *route.Conn // of env
 	watcher  *route.Watcher
@@ -95,6 +96,7 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 		log:      log,
 		clamour:  rate.NewLimiter(rate.Every(10*time.Second), 3),
 		foreign:  rate.NewLimiter(rate.Every(repairEvery), repairBurst),
+		locks:    rate.NewLimiter(rate.Every(repairEvery), repairBurst),
 		env:      &install.Env{Kernel: kernel, Log: log, OtherHolder: peer.OtherHolder},
 		kernel:   kernel,
 		events:   events.NewWriter(log),

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -145,11 +144,15 @@ func localNetworks(kernel *route.Conn, lock *cgroup.Lock, bound int, wants func(
 		uplinks[a.Index] = uplinks[a.Index] || leased[a.Addr]
 	}
 	var errs []error
-	described := uplink.Links(links, nil)
+	asked := make(map[int]bool) // links that would count if no route led to the internet there
+	for _, l := range uplink.LocalNetworks(links, addresses, uplinks) {
+		asked[l.Index] = true
+	}
+	described, wide := uplink.Links(links, nil), make(defaults)
 	for index, link := range links {
 		leads := uplinks[index] || wants(described[index])
-		if !leads {
-			leads, err = leadsOn(kernel, index)
+		if !leads && asked[index] {
+			leads, err = wide.leadOn(kernel, index)
 			errs = append(errs, err)
 		}
 		if leads {
@@ -163,8 +166,12 @@ func localNetworks(kernel *route.Conn, lock *cgroup.Lock, bound int, wants func(
 	return uplink.LocalNetworks(links, addresses, uplinks), errors.Join(errs...)
 }
 
-// leadsOn reports whether the internet is behind a link, by the routes of any table: also of one that rules for a mark lead to.
-func leadsOn(kernel *route.Conn, index int) (bool, error) {
+// defaults are the links of default routes of any table by family, as far as they were needed: the tables may have very
+// many other routes.
+type defaults map[int]map[int]bool
+
+// leadOn reports whether the internet is behind a link, by the routes of any table.
+func (d defaults) leadOn(kernel *route.Conn, index int) (bool, error) {
 	for family, far := range map[int]string{unix.AF_INET: "1.1.1.1", unix.AF_INET6: "2606:4700:4700::1111"} { // nothing is sent there
 		_, err := kernel.Match(route.Question{Dst: netip.MustParseAddr(far), Oif: index})
 		switch {
@@ -176,11 +183,14 @@ func leadsOn(kernel *route.Conn, index int) (bool, error) {
 		default:
 			return false, err
 		}
-		routes, err := kernel.RoutesOn(family, unix.RT_TABLE_UNSPEC, index)
-		if err != nil {
-			return false, err
+		if d[family] == nil {
+			routes, err := kernel.Wide(family, unix.RT_TABLE_UNSPEC, uplink.Halves(family))
+			if err != nil {
+				return false, err
+			}
+			d[family] = uplink.Defaults(routes)
 		}
-		if slices.ContainsFunc(routes, func(r route.Route) bool { return r.Dst.Bits() <= uplink.Halves(family) }) {
+		if d[family][index] {
 			return true, nil
 		}
 	}

@@ -30,11 +30,11 @@ func Links(links map[int]route.Link, defaults map[int]bool) map[int]Link {
 	return all
 }
 
-// Defaults returns the links over which routes of main are defaults or halves of them.
-func Defaults(main []route.Route) map[int]bool {
+// Defaults returns the links over which routes are defaults or halves of them. One to all multicast groups is none.
+func Defaults(routes []route.Route) map[int]bool {
 	defaults := make(map[int]bool)
-	for _, r := range main {
-		if r.Dst.Bits() > Halves(r.Family) || IsChoiceRoute(r) {
+	for _, r := range routes {
+		if r.Dst.Bits() > Halves(r.Family) || r.Dst.Addr().IsMulticast() || IsChoiceRoute(r) {
 			continue
 		}
 		for _, index := range r.Links() {
