@@ -186,7 +186,7 @@ func firstTo(dst netip.Addr, routes []route.Route) (first *route.Route) {
 // tellServed notes that the lease of a session stands.
 func (l *loop) tellServed(s *session) {
 	s.served, s.told = true, l.exitOf(s)
-	if _, known := l.front.rules[s.family()]; !known {
+	if known, has := l.front.rules[s.family()]; !has || known.upTo < s.lease.uplink.Priorities.Source {
 		l.tellFront(s.family())
 	}
 	text := fmt.Sprintf("has table %d", s.lease.table)
