@@ -71,13 +71,17 @@ func TestWatchDeprecatedGives(t *testing.T) {
 	h.waitNotServed("2001:db8:77::3")
 	p.waitLog("the server has no table left for 2001:db8:77::5, and this address is deprecated: see num_tables")
 	h.ns.IP(t, "address add 2001:db8:77::6/64 dev wan0 nodad preferred_lft 0")
+	p.waitLog("addr=2001:db8:77::6") // which gets none, as it is deprecated
+	h.ns.IP(t, "address change 2001:db8:77::4/64 dev wan0 nodad preferred_lft 0")
+	h.waitNotServed("2001:db8:77::6")
+	h.ns.IP(t, "address del 2001:db8:77::6/64 dev wan0") // else it may ask before the next one
 	h.ns.IP(t, "address change 2001:db8:77::4/64 dev wan0 nodad preferred_lft 0")
 	h.ns.IP(t, "address add 2001:db8:77::7/64 dev wan0 nodad")
-	h.served("2001:db8:77::7") // and not ::6, which asked before
+	h.served("2001:db8:77::7")
 	h.waitNotServed("2001:db8:77::4")
 	h.served("2001:db8:77::2")
 	h.served("2001:db8:77::5")
-	if n := strings.Count(p.log.String(), "msg=finished"); n != 2 {
-		t.Errorf("%d addresses gave their table back, want 2:\n%s", n, p.log.String())
+	if n := strings.Count(p.log.String(), "msg=finished"); n != 3 { // one that was deleted among them
+		t.Errorf("%d addresses ended, want 3:\n%s", n, p.log.String())
 	}
 }
