@@ -170,7 +170,7 @@ func once(ctx context.Context, cfg Config) (b Binding, err error) {
 		return b, err
 	}
 	for _, t := range b.Traffic {
-		front, err := inFront(kernel, Bound{Traffic: t, Priority: uplink.GuardOf(b.Marking, t, b.OnLoss).Priority - 1})
+		front, err := inFront(kernel, Bound{Traffic: t, Tables: b.Tables, Priority: uplink.GuardOf(b.Marking, t, b.OnLoss).Priority - 1})
 		if err != nil {
 			return b, err
 		}

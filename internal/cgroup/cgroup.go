@@ -223,20 +223,24 @@ func lockFor(m Mark) (*Lock, error) {
 	return MakeLock()
 }
 
+// orLimits says why the kernel makes no more cgroups, if limits are why.
+func orLimits(err error) error {
+	if !errors.Is(err, unix.EAGAIN) {
+		return err
+	}
+	return fmt.Errorf("cgroup.max.descendants or cgroup.max.depth of a cgroup above allows no more: raise it, or begin in another cgroup: %w", err)
+}
+
 func (c *Cgroups) placeOnce(pid int, dir string, all, upper []hook) ([]Missing, error) {
-	err := os.MkdirAll(filepath.Dir(dir), 0o755)
-	if err != nil {
-		return nil, err
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, orLimits(err)
 	}
 	unlock, _ := lock(dir, lockTries)
 	defer unlock()
-	err = os.Mkdir(dir, 0o755)
+	err := os.Mkdir(dir, 0o755)
 	fresh := err == nil
-	if errors.Is(err, unix.EAGAIN) {
-		return nil, fmt.Errorf("cgroup.max.descendants or cgroup.max.depth of a cgroup above allows no more: raise it, or begin in another cgroup: %w", err)
-	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
+		return nil, orLimits(err)
 	}
 	open, err := os.Open(dir)
 	if err != nil {

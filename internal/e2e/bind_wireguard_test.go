@@ -125,4 +125,12 @@ func TestInFrontOfUser(t *testing.T) {
 	c.ns.IP(t, "rule add pref 5000 goto 5100")
 	c.ns.IP(t, "rule add pref 5100 nop")
 	c.waitFindings("")
+
+	// One that is for somebody else does not, nor does one whose target is missing.
+	c.ns.IP(t, "rule add pref 5200 uidrange 100-200 goto 32766")
+	c.ns.IP(t, "-6 rule add pref 5200 goto 40000")
+	c.waitFindings("")
+	if r := c.do("bind", "--ifname", "wan1", "--uid", "4712"); r.code != 0 || strings.Contains(r.stderr, "5200") {
+		t.Errorf("bind: %+v", r)
+	}
 }
