@@ -13,17 +13,6 @@ const sockType = 8
 // it would leave by the link of the mark with the address of the other uplink, and no socket, so that egress is not asked.
 // Datagrams are for the program, which may want to hear them: the kernel answers none.
 func ingress(m Mark, lock int) asm.Instructions {
-	load := func(label string, from int32, to int32, length int32) asm.Instructions {
-		return asm.Instructions{
-			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol(label),
-			asm.Mov.Imm(asm.R2, from),
-			asm.Mov.Reg(asm.R3, asm.R10),
-			asm.Add.Imm(asm.R3, to),
-			asm.Mov.Imm(asm.R4, length),
-			asm.FnSkbLoadBytes.Call(),
-			asm.JNE.Imm(asm.R0, 0, drop),
-		}
-	}
 	return join(
 		asm.Instructions{
 			asm.Mov.Reg(asm.R6, asm.R1),
@@ -55,19 +44,8 @@ func ingress(m Mark, lock int) asm.Instructions {
 			asm.JEq.Imm(asm.R0, 0, drop),
 			asm.LoadMem(asm.R1, asm.R0, 0, asm.Word),
 			asm.StoreMem(asm.R10, keyLink, asm.R1, asm.Word),
-			asm.LoadMem(asm.R9, asm.R6, skbProtocol, asm.Word),
-			asm.HostTo(asm.BE, asm.R9, asm.Half),
-			asm.JEq.Imm(asm.R9, etherIPv4, "IPv4"),
-			asm.JNE.Imm(asm.R9, etherIPv6, drop),
 		},
-		load("", target6, keySource, 16),
-		asm.Instructions{
-			asm.Ja.Label("look"),
-			asm.Mov.Imm(asm.R1, -1).WithSymbol("IPv4"),
-			asm.StoreMem(asm.R10, keySource, asm.R1, asm.DWord),
-			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.Word),
-		},
-		load("", target4, keyIPv4, 4),
+		addressToKey(target4, target6),
 		label(lookup(lock, keyMark), "look"),
 		asm.Instructions{asm.JNE.Imm(asm.R0, 0, allow)},
 		verdict(drop),
