@@ -1,9 +1,11 @@
 package client
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/table-allocator/table-allocator/internal/lock"
+	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
@@ -15,7 +17,9 @@ func (l *loop) keepLock(s *session) error {
 	if !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
 		return nil
 	}
-	return lock.Keep(l.kernel, s.inst.Rules.Marking, s.lease.uplink.Key.Ifname, l.scope.wants)
+	// A default route makes an uplink of a link. Who has nothing locked is not woken by each change of a route.
+	hears := l.watcher.Join(route.Routes4 | route.Routes6)
+	return errors.Join(hears, lock.Keep(l.kernel, s.inst.Rules.Marking, s.lease.uplink.Key.Ifname, l.scope.wants))
 }
 
 // keepLocks makes the lock follow events of links and addresses, also those of networks of the host: a link is an uplink,

@@ -15,7 +15,7 @@ func (l *loop) learn(s *session, m wire.Marking) {
 	if m == (wire.Marking{}) || m == s.inst.Rules.Marking || !s.lease.uplink.IsAddress() {
 		return
 	}
-	s.warn("subscribe to events of rules and routes", errors.Join(l.watcher.AllRules(), l.watcher.Join(route.Routes4|route.Routes6|route.Rules4|route.Rules6)))
+	s.warn("subscribe to events of rules", errors.Join(l.watcher.AllRules(), l.watcher.Join(route.Rules4|route.Rules6)))
 	s.log.Debug("mark of the interface", "mark", m.Mark, "priority", m.Block)
 	byFamily := make(map[int]*session)
 	for _, other := range l.sessions { // all addresses of the interface share it
