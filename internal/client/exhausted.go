@@ -5,8 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -45,24 +43,12 @@ func (h *host) unroutedGiver(needy *session) (giver *session, why string) {
 // deprecatedGiver returns a deprecated address, for one that is not: no new traffic uses it, and a host that makes temporary
 // addresses keeps each for days. The last table of a link stays with that link.
 func (h *host) deprecatedGiver(needy *session) (giver *session, why string) {
+	if needy.deprecated {
+		return nil, ""
+	}
 	leases := h.leasesByLink(needy.family())
-	if !slices.ContainsFunc(h.sessions, func(s *session) bool { return s.mayGive(needy) && leases[s.inst.Index] > 1 }) {
-		return nil, ""
-	}
-	addresses, err := h.kernel.Addresses(needy.family())
-	if err != nil {
-		needy.warn("read the addresses", err)
-		return nil, ""
-	}
-	deprecated := make(map[onLink]bool)
-	for _, a := range addresses {
-		deprecated[onLink{a.Addr, a.Index}] = a.Flags&unix.IFA_F_DEPRECATED != 0
-	}
-	if deprecated[onLink{needy.addr, needy.inst.Index}] {
-		return nil, ""
-	}
 	for _, s := range h.sessions {
-		if s.mayGive(needy) && leases[s.inst.Index] > 1 && deprecated[onLink{s.addr, s.inst.Index}] {
+		if s.deprecated && s.mayGive(needy) && leases[s.inst.Index] > 1 {
 			return s, fmt.Sprintf("the server has no table left for %s, and this address is deprecated: see num_tables", needy.lease.uplink.Key.Address)
 		}
 	}

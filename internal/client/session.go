@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/table-allocator/table-allocator/internal/install"
@@ -35,6 +36,7 @@ type session struct {
 	log        *slog.Logger
 	created    uint32
 	onLink     netip.Prefix // the network that the address has on its link; zero: not seen there yet
+	deprecated bool         // as it was seen last
 	left       int          // the link that the address was deleted from since the last look; 0: none
 	retry      wire.Message
 	retryAt    time.Duration // when retry is sent again, for want of room in the server's queue; 0: nothing waits
@@ -271,7 +273,7 @@ func (l *loop) see(s *session, a route.Address) bool {
 	}
 	s.inst.Present = true
 	changed := a.Created != s.created
-	s.created = a.Created
+	s.created, s.deprecated = a.Created, a.Flags&unix.IFA_F_DEPRECATED != 0
 	l.feed(s, event{kind: addressSeen})
 	l.noteNetwork(s, a)
 	if s.lease.state == held && !s.inst.Installed {
