@@ -35,7 +35,7 @@ func inFront(kernel *route.Conn, b Bound) (Front, error) {
 			return Front{}, err
 		}
 		got, err := kernel.Match(q)
-		arrives := err == nil && slices.Contains(b.Tables[wire.Family(family)], got.Table) // at the rules of the binding
+		reached := err == nil && slices.Contains(b.Tables[wire.Family(family)], got.Table) // the lookup reaches the rules of the binding
 		for _, r := range rules {
 			if r.Priority >= b.Priority {
 				break
@@ -43,7 +43,7 @@ func inFront(kernel *route.Conn, b Bound) (Front, error) {
 			if r.Protocol == route.Protocol || !mayTake(r, b.Traffic) {
 				continue
 			}
-			passes := !arrives && r.Action == route.Goto && r.Goto > b.Priority // over them
+			passes := !reached && r.Action == route.Goto && r.Goto > b.Priority // it jumps over the rules of the binding
 			if passes || err == nil && r.Action == route.Lookup && r.Table == got.Table || err != nil && stops(r) {
 				return Front{r, wire.Family(family)}, nil
 			}

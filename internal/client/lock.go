@@ -17,7 +17,7 @@ func (l *loop) keepLock(s *session) error {
 	if !slices.ContainsFunc(s.inst.Rules.Guards, uplink.IsStrict) {
 		return nil
 	}
-	// A default route makes an uplink of a link. Who has nothing locked is not woken by each change of a route.
+	// A link with a new default route is an uplink. Only clients with a lock hear of routes: each change of one would wake all.
 	hears := l.watcher.Join(route.Routes4 | route.Routes6)
 	return errors.Join(hears, lock.Keep(l.kernel, s.inst.Rules.Marking, s.lease.uplink.Key.Ifname, l.scope.wants))
 }

@@ -204,8 +204,8 @@ func (h *Host) change(ctx context.Context, cfg Config, only *Config) (lacking []
 	return lacking, named(cfg.Name, err)
 }
 
-// Delete deletes a namespace. Programs that are in it lose all connections with the first step. What may be left are words for
-// the user: this process cannot look there.
+// Delete deletes a namespace. Programs that are in it lose all connections with the first step. It returns a warning about rules that
+// may be left where this process cannot look.
 func (h *Host) Delete(name string) (left string, err error) {
 	err = h.locked(func(swept error) error {
 		s, found, err := h.memory.get(name)
