@@ -255,6 +255,7 @@ func (c *costs) test() {
 		fmt.Sprintf("route add %s via %s proto bgp", c.prefix(50000), c.via(1)),
 		fmt.Sprintf("route replace %s via %s proto bgp", c.prefix(0), c.via(2)),
 		"route del " + c.prefix(1),
+		fmt.Sprintf("route add %s via %s proto bgp", c.prefix(1), c.via(1)), // heard together with our own deletion from the table
 		fmt.Sprintf("route add %s via %s metric 6", c.all(), c.via(2)),
 	} {
 		c.change(10, command)

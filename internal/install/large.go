@@ -184,12 +184,13 @@ func (p *placer) followBelow(u uplink.Uplink, m uplink.Main, table uint32) error
 	return p.replace(without(had, u.Plan(m, table)), without(want, had))
 }
 
-// restoreLost adds the routes again that were deleted from the table, as far as they are wanted still: most of these
-// events are of what this process did itself.
+// restoreLost adds the routes again that others deleted from the table, as far as they are wanted still. Most of these
+// events are of what this process did itself: a route that main lost and got again is there by then, which only a dump of the
+// table would tell.
 func (p *placer) restoreLost(u uplink.Uplink, m uplink.Main, table uint32, events []route.Event) error {
 	var errs []error
 	for _, e := range events {
-		if e.Kind != route.RouteChanged || !e.Deleted || e.Table != table || e.Family != u.Family() || e.Protocol != route.Protocol {
+		if e.Kind != route.RouteChanged || !e.Deleted || e.Table != table || e.Family != u.Family() || e.Protocol != route.Protocol || p.env.Kernel.Made(e) {
 			continue
 		}
 		dst := e.Route.Dst
