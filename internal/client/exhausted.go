@@ -15,12 +15,19 @@ func (h *host) exhausted(needy *session) {
 	if now < needy.givenUntil || !h.routed(needy) {
 		return
 	}
-	giver, why := h.unroutedGiver(needy)
+	var givers []*session // few, where thousands wait for a table
+	for _, s := range h.sessions {
+		if s.mayGive(needy) {
+			givers = append(givers, s)
+		}
+	}
+	leases := h.leasesByLink(needy.family())
+	giver, why := h.unroutedGiver(givers)
 	if giver == nil {
-		giver, why = h.deprecatedGiver(needy)
+		giver, why = deprecatedGiver(needy, givers, leases)
 	}
 	if giver == nil {
-		giver, why = h.crowdedGiver(needy, now)
+		giver, why = h.crowdedGiver(needy, givers, leases, now)
 	}
 	if giver == nil {
 		return
@@ -31,9 +38,9 @@ func (h *host) exhausted(needy *session) {
 }
 
 // unroutedGiver returns an address on a link without any route of main.
-func (h *host) unroutedGiver(needy *session) (giver *session, why string) {
-	for _, s := range h.sessions {
-		if s.mayGive(needy) && !h.routed(s) {
+func (h *host) unroutedGiver(givers []*session) (giver *session, why string) {
+	for _, s := range givers {
+		if !h.routed(s) {
 			return s, "the server has no table left for a link that main has routes over, and main has none over this link"
 		}
 	}
@@ -42,13 +49,12 @@ func (h *host) unroutedGiver(needy *session) (giver *session, why string) {
 
 // deprecatedGiver returns a deprecated address, for one that is not: no new traffic uses it, and a host that makes temporary
 // addresses keeps each for days. The last table of a link stays with that link.
-func (h *host) deprecatedGiver(needy *session) (giver *session, why string) {
+func deprecatedGiver(needy *session, givers []*session, leases map[int]int) (giver *session, why string) {
 	if needy.deprecated {
 		return nil, ""
 	}
-	leases := h.leasesByLink(needy.family())
-	for _, s := range h.sessions {
-		if s.deprecated && s.mayGive(needy) && leases[s.inst.Index] > 1 {
+	for _, s := range givers {
+		if s.deprecated && leases[s.inst.Index] > 1 {
 			return s, fmt.Sprintf("the server has no table left for %s, and this address is deprecated: see num_tables", needy.lease.uplink.Key.Address)
 		}
 	}
@@ -68,8 +74,7 @@ func (h *host) leasesByLink(family int) map[int]int {
 
 // crowdedGiver returns an address on the link with most leases, for a link that has none: no number of addresses on one
 // link keeps all tables from another one.
-func (h *host) crowdedGiver(needy *session, now time.Duration) (giver *session, why string) {
-	leases := h.leasesByLink(needy.family())
+func (h *host) crowdedGiver(needy *session, givers []*session, leases map[int]int, now time.Duration) (giver *session, why string) {
 	for _, s := range h.sessions {
 		if s.family() == needy.family() && s.inst.Index == needy.inst.Index && now < s.givenUntil {
 			return nil, "" // a table for this link is on its way, or another client took it
@@ -79,8 +84,8 @@ func (h *host) crowdedGiver(needy *session, now time.Duration) (giver *session, 
 		return nil, ""
 	}
 	most := 1
-	for _, s := range h.sessions { // the last one of a link: the first ones are what main prefers
-		if n := leases[s.inst.Index]; s.mayGive(needy) && n >= most && n > 1 {
+	for _, s := range givers { // the last one of a link: the first ones are what main prefers
+		if n := leases[s.inst.Index]; n >= most && n > 1 {
 			giver, most = s, n
 		}
 	}
