@@ -327,7 +327,9 @@ func TestLatest(t *testing.T) {
 	}
 	want := ""
 	for _, n := range []string{"a1", "a99", "b99"} {
-		write(t, gate, "go\n", 0o600)
+		if err := os.WriteFile(gate, []byte("go\n"), 0); err != nil { // it waits for the program, which could not begin beside write
+			t.Fatal(err)
+		}
 		want += n + "\n"
 		waitText(t, out, want)
 	}
