@@ -243,11 +243,21 @@ func (u *uplinks) always(uplinks map[string]int, send func(addr string, n int) (
 // wantOwnOnly fails the test if a provider received packets with a source that it has not given out.
 func (u *uplinks) wantOwnOnly() {
 	u.t.Helper()
-	for n, got := range u.counts() {
+	for _, got := range u.counts() {
 		if got.Foreign > 0 {
-			u.t.Errorf("provider %d got packets with a foreign source: %s", n, u.isps[n].ns.Run(u.t, "nft", "list", "sets", "table", "inet", "provider"))
+			u.t.Errorf("a provider got packets with a foreign source: %s", u.strangers())
+			return
 		}
 	}
+}
+
+// strangers are foreign sources and what they sent to, as the providers noted them.
+func (u *uplinks) strangers() string {
+	var text strings.Builder
+	for _, isp := range u.isps {
+		fmt.Fprintf(&text, "%s: %s", isp.ifname, isp.ns.Run(u.t, "nft", "list", "sets", "table", "inet", "provider"))
+	}
+	return text.String()
 }
 
 // counts are packets that a provider received, without TCP acknowledgements that carry no data.
@@ -287,7 +297,7 @@ func (u *uplinks) only(n int, f func()) {
 	after := u.counts()
 	for other := range u.isps {
 		if other != n && after[other] != before[other] || after[other].Foreign != before[other].Foreign {
-			u.t.Errorf("packets left by another uplink than %s, or with a foreign source: before %+v, after %+v", u.isps[n].ifname, before, after)
+			u.t.Errorf("packets left by another uplink than %s, or with a foreign source: before %+v, after %+v\n%s", u.isps[n].ifname, before, after, u.strangers())
 			break
 		}
 	}
@@ -302,6 +312,6 @@ func (u *uplinks) nothing(f func()) {
 	before := u.counts()
 	f()
 	if after := u.counts(); !slices.Equal(after, before) {
-		u.t.Errorf("packets left: before %+v, after %+v", before, after)
+		u.t.Errorf("packets left: before %+v, after %+v\n%s", before, after, u.strangers())
 	}
 }
