@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
@@ -183,6 +185,19 @@ func (h *machine) pids(name string) []int {
 		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		return err != nil || filepath.Base(exe) != name
 	})
+}
+
+// signal sends a signal to the clients with a command, like watch.
+func (h *machine) signal(command string, signal unix.Signal) {
+	h.t.Helper()
+	for _, pid := range h.pids(clientBin) {
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && slices.Contains(strings.Split(string(args), "\x00"), command) {
+			if err := unix.Kill(pid, signal); err != nil {
+				h.t.Fatal(err)
+			}
+		}
+	}
 }
 
 // sharing are the processes in a namespace: path stands for it, and kind is its name in /proc/PID/ns.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // A dnsServer answers each question for an IPv4 address, and notes who asked what.
@@ -128,9 +130,8 @@ func TestNetnsDNS(t *testing.T) {
 		t.Errorf("left by the other uplink: %+v, before %+v; %s asked", after, before, who)
 	}
 	// The watch killed, the service killed, and the uplink down: nothing is asked anywhere.
-	for _, pid := range c.pids(clientBin) {
-		c.sh(fmt.Sprintf("! grep -q -e watch -e serve /proc/%[1]d/cmdline || kill -9 %[1]d", pid))
-	}
+	c.signal("watch", unix.SIGKILL)
+	c.signal("serve", unix.SIGKILL)
 	c.nothing(func() {
 		c.ns.IP(t, "link set wan1 down")
 		if r := c.do("netns", "exec", "work", "getent", "ahosts", "never.test"); r.code == 0 {

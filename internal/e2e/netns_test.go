@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestNetns: a namespace's packets leave by its uplink with its address, though main prefers the other one; nothing is
@@ -81,7 +83,11 @@ func TestNetnsLoss(t *testing.T) {
 		{"link set wan1 down", "link set wan1 up"},
 		{"address flush dev wan1", ""},
 	} {
+		// Until the watch has seen it, packets have no address of the uplink: they must not have one of another.
+		c.signal("watch", unix.SIGSTOP)
 		c.ns.IP(t, loss.lose)
+		c.nothing(func() { t.Log(loss.lose, startProbes(strict)) })
+		c.signal("watch", unix.SIGCONT)
 		c.nothing(func() { t.Log(loss.lose, startProbes(strict)) })
 		eventually(t, "the watch has seen it", func() error {
 			if rules := c.ns.IP(t, "rule"); strings.Contains(rules, "from "+inet+" lookup") && loss.back == "" {
@@ -114,9 +120,7 @@ func TestNetnsLoss(t *testing.T) {
 	// Its watch killed: nothing changes.
 	c.address(1)
 	c.waitTables(1)
-	for _, pid := range c.pids(clientBin) {
-		c.sh(fmt.Sprintf("! grep -q watch /proc/%[1]d/cmdline || kill -9 %[1]d", pid))
-	}
+	c.signal("watch", unix.SIGKILL)
 	c.nothing(func() { c.ns.IP(t, "link set wan1 down"); startProbes(strict) })
 }
 

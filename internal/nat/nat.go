@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -73,6 +74,7 @@ func (r Ruleset) chains() []chain {
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: beforeFilters}
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: beforeFilters}
 	post := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 100}
+	sources := chain{name: "sources", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: 110}
 	for _, n := range r.Namespaces {
 		for _, p := range n.Ports {
 			input.add(arrivesBy(n.Link), isTo(p), verdict(expr.VerdictAccept))
@@ -87,16 +89,19 @@ func (r Ruleset) chains() []chain {
 		forward.add(leavesBy(n.Link), verdict(expr.VerdictDrop))
 		switch {
 		case n.As.IsValid():
-			post.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(n.Own), translate(n.As))
+			post.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(alone(n.Own)), translate(n.As))
+			sources.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(n.As), verdict(expr.VerdictAccept))
 		case n.Own.IsValid():
-			post.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(n.Own), verdict(expr.VerdictAccept))
+			post.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(alone(n.Own)), verdict(expr.VerdictAccept))
+			sources.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(alone(n.Own)), verdict(expr.VerdictAccept))
 		}
 		post.add(arrivesBy(n.Link), []expr.Any{&expr.Masq{}})
+		sources.add(arrivesBy(n.Link), sourceIsOfAnother(), verdict(expr.VerdictDrop))
 	}
 	for _, link := range r.Closed {
 		forward.add(arrivesBy(link), verdict(expr.VerdictDrop))
 	}
-	return []chain{both, input, output, forward, post}
+	return []chain{both, input, output, forward, post, sources}
 }
 
 func (c *chain) add(parts ...[]expr.Any) { c.rules = append(c.rules, slices.Concat(parts...)) }
@@ -163,14 +168,27 @@ func isTo(p Port) []expr.Any {
 	}
 }
 
-// isFrom is for packets of IPv6 from an address.
-func isFrom(addr netip.Addr) []expr.Any {
+// alone is the prefix that has one address.
+func alone(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
+
+// isFrom is for packets of IPv6 with a source in a prefix.
+func isFrom(p netip.Prefix) []expr.Any {
 	const source = 8 // where the header has it
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: register},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.NFPROTO_IPV6}},
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 16},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: addr.AsSlice()},
+		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 16, Mask: net.CIDRMask(p.Bits(), 128), Xor: make([]byte, 16)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: p.Masked().Addr().AsSlice()},
+	}
+}
+
+// sourceIsOfAnother is for packets whose source is no address of the link that they leave by. A link that has lost its
+// addresses makes masquerading take one of another link.
+func sourceIsOfAnother() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: register, FlagSADDR: true, FlagOIF: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
 	}
 }
 
@@ -215,7 +233,7 @@ func Sync(r Ruleset) (changed bool, err error) {
 		add(c, table, chains)
 	}
 	if err := c.Flush(); err != nil {
-		return false, fmt.Errorf("change nftables table inet %s (the kernel needs nf_tables, nft_masq and nft_ct): %w", TableName, err)
+		return false, fmt.Errorf("change nftables table inet %s (the kernel needs nf_tables, nft_masq, nft_ct and nft_fib_inet): %w", TableName, err)
 	}
 	return true, nil
 }
@@ -273,7 +291,7 @@ func comments(c *nftables.Conn, table *nftables.Table) (texts []string, found bo
 	if err != nil {
 		return nil, false, fmt.Errorf("list nftables chains: %w", err)
 	}
-	for _, name := range []string{between, "input", "output", "forward", "postrouting"} {
+	for _, name := range []string{between, "input", "output", "forward", "postrouting", "sources"} {
 		at := slices.IndexFunc(chains, func(o *nftables.Chain) bool { return o.Table.Name == table.Name && o.Name == name })
 		if at < 0 {
 			continue

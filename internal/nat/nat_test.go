@@ -48,6 +48,7 @@ func TestSync(t *testing.T) {
 			`iifname "tav1" oifname "wan1" accept`, `iifname "tav1" drop`, `oifname "tav1" ct state established,related accept`, `oifname "tav1" drop`,
 			`iifname "tav2" oifname "wan2" accept`, `iifname "tav2" oifname "wan3" accept`, `iifname "tav2" drop`, `iifname "wan1" drop`,
 			"type nat hook postrouting priority srcnat; policy accept", `iifname "tav1" masquerade`,
+			"type filter hook postrouting priority srcnat + 10; policy accept", `iifname "tav1" fib saddr . oif type != local drop`,
 		} {
 			next := strings.Index(text[at:], want)
 			if next < 0 {
