@@ -44,6 +44,7 @@ func (l *loop) tellServer(away bool) {
 type exit struct {
 	known bool
 	own   bool   // by the link of the address
+	once  bool   // they left by it before
 	table uint32 // that leads there; 0: nothing leaves
 	text  string
 }
@@ -82,7 +83,7 @@ func (l *loop) exitOf(s *session) exit {
 			return exit{known: true, text: "nothing leaves"}
 		}
 	}
-	return exit{true, r.Index == s.inst.Index, found.Table, leaves(name, r.Gateway)}
+	return exit{known: true, own: r.Index == s.inst.Index, table: found.Table, text: leaves(name, r.Gateway)}
 }
 
 func leaves(ifname string, gateway netip.Addr) string {
@@ -117,9 +118,10 @@ func (l *loop) tellExits() {
 			continue
 		}
 		before := s.told
+		now.once = before.once || before.own
 		s.told = now
 		switch {
-		case now.own && (before.own || before.text == ""):
+		case now.own && (before.own || !now.once):
 			l.tell(s, events.RouteBack, now.text)
 		case now.own:
 			l.tell(s, events.RouteBack, now.text+" again")
@@ -150,6 +152,8 @@ func (l *loop) lossOf(s *session, now exit) string {
 		return fmt.Sprintf("another rule comes first and leads to table %d", now.table)
 	case s.inst.Leads():
 		return "another rule comes first"
+	case !now.once: // as of a link behind this host, which never has one
+		return "has no default route"
 	}
 	return "lost its default route"
 }

@@ -36,6 +36,25 @@ func inOrder(text string, texts []string) error {
 	return nil
 }
 
+// TestHistoryOfLAN: a link that never had a default route, as one behind this host with a part of a delegated prefix, has not lost it.
+func TestHistoryOfLAN(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "2001:db8:77::2/64")
+	h.link("lan0", "2001:db8:77:1::1/64")
+	h.serve()
+	h.watch("-i", "lan0")
+	const lan = "2001:db8:77:1::1"
+	h.waitHistory("lan0", lan+": ")
+	h.ns.IP(t, "route add default via 2001:db8:77::1 dev wan0 metric 200")
+	h.waitHistory("lan0", lan+": has no default route, leaves by wan0 through 2001:db8:77::1")
+	h.ns.IP(t, "route add default via 2001:db8:77::3 dev wan0 metric 100")
+	h.waitHistory("lan0", lan+": has no default route, leaves by wan0 through 2001:db8:77::3")
+	h.ns.IP(t, "route add default via 2001:db8:77:1::3 dev lan0 metric 50")
+	h.waitHistory("lan0", lan+": leaves by lan0 through 2001:db8:77:1::3")
+	h.ns.IP(t, "route del default via 2001:db8:77:1::3 dev lan0")
+	h.waitHistory("lan0", lan+": lost its default route, leaves by wan0 through 2001:db8:77::3")
+}
+
 // TestHistory: what happens to addresses is told once, in order, by watch and client, over a restart of the watch, and
 // ends with how they stand.
 func TestHistory(t *testing.T) {
