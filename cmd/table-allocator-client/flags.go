@@ -157,7 +157,8 @@ func oneOf[T ~string](choices ...T) func(text string) (T, error) {
 		if slices.Contains(choices, T(text)) {
 			return T(text), nil
 		}
-		return "", fmt.Errorf("want one of %v", choices)
+		last := len(choices) - 1
+		return "", fmt.Errorf("want %s or %s", strings.ReplaceAll(strings.Trim(fmt.Sprint(choices[:last]), "[]"), " ", ", "), choices[last])
 	}
 }
 

@@ -84,7 +84,7 @@ func (h *holdFlags) goOn() error {
 		}
 	}
 	if u, err := from.Accept(h.config.Uplink); err != nil {
-		log.Error("going on with the settings of the command line", "err", err)
+		log.Error("cannot read the settings of the program before; going on with those of the command line", "err", err)
 	} else {
 		h.config.Uplink = u
 	}
@@ -111,7 +111,7 @@ func (h *holdFlags) follow(log *slog.Logger) (goesOn bool, err error) {
 	if err != nil || name == u.Key.Ifname {
 		return true, nil // without an answer of the kernel, the client waits for the address
 	}
-	log.Info("the address went meanwhile: what was there for it is taken back", "ifname", u.Key.Ifname, "addr", u.Key.Address, "now", name)
+	log.Info("the address left its link while the program was executed: its rules and routes are deleted", "ifname", u.Key.Ifname, "addr", u.Key.Address, "now", name)
 	h.config.From.Socket.Close() // it has the name of what is taken back
 	h.config.From.Socket = nil
 	err = client.Release(h.config, log)

@@ -329,7 +329,7 @@ func (h *holdFlags) keepOn(to client.Handover, why error, log *slog.Logger) erro
 	}
 	u, err := to.Accept(h.config.Uplink)
 	if err != nil { // never: it is what this program wrote
-		log.Error("going on with the settings of the command line", "err", err)
+		log.Error("cannot read the settings of the lease; going on with those of the command line", "err", err)
 	} else {
 		h.config.Uplink = u
 	}

@@ -384,14 +384,14 @@ func (n *netnsFlags) serve(h *netns.Host, args []string) error {
 	return h.Serve(ctx, file, cli.Reloads(ctx, func() netns.File {
 		next, err := netns.Load(n.configPath)
 		if err != nil {
-			log.Error("the configuration before stays in force", "err", err)
+			log.Error("cannot read the configuration; the one before stays in force", "err", err)
 			return last
 		}
 		last = next
 		return next
 	}), func() {
 		if err := cli.NotifyReady(); err != nil {
-			log.Warn("systemd is not told that the service is up", "err", err)
+			log.Warn("systemd does not hear that the service is up", "err", err)
 		}
 	}, log)
 }

@@ -247,7 +247,7 @@ func (c *chooser) restoredSomething(now time.Duration) {
 	if !c.restores.Allow() {
 		c.restored = now + restoreEvery
 		c.blame.do(func() {
-			c.log.Warn("another program deletes what leads unbound traffic to the chosen uplink; that is restored, but not faster than every " + restoreEvery.String() + advice)
+			c.log.Warn("another program deletes the rule or route that leads unbound traffic to the chosen uplink; they are restored, but not faster than every " + restoreEvery.String() + advice)
 		})
 	}
 }
@@ -279,13 +279,13 @@ func (c *chooser) leave(clean bool) {
 		if !clean {
 			rules, err := c.kernel.RulesWhere(family, func(r *route.Rule) bool { return uplink.IsChoice(*r) })
 			if err != nil {
-				c.log.Error("cannot read the rules", "err", err)
+				c.log.Error("cannot read the rules that lead unbound traffic to the chosen uplink", "err", err)
 				continue
 			}
 			keep.Rules = rules
 		}
 		if _, err := c.env.SyncChoice(family, keep); err != nil {
-			c.log.Error("cannot take back what leads unbound traffic to the chosen uplink", "err", err)
+			c.log.Error("cannot delete rules and routes that lead unbound traffic to the chosen uplink", "err", err)
 		}
 	}
 }

@@ -28,7 +28,7 @@ func (c *chooser) resetDead(family int, from string, all []choice.Candidate, to 
 	addresses, err := c.kernel.Addresses(family)
 	bound, boundErr := c.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol && r.SelectsSockets() })
 	if err = errors.Join(err, boundErr); err != nil {
-		c.log.Error("cannot read the addresses and what is bound, so connections of a dead uplink stay", "ifname", from, "err", err)
+		c.log.Error("cannot read addresses and rules, so connections of a dead uplink stay", "ifname", from, "err", err)
 		return
 	}
 	cut, unblock := resettable(dead, addresses, bound), c.block(family, blocks)
@@ -50,7 +50,7 @@ func (c *chooser) block(family int, rules []route.Rule) (unblock func()) {
 		now, _, err := c.kernel.SyncRules(family, func(o route.Rule) bool { return o == r }, want)
 		added = append(added, now...)
 		if err != nil {
-			c.log.Error("cannot keep resets of a dead uplink from others", "rule", r.String(), "err", err)
+			c.log.Error("cannot add or delete the rule that keeps resets of a dead uplink from leaving by another one", "rule", r.String(), "err", err)
 		}
 	}
 	for _, r := range rules {

@@ -92,7 +92,7 @@ func (c *chooser) holderIs(pid int, chooses bool, inUse error) {
 	case chooses && c.alone:
 		c.fail(yielding(pid, inUse))
 	case chooses:
-		c.log.Warn("this watch does not choose any more", "err", yielding(pid, inUse))
+		c.log.Warn("another process chooses the uplink of unbound traffic; this watch does not any more", "err", yielding(pid, inUse))
 		clear(c.current)
 		clear(c.placed) // what is in the kernel is of the other process
 	default: // the name has another process, of a user that is not trusted

@@ -109,7 +109,7 @@ func TestNetnsStart(t *testing.T) {
 		{"name": "demand", "ifname": "wan1", "resolv": "192.0.2.53", "start": "on-demand", "host_access": ["tcp:7"], "mask": ["nscd"]},
 		{"name": "secret", "ifname": "wan1", "resolv": "192.0.2.53", "start": "on-demand", "allow": ["carl"]},
 		{"name": "hand", "ifname": "wan0", "resolv": "192.0.2.54", "start": "manual"}]}`)
-	v.service.waitLog("read the configuration again")
+	v.service.waitLog("configuration read again")
 	eventually(t, "the namespaces before are deleted", func() error {
 		for _, name := range []string{"work", "boss"} { // the configuration before may have added them once more
 			if r := v.do("netns", "del", name); r.code == 0 {

@@ -204,7 +204,7 @@ func (h *Host) warn(log *slog.Logger, warned map[string]string, what string, err
 	}
 	if key := "configuration " + what; text != warned[key] {
 		if warned[key] = text; text != "" {
-			log.Warn("not as the configuration says", "namespace", what, "err", text)
+			log.Warn("namespace is not as the configuration says", "namespace", what, "err", text)
 		}
 	}
 }

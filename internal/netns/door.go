@@ -114,7 +114,7 @@ func (d *door) serve(l *net.UnixListener) {
 			return
 		}
 		if err != nil { // too many open files, say, which ends
-			d.log.Warn("cannot answer who wants to enter a namespace", "err", err)
+			d.log.Warn("cannot accept the call of a user who wants to enter a namespace", "err", err)
 			time.Sleep(settle)
 			continue
 		}
@@ -138,7 +138,7 @@ type visitor struct {
 func (d *door) answer(conn *net.UnixConn) {
 	v, err := visitorOf(conn)
 	if err != nil {
-		d.log.Warn("cannot tell who wants to enter a namespace", "err", err)
+		d.log.Warn("cannot find out which user wants to enter a namespace", "err", err)
 		return
 	}
 	if !d.admit(v.uid, 1) {

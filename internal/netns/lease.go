@@ -33,7 +33,7 @@ func Lease(ctx context.Context, log *slog.Logger) error {
 		if ctx.Err() != nil || lookErr != nil || found && now.Index == link.Index && !errors.Is(err, errAgain) {
 			return errors.Join(err, lookErr)
 		}
-		log.Info("asks for an address again", "why", err)
+		log.Info("the namespace asks for an address again", "why", err)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -313,7 +313,7 @@ func (c *dhcpClient) install() error {
 	}
 	c.warned = lacking
 	if len(added) > 0 {
-		c.log.Info("has an address by DHCP", "addr", c.lease.addr, "routers", c.lease.routers)
+		c.log.Info("the namespace has an address by DHCP", "addr", c.lease.addr, "routers", c.lease.routers)
 	}
 	return nil
 }

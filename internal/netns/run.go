@@ -250,7 +250,7 @@ func (r *runner) start(s State, want job, jobs []job) ([]job, error) {
 		return jobs, err
 	}
 	pid := cmd.Process.Pid
-	r.log.Info("runs a program in a namespace", "namespace", s.Name, "pid", pid, "command", args)
+	r.log.Info("a program of a namespace has started", "namespace", s.Name, "pid", pid, "command", args)
 	go func() { // it ends with the program or with this process, since programs outlive the service
 		err := cmd.Wait()
 		r.log.Info("a program of a namespace has ended", "namespace", s.Name, "pid", pid, "command", args, "err", err)

@@ -96,7 +96,7 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 			file = next
 			d.configure(file)
 			clear(refused)
-			log.Info("read the configuration again")
+			log.Info("configuration read again")
 		case err := <-failed:
 			return err
 		case <-events:
@@ -138,7 +138,7 @@ func (h *Host) syncAll(ctx context.Context, log *slog.Logger, warned map[string]
 		return errors.Join(swept, err)
 	})
 	if err != nil {
-		log.Error("cannot keep namespaces", "err", err)
+		log.Error("cannot read or restore all namespaces; that is tried again", "err", err)
 	}
 	return soon
 }

@@ -139,7 +139,7 @@ func (s *server) lookUp() {
 		s.mu.Unlock()
 		for _, p := range ready {
 			if err := p.socket.Wake(); err != nil {
-				s.log.Error("cannot wake a loop", "err", err)
+				s.log.Error("cannot wake the loop of a socket, which answers users of groups later", "err", err)
 			}
 		}
 	}

@@ -189,7 +189,7 @@ func (s *server) serve(ctx context.Context, cfg Config, host Host, conns []*wire
 	defer context.AfterFunc(ctx, func() {
 		for _, c := range conns {
 			if err := c.Wake(); err != nil {
-				s.log.Error("cannot end a loop", "err", err)
+				s.log.Error("cannot wake the loop of a socket, so the server cannot end", "err", err)
 			}
 		}
 	})()
