@@ -72,6 +72,7 @@ func TestDoctor(t *testing.T) {
 		{name: "filter", provoke: "nft add table inet t; nft 'add chain inet t out { type filter hook output priority 0; policy drop; }'; nft add rule inet t out oifname '{ lo, wan0 }' accept; nft add rule inet t out ct state established,related accept; nft add table netdev t; nft 'add chain netdev t out { type filter hook egress device wan1 priority 0; policy drop; }'", cure: "nft add rule inet t out oifname wan1 accept; nft delete table netdev t"},
 		{name: "filter", provoke: "nft add table inet t; nft 'add chain inet t in { type filter hook input priority 0; }'; nft add rule inet t in iifname wan1 counter drop; nft 'add chain inet t out { type filter hook output priority 0; }'; nft add rule inet t out ip saddr 10.78.0.2 reject", cure: "nft delete table inet t"},
 		{name: "bridge-port", provoke: "ip link add br0 type bridge; ip link set br0 up; ip link set wan1 master br0", cure: "ip link set wan1 nomaster"},
+		{name: "delegated-prefix", provoke: "ip -6 route add unreachable 2001:db8:78:f0::/60 proto dhcp", cure: "ip -6 route del unreachable 2001:db8:78:f0::/60"},
 		{name: "table-local", provoke: "ip rule add pref 32765 lookup local; ip rule del pref 0", cure: "ip rule add priority 0 lookup local"},
 		{name: "table-local", provoke: "ip -6 route del local 2001:db8:78::2 dev wan1 table local", cure: "ip -6 route add local 2001:db8:78::2 dev wan1 table local"},
 		{name: "table-empty", provoke: "ip route del default dev wan1", cure: "ip route add default via 10.78.0.1 dev wan1 metric 200"},
@@ -461,6 +462,7 @@ note probes
 warning rp-filter-forward
 warning forward
 warning dns
+warning delegated-prefix
 note same-subnet
 note rule-detached
 note table-name

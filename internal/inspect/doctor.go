@@ -68,6 +68,7 @@ var Checks = []Check{
 	{Name: "rp-filter-forward", Severity: Warning, look: lookRPForward},
 	{Name: "forward", Severity: Warning, look: lookForward},
 	{Name: "dns", Severity: Warning, look: lookDNS},
+	{Name: "delegated-prefix", Severity: Warning, look: lookDelegated},
 	{Name: "same-subnet", Severity: Note, look: lookSameSubnet},
 	{Name: "rule-detached", Severity: Note, look: lookRuleDetached},
 	{Name: "table-name", Severity: Note, look: lookTableNames},

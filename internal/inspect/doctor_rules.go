@@ -60,6 +60,48 @@ func (p *patient) priorityOf(l lease) uint32 {
 	return uplink.OriginalPriorities.Source
 }
 
+// lookDelegated finds prefixes that were delegated to this host, as the route says that whoever asked for them adds, and that are no
+// uplink's: what hosts behind this one send leaves by the first uplink, whose provider drops what is another one's.
+func lookDelegated(p *patient) (all []symptom) {
+	uplinks := make(map[int]lease) // one of each link, with IPv6
+	for _, l := range p.leases {
+		if l.family == unix.AF_INET6 && l.link.Index != 0 && !l.IsFault() {
+			uplinks[l.link.Index] = l
+		}
+	}
+	if len(uplinks) < 2 {
+		return nil
+	}
+	for _, r := range p.routes(unix.AF_INET6, unix.RT_TABLE_MAIN) {
+		const longest = 64 // a network of a link
+		if r.Type == unix.RTN_UNICAST || r.Protocol != unix.RTPROT_DHCP || r.Dst.Bits() == 0 || r.Dst.Bits() > longest ||
+			slices.ContainsFunc(p.rules[unix.AF_INET6], func(rule route.Rule) bool { return rule.Src == r.Dst }) {
+			continue
+		}
+		var best lease
+		for _, l := range uplinks {
+			if n, most := common(l.addr, r.Dst.Addr()), common(best.addr, r.Dst.Addr()); n > most || n == most && l.Ifname < best.Ifname {
+				best = l
+			}
+		}
+		all = append(all, symptom{fmt.Sprintf("the delegated prefix %s is no uplink's: what hosts behind this one send may leave by another than that of its provider", r.Dst), p.routeText(r),
+			fmt.Sprintf("if it is of %s: table-allocator-client -6 -a %s -i %[1]s --routes %s --prefix %s; the watch goes on with that", best.Ifname, best.Address, best.Mode, r.Dst)})
+	}
+	return all
+}
+
+// common is how many bits two addresses begin with that are the same; of no address: -1.
+func common(a, b netip.Addr) int {
+	if !a.IsValid() {
+		return -1
+	}
+	n := 0
+	for n < a.BitLen() && netip.PrefixFrom(a, n+1).Contains(b) {
+		n++
+	}
+	return n
+}
+
 func lookTableGateway(p *patient) (all []symptom) {
 	for _, l := range p.leases {
 		routes := p.routes(l.family, l.Table)
