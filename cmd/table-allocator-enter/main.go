@@ -122,7 +122,7 @@ func ask(name string) (host []string, mounts, network int, err error) {
 	if err != nil || peer.Uid != 0 {
 		return nil, 0, 0, fmt.Errorf("the process at %s is not root's (%v)", socket, err)
 	}
-	if err := unix.Send(fd, []byte("enter "+name), unix.MSG_NOSIGNAL); err != nil {
+	if err := unix.Send(fd, []byte("enter "+name), unix.MSG_NOSIGNAL); err != nil && !errors.Is(err, unix.EPIPE) {
 		return nil, 0, 0, fmt.Errorf("ask the service: %w", err)
 	}
 	text, control := make([]byte, 1024), make([]byte, unix.CmsgSpace(2*4))
@@ -130,7 +130,10 @@ func ask(name string) (host []string, mounts, network int, err error) {
 	for errors.Is(err, unix.EINTR) { // with a time limit the kernel does not go on after a signal by itself
 		n, controls, flags, _, err = unix.Recvmsg(fd, text, control, unix.MSG_CMSG_CLOEXEC)
 	}
-	if err != nil || n == 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+	if err == nil && n == 0 || errors.Is(err, unix.ECONNRESET) {
+		return nil, 0, 0, errors.New("the service closed the connection: it has ended, or has 8 others of this user; try again")
+	}
+	if err != nil || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		return nil, 0, 0, fmt.Errorf("the service does not answer (%v)", err)
 	}
 	return parse(text[:n], control[:controls])

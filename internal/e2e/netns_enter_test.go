@@ -234,6 +234,122 @@ func TestNetnsDoor(t *testing.T) {
 	}
 }
 
+// TestNetnsGroups: the groups of the process that asks count, as the kernel has them, and not those that name services have of
+// its user.
+func TestNetnsGroups(t *testing.T) {
+	v := newVisited(t)
+	v.sh("chmod 755 /run/sbin/table-allocator-enter; echo crew:x:22002: >>/etc/group")
+	v.must("netns", "add", "crew", "--ifname", "wan1", "--resolv", "192.0.2.53", "--allow", "@crew")
+	many := "22001"
+	for n := range 200 {
+		many = fmt.Sprintf("%d,%s", 30000+n, many)
+	}
+	const refused = "there is no namespace of this name"
+	tests := []struct {
+		who       string
+		uid       int
+		groups    string
+		namespace string
+		want      string
+	}{
+		{"a member by the process alone", uidAnna, "--groups=22001", "work", "21001\n"},
+		{"a member by the primary group of the process", uidAnna, "--regid=22001 --clear-groups", "work", "21001\n"},
+		{"a member, in 200 groups more", uidAnna, "--groups=" + many, "work", "21001\n"},
+		{"in both groups", uidAnna, "--groups=22001,22002", "crew", "21001\n"},
+		{"a member by name services alone", uidBert, "--clear-groups", "work", "permission denied"},
+		{"in the group of the namespace alone", uidAnna, "--groups=22002", "crew", "permission denied"},
+		{"not in the group of the namespace", uidBert, "--groups=22001", "crew", refused},
+	}
+	check := func() {
+		t.Helper()
+		for _, tt := range tests {
+			args := []string{fmt.Sprintf("--reuid=%d", tt.uid), fmt.Sprintf("--regid=%d", tt.uid)}
+			if strings.Contains(tt.groups, "regid") {
+				args = args[:1]
+			}
+			args = slices.Concat(args, strings.Fields(tt.groups), []string{"/run/sbin/table-allocator-enter", tt.namespace, "/usr/bin/id", "id", "-u"})
+			cmd := v.here("setpriv", args...)
+			r := v.run(cmd.Args[0], cmd.Args[1:]...)
+			if refused := r.code == 125 && r.stdout == ""; !strings.Contains(r.stdout+r.stderr, tt.want) || refused == strings.HasSuffix(tt.want, "\n") {
+				t.Errorf("%s: %+v", tt.who, r)
+			}
+		}
+	}
+	check()
+	// The service looks, too, and does not rely on who may open its socket.
+	v.sh("chmod 666 /run/table-allocator/netns.sock")
+	for n := range tests {
+		tests[n].want = strings.Replace(tests[n].want, "permission denied", refused, 1)
+	}
+	check()
+}
+
+// silentConnections opens as many connections to the service as one user may have, tells that there is no other one then, and waits
+// until the service has closed them.
+const silentConnections = `import socket, time
+def connect():
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.connect("/run/table-allocator/netns.sock")
+    return s
+def ask():
+    s = connect()
+    try:
+        s.send(b"leased work")
+        return s.recv(99)
+    except OSError:
+        return b""
+held = [connect() for _ in range(7)]
+print("beside seven", ask(), flush=True)
+answer = b"x"
+while answer: # the service needs a moment to count them
+    for s in held:
+        s.close()
+    time.sleep(0.2)
+    held = [connect() for _ in range(8)]
+    time.sleep(0.2)
+    answer = ask()
+print("beside eight", answer, flush=True)
+print("closed", all(s.recv(99) == b"" for s in held), flush=True)
+while not answer:
+    time.sleep(0.2)
+    answer = ask()
+print("afterwards", answer, flush=True)
+while True:
+    for s in held:
+        s.close()
+    time.sleep(0.2)
+    held = [connect() for _ in range(8)]
+    time.sleep(1.5)
+`
+
+// TestNetnsSilent: a user has at most eight connections at once; those on which the user says nothing the service closes, and they
+// keep nobody else out.
+func TestNetnsSilent(t *testing.T) {
+	v := newVisited(t)
+	silent := v.start(v.command(uidBert, true, "/usr/bin/python3", "-c", silentConnections))
+	for _, line := range []string{"beside seven b'true'", "beside eight b''", "closed True", "afterwards b'true'"} {
+		silent.waitLog(line)
+	}
+	eventually(t, "the user is refused who has eight", func() error {
+		if r := v.enter(uidBert, true, "work", "id", "-u"); r.code != 125 || !strings.Contains(r.stderr, "8 others of this user") || r.stdout != "" {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	for range 4 {
+		if r := v.enter(uidCarl, true, "work", "id", "-u"); r.stdout != "21003\n" {
+			t.Errorf("another user: %+v", r)
+		}
+	}
+	silent.kill()
+	eventually(t, "the user enters", func() error {
+		if r := v.enter(uidBert, true, "work", "id", "-u"); r.stdout != "21002\n" {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+}
+
 // TestNetnsConfig: the service adds what its configuration names and changes what it changes, and deletes nothing.
 func TestNetnsConfig(t *testing.T) {
 	v := newVisited(t)

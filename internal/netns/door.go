@@ -45,6 +45,15 @@ type door struct {
 	file  File           // the configuration
 }
 
+// open opens the host for one question: that of the loop is not for two at once.
+func (d *door) open() (*Host, error) {
+	h, err := Open(d.host.Server, d.host.ServerUIDs)
+	if err == nil {
+		h.legacy = d.host.legacy
+	}
+	return h, err
+}
+
 // configure gives the door another configuration.
 func (d *door) configure(file File) {
 	d.mu.Lock()
@@ -207,7 +216,7 @@ func (d *door) decide(v visitor, verb, name string) (text string, files []*os.Fi
 	}
 	switch verb {
 	case "leased":
-		h, err := Open(d.host.Server, d.host.ServerUIDs) // that of the loop is not for two at once
+		h, err := d.open()
 		if err != nil {
 			return "", nil, err
 		}
@@ -238,7 +247,7 @@ func (d *door) decide(v visitor, verb, name string) (text string, files []*os.Fi
 
 // demand makes a namespace that is made on demand.
 func (d *door) demand(name string) error {
-	h, err := Open(d.host.Server, d.host.ServerUIDs)
+	h, err := d.open()
 	if err != nil {
 		return err
 	}
@@ -259,7 +268,7 @@ func (d *door) tell(conn *net.UnixConn, v visitor, verb, name string) error {
 	if name != "" && CheckName(name) != nil {
 		return CheckName(name)
 	}
-	h, err := Open(d.host.Server, d.host.ServerUIDs)
+	h, err := d.open()
 	if err != nil {
 		return err
 	}

@@ -46,11 +46,11 @@ func (h *Host) syncFirewalls(s State, link string, lacking *[]string) error {
 		}
 	}
 	if s.Firewall == FirewallAccept {
-		if err := changeLegacies(link, true); err != nil {
+		if err := h.changeLegacies(link, true); err != nil {
 			*lacking = append(*lacking, "a way through the packet filter of another program: "+strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 	}
-	what, err := dropping(s, link, all)
+	what, err := h.dropping(s, link, all)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func hasDocker(f nat.Foreign, all []nat.Foreign) bool {
 }
 
 // dropping says which chains drop packets of a namespace, "" if none does. Who has a rule there that names its link has seen to it.
-func dropping(s State, link string, all []nat.Foreign) (string, error) {
+func (h *Host) dropping(s State, link string, all []nat.Foreign) (string, error) {
 	var names []string
 	for _, f := range all {
 		if !f.Drops || passes(s, f, all) || hasDocker(f, all) || f.Family == "ip6" && !s.IPv6 {
@@ -91,7 +91,7 @@ func dropping(s State, link string, all []nat.Foreign) (string, error) {
 			names = append(names, f.String())
 		}
 	}
-	names = append(names, legacyDrops(s, link)...)
+	names = append(names, h.legacyDrops(s, link)...)
 	if len(names) == 0 {
 		return "", nil
 	}
@@ -112,7 +112,7 @@ func (h *Host) leaveFirewalls(link string) error {
 			errs = append(errs, setZone(link, false))
 		}
 	}
-	return errors.Join(append(errs, changeLegacies(link, false))...)
+	return errors.Join(append(errs, h.changeLegacies(link, false))...)
 }
 
 // change adds rules for a link to a chain, or deletes them. The tables of iptables get theirs from iptables, which cannot read

@@ -32,12 +32,13 @@ type Host struct {
 	mounting sync.Mutex // two goroutines of Serve mount at the same places
 	follows  bool       // what happens later changes the namespaces, too
 	kernel   *route.Conn
+	legacy   *legacyReader
 	pools    Pools
 }
 
 // Open returns the host of this process's network namespace. The caller closes it.
 func Open(server string, uids []uint32) (*Host, error) {
-	h := &Host{Server: server, ServerUIDs: uids, Max: DefaultMax, Step: func(string) {}}
+	h := &Host{Server: server, ServerUIDs: uids, Max: DefaultMax, Step: func(string) {}, legacy: new(legacyReader)}
 	var err error
 	if h.memory, err = openMemory(); err != nil {
 		return nil, err

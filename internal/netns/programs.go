@@ -199,7 +199,7 @@ func (h *Host) inspect(row *Row, s State, p plan) error {
 		if err != nil {
 			return err
 		}
-		row.Missing, err = dropping(s, p.link, all)
+		row.Missing, err = h.dropping(s, p.link, all)
 		row.Unsure = unsureOf(s)
 		return err
 	}

@@ -29,7 +29,7 @@ const (
 // the uplink, and the name servers that it gets, adds the namespaces of the configuration, and lets users enter. Namespaces
 // stay when it ends. reloads brings other configurations. ready is called once those of the configuration that can be made are.
 func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready func(), log *slog.Logger) error {
-	h.follows = true
+	h.follows, h.legacy.keep = true, reconcile
 	listener, err := openDoor(file.Group, log)
 	if err != nil {
 		return fmt.Errorf("listen at %s: %w", DoorPath, err)
@@ -53,20 +53,16 @@ func (h *Host) Serve(ctx context.Context, file File, reloads <-chan File, ready 
 	var readers sync.WaitGroup
 	readers.Go(func() { d.serve(listener) })
 	failed := make(chan error, 2)
-	readers.Go(func() {
-		err := error(nil)
-		for ; err == nil; _, err = links.Next() {
-			hint()
-		}
-		failed <- err
-	})
-	readers.Go(func() {
-		err := error(nil)
-		for ; err == nil; err = tables.Next() {
-			hint()
-		}
-		failed <- err
-	})
+	linksNext := func() error { _, err := links.Next(); return err }
+	for _, next := range []func() error{linksNext, tables.Next} {
+		readers.Go(func() {
+			err := error(nil)
+			for ; err == nil; err = next() {
+				hint()
+			}
+			failed <- err
+		})
+	}
 	stop := h.keepMounts(hint, log)
 	defer func() {
 		_, _, _ = links.Close(), tables.Close(), listener.Close() // they were only read
