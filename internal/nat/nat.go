@@ -28,9 +28,10 @@ const Prefix = "tav"
 
 // Namespace is what the table says of one namespace.
 type Namespace struct {
-	Link    string   // this host's link to it
-	Uplinks []string // the links that its packets may leave by
-	Ports   []Port   // of this host, that it reaches
+	Link    string       // this host's link to it
+	Uplinks []string     // the links that its packets may leave by
+	Ports   []Port       // of this host, that it reaches
+	Inside  []netip.Addr // its addresses
 
 	// Own is an address of IPv6 that packets keep on the first of the links; with As they have that prefix instead of theirs.
 	// The zero Addr: they have the address of the link.
@@ -76,8 +77,11 @@ func (r Ruleset) chains() []chain {
 	post := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 100}
 	sources := chain{name: "sources", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: 110}
 	for _, n := range r.Namespaces {
+		for _, addr := range n.Inside {
+			input.add(arrivesBy(n.Link), isElsewhere(addr), verdict(expr.VerdictDrop)) // an answer would leave by any link
+		}
 		for _, p := range n.Ports {
-			input.add(arrivesBy(n.Link), isTo(p), verdict(expr.VerdictAccept))
+			input.add(arrivesBy(n.Link), isToPort(p), verdict(expr.VerdictAccept))
 		}
 		input.add(arrivesBy(n.Link), jump(both.name))
 		output.add(leavesBy(n.Link), jump(both.name)) // users of this host do not reach services in a namespace
@@ -87,6 +91,14 @@ func (r Ruleset) chains() []chain {
 		forward.add(arrivesBy(n.Link), verdict(expr.VerdictDrop))
 		forward.add(leavesBy(n.Link), isReply(), verdict(expr.VerdictAccept))
 		forward.add(leavesBy(n.Link), verdict(expr.VerdictDrop))
+		// While the link is down, or has gone, main leads replies to the other uplink, and what this host says of them.
+		for _, addr := range n.Inside {
+			forward.add(isTo(addr), verdict(expr.VerdictDrop))
+			for _, uplink := range n.Uplinks {
+				output.add(leavesBy(uplink), isErrorFor(addr), verdict(expr.VerdictAccept))
+			}
+			output.add(isErrorFor(addr), verdict(expr.VerdictDrop))
+		}
 		switch {
 		case n.As.IsValid():
 			post.add(arrivesBy(n.Link), leavesBy(n.Uplinks[0]), isFrom(alone(n.Own)), translate(n.As))
@@ -137,8 +149,26 @@ func padded(link string) []byte {
 	return name
 }
 
-func isReply() []expr.Any {
-	states := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
+func isReply() []expr.Any { return hasState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+
+// isErrorFor is for errors of ICMP about packets to an address, which they quote behind eight bytes of their own.
+func isErrorFor(addr netip.Addr) []expr.Any {
+	protocol := byte(unix.IPPROTO_ICMPV6)
+	if addr.Is4() {
+		protocol = unix.IPPROTO_ICMP
+	}
+	_, to := places(addr)
+	return slices.Concat(hasState(expr.CtStateBitRELATED), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{protocol}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 8 + to, Len: uint32(addr.BitLen() / 8)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: addr.AsSlice()},
+	})
+}
+
+// hasState is for packets whose flow has one of the states.
+func hasState(bits uint32) []expr.Any {
+	states := binary.NativeEndian.AppendUint32(nil, bits)
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: register},
 		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 4, Mask: states, Xor: make([]byte, 4)},
@@ -155,7 +185,7 @@ func isICMP(protocol, kind byte) []expr.Any {
 	}
 }
 
-func isTo(p Port) []expr.Any {
+func isToPort(p Port) []expr.Any {
 	protocol := byte(unix.IPPROTO_TCP)
 	if p.Protocol == "udp" {
 		protocol = unix.IPPROTO_UDP
@@ -166,6 +196,48 @@ func isTo(p Port) []expr.Any {
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, p.Number)},
 	}
+}
+
+// isFamily is for packets of the family of an address.
+func isFamily(addr netip.Addr) []expr.Any {
+	family := byte(unix.NFPROTO_IPV6)
+	if addr.Is4() {
+		family = unix.NFPROTO_IPV4
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{family}},
+	}
+}
+
+// isTo is for packets to an address.
+func isTo(addr netip.Addr) []expr.Any {
+	_, to := places(addr)
+	return slices.Concat(isFamily(addr), []expr.Any{
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: to, Len: uint32(addr.BitLen() / 8)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: addr.AsSlice()},
+	})
+}
+
+// isElsewhere is for packets of the family of an address with another source, which in IPv6 is not one of the link alone.
+func isElsewhere(addr netip.Addr) []expr.Any {
+	from, _ := places(addr)
+	source := &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: from, Len: uint32(addr.BitLen() / 8)}
+	parts := append(isFamily(addr), source, &expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: addr.AsSlice()})
+	if addr.Is6() {
+		parts = append(parts,
+			&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 16, Mask: net.CIDRMask(10, 128), Xor: make([]byte, 16)},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: netip.MustParseAddr("fe80::").AsSlice()})
+	}
+	return parts
+}
+
+// places are where the header has the source and the destination.
+func places(addr netip.Addr) (from, to uint32) {
+	if addr.Is4() {
+		return 12, 16
+	}
+	return 8, 24
 }
 
 // alone is the prefix that has one address.

@@ -192,6 +192,10 @@ func (h *Host) change(ctx context.Context, cfg Config, only *Config) (lacking []
 		if err == nil {
 			lacking, err = h.sync(ctx, &s, asked)
 		}
+		if err == nil && old.Ifname != s.Ifname { // replies by the uplink before are no longer for it
+			p := old.plan(h.pools)
+			err = nat.DeleteFlows(p.ours.addresses())
+		}
 		if err == nil && (old.Ifname != s.Ifname || old.VPN != s.VPN) {
 			err = h.endJobs(s.Name, func(j job) bool { return !j.VPN && !j.Lease }) // the service begins another one
 		}
@@ -312,6 +316,7 @@ func (h *Host) remove(s State) error {
 	}{
 		{"end its VPN and programs of the service", func() error { return h.endJobs(s.Name, func(job) bool { return false }) }},
 		{"delete the link", func() error { return errors.Join(disconnect(s), h.kernel.DeleteLink(p.link)) }},
+		{"end its flows", func() error { return nat.DeleteFlows(p.ours.addresses()) }},
 		{"delete rules in other filters", func() error { return h.leaveFirewalls(p.link) }},
 		{"answer no longer for its address", h.syncProxies},
 		{"delete rules", func() error { return h.deleteRules(p.ofNamespace) }},

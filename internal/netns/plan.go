@@ -184,6 +184,9 @@ func parseServers(text string) (servers []netip.Addr, err error) {
 // A side has the addresses of one end of the link between this host and a namespace, each with the length of its network.
 type side struct{ inet, inet6 netip.Prefix }
 
+// addresses are those of a side.
+func (s side) addresses() []netip.Addr { return []netip.Addr{s.inet.Addr(), s.inet6.Addr()} }
+
 // A plan is what a number means.
 type plan struct {
 	link       string // on this host
@@ -285,7 +288,7 @@ func ruleset(states []State, pools Pools, closed, uplinks []string) nat.Ruleset 
 		}
 		ports, _ := s.ports() // they were checked
 		p := s.plan(pools)
-		n := nat.Namespace{Link: p.link, Uplinks: []string{s.Ifname}, Ports: ports}
+		n := nat.Namespace{Link: p.link, Uplinks: []string{s.Ifname}, Ports: ports, Inside: p.ours.addresses()}
 		switch s.Inet6.Way {
 		case WayPrefix, WayProxy:
 			n.Own = p.ours.inet6.Addr()
