@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 )
 
 // Exit codes of the commands.
@@ -31,12 +32,25 @@ func Version() string {
 	return "unknown"
 }
 
-// UntilSignal returns a context that ends at the first SIGTERM or SIGINT. From then on
-// the signals have their default effect, so that a second one kills. A reader of standard
-// error who goes does not end the process any more.
+// once is how long a signal counts as the one before: timeout(1) sends SIGTERM to the process, and then to its process group, in
+// which the process is. So does whoever relays a signal that the terminal has sent already.
+const once = time.Second
+
+// UntilSignal returns a context that ends at the first SIGTERM or SIGINT. A second later the signals have their default effect, so
+// that another one kills. A reader of standard error who goes does not end the process any more.
 func UntilSignal() (context.Context, context.CancelFunc) {
 	surviveClosed()
-	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	context.AfterFunc(ctx, cancel)
+	ctx, cancel := context.WithCancel(context.Background())
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGTERM, os.Interrupt)
+	go func() {
+		defer signal.Stop(caught)
+		select {
+		case <-ctx.Done(): // the caller is done
+		case <-caught:
+			cancel()
+			time.Sleep(once)
+		}
+	}()
 	return ctx, cancel
 }

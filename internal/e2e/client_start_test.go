@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestClientInShell: command substitution gets the table and nothing else, and returns
@@ -205,6 +206,29 @@ func TestClientSignals(t *testing.T) {
 		}
 		h.waitClean()
 	}
+}
+
+// TestClientSignalTwice: who sends a signal to a process and to its group, as timeout does, wants the end once: nothing stays.
+func TestClientSignalTwice(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24", "10.77.0.3/24")
+	h.serve()
+	for range 3 {
+		p, _ := h.front("-4", "-a", "10.77.0.2", "-i", "wan0", "--routes", "copy")
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGTERM, syscall.SIGINT} {
+			_ = p.cmd.Process.Signal(sig) // it may have ended
+			time.Sleep(time.Millisecond)
+		}
+		if code := p.wait(); code != 0 {
+			t.Errorf("exit code %d, want 0", code)
+		}
+		h.waitClean()
+	}
+	r := h.run("timeout", "2", bin(t, clientBin), "-f", "-4", "-a", "10.77.0.3", "-i", "wan0")
+	if timedOut := 124; r.code != timedOut {
+		t.Errorf("got %+v", r)
+	}
+	h.waitClean()
 }
 
 // TestClientFrontKilled: the lease is wanted even if whoever waited for the answer died.
