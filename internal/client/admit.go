@@ -192,7 +192,9 @@ func (h *host) admit() {
 	now := wire.Now()
 	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
 	before := len(h.sessions)
+	h.shortage.begin()
 	h.meetOthers(h.admitEach(links, addresses))
+	h.shortage.tell(h.log)
 	if len(h.sessions)-before >= burst {
 		h.reconcileAt = min(h.reconcileAt, now+afterBurst)
 	}
@@ -325,10 +327,12 @@ type candidate struct {
 
 // holderTaken starts a session, or reports that another process has the name of the holder.
 func (h *host) holderTaken(u uplink.Uplink, a route.Address) bool {
-	conn, err := peer.Open(u.Key, peer.AsHolder)
+	conn, err := h.open(u.Key, peer.AsHolder)
 	switch {
 	case err == nil:
 		h.startSession(u, a, conn)
+	case errors.Is(err, errFull):
+		h.shortage.left++
 	case errors.Is(err, syscall.EADDRINUSE):
 		return true
 	default:
@@ -374,8 +378,12 @@ func (h *host) meetOthers(taken []candidate) {
 // standIn serves an address from another name than that of its holder.
 func (h *host) standIn(c candidate, owner wire.Owner) {
 	log := h.logOf(c.Key)
-	conn, err := peer.Open(c.Key, peer.AsStandIn)
-	if err != nil {
+	conn, err := h.open(c.Key, peer.AsStandIn)
+	switch {
+	case errors.Is(err, errFull):
+		h.shortage.left++
+		return
+	case err != nil:
 		log.Error("cannot hold an address", "err", err)
 		return
 	}

@@ -8,6 +8,41 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
+// Addresses that the server has no table for ask again in turn, so that thousands of them cost no more than a few. Once one of
+// them is granted a table, there may be more: the next ones ask at once, and as many for each of these that is granted one.
+const (
+	turnEvery = 150 * time.Millisecond
+	hastened  = 4
+)
+
+// nextTurn is when an address may ask again that the server has no table for.
+func (l *loop) nextTurn(now time.Duration) time.Duration {
+	waiting := time.Duration(0)
+	for _, s := range l.sessions {
+		if s.lease.asks() {
+			waiting++
+		}
+	}
+	l.lastTurn = min(max(now, l.lastTurn)+turnEvery, now+min(waiting*turnEvery, refusedFor))
+	return l.lastTurn
+}
+
+// hasten has those addresses of a family ask whose turn comes first.
+func (l *loop) hasten(family int) {
+	for range hastened {
+		var first *session
+		for _, s := range l.sessions {
+			if s.lease.queued && s.lease.asks() && s.family() == family && (first == nil || s.lease.due < first.lease.due) {
+				first = s
+			}
+		}
+		if first == nil {
+			return
+		}
+		l.feed(first, event{kind: freed})
+	}
+}
+
 // exhausted ends the session of another address, so that an address on a link that main has routes over gets its table:
 // the server has none left. Another client may take that table first, so no second one gives its table for it soon.
 func (h *host) exhausted(needy *session) {
@@ -16,18 +51,25 @@ func (h *host) exhausted(needy *session) {
 		return
 	}
 	var givers []*session // few, where thousands wait for a table
+	leases, helped := make(map[int]int), false
 	for _, s := range h.sessions {
+		if s.lease.table == 0 && s.givenUntil == 0 || s.family() != needy.family() {
+			continue
+		}
+		if s.lease.table != 0 {
+			leases[s.inst.Index]++
+		}
+		helped = helped || s.inst.Index == needy.inst.Index && now < s.givenUntil
 		if s.mayGive(needy) {
 			givers = append(givers, s)
 		}
 	}
-	leases := h.leasesByLink(needy.family())
 	giver, why := h.unroutedGiver(givers)
 	if giver == nil {
 		giver, why = deprecatedGiver(needy, givers, leases)
 	}
-	if giver == nil {
-		giver, why = h.crowdedGiver(needy, givers, leases, now)
+	if giver == nil && !helped { // else a table for this link is on its way, or another client took it
+		giver, why = crowdedGiver(needy, givers, leases)
 	}
 	if giver == nil {
 		return
@@ -61,25 +103,9 @@ func deprecatedGiver(needy *session, givers []*session, leases map[int]int) (giv
 	return nil, ""
 }
 
-// leasesByLink counts the tables of each link.
-func (h *host) leasesByLink(family int) map[int]int {
-	leases := make(map[int]int)
-	for _, s := range h.sessions {
-		if s.family() == family && s.lease.table != 0 {
-			leases[s.inst.Index]++
-		}
-	}
-	return leases
-}
-
 // crowdedGiver returns an address on the link with most leases, for a link that has none: no number of addresses on one
 // link keeps all tables from another one.
-func (h *host) crowdedGiver(needy *session, givers []*session, leases map[int]int, now time.Duration) (giver *session, why string) {
-	for _, s := range h.sessions {
-		if s.family() == needy.family() && s.inst.Index == needy.inst.Index && now < s.givenUntil {
-			return nil, "" // a table for this link is on its way, or another client took it
-		}
-	}
+func crowdedGiver(needy *session, givers []*session, leases map[int]int) (giver *session, why string) {
 	if leases[needy.inst.Index] > 0 {
 		return nil, ""
 	}

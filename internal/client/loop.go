@@ -52,6 +52,7 @@ type loop struct {
 	lateLock sync.Mutex
 	events   *events.Writer
 	away     bool          // the server does not answer, which was told
+	lastTurn time.Duration // of an address that waits for a table, when the server has none left
 	tellAt   time.Duration // when it is looked at where packets leave; 0: nothing is doubtful
 	front    front
 	prefixAt time.Duration // when delegated prefixes are compared with other uplinks; 0: nothing has changed
@@ -285,6 +286,9 @@ func (l *loop) feed(s *session, ev event) {
 		if ev.reply.Code == wire.Exhausted {
 			l.scope.exhausted(s)
 		}
+		if (before == asking || before == fallenBack) && s.lease.state == placing {
+			l.hasten(s.family())
+		}
 	}
 	for _, a := range actions {
 		l.do(s, a)
@@ -315,13 +319,16 @@ func (l *loop) tellUnreachable(s *session, err error) {
 }
 
 func (l *loop) tellRefusal(s *session, r wire.Reply) {
+	if r.Table != 0 {
+		s.refusal = ""
+	}
 	if r.Table != 0 || r.Error == "" {
 		return
 	}
 	level := slog.LevelWarn
-	if s.again { // it was logged before
+	if s.again || s.refusal == r.Error { // it was logged before
 		level = slog.LevelDebug
-	} else if s.refusal != r.Error {
+	} else {
 		s.refusal = r.Error
 		l.tell(s, events.Refused, "gets no table: "+r.Error)
 	}

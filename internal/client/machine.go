@@ -21,8 +21,7 @@ const (
 	addressGrace = 60 * time.Second
 	fallBackIn   = time.Second // for a lease to come before main has to do
 
-	exhaustedFor   = time.Minute            // between requests of an address, when the server has no table left
-	exhaustedEvery = 150 * time.Millisecond // between requests of all addresses of a process then
+	exhaustedFor = time.Minute // between requests of an address, when the server has no table left
 
 	releaseWaits = 100                    // more, for room in the server's queue: hundreds may end at once
 	calledEvery  = 100 * time.Millisecond // at most, for somebody who calls again and again
@@ -80,6 +79,7 @@ type machine struct {
 	blocking bool          // nothing leaves from the address, should it return, before its rules stand
 	away     bool          // the server did not answer the last renewals
 	denied   bool          // it ends since the server, or the kernel, refused it for good
+	queued   bool          // the server has no table left, and the next request waits for its turn
 	why      string        // the last reason not to have a lease
 }
 
@@ -87,7 +87,7 @@ type machine struct {
 type event struct {
 	kind  eventKind
 	reply wire.Reply
-	ask   int           // of replied: how many addresses of this process ask for a table
+	turn  time.Duration // of replied: when it is this machine's turn to ask again, if the server has no table left
 	err   error         // of rulesPlaced and unreachable
 	why   string        // of end, addressGone and linkGone
 	newer uplink.Uplink // of replaced
@@ -161,7 +161,7 @@ func (m *machine) step(now time.Duration, ev event) []action {
 	case timer:
 		return m.tick(now, ev.full)
 	case replied:
-		return m.answer(now, ev.reply, ev.ask)
+		return m.answer(now, ev.reply, ev.turn)
 	case unreachable:
 		return m.undelivered(now, ev.err)
 	case rulesPlaced:
@@ -206,7 +206,7 @@ func (m *machine) request(cmd wire.Command) action {
 
 func (m *machine) ask(now time.Duration) []action {
 	m.sends++
-	m.asked = now
+	m.asked, m.queued = now, false
 	m.due = now + peer.TryEvery
 	if m.uplink.Settings.PlacesRoutes() && m.state != fallenBack {
 		m.due = now + fallBackIn
@@ -298,14 +298,14 @@ func (m *machine) enter(s state) {
 	m.state, m.sends, m.due = s, 0, 0
 }
 
-func (m *machine) answer(now time.Duration, r wire.Reply, ask int) []action {
+func (m *machine) answer(now time.Duration, r wire.Reply, turn time.Duration) []action {
 	switch m.state {
 	case asking, fallenBack, held:
 		if r.Table >= unix.RT_TABLE_DEFAULT && r.Table <= unix.RT_TABLE_LOCAL {
 			r = wire.Reply{Error: fmt.Sprintf("the server leased table %d, which is reserved", r.Table)}
 		}
 		if r.Table == 0 {
-			return m.refused(now, r, ask)
+			return m.refused(now, r, turn)
 		}
 		return m.granted(now, r)
 	case releasing:
@@ -343,7 +343,7 @@ func (m *machine) renewal(now time.Duration) time.Duration {
 	return now + min(max(half, renewFloor), renewCeiling)
 }
 
-func (m *machine) refused(now time.Duration, r wire.Reply, ask int) []action {
+func (m *machine) refused(now time.Duration, r wire.Reply, turn time.Duration) []action {
 	m.why = r.Error
 	if m.why == "" {
 		m.why = "refused without a reason"
@@ -361,9 +361,9 @@ func (m *machine) refused(now time.Duration, r wire.Reply, ask int) []action {
 		if actions != nil {
 			m.due = now + peer.TryEvery
 		}
-		if m.watched && r.Code == wire.Exhausted { // after 2, 8, 32 seconds, and then each minute; more seldom if thousands ask
-			rare := min(max(exhaustedFor, time.Duration(ask)*exhaustedEvery), refusedFor)
-			m.due = now + min(peer.TryEvery<<min(2*(m.sends-1), 16), rare)
+		if m.watched && r.Code == wire.Exhausted { // after 2, 8, 32 seconds, and then each minute; one after the other if thousands ask
+			m.queued = true
+			m.due = max(turn, now+min(peer.TryEvery<<min(2*(m.sends-1), 16), exhaustedFor))
 		}
 		return actions // the next try is due already
 	case m.state == held && r.Code.Final() && now >= m.expires:

@@ -458,27 +458,53 @@ func TestReleaseEnds(t *testing.T) {
 	}
 }
 
-// TestExhaustedIsAskedLessOften: an address of a watch that gets no table asks again at growing intervals.
+// TestExhaustedIsAskedLessOften: an address of a watch that gets no table asks again at growing intervals, and not before its
+// turn.
 func TestExhaustedIsAskedLessOften(t *testing.T) {
 	for _, tt := range []struct {
-		ask  int
+		turn time.Duration // from the refusal on
 		want []time.Duration
 	}{
-		{1, []time.Duration{2, 8, 32, 60, 60}},
-		{1000, []time.Duration{2, 8, 32, 128, 150, 150}},
-		{100_000, []time.Duration{2, 8, 32, 128, 512, 600, 600}},
+		{0, []time.Duration{2, 8, 32, 60, 60}},
+		{10, []time.Duration{10, 10, 32, 60, 60}},
+		{600, []time.Duration{600, 600, 600}},
 	} {
 		m := newMachine(carried(), false, true)
 		m.step(epoch, event{kind: start})
 		m.step(epoch, event{kind: addressSeen})
 		now := epoch
 		for _, want := range tt.want {
-			m.step(now, event{kind: replied, reply: wire.Refuse(wire.Exhausted, "no table is free"), ask: tt.ask})
+			m.step(now, event{kind: replied, reply: wire.Refuse(wire.Exhausted, "no table is free"), turn: now + tt.turn*time.Second})
 			if got := m.deadline() - now; got != want*time.Second {
-				t.Errorf("%d ask, after %v: asks again after %v, want %v", tt.ask, now-epoch, got, want*time.Second)
+				t.Errorf("turn in %d s, after %v: asks again after %v, want %v", tt.turn, now-epoch, got, want*time.Second)
 			}
 			now = m.deadline()
 			m.step(now, event{kind: timer})
+		}
+	}
+}
+
+// TestTurns: however many addresses wait for a table, all together ask at one rate, and each within ten minutes.
+func TestTurns(t *testing.T) {
+	for _, waiting := range []int{1, 100, 4000, 20_000} {
+		l := &loop{}
+		for range waiting {
+			m := newMachine(carried(), false, true)
+			m.step(epoch, event{kind: start})
+			l.sessions = append(l.sessions, &session{lease: m})
+		}
+		now, last := epoch, epoch
+		for n := range 3 * min(waiting, 5000) {
+			turn := l.nextTurn(now)
+			if in := min(time.Duration(waiting)*turnEvery, refusedFor); turn > now+in {
+				t.Fatalf("%d addresses: the turn of refusal %d is in %v, want it within %v", waiting, n, turn-now, in)
+			}
+			if waiting*int(turnEvery) < int(refusedFor) && n < waiting && turn < last+turnEvery {
+				t.Fatalf("%d addresses: turns at %v and %v", waiting, last, turn)
+			}
+			if last = turn; n >= waiting {
+				now += turnEvery // as they ask
+			}
 		}
 	}
 }

@@ -36,7 +36,7 @@ func (l *loop) receive(p packet) {
 		l.learn(p.to, p.reply.Marking)
 		ev := event{kind: replied, reply: p.reply}
 		if p.reply.Code == wire.Exhausted {
-			ev.ask = l.asking()
+			ev.turn = l.nextTurn(wire.Now())
 		}
 		l.feed(p.to, ev)
 	case p.err != nil:
@@ -56,8 +56,12 @@ func (l *loop) receive(p packet) {
 	}
 }
 
+// noise logs a datagram that any user can send.
 func (l *loop) noise(p packet, msg string) {
 	if l.clamour.Allow() {
+		if err := wire.Unread(p.cred); p.err == nil && p.cred.UID == 0 && err != nil {
+			p.err, msg = err, "datagram ignored, since it cannot be found out now whether its sender is root of this host"
+		}
 		args := []any{"uid", p.cred.UID, "pid", p.cred.PID, "from", p.from.String()}
 		if p.err != nil {
 			args = append(args, "err", p.err)
@@ -186,14 +190,4 @@ func (l *loop) reply(s *session, to wire.Addr, r wire.Reply) {
 	if errs := s.conn.Send(wire.Message{Data: r.Append(nil), To: to}); errs != nil {
 		s.log.Debug("reply not delivered", "err", errs[0])
 	}
-}
-
-// asking is how many addresses ask for a table.
-func (l *loop) asking() (n int) {
-	for _, s := range l.sessions {
-		if s.lease.asks() {
-			n++
-		}
-	}
-	return n
 }

@@ -39,6 +39,7 @@ type host struct {
 	excluded    map[string]bool            // links of which it was said that the configuration leaves them alone
 	retried     map[wire.Key]bool          // refused addresses that are asked for all the same
 	order       map[lane][]uint32          // tables in the order of their unbound rules
+	shortage    shortage
 	heals       *rate.Limiter
 	blame       blame
 	memory      remember.Dir // of this network namespace, see remembered; "": none

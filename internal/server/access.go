@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -23,15 +24,19 @@ type access struct {
 
 type standingOf struct {
 	wire.Standing
-	until time.Duration
+	until  time.Duration
+	unread error // why it is Silent
 }
 
 // standingFor is how long the standing of a process is cached, so that a flood of datagrams does not make the server
 // read /proc each time. No pid is used again so soon.
 const standingFor = 100 * time.Millisecond
 
+// errUnsaid says that /proc was silent, and is not any more.
+var errUnsaid = errors.New("it did not answer")
+
 // errSilent says that nobody knows what uid 0 of a sender is worth.
-var errSilent = errors.New("/proc cannot be read now, so whether the sender is root of this host is not known: ask later")
+var errSilent = errors.New("whether the sender is root of this host is not known: ask later")
 
 func newAccess(cfg Config) *access {
 	a := &access{
@@ -60,7 +65,10 @@ func (a *access) standing(cred wire.Cred) wire.Standing {
 		if len(a.standings) >= most {
 			clear(a.standings)
 		}
-		known = standingOf{wire.StandingOf(cred), a.now + standingFor}
+		known = standingOf{Standing: wire.StandingOf(cred), until: a.now + standingFor}
+		if known.Standing == wire.Silent {
+			known.unread = wire.Unread(cred)
+		}
 		a.standings[cred.PID] = known
 	}
 	a.hidden = a.hidden || known.Standing == wire.Hidden
@@ -91,7 +99,7 @@ func (a *access) check(cred wire.Cred) error {
 	case a.first(cred), slices.Contains(a.uids, cred.UID):
 		return nil
 	case cred.UID == 0 && a.standing(cred) == wire.Silent:
-		return errSilent
+		return fmt.Errorf("/proc cannot be read now (%w), so %w", cmp.Or(a.standings[cred.PID].unread, errUnsaid), errSilent)
 	case cred.UID == 0 && a.standing(cred) == wire.Gone:
 		return errors.New("the sender has ended, so it can release only what it leased itself")
 	case cred.UID == 0: // it can have any group

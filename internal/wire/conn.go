@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"os"
 	"strconv"
@@ -231,6 +232,25 @@ var largeBatches sync.Pool
 
 // Addr returns the address that the connection is bound to.
 func (c *Conn) Addr() Addr { return c.addr }
+
+// Room returns how many descriptors this process may have, and how many of them are free at most. The kernel gives the lowest
+// one that is free, so all below that of a new connection are in use.
+func (c *Conn) Room() (free, limit int) {
+	limit = MaxDescriptors()
+	if err := c.raw.Control(func(fd uintptr) { free = limit - int(fd) - 1 }); err != nil {
+		return 0, limit // closed
+	}
+	return free, limit
+}
+
+// MaxDescriptors returns how many descriptors this process may have now.
+func MaxDescriptors() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return math.MaxInt32
+	}
+	return int(min(limit.Cur, math.MaxInt32))
+}
 
 // Close ends a Receive that waits.
 func (c *Conn) Close() error { return c.file.Close() }

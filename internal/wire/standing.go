@@ -39,8 +39,18 @@ func StandingOf(cred Cred) Standing {
 	return standingBy(cred, standingOf)
 }
 
+// Unread returns why the standing of a sender is not known now: /proc does not answer, say, or too many files are open. It
+// returns nil if it is known.
+func Unread(cred Cred) error {
+	if cred.PID <= 0 {
+		return nil
+	}
+	_, _, err := standings.ask(cred.PID, standingOf)
+	return err
+}
+
 func standingBy(cred Cred, read func(pid int32) (Standing, error)) Standing {
-	standing, process := standings.ask(cred.PID, read)
+	standing, process, _ := standings.ask(cred.PID, read) // Unread says why
 	switch {
 	case cred.Process != 0 && process != 0 && cred.Process != process:
 		return Gone // another process has the pid
@@ -118,8 +128,8 @@ var (
 )
 
 // ask reads what /proc says of the process that has a pid now or, while /proc is silent, returns what it said of that process
-// last. A nil value is not known.
-func (s *said[T]) ask(pid int32, read func(pid int32) (T, error)) (*T, Process) {
+// last. A nil value is not known, and the error says why, unless the process has ended.
+func (s *said[T]) ask(pid int32, read func(pid int32) (T, error)) (*T, Process, error) {
 	const most = 1024 // processes, so that many senders do not use up the memory
 	process := ProcessOf(pid)
 	s.mu.Lock()
@@ -127,7 +137,7 @@ func (s *said[T]) ask(pid int32, read func(pid int32) (T, error)) (*T, Process) 
 	s.mu.Unlock()
 	known = known && (last.process == process || process == 0)
 	if known && process != 0 && Now() < last.until { // else the process may have ended since
-		return &last.value, process
+		return &last.value, process, nil
 	}
 	value, err := outside.Ask(outside.Proc, procLimit, func() (T, error) {
 		outside.Reach(outside.Proc)
@@ -136,11 +146,11 @@ func (s *said[T]) ask(pid int32, read func(pid int32) (T, error)) (*T, Process) 
 	again := ProcessOf(pid)
 	switch {
 	case err != nil && known:
-		return &last.value, process
+		return &last.value, process, nil
 	case err != nil:
-		return nil, process
+		return nil, process, err
 	case again != process && again != 0: // it was read of two
-		return nil, ended
+		return nil, ended, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,7 +158,7 @@ func (s *said[T]) ask(pid int32, read func(pid int32) (T, error)) (*T, Process) 
 		clear(s.of)
 	}
 	s.of[pid] = answerOf[T]{value, process, Now() + askAgain}
-	return &value, process
+	return &value, process, nil
 }
 
 // everyUID is the uid_map of the first user namespace.
@@ -160,7 +170,7 @@ func InOwnPIDNamespace(cred Cred) bool {
 	if cred.PID <= 0 {
 		return true // no process below has no number here
 	}
-	is, process := ownPIDs.ask(cred.PID, inOwnPIDNamespace)
+	is, process, _ := ownPIDs.ask(cred.PID, inOwnPIDNamespace) // Unread says why
 	return is != nil && *is && (cred.Process == 0 || process == 0 || cred.Process == process)
 }
 

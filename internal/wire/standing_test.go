@@ -89,7 +89,7 @@ func TestStandingOfEnding(t *testing.T) {
 func TestSaidOfAnotherProcess(t *testing.T) {
 	pid := int32(os.Getpid())
 	s := said[bool]{of: make(map[int32]answerOf[bool])}
-	if is, process := s.ask(pid, func(int32) (bool, error) { return true, nil }); is == nil || !*is || process != ProcessOf(pid) {
+	if is, process, _ := s.ask(pid, func(int32) (bool, error) { return true, nil }); is == nil || !*is || process != ProcessOf(pid) {
 		t.Fatalf("got %v of %v", is, process)
 	}
 	release := make(chan struct{})
@@ -103,14 +103,14 @@ func TestSaidOfAnotherProcess(t *testing.T) {
 		s.of[pid] = of
 	}
 	age(ProcessOf(pid))
-	if is, _ := s.ask(pid, nil); is == nil || !*is {
+	if is, _, _ := s.ask(pid, nil); is == nil || !*is {
 		t.Errorf("of the process itself: got %v, want true", is)
 	}
 	if ProcessOf(pid) == 0 {
 		return // this kernel does not tell processes of one pid apart
 	}
 	age(ProcessOf(pid) + 1)
-	if is, _ := s.ask(pid, nil); is != nil {
+	if is, _, _ := s.ask(pid, nil); is != nil {
 		t.Errorf("of another process: got %v, want nothing", *is)
 	}
 }

@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// mayOpen sets how many descriptors a process may have; -1: no more than it has now.
+func (p *process) mayOpen(limit int) {
+	p.t.Helper()
+	pid := p.cmd.Process.Pid
+	for n := 0; limit < 0; n++ { // the lowest one that is free
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", pid, n)); err != nil {
+			limit = n
+		}
+	}
+	var old unix.Rlimit
+	err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &old)
+	if err == nil {
+		err = unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(limit), Max: old.Max}, nil)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// TestWatchFewDescriptors: a watch that may not open a descriptor for each address serves as many as it can, says how many it
+// leaves out and what to do, and serves these, too, once it may.
+func TestWatchFewDescriptors(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0")
+	h.serve()
+	p := h.watch()
+	p.mayOpen(30)
+	const all = 30
+	var add strings.Builder
+	for n := range all {
+		fmt.Fprintf(&add, "address add 10.77.0.%d/24 dev wan0\n", 2+n)
+	}
+	h.ns.Batch(t, add.String())
+	served := func() int { return strings.Count(strings.Join(h.rules(), "\n"), ": from 10.77.0.") }
+	p.waitLog("so some are not served: raise LimitNOFILE= of the unit, or ulimit -n")
+	eventually(t, "it serves some addresses", func() error {
+		if n := served(); n < 2 || n == all {
+			return fmt.Errorf("%d are served", n)
+		}
+		return nil
+	})
+	if log := p.log.String(); strings.Contains(log, "not trusted") || strings.Contains(log, "too many open files") {
+		t.Errorf("it wrote:\n%s", log)
+	}
+	p.mayOpen(1000)
+	h.ns.IP(t, "address add 10.77.0.99/24 dev wan0")
+	eventually(t, "it serves all", func() error {
+		if n := served(); n != all+1 {
+			return fmt.Errorf("%d are served", n)
+		}
+		return nil
+	})
+	p.waitLog("there are descriptors for all addresses again")
+}
+
+// TestClientFewDescriptors: a client that cannot find out who answers says why, and takes the answer once it can.
+func TestClientFewDescriptors(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	p := h.start(h.command("-f", "-4", "-a", "10.77.0.2", "-i", "wan0", "--routes", "copy"))
+	p.waitLog("cannot reach the server")
+	p.mayOpen(-1)
+	h.serve()
+	p.waitLog("cannot be found out now whether its sender is root of this host")
+	p.waitLog("too many open files")
+	if strings.Contains(p.log.String(), "not trusted") {
+		t.Error("it says that the server is not trusted")
+	}
+	p.mayOpen(1000)
+	p.waitLog("has table 10000")
+	eventually(t, "its rules stand", func() error {
+		if !strings.Contains(strings.Join(h.rules(), "\n"), "from 10.77.0.2 lookup 10000") {
+			return errors.New(strings.Join(h.rules(), "\n"))
+		}
+		return nil
+	})
+}
