@@ -12,19 +12,24 @@ import (
 // them is granted a table, there may be more: the next ones ask at once, and as many for each of these that is granted one.
 const (
 	turnEvery = 150 * time.Millisecond
+	together  = time.Second // those of a second ask together: a wake-up reads all sessions
 	hastened  = 4
 )
 
+// need is what addresses have in common for which the same addresses may give their tables.
+type need struct {
+	family, index int
+	deprecated    bool
+}
+
+// giversEvery is how often it is looked for an address that gives its table for another one of a link, while there is none.
+const giversEvery = time.Second
+
 // nextTurn is when an address may ask again that the server has no table for.
 func (l *loop) nextTurn(now time.Duration) time.Duration {
-	waiting := time.Duration(0)
-	for _, s := range l.sessions {
-		if s.lease.asks() {
-			waiting++
-		}
-	}
-	l.lastTurn = min(max(now, l.lastTurn)+turnEvery, now+min(waiting*turnEvery, refusedFor))
-	return l.lastTurn
+	most := time.Duration(len(l.sessions)) * turnEvery // if addresses went that waited
+	l.lastTurn = min(max(now, l.lastTurn)+turnEvery, now+min(most, refusedFor))
+	return (l.lastTurn + together - 1).Truncate(together)
 }
 
 // hasten has those addresses of a family ask whose turn comes first.
@@ -47,7 +52,8 @@ func (l *loop) hasten(family int) {
 // the server has none left. Another client may take that table first, so no second one gives its table for it soon.
 func (h *host) exhausted(needy *session) {
 	now := wire.Now()
-	if now < needy.givenUntil || !h.routed(needy) {
+	from := need{needy.family(), needy.inst.Index, needy.deprecated}
+	if now < needy.givenUntil || now < h.nobodyGives[from] || !h.routed(needy) {
 		return
 	}
 	var givers []*session // few, where thousands wait for a table
@@ -72,6 +78,7 @@ func (h *host) exhausted(needy *session) {
 		giver, why = crowdedGiver(needy, givers, leases)
 	}
 	if giver == nil {
+		h.nobodyGives[from] = now + giversEvery
 		return
 	}
 	h.refused[giver.lease.uplink.Key] = now + refusedFor

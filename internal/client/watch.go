@@ -40,6 +40,7 @@ type host struct {
 	retried     map[wire.Key]bool          // refused addresses that are asked for all the same
 	order       map[lane][]uint32          // tables in the order of their unbound rules
 	shortage    shortage
+	nobodyGives map[need]time.Duration // until when
 	heals       *rate.Limiter
 	blame       blame
 	memory      remember.Dir // of this network namespace, see remembered; "": none
@@ -79,15 +80,16 @@ type Reload struct {
 
 func newHost(l *loop, cfg WatchConfig, clean bool) *host {
 	return &host{
-		loop:     l,
-		config:   cfg,
-		clean:    clean,
-		foreign:  make(map[wire.Key]time.Duration),
-		ended:    make(map[wire.Key]bool),
-		refused:  make(map[wire.Key]time.Duration),
-		excluded: make(map[string]bool),
-		heals:    rate.NewLimiter(rate.Every(healEvery), healBurst),
-		alive:    heartbeat{cfg.Alive, cfg.AlivePeriod, wire.Now()},
+		loop:        l,
+		config:      cfg,
+		clean:       clean,
+		foreign:     make(map[wire.Key]time.Duration),
+		ended:       make(map[wire.Key]bool),
+		refused:     make(map[wire.Key]time.Duration),
+		excluded:    make(map[string]bool),
+		nobodyGives: make(map[need]time.Duration),
+		heals:       rate.NewLimiter(rate.Every(healEvery), healBurst),
+		alive:       heartbeat{cfg.Alive, cfg.AlivePeriod, wire.Now()},
 	}
 }
 
