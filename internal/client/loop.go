@@ -293,6 +293,9 @@ func (l *loop) feed(s *session, ev event) {
 	for _, a := range actions {
 		l.do(s, a)
 	}
+	if silent := ev.kind == timer && s.lease.sends > 1 && s.lease.why == ""; s.lease.state == asking && (silent || ev.kind == unreachable) {
+		l.scope.unanswered(s)
+	}
 	if ev.kind == replied && before == held && !s.lease.away {
 		_ = l.restoreRules(s) // at each renewal, in case that an event was lost. It warns
 	}

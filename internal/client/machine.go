@@ -88,6 +88,7 @@ type event struct {
 	kind  eventKind
 	reply wire.Reply
 	turn  time.Duration // of replied: when it is this machine's turn to ask again, if the server has no table left
+	table uint32        // of inherited
 	err   error         // of rulesPlaced and unreachable
 	why   string        // of end, addressGone and linkGone
 	newer uplink.Uplink // of replaced
@@ -108,28 +109,9 @@ const (
 	replaced              // a newer call brought another tag or other settings: newer
 	called                // somebody waits for the table
 	freed                 // a table was given back for this machine
+	inherited             // nobody answers, and rules of the process before lead to table
 	succeeded             // a machine for the link's new name answers the caller
 	end                   // a signal, or another client, wants the end: why
-)
-
-// action is something to do, in order.
-type action struct {
-	kind    actionKind
-	request wire.Request
-	table   uint32
-	why     string
-}
-
-type actionKind int
-
-const (
-	send       actionKind = iota // request
-	placeRules                   // and routes, for table; those of a table before it go; rulesPlaced follows
-	clearRules                   // and routes, of table
-	block                        // clearRules, but nothing may leave from the address if it returns
-	fallBack                     // give main the routes, while there is no lease
-	report                       // table (0: none, and why) to the caller
-	finish                       // nothing is left to do: why
 )
 
 // newMachine makes the machine of an uplink. awaited reports whether a caller waits for the table, watched whether
@@ -184,6 +166,11 @@ func (m *machine) step(now time.Duration, ev event) []action {
 	case freed:
 		if m.asks() {
 			return m.ask(now)
+		}
+	case inherited:
+		if m.state == asking {
+			m.expires = now
+			return m.leased(ev.table)
 		}
 	case succeeded:
 		m.reported = true
@@ -332,9 +319,13 @@ func (m *machine) granted(now time.Duration, r wire.Reply) []action {
 		m.due = m.renewal(now)
 		return nil
 	}
+	return m.leased(r.Table)
+}
+
+func (m *machine) leased(table uint32) []action {
 	m.enter(placing)
-	m.table = r.Table
-	return []action{{kind: placeRules, table: m.table}}
+	m.table = table
+	return []action{{kind: placeRules, table: table}}
 }
 
 // renewal is half the lease from now, within bounds.

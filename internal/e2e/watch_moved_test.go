@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -54,6 +55,63 @@ func TestWatchMovedOrphans(t *testing.T) {
 			if got := defaults(); got != before {
 				t.Errorf("main has %q, want %q", got, before)
 			}
+		})
+	}
+}
+
+// TestWatchWithoutServer: a watch that is started while the server is away goes on with the tables of the watch before, whose
+// rules stand: they follow main, and the rules go with the address. The server that comes confirms them.
+func TestWatchWithoutServer(t *testing.T) {
+	for name, options := range map[string][]string{"copy": {"--routes", "copy"}, "move": {"--routes", "move", "--on-loss", "block"}} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.link("wan0", "10.77.0.2/24", "10.77.0.3/24")
+			h.link("wan1", "10.78.0.2/24")
+			h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 1")
+			h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 metric 2")
+			server := h.serve()
+			watch := h.watch(options...)
+			h.served("10.77.0.2")
+			h.served("10.77.0.3")
+			h.served("10.78.0.2")
+			tables := make(map[string]uint32)
+			for _, addr := range []string{"10.77.0.2", "10.77.0.3", "10.78.0.2"} {
+				tables[addr] = h.tableNumber(addr)
+			}
+			server.kill()
+			watch.kill()
+			h.ns.IP(t, "route replace default via 10.77.0.9 dev wan0 metric 1")
+			h.ns.IP(t, "address del 10.77.0.3/24 dev wan0")
+			watch = h.watch(options...)
+			leaves := func(addr, gateway string) {
+				t.Helper()
+				eventually(t, addr+" leaves through "+gateway, func() error {
+					got, err := h.ns.Output("ip", "route", "get", "198.51.100.1", "from", addr)
+					if err != nil || !strings.Contains(got, "via "+gateway+" ") || !strings.Contains(got, fmt.Sprintf("table %d", tables[addr])) {
+						return fmt.Errorf("%s: %v", got, err)
+					}
+					return nil
+				})
+			}
+			leaves("10.77.0.2", "10.77.0.9")
+			h.ns.IP(t, "route replace default via 10.77.0.8 dev wan0 metric 1")
+			leaves("10.77.0.2", "10.77.0.8")
+			h.ns.IP(t, "address del 10.78.0.2/24 dev wan1")
+			eventually(t, "rules of addresses that went are gone", func() error {
+				if rules := strings.Join(h.rules(), "\n"); strings.Contains(rules, "10.77.0.3") || strings.Contains(rules, "10.78.0.2") {
+					return errors.New(rules)
+				}
+				return nil
+			})
+			h.serve()
+			eventually(t, "the server confirms the lease", func() error {
+				if leases := strings.Join(h.leases(), "\n"); !strings.Contains(leases, fmt.Sprintf("%d|inet|wan0|10.77.0.2||0", tables["10.77.0.2"])) {
+					return errors.New(leases)
+				}
+				return nil
+			})
+			leaves("10.77.0.2", "10.77.0.8")
+			watch.waitLog("the server answers again")
 		})
 	}
 }

@@ -47,7 +47,11 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 	if held.Left == 0 { // its holder does not say, as those of versions before
 		row.LeaseLeft = max(held.Expires-wire.Seconds(wire.Now()), 0)
 	}
-	if stopped := server.finding(", lease ends in " + (time.Duration(row.LeaseLeft) * time.Second).String()); stopped != nil {
+	ends := ", lease ran out"
+	if row.LeaseLeft > 1 { // a holder never says less
+		ends = ", lease ends in " + (time.Duration(row.LeaseLeft) * time.Second).String()
+	}
+	if stopped := server.finding(ends); stopped != nil {
 		row.Findings = append(row.Findings, *stopped)
 	}
 	if exe, is := outdated(held.PID); is {

@@ -35,12 +35,12 @@ func (r *Rules) adopt() error {
 	if r.adopted {
 		return nil
 	}
-	r.adopted = true
 	host := r.Uplink.Host()
 	rules, err := r.env.Kernel.RulesWhere(r.Uplink.Family(), func(rule *route.Rule) bool { return rule.Src == host })
 	if err != nil {
 		return err
 	}
+	r.adopted = true
 	r.tables, r.originals = r.Uplink.Leftovers(rules)
 	if len(rules) == 0 {
 		return nil
@@ -54,6 +54,19 @@ func (r *Rules) adopt() error {
 		clear(r.originals)
 	}
 	return nil
+}
+
+// Former returns the table that rules of an earlier client of ours lead to; 0 if there is none, or more than one.
+func (r *Rules) Former() (table uint32, err error) {
+	if !r.Uplink.IsAddress() {
+		return 0, nil
+	}
+	if err := r.adopt(); err != nil || len(r.tables) != 1 {
+		return 0, err
+	}
+	for table = range r.tables {
+	}
+	return table, nil
 }
 
 // place makes the rules those of table, and deletes what was adopted or placed before. If the caller places routes
