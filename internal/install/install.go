@@ -374,10 +374,6 @@ func (i *Installation) Missing(table uint32) string {
 
 // missingRoutes says which routes the table has to have and has not, and which of another program it has.
 func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string, err error) {
-	have, err := i.env.Kernel.Routes(i.Uplink.Family(), table)
-	if err != nil {
-		return nil, err
-	}
 	if image := i.env.Picture.largeMain(i.Uplink.Family()); image != nil && image.Left() > 0 {
 		lost = append(lost, fmt.Sprintf("%d routes (above max_routes)", image.Left()))
 	}
@@ -388,26 +384,53 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 		}
 		return i.env.RouteText(r)
 	}
-	there := make(map[uplink.Way]bool, len(have))
-	var foreign []string // the last, since an answer has little room
-	for _, r := range have {
-		if !ours(r) {
-			foreign = append(foreign, "only ours (another program's is "+text(r)+")")
-			continue
-		}
-		there[uplink.WayOf(r)] = true
+	plan := i.Uplink.Plan(m, table)
+	missing, foreign, err := i.compare(plan, table)
+	if err != nil {
+		return nil, err
 	}
-	toAll := false
-	for _, want := range i.Uplink.Plan(m, table) {
-		toAll = toAll || want.Dst.Bits() == 0
-		if !there[uplink.WayOf(want)] {
-			lost = append(lost, "route "+text(want))
-		}
+	for _, r := range missing {
+		lost = append(lost, "route "+text(r))
 	}
-	if i.routes.toAll && !toAll {
+	if i.routes.toAll && !slices.ContainsFunc(plan, func(r route.Route) bool { return r.Dst.Bits() == 0 }) {
 		lost = append(lost, "the default route that main had over the link")
 	}
-	return append(lost, foreign...), nil
+	for _, r := range foreign { // the last, since an answer has little room
+		lost = append(lost, "only ours (another program's is "+text(r)+")")
+	}
+	return lost, nil
+}
+
+// compare returns the routes of plan that the table has not, and those of others that it has. While routes change, a dump that
+// is read once may lack some: what it lacks is looked for in one that is whole.
+func (i *Installation) compare(plan []route.Route, table uint32) (missing, foreign []route.Route, err error) {
+	wanted := make(map[uplink.Way]bool, len(plan)) // and whether it is there
+	for _, r := range plan {
+		wanted[uplink.WayOf(r)] = false
+	}
+	note := func(r route.Route) {
+		if !ours(r) {
+			foreign = append(foreign, r)
+		} else if _, is := wanted[uplink.WayOf(r)]; is {
+			wanted[uplink.WayOf(r)] = true
+		}
+	}
+	lacks := func(r route.Route) bool { return !wanted[uplink.WayOf(r)] }
+	err = i.env.Kernel.EachRoute(i.Uplink.Family(), table, note)
+	if err == nil && slices.ContainsFunc(plan, lacks) {
+		var have []route.Route
+		have, err = i.env.Kernel.Routes(i.Uplink.Family(), table)
+		foreign = nil
+		for _, r := range have {
+			note(r)
+		}
+	}
+	for _, r := range plan {
+		if lacks(r) {
+			missing = append(missing, r)
+		}
+	}
+	return missing, foreign, err
 }
 
 // Routes is how many routes the table had after the last sync.

@@ -172,6 +172,11 @@ func (c *Conn) EachOfOurs(family int, table uint32, f func(Route)) error {
 	return c.eachRoute(family, filter{table: table, protocol: Protocol}, f)
 }
 
+// EachRoute is EachOfOurs for the routes of all programs.
+func (c *Conn) EachRoute(family int, table uint32, f func(Route)) error {
+	return c.eachRoute(family, filter{table: table}, f)
+}
+
 // eachRoute calls f for each route of a dump. What changes meanwhile may be missing: the events of it come later.
 func (c *Conn) eachRoute(family int, selected filter, f func(Route)) error {
 	const bitsAt = 1 // of the destination, in the header of a route
