@@ -401,6 +401,7 @@ func (h *host) startSession(u uplink.Uplink, a route.Address, conn *wire.Conn) {
 	u, saved := h.loadSettings(u, a, log)
 	s := h.add(newMachine(u, false, true), conn)
 	s.inst.Index, s.inst.Present, s.inst.Usable, s.created = a.Index, true, !a.Tentative(), a.Created
+	s.deprecated = a.Flags&unix.IFA_F_DEPRECATED != 0
 	s.again, s.hooked, s.saved = h.retried[u.Key], saved != remembered{}, saved
 	s.inst.AdoptServers()
 	h.feed(s, event{kind: start})

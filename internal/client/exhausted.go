@@ -22,7 +22,8 @@ type need struct {
 	deprecated    bool
 }
 
-// giversEvery is how often it is looked for an address that gives its table for another one of a link, while there is none.
+// giversEvery is how often it is looked for an address that gives its table for others of a link that have asked before, while
+// there is none.
 const giversEvery = time.Second
 
 // nextTurn is when an address may ask again that the server has no table for.
@@ -53,7 +54,8 @@ func (l *loop) hasten(family int) {
 func (h *host) exhausted(needy *session) {
 	now := wire.Now()
 	from := need{needy.family(), needy.inst.Index, needy.deprecated}
-	if now < needy.givenUntil || now < h.nobodyGives[from] || !h.routed(needy) {
+	lookedFor := needy.lease.sends > 1 && now < h.nobodyGives[from]
+	if now < needy.givenUntil || lookedFor || !h.routed(needy) {
 		return
 	}
 	var givers []*session // few, where thousands wait for a table
