@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
@@ -82,7 +83,7 @@ func TestWatchWithoutServer(t *testing.T) {
 			watch.kill()
 			h.ns.IP(t, "route replace default via 10.77.0.9 dev wan0 metric 1")
 			h.ns.IP(t, "address del 10.77.0.3/24 dev wan0")
-			watch = h.watch(options...)
+			h.watch(options...)
 			leaves := func(addr, gateway string) {
 				t.Helper()
 				eventually(t, addr+" leaves through "+gateway, func() error {
@@ -103,6 +104,11 @@ func TestWatchWithoutServer(t *testing.T) {
 				}
 				return nil
 			})
+			for _, suffix := range []string{"", "-wal", "-shm"} { // or a lease from before would do
+				if err := os.Remove(h.db + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
 			h.serve()
 			eventually(t, "the server confirms the lease", func() error {
 				if leases := strings.Join(h.leases(), "\n"); !strings.Contains(leases, fmt.Sprintf("%d|inet|wan0|10.77.0.2||0", tables["10.77.0.2"])) {
@@ -111,7 +117,6 @@ func TestWatchWithoutServer(t *testing.T) {
 				return nil
 			})
 			leaves("10.77.0.2", "10.77.0.8")
-			watch.waitLog("the server answers again")
 		})
 	}
 }
