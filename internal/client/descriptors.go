@@ -18,12 +18,13 @@ var errFull = errors.New("too few descriptors are free")
 
 // shortage is how many addresses have no session since each of them takes a descriptor.
 type shortage struct {
-	limit int // of descriptors, since the last address that had none; 0: there are enough
-	left  int // addresses
-	told  int // addresses of which the log has said so
+	limit int  // of descriptors, since the last address that had none; 0: there are enough
+	all   bool // the limit is that of the host
+	left  int  // addresses
+	told  int  // addresses of which the log has said so
 }
 
-func (f *shortage) begin() { f.limit, f.left = 0, 0 }
+func (f *shortage) begin() { f.limit, f.all, f.left = 0, false, 0 }
 
 // open binds a name of the holder of key, unless too few descriptors are free then. After the first address that is left out
 // it tries no other one.
@@ -32,8 +33,8 @@ func (h *host) open(key wire.Key, as string) (*wire.Conn, error) {
 		return nil, errFull
 	}
 	conn, err := peer.Open(key, as)
-	if errors.Is(err, syscall.EMFILE) {
-		h.shortage.limit = wire.MaxDescriptors()
+	if all := errors.Is(err, syscall.ENFILE); all || errors.Is(err, syscall.EMFILE) {
+		h.shortage.limit, h.shortage.all = wire.MaxDescriptors(), all
 		return nil, errFull
 	}
 	if err != nil {
@@ -52,6 +53,8 @@ func (f *shortage) tell(log *slog.Logger) {
 	case f.left == f.told:
 	case f.left == 0:
 		log.Info("there are descriptors for all addresses again")
+	case f.all:
+		log.Error("the host has no descriptor left, so some addresses are not served: see sysctl fs.file-nr and fs.file-max", "not_served", f.left)
 	default:
 		log.Error("this process may not open one descriptor for each address, so some are not served: raise LimitNOFILE= of the unit, or ulimit -n",
 			"not_served", f.left, "limit", f.limit)
