@@ -24,6 +24,9 @@ func (c *chooser) serve() error {
 	if err == nil {
 		return nil
 	}
+	if !errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("the command uplinks cannot ask this process: %w", err)
+	}
 	pid, is, unknown := uplinks.Chooser()
 	if unknown == nil {
 		c.yields = is
