@@ -28,20 +28,6 @@ func (h *host) tables() map[uint32]bool {
 	return tables
 }
 
-// unanswered has a session go on with the table that the watch before this one had for its address, if the rules stand: its
-// routes have to follow main also while there is no server. No server leases a number that rules lead to.
-func (h *host) unanswered(s *session) {
-	table, err := s.inst.Rules.Former()
-	if s.warn("read the rules of the watch before", err); err != nil || !isLeased(table) {
-		return
-	}
-	if slices.ContainsFunc(h.sessions, func(other *session) bool { return other.lease.table == table && other.family() == s.family() }) {
-		return
-	}
-	s.log.Warn("the server does not answer; the table stays in use that the rules of this address lead to", "table", table)
-	h.feed(s, event{kind: inherited, table: table})
-}
-
 func (h *host) collectStale() {
 	if err := h.collect(); err != nil {
 		h.log.Error("cannot remove stale rules and routes", "err", err)

@@ -271,6 +271,9 @@ func (l *loop) fireSession(s *session, now time.Duration) {
 
 // feed steps a machine and does what it wants.
 func (l *loop) feed(s *session, ev event) {
+	if ev.kind == unreachable || ev.kind == timer {
+		l.inherit(s, ev.kind == unreachable)
+	}
 	before, away := s.lease.state, s.lease.away
 	actions := s.lease.step(wire.Now(), ev)
 	l.tellAway(s, away)
@@ -292,9 +295,6 @@ func (l *loop) feed(s *session, ev event) {
 	}
 	for _, a := range actions {
 		l.do(s, a)
-	}
-	if silent := ev.kind == timer && s.lease.sends > 1 && s.lease.why == ""; s.lease.state == asking && (silent || ev.kind == unreachable) {
-		l.scope.unanswered(s)
 	}
 	if ev.kind == replied && before == held && !s.lease.away {
 		_ = l.restoreRules(s) // at each renewal, in case that an event was lost. It warns

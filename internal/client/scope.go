@@ -23,8 +23,6 @@ type scope interface {
 	settled(*session)
 	// exhausted hears that the server has no table left for a session.
 	exhausted(*session)
-	// unanswered hears that the server answers no request of a session that has no lease.
-	unanswered(*session)
 	// dropped hears that a session is over.
 	dropped(*session)
 	// wants reports whether addresses of a link get leases as they come.
@@ -42,7 +40,6 @@ func (lone) next() time.Duration    { return 0 }
 func (lone) runDue(time.Duration)   {}
 func (lone) settled(*session)       {}
 func (lone) exhausted(*session)     {}
-func (lone) unanswered(*session)    {}
 func (lone) dropped(*session)       {}
 func (lone) wants(uplink.Link) bool { return false }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -117,6 +118,39 @@ func TestWatchWithoutServer(t *testing.T) {
 				return nil
 			})
 			leaves("10.77.0.2", "10.77.0.8")
+		})
+	}
+}
+
+// TestClientWithoutServer: a client that a hook calls while the server is away, and whose holder was killed, goes on with the
+// table whose rules stand, by the gateway that the hook names.
+func TestClientWithoutServer(t *testing.T) {
+	for _, mode := range []string{"copy", "move"} {
+		t.Run(mode, func(t *testing.T) {
+			h := newHost(t)
+			h.link("wan0", "10.77.0.2/24")
+			server := h.serve()
+			table := h.lease("10.77.0.2", "wan0", "--routes", mode, "--gateway", "10.77.0.1")
+			rules := h.rules()
+			server.kill()
+			h.signalClients(syscall.SIGKILL)
+			h.waitNoClient()
+			if got := h.lease("10.77.0.2", "wan0", "--routes", mode, "--gateway", "10.77.0.9"); got != table {
+				t.Errorf("table %d, before %d", got, table)
+			}
+			h.waitRoutes(fmt.Sprint(table), ourNetwork, "default via 10.77.0.9 dev wan0 proto 116 src 10.77.0.2")
+			h.wantRules(rules...)
+			if main := h.ns.IP(t, "route"); strings.Contains(main, "default") {
+				t.Errorf("main has a default route:\n%s", main)
+			}
+			h.serve()
+			if got := h.lease("10.77.0.2", "wan0", "--routes", mode, "--gateway", "10.77.0.8"); got != table {
+				t.Errorf("table %d, before %d", got, table)
+			}
+			h.waitRoutes(fmt.Sprint(table), ourNetwork, "default via 10.77.0.8 dev wan0 proto 116 src 10.77.0.2")
+			h.wantRules(rules...)
+			h.ns.IP(t, "address del 10.77.0.2/24 dev wan0")
+			eventually(t, "nothing stays", func() error { return h.left("10.77.0.2") })
 		})
 	}
 }
