@@ -352,7 +352,7 @@ func (m *machine) refused(now time.Duration, r wire.Reply, turn time.Duration) [
 		if actions != nil {
 			m.due = now + peer.TryEvery
 		}
-		if m.watched && r.Code == wire.Exhausted { // after 2, 8, 32 seconds, and then each minute; one after the other if thousands ask
+		if m.watched && r.Code == wire.Exhausted && !m.queued { // after 2, 8, 32 seconds, and then each minute; one after the other if thousands ask
 			m.queued = true
 			m.due = max(turn, now+min(peer.TryEvery<<min(2*(m.sends-1), 16), exhaustedFor))
 		}

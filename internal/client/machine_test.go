@@ -475,6 +475,7 @@ func TestExhaustedIsAskedLessOften(t *testing.T) {
 		now := epoch
 		for _, want := range tt.want {
 			m.step(now, event{kind: replied, reply: wire.Refuse(wire.Exhausted, "no table is free"), turn: now + tt.turn*time.Second})
+			m.step(now, event{kind: replied, reply: wire.Refuse(wire.Exhausted, "no table is free"), turn: now + time.Hour}) // it was sent twice
 			if got := m.deadline() - now; got != want*time.Second {
 				t.Errorf("turn in %d s, after %v: asks again after %v, want %v", tt.turn, now-epoch, got, want*time.Second)
 			}

@@ -35,7 +35,7 @@ func (l *loop) receive(p packet) {
 		}
 		l.learn(p.to, p.reply.Marking)
 		ev := event{kind: replied, reply: p.reply}
-		if p.reply.Code == wire.Exhausted {
+		if p.reply.Code == wire.Exhausted && !p.to.lease.queued { // else it was asked for twice, and has its turn
 			ev.turn = l.nextTurn(wire.Now())
 		}
 		l.feed(p.to, ev)
