@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
@@ -11,6 +12,9 @@ import (
 func newNamespaces(t *testing.T) *crossing {
 	t.Helper()
 	c := newCrossingAlone(t)
+	if _, err := os.Stat("/proc/sys/net/ipv6/conf/all/force_forwarding"); err != nil {
+		sysctl(t, c.ns, "net/ipv6/conf/all/forwarding", "1") // before Linux 6.17 a host forwards IPv6 for all of its links or for none
+	}
 	c.privateRun()
 	c.serve()
 	c.watch("--routes", "copy", "--exclude", "lo,plain*")
@@ -80,6 +84,7 @@ func (c *crossing) namespaceTraces() string {
 		grep -e ' /run/netns/' -e '/.mnt/' /proc/self/mountinfo || :
 		ip -6 neigh show proxy
 		for f in /proc/sys/net/ipv4/conf/wan*/forwarding /proc/sys/net/ipv6/conf/wan*/force_forwarding /proc/sys/net/ipv6/conf/wan*/proxy_ndp /proc/sys/net/ipv6/conf/wan*/forwarding; do
+			[ -e /proc/sys/net/ipv6/conf/all/force_forwarding ] || case $f in */ipv6/*/forwarding) continue;; esac
 			[ ! -e $f ] || [ $(cat $f) = 0 ] || echo $f
 		done`)
 }
