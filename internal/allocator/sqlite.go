@@ -57,8 +57,8 @@ func (d *database) exec(text string, args ...driver.Value) error {
 }
 
 // query calls each with every row. The next row uses the memory of the row again.
-func (d *database) query(text string, each func(row []driver.Value) error, args ...driver.Value) (err error) {
-	rows, err := d.conn.QueryContext(context.Background(), text, ordered(nil, args))
+func (d *database) query(text string, each func(row []driver.Value) error) (err error) {
+	rows, err := d.conn.QueryContext(context.Background(), text, nil)
 	if err != nil {
 		return explain(err)
 	}

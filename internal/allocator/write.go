@@ -62,7 +62,11 @@ func (a *Allocator) Next() int64 {
 
 // Close stores all renewals and closes the database. The allocator is not usable afterwards.
 func (a *Allocator) Close(now int64) error {
-	return errors.Join(a.write(now, len(a.dirty)), a.store.close())
+	err := a.write(now, len(a.dirty))
+	if err != nil { // it need not come back
+		err = a.write(now, len(a.dirty))
+	}
+	return errors.Join(err, a.store.close())
 }
 
 // Writing returns how long transactions have taken in all, with the one that is under way. It may be

@@ -98,7 +98,7 @@ func (l *loop) followLarge(events []route.Event) map[int]bool {
 			}
 			s.inst.FollowChanges(s.lease.table, changes, events)
 			if l.env.Picture.Uncertain(family) {
-				s.lookIn(repairEvery)
+				s.lookLater()
 			}
 		}
 	}

@@ -177,7 +177,7 @@ func (l *loop) restoreRules(s *session) error {
 // restoreSoon is restoreRules at the rate of repairs.
 func (l *loop) restoreSoon(s *session) {
 	if !s.repairs.Allow() {
-		s.lookIn(repairEvery)
+		s.lookLater()
 		return
 	}
 	_ = l.restoreRules(s) // which warns

@@ -95,7 +95,7 @@ func (l *loop) keepForeign(s *session) error {
 // keepForeignSoon is keepForeign, which reads all rules, at the rate of repairs.
 func (l *loop) keepForeignSoon(s *session) {
 	if !l.foreign.Allow() {
-		s.lookIn(repairEvery) // which serves what is bound
+		s.lookLater() // which serves what is bound
 		return
 	}
 	s.warn(keepForeignRules, l.keepForeign(s))
@@ -145,7 +145,7 @@ func (l *loop) restoreLookups(s *session) {
 	}
 	if !s.repairs.Allow() {
 		s.warn("keep the rules", errors.New("another program deletes them again and again; they are restored once a second"))
-		s.lookIn(repairEvery)
+		s.lookLater()
 		return
 	}
 	l.serveBound(s)

@@ -165,7 +165,7 @@ func (s *session) hear(n news) {
 	case !n.lost[tableOf{s.family(), s.leased()}]: // most of these this process deleted itself
 	case s.repairs.Tokens() < 1:
 		s.warn("keep the routes", errors.New("another program deletes them again and again; they are restored once a second"))
-		s.lookIn(repairEvery)
+		s.lookLater()
 	default:
 		s.follow()
 		if s.inst.Restored() {
@@ -181,9 +181,9 @@ func (s *session) concernedByMain(n news) bool {
 		main.others && (s.lease.watched || s.lease.uplink.Settings.SpecificFirst)
 }
 
-// lookIn has the session looked at after a pause, or before.
-func (s *session) lookIn(in time.Duration) {
-	if at := wire.Now() + in; s.inst.RefreshAt == 0 || at < s.inst.RefreshAt {
+// lookLater has the session looked at after a pause, or before.
+func (s *session) lookLater() {
+	if at := wire.Now() + repairEvery; s.inst.RefreshAt == 0 || at < s.inst.RefreshAt {
 		s.inst.RefreshAt = at
 	}
 }

@@ -234,7 +234,7 @@ func (h *host) fill(e *Explanation, q route.Question) error {
 		e.Warnings = append(e.Warnings, fmt.Sprintf("%s is an address of %s: unless NAT replaces it, the provider of %s may drop the packet, and replies arrive on %s",
 			e.Result.Source, h.linkName(home), link.Name, h.linkName(home)))
 	}
-	return h.reverse(e, packet.Question, resolved, resolveErr, home)
+	return h.reverse(e, packet.Question, resolveErr, home)
 }
 
 // fillFromKernel is fill where there are too many routes to walk through.
@@ -246,7 +246,7 @@ func (h *host) fillFromKernel(e *Explanation, q route.Question, why error) error
 	matched, matchErr := h.kernel.Match(q)
 	e.Kernel = Kernel{Socket: why.Error(), GetRoute: h.answerText(matched, matchErr), Agrees: true}
 	e.Result = h.result(q, walk.Answer{Route: matched, Err: errnoOf(err)}, resolved, err, resolved.Src)
-	return h.reverse(e, q, resolved, err, 0)
+	return h.reverse(e, q, err, 0)
 }
 
 // steps are the rules that were looked at.
@@ -407,7 +407,7 @@ func (h *host) without(w *walk.World, p walk.Packet, last walk.Answer) []Without
 }
 
 // reverse asks whether replies are accepted, which arrive by home, or where the packet leaves if that is 0. IPv6 has no rp_filter.
-func (h *host) reverse(e *Explanation, q route.Question, resolved route.Route, resolveErr error, home int) error {
+func (h *host) reverse(e *Explanation, q route.Question, resolveErr error, home int) error {
 	source, _ := netip.ParseAddr(e.Result.Source) // none: nothing to reply to
 	if q.Iif != 0 {
 		source = q.Src

@@ -96,7 +96,7 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 		return row, err
 	}
 	if found == nil || found.Name != "waiting-dad" {
-		row.Findings = append(row.Findings, h.incomplete(c, held, routes, found)...)
+		row.Findings = append(row.Findings, h.incomplete(held, routes, found)...)
 	}
 	return row, nil
 }
@@ -105,7 +105,7 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 const missesSome = "misses rules or routes"
 
 // incomplete says what the rules and the table of an address lack, and which route of another program is in the table.
-func (h *host) incomplete(c candidate, held holder, routes []route.Route, found *Finding) (all []Finding) {
+func (h *host) incomplete(held holder, routes []route.Route, found *Finding) (all []Finding) {
 	missing := slices.DeleteFunc(strings.Split(held.Missing, ", "), func(part string) bool { return part == "" || strings.HasPrefix(part, "only ours") })
 	at := slices.IndexFunc(routes, func(r route.Route) bool { return r.Protocol != route.Protocol })
 	if at >= 0 && held.Missing != "" && held.Mode != string(uplink.NoRoutes) {

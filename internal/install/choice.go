@@ -141,14 +141,13 @@ func (p *Picture) KeptDefaults(family int) (Kept, error) {
 type Default struct {
 	Metric  uint32
 	Has     bool
-	Filling bool // the kernel may not have it yet
 	Gateway netip.Addr
 	Below   bool // it is that of the link which a macvlan is on, and works as that does
 }
 
 // Default returns that of the table of the lease.
 func (i *Installation) Default() Default {
-	return Default{i.routes.metric, i.routes.hasDefault, i.routes.filling != nil, i.routes.gateway, i.routes.isBelow}
+	return Default{i.routes.metric, i.routes.hasDefault, i.routes.gateway, i.routes.isBelow}
 }
 
 // Saw notes what another client has in place: rules, and in the table of its lease the best default route, if there is one.

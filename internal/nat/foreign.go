@@ -57,12 +57,6 @@ func Foreigners() (all []Foreign, err error) {
 	return all, nil
 }
 
-// Accepted returns how many rules of ours a chain has for a link.
-func (f Foreign) Accepted(link string) (int, error) {
-	_, rules, err := f.ours(link)
-	return len(rules), err
-}
-
 // Names reports whether a rule of a chain, whoever added it, names a link, or is for all whose name begins as its.
 func (f Foreign) Names(link string) (bool, error) {
 	c, err := open()

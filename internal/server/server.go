@@ -166,7 +166,11 @@ func closeAll(conns []*wire.Conn) {
 
 // thisEpoch returns the boot and the network namespace of the server: rules end with either of them.
 func thisEpoch(conn *wire.Conn) (allocator.Epoch, error) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	var id []byte
+	err := wire.Again(func() (err error) {
+		id, err = os.ReadFile("/proc/sys/kernel/random/boot_id")
+		return err
+	})
 	if err != nil {
 		return allocator.Epoch{}, fmt.Errorf("read boot id: %w", err)
 	}
