@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -96,4 +97,49 @@ const epoch = 1000 * time.Second
 
 func at(d time.Duration, ev event, next time.Duration, want ...string) moment {
 	return moment{d, ev, want, next}
+}
+
+// life is what happens to a machine, in order; without a machine of its own to that of cable.
+type life struct {
+	name    string
+	machine *machine
+	moments []moment
+}
+
+func live(t *testing.T, lives []life) {
+	for _, l := range lives {
+		t.Run(l.name, func(t *testing.T) {
+			m := l.machine
+			if m == nil {
+				m = newMachine(cable(), true, false)
+			}
+			for i, moment := range l.moments {
+				var got []string
+				for _, a := range m.step(epoch+moment.at, moment.ev) {
+					got = append(got, a.String())
+				}
+				if strings.Join(got, "; ") != strings.Join(moment.want, "; ") {
+					t.Errorf("moment %d: actions: got %q, want %q", i, got, moment.want)
+				}
+				want := moment.next
+				if want != never {
+					want += epoch
+				}
+				if got := m.deadline(); got != want {
+					t.Errorf("moment %d: deadline: got %v, want %v", i, got-epoch, want-epoch)
+				}
+			}
+		})
+	}
+}
+
+// heldLife is a life up to the moment when the rules stand, and what comes then; the lease ends at 100 s.
+func heldLife(more ...moment) []moment {
+	const s, ms = time.Second, time.Millisecond
+	return append([]moment{
+		at(0, event{kind: start}, 2*s, acquire),
+		at(0, seen, 2*s),
+		at(1*s, granted(10000, 1100), never, "place 10000"),
+		at(1*s, placed(nil), 50*s+500*ms, "report 10000"),
+	}, more...)
 }

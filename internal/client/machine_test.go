@@ -2,7 +2,6 @@ package client
 
 import (
 	"errors"
-	"strings"
 	"testing"
 	"time"
 
@@ -11,82 +10,10 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-func TestMachine(t *testing.T) {
+// TestMachineAsks: the first request, and what the caller is told.
+func TestMachineAsks(t *testing.T) {
 	const s, ms = time.Second, time.Millisecond
-	// begin is a case up to the moment when the rules stand; the lease ends at 100 s.
-	begin := []moment{
-		at(0, event{kind: start}, 2*s, acquire),
-		at(0, seen, 2*s),
-		at(1*s, granted(10000, 1100), never, "place 10000"),
-		at(1*s, placed(nil), 50*s+500*ms, "report 10000"),
-	}
-	after := func(more ...moment) []moment { return append(append([]moment(nil), begin...), more...) }
-	for _, tt := range []struct {
-		name    string
-		machine *machine
-		moments []moment
-	}{
-		{name: "renews at half the lease", moments: after(
-			at(50*s+499*ms, tick, 50*s+500*ms),
-			at(50*s+500*ms, tick, 52*s, acquire),
-			at(51*s, granted(10000, 1151), 101*s),
-			at(101*s, tick, 102*s+500*ms, acquire),
-		)},
-		{name: "the server is away and comes back", moments: after(
-			at(51*s, tick, 52*s+500*ms, acquire),
-			at(51*s, nobody, 52*s+500*ms),
-			at(52*s+500*ms, tick, 54*s, acquire),
-			at(54*s, tick, 55*s+500*ms, acquire),
-			at(500*s, tick, 501*s+500*ms, acquire), // long after the end of the lease
-			at(501*s, granted(10000, 1601), 551*s),
-		)},
-		{name: "another table", moments: after(
-			at(51*s, tick, 52*s+500*ms, acquire),
-			at(51*s, granted(10007, 1151), never, "place 10007"),
-			at(51*s, placed(nil), 101*s), // and no second report
-			at(60*s, gone, 60*s+300*ms, "clear 10007", release),
-			at(60*s, released, never, "finish: released"),
-		)},
-		{name: "another table, and the kernel refuses", moments: after(
-			at(51*s, tick, 52*s+500*ms, acquire),
-			at(51*s, granted(10007, 1151), never, "place 10007"),
-			at(51*s, placed(errors.New("not permitted")), 51*s+300*ms, "clear 10007", release),
-			at(51*s, released, never, "finish: released"),
-		)},
-		{name: "the address goes", moments: after(
-			at(20*s, gone, 20*s+300*ms, "clear 10000", release),
-			at(20*s, gone, 20*s+300*ms),
-			at(20*s, stopped, 20*s+300*ms),
-			at(20*s, granted(10000, 1120), 20*s+300*ms), // of a renewal that was under way
-			at(20*s, released, never, "finish: released"),
-			at(20*s, released, never),
-			at(20*s, stopped, never),
-			at(90*s, tick, never),
-		)},
-		{name: "a signal, and the server is silent", moments: after(
-			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
-			at(20*s+300*ms, tick, 20*s+600*ms, release),
-			at(20*s+600*ms, tick, 20*s+900*ms, release),
-			at(20*s+900*ms, tick, 21*s+200*ms, release),
-			at(21*s+200*ms, tick, 21*s+500*ms, release),
-			at(21*s+500*ms, tick, 21*s+800*ms, release),
-			at(21*s+800*ms, tick, 22*s+100*ms, release),
-			at(22*s+100*ms, tick, 22*s+400*ms, release),
-			at(22*s+400*ms, tick, 22*s+700*ms, release),
-			at(22*s+700*ms, tick, 23*s, release),
-			at(23*s, tick, never, "finish: the server did not confirm the release"),
-		)},
-		{name: "a signal, and the server's queue is full for a moment", moments: after(
-			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
-			at(20*s+300*ms, full, 20*s+600*ms),
-			at(20*s+600*ms, full, 20*s+900*ms),
-			at(20*s+900*ms, tick, 21*s+200*ms, release),
-			at(21*s, released, never, "finish: released"),
-		)},
-		{name: "a signal, and there is no server", moments: after(
-			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
-			at(20*s, nobody, never, "finish: the server is not there to take the lease back: nobody serves it"),
-		)},
+	live(t, []life{
 		{name: "no answer at all", moments: []moment{
 			at(0, event{kind: start}, 2*s, acquire),
 			at(2*s, tick, 4*s, acquire),
@@ -155,24 +82,142 @@ func TestMachine(t *testing.T) {
 			at(0, event{kind: start}, 2*s, acquire),
 			at(0, refusal(wire.NotServed, "inet is off"), 300*ms, "report 0 inet is off", release),
 		}},
-		{name: "refused while the lease runs", moments: after(
+		{name: "ended before there was an answer", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, stopped, 1*s+300*ms, "report 0 stopped", release),
+			at(1*s, granted(10000, 1100), 1*s+300*ms),
+			at(1*s, released, never, "finish: released"),
+		}},
+		{name: "another tag before the lease", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, event{kind: replaced, newer: tagged("dsl")}, 2*s),
+			at(2*s, tick, 4*s, "acquire wan0-10.77.0.2-2 dsl"),
+		}},
+	})
+}
+
+// TestMachineRenews: a lease that is held.
+func TestMachineRenews(t *testing.T) {
+	const s, ms = time.Second, time.Millisecond
+	live(t, []life{
+		{name: "renews at half the lease", moments: heldLife(
+			at(50*s+499*ms, tick, 50*s+500*ms),
+			at(50*s+500*ms, tick, 52*s, acquire),
+			at(51*s, granted(10000, 1151), 101*s),
+			at(101*s, tick, 102*s+500*ms, acquire),
+		)},
+		{name: "the server is away and comes back", moments: heldLife(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, nobody, 52*s+500*ms),
+			at(52*s+500*ms, tick, 54*s, acquire),
+			at(54*s, tick, 55*s+500*ms, acquire),
+			at(500*s, tick, 501*s+500*ms, acquire), // long after the end of the lease
+			at(501*s, granted(10000, 1601), 551*s),
+		)},
+		{name: "another table", moments: heldLife(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, granted(10007, 1151), never, "place 10007"),
+			at(51*s, placed(nil), 101*s), // and no second report
+			at(60*s, gone, 60*s+300*ms, "clear 10007", release),
+			at(60*s, released, never, "finish: released"),
+		)},
+		{name: "another table, and the kernel refuses", moments: heldLife(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, granted(10007, 1151), never, "place 10007"),
+			at(51*s, placed(errors.New("not permitted")), 51*s+300*ms, "clear 10007", release),
+			at(51*s, released, never, "finish: released"),
+		)},
+		{name: "refused while the lease runs", moments: heldLife(
 			at(51*s, tick, 52*s+500*ms, acquire),
 			at(51*s, refusal(wire.Denied, "not permitted"), 52*s+500*ms),
 			at(53*s, tick, 54*s+500*ms, acquire),
 			at(99*s, refusal(wire.Denied, "not permitted"), 54*s+500*ms),
 			at(100*s, refusal(wire.Denied, "not permitted"), 100*s+300*ms, "clear 10000", release),
 		)},
-		{name: "a release that the database refuses is asked again", moments: after(
-			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
-			at(20*s, refusal(wire.Storage, "disk full"), 20*s+300*ms),
-			at(20*s+300*ms, tick, 20*s+600*ms, release),
-			at(20*s+300*ms, released, never, "finish: released"),
-		)},
-		{name: "the pool is exhausted when the lease has ended", moments: after(
+		{name: "the pool is exhausted when the lease has ended", moments: heldLife(
 			at(200*s, tick, 201*s+500*ms, acquire),
 			at(200*s, refusal(wire.Exhausted, "all leased"), 201*s+500*ms),
 			at(202*s, tick, 203*s+500*ms, acquire),
 			at(202*s, granted(10003, 1302), never, "place 10003"),
+		)},
+		{name: "another tag", moments: heldLife(
+			at(10*s, event{kind: replaced, newer: tagged("dsl")}, 11*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
+			at(10*s, granted(10000, 1110), 60*s),
+			at(60*s, tick, 61*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
+		)},
+		{name: "a lease of one second", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(0, granted(10000, 1001), 60*s, "place 10000"),
+			at(0, placed(nil), 500*ms, "report 10000"),
+			at(950*ms, tick, 2*s+450*ms, acquire),
+			at(950*ms, granted(10000, 1001), 1150*ms),
+		}},
+		{name: "an expiry that has passed", moments: heldLife(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, granted(10000, 0), 51*s+200*ms),
+			at(51*s+200*ms, tick, 52*s+700*ms, acquire),
+			at(51*s+200*ms, granted(10000, 1), 51*s+400*ms),
+		)},
+		{name: "an expiry beyond all time", moments: heldLife(
+			at(51*s, tick, 52*s+500*ms, acquire),
+			at(51*s, granted(10000, 1<<33), 51*s+24*time.Hour),
+			at(52*s+24*time.Hour, tick, 53*s+500*ms+24*time.Hour, acquire),
+			at(52*s+24*time.Hour, refusal(wire.Denied, "not permitted"), 53*s+500*ms+24*time.Hour),
+			at(52*s+24*time.Hour, granted(10000, 1<<33), 52*s+48*time.Hour),
+		)},
+		{name: "a renamed link's second machine asks for ever", machine: newMachine(cable(), false, false), moments: func() []moment {
+			m := []moment{at(0, event{kind: start}, 2*s, acquire), at(0, seen, 2*s)}
+			for i := time.Duration(1); i < 20; i++ {
+				m = append(m, at(2*i*s, tick, 2*(i+1)*s, acquire))
+			}
+			return m
+		}()},
+	})
+}
+
+// TestMachineReleases: the end of a lease.
+func TestMachineReleases(t *testing.T) {
+	const s, ms = time.Second, time.Millisecond
+	live(t, []life{
+		{name: "the address goes", moments: heldLife(
+			at(20*s, gone, 20*s+300*ms, "clear 10000", release),
+			at(20*s, gone, 20*s+300*ms),
+			at(20*s, stopped, 20*s+300*ms),
+			at(20*s, granted(10000, 1120), 20*s+300*ms), // of a renewal that was under way
+			at(20*s, released, never, "finish: released"),
+			at(20*s, released, never),
+			at(20*s, stopped, never),
+			at(90*s, tick, never),
+		)},
+		{name: "a signal, and the server is silent", moments: heldLife(
+			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
+			at(20*s+300*ms, tick, 20*s+600*ms, release),
+			at(20*s+600*ms, tick, 20*s+900*ms, release),
+			at(20*s+900*ms, tick, 21*s+200*ms, release),
+			at(21*s+200*ms, tick, 21*s+500*ms, release),
+			at(21*s+500*ms, tick, 21*s+800*ms, release),
+			at(21*s+800*ms, tick, 22*s+100*ms, release),
+			at(22*s+100*ms, tick, 22*s+400*ms, release),
+			at(22*s+400*ms, tick, 22*s+700*ms, release),
+			at(22*s+700*ms, tick, 23*s, release),
+			at(23*s, tick, never, "finish: the server did not confirm the release"),
+		)},
+		{name: "a signal, and the server's queue is full for a moment", moments: heldLife(
+			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
+			at(20*s+300*ms, full, 20*s+600*ms),
+			at(20*s+600*ms, full, 20*s+900*ms),
+			at(20*s+900*ms, tick, 21*s+200*ms, release),
+			at(21*s, released, never, "finish: released"),
+		)},
+		{name: "a signal, and there is no server", moments: heldLife(
+			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
+			at(20*s, nobody, never, "finish: the server is not there to take the lease back: nobody serves it"),
+		)},
+		{name: "a release that the database refuses is asked again", moments: heldLife(
+			at(20*s, stopped, 20*s+300*ms, "clear 10000", release),
+			at(20*s, refusal(wire.Storage, "disk full"), 20*s+300*ms),
+			at(20*s+300*ms, tick, 20*s+600*ms, release),
+			at(20*s+300*ms, released, never, "finish: released"),
 		)},
 		{name: "the kernel refuses the rules", moments: []moment{
 			at(0, event{kind: start}, 2*s, acquire),
@@ -180,6 +225,17 @@ func TestMachine(t *testing.T) {
 			at(1*s, placed(errors.New("not permitted")), 1*s+300*ms, "clear 10000", "report 0 not permitted", release),
 			at(1*s, released, never, "finish: released"),
 		}},
+		{name: "the address goes before there was an answer", moments: []moment{
+			at(0, event{kind: start}, 2*s, acquire),
+			at(1*s, gone, 1*s+300*ms, "report 0 the address is gone", release),
+		}},
+	})
+}
+
+// TestMachineAwaits: an address that is awaited, at first or again.
+func TestMachineAwaits(t *testing.T) {
+	const s, ms = time.Second, time.Millisecond
+	live(t, []life{
 		{name: "the address comes later", moments: []moment{
 			at(0, event{kind: start}, 2*s, acquire),
 			at(1*s, granted(10000, 1200), 60*s, "place 10000"),
@@ -203,53 +259,6 @@ func TestMachine(t *testing.T) {
 			at(5*s, granted(10000, 1200), 60*s),
 			at(60*s, tick, 60*s+300*ms, "clear 10000", release),
 		}},
-		{name: "ended before there was an answer", moments: []moment{
-			at(0, event{kind: start}, 2*s, acquire),
-			at(1*s, stopped, 1*s+300*ms, "report 0 stopped", release),
-			at(1*s, granted(10000, 1100), 1*s+300*ms),
-			at(1*s, released, never, "finish: released"),
-		}},
-		{name: "the address goes before there was an answer", moments: []moment{
-			at(0, event{kind: start}, 2*s, acquire),
-			at(1*s, gone, 1*s+300*ms, "report 0 the address is gone", release),
-		}},
-		{name: "another tag", moments: after(
-			at(10*s, event{kind: replaced, newer: tagged("dsl")}, 11*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
-			at(10*s, granted(10000, 1110), 60*s),
-			at(60*s, tick, 61*s+500*ms, "acquire wan0-10.77.0.2-2 dsl"),
-		)},
-		{name: "another tag before the lease", moments: []moment{
-			at(0, event{kind: start}, 2*s, acquire),
-			at(1*s, event{kind: replaced, newer: tagged("dsl")}, 2*s),
-			at(2*s, tick, 4*s, "acquire wan0-10.77.0.2-2 dsl"),
-		}},
-		{name: "a lease of one second", moments: []moment{
-			at(0, event{kind: start}, 2*s, acquire),
-			at(0, granted(10000, 1001), 60*s, "place 10000"),
-			at(0, placed(nil), 500*ms, "report 10000"),
-			at(950*ms, tick, 2*s+450*ms, acquire),
-			at(950*ms, granted(10000, 1001), 1150*ms),
-		}},
-		{name: "an expiry that has passed", moments: after(
-			at(51*s, tick, 52*s+500*ms, acquire),
-			at(51*s, granted(10000, 0), 51*s+200*ms),
-			at(51*s+200*ms, tick, 52*s+700*ms, acquire),
-			at(51*s+200*ms, granted(10000, 1), 51*s+400*ms),
-		)},
-		{name: "an expiry beyond all time", moments: after(
-			at(51*s, tick, 52*s+500*ms, acquire),
-			at(51*s, granted(10000, 1<<33), 51*s+24*time.Hour),
-			at(52*s+24*time.Hour, tick, 53*s+500*ms+24*time.Hour, acquire),
-			at(52*s+24*time.Hour, refusal(wire.Denied, "not permitted"), 53*s+500*ms+24*time.Hour),
-			at(52*s+24*time.Hour, granted(10000, 1<<33), 52*s+48*time.Hour),
-		)},
-		{name: "a renamed link's second machine asks for ever", machine: newMachine(cable(), false, false), moments: func() []moment {
-			m := []moment{at(0, event{kind: start}, 2*s, acquire), at(0, seen, 2*s)}
-			for i := time.Duration(1); i < 20; i++ {
-				m = append(m, at(2*i*s, tick, 2*(i+1)*s, acquire))
-			}
-			return m
-		}()},
 		{name: "with routes it waits for the address to return", machine: newMachine(carried(), true, false), moments: []moment{
 			at(0, event{kind: start}, 1*s, acquire),
 			at(0, seen, 1*s),
@@ -312,30 +321,7 @@ func TestMachine(t *testing.T) {
 				at(0, placed(nil), 100*s, "report 10000"),
 				at(100*s, tick, 101*s+500*ms, "acquire x-y-0 "),
 			}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			m := tt.machine
-			if m == nil {
-				m = newMachine(cable(), true, false)
-			}
-			for i, moment := range tt.moments {
-				var got []string
-				for _, a := range m.step(epoch+moment.at, moment.ev) {
-					got = append(got, a.String())
-				}
-				if strings.Join(got, "; ") != strings.Join(moment.want, "; ") {
-					t.Errorf("moment %d: actions: got %q, want %q", i, got, moment.want)
-				}
-				want := moment.next
-				if want != never {
-					want += epoch
-				}
-				if got := m.deadline(); got != want {
-					t.Errorf("moment %d: deadline: got %v, want %v", i, got-epoch, want-epoch)
-				}
-			}
-		})
-	}
+	})
 }
 
 // TestMachineAnswersOnce: whatever happens, the caller hears one table, a machine that

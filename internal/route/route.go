@@ -332,16 +332,8 @@ func parseRoute(b []byte) (r Route, cloned bool, err error) {
 		case rtaNexthopID:
 			r.NexthopID = uint32Of(value)
 		default:
-			switch typ & attributeType {
-			case unix.RTA_MULTIPATH:
-				r.Multipath = true
-				value = slices.Clone(value)
-				var whole bool
-				r.deadHops, whole = clearNexthopState(value)
-				bad = bad || !whole
-			case unix.RTA_ENCAP:
-				r.Encap = true
-			}
+			value, whole := r.keep(typ&attributeType, value)
+			bad = bad || !whole
 			rest = appendAttribute(rest, typ, value)
 		}
 	})
@@ -355,6 +347,20 @@ func parseRoute(b []byte) (r Route, cloned bool, err error) {
 	}
 	r.rest = string(rest)
 	return r.shown(), flags&unix.RTM_F_CLONED != 0, err
+}
+
+// keep returns what is kept of an attribute that has no field of its own, and whether it is well-formed.
+func (r *Route) keep(typ uint16, value []byte) (kept []byte, whole bool) {
+	switch typ {
+	case unix.RTA_MULTIPATH:
+		r.Multipath = true
+		value = slices.Clone(value)
+		r.deadHops, whole = clearNexthopState(value)
+		return value, whole
+	case unix.RTA_ENCAP:
+		r.Encap = true
+	}
+	return value, true
 }
 
 // seconds rounds up clock ticks, away from zero: what is over by less than a second is over.
