@@ -110,7 +110,7 @@ func (b *bindFlags) undo(failed error) error {
 // watchFile is the configuration of the watch that is installed.
 const watchFile = "/etc/table-allocator/watch.json"
 
-// checkLink refuses a name that nothing has: a typo would cut what is bound off.
+// checkLink refuses a name that no link has: a typo would cut off the programs that are bound.
 func (b *bindFlags) checkLink() error {
 	name := b.config.Ifname
 	if _, err := (wire.Key{Ifname: name, Address: "any"}).Canonical(); err != nil {
@@ -138,7 +138,7 @@ func (b *bindFlags) checkLink() error {
 	if err != nil || slices.ContainsFunc(bound, func(x bind.Bound) bool { return x.Ifname == name }) {
 		return err
 	}
-	return wrongUsage(fmt.Errorf("no link has the name %s: what is bound to it could send nothing; --force binds before the link exists", name))
+	return wrongUsage(fmt.Errorf("no link has the name %s: programs that are bound to it could send nothing; --force binds before the link exists", name))
 }
 
 // warnMissing says which BPF programs the kernel does not take.

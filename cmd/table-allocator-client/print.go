@@ -19,7 +19,7 @@ import (
 // screen is the most columns of a line, where the output is no terminal and lines of prose are wrapped.
 const screen = 80
 
-// show prints rows of what is bound as JSON or as a table. With missing it returns errMissing.
+// show prints rows of bound traffic and processes as JSON or as a table. With missing it returns errMissing.
 func show[T any](rows []T, asJSON, missing bool, table func(out io.Writer, rows []T, colour bool) error) error {
 	var err error
 	rows = printable(rows)

@@ -46,7 +46,7 @@ type releaseFlags struct {
 	held       []peer.Holder // that are to be released
 	kept       []peer.Holder // the others
 	watches    []peer.Watch
-	rules      []bind.Bound // of what is bound
+	rules      []bind.Bound // bound traffic and processes
 }
 
 func release(f *flags) action {
@@ -116,7 +116,7 @@ func (r *releaseFlags) release() error {
 	return errors.Join(errs...)
 }
 
-// find finds holders, leftovers of holders that were killed, watches, and what is bound.
+// find finds holders, leftovers of holders that were killed, watches, and bound traffic.
 func (r *releaseFlags) find() error {
 	holders, err := peer.Holders(context.Background())
 	if err != nil {

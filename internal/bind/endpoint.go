@@ -22,7 +22,7 @@ func accepting(own []netip.Addr) ([]route.Endpoint, error) {
 	return slices.DeleteFunc(all, func(e route.Endpoint) bool { return e.Port == 0 || slices.Contains(own, e.Addr) }), err
 }
 
-// subflows says which endpoint of MPTCP takes further subflows of what is bound to a link; "" if none does.
+// subflows says which endpoint of MPTCP takes further subflows of programs that are bound to a link; "" if none does.
 func subflows(kernel *route.Conn, ifname string) (string, error) {
 	var own []netip.Addr
 	link, found, err := kernel.LinkByName(ifname)

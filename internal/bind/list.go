@@ -65,7 +65,7 @@ func bitsOf(pid int) int {
 	return bits
 }
 
-// Rows lists what is bound in this network namespace, by cgroups and by rules.
+// Rows lists bound traffic and processes of this network namespace, by cgroups and by rules.
 func Rows(server string, uids []uint32) ([]Row, error) {
 	cgroups, err := cgroup.Open()
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// Release unbinds what is bound to interfaces that cover names, once nothing serves them any more. rules are those that
+// Release unbinds the traffic of interfaces that cover names, once nothing serves them any more. rules are those that
 // List listed before. Processes that were bound with block keep their lock, which is closed now, until they end.
 func Release(covers func(ifname string) bool, rules []Bound) error {
 	rules = slices.DeleteFunc(slices.Clone(rules), func(b Bound) bool { return !covers(b.Ifname) })

@@ -9,7 +9,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// Mark is that of the sockets of what is bound.
+// Mark is that of the sockets of bound programs.
 type Mark = cgroup.Mark
 
 // MakeStanding makes the cgroup of an interface that stands as long as somebody wants it. What is put into it is bound to the

@@ -300,7 +300,7 @@ func (b *Binding) askHolders(ctx context.Context, kernel *route.Conn, conn *wire
 	return nil
 }
 
-// askHolder asks the holder of an address to serve what is bound. It reports false if the holder cannot, and
+// askHolder asks the holder of an address to serve bound traffic. It reports false if the holder cannot, and
 // the address has a lease.
 func (b *Binding) askHolder(ctx context.Context, conn *wire.Conn, u uplink.Uplink, leased bool) (serves bool, err error) {
 	reply, err := peer.Ask(ctx, conn, wire.Request{Key: u.Key, Cmd: wire.Query, Marking: b.Marking}, servePatience)

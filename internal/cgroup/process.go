@@ -265,7 +265,7 @@ func (c *Cgroups) BoundTo(pid int, ifname string) (bool, error) {
 	return slices.ContainsFunc(all, func(b Bound) bool { return b.Ifname == ifname && slices.Contains(b.PIDs, pid) }), err
 }
 
-// walk adds what is bound in a cgroup and below it; its processes count for the nearest cgroup above
+// walk adds the bound processes of a cgroup and of those below it; its processes count for the nearest cgroup above
 // them that is bound, all[*in].
 func (c *Cgroups) walk(cgroup string, in *int, all *[]Bound) error {
 	dir := c.file(cgroup)

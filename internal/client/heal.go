@@ -150,7 +150,7 @@ func (l *loop) hearOfRules(s *session) {
 		groups = route.Rules6
 	}
 	var err error
-	if s.inst.Rules.Marking == (wire.Marking{}) { // else all rules are heard of, for what is bound
+	if s.inst.Rules.Marking == (wire.Marking{}) { // else all rules are heard of, for bound traffic
 		err = l.watcher.OnlyDeletedRules(s.lease.table)
 	}
 	s.warn("hear of rules", errors.Join(err, l.watcher.Join(groups)))

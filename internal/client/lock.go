@@ -38,7 +38,7 @@ func (l *loop) keepLocks(n news) {
 		if atOnce || l.locks.Allow() {
 			s.warn(keepLock, l.keepLock(s))
 		} else {
-			s.lookLater() // which serves what is bound
+			s.lookLater() // which serves bound traffic
 		}
 	}
 	if len(n.gone) > 0 {

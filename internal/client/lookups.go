@@ -30,9 +30,9 @@ func (l *loop) learn(s *session, m wire.Marking) {
 }
 
 // serveWhatIsBound is what serveBound warns that it cannot do.
-const serveWhatIsBound = "serve what is bound to the interface"
+const serveWhatIsBound = "serve traffic that is bound to the interface"
 
-// serveBound reads what is bound to the interface of a session, and makes the lookups of all sessions of the
+// serveBound reads the rules of traffic that is bound to the interface of a session, and makes the lookups of all sessions of the
 // interface and family follow.
 func (l *loop) serveBound(s *session) {
 	if s.inst.Rules.Marking == (wire.Marking{}) {
@@ -87,7 +87,7 @@ func (l *loop) syncLookups(s *session) error {
 // keepForeignRules is what keepForeign warns that it cannot do.
 const keepForeignRules = "keep the rules for bound traffic with addresses of other interfaces"
 
-// keepForeign makes rules for what is bound follow the leases of other interfaces.
+// keepForeign makes rules for bound traffic follow the leases of other interfaces.
 func (l *loop) keepForeign(s *session) error {
 	return lock.KeepForeign(l.kernel, s.family(), s.inst.Rules.Marking, s.lease.uplink.Key.Ifname)
 }
@@ -95,13 +95,13 @@ func (l *loop) keepForeign(s *session) error {
 // keepForeignSoon is keepForeign, which reads all rules, at the rate of repairs.
 func (l *loop) keepForeignSoon(s *session) {
 	if !l.foreign.Allow() {
-		s.lookLater() // which serves what is bound
+		s.lookLater() // which serves bound traffic
 		return
 	}
 	s.warn(keepForeignRules, l.keepForeign(s))
 }
 
-// serveNews serves what is bound by rules and was not when guards were read last, and reports whether anything is.
+// serveNews serves traffic that is bound by rules and was not when guards were read last, and reports whether anything is.
 func (l *loop) serveNews(family int, rules []route.Rule) (some bool) {
 	var guards []route.Rule
 	for _, r := range rules {

@@ -11,7 +11,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
-// inFront is a rule of another program that takes what is bound to a link.
+// inFront is a rule of another program that takes traffic that is bound to a link.
 type inFront struct {
 	ifname, family string
 	Finding
@@ -35,7 +35,7 @@ func (h *host) inFront(q Question) (all []inFront, err error) {
 			link = "a link that is gone"
 		}
 		f := inFront{b.Ifname, b.Front.Family.String(), Finding{"rule-in-front", Warning,
-			fmt.Sprintf("rule %d (%s) takes what is bound to %s", r.Priority, action(r), link),
+			fmt.Sprintf("rule %d (%s) takes traffic that is bound to %s", r.Priority, action(r), link),
 			fmt.Sprintf("%q comes before the rules of %s at %d%s", r, b.Traffic, b.Priority, b.Front.Fate(b.Traffic, b.OnLoss)), bind.Cure}}
 		if !slices.ContainsFunc(all, func(o inFront) bool { return o.ifname == f.ifname && o.What == f.What }) {
 			all = append(all, f)
@@ -44,7 +44,7 @@ func (h *host) inFront(q Question) (all []inFront, err error) {
 	return all, err
 }
 
-// noteFronts tells the addresses of links of rules that take what is bound to the link.
+// noteFronts tells the addresses of links of rules that take traffic that is bound to the link.
 func noteFronts(rows []Row, fronts []inFront) {
 	for i := range rows {
 		for _, f := range fronts {

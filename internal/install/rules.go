@@ -16,7 +16,7 @@ import (
 type Rules struct {
 	Uplink  uplink.Uplink
 	Marking wire.Marking // of the interface; zero: not known
-	Guards  []route.Rule // of what is bound to the interface, as read last
+	Guards  []route.Rule // of traffic that is bound to the interface, as read last
 	// NoPrefix leaves out the rules for the delegated prefix, which cannot be this uplink's.
 	NoPrefix bool
 	// Delegated leaves out the block rule: the address is in a prefix that another uplink delegates, and leaves by that.
@@ -297,7 +297,7 @@ func (r *Rules) owns(host netip.Prefix, rule route.Rule) bool {
 	return r.originals[rule.Table] && r.Uplink.Original(rule, rule.Table)
 }
 
-// ReadGuards reads the guards of what is bound to the interface.
+// ReadGuards reads the guards of traffic that is bound to the interface.
 func (r *Rules) ReadGuards() error {
 	if r.Marking == (wire.Marking{}) {
 		return nil
@@ -309,7 +309,7 @@ func (r *Rules) ReadGuards() error {
 	return err
 }
 
-// Want are all rules for a lease of table: those of the uplink, and the lookups for what is bound to its interface.
+// Want are all rules for a lease of table: those of the uplink, and the lookups for traffic that is bound to its interface.
 func (r *Rules) Want(table uint32) []route.Rule { return r.wantWith(r.Guards, table) }
 
 func (r *Rules) wantWith(guards []route.Rule, table uint32) []route.Rule {

@@ -94,7 +94,7 @@ func (u Uplink) Lookups(m wire.Marking, guards []route.Rule, table uint32) []rou
 	return rules
 }
 
-// IsOwnLookup reports whether a rule is the lookup of what is bound and has the address of the table.
+// IsOwnLookup reports whether a rule is the lookup of bound traffic that has the address of the table.
 func IsOwnLookup(r route.Rule) bool {
 	without := r
 	without.Src = netip.Prefix{}
@@ -149,7 +149,7 @@ func LocalRules(m wire.Marking, local []Local, family int) []route.Rule {
 	return rules
 }
 
-// IsLocal reports whether a rule leads what is bound to a local network.
+// IsLocal reports whether a rule leads bound traffic to a local network.
 func IsLocal(r route.Rule) bool {
 	return r.Mask != 0 && r.Dst.IsValid() && r == route.Rule{Priority: r.Priority, Dst: r.Dst, Table: unix.RT_TABLE_MAIN, Traffic: r.Traffic, Protocol: route.Protocol}
 }

@@ -12,7 +12,7 @@ import (
 // of that address are right. In IPv6 the kernel itself chooses one when the guard answered that there is no route, and
 // asks again: so nothing with such an address may leave.
 
-// ForeignRules are the rules for what is bound to an interface and has the address of another uplink. rules are ours of
+// ForeignRules are the rules for traffic that is bound to an interface and has the address of another uplink. rules are ours of
 // the family, in the order of the kernel; own reports whether an address is on the interface.
 func ForeignRules(m wire.Marking, rules []route.Rule, own func(netip.Addr) bool) []route.Rule {
 	first := make(map[netip.Prefix]uint32) // where the rules of an address begin

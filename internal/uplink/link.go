@@ -7,7 +7,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
-// Link is what tells whether a link is an uplink.
+// Link says what decides whether a link is an uplink.
 type Link struct {
 	route.Link
 	Ports   []route.Link // of a bridge

@@ -1,5 +1,5 @@
 // Package uplink says what an address of this host means for the kernel: which rules and routes a lease of
-// a table needs, which rules an earlier client left, which rules serve what is bound to its interface, and which
+// a table needs, which rules an earlier client left, which rules serve traffic that is bound to its interface, and which
 // addresses are served at all. It is pure: it neither reads nor changes anything.
 package uplink
 
@@ -29,7 +29,7 @@ type Uplink struct {
 	Want       uint32 // the table to ask for; 0: any
 	Priorities Priorities
 	NoNetwork  bool // leave the network rule out
-	NoUnbound  bool // leave the unbound rules out: what is bound to nothing never uses this uplink
+	NoUnbound  bool // leave the unbound rules out: unbound traffic never uses this uplink
 	Forward    bool // rule for forwarded traffic that comes from the network, too
 	Settings   Settings
 	Ties       []Tie // with main first, as main has them now
@@ -174,7 +174,7 @@ func MainKnowsNetwork(rules []route.Rule, table uint32) bool {
 	})
 }
 
-// Unbound are the rules for what is bound to nothing, where main has no route. With move main has lost its
+// Unbound are the rules for unbound traffic, where main has no route. With move main has lost its
 // defaults, so that forwarded packets need a rule, too, and iif lo is for what this host sends.
 func (u Uplink) Unbound(table uint32) []route.Rule {
 	if u.NoUnbound {
