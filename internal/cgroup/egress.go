@@ -87,20 +87,22 @@ func dropping(m Mark, lock int, unmarked asm.Instruction) asm.Instructions {
 	)
 }
 
+// loadBytes copies bytes of the packet in R6 to the stack.
+func loadBytes(from, to, length int32) asm.Instructions {
+	return asm.Instructions{
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Imm(asm.R2, from),
+		asm.Mov.Reg(asm.R3, asm.R10),
+		asm.Add.Imm(asm.R3, to),
+		asm.Mov.Imm(asm.R4, length),
+		asm.FnSkbLoadBytes.Call(),
+		asm.JNE.Imm(asm.R0, 0, drop),
+	}
+}
+
 // addressToKey puts an address of the packet in R6 into the key of the lookup that begins at "look", and its type into R9.
 // The arguments are where the header of IPv4 has the address, and where that of IPv6.
 func addressToKey(at4, at6 int32) asm.Instructions {
-	load := func(from, to, length int32) asm.Instructions {
-		return asm.Instructions{
-			asm.Mov.Reg(asm.R1, asm.R6),
-			asm.Mov.Imm(asm.R2, from),
-			asm.Mov.Reg(asm.R3, asm.R10),
-			asm.Add.Imm(asm.R3, to),
-			asm.Mov.Imm(asm.R4, length),
-			asm.FnSkbLoadBytes.Call(),
-			asm.JNE.Imm(asm.R0, 0, drop),
-		}
-	}
 	return join(
 		asm.Instructions{
 			asm.LoadMem(asm.R9, asm.R6, skbProtocol, asm.Word),
@@ -108,14 +110,14 @@ func addressToKey(at4, at6 int32) asm.Instructions {
 			asm.JEq.Imm(asm.R9, etherIPv4, "IPv4"),
 			asm.JNE.Imm(asm.R9, etherIPv6, drop),
 		},
-		load(at6, keySource, 16),
+		loadBytes(at6, keySource, 16),
 		asm.Instructions{
 			asm.Ja.Label("look"),
 			asm.Mov.Imm(asm.R1, -1).WithSymbol("IPv4"),
 			asm.StoreMem(asm.R10, keySource, asm.R1, asm.DWord),
 			asm.StoreMem(asm.R10, keySource+8, asm.R1, asm.Word),
 		},
-		load(at4, keyIPv4, 4),
+		loadBytes(at4, keyIPv4, 4),
 	)
 }
 

@@ -73,17 +73,6 @@ func localSource(lock int) asm.Instructions {
 // localTarget allows what goes to a network of the local link, and drops the rest: somebody there may answer for the
 // internet.
 func localTarget(lock int) asm.Instructions {
-	load := func(from, to, length int32) asm.Instructions {
-		return asm.Instructions{
-			asm.Mov.Reg(asm.R1, asm.R6),
-			asm.Mov.Imm(asm.R2, from),
-			asm.Mov.Reg(asm.R3, asm.R10),
-			asm.Add.Imm(asm.R3, to),
-			asm.Mov.Imm(asm.R4, length),
-			asm.FnSkbLoadBytes.Call(),
-			asm.JNE.Imm(asm.R0, 0, drop),
-		}
-	}
 	code := join(
 		asm.Instructions{
 			asm.Mov.Imm(asm.R1, 0).WithSymbol("target"),
@@ -91,7 +80,7 @@ func localTarget(lock int) asm.Instructions {
 			asm.StoreMem(asm.R10, linkLink, asm.R1, asm.Word),
 			asm.JEq.Imm(asm.R9, etherIPv4, "target IPv4"),
 		},
-		load(target6, targetHigh, 16),
+		loadBytes(target6, targetHigh, 16),
 		asm.Instructions{
 			asm.Ja.Label("networks"),
 			asm.Mov.Imm(asm.R1, -1).WithSymbol("target IPv4"),
@@ -100,7 +89,7 @@ func localTarget(lock int) asm.Instructions {
 			asm.StoreMem(asm.R10, linkAddr, asm.R1, asm.DWord),
 			asm.StoreMem(asm.R10, linkAddr+8, asm.R1, asm.Word),
 		},
-		load(target4, targetLow+4, 4),
+		loadBytes(target4, targetLow+4, 4),
 		label(lookup(lock, linkKey), "networks"),
 		asm.Instructions{
 			asm.JEq.Imm(asm.R0, 0, drop),
