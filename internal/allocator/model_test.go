@@ -243,153 +243,186 @@ func TestModel(t *testing.T) {
 	t.Logf("%d rounds", rounds)
 }
 
-func compare(t *testing.T, rnd *rand.Rand) {
-	choices := []map[Family]Pool{
-		{Inet: {10000, 1}},
-		{Inet: {10000, 3}, Inet6: {10000, 3}},
-		{Inet: {10002, 6}, Unspec: {10000, 4}},
-		{Inet: {10000, 12}, Inet6: {10004, 2}, Unspec: {9998, 4}},
-	}
-	avoided := map[uint32]bool{}
-	avoid := func(table uint32, key, last Key) bool { return avoided[table] && last.Addr != key.Addr }
-	cfg := config(t, choices[rnd.IntN(len(choices))])
-	cfg.Avoid = func(table uint32, key, last Key, _ bool) bool { return avoid(table, key, last) }
-	sources := make(map[Key][]uint32)
-	cfg.Sources = func(key Key) []uint32 { return sources[key] }
-	cfg.RootTables, cfg.UserTables = uint64(rnd.IntN(3)), uint64(1+rnd.IntN(3))
-	h := start(t, cfg)
-	now := &model{boot: here.Boot, timeout: cfg.Timeout, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}, sources: sources,
-		rootTables: cfg.RootTables, userTables: cfg.UserTables}
-	disk := now.clone()
-	var expired []Lease // by the model, not yet returned by Tick
-	lapse := func() {
-		for _, l := range now.over(h.now) {
-			now.end(l, now.boot)
-			expired = append(expired, l)
-		}
-	}
-	var lock *sql.DB // while the database cannot be written
-	unlock := func() {
-		if lock != nil {
-			mustExec(t, lock, "ROLLBACK")
-			_ = lock.Close() // peer looks at the second time
-			lock = nil
-		}
-	}
-	defer unlock()
-	boots := 0
-	var keys []Key
-	for n := range 8 {
-		keys = append(keys, key(n), key(n), Key{Inet6, fmt.Sprint("eth", n%2), fmt.Sprint("2001:db8::", n+1)}, Key{Unspec, "eth0", fmt.Sprint(n)})
-	}
+// comparison is an allocator beside the model of it.
+type comparison struct {
+	*host
+	rnd         *rand.Rand
+	step        int
+	model, disk *model  // the model, and what of it the database has
+	expired     []Lease // by the model, not yet returned by Tick
+	lock        *sql.DB // while the database cannot be written
+	avoided     map[uint32]bool
+	sources     map[Key][]uint32
+	keys        []Key
+	boots       int
+}
 
-	for step := range 150 {
+// modelPools are drawn from at each start.
+var modelPools = []map[Family]Pool{
+	{Inet: {10000, 1}},
+	{Inet: {10000, 3}, Inet6: {10000, 3}},
+	{Inet: {10002, 6}, Unspec: {10000, 4}},
+	{Inet: {10000, 12}, Inet6: {10004, 2}, Unspec: {9998, 4}},
+}
+
+func compare(t *testing.T, rnd *rand.Rand) {
+	c := &comparison{rnd: rnd, avoided: make(map[uint32]bool), sources: make(map[Key][]uint32)}
+	cfg := config(t, modelPools[rnd.IntN(len(modelPools))])
+	cfg.Avoid = func(table uint32, key, last Key, _ bool) bool { return c.avoids(table, key, last) }
+	cfg.Sources = func(key Key) []uint32 { return c.sources[key] }
+	cfg.RootTables, cfg.UserTables = uint64(rnd.IntN(3)), uint64(1+rnd.IntN(3))
+	c.host = start(t, cfg)
+	c.model = &model{boot: here.Boot, timeout: cfg.Timeout, pools: cfg.Pools, leases: map[Key]Lease{}, past: map[place]past{}, prefer: map[Key]uint32{}, sources: c.sources,
+		rootTables: cfg.RootTables, userTables: cfg.UserTables}
+	c.disk = c.model.clone()
+	defer c.unlock()
+	for n := range 8 {
+		c.keys = append(c.keys, key(n), key(n), Key{Inet6, fmt.Sprint("eth", n%2), fmt.Sprint("2001:db8::", n+1)}, Key{Unspec, "eth0", fmt.Sprint(n)})
+	}
+	for c.step = range 150 {
 		switch what := rnd.IntN(100); {
 		case what < 60:
-			var batch []Op
-			for range 1 + rnd.IntN(4) {
-				batch = append(batch, Op{
-					Release: rnd.IntN(4) == 0,
-					Key:     keys[rnd.IntN(len(keys))],
-					Tag:     []string{"", "x", "y"}[rnd.IntN(3)],
-					UID:     []uint32{0, 0, 0, 1000, 1001}[rnd.IntN(5)],
-					Want:    []uint32{0, 0, 0, 9, 11, 13, 15, 21, 300}[rnd.IntN(9)],
-				})
-			}
-			results := h.decide(batch...)
-			fails := lock != nil && slices.ContainsFunc(results, func(r Result) bool { return r.Pending })
-			if err := h.Commit(h.now); (err != nil) != fails {
-				t.Fatalf("step %d: commit: %v", step, err)
-			}
-			lapse()
-			asIf := now.clone()
-			for i, op := range batch {
-				want := asIf.do(h.now, op, avoid)
-				got := results[i]
-				got.Pending = false
-				if errors.Is(got.Err, ErrExhausted) {
-					got.Err = ErrExhausted
-				}
-				if got != want {
-					t.Fatalf("step %d: %+v\ngot  %+v\nwant %+v", step, op, got, want)
-				}
-				if !fails || results[i].Pending {
-					continue
-				}
-				l, held := now.leases[op.Key]
-				takenOver := got.Outcome == Granted && got.Lease.Owner != l.Owner
-				if held && (got.Outcome == Renewed || takenOver) {
-					l.Tag, l.Expires, l.Owner = op.Tag, h.now+now.timeout, got.Lease.Owner
-					now.leases[op.Key] = l
-				} else if got.Outcome == Renewed || got.Outcome == Granted || got.Outcome == Released {
-					t.Fatalf("step %d: %+v answered at once", step, got)
-				}
-			}
-			if fails {
-				break
-			}
-			now = asIf
-			if lock == nil { // what the database has is as the model has it only when nothing waits
-				h.flush()
-			}
+			c.ask()
 		case what < 80:
-			h.now += rnd.Int64N(timeout / 2)
-			fallthrough
+			c.now += rnd.Int64N(timeout / 2)
+			c.tick()
 		case what < 85:
-			got, err := h.Tick(h.now)
-			if err != nil && lock == nil {
-				t.Fatalf("step %d: tick: %v", step, err)
-			}
-			lapse()
-			if !slices.Equal(got, expired) {
-				t.Fatalf("step %d: expired %v, want %v", step, got, expired)
-			}
-			expired = nil
-			if lock == nil && h.Next() <= h.now && len(h.dirty) == 0 {
-				t.Fatalf("step %d: at %d Tick left something to do at %d", step, h.now, h.Next())
-			}
+			c.tick()
 		case what < 88:
-			avoided[uint32(9998+rnd.IntN(14))] = rnd.IntN(3) == 0
+			c.avoided[uint32(9998+rnd.IntN(14))] = rnd.IntN(3) == 0
 		case what < 90:
-			sources[keys[rnd.IntN(len(keys))]] = [][]uint32{nil, {254, 10004}, {uint32(9998 + rnd.IntN(14))}}[rnd.IntN(3)]
+			c.sources[c.keys[rnd.IntN(len(c.keys))]] = [][]uint32{nil, {254, 10004}, {uint32(9998 + rnd.IntN(14))}}[rnd.IntN(3)]
+		case what < 93 && c.lock != nil:
+			c.unlock()
 		case what < 93:
-			if lock != nil {
-				unlock()
-				break
-			}
-			lock = peer(t, h.cfg.Path)
-			mustExec(t, lock, "BEGIN IMMEDIATE")
+			c.lock = peer(t, c.cfg.Path)
+			mustExec(t, c.lock, "BEGIN IMMEDIATE")
 		default:
-			crash := rnd.IntN(2) == 0
-			unlock()
-			if !crash {
-				h.stop()
-			}
-			if rnd.IntN(3) == 0 {
-				boots++
-				h.cfg.Epoch.Boot = fmt.Sprint("boot ", boots)
-				h.now = rnd.Int64N(5000)
-			}
-			if rnd.IntN(3) == 0 {
-				h.cfg.Pools = choices[rnd.IntN(len(choices))]
-			}
-			if rnd.IntN(3) == 0 {
-				h.cfg.Timeout = []int64{timeout / 9, timeout, 3 * timeout}[rnd.IntN(3)]
-			}
-			if crash {
-				h.crash()
-				now = disk.clone()
-			} else {
-				h.open()
-			}
-			now.restart(h.now, h.cfg)
-			expired = nil
+			c.restart()
 		}
-		if len(h.unsaved)+len(h.dirty) == 0 {
-			disk = now.clone()
+		if len(c.unsaved)+len(c.dirty) == 0 {
+			c.disk = c.model.clone()
 		}
-		check(t, step, h, now)
+		check(t, c.step, c.host, c.model)
 	}
+}
+
+func (c *comparison) avoids(table uint32, key, last Key) bool {
+	return c.avoided[table] && last.Addr != key.Addr
+}
+
+// unlock lets the database be written again.
+func (c *comparison) unlock() {
+	if c.lock != nil {
+		mustExec(c.t, c.lock, "ROLLBACK")
+		_ = c.lock.Close() // peer looks at the second time
+		c.lock = nil
+	}
+}
+
+// lapse ends the leases of the model that are over.
+func (c *comparison) lapse() {
+	for _, l := range c.model.over(c.now) {
+		c.model.end(l, c.model.boot)
+		c.expired = append(c.expired, l)
+	}
+}
+
+// ask gives the same requests to both.
+func (c *comparison) ask() {
+	var batch []Op
+	for range 1 + c.rnd.IntN(4) {
+		batch = append(batch, Op{
+			Release: c.rnd.IntN(4) == 0,
+			Key:     c.keys[c.rnd.IntN(len(c.keys))],
+			Tag:     []string{"", "x", "y"}[c.rnd.IntN(3)],
+			UID:     []uint32{0, 0, 0, 1000, 1001}[c.rnd.IntN(5)],
+			Want:    []uint32{0, 0, 0, 9, 11, 13, 15, 21, 300}[c.rnd.IntN(9)],
+		})
+	}
+	results := c.decide(batch...)
+	fails := c.lock != nil && slices.ContainsFunc(results, func(r Result) bool { return r.Pending })
+	if err := c.Commit(c.now); (err != nil) != fails {
+		c.t.Fatalf("step %d: commit: %v", c.step, err)
+	}
+	c.lapse()
+	asIf := c.model.clone()
+	for i, op := range batch {
+		want := asIf.do(c.now, op, c.avoids)
+		got := results[i]
+		got.Pending = false
+		if errors.Is(got.Err, ErrExhausted) {
+			got.Err = ErrExhausted
+		}
+		if got != want {
+			c.t.Fatalf("step %d: %+v\ngot  %+v\nwant %+v", c.step, op, got, want)
+		}
+		if fails && !results[i].Pending {
+			c.answeredAtOnce(op, got)
+		}
+	}
+	if fails {
+		return
+	}
+	c.model = asIf
+	if c.lock == nil { // what the database has is as the model has it only when nothing waits
+		c.flush()
+	}
+}
+
+// answeredAtOnce takes over into the model what was answered before a commit that failed.
+func (c *comparison) answeredAtOnce(op Op, got Result) {
+	l, held := c.model.leases[op.Key]
+	takenOver := got.Outcome == Granted && got.Lease.Owner != l.Owner
+	if held && (got.Outcome == Renewed || takenOver) {
+		l.Tag, l.Expires, l.Owner = op.Tag, c.now+c.model.timeout, got.Lease.Owner
+		c.model.leases[op.Key] = l
+	} else if got.Outcome == Renewed || got.Outcome == Granted || got.Outcome == Released {
+		c.t.Fatalf("step %d: %+v answered at once", c.step, got)
+	}
+}
+
+func (c *comparison) tick() {
+	got, err := c.Tick(c.now)
+	if err != nil && c.lock == nil {
+		c.t.Fatalf("step %d: tick: %v", c.step, err)
+	}
+	c.lapse()
+	if !slices.Equal(got, c.expired) {
+		c.t.Fatalf("step %d: expired %v, want %v", c.step, got, c.expired)
+	}
+	c.expired = nil
+	if c.lock == nil && c.Next() <= c.now && len(c.dirty) == 0 {
+		c.t.Fatalf("step %d: at %d Tick left something to do at %d", c.step, c.now, c.Next())
+	}
+}
+
+// restart stops or kills the allocator, and starts it again, at times after a boot or with another configuration.
+func (c *comparison) restart() {
+	crash := c.rnd.IntN(2) == 0
+	c.unlock()
+	if !crash {
+		c.stop()
+	}
+	if c.rnd.IntN(3) == 0 {
+		c.boots++
+		c.cfg.Epoch.Boot = fmt.Sprint("boot ", c.boots)
+		c.now = c.rnd.Int64N(5000)
+	}
+	if c.rnd.IntN(3) == 0 {
+		c.cfg.Pools = modelPools[c.rnd.IntN(len(modelPools))]
+	}
+	if c.rnd.IntN(3) == 0 {
+		c.cfg.Timeout = []int64{timeout / 9, timeout, 3 * timeout}[c.rnd.IntN(3)]
+	}
+	if crash {
+		c.crash()
+		c.model = c.disk.clone()
+	} else {
+		c.open()
+	}
+	c.model.restart(c.now, c.cfg)
+	c.expired = nil
 }
 
 func check(t *testing.T, step int, h *host, m *model) {
