@@ -389,11 +389,13 @@ func (g *generator) intoBridge() step {
 	s.commands = append(s.commands, g.renamed(commands)...)
 	delete(g.past.names, port)
 	// From here on the bridge is what the link was.
-	for i := range g.past.made {
-		if !strings.HasPrefix(g.past.made[i].name, "link ") {
-			g.past.names[port] = name
-			g.past.made[i].commands = g.renamed(g.past.made[i].commands)
-			delete(g.past.names, port)
+	for _, steps := range [][]step{g.past.made, g.past.undone} {
+		for i := range steps {
+			if !strings.HasPrefix(steps[i].name, "link ") {
+				g.past.names[port] = name
+				steps[i].commands = g.renamed(steps[i].commands)
+				delete(g.past.names, port)
+			}
 		}
 	}
 	l.name = name

@@ -268,8 +268,10 @@ func (c *comparison) from(s served, q question) error {
 	if err != nil {
 		return err
 	}
-	if kept, err := c.keeps(q); twin.typ == unix.RTN_UNSPEC && (kept || err != nil) {
-		return err
+	if twin.typ == unix.RTN_UNSPEC {
+		if kept, err := c.keeps(q, s.index, plain); kept || err != nil {
+			return err
+		}
 	}
 	switch {
 	case twin.typ != unix.RTN_UNSPEC:
@@ -288,17 +290,6 @@ func (c *comparison) from(s served, q question) error {
 	return c.check(q, plain, append(c.moved(q, plain), more...)...)
 }
 
-// keeps reports whether a table of the real host leads a packet over a link whose routes nobody could put back into main.
-func (c *comparison) keeps(q question) (bool, error) {
-	if len(c.w.unrestored) == 0 {
-		return false, nil
-	}
-	got, err := ask(c.w.real, q, nil)
-	return got.typ == unix.RTN_UNICAST && got.match.table != unix.RT_TABLE_MAIN && !slices.ContainsFunc(got.legs, func(l leg) bool {
-		return !c.w.unrestored[c.plain.names[l.index]] && !c.w.unrestored[anyLink]
-	}), err
-}
-
 // all reports whether all legs of an answer are over a link.
 func (c *comparison) all(a answer, index int) bool {
 	return len(a.legs) > 0 && !slices.ContainsFunc(a.legs, func(l leg) bool { return l.index != index })
@@ -315,8 +306,10 @@ func (c *comparison) likePlain(q question) error {
 		return err
 	}
 	wants := c.moved(q, plain)
-	if kept, err := c.keeps(q); (plain.typ == unix.RTN_UNSPEC || len(wants) > 1) && (kept || err != nil) {
-		return err // with move such a default serves what is bound to none, too
+	if plain.typ == unix.RTN_UNSPEC || len(wants) > 1 { // with move such a default serves what is bound to none, too
+		if kept, err := c.keeps(q, 0, plain); kept || err != nil {
+			return err
+		}
 	}
 	more, err := c.byNetworkRule(q, plain)
 	if err != nil {

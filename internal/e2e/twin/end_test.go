@@ -15,9 +15,6 @@ func (w *world) compareEnd() (result, error) {
 	if err != nil {
 		return r, err
 	}
-	if err := w.unchoose(); err != nil {
-		return r, err
-	}
 	plain, err := w.plain.picture()
 	if err != nil {
 		return r, err

@@ -81,7 +81,14 @@ func (n *namespace) runAll(commands []string) (failed map[int]string, err error)
 		first, family := i, familyFlag(commands[i])
 		var batch strings.Builder
 		for ; i < len(commands) && strings.HasPrefix(commands[i], "ip ") && familyFlag(commands[i]) == family; i++ {
+			if endsBatch(commands[i]) && i > first {
+				break
+			}
 			batch.WriteString(strings.TrimPrefix(commands[i][len("ip "):], family) + "\n")
+			if endsBatch(commands[i]) {
+				i++
+				break
+			}
 		}
 		if first == i {
 			return nil, fmt.Errorf("command %q: neither ip nor sysctl", commands[i])
@@ -96,6 +103,10 @@ func (n *namespace) runAll(commands []string) (failed map[int]string, err error)
 	}
 	return failed, nil
 }
+
+// endsBatch reports whether "ip" leaves the rest of a batch out if it does not understand a command, whatever it was told:
+// one with several next hops of which a link is gone.
+func endsBatch(command string) bool { return strings.Contains(command, " nexthop via ") }
 
 // familyFlag is the "-6" of a command for "ip", which stands there for rules without an address.
 func familyFlag(command string) string {
@@ -120,6 +131,9 @@ func (n *namespace) batch(family, lines string) (failed map[int]string, err erro
 	var exit *exec.ExitError
 	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
 		return nil, fmt.Errorf("run ip: %w", err)
+	}
+	if exit != nil && strings.Count(lines, "\n") == 1 {
+		return map[int]string{0: stderr.String()}, nil
 	}
 	for _, match := range failedLine.FindAllStringSubmatch(stderr.String(), -1) {
 		line, err := strconv.Atoi(match[2])

@@ -115,11 +115,16 @@ func (l *living) look(phase string) (bool, error) {
 	if err := l.w.tryAgain(); err != nil {
 		return false, err
 	}
+	return l.until(phase, func() (result, error) { return l.w.compare(l.t) })
+}
+
+// until compares until all is right, for as long as the patience lasts.
+func (l *living) until(phase string, compare func() (result, error)) (bool, error) {
 	for i := 0; ; i++ {
 		if err := l.w.settle(quiet); err != nil {
 			return false, err
 		}
-		r, err := l.w.compare(l.t)
+		r, err := compare()
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", phase, err)
 		}
@@ -148,12 +153,10 @@ func (l *living) end() (bool, error) {
 	if err := l.w.stopWatch(); err != nil {
 		return false, err
 	}
-	r, err := l.w.compareEnd()
-	l.f.answers += r.answers
-	if len(r.wrong) > 0 {
-		l.fail(atEnd, r)
+	if err := l.w.unchoose(); err != nil {
+		return false, err
 	}
-	return len(r.wrong) == 0, err
+	return l.until(atEnd, l.w.compareEnd) // the kernel makes routes of links whose carrier comes late
 }
 
 // tally is what many lives brought to light.

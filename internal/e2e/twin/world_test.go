@@ -32,13 +32,14 @@ type world struct {
 	refused     []string              // commands that only the real host refused
 	again       []string              // commands that the plain host refused: a manager tries again, see tryAgain
 	unrestored  map[string]bool       // links of routes that nobody could put back into main, so that tables keep them
+	had         had
 	patience    []time.Duration
 	wanted      string // the link that a user wants, see chosen_test.go
 }
 
 // newWorld builds a host, with the server and without the watch.
 func newWorld(h *host) (w *world, err error) {
-	w = &world{host: h, log: newLog(), unrestored: make(map[string]bool)}
+	w = &world{host: h, log: newLog(), unrestored: make(map[string]bool), had: had{ways: make(map[way]bool)}}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -148,10 +149,10 @@ func (w *world) applyMoved(s step) error {
 		case err != nil:
 		case strings.HasSuffix(failed[i], exists) && isDefault(strings.Fields(c)):
 			// Of IPv6 routes that share the traffic one outlives that its link is down.
-		case undo[i] != "":
-			_, err = w.real.run(undo[i : i+1])
 		case taken[i] && strings.Contains(c, " replace ") && strings.Contains(c, " via ") && !strings.Contains(c, " nexthop via "):
 			_, err = w.plain.run([]string{c + " onlink"})
+		case undo[i] != "":
+			_, err = w.real.run(undo[i : i+1])
 		}
 		switch c := commands[i]; {
 		case strings.Contains(c, " del "):
@@ -336,9 +337,13 @@ func (w *world) settle(quiet time.Duration) error {
 		if ready == 0 {
 			return nil
 		}
-		// What it is does not count, nor whether some were lost.
-		_, _, err = unix.Recvfrom(w.heard.fd, w.heard.buf, unix.MSG_DONTWAIT)
-		if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EAGAIN) {
+		n, _, err := unix.Recvfrom(w.heard.fd, w.heard.buf, unix.MSG_DONTWAIT)
+		switch {
+		case err == nil:
+			w.had.note(w.heard.buf[:n])
+		case errors.Is(err, unix.ENOBUFS):
+			w.had.all = true // nobody knows what is missing
+		case !errors.Is(err, unix.EAGAIN):
 			return fmt.Errorf("receive events: %w", err)
 		}
 	}
