@@ -242,6 +242,7 @@ func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
 			defaults[s.inst.Index] = true
 		}
 	}
+	maps.Copy(defaults, h.moved)
 	rank := func(a route.Address) (n int) {
 		if !defaults[a.Index] {
 			n = 2

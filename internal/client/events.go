@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,6 +39,7 @@ func (l *loop) changed(events []route.Event) {
 	l.serveNewlyBound(n)
 	large := l.followLarge(events)
 	l.noteHistory(n)
+	l.hearReturned(events)
 	l.read = make(map[linkOf][]route.Address)
 	for _, s := range l.all() {
 		if n.overrun {
@@ -57,10 +59,10 @@ func (l *loop) changed(events []route.Event) {
 func (l *loop) hear(s *session, n news, large bool) {
 	switch {
 	case n.overrun || n.concerns(s):
-		s.noteLeaving(n.went[s.addr])
+		s.noteLeaving(n)
 		l.look(s)
 		l.tellSoon(s)
-	case len(n.main)+len(n.lost) > 0 && !large:
+	case (len(n.main)+len(n.lost) > 0 || len(n.gone) > 0 && s.inst.SharesRoutes()) && !large:
 		s.hear(n)
 		l.tellSoon(s)
 	case n.others[s.family()]:
@@ -74,12 +76,33 @@ func (l *loop) noteHistory(n news) {
 	if len(n.silent) > 0 {
 		l.env.Picture.Emptied(n.silent)
 	}
-	if len(n.history)+len(n.left)+len(n.objects) == 0 {
+	if len(n.history)+len(n.left)+len(n.objects)+len(n.replaced) == 0 {
 		return
 	}
 	for _, s := range l.sessions {
+		s.inst.HearReplaced(n.replaced)
 		s.inst.Hear(n.history[linkOf{s.family(), s.inst.Index}], n.left, n.back)
 		s.inst.ForgetObjects(n.objects)
+	}
+}
+
+// hearReturned decides whether main keeps what it got back.
+func (l *loop) hearReturned(events []route.Event) {
+	if err := l.env.HearReturned(events); err != nil {
+		l.log.Warn("cannot delete a route of main that its link has lost", "err", err)
+	}
+}
+
+// hearLast waits for the events of what main got back last. The kernel has sent them already.
+func (l *loop) hearLast() {
+	limit := time.After(100 * time.Millisecond)
+	for l.env.UnheardReturns() {
+		select {
+		case events := <-l.changes:
+			l.hearReturned(events)
+		case <-limit:
+			return
+		}
 	}
 }
 

@@ -91,7 +91,7 @@ func TestDigest(t *testing.T) {
 	if got := n.went[s.addr]; !slices.Equal(got, []int{8, index}) || !n.came[onLink{s.addr, 8}] || n.came[onLink{s.addr, index}] {
 		t.Errorf("deleted from %v, came to %v", got, n.came)
 	}
-	if s.noteLeaving(n.went[s.addr]); s.left != index {
+	if s.noteLeaving(n); s.left != index {
 		t.Errorf("it left link %d, want %d", s.left, index)
 	}
 	if n := digest([]route.Event{{Kind: route.LinkChanged, Index: 8, Down: true}, {Kind: route.LinkChanged, Index: 8}, address("10.77.0.3", 9, true)}); !maps.Equal(n.silent, map[int]bool{8: true, 9: true}) || len(n.history) != 2 {

@@ -206,6 +206,7 @@ func (l *loop) run(ctx context.Context) error {
 		l.rests.stir(wire.Now())
 		l.scope.runDue(wire.Now())
 	}
+	l.hearLast()
 	return errors.Join(failure, l.handover)
 }
 

@@ -19,7 +19,7 @@ type news struct {
 	newDefault   bool                      // main has a new default route, or a half of one: its link is an uplink, whatever else it is
 	nexthops     bool                      // nexthop objects changed
 	objects      map[uint32]bool           // of those, the deleted
-	linksChanged bool                      // links were added, or changed
+	linksChanged bool                      // links were added, changed or deleted
 	addresses    map[netip.Addr]bool       // that were added, changed or deleted
 	came         map[onLink]bool           // addresses that were added, or changed
 	went         map[netip.Addr][]int      // the links that addresses were deleted from
@@ -31,6 +31,7 @@ type news struct {
 	names        map[string]bool           // of those links
 	history      map[linkOf][]install.Past // in order: the link was down, its routes in main were added or deleted
 	left         []install.Past            // in order: addresses were deleted
+	replaced     install.Replaced          // links of which a route took another one's place in main
 	mainOn       map[linkOf]bool           // links of which another program changed routes of main
 	lost         map[tableOf]bool          // other tables that routes were deleted from
 	filled       map[tableOf]bool          // tables that got a default route of ours
@@ -99,9 +100,8 @@ func (n *news) addLink(e install.Past) {
 	}
 	if e.Kind == route.LinkGone {
 		n.gone = with(n.gone, e.Index)
-		return
 	}
-	n.linksChanged = true
+	n.linksChanged = true // routes of several next hops go with the link of one, without an event
 }
 
 func (n *news) addNexthop(e route.Event) {
@@ -175,6 +175,12 @@ func (n *news) addRoute(e install.Past) {
 func (n *news) addRouteOfMain(e install.Past, others bool) {
 	for _, index := range e.Route.Links() {
 		n.addHistory(e, e.Family, index)
+	}
+	if e.Replaced && others {
+		if n.replaced == nil {
+			n.replaced = make(install.Replaced)
+		}
+		n.replaced[install.PlaceOf(*e.Route)] = e.Index
 	}
 	toAll := e.Route.Dst.Bits() == 0
 	if toAll && (e.Deleted && uplink.IsChoiceRoute(*e.Route) || others && e.Replaced) {

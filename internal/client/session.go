@@ -38,6 +38,7 @@ type session struct {
 	onLink     netip.Prefix // the network that the address has on its link; zero: not seen there yet
 	deprecated bool         // as it was seen last
 	left       int          // the link that the address was deleted from since the last look; 0: none
+	gone       bool         // events say that the address may be gone, or it was missed by a look before they did
 	retry      wire.Message
 	retryAt    time.Duration // when retry is sent again, for want of room in the server's queue; 0: nothing waits
 	retries    int
@@ -177,7 +178,7 @@ func (s *session) hear(n news) {
 // concernedByMain reports whether what changed in main may belong into the table.
 func (s *session) concernedByMain(n news) bool {
 	main := n.main[s.family()]
-	return n.mainOn[linkOf{s.family(), s.inst.Index}] || n.mainOn[linkOf{s.family(), 0}] || main.silent ||
+	return len(n.gone) > 0 && s.inst.SharesRoutes() || n.mainOn[linkOf{s.family(), s.inst.Index}] || n.mainOn[linkOf{s.family(), 0}] || main.silent ||
 		main.others && (s.lease.watched || s.lease.uplink.Settings.SpecificFirst)
 }
 
@@ -188,14 +189,15 @@ func (s *session) lookLater() {
 	}
 }
 
-// noteLeaving notes that the address was on its link and was deleted, even if no look has found it there. links are
-// those that it was deleted from.
-func (s *session) noteLeaving(links []int) {
-	for _, index := range links {
+// noteLeaving notes that the address was on its link and was deleted, even if no look has found it there, or that it may
+// have gone with the link.
+func (s *session) noteLeaving(n news) {
+	for _, index := range n.went[s.addr] {
 		if index == s.inst.Index || s.inst.Index == 0 {
-			s.left = index
+			s.left, s.gone = index, true
 		}
 	}
+	s.gone = s.gone || n.overrun || n.silent[s.inst.Index]
 }
 
 // look reads the link and its addresses, and tells the machine what changed.
@@ -271,7 +273,7 @@ func (l *loop) see(s *session, a route.Address) bool {
 		l.feed(s, event{kind: end, why: "another host has the address (duplicate address detection failed)"})
 		return false
 	}
-	s.inst.Present = true
+	s.inst.Present, s.gone = true, false
 	changed := a.Created != s.created
 	s.created, s.deprecated = a.Created, a.Flags&unix.IFA_F_DEPRECATED != 0
 	l.feed(s, event{kind: addressSeen})
@@ -306,6 +308,11 @@ func (l *loop) noteNetwork(s *session, a route.Address) {
 func (l *loop) miss(s *session) bool {
 	s.inst.Usable = false
 	switch {
+	case s.inst.Present && !s.gone:
+		// Its event is still to come, and those before that say what main has lost with it, as when the link was down.
+		s.gone = true
+		s.lookIn(lookAgain)
+		return false
 	case s.inst.Present:
 		s.inst.Present = false
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})

@@ -33,6 +33,7 @@ type host struct {
 	healAt      time.Duration              // when rules that were deleted are restored; 0: none are known of
 	blind       bool                       // events were lost, so that each session has to be looked at
 	foreign     map[wire.Key]time.Duration // addresses that other clients serve, and when that was found
+	moved       map[int]bool               // links that main had default routes over before a watch before moved them; nil once these are served
 	leased      map[int]bool               // links that had an address with a rule of ours to a table, when admit looked
 	ended       map[wire.Key]bool          // addresses that a command released: not served until they are added again
 	refused     map[wire.Key]time.Duration // until when the server is not asked for an address
@@ -133,6 +134,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 		cfg.Ready()
 	}
 	h.reconcile()
+	h.moved = nil
 	err = l.run(ctx)
 	h.tellHost(events.Stopped, "the watch ended")
 	if h.ending && err == nil {
@@ -152,6 +154,9 @@ func (h *host) prepare() error {
 	var err error
 	if h.memory, err = remember.Own("told"); err != nil {
 		h.log.Warn("cannot save what hooks say for the next watch", "err", err)
+	}
+	if h.moved, err = install.MovedLinks(); err != nil {
+		h.log.Warn("cannot read what was moved before", "err", err)
 	}
 	h.order, err = h.unboundOrder(uplink.Loopback)
 	return err

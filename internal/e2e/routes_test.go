@@ -356,6 +356,9 @@ func TestRoutesOfNextHops(t *testing.T) {
 	// With the object goes the route, of which the kernel tells nobody.
 	h.ns.IP(t, "nexthop del id 7")
 	h.waitRoutes("10000", append([]string{theirs}, ours[:4]...)...)
+	// With one of its links an IPv4 route of several goes, of which it tells nobody, either.
+	h.ns.IP(t, "link del wan1")
+	h.waitRoutes("10000", theirs, ourNetwork, ours[3])
 	h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
 	h.waitClean()
 	h.waitRoutes("10000", theirs)

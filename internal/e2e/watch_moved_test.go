@@ -154,3 +154,29 @@ func TestClientWithoutServer(t *testing.T) {
 		})
 	}
 }
+
+// TestWatchMovedOfABridge: a bridge whose ports are cables, as those of containers, is an uplink since main has a default route
+// over it. That stays so for the next watch if the one before, which was killed, has moved the route: its rules stand all the time.
+func TestWatchMovedOfABridge(t *testing.T) {
+	h := newHost(t)
+	h.link("port0")
+	for _, c := range []string{"link add wan0 type bridge", "link set wan0 up", "link set port0 master wan0", "address add 10.77.0.2/24 dev wan0",
+		"route add default via 10.77.0.1 metric 5"} {
+		h.ns.IP(t, c)
+	}
+	h.serve()
+	w := h.watch("--routes", "move")
+	h.served("10.77.0.2")
+	h.waitRoutes("main", "10.77.0.0/24 dev wan0 proto kernel scope link src 10.77.0.2")
+	w.kill()
+	rules := h.hear("4")
+	w = h.watch("--routes", "move", "--clean")
+	w.waitLog("has table 10000")
+	for _, line := range rules() {
+		if strings.HasPrefix(line, "Deleted") {
+			t.Errorf("the next watch deleted a rule: %s", line)
+		}
+	}
+	w.stop()
+	h.waitRoutes("main", "default via 10.77.0.1 dev wan0 metric 5", "10.77.0.0/24 dev wan0 proto kernel scope link src 10.77.0.2")
+}

@@ -30,6 +30,7 @@ type Env struct {
 	tries    int     // since something waits
 	order    order
 	takers   takers
+	returned []returned
 	resolved teller
 	// compared is how many routes of large mains were compared with tables.
 	compared int
@@ -442,14 +443,43 @@ func (i *Installation) Leads() bool { return i.routes.hasDefault }
 // Moved reports whether main has lost a default route to the table.
 func (i *Installation) Moved() bool { return len(i.routes.taken) > 0 }
 
+// SharesRoutes reports whether main has routes with several next hops over the link, as of the last look. Those of IPv4 the
+// kernel deletes with any of their links, without an event.
+func (i *Installation) SharesRoutes() bool { return i.routes.shared }
+
 // Restored reports whether the last sync added any.
 func (i *Installation) Restored() bool { return i.routes.added > 0 }
+
+// Replaced are the links of the routes that took the places of other ones in main, the last ones.
+type Replaced map[Place]int
+
+// Place is where IPv4 tables hold a route, and a newer one replaces it.
+type Place struct {
+	Family    int
+	Dst, From netip.Prefix
+	TOS       uint8
+	Metric    uint32
+}
+
+// PlaceOf returns the place of a route.
+func PlaceOf(r route.Route) Place { return Place{r.Family, r.Dst, r.From, r.TOS, r.Metric} }
 
 // Hear takes over events: of the link and of main's routes over it, and of addresses that were deleted from links, which
 // were the source of routes, each in order. back are addresses that were added again.
 func (i *Installation) Hear(history, left []Past, back []netip.Addr) {
 	i.routes.unsure = len(history) > 0 && i.env.Picture == nil && i.Uplink.Settings.Routes == uplink.MoveRoutes
 	i.warn("note what main lost", i.routes.hear(i.Uplink, i.Index, history, left, back))
+}
+
+// HearReplaced takes over what took the places of other routes in main. Nobody puts back what another link's route has
+// replaced: it was not lost with its link. It comes before Hear.
+func (i *Installation) HearReplaced(by Replaced) {
+	replaced := func(r route.Route) bool {
+		index, ok := by[PlaceOf(r)]
+		return ok && index != i.Index
+	}
+	i.routes.last = slices.DeleteFunc(i.routes.last, replaced)
+	i.routes.forgetLost(i.Uplink.Family(), replaced)
 }
 
 // Missed says that events were lost, those of what was taken among them: nothing waits for them.
@@ -460,5 +490,5 @@ func (i *Installation) Missed() { i.routes.fresh, i.routes.spent, i.routes.newer
 func (i *Installation) ForgetObjects(deleted map[uint32]bool) {
 	of := func(r route.Route) bool { return deleted[r.NexthopID] }
 	i.routes.last = slices.DeleteFunc(i.routes.last, of)
-	i.routes.lost = slices.DeleteFunc(i.routes.lost, of)
+	i.routes.forgetLost(i.Uplink.Family(), of)
 }

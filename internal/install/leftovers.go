@@ -85,9 +85,9 @@ func (e *Env) ReturnRoutes(u uplink.Uplink, tables ...uint32) error {
 
 // emptied reports whether the kernel has emptied a table of a killed client: the link was set down, as when it became a
 // port of a bridge, and main would have lost what was taken, too. An address that is left says that it came up for routes
-// again, and then another program may have emptied the table.
+// again, and then another program may have emptied the table, unless the link-local address tells.
 func (p *placer) emptied(u uplink.Uplink, m uplink.Main, table uint32) (bool, error) {
-	if slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return a.Addr.Is4() || !a.Addr.IsLinkLocalUnicast() }) {
+	if !p.upAnew && slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return a.Addr.Is4() || !a.Addr.IsLinkLocalUnicast() }) {
 		return false, nil
 	}
 	have, err := p.env.Kernel.Routes(u.Family(), table)

@@ -18,12 +18,12 @@ func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
 	empty = empty && len(p.last)+len(p.taken) > 0
 	others := m.Taken[min(len(p.taken), len(m.Taken)):]
 	if p.wasDown || empty {
-		p.lose(p.wasDown || p.bare(u, *m))
+		p.lose(p.wasDown || p.upAnew || p.bare(u, *m))
 	}
 	inMain := func(r route.Route) bool { return slices.ContainsFunc(m.Routes, r.Equal) }
 	p.others = slices.Concat(others, slices.DeleteFunc(p.others, func(r route.Route) bool { return !inMain(r) }))
 	m.Taken = slices.Concat(p.taken, p.others)
-	p.wasDown, p.went, p.newer = false, nil, nil
+	p.wasDown, p.upAnew, p.went, p.newer = false, false, nil, nil
 	now := slices.Concat(slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.Carries(r) }), others)
 	p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool {
 		return slices.ContainsFunc(now, func(l route.Route) bool { return sameDestination(l, r) })
@@ -68,7 +68,8 @@ type Past struct {
 // all in order. back are addresses that were added again.
 func (p *placer) hear(u uplink.Uplink, index int, history, left []Past, back []netip.Addr) error {
 	var errs []error
-	changed := false
+	changed, had := false, len(p.lost)
+	p.doubt(u, history)
 	for len(history)+len(left) > 0 {
 		var lost bool
 		if len(left) == 0 || len(history) > 0 && history[0].At < left[0].At {
@@ -83,7 +84,35 @@ func (p *placer) hear(u uplink.Uplink, index int, history, left []Past, back []n
 	if changed {
 		errs = append(errs, p.writeTaken(u, index))
 	}
+	if changed || len(p.lost) != had {
+		p.recompare(u.Family())
+	}
 	return errors.Join(errs...)
+}
+
+// forgetLost drops routes that nobody will put back.
+func (p *placer) forgetLost(family int, drop func(route.Route) bool) {
+	had := len(p.lost)
+	if p.lost = slices.DeleteFunc(p.lost, drop); len(p.lost) != had {
+		p.recompare(family)
+	}
+}
+
+// recompare has the table compared even if main is as it was. That of a large main is filled for long, and follows changes.
+func (p *placer) recompare(family int) {
+	if p.env.Picture.largeMain(family) == nil {
+		p.seen = version{link: -1} // which no main has
+	}
+}
+
+// doubt has the table compared if another program added a default route to main, which may have replaced what an address of the
+// link has taken, and be deleted already.
+func (p *placer) doubt(u uplink.Uplink, history []Past) {
+	if u.Settings.Routes == uplink.MoveRoutes && slices.ContainsFunc(history, func(e Past) bool {
+		return e.Route != nil && !e.Deleted && e.Route.Dst.Bits() == 0 && !p.env.Kernel.Made(e.Event)
+	}) {
+		p.recompare(u.Family())
+	}
 }
 
 // hearOne takes over one event of the link or of main's routes over it, and reports whether that changed what was taken.

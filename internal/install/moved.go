@@ -3,6 +3,7 @@ package install
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"strconv"
@@ -56,6 +57,34 @@ func (p *placer) since(u uplink.Uplink, index int) (w witnesses, err error) {
 		}
 	}
 	return w, err
+}
+
+// MovedLinks are the links that clients before this process have moved default routes of.
+func MovedLinks() (map[int]bool, error) {
+	all, err := remember.Own("moved")
+	if err != nil {
+		return nil, err
+	}
+	folders, err := all.Files()
+	errs := []error{err}
+	links := make(map[int]bool)
+	for _, of := range folders {
+		var index, family int
+		if n, err := fmt.Sscanf(of.Name(), "%d-%d", &index, &family); n < 2 || err != nil {
+			continue
+		}
+		m, err := movedOn(family, index)
+		errs = append(errs, err)
+		if err != nil {
+			continue
+		}
+		taken, err := m.readOthers(uplink.Uplink{})
+		if len(taken) > 0 {
+			links[index] = true
+		}
+		errs = append(errs, err)
+	}
+	return links, errors.Join(errs...)
 }
 
 func movedOn(family, index int) (moved, error) {
@@ -115,9 +144,7 @@ func (m moved) remove(u uplink.Uplink) error {
 // that were moved have to come back where they stood.
 type order struct{ places [][]route.Route }
 
-func samePlace(a, b route.Route) bool {
-	return a.Family == b.Family && a.Dst == b.Dst && a.From == b.From && a.TOS == b.TOS && a.Metric == b.Metric
-}
+func samePlace(a, b route.Route) bool { return PlaceOf(a) == PlaceOf(b) }
 
 // note takes over the order of default routes of main, among those that are known. What main has lost since stays
 // where it was.

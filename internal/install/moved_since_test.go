@@ -14,14 +14,17 @@ import (
 // TestMovedAndFlushed: a program that empties the table while no client runs, as systemd-networkd does, takes nothing from
 // main that would be there without us. That the link was down does.
 func TestMovedAndFlushed(t *testing.T) {
-	for _, name := range []string{"flushed", "down", "down, and the next client was killed at once"} {
+	for _, name := range []string{"flushed", "down", "down, and the next client was killed at once", "flushed, with another address", "down, with another address"} {
 		t.Run(name, func(t *testing.T) {
 			m := newMover(t, "add default via 192.0.2.1 metric 5")
+			if strings.Contains(name, "another address") {
+				m.IP(t, "address add 203.0.113.5/24 dev wan0")
+			}
 			before := m.main()
 			m.waitLinkLocal()
 			m.placed() // and killed
 			m.IP(t, "route flush table 10000")
-			if name != "flushed" {
+			if !strings.HasPrefix(name, "flushed") {
 				m.downAndUp()
 				before = m.main()
 			}
@@ -123,7 +126,7 @@ func TestMovedGatewayGone(t *testing.T) {
 	m.Do(func() { i.Follow(movedTable, false) })
 	m.clear(i)
 	m.Do(func() {
-		if err := m.kernel.RestoreRoute(taken, false); err != nil { // which is there
+		if _, err := m.kernel.RestoreRoute(taken, false); err != nil { // which is there
 			t.Error(err)
 		}
 	})

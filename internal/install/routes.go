@@ -31,6 +31,7 @@ type placer struct {
 	placed     int           // routes in the table after the last sync
 	added      int           // by the last sync
 	hasDefault bool
+	shared     bool          // main has routes with several next hops over the link
 	isBelow    bool          // that one is of the link which a macvlan is on
 	metric     uint32        // of the best default route in the table, if hasDefault
 	gateway    netip.Addr    // of that route
@@ -40,6 +41,7 @@ type placer struct {
 	went       []netip.Addr  // IPv4 addresses that were deleted from it since
 	heir       bool          // a holder before this process filled the table
 	unbroken   bool          // and since it took routes out of main, the link was up and had the address
+	upAnew     bool          // the link-local address of IPv6 says that the link came up since then
 	judging    *witnesses    // of that one, until it is known what main would have lost since
 	unread     bool          // what that one took out of main could not be read yet
 	unsure     bool          // holders of other addresses may not have noted yet what main lost
@@ -77,6 +79,7 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, read
 		ready = ready || a.Addr == u.Addr()
 		m.Addresses = append(m.Addresses, uplink.Address{Addr: a.Addr, Network: a.Network().Masked()})
 	}
+	p.shared = slices.ContainsFunc(m.Routes, func(r route.Route) bool { return r.Multipath })
 	m.Taken, m.Lost = p.taken, p.lost
 	if u.Settings.Routes == uplink.MoveRoutes {
 		if len(addresses) > 1 {
@@ -336,6 +339,7 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 	if len(p.taken) > 0 && before.Since.known() {
 		now, err := p.since(u, m.Index)
 		p.unbroken = err == nil && now == before.Since
+		p.upAnew = err == nil && now.Link != 0 && now.Link != before.Since.Link
 	}
 	p.judging = &before.Since
 	p.env.takers.succeed(p, u, m.Index)
@@ -420,10 +424,13 @@ func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 	front, behind := p.env.order.around(now, routes)
 	slices.Reverse(front)
 	back := func(inFront bool) func(route.Route) (bool, error) {
-		return func(r route.Route) (bool, error) { return true, p.env.Kernel.RestoreRoute(r, inFront) }
+		return func(r route.Route) (bool, error) { return p.env.Kernel.RestoreRoute(r, inFront) }
 	}
-	_, err = p.changeMain(u, behind, back(false), "route restored in main")
-	_, frontErr := p.changeMain(u, front, back(true), "route restored in main")
+	restored, err := p.changeMain(u, behind, back(false), "route restored in main")
+	more, frontErr := p.changeMain(u, front, back(true), "route restored in main")
+	for _, r := range slices.Concat(restored, more) {
+		p.env.returned = append(p.env.returned, returned{Route: r})
+	}
 	return errors.Join(err, frontErr)
 }
 

@@ -87,17 +87,17 @@ func (c *Conn) Replace(had, wanted []Route) error {
 }
 
 // RestoreRoute adds r beside the routes in its place, in front of them or behind them. That it is there
-// already is no error. In IPv6, where these share the traffic, it joins them.
-func (c *Conn) RestoreRoute(r Route, inFront bool) error {
+// already is no error. In IPv6, where these share the traffic, it joins them. It reports whether it added the route.
+func (c *Conn) RestoreRoute(r Route, inFront bool) (added bool, err error) {
 	r = r.normal()
 	if err := r.check(); err != nil {
-		return fmt.Errorf("add route %q: %w", r, err)
+		return false, fmt.Errorf("add route %q: %w", r, err)
 	}
 	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_APPEND)
 	if inFront && r.Family == unix.AF_INET {
 		flags = unix.NLM_F_CREATE
 	}
-	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	err = c.change(unix.RTM_NEWROUTE, flags, r.encode())
 	if refused(err, r) { // the network of the gateway has gone, of which the kernel takes no notice; "onlink" is another route
 		var reached bool
 		if reached, err = c.addReached(flags, r); !reached || refused(err, r) {
@@ -105,9 +105,9 @@ func (c *Conn) RestoreRoute(r Route, inFront bool) error {
 		}
 	}
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add route %q: %w", r, err)
+		return false, fmt.Errorf("add route %q: %w", r, err)
 	}
-	return nil
+	return err == nil, nil
 }
 
 // DeleteRoute deletes r, whatever is left of its lifetime, and nothing that resembles it. It reports whether there
@@ -128,6 +128,21 @@ func (c *Conn) DeleteRouteFrom(have []Route, r Route) (deleted bool, err error) 
 		return false, nil
 	}
 	return c.remove(have, r)
+}
+
+// DeleteWay deletes r, or of an IPv6 route that shares the traffic the next hop that leads as r does. That there is none is no
+// error.
+func (c *Conn) DeleteWay(r Route) error {
+	deleted, err := c.DeleteRoute(r)
+	if err != nil || deleted || r.Family != unix.AF_INET6 {
+		return err
+	}
+	r = r.normal()
+	err = c.change(unix.RTM_DELROUTE, 0, r.encode())
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete route %q: %w", r, err)
+	}
+	return nil
 }
 
 // FlushTable deletes the routes of family, AF_INET or AF_INET6, in table that carry our Protocol.
