@@ -191,6 +191,7 @@ func (h *host) admit() {
 	}
 	now := wire.Now()
 	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
+	maps.DeleteFunc(h.deprecated, func(key wire.Key, _ bool) bool { return h.refused[key] == 0 })
 	before := len(h.sessions)
 	h.shortage.begin()
 	h.meetOthers(h.admitEach(links, addresses))
@@ -212,6 +213,10 @@ func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (
 	for _, a := range addresses {
 		link := links[a.Index]
 		u, ok := h.config.Uplink(a, link.Name)
+		if a.Flags&unix.IFA_F_DEPRECATED == 0 && h.deprecated[u.Key] {
+			delete(h.deprecated, u.Key)
+			delete(h.refused, u.Key)
+		}
 		switch key := u.Key; {
 		case ok && !sessions[key] && h.config.Wants(link) && h.noteUnservable(key):
 		case !ok || sessions[key] || former[onLink{a.Addr, a.Index}] || h.refused[key] != 0 || !h.config.Wants(link):

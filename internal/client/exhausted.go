@@ -73,8 +73,10 @@ func (h *host) exhausted(needy *session) {
 		}
 	}
 	giver, why := h.unroutedGiver(givers)
+	deprecated := false
 	if giver == nil {
 		giver, why = deprecatedGiver(needy, givers, leases)
+		deprecated = giver != nil
 	}
 	if giver == nil && !helped { // else a table for this link is on its way, or another client took it
 		giver, why = crowdedGiver(needy, givers, leases)
@@ -84,6 +86,9 @@ func (h *host) exhausted(needy *session) {
 		return
 	}
 	h.refused[giver.lease.uplink.Key] = now + refusedFor
+	if deprecated {
+		h.deprecated[giver.lease.uplink.Key] = true
+	}
 	giver.heir, needy.givenUntil = needy, now+refusedFor
 	h.feed(giver, event{kind: end, why: why})
 }

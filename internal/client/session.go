@@ -311,7 +311,7 @@ func (l *loop) miss(s *session) bool {
 	case s.inst.Present && !s.gone:
 		// Its event is still to come, and those before that say what main has lost with it, as when the link was down.
 		s.gone = true
-		s.lookIn(lookAgain)
+		s.lookLater()
 		return false
 	case s.inst.Present:
 		s.inst.Present = false

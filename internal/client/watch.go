@@ -37,6 +37,7 @@ type host struct {
 	leased      map[int]bool               // links that had an address with a rule of ours to a table, when admit looked
 	ended       map[wire.Key]bool          // addresses that a command released: not served until they are added again
 	refused     map[wire.Key]time.Duration // until when the server is not asked for an address
+	deprecated  map[wire.Key]bool          // of these, those that gave their tables since they were deprecated: asked for once they are not
 	excluded    map[string]bool            // links of which it was said that the configuration leaves them alone
 	retried     map[wire.Key]bool          // refused addresses that are asked for all the same
 	order       map[lane][]uint32          // tables in the order of their unbound rules
@@ -87,6 +88,7 @@ func newHost(l *loop, cfg WatchConfig, clean bool) *host {
 		foreign:     make(map[wire.Key]time.Duration),
 		ended:       make(map[wire.Key]bool),
 		refused:     make(map[wire.Key]time.Duration),
+		deprecated:  make(map[wire.Key]bool),
 		excluded:    make(map[string]bool),
 		nobodyGives: make(map[need]time.Duration),
 		heals:       rate.NewLimiter(rate.Every(healEvery), healBurst),

@@ -85,3 +85,22 @@ func TestWatchDeprecatedGives(t *testing.T) {
 		t.Errorf("%d addresses ended, want 3:\n%s", n, p.log.String())
 	}
 }
+
+// TestWatchPreferredAgain: an address that gave its table while it was deprecated gets one at once when it is preferred again.
+func TestWatchPreferredAgain(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "2001:db8:77::2/64", "2001:db8:77::3/64")
+	h.ns.IP(t, "route add default via fe80::1 dev wan0")
+	h.serve(`"num_tables":2`)
+	h.watch()
+	h.served("2001:db8:77::2")
+	h.served("2001:db8:77::3")
+	h.ns.IP(t, "address change 2001:db8:77::3/64 dev wan0 nodad preferred_lft 0")
+	h.ns.IP(t, "address add 2001:db8:77::5/64 dev wan0 nodad")
+	h.served("2001:db8:77::5")
+	h.waitNotServed("2001:db8:77::3")
+	h.ns.IP(t, "address change 2001:db8:77::2/64 dev wan0 nodad preferred_lft 0")
+	h.ns.IP(t, "address change 2001:db8:77::3/64 dev wan0 nodad preferred_lft forever")
+	h.served("2001:db8:77::3")
+	h.waitNotServed("2001:db8:77::2")
+}

@@ -209,7 +209,9 @@ func (g *generator) routeCommands() (all [][]string) {
 	return all
 }
 
-func isDefault(words []string) bool { return words[3] == "0.0.0.0/0" || words[3] == "::/0" }
+func isDefault(words []string) bool {
+	return len(words) > 3 && (words[3] == "0.0.0.0/0" || words[3] == "::/0")
+}
 
 // replaceRoute puts a route by another router, or over another link, into the place of one.
 func (g *generator) replaceRoute() step {
