@@ -141,11 +141,12 @@ func TestClientRename(t *testing.T) {
 func TestClientRenameFirst(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
-	var stdout nettest.Log
+	var stdout *nettest.Log
 	var p *process
 	for { // until no step is so slow that the client may have given up before it
 		cmd := h.command("-f", "--debug", "-4", "-a", "10.77.0.2", "-i", "wan0")
-		cmd.Stdout = &stdout
+		stdout = new(nettest.Log) // the client before may have got its table
+		cmd.Stdout = stdout
 		started := time.Now()
 		inTime := func() bool { return time.Since(started) < peers.Tries*peers.TryEvery/2 }
 		p = h.start(cmd)
