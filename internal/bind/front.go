@@ -73,7 +73,7 @@ func stops(r route.Rule) bool {
 }
 
 // Cure is what to do about the rule.
-const Cure = "give that rule a priority behind theirs (wg-quick: set Table = off, and add the rules in PostUp)"
+const Cure = "give that rule a priority behind theirs (wg-quick: set Table = off, and add the rules in PostUp; tailscale: \"bind_priority\": 5000 in server.json puts them first)"
 
 // missing says that a rule takes traffic, and what to do; "" if there is none.
 func (f Front) missing(t route.Traffic, onLoss uplink.OnLoss) string {

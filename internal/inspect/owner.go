@@ -35,6 +35,8 @@ func (h *host) tables() map[uint32]string {
 	return names
 }
 
+const tailscales = "tailscale, probably"
+
 // ruleOwner says whose a rule is, as far as it shows; "" for the kernel's own.
 func ruleOwner(r route.Rule, tables map[uint32]string) string {
 	switch {
@@ -49,7 +51,7 @@ func ruleOwner(r route.Rule, tables map[uint32]string) string {
 	case r.Protocol == unix.RTPROT_KERNEL:
 		return "another program"
 	case r.Table == 52, r.Priority >= 5200 && r.Priority < 5300 && r.Mask == 0xff0000:
-		return "tailscale, probably"
+		return tailscales
 	case r.Table == 51820, r.Table == 0xca6c, r.Mark == 0xca6c, r.Mark == 51820:
 		return "wg-quick, probably"
 	case r.Table == 220 && r.Priority == 220:

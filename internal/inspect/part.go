@@ -243,6 +243,8 @@ func moveRule(r route.Rule, family int, behind uint32) string {
 	}
 	if owner := ruleOwner(r, nil); owner == protocols[unix.RTPROT_STATIC] { // as systemd-networkd has it, and people
 		return fmt.Sprintf("move rule %d behind %d where it is configured, or set a smaller priority in watch.json", r.Priority, behind)
+	} else if owner == tailscales { // which has no setting for it
+		return fmt.Sprintf("set a priority before those of tailscale in watch.json, such as \"priority\": [5100, 20000, 91000]; rule %d stays where it is", r.Priority)
 	} else if owner != "another program" {
 		return fmt.Sprintf("move rule %d behind %d where %s is configured, or set a smaller priority in watch.json", r.Priority, behind, strings.TrimSuffix(owner, ", probably"))
 	}
