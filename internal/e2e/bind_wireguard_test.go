@@ -77,16 +77,7 @@ func TestLockWgQuick(t *testing.T) {
 func TestLockTailscale(t *testing.T) {
 	c := newCrossing(t)
 	p := c.bound("wan1")
-	c.ns.IP(t, "tuntap add tailscale0 mode tun")
-	c.ns.IP(t, "link set tailscale0 up")
-	for _, family := range []string{"-4 ", "-6 "} {
-		for _, rule := range []string{"pref 5210 fwmark 0x80000/0xff0000 lookup main", "pref 5230 fwmark 0x80000/0xff0000 lookup default",
-			"pref 5250 fwmark 0x80000/0xff0000 unreachable", "pref 5270 lookup 52"} {
-			c.ns.IP(t, family+"rule add "+rule)
-		}
-	}
-	c.ns.IP(t, "route add 100.64.0.9/32 dev tailscale0 table 52")
-	c.ns.IP(t, "-6 route add fd7a:115c:a1e0::/48 dev tailscale0 table 52")
+	c.tailscale()
 	c.leaves(p, 1)
 	c.waitFindings("")
 	c.ns.IP(t, "-4 route add default dev tailscale0 table 52")
@@ -102,6 +93,50 @@ func TestLockTailscale(t *testing.T) {
 	c.ns.IP(t, "-6 route del default dev tailscale0 table 52")
 	c.waitLeaves(p, 1)
 	c.waitFindings("")
+}
+
+// TestTailscaleBehind: with the priorities that are named as the cure, rules of an exit node take neither what is bound nor
+// what has an address.
+func TestTailscaleBehind(t *testing.T) {
+	c := newCrossingAlone(t)
+	c.serve(`"bind_priority":5000`)
+	c.watch("-c", c.watchFile(`{"links": [{"routes": "copy", "priority": [5100, 20000, 91000]}]}`))
+	inet, inet6 := at(1)
+	for _, addr := range []string{inet, inet6} {
+		eventually(t, addr+" is served", func() error { return c.arrives(packet{source: addr}, addr) })
+	}
+	p := c.bound("wan1")
+	c.tailscale()
+	c.ns.IP(t, "-4 route add default dev tailscale0 table 52")
+	c.ns.IP(t, "-6 route add default dev tailscale0 table 52")
+	c.leaves(p, 1)
+	c.waitFindings("")
+	for _, addr := range []string{inet, inet6} {
+		c.only(1, func() {
+			if err := c.arrives(packet{source: addr}, addr); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if text := c.do("status").stdout; strings.Contains(text, "shadowed") {
+		t.Errorf("status:\n%s", text)
+	}
+}
+
+// tailscale makes the link of Tailscale, its rules, and its routes to two peers.
+func (c *crossing) tailscale() {
+	c.t.Helper()
+	t := c.t
+	c.ns.IP(t, "tuntap add tailscale0 mode tun")
+	c.ns.IP(t, "link set tailscale0 up")
+	for _, family := range []string{"-4 ", "-6 "} {
+		for _, rule := range []string{"pref 5210 fwmark 0x80000/0xff0000 lookup main", "pref 5230 fwmark 0x80000/0xff0000 lookup default",
+			"pref 5250 fwmark 0x80000/0xff0000 unreachable", "pref 5270 lookup 52"} {
+			c.ns.IP(t, family+"rule add "+rule)
+		}
+	}
+	c.ns.IP(t, "route add 100.64.0.9/32 dev tailscale0 table 52")
+	c.ns.IP(t, "-6 route add fd7a:115c:a1e0::/48 dev tailscale0 table 52")
 }
 
 // TestInFrontOfUser: a rule in front of those that bind a user, whom no lock holds, is named, too.
