@@ -165,7 +165,7 @@ func (p peer) enter(t *testing.T) *contest {
 	c.gone()
 	c.before = c.state()
 	c.sh(p.up)
-	m.wait("the link is up", `ip address show dev wan2 | grep -F "`+c.addr+`/"`)
+	m.wait("the link is up", c.there()+`there`)
 	return c
 }
 
@@ -180,9 +180,14 @@ func (c *contest) has() bool {
 	return err == nil
 }
 
+// there is a function of the shell that tells whether the host has the address.
+func (c *contest) there() string {
+	return `there() { ip address show dev wan2 | grep -F "` + c.addr + `/"; }; `
+}
+
 // gone waits until the address is gone. networkd 257 takes a link up again that goes down while a router advertisement is on its way.
 func (c *contest) gone() {
-	c.m.wait("the address is gone", `there() { ip address show dev wan2 | grep -F "$1/"; }; ! there || { sleep 1; ! there; } || { `+c.down+` || :; false; }`, c.addr)
+	c.m.wait("the address is gone", c.there()+`! there || { sleep 1; ! there; } || { `+c.down+` || :; false; }`)
 }
 
 // flap takes the link down and up, and measures.
