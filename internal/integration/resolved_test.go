@@ -130,7 +130,8 @@ func resolvedManaged(m *machine) {
 	m.sh(`table-allocator-client release --all`)
 	m.wantAnswer(2)
 	m.sh(`systemd-run --quiet --unit=udhcpc udhcpc -f -i wan1 -s /usr/lib/table-allocator/udhcpc`)
-	m.waitServers("wan1", "10.1.0.1")
+	m.waitServers("wan1", "10.1.0.1") // its script tells them before it calls the client
+	m.wait("the client that udhcpc calls serves its address", `table-allocator-client status wan1 | grep -w ok`)
 	m.sh(`table-allocator-client release --all`)
 	m.wantAnswer(1)
 }
