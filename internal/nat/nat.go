@@ -245,14 +245,12 @@ func alone(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.Bi
 
 // isFrom is for packets of IPv6 with a source in a prefix.
 func isFrom(p netip.Prefix) []expr.Any {
-	const source = 8 // where the header has it
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: register},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.NFPROTO_IPV6}},
-		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 16},
+	from, _ := places(p.Addr())
+	return slices.Concat(isFamily(p.Addr()), []expr.Any{
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: from, Len: 16},
 		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 16, Mask: net.CIDRMask(p.Bits(), 128), Xor: make([]byte, 16)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: p.Masked().Addr().AsSlice()},
-	}
+	})
 }
 
 // sourceIsOfAnother is for packets whose source is no address of the link that they leave by. A link that has lost its
