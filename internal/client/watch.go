@@ -33,7 +33,7 @@ type host struct {
 	healAt      time.Duration              // when rules that were deleted are restored; 0: none are known of
 	blind       bool                       // events were lost, so that each session has to be looked at
 	foreign     map[wire.Key]time.Duration // addresses that other clients serve, and when that was found
-	moved       map[int]bool               // links that main had default routes over before a watch before moved them; nil once these are served
+	moved       map[int]bool               // links whose default routes an earlier watch moved; nil once these are served
 	leased      map[int]bool               // links that had an address with a rule of ours to a table, when admit looked
 	ended       map[wire.Key]bool          // addresses that a command released: not served until they are added again
 	refused     map[wire.Key]time.Duration // until when the server is not asked for an address
@@ -158,7 +158,7 @@ func (h *host) prepare() error {
 		h.log.Warn("cannot save what hooks say for the next watch", "err", err)
 	}
 	if h.moved, err = install.MovedLinks(); err != nil {
-		h.log.Warn("cannot read what was moved before", "err", err)
+		h.log.Warn("cannot read which default routes an earlier watch moved", "err", err)
 	}
 	h.order, err = h.unboundOrder(uplink.Loopback)
 	return err
