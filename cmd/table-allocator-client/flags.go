@@ -157,8 +157,12 @@ func oneOf[T ~string](choices ...T) func(text string) (T, error) {
 		if slices.Contains(choices, T(text)) {
 			return T(text), nil
 		}
+		var others []string
 		last := len(choices) - 1
-		return "", fmt.Errorf("want %s or %s", strings.ReplaceAll(strings.Trim(fmt.Sprint(choices[:last]), "[]"), " ", ", "), choices[last])
+		for _, c := range choices[:last] {
+			others = append(others, string(c))
+		}
+		return "", fmt.Errorf("want %s or %s", strings.Join(others, ", "), choices[last])
 	}
 }
 
