@@ -26,6 +26,7 @@ type host struct {
 	second  network   // of the second uplink of a plain-looking host
 	nets    []network // of all links at the start
 	without []string  // kinds of links that it would have if the kernel had them
+	special string    // the kind of its link that not every kernel has, if it has one
 	chosen  bool      // a user wants one link for what is bound to none, see chosen_test.go
 }
 

@@ -56,6 +56,7 @@ func (g *generator) optionalLink() {
 		g.h.without = append(g.h.without, kind)
 		return
 	}
+	g.h.special = kind
 	// Over a link of its own: the addresses of an uplink would not be the uplink's any more.
 	base := g.newLink(fmt.Sprintf("port%d", g.next))
 	l := &link{name: fmt.Sprintf("%s%d", kind, g.next)}

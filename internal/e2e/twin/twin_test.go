@@ -23,7 +23,8 @@
 // The last one is the host of a seed. "-shrink 10" makes the hosts of the ten most frequent kinds of
 // wrong answers as small as they get, and prints them as commands to type. The first one comes
 // with the rules, routes and status of the real host and the end of the log of its watch; "-more" adds these to all, with
-// the whole log. "-phases all" goes through a whole life.
+// the whole log. "-phases all" goes through a whole life. With "-special" all hosts have a VLAN, a bond, a VRF or another link
+// that not every kernel has: Debian's have them all, in a virtual machine say.
 // With -break "a default is left out", or another name of notice_test.go, the test has to fail.
 //
 // Where the real programs are tried that make such hosts, and what no generator makes:
@@ -40,7 +41,9 @@ package twin
 import (
 	"cmp"
 	"flag"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +58,7 @@ var (
 	phases  = flag.String("phases", "", `phases to go through, with commas, or "all" ("": by the seed)`)
 	workers = flag.Int("workers", 4, "how many hosts at once")
 	smaller = flag.Int("shrink", 3, "how many kinds of wrong answers to shrink")
+	special = flag.Bool("special", false, "only hosts with a link of a kind that kernels may lack, of those that this one has")
 	breakIt = flag.String("break", "", "what to break on each host: a name of notice_test.go")
 	verbose = flag.Bool("more", false, "show rules, routes and log of each wrong host")
 )
@@ -113,8 +117,13 @@ func twinOf(t *testing.T, base uint64, n int, rich bool, phases []string) *tally
 	t.Logf("seed %d", base)
 	var all []*host
 	k := probe(t)
-	for i := range n {
-		all = append(all, generate(base+uint64(i), rich, phases, k))
+	if *special && !slices.Contains(slices.Collect(maps.Values(k)), true) {
+		t.Fatal("-special: this kernel has no kind of link that others may lack")
+	}
+	for s := base; len(all) < n; s++ {
+		if h := generate(s, rich, phases, k); !*special || h.special != "" {
+			all = append(all, h)
+		}
 	}
 	begin := time.Now()
 	sum, err := live(all, *workers, func(h *host, stock *twins) (finding, error) { return life(h, stock, patience) })
