@@ -178,6 +178,9 @@ func (s *session) hear(n news) {
 // concernedByMain reports whether what changed in main may belong into the table.
 func (s *session) concernedByMain(n news) bool {
 	main := n.main[s.family()]
+	if len(n.left) > 0 { // with an address go the routes that had it as their source, without an event
+		return true
+	}
 	return len(n.gone) > 0 && s.inst.SharesRoutes() || n.mainOn[linkOf{s.family(), s.inst.Index}] || n.mainOn[linkOf{s.family(), 0}] || main.silent ||
 		main.others && (s.lease.watched || s.lease.uplink.Settings.SpecificFirst)
 }

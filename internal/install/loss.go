@@ -177,7 +177,9 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 		return r.Src == e.Addr && (here || e.Addr.Is4()) && !p.isFresh(r)
 	}
 	other := func(r route.Route) bool { return e.Addr.Is4() && r.Src == e.Addr && e.Addr != u.Addr() }
-	if !slices.ContainsFunc(p.taken, source) && !slices.ContainsFunc(p.last, other) && !slices.ContainsFunc(p.lost, other) {
+	if !slices.ContainsFunc([][]route.Route{p.taken, p.last, p.lost, p.others}, func(known []route.Route) bool {
+		return slices.ContainsFunc(known, source) || slices.ContainsFunc(known, other)
+	}) {
 		return false, nil
 	}
 	addresses, err := p.env.Kernel.Addresses(u.Family())
@@ -186,6 +188,8 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 	}
 	if !back {
 		p.last, p.lost = slices.DeleteFunc(p.last, other), slices.DeleteFunc(p.lost, other)
+		p.others = slices.DeleteFunc(p.others, other)
+		p.recompare(u.Family())
 	}
 	if !slices.ContainsFunc(p.taken, source) {
 		return false, nil

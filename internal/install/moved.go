@@ -114,13 +114,12 @@ func (m moved) readName(name string) (have movedRoutes, known bool, err error) {
 	return have, err == nil, err
 }
 
-// readOthers returns what was taken for the other addresses of the link.
-func (m moved) readOthers(u uplink.Uplink) ([]route.Route, error) {
+// others returns what was taken for each of the other addresses of the link.
+func (m moved) others(u uplink.Uplink) (all []movedRoutes, err error) {
 	files, err := m.dir.Files()
 	if err != nil {
 		return nil, err
 	}
-	var all []route.Route
 	for _, e := range files {
 		if e.Name() == u.Key.Address || e.Name()[0] == '.' {
 			continue
@@ -129,15 +128,77 @@ func (m moved) readOthers(u uplink.Uplink) ([]route.Route, error) {
 		if err != nil {
 			return all, err
 		}
-		all = append(all, have.Routes...)
+		all = append(all, have)
 	}
 	return all, nil
+}
+
+// readOthers returns the routes that were taken for the other addresses of the link.
+func (m moved) readOthers(u uplink.Uplink) (routes []route.Route, err error) {
+	all, err := m.others(u)
+	for _, have := range all {
+		routes = append(routes, have.Routes...)
+	}
+	return routes, err
+}
+
+// standing returns the routes that were taken for an address, without those that were replaced in main while nobody looked,
+// by routes that the holder of another address of the link has taken since: neither has seen the other's route.
+func (m moved) standing(u uplink.Uplink, mine movedRoutes) ([]route.Route, error) {
+	all, err := m.others(u)
+	return slices.DeleteFunc(slices.Clone(mine.Routes), func(r route.Route) bool {
+		return slices.ContainsFunc(all, func(have movedRoutes) bool {
+			return !slices.ContainsFunc(have.Order, r.Equal) && slices.ContainsFunc(have.Routes, func(o route.Route) bool {
+				return samePlace(o, r) && !slices.ContainsFunc(mine.Order, o.Equal)
+			})
+		})
+	}), err
 }
 
 func (m moved) remove(u uplink.Uplink) error {
 	err := m.dir.Remove(u.Key.Address)
 	m.dir.RemoveEmpty()
 	return err
+}
+
+// adoptOlder finds what a holder of a version before took out of main, which left no file and had no rule to main
+// before that to the network: routes of the table that nobody gave. It also took networks and static routes. These
+// main gets back.
+func (p *placer) adoptOlder(u uplink.Uplink, m uplink.Main, table uint32) (taken []route.Route, err error) {
+	have, err := p.env.Kernel.Routes(u.Family(), table)
+	if err != nil {
+		return nil, err
+	}
+	given := u.Given(m, table)
+	var inMain, others []route.Route
+	for _, r := range m.Routes {
+		inMain = append(inMain, r.Legs(m.Index)...)
+	}
+	for _, r := range have {
+		same := func(o route.Route) bool { return uplink.SameWay(o, r) }
+		if !ours(r) || r.Index != m.Index || r.Src != u.Addr() || slices.ContainsFunc(inMain, same) ||
+			r.Gateway.IsValid() && slices.ContainsFunc(given, same) {
+			continue
+		}
+		r = asBefore(u, r)
+		if r.Dst.Bits() == 0 {
+			taken = append(taken, r)
+			continue
+		}
+		others = append(others, r)
+	}
+	return taken, p.restore(u, others)
+}
+
+// asBefore is a route of the table as main may have had it. The network of the link was the kernel's; of others the
+// protocol is not known any more.
+func asBefore(u uplink.Uplink, r route.Route) route.Route {
+	r = r.In(unix.RT_TABLE_MAIN, r.Src)
+	r.Protocol = unix.RTPROT_BOOT
+	if r.Dst == u.Network.Masked() && !r.Gateway.IsValid() {
+		r.Protocol = unix.RTPROT_KERNEL
+	}
+	return r
 }
 
 // order remembers in which order main had the routes of one place. The kernel takes the first of them, and those

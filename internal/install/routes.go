@@ -328,6 +328,11 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 			}
 		}
 	}
+	if known {
+		if before.Routes, err = files.standing(u, before); err != nil {
+			return err
+		}
+	}
 	p.unread = false
 	addresses, err := p.env.Kernel.Addresses(u.Family())
 	p.taken = uplink.WithoutSource(before.Routes, func(r route.Route) bool {
@@ -335,6 +340,11 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 			return a.Addr == r.Src && (r.Family == unix.AF_INET || a.Index == r.Index)
 		})
 	})
+	for _, r := range before.Order { // what stood beside what was taken is no newer route, also if main got it back meanwhile
+		if !slices.ContainsFunc(p.taken, r.Equal) {
+			p.others = append(p.others, r)
+		}
+	}
 	p.table, p.heir = table, before.Table == table
 	if len(p.taken) > 0 && before.Since.known() {
 		now, err := p.since(u, m.Index)
@@ -346,46 +356,6 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 	p.env.order.note(before.Order)
 	m.Taken = slices.Concat(p.taken, m.Taken) // in the order of look
 	return errors.Join(err, p.writeTaken(u, m.Index))
-}
-
-// adoptOlder finds what a holder of a version before took out of main, which left no file and had no rule to main
-// before that to the network: routes of the table that nobody gave. It also took networks and static routes. These
-// main gets back.
-func (p *placer) adoptOlder(u uplink.Uplink, m uplink.Main, table uint32) (taken []route.Route, err error) {
-	have, err := p.env.Kernel.Routes(u.Family(), table)
-	if err != nil {
-		return nil, err
-	}
-	given := u.Given(m, table)
-	var inMain, others []route.Route
-	for _, r := range m.Routes {
-		inMain = append(inMain, r.Legs(m.Index)...)
-	}
-	for _, r := range have {
-		same := func(o route.Route) bool { return uplink.SameWay(o, r) }
-		if !ours(r) || r.Index != m.Index || r.Src != u.Addr() || slices.ContainsFunc(inMain, same) ||
-			r.Gateway.IsValid() && slices.ContainsFunc(given, same) {
-			continue
-		}
-		r = asBefore(u, r)
-		if r.Dst.Bits() == 0 {
-			taken = append(taken, r)
-			continue
-		}
-		others = append(others, r)
-	}
-	return taken, p.restore(u, others)
-}
-
-// asBefore is a route of the table as main may have had it. The network of the link was the kernel's; of others the
-// protocol is not known any more.
-func asBefore(u uplink.Uplink, r route.Route) route.Route {
-	r = r.In(unix.RT_TABLE_MAIN, r.Src)
-	r.Protocol = unix.RTPROT_BOOT
-	if r.Dst == u.Network.Masked() && !r.Gateway.IsValid() {
-		r.Protocol = unix.RTPROT_KERNEL
-	}
-	return r
 }
 
 // fallBack gives main what it needs while there is no lease.

@@ -290,11 +290,21 @@ func (g *generator) otherMask() step {
 	}
 	l.nets[i].addr = other
 	s := g.step("another mask", "%s\naddress del %s dev %s", giveCommand(l, network{addr: other}, ""), n.addr, l.name)
-	if g.chance(50) {
+	first := g.chance(50)
+	if first {
 		slices.Reverse(s.commands)
+	}
+	if first || g.isUndone(n.addr) {
 		s.commands = append(s.commands, g.restore(l.name)...)
 	}
 	return s
+}
+
+// isUndone reports whether an address was deleted: what comes now may be the first one of its link again.
+func (g *generator) isUndone(addr netip.Prefix) bool {
+	return slices.ContainsFunc(g.past.undone, func(s step) bool {
+		return slices.ContainsFunc(s.commands, func(c string) bool { return strings.HasPrefix(c, "ip address add "+addr.String()+" ") })
+	})
 }
 
 // replaceNexthop gives a nexthop object another router.

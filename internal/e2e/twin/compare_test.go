@@ -268,10 +268,8 @@ func (c *comparison) from(s served, q question) error {
 	if err != nil {
 		return err
 	}
-	if twin.typ == unix.RTN_UNSPEC {
-		if kept, err := c.keeps(q, s.index, plain); kept || err != nil {
-			return err
-		}
+	if kept, err := c.keeps(q, s.index, plain, twin); kept || err != nil {
+		return err
 	}
 	switch {
 	case twin.typ != unix.RTN_UNSPEC:
@@ -282,6 +280,11 @@ func (c *comparison) from(s served, q question) error {
 		return c.check(q, plain, wants...)
 	case c.w.host.watch.OnLoss == "block":
 		return c.check(q, plain, answer{})
+	}
+	if plain.typ == unix.RTN_UNSPEC { // what leaves by another link goes as what is bound to none
+		if kept, err := c.keeps(q, 0, plain, answer{}); kept || err != nil {
+			return err
+		}
 	}
 	more, err := c.byNetworkRule(q, plain)
 	if err != nil {
@@ -307,7 +310,7 @@ func (c *comparison) likePlain(q question) error {
 	}
 	wants := c.moved(q, plain)
 	if plain.typ == unix.RTN_UNSPEC || len(wants) > 1 { // with move such a default serves what is bound to none, too
-		if kept, err := c.keeps(q, 0, plain); kept || err != nil {
+		if kept, err := c.keeps(q, 0, plain, answer{}); kept || err != nil {
 			return err
 		}
 	}

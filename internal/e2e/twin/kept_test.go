@@ -42,14 +42,17 @@ func (h *had) add(message []byte) {
 
 // keeps reports whether a table of the real host leads a packet over a link whose routes nobody could put back into main,
 // by a route that main has had: over the link of a served address if the packet is from one, and by a default if plain
-// leads by one.
-func (c *comparison) keeps(q question, over int, plain answer) (bool, error) {
+// leads by one. It is longer than that of twin, if there is one.
+func (c *comparison) keeps(q question, over int, plain, twin answer) (bool, error) {
 	if len(c.w.unrestored) == 0 {
 		return false, nil
 	}
 	got, err := ask(c.w.real, q, nil)
 	if err != nil || got.typ != unix.RTN_UNICAST || got.match.table == unix.RT_TABLE_MAIN {
 		return false, err
+	}
+	if twin.typ != unix.RTN_UNSPEC && got.match.dst.Bits() <= twin.match.dst.Bits() {
+		return false, nil
 	}
 	if over == 0 && plain.typ != unix.RTN_UNSPEC && !got.match.isDefault() {
 		return false, nil

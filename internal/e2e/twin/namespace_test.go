@@ -105,8 +105,10 @@ func (n *namespace) runAll(commands []string) (failed map[int]string, err error)
 }
 
 // endsBatch reports whether "ip" leaves the rest of a batch out if it does not understand a command, whatever it was told:
-// one with several next hops of which a link is gone.
-func endsBatch(command string) bool { return strings.Contains(command, " nexthop via ") }
+// one with several next hops of which a link is gone, and a nexthop object or a master that is such a link.
+func endsBatch(command string) bool {
+	return strings.Contains(command, " nexthop via ") || strings.HasPrefix(command, "ip nexthop ") || strings.Contains(command, " master ")
+}
 
 // familyFlag is the "-6" of a command for "ip", which stands there for rules without an address.
 func familyFlag(command string) string {
@@ -134,6 +136,9 @@ func (n *namespace) batch(family, lines string) (failed map[int]string, err erro
 	}
 	if exit != nil && strings.Count(lines, "\n") == 1 {
 		return map[int]string{0: stderr.String()}, nil
+	}
+	if exit != nil && exit.ExitCode() != 1 {
+		return nil, fmt.Errorf("ip left out what followed on a command that it did not understand (see endsBatch):\n%s%s", lines, &stderr)
 	}
 	for _, match := range failedLine.FindAllStringSubmatch(stderr.String(), -1) {
 		line, err := strconv.Atoi(match[2])

@@ -128,6 +128,33 @@ var reports = []reported{
 		`address add 10.0.2.128/28 dev eth1 noprefixroute`,
 		`route replace default via 10.0.2.1 dev eth1 proto dhcp src 10.0.2.6 metric 200`,
 	}},
+	{"an address of a provider goes that was the source of the default for another one", `
+		uplink wan0
+		address add 10.1.0.179/16 dev wan0
+		route append default via 10.1.0.158 dev wan0 metric 100
+		uplink wan1
+		address add 172.16.0.241/32 dev wan1
+		address add 198.51.100.89/32 dev wan1
+		route append default via inet6 fe80::77 dev wan1 metric 100 src 172.16.0.241`, []string{
+		`address del 172.16.0.241/32 dev wan1`,
+		`route append default via inet6 fe80::77 dev wan1 metric 100`,
+	}},
+	{"two routers with one metric, and the address for one of them goes", `
+		uplink wan0
+		address add 172.21.0.107/20 dev wan0
+		address add 10.201.0.49/16 dev wan0
+		route append default via 172.21.0.160 dev wan0 metric 100
+		route append default via 10.201.0.90 dev wan0 metric 100`, []string{
+		`address del 172.21.0.107/20 dev wan0`,
+	}},
+	{"one router of two takes the place of the other", `
+		uplink wan0
+		address add 203.0.113.87/27 dev wan0
+		address add 10.202.0.127/16 dev wan0
+		route add default via 203.0.113.82 dev wan0 metric 122 src 203.0.113.87
+		route add default via 10.202.0.62 dev wan0 metric 141 src 10.202.0.127`, []string{
+		`route replace default via 203.0.113.82 dev wan0 metric 141`,
+	}},
 	{"PPP and a cable", `
 		uplink wan0
 		address add 192.168.1.7/24 dev wan0

@@ -32,6 +32,7 @@ type world struct {
 	refused     []string              // commands that only the real host refused
 	again       []string              // commands that the plain host refused: a manager tries again, see tryAgain
 	unrestored  map[string]bool       // links of routes that nobody could put back into main, so that tables keep them
+	unwatched   map[string]bool       // places of defaults that came while the watch was dead, see knowable
 	had         had
 	patience    []time.Duration
 	wanted      string // the link that a user wants, see chosen_test.go
@@ -122,6 +123,9 @@ func (w *world) apply(s step) error {
 // one: what was not deleted there is not deleted here, and what came in its place there replaces it
 // here.
 func (w *world) applyMoved(s step) error {
+	if s.commands = w.knowable(s.commands); len(s.commands) == 0 {
+		return nil
+	}
 	refused, err := w.real.run(s.commands)
 	if err != nil {
 		return err
@@ -163,6 +167,34 @@ func (w *world) applyMoved(s step) error {
 		}
 	}
 	return err
+}
+
+// knowable leaves out of commands what takes a default back that came while the watch was dead. It may have replaced one that
+// was moved, and that nothing tells afterwards: main is as the watch left it. Of an IPv6 default by several routers the kernel
+// deletes those that main has, and fails.
+func (w *world) knowable(commands []string) (kept []string) {
+	for _, c := range commands {
+		words := strings.Fields(c)
+		if strings.HasPrefix(c, "ip route del ::/0 ") && strings.Count(c, " nexthop via ") > 1 {
+			continue
+		}
+		if w.unwatched == nil || words[1] != "route" || !isDefault(words) {
+			kept = append(kept, c)
+			continue
+		}
+		place := words[3]
+		for _, word := range []string{"metric", "tos"} {
+			if i := slices.Index(words, word); i > 0 && words[i+1] != "0" {
+				place += " " + word + " " + words[i+1]
+			}
+		}
+		if words[2] == "del" && w.unwatched[place] {
+			continue
+		}
+		w.unwatched[place] = true
+		kept = append(kept, c)
+	}
+	return kept
 }
 
 // tryAgain does what managers do: a route or nexthop that the kernel refused right after its link came up they add a
@@ -218,6 +250,7 @@ func (w *world) startServer() (*process, error) {
 // startWatch starts the watch, or the clients of the addresses that there are, and waits until it
 // follows the kernel, or they have their tables.
 func (w *world) startWatch() error {
+	w.unwatched = nil
 	if w.host.watch.clients {
 		return w.startClients()
 	}
@@ -292,6 +325,7 @@ func (w *world) release(there []address, names map[int]string) error {
 
 // killWatch is kill -9.
 func (w *world) killWatch() {
+	w.unwatched = make(map[string]bool)
 	for _, p := range w.watch {
 		p.kill()
 	}
