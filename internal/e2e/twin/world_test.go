@@ -170,12 +170,12 @@ func (w *world) applyMoved(s step) error {
 }
 
 // knowable leaves out of commands what takes a default back that came while the watch was dead. It may have replaced one that
-// was moved, and that nothing tells afterwards: main is as the watch left it. Of an IPv6 default by several routers the kernel
-// deletes those that main has, and fails.
+// was moved, and that nothing tells afterwards: main is as the watch left it. Of an IPv6 route by several routers the kernel
+// deletes what main has, and fails, so that it is not what the plain host has.
 func (w *world) knowable(commands []string) (kept []string) {
 	for _, c := range commands {
 		words := strings.Fields(c)
-		if strings.HasPrefix(c, "ip route del ::/0 ") && strings.Count(c, " nexthop via ") > 1 {
+		if strings.HasPrefix(c, "ip route del ") && strings.Contains(words[3], ":") && strings.Count(c, " nexthop via ") > 1 {
 			continue
 		}
 		if w.unwatched == nil || words[1] != "route" || !isDefault(words) {
