@@ -85,7 +85,7 @@ func lookDelegated(p *patient) (all []symptom) {
 			}
 		}
 		all = append(all, symptom{fmt.Sprintf("the delegated prefix %s is no uplink's: what hosts behind this one send may leave by another than that of its provider", r.Dst), p.routeText(r),
-			fmt.Sprintf("if it is of %s: table-allocator-client -6 -a %s -i %[1]s --routes %s --prefix %s; the watch goes on with that", best.Ifname, best.Address, best.Mode, r.Dst)})
+			fmt.Sprintf("if it is of %[1]s: table-allocator-client -6 -a %[2]s -i %[1]s --routes %[3]s --prefix %[4]s; the watch goes on with that", best.Ifname, best.Address, best.Mode, r.Dst)})
 	}
 	return all
 }

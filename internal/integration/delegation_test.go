@@ -69,7 +69,7 @@ func delegation(t *testing.T, suite string) {
 }
 
 // TestDelegationNetworkd: networkd has a prefix of each provider for a link behind this host. It does not say to which uplink a
-// prefix belongs: a call of the client does, and the watch goes on with that, also when it starts again.
+// prefix belongs: doctor asks for a call of the client, which does, and the watch goes on with that, also when it starts again.
 func TestDelegationNetworkd(t *testing.T) {
 	t.Parallel()
 	for _, suite := range suites {
@@ -101,6 +101,7 @@ func TestDelegationNetworkd(t *testing.T) {
 			for n := 1; n <= 2; n++ {
 				i.routesTo(n)
 				m.wait("the link has its network", `ip -6 address show dev "lan$1" | grep "fd0$1::f$1:"`, fmt.Sprint(n))
+				m.wait("doctor names the prefix, and the uplink that it may be of", `table-allocator-client doctor | grep "if it is of wan$1: .*--prefix fd0$1:0:0:f0::/60"`, fmt.Sprint(n))
 				m.sh(`table-allocator-client -6 -a "$(ip -6 -o address show dev "wan$1" scope global | awk '{ print $4 }' | cut -d/ -f1 | head -n 1)" -i "wan$1" --routes copy --prefix "fd0$1:0:0:f0::/60"`, fmt.Sprint(n))
 			}
 			for _, script := range []string{`true`, `systemctl restart table-allocator-watch`, `systemctl restart systemd-networkd`} {
@@ -113,7 +114,7 @@ func TestDelegationNetworkd(t *testing.T) {
 					}
 				}
 				i.waitUplinks()
-				m.wait("status finds no fault", `table-allocator-client status`)
+				m.wait("nothing is wrong", `table-allocator-client status; table-allocator-client doctor --only delegated-prefix`)
 			}
 		})
 	}
