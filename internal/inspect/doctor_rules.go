@@ -142,12 +142,12 @@ func lookTableShared(p *patient) (all []symptom) {
 		}
 		for _, r := range p.routes(l.family, l.Table) {
 			if r.Protocol != route.Protocol && len(all) < 10 {
-				all = append(all, symptom{fmt.Sprintf("table %d of %s has a route of another program", l.Table, l.Address), p.routeText(r), p.deleteRoute(r)})
+				all = append(all, symptom{fmt.Sprintf("table %d of %s has a route of another program", l.Table, l.Address), p.routeText(r), p.endRoute(r)})
 			}
 		}
 		for _, r := range p.foreign(l.family) {
 			if r.Table == l.Table && r.Src.Addr() != l.addr {
-				all = append(all, symptom{fmt.Sprintf("a rule of another program leads to table %d of %s", l.Table, l.Address), r.String(), "delete that rule, or give the server other tables"})
+				all = append(all, symptom{fmt.Sprintf("a rule of another program leads to table %d of %s", l.Table, l.Address), r.String(), "delete that rule, or " + otherTables})
 			}
 		}
 	}
@@ -290,7 +290,7 @@ func lookTableNames(p *patient) (all []symptom) {
 			}
 			number, err := strconv.ParseUint(fields[0], 0, 32)
 			if err == nil && p.tables[uint32(number)] != "" && !strings.HasPrefix(fields[1], "ta-") {
-				all = append(all, symptom{fmt.Sprintf("table %d of %s has the name %s of another program", number, p.tables[uint32(number)], fields[1]), file, "give the server other tables: table_offset in server.json"})
+				all = append(all, symptom{fmt.Sprintf("table %d of %s has the name %s of another program", number, p.tables[uint32(number)], fields[1]), file, otherTables})
 			}
 		}
 	}

@@ -109,7 +109,7 @@ func (h *host) incomplete(held holder, routes []route.Route, found *Finding) (al
 	missing := slices.DeleteFunc(strings.Split(held.Missing, ", "), func(part string) bool { return part == "" || strings.HasPrefix(part, "only ours") })
 	at := slices.IndexFunc(routes, func(r route.Route) bool { return r.Protocol != route.Protocol })
 	if at >= 0 && held.Missing != "" && held.Mode != string(uplink.NoRoutes) {
-		f := Finding{"incomplete", Error, "another program has a route in its table", h.routeText(routes[at]), h.deleteRoute(routes[at])}
+		f := Finding{"incomplete", Error, "another program has a route in its table", h.routeText(routes[at]), h.endRoute(routes[at])}
 		if found == nil || found.Cure != f.Cure {
 			all = append(all, f)
 		}
@@ -124,6 +124,18 @@ func (h *host) incomplete(held holder, routes []route.Route, found *Finding) (al
 // deleteRoute is the command that deletes a route.
 func (h *host) deleteRoute(r route.Route) string {
 	return ipOf(familyOf(r.Dst.Addr())) + " route delete " + h.routeCommand(r)
+}
+
+// otherTables says how tables are no others' any more.
+const otherTables = "give the server other tables: table_offset in server.json, then restart server and watch"
+
+// endRoute says what is to be done about a route of another program in a table of ours. One that a person added is deleted. What
+// configures the network, or speaks a routing protocol, would add it again.
+func (h *host) endRoute(r route.Route) string {
+	if r.Protocol > unix.RTPROT_BOOT {
+		return otherTables
+	}
+	return h.deleteRoute(r)
 }
 
 // ipOf is the command that changes what is of a family.
