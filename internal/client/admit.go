@@ -213,9 +213,8 @@ func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (
 	for _, a := range addresses {
 		link := links[a.Index]
 		u, ok := h.config.Uplink(a, link.Name)
-		if a.Flags&unix.IFA_F_DEPRECATED == 0 && h.deprecated[u.Key] {
-			delete(h.deprecated, u.Key)
-			delete(h.refused, u.Key)
+		if a.Flags&unix.IFA_F_DEPRECATED == 0 {
+			h.readmit(u.Key)
 		}
 		switch key := u.Key; {
 		case ok && !sessions[key] && h.config.Wants(link) && h.noteUnservable(key):
@@ -229,6 +228,14 @@ func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (
 	}
 	h.ended = ended
 	return taken
+}
+
+// readmit has an address asked for that gave its table because it was deprecated.
+func (h *host) readmit(key wire.Key) {
+	if h.deprecated[key] {
+		delete(h.deprecated, key)
+		delete(h.refused, key)
+	}
 }
 
 // uplinks are the links and addresses of the host. Those of links that main has a default route over, or had before it

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/table-allocator/table-allocator/internal/choice"
 	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/install"
@@ -17,6 +15,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/uplinks"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // candidates are the uplinks of a family that unbound traffic could use.
@@ -128,10 +127,10 @@ func (c *chooser) announce(family int, d choice.Decision) {
 	kept := "kept, since none works"
 	switch {
 	case from != to:
-		c.log.Info("unbound traffic uses another uplink", "family", familyName(family), "from", c.linkHaving(family, from), "to", c.linkHaving(family, to), "table", to, "why", d.Why)
-		c.events.Append(events.Event{What: events.UplinkChosen, Ifname: c.linkHaving(family, to), Family: familyName(family), Table: to,
-			Text: fmt.Sprintf("unbound traffic of %s leaves by %s, not %s: %s", familyName(family), cmp.Or(c.linkHaving(family, to), "no chosen uplink"), cmp.Or(c.linkHaving(family, from), "as main says"), d.Why)})
-		e := uplinks.Event{Event: "unbound", Family: familyName(family), Ifname: c.linkHaving(family, to), Table: to,
+		c.log.Info("unbound traffic uses another uplink", "family", wire.Family(family).String(), "from", c.linkHaving(family, from), "to", c.linkHaving(family, to), "table", to, "why", d.Why)
+		c.events.Append(events.Event{What: events.UplinkChosen, Ifname: c.linkHaving(family, to), Family: wire.Family(family).String(), Table: to,
+			Text: fmt.Sprintf("unbound traffic of %s leaves by %s, not %s: %s", wire.Family(family).String(), cmp.Or(c.linkHaving(family, to), "no chosen uplink"), cmp.Or(c.linkHaving(family, from), "as main says"), d.Why)})
+		e := uplinks.Event{Event: "unbound", Family: wire.Family(family).String(), Ifname: c.linkHaving(family, to), Table: to,
 			From: c.linkHaving(family, from), To: c.linkHaving(family, to), Reason: d.Why}
 		if s := c.sessionOf(family, to); s != nil {
 			e.Address = s.lease.uplink.Key.Address
@@ -139,15 +138,8 @@ func (c *chooser) announce(family int, d choice.Decision) {
 		c.unsaid[family] = e
 	case d.Why == kept && before.Why != kept:
 		c.log.Warn("no uplink works; unbound traffic stays where it is, since the targets or this host may be the cause",
-			"family", familyName(family), "ifname", c.linkHaving(family, to), "table", to)
+			"family", wire.Family(family).String(), "ifname", c.linkHaving(family, to), "table", to)
 	}
-}
-
-func familyName(family int) string {
-	if family == unix.AF_INET6 {
-		return "inet6"
-	}
-	return "inet"
 }
 
 // sessionOf returns the session that has a table.
@@ -175,27 +167,7 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 	if s == nil {
 		return fmt.Errorf("table %d is of no address in service", table)
 	}
-	mode := UnboundAuto
-	if c.config.Probes != nil {
-		mode = c.config.Probes.Unbound
-	}
-	moves := slices.ContainsFunc(c.leases(), func(o *session) bool {
-		return o.family() == family && o.serves() && o.lease.uplink.Settings.Routes == uplink.MoveRoutes
-	})
-	want := install.Choice{Attrs: []any{"ifname", s.lease.uplink.Key.Ifname, "addr", s.lease.uplink.Key.Address, "family", familyName(family)}}
-	var by []string
-	if mode == UnboundAuto || mode == UnboundRule {
-		want.Rules = uplink.ChoiceRules(table, moves && !kept.Any)
-		by = append(by, "rule")
-	}
-	inMain := mode == UnboundMain || mode == UnboundAuto && kept.Any
-	taken := slices.ContainsFunc(kept.Front, func(r route.Route) bool { return r.Metric == uplink.ChoiceMetric })
-	if inMain && !taken {
-		r := uplink.ChoiceRoute(best, s.addr)
-		want.Route = &r
-		by = append(by, "main")
-	}
-	c.by[family] = by
+	want, inMain := c.want(family, s, best, kept)
 	changed, err := c.env.SyncChoice(family, want)
 	against, readErr := c.against(family, s, inMain, kept.Front)
 	c.warn(family, s, against)
@@ -205,6 +177,32 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 	}
 	c.placed[family], c.wanted[family] = true, want
 	return err
+}
+
+// want is what leads unbound traffic of a family to the table of a session: a rule, a route of main, or both. inMain says that main
+// is to have the route, whatever stands there.
+func (c *chooser) want(family int, s *session, best route.Route, kept install.Kept) (want install.Choice, inMain bool) {
+	mode := UnboundAuto
+	if c.config.Probes != nil {
+		mode = c.config.Probes.Unbound
+	}
+	want.Attrs = []any{"ifname", s.lease.uplink.Key.Ifname, "addr", s.lease.uplink.Key.Address, "family", wire.Family(family).String()}
+	c.by[family] = nil
+	if mode == UnboundAuto || mode == UnboundRule {
+		moves := slices.ContainsFunc(c.leases(), func(o *session) bool {
+			return o.family() == family && o.serves() && o.lease.uplink.Settings.Routes == uplink.MoveRoutes
+		})
+		want.Rules = uplink.ChoiceRules(s.lease.table, moves && !kept.Any)
+		c.by[family] = append(c.by[family], "rule")
+	}
+	inMain = mode == UnboundMain || mode == UnboundAuto && kept.Any
+	taken := slices.ContainsFunc(kept.Front, func(r route.Route) bool { return r.Metric == uplink.ChoiceMetric })
+	if inMain && !taken {
+		r := uplink.ChoiceRoute(best, s.addr)
+		want.Route = &r
+		c.by[family] = append(c.by[family], "main")
+	}
+	return want, inMain
 }
 
 // obstacle is what keeps unbound traffic from the chosen uplink, and what to do about it.
@@ -238,7 +236,7 @@ func (c *chooser) warn(family int, s *session, against obstacle) {
 	c.warning[family] = against
 	if against != (obstacle{}) && against != c.warned[family] {
 		c.warned[family] = against
-		c.log.Warn("unbound traffic may not use the chosen uplink: "+against.text+"; "+against.cure, "family", familyName(family), "ifname", s.lease.uplink.Key.Ifname)
+		c.log.Warn("unbound traffic may not use the chosen uplink: "+against.text+"; "+against.cure, "family", wire.Family(family).String(), "ifname", s.lease.uplink.Key.Ifname)
 	}
 }
 
@@ -262,7 +260,7 @@ func (c *chooser) withdraw(family int, why string) error {
 		return err
 	}
 	if changed {
-		c.log.Info("no uplink is chosen for unbound traffic", "family", familyName(family), "why", why)
+		c.log.Info("no uplink is chosen for unbound traffic", "family", wire.Family(family).String(), "why", why)
 	}
 	c.placed[family], c.by[family], c.warning[family], c.wanted[family] = false, nil, obstacle{}, install.Choice{}
 	return nil

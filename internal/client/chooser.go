@@ -361,27 +361,10 @@ func (c *chooser) gather(now time.Duration) error {
 	}
 	serving := make(map[*session]bool)
 	for _, s := range c.leases() {
-		if !s.lease.uplink.IsAddress() || s.lease.uplink.NoUnbound || !s.serves() {
-			continue
+		if s.lease.uplink.IsAddress() && !s.lease.uplink.NoUnbound && s.serves() {
+			serving[s] = true
+			c.enlist(now, s, carrier[s.inst.Index])
 		}
-		serving[s] = true
-		key := s.lease.uplink.Key
-		p := c.uplinks[key]
-		if p == nil {
-			p = &probed{health: choice.NewHealth(&c.numbers, now)}
-			c.uplinks[key] = p
-			if c.adopted[s.family()] && s.lease.table != c.current[s.family()] {
-				p.health.Hold(now) // the watch before had a reason to use another one
-			}
-		}
-		if p.session != s {
-			p.session = s
-			p.due = now + time.Duration(rand.Float64()*float64(c.numbers.Suspect))
-		}
-		p.table, p.block = s.lease.table, s.lease.uplink.Block()
-		p.traits = c.config.Traits(key.Ifname, key.Family)
-		p.dark = !carrier[s.inst.Index]
-		c.observe(now, p, !p.dark)
 	}
 	for key, p := range c.uplinks {
 		switch {
@@ -394,6 +377,27 @@ func (c *chooser) gather(now time.Duration) error {
 		}
 	}
 	return nil
+}
+
+// enlist takes an address in service for an uplink, whose link has a carrier or not.
+func (c *chooser) enlist(now time.Duration, s *session, carrier bool) {
+	key := s.lease.uplink.Key
+	p := c.uplinks[key]
+	if p == nil {
+		p = &probed{health: choice.NewHealth(&c.numbers, now)}
+		c.uplinks[key] = p
+		if c.adopted[s.family()] && s.lease.table != c.current[s.family()] {
+			p.health.Hold(now) // the watch before had a reason to use another one
+		}
+	}
+	if p.session != s {
+		p.session = s
+		p.due = now + time.Duration(rand.Float64()*float64(c.numbers.Suspect))
+	}
+	p.table, p.block = s.lease.table, s.lease.uplink.Block()
+	p.traits = c.config.Traits(key.Ifname, key.Family)
+	p.dark = !carrier
+	c.observe(now, p, carrier)
 }
 
 // observe notes the carrier of an uplink, and whether it is probed.

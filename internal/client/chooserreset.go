@@ -37,7 +37,7 @@ func (c *chooser) resetDead(family int, from string, all []choice.Candidate, to 
 		if err != nil {
 			c.log.Warn("cannot reset all connections of a dead uplink", "ifname", from, "err", err)
 		}
-		c.log.Info("connections of a dead uplink reset", "ifname", from, "family", familyName(family), "count", n)
+		c.log.Info("connections of a dead uplink reset", "ifname", from, "family", wire.Family(family).String(), "count", n)
 		c.handLast(unblock)
 	})
 }

@@ -32,55 +32,80 @@ func (c *chooser) see() error {
 		c.others = nil
 		return nil
 	}
-	links, addresses, err := c.kernel.HostAddresses()
-	if err != nil {
+	v := view{}
+	var err error
+	if v.links, v.addresses, err = c.kernel.HostAddresses(); err != nil {
 		return err
 	}
-	var others []*session
 	for _, family := range families {
 		rules, err := c.kernel.RulesWhere(family, func(r *route.Rule) bool { return r.Protocol == route.Protocol })
 		if err != nil {
 			return err
 		}
-		own, forwarded := make(map[uint32]bool), make(map[uint32]bool) // tables with unbound rules
+		unbound := unboundTables(rules)
 		for _, r := range rules {
-			if uplink.IsUnbound(r) {
-				own[r.Table] = own[r.Table] || r.Iif == uplink.Loopback
-				forwarded[r.Table] = forwarded[r.Table] || r.Iif == ""
-			}
-		}
-		for _, r := range rules {
-			if !uplink.IsHost(r) || uplink.LeavesTable(r) || uplink.IsOwnLookup(r) || r.Dst.IsValid() {
-				continue
-			}
-			best, has, err := c.bestDefault(family, r.Table)
-			if err != nil {
+			if err := c.seeRule(&v, family, r, unbound[r.Table]); err != nil {
 				return err
 			}
-			at := slices.IndexFunc(addresses, func(a route.Address) bool { return a.Addr == r.Src.Addr() && (!has || a.Index == best.Index) })
-			if at < 0 {
-				continue // it is gone, and its client is about to end
-			}
-			key := wire.Key{Family: wire.Family(family), Ifname: links[addresses[at].Index].Name, Address: r.Src.Addr().String()}
-			_, foreign := c.foreign[key]
-			if !c.alone && !foreign || slices.ContainsFunc(others, func(s *session) bool { return s.lease.uplink.Key == key }) {
-				continue
-			}
-			u := uplink.Uplink{Key: key, Network: addresses[at].Network(), NoUnbound: !own[r.Table]}
-			u.Priorities.Source = r.Priority
-			if forwarded[r.Table] {
-				u.Settings.Routes = uplink.MoveRoutes
-			}
-			others = append(others, c.seen(u, r.Table))
-			others[len(others)-1].inst.Saw(addresses[at].Index, best, has)
 		}
 	}
-	c.others = others
-	for _, s := range others {
-		if link := links[s.inst.Index]; install.Follows(link) && c.has(s, link.Below) {
+	c.others = v.others
+	for _, s := range v.others {
+		if link := v.links[s.inst.Index]; install.Follows(link) && c.has(s, link.Below) {
 			s.inst.SawBelow()
 		}
 	}
+	return nil
+}
+
+// view is the host as see reads it, and what other clients serve there.
+type view struct {
+	links     map[int]route.Link
+	addresses []route.Address
+	others    []*session
+}
+
+// unbound says which unbound rules lead to a table: of packets of the host itself, and of those that it forwards.
+type unbound struct{ own, forwarded bool }
+
+func unboundTables(rules []route.Rule) map[uint32]unbound {
+	tables := make(map[uint32]unbound)
+	for _, r := range rules {
+		if uplink.IsUnbound(r) {
+			u := tables[r.Table]
+			tables[r.Table] = unbound{u.own || r.Iif == uplink.Loopback, u.forwarded || r.Iif == ""}
+		}
+	}
+	return tables
+}
+
+// seeRule adds the address that another client serves, if a rule is that client's source rule.
+func (c *chooser) seeRule(v *view, family int, r route.Rule, by unbound) error {
+	if !uplink.IsHost(r) || uplink.LeavesTable(r) || uplink.IsOwnLookup(r) || r.Dst.IsValid() {
+		return nil
+	}
+	best, has, err := c.bestDefault(family, r.Table)
+	if err != nil {
+		return err
+	}
+	at := slices.IndexFunc(v.addresses, func(a route.Address) bool { return a.Addr == r.Src.Addr() && (!has || a.Index == best.Index) })
+	if at < 0 {
+		return nil // it is gone, and its client is about to end
+	}
+	address := v.addresses[at]
+	key := wire.Key{Family: wire.Family(family), Ifname: v.links[address.Index].Name, Address: r.Src.Addr().String()}
+	_, foreign := c.foreign[key]
+	if !c.alone && !foreign || slices.ContainsFunc(v.others, func(s *session) bool { return s.lease.uplink.Key == key }) {
+		return nil
+	}
+	u := uplink.Uplink{Key: key, Network: address.Network(), NoUnbound: !by.own}
+	u.Priorities.Source = r.Priority
+	if by.forwarded {
+		u.Settings.Routes = uplink.MoveRoutes
+	}
+	s := c.seen(u, r.Table)
+	s.inst.Saw(address.Index, best, has)
+	v.others = append(v.others, s)
 	return nil
 }
 

@@ -252,7 +252,7 @@ func (c *chooser) dropPinned(now time.Duration, family int) {
 		c.in(c.grace - now)
 		return
 	}
-	c.log.Info("the link that a user wanted for unbound traffic has no address any more", "ifname", ifname, "family", familyName(family))
+	c.log.Info("the link that a user wanted for unbound traffic has no address any more", "ifname", ifname, "family", wire.Family(family).String())
 	delete(c.pinned, family)
 	c.savePinned()
 }
@@ -297,7 +297,7 @@ func (c *chooser) loadPinned() {
 		return // it was left by a namespace that had the same inode number
 	}
 	for _, family := range families {
-		if ifname := p.Ifnames[familyName(family)]; ifname != "" {
+		if ifname := p.Ifnames[wire.Family(family).String()]; ifname != "" {
 			c.pinned[family] = ifname
 		}
 	}
@@ -326,7 +326,7 @@ func (c *chooser) report(now time.Duration) uplinks.Report {
 			continue
 		}
 		d := c.decision[family]
-		one := uplinks.Choice{Family: familyName(family), Table: d.Table, Why: d.Why, By: append([]string{}, c.by[family]...), Pinned: d.Pinned, Warn: c.warning[family].text, Cure: c.warning[family].cure}
+		one := uplinks.Choice{Family: wire.Family(family).String(), Table: d.Table, Why: d.Why, By: append([]string{}, c.by[family]...), Pinned: d.Pinned, Warn: c.warning[family].text, Cure: c.warning[family].cure}
 		if s := c.sessionOf(family, d.Table); s != nil {
 			one.Ifname = s.lease.uplink.Key.Ifname
 		}
@@ -347,7 +347,7 @@ func (c *chooser) explainUnused(now time.Duration, family int, rows []uplinks.Up
 		return
 	}
 	for i := range rows {
-		if at := byTable(rows[i].Table); at >= 0 && at != used && rows[i].Family == familyName(family) {
+		if at := byTable(rows[i].Table); at >= 0 && at != used && rows[i].Family == wire.Family(family).String() {
 			rows[i].Unused = choice.Unused(now, all[at], all[used], c.decision[family].Pinned)
 		}
 	}

@@ -7,8 +7,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -109,7 +107,7 @@ func (l *loop) hearLast() {
 // followLarge carries over what events say of a main with very many routes, and returns the families that have one.
 func (l *loop) followLarge(events []route.Event) map[int]bool {
 	large := make(map[int]bool)
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+	for _, family := range families {
 		changes, isLarge := l.env.Picture.Hear(family, events)
 		if !isLarge {
 			continue

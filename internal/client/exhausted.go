@@ -58,6 +58,21 @@ func (h *host) exhausted(needy *session) {
 	if now < needy.givenUntil || lookedFor || !h.routed(needy) {
 		return
 	}
+	giver, why, deprecated := h.pickGiver(needy, now)
+	if giver == nil {
+		h.nobodyGives[from] = now + giversEvery
+		return
+	}
+	h.refused[giver.lease.uplink.Key] = now + refusedFor
+	if deprecated {
+		h.deprecated[giver.lease.uplink.Key] = true
+	}
+	giver.heir, needy.givenUntil = needy, now+refusedFor
+	h.feed(giver, event{kind: end, why: why})
+}
+
+// pickGiver returns the address that gives its table, nil if none does, and whether it does so because it is deprecated.
+func (h *host) pickGiver(needy *session, now time.Duration) (giver *session, why string, deprecated bool) {
 	var givers []*session // few, where thousands wait for a table
 	leases, helped := make(map[int]int), false
 	for _, s := range h.sessions {
@@ -72,25 +87,14 @@ func (h *host) exhausted(needy *session) {
 			givers = append(givers, s)
 		}
 	}
-	giver, why := h.unroutedGiver(givers)
-	deprecated := false
-	if giver == nil {
-		giver, why = deprecatedGiver(needy, givers, leases)
-		deprecated = giver != nil
+	if giver, why = h.unroutedGiver(givers); giver != nil {
+		return giver, why, false
 	}
-	if giver == nil && !helped { // else a table for this link is on its way, or another client took it
-		giver, why = crowdedGiver(needy, givers, leases)
+	if giver, why = deprecatedGiver(needy, givers, leases); giver != nil || helped { // a table for this link is on its way, or another client took it
+		return giver, why, giver != nil
 	}
-	if giver == nil {
-		h.nobodyGives[from] = now + giversEvery
-		return
-	}
-	h.refused[giver.lease.uplink.Key] = now + refusedFor
-	if deprecated {
-		h.deprecated[giver.lease.uplink.Key] = true
-	}
-	giver.heir, needy.givenUntil = needy, now+refusedFor
-	h.feed(giver, event{kind: end, why: why})
+	giver, why = crowdedGiver(needy, givers, leases)
+	return giver, why, false
 }
 
 // unroutedGiver returns an address on a link without any route of main.

@@ -51,7 +51,7 @@ func (l *loop) tellFront(family int) {
 	tell := func(rules, others []route.Rule, what events.What, text string) {
 		for _, r := range rules {
 			if r.Priority <= both && !slices.Contains(others, r) && l.front.limit.Allow() {
-				l.events.Append(events.Event{What: what, Family: familyName(family), Text: fmt.Sprintf("%q %s", r, text)})
+				l.events.Append(events.Event{What: what, Family: wire.Family(family).String(), Text: fmt.Sprintf("%q %s", r, text)})
 			}
 		}
 	}

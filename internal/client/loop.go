@@ -282,23 +282,28 @@ func (l *loop) feed(s *session, ev event) {
 	case unreachable:
 		l.tellUnreachable(s, ev.err)
 	case replied:
-		l.absent = ""
-		l.tellServer(false)
-		if before != releasing {
-			l.tellRefusal(s, ev.reply)
-		}
-		if ev.reply.Code == wire.Exhausted {
-			l.scope.exhausted(s)
-		}
-		if (before == asking || before == fallenBack) && s.lease.state == placing {
-			l.hasten(s.family())
-		}
+		l.answered(s, ev.reply, before)
 	}
 	for _, a := range actions {
 		l.do(s, a)
 	}
 	if ev.kind == replied && before == held && !s.lease.away {
 		_ = l.restoreRules(s) // at each renewal, in case that an event was lost. It warns
+	}
+}
+
+// answered notes that the server answered a session, which was in the state before.
+func (l *loop) answered(s *session, r wire.Reply, before state) {
+	l.absent = ""
+	l.tellServer(false)
+	if before != releasing {
+		l.tellRefusal(s, r)
+	}
+	if r.Code == wire.Exhausted {
+		l.scope.exhausted(s)
+	}
+	if (before == asking || before == fallenBack) && s.lease.state == placing {
+		l.hasten(s.family())
 	}
 }
 

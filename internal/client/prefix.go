@@ -136,6 +136,21 @@ func isNetworkOf(index int, prefix netip.Prefix, addresses []route.Address) bool
 	return slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Index == index && a.Network().Masked() == prefix })
 }
 
+// firstPart returns the first address or on-link network of a link that is in a prefix; the zero Prefix if there is none.
+func firstPart(prefix netip.Prefix, index int, addresses []route.Address, routes []route.Route) netip.Prefix {
+	for _, a := range addresses {
+		if a.Index == index && prefix.Contains(a.Addr) {
+			return a.Network()
+		}
+	}
+	for _, r := range routes {
+		if !r.Gateway.IsValid() && r.Dst.Bits() >= prefix.Bits() && prefix.Contains(r.Dst.Addr()) {
+			return r.Dst
+		}
+	}
+	return netip.Prefix{}
+}
+
 // partOf returns an address or on-link network of a link that is in a prefix, if there is one, and reports whether the
 // table of the link or main has a default route over it.
 func (l *loop) partOf(prefix netip.Prefix, family int, table uint32, index int, addresses []route.Address) (part netip.Prefix, leads bool, err error) {
@@ -143,17 +158,8 @@ func (l *loop) partOf(prefix netip.Prefix, family int, table uint32, index int, 
 	if err != nil {
 		return part, false, err
 	}
-	for _, a := range addresses {
-		if a.Index == index && prefix.Contains(a.Addr) && !part.IsValid() {
-			part = a.Network()
-		}
-	}
-	for _, r := range routes {
-		leads = leads || r.Dst.Bits() <= uplink.Halves(family)
-		if !part.IsValid() && !r.Gateway.IsValid() && r.Dst.Bits() >= prefix.Bits() && prefix.Contains(r.Dst.Addr()) {
-			part = r.Dst
-		}
-	}
+	part = firstPart(prefix, index, addresses, routes)
+	leads = slices.ContainsFunc(routes, func(r route.Route) bool { return r.Dst.Bits() <= uplink.Halves(family) })
 	if leads || !part.IsValid() {
 		return part, leads, nil
 	}

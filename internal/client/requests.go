@@ -25,20 +25,7 @@ func (l *loop) receive(p packet) {
 	}
 	switch {
 	case p.isReply:
-		if !l.server.Believes(p.cred) {
-			l.noise(p, "reply ignored, since its sender is not trusted (see --server-user)")
-			return
-		}
-		// The server also answers from sockets without a name, while others leave its answers unread.
-		if p.from.Bound() && !l.server.Is(p.from) {
-			return // of a holder, which answers too late
-		}
-		l.learn(p.to, p.reply.Marking)
-		ev := event{kind: replied, reply: p.reply}
-		if p.reply.Code == wire.Exhausted && !p.to.lease.queued { // else it was asked for twice, and has its turn
-			ev.turn = l.nextTurn(wire.Now())
-		}
-		l.feed(p.to, ev)
+		l.receiveReply(p)
 	case p.err != nil:
 		l.noise(p, "malformed datagram ignored")
 		if p.cut && l.peers.Believes(p.cred) { // else its sender waits, and takes this process for one that hangs
@@ -54,6 +41,24 @@ func (l *loop) receive(p packet) {
 	default:
 		l.serve(p)
 	}
+}
+
+// receiveReply takes a reply, if the server sent it.
+func (l *loop) receiveReply(p packet) {
+	if !l.server.Believes(p.cred) {
+		l.noise(p, "reply ignored, since its sender is not trusted (see --server-user)")
+		return
+	}
+	// The server also answers from sockets without a name, while others leave its answers unread.
+	if p.from.Bound() && !l.server.Is(p.from) {
+		return // of a holder, which answers too late
+	}
+	l.learn(p.to, p.reply.Marking)
+	ev := event{kind: replied, reply: p.reply}
+	if p.reply.Code == wire.Exhausted && !p.to.lease.queued { // else it was asked for twice, and has its turn
+		ev.turn = l.nextTurn(wire.Now())
+	}
+	l.feed(p.to, ev)
 }
 
 // noise logs a datagram that any user can send.

@@ -146,16 +146,23 @@ func (l *loop) lossOf(s *session, now exit) string {
 	switch {
 	case foreign != "":
 		return fmt.Sprintf("another program has %q", foreign)
-	case s.inst.Leads() && now.table == unix.RT_TABLE_MAIN:
-		return "another rule comes first and leads to main"
-	case s.inst.Leads() && now.table != 0:
-		return fmt.Sprintf("another rule comes first and leads to table %d", now.table)
 	case s.inst.Leads():
-		return "another rule comes first"
+		return ledBy(now.table)
 	case !now.once: // as of a link behind this host, which never has one
 		return "has no default route"
 	}
 	return "lost its default route"
+}
+
+// ledBy says that a rule of another program comes first, which leads to a table; 0: to none.
+func ledBy(table uint32) string {
+	switch table {
+	case 0:
+		return "another rule comes first"
+	case unix.RT_TABLE_MAIN:
+		return "another rule comes first and leads to main"
+	}
+	return fmt.Sprintf("another rule comes first and leads to table %d", table)
 }
 
 // foreignRoute is the route that packets from an address find in its table, if another program added that, and it answers with an
