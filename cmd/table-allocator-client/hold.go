@@ -20,7 +20,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
-const holdUsage = `Or:    table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
+const holdUsage = `Usage: table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
 
 Leases a routing table for ADDR, installs the rules that lead to the table,
 prints its number (0: no table) and stays in the background until ADDR goes.

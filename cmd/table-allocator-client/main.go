@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -61,22 +62,19 @@ const sharedUsage = `  -d, --destination NAME    socket of the server (tas_socke
   -h, --help                print this and exit
 `
 
-// help returns what --help prints. Without a command word that begins with the list of commands.
-func (c command) help() string {
-	text := c.usage + sharedUsage
-	if c.name != "" {
-		return text
-	}
-	return "Usage: table-allocator-client COMMAND [options]\n\n" + list() + "\nhelp COMMAND prints the options of COMMAND, version prints the version.\n\n" + text
-}
-
-// list is a line for each command.
-func list() string {
+// overview is what --help prints without anything else: the commands, and how to get the options.
+func overview() string {
 	var list strings.Builder
 	for _, c := range commands {
 		fmt.Fprintf(&list, "  %-8s %s\n", c.name, c.summary)
 	}
-	return list.String()
+	return `Usage: table-allocator-client COMMAND [options]
+Or:    table-allocator-client -4 -a ADDR [-n MASK] -i IFNAME [options]
+
+` + list.String() + `
+help COMMAND prints the options of COMMAND, version prints the version. Without
+COMMAND a table for ADDR is leased: -4 --help prints the options of that.
+`
 }
 
 func main() { cli.Exit(run(filepath.Base(os.Args[0]), os.Args[1:])) }
@@ -93,7 +91,7 @@ func run(name string, args []string) int {
 	switch {
 	case c.name != "help":
 	case len(args) == 0:
-		fmt.Print(original.help())
+		fmt.Print(overview())
 		return cli.ExitOK
 	default:
 		if c, _ = commandOf("", args[:1]); c.name == "" || len(args) > 1 {
@@ -113,7 +111,11 @@ func run(name string, args []string) int {
 	}
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
-		fmt.Print(c.help())
+		if c.name == "" && len(args) == 1 && name != originalName {
+			fmt.Print(overview())
+		} else {
+			fmt.Print(c.usage + sharedUsage)
+		}
 		return cli.ExitOK
 	case err != nil:
 		err = wrongUsage(err)
@@ -231,7 +233,7 @@ func (c command) exit(err error) int {
 	case err == nil:
 		return cli.ExitOK
 	case errors.As(err, &usage):
-		warn(fmt.Errorf("%w (see %s)", err, strings.TrimSpace(c.name+" --help")))
+		warn(fmt.Errorf("%w (see %s --help)", err, cmp.Or(c.name, "-4")))
 		return c.wrong
 	case errors.As(err, &coded):
 		return coded.code

@@ -88,7 +88,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"", 1, "tactl, or status, shows"},
 		{"-a 10.77.0.2", 1, "-a ADDRESS and -i IFNAME are needed"},
-		{"-4 --frobnicate", 1, "--frobnicate (see --help)"},
+		{"-4 --frobnicate", 1, "--frobnicate (see -4 --help)"},
 		{"-4 -a 10.77.0.2 -n 24 -i wan0 dsl", 1, `"dsl"`},
 		{"-4 -a 10.77.0.2 -n 24 -i wan0 -d " + strings.Repeat("d", 107), 1, "--destination"},
 		{"stauts", 1, `"stauts" is not a command: did you mean status? (commands: watch status`},
@@ -148,13 +148,16 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// The help of a command fits a screen and tells every option; that without a command begins with the
-// commands.
+// The help of a command fits a screen and tells every option; so does that without a command and options, with the commands.
 func TestHelp(t *testing.T) {
 	for _, c := range allCommands() {
 		f := newFlags(c.name)
 		c.declare(f)
-		for _, args := range []string{"-h", "--help", "-i wan0 --help"} {
+		calls := []string{"-h", "--help", "-i wan0 --help"}
+		if c.name == "" {
+			calls = []string{"-4 -h", "-4 --help", "-i wan0 --help"}
+		}
+		for _, args := range calls {
 			code, help, stderr := called(t, strings.Fields(c.name+" "+args)...)
 			if code != 0 || stderr != "" || !strings.HasPrefix(help, "Usage: table-allocator-client ") {
 				t.Errorf("%s %s: got %d, %q, %q", c.name, args, code, help, stderr)
@@ -185,10 +188,17 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s: got %d and\n%s", word, code, same)
 		}
 	}
-	for at, line := range strings.Split(help, "\n")[2 : 2+len(commands)] {
+	lines := strings.Split(help, "\n")
+	for at, line := range lines[3 : 3+len(commands)] {
 		if !strings.HasPrefix(line, "  "+commands[at].name+" ") {
-			t.Errorf("line %d of --help: %q, want the command %s", at+3, line, commands[at].name)
+			t.Errorf("line %d of --help: %q, want the command %s", at+4, line, commands[at].name)
 		}
+	}
+	if len(lines) > 24 || slices.ContainsFunc(lines, func(line string) bool { return len(line) > screen }) {
+		t.Errorf("--help: %d lines: %s", len(lines), help)
+	}
+	if code, text, _ := called(t, "-h"); code != 0 || text != help {
+		t.Errorf("-h: got %d and\n%s", code, text)
 	}
 	if code, out, stderr := called(t, "--version"); code != 0 || strings.Count(out, "\n") != 1 || stderr != "" {
 		t.Errorf("--version: got %d, %q, %q", code, out, stderr)

@@ -185,7 +185,7 @@ func TestInstalledOptions(t *testing.T) {
 		args []string
 		page string
 	}{
-		{serverBin, nil, serverBin}, {clientBin, nil, clientBin},
+		{serverBin, nil, serverBin}, {clientBin, []string{"-4"}, clientBin},
 		{clientBin, []string{"run"}, "table-allocator-run"}, {clientBin, []string{"attach"}, "table-allocator-run"},
 		{clientBin, []string{"detach"}, "table-allocator-run"}, {clientBin, []string{"bound"}, "table-allocator-run"},
 		{clientBin, []string{"bind"}, "table-allocator-run"}, {clientBin, []string{"unbind"}, "table-allocator-run"},
