@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // openFile opens or creates the file at path, makes sure that it is ours alone, and locks it
@@ -49,24 +51,12 @@ func openFile(path string, log *slog.Logger) (f *os.File, made bool, err error) 
 	if err := ownFile(info); err != nil {
 		return f, made, err
 	}
-	if err := lock(f); errors.Is(err, unix.EWOULDBLOCK) {
+	if err := outside.Again(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }); errors.Is(err, unix.EWOULDBLOCK) {
 		return f, made, fmt.Errorf("another server uses it%s", lockHolder(f))
 	} else if err != nil {
 		return f, made, fmt.Errorf("lock: %w", err)
 	}
 	return f, made, nil
-}
-
-// lock locks a file, and tries again after errors that need not come back.
-func lock(f *os.File) (err error) {
-	const tries = 4
-	for range tries {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EIO) {
-			break
-		}
-	}
-	return err
 }
 
 func explainFile(err error) error {

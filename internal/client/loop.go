@@ -15,6 +15,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/events"
 	"github.com/table-allocator/table-allocator/internal/install"
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -413,7 +414,7 @@ func (l *loop) drop(s *session) {
 func (l *loop) deliver(s *session, m wire.Message) {
 	s.retryAt = 0
 	err := l.server.Send(s.conn, m.Data)
-	if errors.Is(err, syscall.EAGAIN) || wire.Passes(err) {
+	if errors.Is(err, syscall.EAGAIN) || outside.Passes(err) {
 		const longest = 5 // 32 ms
 		window := time.Millisecond << min(s.retries, longest)
 		s.retries++

@@ -213,7 +213,7 @@ func OpenAppend(path string) (*os.File, error) {
 // to be this user's, and others must not have them.
 func openRegular(path string, flags int, rights fs.FileMode) (*os.File, error) {
 	var f *os.File
-	err := Again(func() (err error) {
+	err := outside.Again(func() (err error) {
 		f, err = os.OpenFile(path, flags|syscall.O_NONBLOCK, 0o600)
 		return err
 	})
@@ -264,7 +264,7 @@ func Lock(n uint64) (unlock func(), err error) {
 		// Of this open file and no process, and of one byte, which need not be there.
 		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: int64(n & math.MaxInt64), Len: 1})
 	}
-	if err := Again(func() error { return set(unix.F_WRLCK) }); err != nil {
+	if err := outside.Again(func() error { return set(unix.F_WRLCK) }); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			return nil, ErrBusy
@@ -288,7 +288,7 @@ func (d Dir) Remove(name string) error {
 		if info, err := os.Lstat(string(d)); err == nil && !isOwn(info, write) || errors.Is(err, fs.ErrPermission) {
 			return nil
 		}
-		err := Again(func() error { return os.Remove(d.Path(name)) })
+		err := outside.Again(func() error { return os.Remove(d.Path(name)) })
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
@@ -296,20 +296,9 @@ func (d Dir) Remove(name string) error {
 	})
 }
 
-// Again calls f until its error is none that need not come back: memory was short, say, or a signal came.
-func Again(f func() error) (err error) {
-	const tries = 4
-	for range tries {
-		if err = f(); !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EIO) {
-			break
-		}
-	}
-	return err
-}
-
 // ReplaceFile lets whoever reads path see the old content or the new one, whole.
 func ReplaceFile(path string, content []byte, mode fs.FileMode) error {
-	return Again(func() error { return replaceFile(path, content, mode) })
+	return outside.Again(func() error { return replaceFile(path, content, mode) })
 }
 
 func replaceFile(path string, content []byte, mode fs.FileMode) error {
@@ -342,7 +331,7 @@ func temp(path string) string {
 
 // RemoveTemp removes what a process left that was killed in ReplaceFile.
 func RemoveTemp(path string) error {
-	err := Again(func() error { return os.Remove(temp(path)) })
+	err := outside.Again(func() error { return os.Remove(temp(path)) })
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

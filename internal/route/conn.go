@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // Protocol is the rtnetlink protocol (RTA_PROTOCOL, FRA_PROTOCOL) that marks the rules and routes
@@ -188,17 +190,9 @@ func (c *Conn) reopen(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket,
 	return err
 }
 
-// isPassing reports whether an error need not come back: memory was short, say.
+// isPassing reports whether an error need not come back.
 func isPassing(err error) bool {
-	if errors.Is(err, nl.ErrDumpInterrupted) { // which is an EINTR, too
-		return false
-	}
-	for _, errno := range []unix.Errno{unix.ENOBUFS, unix.ENOMEM, unix.EINTR, unix.EIO} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
+	return outside.Passes(err) && !errors.Is(err, nl.ErrDumpInterrupted) // which is an EINTR, too
 }
 
 // dump is request for all objects of a kind. It asks again while changes interrupt it.

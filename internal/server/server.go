@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/allocator"
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -167,7 +168,7 @@ func closeAll(conns []*wire.Conn) {
 // thisEpoch returns the boot and the network namespace of the server: rules end with either of them.
 func thisEpoch(conn *wire.Conn) (allocator.Epoch, error) {
 	var id []byte
-	err := wire.Again(func() (err error) {
+	err := outside.Again(func() (err error) {
 		id, err = os.ReadFile("/proc/sys/kernel/random/boot_id")
 		return err
 	})

@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // batchSize datagrams are read or written with one system call.
@@ -92,7 +94,7 @@ func (b *batch) fill(messages []Message) int {
 func (b *batch) call(trap, fd uintptr, n, flags int) (int, syscall.Errno) {
 	for try := 1; ; try++ {
 		done, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n), uintptr(flags), 0, 0)
-		if errno == 0 || errno != unix.EINTR && (try == tries || !Passes(errno)) {
+		if errno == 0 || errno != unix.EINTR && (try == outside.Tries || !outside.Passes(errno)) {
 			return int(done), errno
 		}
 	}

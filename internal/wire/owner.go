@@ -153,7 +153,7 @@ type socket struct {
 // eachSocket calls f for the sockets of this network namespace until it returns false. After an error that need not come
 // back it begins again, with another socket: what is left of the answer would be taken for the next one.
 func eachSocket(f func(socket) bool) error {
-	return Again(func() error { return eachSocketOnce(f) })
+	return outside.Again(func() error { return eachSocketOnce(f) })
 }
 
 func eachSocketOnce(f func(socket) bool) error {

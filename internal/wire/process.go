@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // Process is a process for the life of the kernel, as its pid is not: the inode of its pidfd, which pidfs (Linux 6.9)
@@ -81,7 +83,7 @@ func processesAreKnown() bool {
 	}
 	const pidfs = 0x50494446
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || Passes(err) {
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || outside.Passes(err) {
 		return false // for now
 	}
 	found := int32(-1)

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // Set receives from many connections in one goroutine. A goroutine for each of a thousand connections
@@ -90,7 +92,7 @@ func (s *Set) epoll(op int, fd int32) error {
 func (s *Set) passes(err error) bool {
 	const most = 100
 	s.errors++
-	return s.errors <= most && Passes(err)
+	return s.errors <= most && outside.Passes(err)
 }
 
 // Receive waits for datagrams and calls f with those of one connection at a time. They are
