@@ -125,12 +125,7 @@ func (h *holdFlags) linkNow(index int) (string, error) {
 	if !u.IsAddress() {
 		return u.Key.Ifname, nil
 	}
-	kernel, err := route.Dial()
-	if err != nil {
-		return "", err
-	}
-	defer kernel.Close()
-	links, addresses, err := kernel.HostAddresses()
+	links, addresses, err := route.HostAddresses()
 	name := ""
 	for _, a := range addresses {
 		if a.Addr != u.Addr() {

@@ -147,12 +147,7 @@ func (r *releaseFlags) find() error {
 
 // checkNames refuses a name that no link has, and an address that no link and no holder has.
 func (r *releaseFlags) checkNames() error {
-	kernel, err := route.Dial()
-	if err != nil {
-		return err
-	}
-	defer kernel.Close()
-	links, addresses, err := kernel.HostAddresses()
+	links, addresses, err := route.HostAddresses()
 	if err != nil {
 		return err
 	}

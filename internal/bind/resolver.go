@@ -90,12 +90,7 @@ func appendServers(servers []netip.Addr, words []string) []netip.Addr {
 // BehindOthers returns the link whose network has the first of addresses, if each of them is in the network of some
 // link other than ifname.
 func BehindOthers(ifname string, addrs []netip.Addr) (link string, err error) {
-	kernel, err := route.Dial()
-	if err != nil {
-		return "", err
-	}
-	defer kernel.Close()
-	links, addresses, err := kernel.HostAddresses()
+	links, addresses, err := route.HostAddresses()
 	if err != nil {
 		return "", err
 	}

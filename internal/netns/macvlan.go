@@ -75,12 +75,7 @@ func (h *Host) syncMacvlan(s State, lacking *[]string) error {
 
 // macvlanOn is the ifindex of the link that the macvlan of a namespace is on; 0: the namespace has none.
 func macvlanOn(name string) (index int, err error) {
-	err = inside(name, func() error {
-		kernel, err := route.Dial()
-		if err != nil {
-			return err
-		}
-		defer kernel.Close()
+	err = insideWith(name, func(kernel *route.Conn) error {
 		link, _, err := kernel.LinkByName(inner)
 		index = link.Outside
 		return err
@@ -90,12 +85,7 @@ func macvlanOn(name string) (index int, err error) {
 
 // enlivenMacvlan sets the links of a namespace up, and returns the addresses that it has.
 func enlivenMacvlan(s State) (addresses []string, err error) {
-	err = inside(s.Name, func() error {
-		kernel, err := route.Dial()
-		if err != nil {
-			return err
-		}
-		defer kernel.Close()
+	err = insideWith(s.Name, func(kernel *route.Conn) error {
 		link, found, err := kernel.LinkByName(inner)
 		if err != nil || !found {
 			return errors.Join(err, fmt.Errorf("the namespace has no link %s", inner))
@@ -153,12 +143,7 @@ func disconnect(s State) error {
 	if s.Wiring != WiringMacvlan || !isPinned(netPin(s.Name)) {
 		return nil
 	}
-	return inside(s.Name, func() error {
-		kernel, err := route.Dial()
-		if err != nil {
-			return err
-		}
-		defer kernel.Close()
+	return insideWith(s.Name, func(kernel *route.Conn) error {
 		return kernel.DeleteLink(inner)
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/remember"
+	"github.com/table-allocator/table-allocator/internal/route"
 )
 
 // netRoot is where ip-netns(8) looks for network namespaces.
@@ -397,6 +398,18 @@ func (m memory) mountSys() error {
 
 // inside calls f on a thread in the network namespace of a name.
 func inside(name string, f func() error) error { return onThread(netPin(name), unix.CLONE_NEWNET, f) }
+
+// insideWith is inside, for what asks the kernel there.
+func insideWith(name string, f func(kernel *route.Conn) error) error {
+	return inside(name, func() error {
+		kernel, err := route.Dial()
+		if err != nil {
+			return err
+		}
+		defer kernel.Close()
+		return f(kernel)
+	})
+}
 
 // onThread calls f on a thread in the namespace of a pin.
 func onThread(pin string, kind int, f func() error) error {

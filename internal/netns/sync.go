@@ -259,12 +259,7 @@ func (h *Host) syncLink(s State, p plan) error {
 		return err
 	}
 	forwardsIPv6 := canForwardIPv6()
-	return inside(s.Name, func() error {
-		kernel, err := route.Dial()
-		if err != nil {
-			return err
-		}
-		defer kernel.Close()
+	return insideWith(s.Name, func(kernel *route.Conn) error {
 		if err := setUp(kernel, uplink.Loopback); err != nil {
 			return err
 		}

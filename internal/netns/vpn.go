@@ -99,12 +99,7 @@ func (h *Host) vpnCommand(s State) ([]string, error) {
 
 // syncVPN leads the link of a VPN into the namespace, if it waits outside, and keeps its addresses and routes there.
 func (h *Host) syncVPN(s State, p plan, lacking *[]string) error {
-	if err := inside(s.Name, func() error {
-		kernel, err := route.Dial()
-		if err != nil {
-			return err
-		}
-		defer kernel.Close()
+	if err := insideWith(s.Name, func(kernel *route.Conn) error {
 		return setUp(kernel, uplink.Loopback)
 	}); err != nil {
 		return err
@@ -129,12 +124,7 @@ func (h *Host) syncVPN(s State, p plan, lacking *[]string) error {
 
 // isUpInside reports whether there is a link of a name in a namespace.
 func isUpInside(name, link string) (up bool, err error) {
-	err = inside(name, func() error {
-		kernel, err := route.Dial()
-		if err != nil {
-			return err
-		}
-		defer kernel.Close()
+	err = insideWith(name, func(kernel *route.Conn) error {
 		_, up, err = kernel.LinkByName(link)
 		return err
 	})
@@ -213,12 +203,7 @@ func (h *Host) lead(s State, p plan, t tunnel) error {
 	if err := h.memory.dir.Write(tunnelFile(s.Name), t); err != nil {
 		return err
 	}
-	if err := inside(s.Name, func() error { // that of a VPN before
-		kernel, err := route.Dial()
-		if err != nil {
-			return err
-		}
-		defer kernel.Close()
+	if err := insideWith(s.Name, func(kernel *route.Conn) error { // that of a VPN before
 		return kernel.DeleteLink(p.link)
 	}); err != nil {
 		return err
@@ -231,20 +216,15 @@ func (h *Host) lead(s State, p plan, t tunnel) error {
 	if err := h.kernel.MoveLink(link.Index, ns.Fd()); err != nil {
 		return err
 	}
-	if err := inside(s.Name, func() error { return enliven(p.link, t) }); err != nil {
+	if err := insideWith(s.Name, func(kernel *route.Conn) error { return enliven(kernel, p.link, t) }); err != nil {
 		return err
 	}
 	var lacking []string
 	return h.syncResolv(s, unbidden, &lacking)
 }
 
-// enliven sets a link up in this thread's network, with the addresses of a tunnel, and leads everything there.
-func enliven(name string, t tunnel) error {
-	kernel, err := route.Dial()
-	if err != nil {
-		return err
-	}
-	defer kernel.Close()
+// enliven sets a link of a namespace up, with the addresses of a tunnel, and leads everything there.
+func enliven(kernel *route.Conn, name string, t tunnel) error {
 	link, found, err := kernel.LinkByName(name)
 	if err != nil || !found {
 		return errors.Join(err, fmt.Errorf("link %s is gone", name))

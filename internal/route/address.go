@@ -119,6 +119,16 @@ func (r Route) localAddress() (Address, bool) {
 	return Address{Index: r.Index, Addr: r.Dst.Addr(), Bits: r.Dst.Bits()}, true
 }
 
+// HostAddresses is that of a connection, which is made for it.
+func HostAddresses() (links map[int]Link, addresses []Address, err error) {
+	c, err := Dial()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.Close()
+	return c.HostAddresses()
+}
+
 // HostAddresses returns all addresses of this host, and its links by their ifindex.
 func (c *Conn) HostAddresses() (links map[int]Link, addresses []Address, err error) {
 	all, err := c.Links()
