@@ -147,33 +147,47 @@ func (h *host) dropped(s *session) {
 	h.bequeath(s)
 }
 
+// A round is what a comparison of everything has read of the host, and holds for the rest of it.
+type round struct {
+	links     map[int]route.Link
+	addresses []route.Address
+	routes    map[int][]route.Route // of ours, by family: see ourRoutes
+}
+
+// hostAddresses are the links and addresses of the host, read once for a comparison of everything that found nothing to do.
+func (h *host) hostAddresses() (map[int]route.Link, []route.Address, error) {
+	if h.round != nil {
+		return h.round.links, h.round.addresses, nil
+	}
+	return h.kernel.HostAddresses()
+}
+
 // changedSessions are the sessions whose address, link or routes differ from what is noted of them, by one read of
 // the host; if events were lost, all.
 func (h *host) changedSessions() []*session {
-	names, addresses, err := h.kernel.HostAddresses()
-	routes, routesErr := h.countRoutes()
-	if err != nil || routesErr != nil || h.blind {
+	links, addresses, err := h.hostAddresses()
+	counted, routes := make(map[tableOf]int), make(map[int][]route.Route)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		some, count, readErr := h.ourRoutes(family)
+		routes[family], err = some, errors.Join(err, readErr)
+		maps.Copy(counted, count)
+	}
+	if err != nil || h.blind {
 		return h.all()
 	}
 	there := make(map[onLink]route.Address, len(addresses))
 	for _, a := range addresses {
 		there[onLink{a.Addr, a.Index}] = a
 	}
-	return slices.DeleteFunc(h.all(), func(s *session) bool {
+	changed := slices.DeleteFunc(h.all(), func(s *session) bool {
 		a, ok := there[onLink{s.addr, s.inst.Index}]
-		return ok && a.Created == s.created && names[s.inst.Index].Name == s.lease.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
-			(s.lease.state != held || s.inst.Installed && !s.inst.Stale() && routes[tableOf{s.family(), s.lease.table}] == s.inst.Routes())
+		return ok && a.Created == s.created && links[s.inst.Index].Name == s.lease.uplink.Key.Ifname && a.Tentative() != s.inst.Usable && !a.DADFailed() &&
+			(s.lease.state != held || s.inst.Installed && !s.inst.Stale() && counted[tableOf{s.family(), s.lease.table}] == s.inst.Routes())
 	})
-}
-
-// countRoutes counts the routes of ours in each table.
-func (h *host) countRoutes() (map[tableOf]int, error) {
-	count := make(map[tableOf]int)
-	var errs []error
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		errs = append(errs, h.kernel.EachOfOurs(family, unix.RT_TABLE_UNSPEC, func(r route.Route) { count[tableOf{family, r.Table}]++ }))
+	if len(changed) == 0 {
+		h.round = &round{links, addresses, routes}
 	}
-	return count, errors.Join(errs...)
+	return changed
 }
 
 // admit starts a session for each address that has none.
@@ -241,7 +255,7 @@ func (h *host) readmit(key wire.Key) {
 // uplinks are the links and addresses of the host. Those of links that main has a default route over, or had before it
 // was moved, come first, and of these those that are not deprecated, in case that there are not tables enough.
 func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
-	links, addresses, err := h.kernel.HostAddresses()
+	links, addresses, err := h.hostAddresses()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -72,7 +72,10 @@ func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	if err != nil {
 		return err
 	}
-	routes, err := h.ourRoutes(family)
+	if h.round != nil && !h.anyStale(family, served, rules, h.round.routes[family]) {
+		return nil
+	}
+	routes, _, err := h.ourRoutes(family) // now: a client may have filled a table in between
 	if err != nil {
 		return err
 	}
@@ -95,22 +98,31 @@ func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	return errors.Join(append(errs, h.flushStale(family, routes, in.tables))...)
 }
 
-// ourRoutes returns one route of ours for each table, source and link: there may be very many of them.
-func (h *host) ourRoutes(family int) ([]route.Route, error) {
+// anyStale reports whether there is a rule or a route of ours that no client uses.
+func (h *host) anyStale(family int, served map[netip.Addr]bool, rules []route.Rule, routes []route.Route) bool {
+	in := h.use(family, served, rules, routes)
+	return slices.ContainsFunc(rules, in.stale) ||
+		slices.ContainsFunc(routes, func(r route.Route) bool { return isLeased(r.Table) && !in.tables[r.Table] })
+}
+
+// ourRoutes returns one route of ours for each table, source and link, since there may be very many of them, and how many
+// each table has.
+func (h *host) ourRoutes(family int) (routes []route.Route, count map[tableOf]int, err error) {
 	type kind struct {
 		table uint32
 		src   netip.Addr
 		index int
 	}
 	seen := make(map[kind]bool)
-	var routes []route.Route
-	err := h.kernel.EachOfOurs(family, unix.RT_TABLE_UNSPEC, func(r route.Route) {
+	count = make(map[tableOf]int)
+	err = h.kernel.EachOfOurs(family, unix.RT_TABLE_UNSPEC, func(r route.Route) {
+		count[tableOf{family, r.Table}]++
 		if of := (kind{r.Table, r.Src, r.Index}); !seen[of] {
 			seen[of] = true
 			routes = append(routes, r)
 		}
 	})
-	return routes, err
+	return routes, count, err
 }
 
 // flushStale empties the tables that no client uses.

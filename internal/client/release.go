@@ -59,7 +59,7 @@ func Collect(server string, uids []uint32, log *slog.Logger) error {
 			continue
 		}
 		_, choiceErr := l.env.SyncChoice(family, install.Choice{})
-		routes, readErr := h.ourRoutes(family)
+		routes, _, readErr := h.ourRoutes(family)
 		errs = append(errs, err, choiceErr, readErr, h.flushStale(family, routes, nil))
 	}
 	return errors.Join(errs...)

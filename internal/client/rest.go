@@ -20,7 +20,7 @@ const (
 
 	// A client needs 1 MiB, and a collection makes Go keep a fifth of that for its own notes. So a client collects
 	// only if it has collectFrom, and either collectAfter more than after the last collection or none for
-	// collectAgain.
+	// collectAgain. More is a quarter of a large heap, whose collection costs more.
 	collectFrom  = 3 << 19
 	collectAfter = 1 << 19
 	collectAgain = time.Minute
@@ -70,7 +70,7 @@ func (r *rests) due(now time.Duration) bool {
 	}
 	r.added = 0
 	program := programAreas()
-	if have := anonymous(); have >= collectFrom && (have >= r.kept+collectAfter || now >= r.collected+collectAgain) {
+	if have := anonymous(); have >= collectFrom && (have >= r.kept+max(collectAfter, r.kept/4) || now >= r.collected+collectAgain) {
 		debug.FreeOSMemory()
 		r.collected, r.kept = now, anonymous()
 	}

@@ -32,6 +32,7 @@ type host struct {
 	admitAt     time.Duration              // when new addresses are looked for; 0: none are known of
 	healAt      time.Duration              // when rules that were deleted are restored; 0: none are known of
 	blind       bool                       // events were lost, so that each session has to be looked at
+	round       *round                     // while everything is compared, and nothing was found to differ; nil else
 	foreign     map[wire.Key]time.Duration // addresses that other clients serve, and when that was found
 	moved       map[int]bool               // links whose default routes an earlier watch moved; nil once these are served
 	leased      map[int]bool               // links that had an address with a rule of ours to a table, when admit looked
@@ -217,6 +218,7 @@ func (h *host) reconcile() {
 		h.look(s)
 	}
 	h.read = nil
+	defer func() { h.round = nil }()
 	for _, s := range h.all() {
 		if s.serves() && s.lease.uplink.Settings.MPTCP { // the kernel has no event of endpoints
 			s.inst.SyncEndpoint()

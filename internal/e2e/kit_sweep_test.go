@@ -189,12 +189,13 @@ func sweep(t *testing.T, kinds []spot, most, draws int, rnd *rand.Rand, try func
 		}
 	} else {
 		for _, s := range kinds {
-			missed := 0
-			for s.n = 1; missed < 3; s.n++ { // the count differs from run to run
+			missed, before := 0, tried
+			for s.n = 1; missed < 3 && !t.Failed(); s.n++ { // the count differs from run to run; what failed leaves another host
 				if missed++; one(s) {
 					missed = 0
 				}
 			}
+			t.Logf("%s %s: %d places", s.call, s.what, tried-before)
 		}
 	}
 	t.Logf("%d places in %v", tried, time.Since(begun).Round(time.Millisecond))

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -92,4 +94,29 @@ func TestClientFewDescriptors(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestMovedFewDescriptors: a client that can open no file at its end gives main back what it moved all the same.
+func TestMovedFewDescriptors(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 7")
+	before := h.routeLines("-4", "main")
+	h.serve()
+	p := h.start(h.command("-f", "-4", "-a", "10.77.0.2", "-i", "wan0", "--routes", "move"))
+	p.waitLog("has table 10000")
+	if now := h.routeLines("-4", "main"); slices.Equal(now, before) {
+		t.Fatalf("nothing is moved: %q", now)
+	}
+	p.mayOpen(-1)
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it runs
+	eventually(t, "main has its routes back", func() error {
+		if now := h.routeLines("-4", "main"); !slices.Equal(now, before) {
+			return fmt.Errorf("%q\n%s", now, p.log.String())
+		}
+		return nil
+	})
+	p.waitLog("too many open files")
+	p.mayOpen(1000)
+	h.waitClean()
 }

@@ -145,18 +145,24 @@ func (i *Installation) view() (uplink.Main, bool) {
 
 // viewOf also reports whether the link is up, with the address or without it.
 func (i *Installation) viewOf(u uplink.Uplink) (m uplink.Main, up, ready bool) {
+	m, up, ready, _ = i.tryView(u) // which warns
+	return m, up, ready
+}
+
+// tryView is viewOf, and says why it sees nothing.
+func (i *Installation) tryView(u uplink.Uplink) (m uplink.Main, up, ready bool, err error) {
 	if !u.Settings.PlacesRoutes() || !u.IsAddress() || i.Index == 0 {
-		return m, false, false
+		return m, false, false, nil
 	}
 	link, found, err := i.env.Kernel.LinkByIndex(i.Index)
 	if err != nil || !found {
 		i.warn("read the link", err)
-		return m, false, false
+		return m, false, false, err
 	}
 	m, up, ready, err = i.routes.look(u, link)
 	m.OnLink = i.OnLink
 	i.warn("read the routes", err)
-	return m, up && err == nil, ready && err == nil
+	return m, up && err == nil, ready && err == nil, err
 }
 
 // Stale reports whether main has changed since the routes were planned.
@@ -261,14 +267,7 @@ func (i *Installation) Clear(keep ...route.Rule) error {
 	if i.Index != 0 {
 		i.warn("delete the MPTCP endpoint", i.env.deleteEndpoint(i.Uplink.Key.Address, i.Index))
 	}
-	if m, up, ready := i.viewOf(i.Uplink); up {
-		err := i.routes.putBack(i.Uplink, m)
-		if !ready { // of an address that went the kernel refuses some, as it deletes them
-			err = nil
-		}
-		i.warn("restore routes in main", err)
-	}
-	i.dropRoutes(i.Uplink)
+	i.giveBack(i.Uplink)
 	i.Installed, i.filled = false, false
 	var err error
 	if i.Uplink.IsAddress() { // what the holder for an old name of the link left, even if nothing was placed yet
@@ -286,7 +285,7 @@ func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
 		i.Unresolve()
 	}
 	if table != 0 && old.Settings.PlacesRoutes() && i.Uplink.Settings.Routes != old.Settings.Routes {
-		i.changeMode(old)
+		i.giveBack(old) // Place then does what the new mode wants
 	}
 	v, ready := i.view()
 	if !ready {
@@ -298,18 +297,6 @@ func (i *Installation) Update(u uplink.Uplink, table uint32, inMain bool) {
 		i.warn("delete routes from main", i.routes.withdraw(i.Uplink, v))
 		i.MakeDo()
 	}
-}
-
-// changeMode gives main back what was moved. Place then does what the new mode wants.
-func (i *Installation) changeMode(old uplink.Uplink) {
-	if m, up, _ := i.viewOf(old); up {
-		i.warn("restore routes in main", i.routes.putBack(old, m))
-	}
-	i.dropRoutes(old)
-}
-
-func (i *Installation) dropRoutes(u uplink.Uplink) {
-	i.warn("forget what was moved", i.routes.drop(u, i.Index))
 }
 
 // resolve makes the resolver lines of the address those that it has to have now.

@@ -289,3 +289,38 @@ func (o *order) inFront(r route.Route, now []route.Route) bool {
 	there := func(o route.Route) bool { return slices.ContainsFunc(now, o.Equal) }
 	return !slices.ContainsFunc(p[:at], there) && slices.ContainsFunc(p[at+1:], there)
 }
+
+// giveBack gives main back what was moved. It looks once more if main cannot be read, since nobody comes back to it, and then
+// does without: main may get a route then that it would have lost meanwhile.
+func (i *Installation) giveBack(u uplink.Uplink) {
+	m, up, ready, err := i.tryView(u)
+	if err != nil {
+		m, up, ready, err = i.tryView(u)
+	}
+	switch {
+	case err != nil:
+		err = i.routes.restore(u, i.routes.taken)
+	case up:
+		if err = i.routes.putBack(u, m); !ready { // of an address that went the kernel refuses some, as it deletes them
+			err = nil
+		}
+	}
+	i.warn("restore routes in main", err)
+	i.warn("forget what was moved", i.routes.drop(u, i.Index))
+}
+
+// drop clears what is known of a table that is being emptied.
+func (p *placer) drop(u uplink.Uplink, index int) error {
+	before := *p
+	*p = placer{env: p.env}
+	p.env.takers.end(p, u, index)
+	p.env.order.forget(before.taken) // else main had them back
+	if u.Settings.Routes != uplink.MoveRoutes || before.table == 0 || before.succeeded(u, index) {
+		return nil
+	}
+	files, err := movedOn(u.Family(), index)
+	if err != nil {
+		return err
+	}
+	return files.remove(u)
+}

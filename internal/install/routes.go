@@ -404,22 +404,6 @@ func (p *placer) restore(u uplink.Uplink, routes []route.Route) error {
 	return errors.Join(err, frontErr)
 }
 
-// drop clears what is known of a table that is being emptied.
-func (p *placer) drop(u uplink.Uplink, index int) error {
-	before := *p
-	*p = placer{env: p.env}
-	p.env.takers.end(p, u, index)
-	p.env.order.forget(before.taken) // else main had them back
-	if u.Settings.Routes != uplink.MoveRoutes || before.table == 0 || before.succeeded(u, index) {
-		return nil
-	}
-	files, err := movedOn(u.Family(), index)
-	if err != nil {
-		return err
-	}
-	return files.remove(u)
-}
-
 // succeeded reports whether the holder of the address for a new name of the link has taken over what was taken.
 func (p *placer) succeeded(u uplink.Uplink, index int) bool {
 	files, err := movedOn(u.Family(), index)
