@@ -99,19 +99,20 @@ func TestClientFewDescriptors(t *testing.T) {
 // TestMovedFewDescriptors: a client that can open no file at its end gives main back what it moved all the same.
 func TestMovedFewDescriptors(t *testing.T) {
 	h := newHost(t)
-	h.link("wan0", "10.77.0.2/24")
-	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 7")
-	before := h.routeLines("-4", "main")
+	h.link("wan0")
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
+	h.ns.IP(t, "-6 route add default via 2001:db8::1 dev wan0 metric 7")
+	before := h.routeLines("-6", "main")
 	h.serve()
-	p := h.start(h.command("-f", "-4", "-a", "10.77.0.2", "-i", "wan0", "--routes", "move"))
+	p := h.start(h.command("-f", "-6", "-a", "2001:db8::2", "-i", "wan0", "--routes", "move"))
 	p.waitLog("has table 10000")
-	if now := h.routeLines("-4", "main"); slices.Equal(now, before) {
+	if now := h.routeLines("-6", "main"); slices.Equal(now, before) {
 		t.Fatalf("nothing is moved: %q", now)
 	}
 	p.mayOpen(-1)
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it runs
 	eventually(t, "main has its routes back", func() error {
-		if now := h.routeLines("-4", "main"); !slices.Equal(now, before) {
+		if now := h.routeLines("-6", "main"); !slices.Equal(now, before) {
 			return fmt.Errorf("%q\n%s", now, p.log.String())
 		}
 		return nil
