@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -118,6 +119,39 @@ func TestMovedFewDescriptors(t *testing.T) {
 		return nil
 	})
 	p.waitLog("too many open files")
-	p.mayOpen(1000)
 	h.waitClean()
+}
+
+// TestPlacedUnread: a client that cannot read what it needs for the table fills it once it can.
+func TestPlacedUnread(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0")
+	h.ns.IP(t, "address add 2001:db8::2/64 dev wan0 nodad")
+	h.ns.IP(t, "-6 route add default via 2001:db8::1 dev wan0 metric 7")
+	info, err := os.Stat(h.ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := fmt.Sprintf("/run/table-allocator/moved/%d", info.Sys().(*syscall.Stat_t).Ino)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	index, _, _ := strings.Cut(h.ns.IP(t, "-o link show dev wan0"), ":")
+	inTheWay := filepath.Join(dir, index+"-10")
+	if err := os.WriteFile(inTheWay, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.serve()
+	p := h.start(h.command("-f", "-6", "-a", "2001:db8::2", "-i", "wan0", "--routes", "move"))
+	p.waitLog("has table 10000")
+	p.waitLog("cannot read the routes")
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the table is filled, and main has lost the route", func() error {
+		if now := h.routeLines("-6", "10000"); len(now) < 2 || strings.Contains(strings.Join(h.routeLines("-6", "main"), "\n"), "default") {
+			return fmt.Errorf("%q\n%s", now, p.log.String())
+		}
+		return nil
+	})
 }

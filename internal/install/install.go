@@ -126,15 +126,14 @@ func (i *Installation) refreshes(now time.Duration) time.Duration {
 	if i.env.Picture.Uncertain(i.Uplink.Family()) {
 		return now + rereadEvery
 	}
-	const soonest = time.Second
 	if i.routes.unsure || i.routes.unread {
 		i.routes.unsure = false
-		return now + soonest
+		return now + rereadEvery
 	}
 	if i.routes.expires == 0 || !i.Installed {
 		return 0
 	}
-	return now + max(time.Duration(i.routes.expires)*time.Second/3, soonest)
+	return now + max(time.Duration(i.routes.expires)*time.Second/3, rereadEvery)
 }
 
 // view is what a plan of routes needs. It reports false if there is nothing to plan now.
@@ -149,11 +148,16 @@ func (i *Installation) viewOf(u uplink.Uplink) (m uplink.Main, up, ready bool) {
 	return m, up, ready
 }
 
-// tryView is viewOf, and says why it sees nothing.
+// tryView is viewOf, and says why it sees nothing. Then it is looked again soon.
 func (i *Installation) tryView(u uplink.Uplink) (m uplink.Main, up, ready bool, err error) {
 	if !u.Settings.PlacesRoutes() || !u.IsAddress() || i.Index == 0 {
 		return m, false, false, nil
 	}
+	defer func() {
+		if err != nil {
+			i.RefreshAt = wire.Now() + rereadEvery
+		}
+	}()
 	link, found, err := i.env.Kernel.LinkByIndex(i.Index)
 	if err != nil || !found {
 		i.warn("read the link", err)
