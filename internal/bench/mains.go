@@ -418,7 +418,7 @@ func measureRefused(o options, s *site, r *report) error {
 		return err
 	}
 	time.Sleep(o.settled)
-	busy, err := s.idle(o.measuredAt)
+	busy, err := s.idle(o.settled) // a minute: that is how often a watch compares everything
 	if err != nil {
 		return err
 	}

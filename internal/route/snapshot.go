@@ -20,6 +20,8 @@ type snapshot struct {
 	own   uint32            // port of the socket that we make ours with
 	rules map[int][]kernelRule
 	buf   []byte
+	// receive is unix.Recvfrom, but for tests.
+	receive func(fd int, p []byte, flags int) (int, unix.Sockaddr, error)
 }
 
 // KeepRules makes the Conn remember the rules between calls, for one that asks for them very
@@ -38,37 +40,37 @@ func (c *Conn) KeepRules() error {
 		heard.Close()
 		return fmt.Errorf("find port of rtnetlink socket: %w", err)
 	}
-	c.snapshot = &snapshot{heard: heard, own: own, rules: make(map[int][]kernelRule), buf: make([]byte, 1<<12)}
+	c.snapshot = &snapshot{heard: heard, own: own, rules: make(map[int][]kernelRule), buf: make([]byte, 1<<12), receive: unix.Recvfrom}
 	return nil
 }
 
 // read returns the rules of a family, which the caller must not change, nor use after the
 // next call. dump reads them from the kernel, and reports whether they are all.
 func (s *snapshot) read(family int, dump func() (rules []kernelRule, complete bool, err error)) ([]kernelRule, error) {
-	s.update()
+	heardAll := s.update()
 	if rules, ok := s.rules[family]; ok {
 		return rules, nil
 	}
 	rules, complete, err := dump()
-	if err == nil && complete {
+	if err == nil && complete && heardAll { // what is heard later must be newer than the dump
 		s.rules[family] = rules
 	}
 	return rules, err
 }
 
-// update takes over what was heard since the last call.
-func (s *snapshot) update() {
+// update takes over what was heard since the last call. It reports whether that is all.
+func (s *snapshot) update() bool {
 	for {
-		n, from, err := unix.Recvfrom(s.heard.GetFd(), s.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		n, from, err := s.receive(s.heard.GetFd(), s.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			return
+			return true
 		case err == nil && !isKernel(from):
 		case err != nil || n > len(s.buf):
 			clear(s.rules) // something was lost
 			if err != nil && err != unix.ENOBUFS {
-				return
+				return false
 			}
 		default:
 			s.apply(s.buf[:n])

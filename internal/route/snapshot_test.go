@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestKeepRules compares what a Conn remembers with what is there, whoever changed it.
+// TestKeepRules compares what a Conn remembers with what is there, whoever changed it, and whatever of it cannot be heard.
 func TestKeepRules(t *testing.T) {
 	n, keeper := dial(t)
 	other := dialIn(t, n)
@@ -21,6 +21,12 @@ func TestKeepRules(t *testing.T) {
 	})
 	seed := rand.Uint64()
 	rnd := rand.New(rand.NewPCG(seed, 0))
+	keeper.snapshot.receive = func(fd int, p []byte, flags int) (int, unix.Sockaddr, error) {
+		if rnd.IntN(10) == 0 {
+			return 0, nil, unix.ENOMEM
+		}
+		return unix.Recvfrom(fd, p, flags)
+	}
 	check := func(what string) {
 		t.Helper()
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
