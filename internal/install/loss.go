@@ -206,6 +206,28 @@ func (p *placer) bare(u uplink.Uplink, m uplink.Main) bool {
 	return u.Addr().Is4() && !slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return !slices.Contains(p.went, a.Addr) })
 }
 
+// wentUnheard reports whether the link was down and nothing was heard of that, as when events were lost: the table is empty,
+// and the link-local address of IPv6 is not the one from when the routes were taken.
+func (p *placer) wentUnheard(u uplink.Uplink, m uplink.Main) (bool, error) {
+	if len(p.taken) == 0 {
+		return false, nil
+	}
+	files, err := movedOn(u.Family(), m.Index)
+	if err != nil {
+		return false, err
+	}
+	before, known, err := files.read(u)
+	if err != nil || !known || before.Since.Link == 0 {
+		return false, err
+	}
+	now, err := p.since(u, m.Index)
+	if err != nil || now.Link == before.Since.Link {
+		return false, err
+	}
+	have, err := p.env.Kernel.Routes(u.Family(), p.table)
+	return err == nil && !slices.ContainsFunc(have, func(r route.Route) bool { return ours(r) && r.Index == m.Index }), err
+}
+
 // standing drops what was taken and has been replaced in main since. had is how much was taken before.
 func (p *placer) standing(u uplink.Uplink, m uplink.Main, had int) error {
 	p.taken = p.stands(m)

@@ -177,3 +177,28 @@ func TestMovedPutBackAndDeleted(t *testing.T) {
 	m.clear(i)
 	m.wantMain("at the end", before)
 }
+
+// TestMovedDownUnheard: main gets nothing back that it would have lost with its link, also if the client heard nothing of
+// that. That another program empties the table, or deletes the link-local address, takes nothing from main.
+func TestMovedDownUnheard(t *testing.T) {
+	for name, want := range map[string]bool{"nothing": true, "flushed": true, "no link-local address": true, "down": false} {
+		t.Run(name, func(t *testing.T) {
+			m := newMover(t, "add default via 192.0.2.1 metric 5")
+			m.waitLinkLocal()
+			i := m.placed()
+			i.routes.fresh = nil // the events of that were heard
+			switch name {
+			case "flushed":
+				m.IP(t, "route flush table 10000")
+			case "no link-local address":
+				m.IP(t, "-6 address flush dev wan0")
+			case "down":
+				m.downAndUp()
+			}
+			m.clear(i)
+			if got := len(m.defaults("main")) > 0; got != want {
+				t.Errorf("main has its default: %v, want %v", got, want)
+			}
+		})
+	}
+}

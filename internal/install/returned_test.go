@@ -28,6 +28,8 @@ func TestReturnedTooLate(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newMover(t, "add "+gateway)
+			m.IP(t, "link set wan0 addrgenmode none") // without a link-local address only the events tell
+			m.IP(t, "-6 address flush dev wan0")
 			m.IP(t, "address add 203.0.113.5/24 dev wan0")
 			i := m.placed()
 			var watcher *route.Watcher

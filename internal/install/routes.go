@@ -370,13 +370,14 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	if u.Settings.Routes != uplink.MoveRoutes || p.table == 0 {
 		return nil
 	}
+	unheard, err := p.wentUnheard(u, m)
 	switch {
 	case p.succeeded(u, m.Index):
 		p.taken = nil
-	case p.wasDown || p.bare(u, m):
+	case p.wasDown || unheard || p.bare(u, m):
 		p.lose(true)
 	}
-	err := p.restore(u, p.stands(m))
+	err = errors.Join(err, p.restore(u, p.stands(m)))
 	m.Routes = slices.Concat(m.Routes, p.taken)
 	p.taken = nil
 	return errors.Join(err, p.fallBack(u, m))
