@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -34,7 +35,7 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 	}
 	row.PID, row.Mode, row.Table = held.PID, held.Mode, held.Table
 	if held.Table == 0 {
-		f := Finding{"no-lease", Error, "no lease", held.Error, "journalctl -u table-allocator-server"}
+		f := Finding{"no-lease", Error, "no lease", cmp.Or(held.Error, "its holder asks the server, which has not answered yet"), "journalctl -u table-allocator-server"}
 		if stopped := server.finding(""); stopped != nil {
 			f.What, f.Cure = "no lease: "+stopped.What, stopped.Cure
 		} else if held.Error != "" {

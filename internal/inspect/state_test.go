@@ -8,12 +8,35 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 func TestGiveDefault(t *testing.T) {
 	for kind, want := range map[string]string{"ppp": "defaultroute-metric", "": "DHCP", "wwan": "DHCP"} {
 		if got := giveDefault(route.Link{Name: "ppp0", Kind: kind}); !strings.Contains(got, want) || !strings.Contains(got, "over ppp0") {
 			t.Errorf("%q: got %q, want %q", kind, got, want)
+		}
+	}
+}
+
+// A holder that has asked for the first time, and was told neither a lease nor an error, is seen with words as every other one.
+func TestRowOfLeaseEvidence(t *testing.T) {
+	why := "timeout"
+	for _, tt := range []struct {
+		held   holder
+		server Server
+		want   string
+	}{
+		{holder{}, Server{}, "not answered yet"},
+		{holder{}, Server{State: Stopped}, "not answered yet"},
+		{holder{Reply: wire.Reply{Error: "pool is full"}}, Server{}, "pool is full"},
+		{holder{silent: &why}, Server{}, "timeout"},
+		{holder{absent: true}, Server{}, "no client"},
+	} {
+		key := wire.Key{Address: "192.0.2.2", Ifname: "wan1", Family: unix.AF_INET}
+		row := rowOfLease(key, tt.held, tt.server)
+		if len(row.Findings) != 1 || !strings.Contains(row.Findings[0].Evidence, tt.want) {
+			t.Errorf("%+v of a server that is %q: got %+v, want %q", tt.held, tt.server.State, row.Findings, tt.want)
 		}
 	}
 }
