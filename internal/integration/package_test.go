@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	nettest.Main(m, "lintian", "rpm")
+	nettest.Main(m, "lintian", "rpm", "rpmlint")
 }
 
 // copyModule copies the module to a directory.
@@ -109,6 +109,10 @@ func TestPackages(t *testing.T) {
 	out, err := exec.Command("lintian", append([]string{"--tag-display-limit", "0", "--allow-root"}, debs...)...).CombinedOutput()
 	if err != nil || strings.Contains(string(out), "E: ") {
 		t.Errorf("lintian: %v\n%s", err, out)
+	}
+	out, err = exec.Command("rpmlint", append([]string{"--config", "../../packaging/package/rpmlint.toml"}, rpms...)...).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "E: ") || !strings.Contains(string(out), " 3 packages ") {
+		t.Errorf("rpmlint: %v\n%s", err, out)
 	}
 	for i, a := range arches {
 		t.Run(a.debian, func(t *testing.T) {

@@ -34,6 +34,7 @@ var Packages = []string{
 	"python3",
 	"radvd",
 	"rpm",
+	"rpmlint",
 	"socat",
 	"sqlite3",
 	"strace",

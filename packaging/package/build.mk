@@ -57,5 +57,5 @@ rpm-%: stage-%
 	@command -v rpmbuild >/dev/null || { echo "this needs rpmbuild: sudo apt-get install rpm" >&2; exit 1; }
 	rpmbuild -bb --quiet --target $(RPM_ARCH_$*)-linux -D '_topdir $(STAGE)/rpm' -D '_rpmdir $(CURDIR)/bin' \
 		-D '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' -D 'v $(PACKAGE_VERSION)' -D 'stage $(STAGE)/root' \
-		-D 'scripts $(PACKAGING)' -D '_buildhost localhost' -D 'use_source_date_epoch_as_buildtime 1' \
+		-D "day $$(TZ=UTC LC_ALL=C date -d @$(SOURCE_DATE_EPOCH) '+%a %b %d %Y')" -D 'scripts $(PACKAGING)' -D '_buildhost localhost' -D 'use_source_date_epoch_as_buildtime 1' \
 		-D 'clamp_mtime_to_source_date_epoch 1' -D '_binary_payload $(RPM_PAYLOAD)' $(PACKAGING)/table-allocator.spec
