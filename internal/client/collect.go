@@ -41,16 +41,7 @@ func (h *host) collect() error {
 	if err != nil {
 		return err
 	}
-	served := make(map[netip.Addr]bool, len(names))
-	for _, name := range names {
-		// IFNAME-ADDR-FAMILY, and a suffix if the client stands in for a holder.
-		words := strings.Split(name, "-")
-		for _, word := range words[1:] {
-			if addr, err := netip.ParseAddr(word); err == nil {
-				served[addr] = true
-			}
-		}
-	}
+	served := servedBy(names)
 	errs := []error{h.dropStale(names), h.env.CollectEndpoints(served), h.env.ReturnOrphans(served)}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		errs = append(errs, h.collectFamily(family, served))
@@ -63,6 +54,21 @@ func (h *host) collect() error {
 		})
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// servedBy are the addresses of the names of holders.
+func servedBy(names []string) map[netip.Addr]bool {
+	served := make(map[netip.Addr]bool, len(names))
+	for _, name := range names {
+		// IFNAME-ADDR-FAMILY, and a suffix if the client stands in for a holder.
+		words := strings.Split(name, "-")
+		for _, word := range words[1:] {
+			if addr, err := netip.ParseAddr(word); err == nil {
+				served[addr] = true
+			}
+		}
+	}
+	return served
 }
 
 // collectFamily is collect for one family. served are the addresses that have a holder.
@@ -83,14 +89,22 @@ func (h *host) collectFamily(family int, served map[netip.Addr]bool) error {
 	if err != nil {
 		return err
 	}
+	if h.anyStale(family, served, rules, routes) { // a holder has its name before it has rules, so one that has started since is there now
+		names, err := peer.HolderNames()
+		if err != nil {
+			return err
+		}
+		served = servedBy(names)
+	}
 	in := h.use(family, served, rules, routes)
+	stale := make(map[route.Rule]bool)
 	var errs []error
 	for _, r := range rules {
-		if uplink.IsHost(r) && !uplink.LeavesTable(r) && !uplink.IsOwnLookup(r) && in.stale(r) {
+		if stale[r] = in.stale(r); stale[r] && uplink.IsHost(r) && !uplink.LeavesTable(r) && !uplink.IsOwnLookup(r) {
 			errs = append(errs, h.returnDead(family, r, routes, addresses))
 		}
 	}
-	_, deleted, err := h.kernel.SyncRules(family, in.stale, nil)
+	_, deleted, err := h.kernel.SyncRules(family, func(r route.Rule) bool { return stale[r] }, nil)
 	errs = append(errs, err)
 	for _, r := range deleted {
 		h.log.Info("stale rule removed", "rule", r.String(), "table", r.Table)

@@ -34,7 +34,8 @@ func Release(cfg Config, log *slog.Logger) error {
 }
 
 // Collect takes back what clients left in this network namespace that do not run any more: rules, routes, resolver lines,
-// and the leases of addresses with a rule. Then it deletes every rule that is ours, so no client may run.
+// and the leases of addresses with a rule. Then it deletes every rule that is ours, unless a client has started meanwhile:
+// some are of several addresses.
 func Collect(server string, uids []uint32, log *slog.Logger) error {
 	l, err := newLoop(server, uids, func(uint32, string) {}, log)
 	if err != nil {
@@ -52,12 +53,21 @@ func Collect(server string, uids []uint32, log *slog.Logger) error {
 	errs := []error{h.collect()}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		// The guards of a namespace with programs in it stay: without them its packets could leave by any uplink.
-		_, _, err := l.kernel.SyncRules(family, func(r route.Rule) bool {
-			return r.Protocol == route.Protocol && (r.Iif == "" || r.Iif == uplink.Loopback) && !uplink.IsNamespace(r)
-		}, nil)
+		rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool {
+			return r.Protocol == route.Protocol && (r.Iif == "" || r.Iif == uplink.Loopback) && !uplink.IsNamespace(*r)
+		})
 		if family == unix.AF_INET6 && errors.Is(err, unix.EAFNOSUPPORT) {
 			continue
 		}
+		names, namesErr := peer.HolderNames() // now: a holder has its name before it has rules
+		if err = errors.Join(err, namesErr); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if len(servedBy(names)) > 0 {
+			log.Warn("a client runs, so rules that clients share stay", "holders", names)
+			break
+		}
+		_, _, err = l.kernel.SyncRules(family, func(r route.Rule) bool { return slices.Contains(rules, r) }, nil)
 		_, choiceErr := l.env.SyncChoice(family, install.Choice{})
 		routes, _, readErr := h.ourRoutes(family)
 		errs = append(errs, err, choiceErr, readErr, h.flushStale(family, routes, nil))

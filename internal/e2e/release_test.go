@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestReleaseLink: a link, or an address, loses its leases and nothing else does; the watch serves it when it is added
@@ -203,4 +204,30 @@ func TestReleaseUnit(t *testing.T) {
 		t.Errorf("release wan0: %+v", r)
 	}
 	h.waitNotServed("10.77.0.2")
+}
+
+// TestReleaseAllWhileClientsStart: a client that starts meanwhile is ended, or goes on with all of its rules, and none of them
+// is taken for what another one left.
+func TestReleaseAllWhileClientsStart(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+	h.serve()
+	for n := range 12 {
+		p := h.start(exec.Command(bin(t, clientBin), "-4", "-f", "-a", "10.77.0.2", "-i", "wan0", "--routes", "copy"))
+		time.Sleep(time.Duration(n) * 4 * time.Millisecond) // each round meets it elsewhere
+		if r := h.run(bin(t, clientBin), "release", "--all"); r.code != 0 {
+			t.Errorf("round %d: release --all: %+v", n, r)
+		}
+		select {
+		case <-p.done:
+		case <-time.After(300 * time.Millisecond):
+			if strings.Contains(p.log.String(), "deleted") {
+				t.Errorf("round %d: rules of a client that starts were deleted:\n%s", n, p.log.String())
+			}
+			h.served("10.77.0.2")
+			p.stop()
+		}
+		h.waitClean()
+	}
 }
