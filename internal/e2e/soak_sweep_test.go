@@ -185,13 +185,26 @@ func (l *life) learn(step lifeStep) (last []string) {
 	return last
 }
 
+// change does a step of life. iproute2 stops flushing at a rule that the watch, which moves rules, has deleted meanwhile.
+func (l *life) change(arg string) {
+	l.t.Helper()
+	if !strings.Contains(arg, "flush") {
+		l.ns.IP(l.t, arg)
+		return
+	}
+	eventually(l.t, "ip "+arg, func() error {
+		_, err := l.ns.Output("ip", strings.Fields(arg)...)
+		return err
+	})
+}
+
 func (l *life) try(s spot) (hit bool, err error) {
 	l.t.Helper()
 	m := l.meddle(s, clientBin, l.args...)
 	first := m
 	for i, step := range lifeSteps {
 		for _, arg := range step.ip {
-			l.ns.IP(l.t, arg)
+			l.change(arg)
 		}
 		if len(l.after) == i && step.like < 0 {
 			l.after = append(l.after, l.learn(step))
