@@ -104,6 +104,9 @@ func (c *Conn) RestoreRoute(r Route, inFront bool) (added bool, err error) {
 			err = c.add(flags, r)
 		}
 	}
+	if errors.Is(err, unix.EINVAL) && r.Onlink && r.Family == unix.AF_INET6 {
+		err = c.addElsewhere(flags, r)
+	}
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return false, fmt.Errorf("add route %q: %w", r, err)
 	}
@@ -359,6 +362,9 @@ func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
 // its route: it is added with the gateway on the link by force.
 func (c *Conn) add(flags uint16, r Route) error {
 	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
+	if errors.Is(err, unix.EINVAL) && r.Onlink && r.Family == unix.AF_INET6 && c.addElsewhere(flags, r) == nil {
+		return nil
+	}
 	if !refused(err, r) {
 		return err
 	}
@@ -381,6 +387,17 @@ func refused(err error, r Route) bool {
 	return unreached && r.Gateway.IsValid() && r.NexthopID == 0 && !r.Onlink
 }
 
+// addElsewhere adds an IPv6 route by a gateway that is on its link by force, but to which main leads over another link, as
+// half of all addresses through a VPN does: the kernel refuses that for whichever table. In main the route comes while main leads
+// to the gateway, in another table without the force.
+func (c *Conn) addElsewhere(flags uint16, r Route) error {
+	if r.Onlink = r.Table == unix.RT_TABLE_MAIN; !r.Onlink && c.change(unix.RTM_NEWROUTE, flags, r.encode()) == nil {
+		return nil // the table leads to the gateway by itself
+	}
+	_, err := c.addReached(flags, r)
+	return err
+}
+
 // addReached adds r while its table leads to the gateway. By force the kernel refuses an IPv6 route if main leads to the
 // gateway over another link; what it has it keeps. It reports whether the table led to the gateway by a route of ours.
 func (c *Conn) addReached(flags uint16, r Route) (reached bool, err error) {
@@ -392,10 +409,12 @@ func (c *Conn) addReached(flags uint16, r Route) (reached bool, err error) {
 	return true, errors.Join(err, c.change(unix.RTM_DELROUTE, 0, to.encode()))
 }
 
-// unforced returns routes as add was asked for them: without what it forced, where wanted has them so.
+// unforced returns routes as add was asked for them: without what it forced, and with what it had to leave out, where
+// wanted has them so.
 func unforced(routes []Route, wanted map[Route]bool) []Route {
 	for i, r := range routes {
-		if r.Onlink = false; routes[i].Onlink && !wanted[routes[i].key()] && wanted[r.key()] {
+		forced := r.Onlink
+		if r.Onlink = !forced; (forced || r.Family == unix.AF_INET6 && r.Gateway.IsValid()) && !wanted[routes[i].key()] && wanted[r.key()] {
 			routes[i] = r
 		}
 	}

@@ -165,6 +165,34 @@ add route "10.9.0.0/16 via 192.0.2.1 dev #2 table 10000 proto 116": "10.9.0.0/16
 	mustSyncRoutes(t, c, unix.AF_INET, 10000, append(want[:4:4], want[6]), 2, 0)
 }
 
+// The kernel refuses an IPv6 route by a gateway that is on the link by force, for any table, once main leads to the gateway
+// over another link, as half of all addresses through a VPN does.
+func TestSyncRoutesGatewayElsewhere(t *testing.T) {
+	t.Parallel()
+	n, c, eth0, _ := uplink(t)
+	n.IP(t, "addr add 2001:db8:2::8/127 dev eth0 nodad noprefixroute")
+	n.IP(t, "link add wg0 type veth peer name far0")
+	n.IP(t, "link set wg0 up")
+	n.IP(t, "route add 2000::/3 dev wg0")
+	to := NewRoute(10000, prefix("::/0"), addr("2001:db8:2::9"), eth0)
+	to.Onlink = true
+	for range 2 {
+		mustSyncRoutes(t, c, unix.AF_INET6, 10000, []Route{to}, 1, 0)
+		mustSyncRoutes(t, c, unix.AF_INET6, 10000, []Route{to}, 0, 0)
+		checkRoutes(t, n, unix.AF_INET6, "10000", "default via 2001:db8:2::9 dev #2 table 10000 proto 116 metric 1024 pref medium\n")
+		mustSyncRoutes(t, c, unix.AF_INET6, 10000, nil, 0, 1)
+	}
+
+	main := to
+	main.Table = unix.RT_TABLE_MAIN
+	if added, err := c.RestoreRoute(main, false); !added || err != nil {
+		t.Errorf("in main: added %t, %v", added, err)
+	}
+	if have, err := c.Routes(unix.AF_INET6, unix.RT_TABLE_MAIN); err != nil || !slices.ContainsFunc(have, main.Equal) {
+		t.Errorf("main has\n%s%v", lines(have), err)
+	}
+}
+
 // An address need not bring a route for its network: gateways are found in the table alone.
 func TestSyncRoutesLinksFirst(t *testing.T) {
 	t.Parallel()

@@ -362,4 +362,19 @@ var reports = []reported{
 		address add 10.1.0.6/16 dev wan0`,
 		`address del 2001:db8:1::5/56 dev wan0`,
 	}},
+	{"a gateway that half of all addresses through a VPN lead to", `
+		uplink wan0
+		address add 2001:db8:2::8/127 dev wan0 nodad noprefixroute
+		address add fd00:2::5/64 dev wan0 nodad
+		route add ::/0 via 2001:db8:2::9 dev wan0 metric 160 onlink
+		uplink wan1
+		address add 2001:db8:1::5/64 dev wan1 nodad
+		route add ::/0 via 2001:db8:1::1 dev wan1 metric 200
+		uplink wg0
+		address add fd00:8::2/64 dev wg0 nodad
+		route add 2000::/3 dev wg0`, []string{
+		`route del ::/0 via 2001:db8:1::1 dev wan1 metric 200`,
+		`address add fd00:2::6/64 dev wan0 nodad`,
+		`route del 2000::/3 dev wg0`,
+	}},
 }
