@@ -148,3 +148,24 @@ func (r Route) Alive() Route {
 	}
 	return r
 }
+
+// forceHops returns r, of several next hops, with the gateways on their links by force, or without. Link-local ones are
+// there anyway.
+func (r Route) forceHops(force bool) Route {
+	rest := []byte(r.rest)
+	_ = eachAttributeAsIs(rest, func(typ uint16, value []byte) { // as in Legs; value is a part of rest
+		for typ&attributeType == unix.RTA_MULTIPATH && len(value) >= unix.SizeofRtNexthop {
+			n := int(native.Uint16(value))
+			if n < unix.SizeofRtNexthop || n > len(value) {
+				return
+			}
+			value[2] &^= unix.RTNH_F_ONLINK
+			if gateway := r.hop(value[:n]).Gateway; force && gateway.IsValid() && !gateway.IsLinkLocalUnicast() {
+				value[2] |= unix.RTNH_F_ONLINK
+			}
+			value = value[min(align(n), len(value)):]
+		}
+	})
+	r.rest = string(rest)
+	return r
+}

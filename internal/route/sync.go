@@ -369,11 +369,13 @@ func (c *Conn) add(flags uint16, r Route) error {
 		return err
 	}
 	forced := r
-	forced.Onlink = true
+	if forced.Onlink = !r.Multipath; r.Multipath {
+		forced = r.forceHops(true)
+	}
 	if c.change(unix.RTM_NEWROUTE, flags, forced.encode()) == nil {
 		return nil
 	}
-	if r.Family == unix.AF_INET6 {
+	if r.Family == unix.AF_INET6 && !r.Multipath {
 		if _, reachedErr := c.addReached(flags, r); reachedErr == nil {
 			return nil
 		}
@@ -384,7 +386,7 @@ func (c *Conn) add(flags uint16, r Route) error {
 // refused reports whether the kernel refused a route since nothing leads to its gateway.
 func refused(err error, r Route) bool {
 	unreached := errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)
-	return unreached && r.Gateway.IsValid() && r.NexthopID == 0 && !r.Onlink
+	return unreached && (r.Gateway.IsValid() || r.Multipath) && r.NexthopID == 0 && !r.Onlink
 }
 
 // addElsewhere adds an IPv6 route by a gateway that is on its link by force, but to which main leads over another link, as
@@ -401,6 +403,9 @@ func (c *Conn) addElsewhere(flags uint16, r Route) error {
 // addReached adds r while its table leads to the gateway. By force the kernel refuses an IPv6 route if main leads to the
 // gateway over another link; what it has it keeps. It reports whether the table led to the gateway by a route of ours.
 func (c *Conn) addReached(flags uint16, r Route) (reached bool, err error) {
+	if !r.Gateway.IsValid() {
+		return false, unix.EHOSTUNREACH
+	}
 	to := NewRoute(r.Table, netip.PrefixFrom(r.Gateway, r.Gateway.BitLen()), netip.Addr{}, r.Index)
 	if err := c.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, to.encode()); err != nil {
 		return false, err
@@ -413,6 +418,12 @@ func (c *Conn) addReached(flags uint16, r Route) (reached bool, err error) {
 // wanted has them so.
 func unforced(routes []Route, wanted map[Route]bool) []Route {
 	for i, r := range routes {
+		if r.Multipath && !wanted[r.key()] {
+			if r = r.forceHops(false); wanted[r.key()] {
+				routes[i] = r
+			}
+			continue
+		}
 		forced := r.Onlink
 		if r.Onlink = !forced; (forced || r.Family == unix.AF_INET6 && r.Gateway.IsValid()) && !wanted[routes[i].key()] && wanted[r.key()] {
 			routes[i] = r

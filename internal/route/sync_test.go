@@ -193,6 +193,40 @@ func TestSyncRoutesGatewayElsewhere(t *testing.T) {
 	}
 }
 
+// Main keeps the next hops of a route over several links when the network of a gateway has gone, and so does a table.
+func TestSyncRoutesHopElsewhere(t *testing.T) {
+	t.Parallel()
+	n, c, _, _ := uplink(t)
+	n.IP(t, "link add lan0 type veth peer name far0")
+	n.IP(t, "link set lan0 up")
+	n.IP(t, "link set far0 up")
+	for family, add := range map[int][3]string{
+		unix.AF_INET: {"addr add 198.51.100.5/24 dev lan0", "addr add 203.0.113.5/24 dev lan0", "route add 10.9.0.0/16 nexthop via 192.0.2.1 dev eth0 nexthop via 198.51.100.1 dev lan0"},
+		unix.AF_INET6: {"addr add fd00:77::5/64 dev lan0 nodad", "addr add fd00:78::5/64 dev lan0 nodad",
+			"route add fd00:60::/32 nexthop via fe80::2 dev eth0 nexthop via fd00:77::1 dev lan0"},
+	} {
+		for _, command := range add {
+			n.IP(t, command)
+		}
+		n.IP(t, strings.Replace(strings.TrimSuffix(add[0], " nodad"), " add ", " del ", 1))
+		routes, err := c.Routes(family, unix.RT_TABLE_MAIN)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(routes, func(r Route) bool { return r.Multipath })
+		if i < 0 {
+			t.Fatalf("main has\n%s", lines(routes))
+		}
+		want := []Route{routes[i].In(10000, netip.Addr{})}
+		mustSyncRoutes(t, c, family, 10000, want, 1, 0)
+		mustSyncRoutes(t, c, family, 10000, want, 0, 0)
+		if got := n.IP(t, fmt.Sprintf("-%c route show table 10000", "46"[family/unix.AF_INET6])); strings.Count(got, "nexthop") != 2 {
+			t.Errorf("the table has %s", got)
+		}
+		mustSyncRoutes(t, c, family, 10000, nil, 0, 1)
+	}
+}
+
 // An address need not bring a route for its network: gateways are found in the table alone.
 func TestSyncRoutesLinksFirst(t *testing.T) {
 	t.Parallel()
