@@ -79,6 +79,8 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, read
 		ready = ready || a.Addr == u.Addr()
 		m.Addresses = append(m.Addresses, uplink.Address{Addr: a.Addr, Network: a.Network().Masked()})
 	}
+	m.Bare = u.Addr().Is4() && p.env.Picture.largeMain(u.Family()) == nil &&
+		!slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Created != 0 }) // others are routes of type local
 	p.shared = slices.ContainsFunc(m.Routes, func(r route.Route) bool { return r.Multipath })
 	m.Taken, m.Lost = p.taken, p.lost
 	if u.Settings.Routes == uplink.MoveRoutes {

@@ -104,7 +104,7 @@ func (c *Conn) RestoreRoute(r Route, inFront bool) (added bool, err error) {
 			err = c.add(flags, r)
 		}
 	}
-	if errors.Is(err, unix.EINVAL) && r.Onlink && r.Family == unix.AF_INET6 {
+	if errors.Is(err, unix.EINVAL) && r.Onlink {
 		err = c.addElsewhere(flags, r)
 	}
 	if err != nil && !errors.Is(err, unix.EEXIST) {
@@ -362,7 +362,7 @@ func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
 // its route: it is added with the gateway on the link by force.
 func (c *Conn) add(flags uint16, r Route) error {
 	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
-	if errors.Is(err, unix.EINVAL) && r.Onlink && r.Family == unix.AF_INET6 && c.addElsewhere(flags, r) == nil {
+	if errors.Is(err, unix.EINVAL) && r.Onlink && c.addElsewhere(flags, r) == nil {
 		return nil
 	}
 	if !refused(err, r) {
@@ -389,11 +389,16 @@ func refused(err error, r Route) bool {
 	return unreached && (r.Gateway.IsValid() || r.Multipath) && r.NexthopID == 0 && !r.Onlink
 }
 
-// addElsewhere adds an IPv6 route by a gateway that is on its link by force, but to which main leads over another link, as
-// half of all addresses through a VPN does: the kernel refuses that for whichever table. In main the route comes while main leads
-// to the gateway, in another table without the force.
+// addElsewhere adds a route by a gateway that is on its link by force, although main leads there over another link, as half
+// of all addresses through a VPN does, or it is an address of this host now: the kernel refuses that for whichever table.
+// An IPv6 route comes into main while main leads to the gateway; others come without the force.
 func (c *Conn) addElsewhere(flags uint16, r Route) error {
-	if r.Onlink = r.Table == unix.RT_TABLE_MAIN; !r.Onlink && c.change(unix.RTM_NEWROUTE, flags, r.encode()) == nil {
+	if r.Table == unix.RT_TABLE_MAIN && r.Family == unix.AF_INET6 {
+		if _, err := c.addReached(flags, r); err == nil {
+			return nil
+		}
+	}
+	if r.Onlink = false; c.change(unix.RTM_NEWROUTE, flags, r.encode()) == nil {
 		return nil // the table leads to the gateway by itself
 	}
 	_, err := c.addReached(flags, r)
@@ -425,7 +430,7 @@ func unforced(routes []Route, wanted map[Route]bool) []Route {
 			continue
 		}
 		forced := r.Onlink
-		if r.Onlink = !forced; (forced || r.Family == unix.AF_INET6 && r.Gateway.IsValid()) && !wanted[routes[i].key()] && wanted[r.key()] {
+		if r.Onlink = !forced; (forced || r.Gateway.IsValid()) && !wanted[routes[i].key()] && wanted[r.key()] {
 			routes[i] = r
 		}
 	}

@@ -193,6 +193,24 @@ func TestSyncRoutesGatewayElsewhere(t *testing.T) {
 	}
 }
 
+// The kernel refuses an IPv4 route by a gateway that is on the link by force once the gateway is an address of this host. Main
+// keeps it, with its packets.
+func TestSyncRoutesGatewayOwn(t *testing.T) {
+	t.Parallel()
+	n, c, eth0, _ := uplink(t)
+	n.IP(t, "link add br0 type bridge")
+	n.IP(t, "link set br0 up")
+	n.IP(t, "addr add 192.0.2.1/25 dev br0")
+	to := NewRoute(10000, prefix("0.0.0.0/0"), addr("192.0.2.1"), eth0)
+	to.Onlink = true
+	for range 2 {
+		mustSyncRoutes(t, c, unix.AF_INET, 10000, []Route{to}, 1, 0)
+		mustSyncRoutes(t, c, unix.AF_INET, 10000, []Route{to}, 0, 0)
+		checkRoutes(t, n, unix.AF_INET, "10000", "default via 192.0.2.1 dev #2 table 10000 proto 116\n")
+		mustSyncRoutes(t, c, unix.AF_INET, 10000, nil, 0, 1)
+	}
+}
+
 // Main keeps the next hops of a route over several links when the network of a gateway has gone, and so does a table.
 func TestSyncRoutesHopElsewhere(t *testing.T) {
 	t.Parallel()

@@ -25,6 +25,8 @@ type Main struct {
 	Local []route.Route
 	// Below are default routes of main over the link that a macvlan is on, if the address is in a network of that link.
 	Below []route.Route
+	// Bare reports that the link is up without an IPv4 address of its own: what main has over it beside other links is dead.
+	Bare bool
 	// Ties are the exceptions from "main first", if the uplink wants that.
 	Ties []Tie
 	// OnLink reports that the caller gave the network of the address before the address was on
@@ -148,6 +150,9 @@ func byDestination(routes []route.Route) [][]route.Route {
 func (u Uplink) own(m Main, group []route.Route) []route.Route {
 	var legs []route.Route
 	for _, r := range group {
+		if m.Bare {
+			r = r.Alive()
+		}
 		if u.Carries(r) {
 			legs = append(legs, r.Legs(m.Index)...)
 		}

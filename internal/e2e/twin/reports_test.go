@@ -377,4 +377,16 @@ var reports = []reported{
 		`address add fd00:2::6/64 dev wan0 nodad`,
 		`route del 2000::/3 dev wg0`,
 	}},
+	{"a default over two uplinks, of which one keeps only an address that is a route of type local", `
+		uplink wan0
+		address add 203.0.113.17/27 dev wan0
+		uplink wan1
+		address add 172.21.0.207/20 dev wan1
+		route add default metric 101 nexthop via 203.0.113.12 dev wan0 nexthop via 172.21.0.110 dev wan1
+		route add 10.9.0.0/16 via 172.21.0.9 dev wan1`, []string{
+		`address del 203.0.113.17/27 dev wan0
+		route add local 192.0.2.109 dev wan0 proto bird table 255`,
+		`address add 203.0.113.18/27 dev wan0`,
+		`address del 203.0.113.18/27 dev wan0`,
+	}},
 }
