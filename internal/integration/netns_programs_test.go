@@ -88,9 +88,12 @@ func TestNetnsPrograms(t *testing.T) {
 	m.sh(`cd /; runuser -u alice -- tmux -L work kill-server`)
 	// A unit of systemd in the namespace.
 	m.sh(`mkdir -p /etc/systemd/system/inside.service.d; table-allocator-client netns unit work >/etc/systemd/system/inside.service.d/netns.conf`)
-	m.write("/etc/systemd/system/inside.service", "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'curl --silent --retry 20 --retry-all-errors --max-time 60 http://far.test/ >/run/far/unit; cat /etc/resolv.conf >>/run/far/unit'\n", 0o644)
+	m.write("/etc/systemd/system/inside.service", "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'curl --silent --retry 20 --retry-all-errors --max-time 60 http://far.test/ >/run/far/unit; (cat /etc/resolv.conf; id -un) >>/run/far/unit'\n", 0o644)
 	m.sh(`systemctl daemon-reload; systemctl start inside`)
-	m.want(`cat /run/far/unit`, "10.2.0.2", "nameserver "+nettest.Far4)
+	m.want(`cat /run/far/unit`, "10.2.0.2", "nameserver "+nettest.Far4, "root")
+	m.sh(`printf '[Service]\nUser=alice\nRuntimeDirectory=inside\n' >/etc/systemd/system/inside.service.d/user.conf; chown alice /run/far/unit
+		systemctl daemon-reload; systemctl start inside`)
+	m.want(`cat /run/far/unit`, "10.2.0.2", "nameserver "+nettest.Far4, "alice")
 	// Socket activation: the service is away, and a user enters.
 	m.sh(`systemctl stop table-allocator-netns; systemctl enable --now table-allocator-netns.socket`)
 	m.want(`stat -c '%a %G' /run/table-allocator/netns.sock`, "660 table-allocator")

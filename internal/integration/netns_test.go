@@ -41,6 +41,13 @@ func TestNetnsUnit(t *testing.T) {
 			m.write("/etc/table-allocator/netns.json", `{"namespaces": [{"name": "work", "ifname": "wan1", "resolv": "192.0.2.53"}]}`, 0o644)
 			m.sh(`systemctl reload table-allocator-netns`)
 			m.wait("it follows the configuration", enter+`curl --silent --max-time 5 http://`+nettest.Far4+`/ | grep -x 10.1.0.2`)
+			// A User= is named, and once it has gone all is as before.
+			m.sh(`d=/etc/systemd/system/table-allocator-netns.service.d; mkdir $d; printf '[Service]\nUser=alice\n' >$d/user.conf
+				systemctl daemon-reload; ! systemctl restart table-allocator-netns`)
+			m.want(`systemctl show --property=ExecMainStatus --value table-allocator-netns; journalctl --unit=table-allocator-netns | grep -c "a User= of the unit is in the way"`, "78", "1")
+			m.want(`find /run/table-allocator ! -user root`)
+			m.sh(`rm -r /etc/systemd/system/table-allocator-netns.service.d; systemctl daemon-reload; systemctl restart table-allocator-netns`)
+			m.wait("a user's packets leave again", enter+`curl --silent --max-time 5 http://`+nettest.Far4+`/ | grep -x 10.1.0.2`)
 			m.write("/etc/table-allocator/netns.json", `{"namespaces": [{"name": 1}]}`, 0o644)
 			if out, err := m.try(`systemctl reload table-allocator-netns`); err == nil {
 				t.Errorf("a wrong file is reloaded: %s", out)
