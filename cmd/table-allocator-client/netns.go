@@ -25,7 +25,7 @@ namespaces on one link, and programs in them: see table-allocator-netns(8).
       --on-loss WHAT     (add) without a route: block (default) or fallback
       --resolv SERVERS   (add) uplink (default), vpn, ADDRESS,... or FILE
       --ipv6 WAY         (add) auto, nat, prefix, proxy, npt, off; or --no-ipv6
-      --wiring WIRING    (add) nat (default) or macvlan
+      --wiring WIRING    (add) nat (default), macvlan or pasta
       --vpn FILE         (add) OpenVPN or WireGuard is the only way out
       --firewall WHAT    (add) accept or none: rules in filters of others
       --allow WHO,...    (add) users and @groups who may enter
@@ -70,6 +70,7 @@ var netnsVerbs = []netnsVerb{
 	{"serve", []string{"config", "syslog", "log-path"}, (*netnsFlags).serve},
 	{"tunnel", nil, (*netnsFlags).tunnel}, // OpenVPN calls it
 	{"lease", nil, (*netnsFlags).lease},   // the service calls it
+	{"pasta", nil, (*netnsFlags).pasta},   // and this, bound to an uplink
 	{"unit", nil, (*netnsFlags).unit},
 	{"check", nil, nil},
 	{"import", nil, nil},
@@ -257,6 +258,15 @@ func (n *netnsFlags) lease(_ *netns.Host, args []string) error {
 		return err
 	}
 	return nil
+}
+
+// pasta executes the program of a namespace with that wiring, in place of this process. More arguments tell processes apart.
+func (n *netnsFlags) pasta(h *netns.Host, args []string) error {
+	name, _, err := n.name(args)
+	if err != nil {
+		return err
+	}
+	return h.Pasta(name)
 }
 
 // unit prints a drop-in for a unit of systemd, whose programs then are in the namespace.
@@ -453,8 +463,8 @@ func parseFirewall(text string) (string, error) {
 
 // parseWiring reads the value of --wiring.
 func parseWiring(text string) (string, error) {
-	if text != netns.WiringNAT && text != netns.WiringMacvlan {
-		return "", errors.New("want nat or macvlan")
+	if text != netns.WiringNAT && text != netns.WiringMacvlan && text != netns.WiringPasta {
+		return "", errors.New("want nat, macvlan or pasta")
 	}
 	return text, nil
 }

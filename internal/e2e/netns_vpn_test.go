@@ -71,8 +71,14 @@ PersistentKeepalive = 1
 // throughVPN waits until all four probes of a program go by the VPN.
 func throughVPN(t *testing.T, p *probing, what string) {
 	t.Helper()
-	eventually(t, "packets leave by the VPN "+what, func() error {
-		for _, probe := range [][3]string{{"tcp4", far4, "10.98.0.2"}, {"tcp6", far6, "fd98::2"}, {"udp4", far4, "10.98.0.2"}, {"udp6", far6, "fd98::2"}} {
+	farEndSees(t, p, "10.98.0.2", "fd98::2", what)
+}
+
+// farEndSees waits until the far end sees these addresses, by TCP and UDP.
+func farEndSees(t *testing.T, p *probing, inet, inet6, what string) {
+	t.Helper()
+	eventually(t, "the far end sees "+inet+" and "+inet6+" "+what, func() error {
+		for _, probe := range [][3]string{{"tcp4", far4, inet}, {"tcp6", far6, inet6}, {"udp4", far4, inet}, {"udp6", far6, inet6}} {
 			if got := p.do("new s %s", probe[0]); got != "ok" {
 				return errors.New(got)
 			}

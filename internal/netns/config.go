@@ -122,7 +122,7 @@ func (c *Config) read(name string, text []byte) error {
 		{"mask", &c.Mask, `a list of "nscd", "resolved" and "avahi"`},
 		{"start", &c.Start, `"boot", "on-demand" or "manual"`},
 		{"firewall", &c.Firewall, `"accept" or "none"`},
-		{"wiring", &c.Wiring, `"nat" or "macvlan"`},
+		{"wiring", &c.Wiring, wirings},
 		{"vpn", &c.VPN, "the absolute path of a configuration of OpenVPN or WireGuard"},
 		{"run", &c.Run, "a list of commands, each a list of a path and its arguments"},
 		{"run_as", &c.RunAs, "the name of a user"},

@@ -81,7 +81,7 @@ func (h *Host) binding(s State) bind.Config {
 // Add makes a namespace. An error leaves nothing of it. What may be lacking all the same are words for the user: there is
 // no lease yet.
 func (h *Host) Add(ctx context.Context, cfg Config) (lacking []string, err error) {
-	if err := errors.Join(cfg.Check(), cfg.checkVPNFile()); err != nil {
+	if err := errors.Join(cfg.Check(), cfg.checkVPNFile(), cfg.checkPrograms()); err != nil {
 		return nil, err
 	}
 	if _, err := h.known(cfg.Name); err == nil {
@@ -145,7 +145,7 @@ var errOvertaken = errors.New("the namespace was changed meanwhile")
 
 // change is Change. Unless only is nil, it fails with errOvertaken if the configuration is another one by now.
 func (h *Host) change(ctx context.Context, cfg Config, only *Config) (lacking []string, err error) {
-	if err := errors.Join(cfg.Check(), cfg.checkVPNFile()); err != nil {
+	if err := errors.Join(cfg.Check(), cfg.checkVPNFile(), cfg.checkPrograms()); err != nil {
 		return nil, err
 	}
 	before, err := h.known(cfg.Name)
@@ -197,7 +197,7 @@ func (h *Host) change(ctx context.Context, cfg Config, only *Config) (lacking []
 			err = nat.DeleteFlows(p.ours.addresses())
 		}
 		if err == nil && (old.Ifname != s.Ifname || old.VPN != s.VPN) {
-			err = h.endJobs(s.Name, func(j job) bool { return !j.VPN && !j.Lease }) // the service begins another one
+			err = h.endJobs(s.Name, func(j job) bool { return !j.Outside && !j.Lease }) // the service begins another one
 		}
 		if err != nil {
 			undone := errors.Join(h.memory.put(old), h.memory.writeResolv(cfg.Name, string(servers)))

@@ -14,15 +14,23 @@ import (
 const (
 	WiringNAT     = "nat"     // by a link to this host, which forwards
 	WiringMacvlan = "macvlan" // as a host of its own in the network of the uplink, with addresses of that network
+	WiringPasta   = "pasta"   // by a program, which carries what it sends
 )
+
+const wirings = `"nat", "macvlan" or "pasta"`
 
 // checkWiring returns what is wrong with how a namespace is connected.
 func (c Config) checkWiring() error {
 	switch {
 	case c.Wiring == "" || c.Wiring == WiringNAT:
 		return nil
+	case c.Wiring == WiringPasta:
+		if c.VPN != "" || len(c.HostAccess) > 0 || c.Way != "" && c.Way != WayAuto {
+			return errors.New("wiring: what pasta carries is traffic of this host: no VPN, host_access or way of IPv6")
+		}
+		return nil
 	case c.Wiring != WiringMacvlan:
-		return fmt.Errorf("wiring: want \"nat\" or \"macvlan\", have %q", c.Wiring)
+		return fmt.Errorf("wiring: want %s, have %q", wirings, c.Wiring)
 	case c.VPN != "" || c.OnLoss == uplink.Fallback || len(c.HostAccess) > 0 || c.Way != "" && c.Way != WayAuto:
 		return errors.New("wiring: a namespace with a macvlan is on one uplink alone, does not reach this host, and has addresses of that network: no VPN, fallback, host_access or way of IPv6")
 	}
@@ -30,7 +38,7 @@ func (c Config) checkWiring() error {
 }
 
 // routed reports whether packets of a namespace pass this host.
-func (c Config) routed() bool { return c.VPN == "" && c.Wiring != WiringMacvlan }
+func (c Config) routed() bool { return c.VPN == "" && (c.Wiring == "" || c.Wiring == WiringNAT) }
 
 // syncMacvlan connects a namespace with the network of its uplink.
 func (h *Host) syncMacvlan(s State, lacking *[]string) error {
@@ -138,9 +146,9 @@ func (h *Host) hardwareOf(name string) []byte {
 	return mac
 }
 
-// disconnect deletes the macvlan of a namespace, which ends all its traffic.
+// disconnect deletes the link in a namespace that is not routed, which ends all its traffic.
 func disconnect(s State) error {
-	if s.Wiring != WiringMacvlan || !isPinned(netPin(s.Name)) {
+	if s.Wiring != WiringMacvlan && s.Wiring != WiringPasta || !isPinned(netPin(s.Name)) {
 		return nil
 	}
 	return insideWith(s.Name, func(kernel *route.Conn) error {

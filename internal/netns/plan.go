@@ -41,7 +41,7 @@ type Config struct {
 	Run        [][]string // programs that the service runs in it
 	RunAs      string     // who they run as; "": root
 	Firewall   string     // FirewallAuto, FirewallAccept or FirewallNone
-	Wiring     string     // WiringNAT, "" too, or WiringMacvlan
+	Wiring     string     // WiringNAT, "" too, WiringMacvlan or WiringPasta
 	VPN        string     // path of the configuration of a VPN, which is the only way out then; "": none
 }
 

@@ -45,8 +45,8 @@ type Row struct {
 	VPN       string        `json:"vpn"`           // VPNUp, VPNDown; empty: it has none
 	Handshake int64         `json:"vpn_handshake"` // of WireGuard, seconds since 1970; 0: none
 	Pattern   string        `json:"pattern"`       // of links, of which ifname is one; empty: none
-	IPv6      string        `json:"ipv6"`          // how IPv6 leaves: nat, prefix, proxy, npt, macvlan, vpn or off
-	Wiring    string        `json:"wiring"`        // nat or macvlan; vpn
+	IPv6      string        `json:"ipv6"`          // how IPv6 leaves: nat, prefix, proxy, npt, macvlan, pasta, vpn or off
+	Wiring    string        `json:"wiring"`        // nat, macvlan or pasta; vpn
 	Missing   string        `json:"missing"`       // empty: all is as it should be
 	Unsure    string        `json:"-"`             // what it may miss where nobody can tell
 }
@@ -111,7 +111,10 @@ func (h *Host) row(s State, programs []Program) (Row, error) {
 		row.Addresses = append(row.Addresses, p.ours.inet6.Addr().String())
 	}
 	row.take(programs)
-	if !s.routed() {
+	switch s.Wiring {
+	case WiringPasta:
+		return h.pastaRow(row, s)
+	case WiringMacvlan:
 		return h.macvlanRow(row, s)
 	}
 	return row, h.inspect(&row, s, p)
@@ -119,7 +122,7 @@ func (h *Host) row(s State, programs []Program) (Row, error) {
 
 // Leads reports whether there is a way out: a lease, or a VPN that is up.
 func (r Row) Leads() bool {
-	return len(r.Tables) > 0 || r.VPN == VPNUp || r.Wiring == WiringMacvlan && len(r.Addresses) > 0
+	return len(r.Tables) > 0 || r.VPN == VPNUp || r.Wiring == WiringMacvlan && len(r.Addresses) > 0 || r.Wiring == WiringPasta && r.Missing == ""
 }
 
 // take adds the programs that are in the namespace.

@@ -19,17 +19,17 @@ import (
 
 // A job is a program of the configuration that the service started in a namespace.
 type job struct {
-	Args  []string
-	RunAs string // who it runs as; "": root
-	PID   int
-	VPN   bool   // it is outside of the namespace
-	Lease bool   // it asks for the address of the namespace
-	Start string // when the process began, as /proc says: a pid may be another process's
+	Args    []string
+	RunAs   string // who it runs as; "": root
+	PID     int
+	Outside bool   `json:"VPN"` // it is outside of the namespace: its VPN, or pasta
+	Lease   bool   // it asks for the address of the namespace
+	Start   string // when the process began, as /proc says: a pid may be another process's
 }
 
 // same reports whether a job is what another one says, whichever process it is.
 func (j job) same(o job) bool {
-	return j.VPN == o.VPN && j.RunAs == o.RunAs && slices.Equal(j.Args, o.Args)
+	return j.Outside == o.Outside && j.RunAs == o.RunAs && slices.Equal(j.Args, o.Args)
 }
 
 // runs reports whether the process of a job is there.
@@ -45,7 +45,7 @@ func (m memory) jobs(name string) (jobs []job, err error) {
 
 // session lists the processes of a job: its own, and those that it started, unless they began sessions of their own.
 func (j job) session() ([]Program, error) {
-	if j.VPN {
+	if j.Outside {
 		if !j.runs() {
 			return nil, nil
 		}
@@ -201,7 +201,14 @@ func (r *runner) wanted(s State) (wanted, jobs []job, err error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		wanted = append(wanted, job{Args: args, VPN: true})
+		wanted = append(wanted, job{Args: args, Outside: true})
+	}
+	if s.Wiring == WiringPasta {
+		args, err := r.host.pastaCommand(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		wanted = append(wanted, job{Args: args, Outside: true})
 	}
 	if s.Wiring == WiringMacvlan {
 		args, err := leaseCommand()
@@ -241,7 +248,7 @@ func (r *runner) start(s State, want job, jobs []job) ([]job, error) {
 	if now, found, err := r.host.memory.get(s.Name); err != nil || !found || now.Phase != Up {
 		return jobs, err
 	}
-	if want.VPN {
+	if want.Outside {
 		err = cmd.Start()
 	} else {
 		err = r.host.enclosed(s.Name, cmd.Start)

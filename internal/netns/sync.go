@@ -68,6 +68,9 @@ func (h *Host) sync(ctx context.Context, state *State, by caller) (lacking []str
 	case s.VPN != "":
 		h.Step("lead the VPN in")
 		errs = append(errs, h.syncVPN(s, p, &lacking))
+	case s.Wiring == WiringPasta:
+		h.Step("look for pasta")
+		errs = append(errs, h.syncPasta(s, &lacking))
 	default:
 		h.Step("connect it with the network")
 		errs = append(errs, h.syncMacvlan(s, &lacking))

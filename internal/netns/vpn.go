@@ -84,17 +84,21 @@ func (h *Host) vpnCommand(s State) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if isWireGuard(text) {
+		return h.bound(self, s, "wireguard-go", "--foreground", linkOf(s.Number)), nil
+	}
+	return h.bound(self, s, "openvpn", "--cd", filepath.Dir(file), "--config", file, "--dev", linkOf(s.Number), "--dev-type", "tun",
+		"--ifconfig-noexec", "--route-noexec", "--script-security", "2", "--up", fmt.Sprintf("%q netns tunnel %s", self, s.Name)), nil
+}
+
+// bound is a command that runs bound to the uplink of a namespace once that has a lease.
+func (h *Host) bound(self string, s State, command ...string) []string {
 	const aDay = "86400"
 	args := []string{self, "run", "--ifname", s.Ifname, "--on-loss", string(s.OnLoss), "--force", "--wait", aDay, "--destination", h.Server}
 	for _, uid := range h.ServerUIDs {
 		args = append(args, "--server-user", strconv.FormatUint(uint64(uid), 10))
 	}
-	args = append(args, "--")
-	if isWireGuard(text) {
-		return append(args, "wireguard-go", "--foreground", linkOf(s.Number)), nil
-	}
-	return append(args, "openvpn", "--cd", filepath.Dir(file), "--config", file, "--dev", linkOf(s.Number), "--dev-type", "tun",
-		"--ifconfig-noexec", "--route-noexec", "--script-security", "2", "--up", fmt.Sprintf("%q netns tunnel %s", self, s.Name)), nil
+	return append(append(args, "--"), command...)
 }
 
 // syncVPN leads the link of a VPN into the namespace, if it waits outside, and keeps its addresses and routes there.

@@ -30,6 +30,7 @@ var Packages = []string{
 	"lintian",
 	"network-manager",
 	"nftables",
+	"passt",
 	"procps",
 	"python3",
 	"radvd",

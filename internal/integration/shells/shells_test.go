@@ -157,7 +157,7 @@ var questions = []question{
 	{"tactl bound ", links, false}, {"tactl release ", links + " " + addresses, false}, {"tactl release 10", "10.77.0.2", false}, {"tactl release wan0 wan", wans, false}, {"tactl release 2001:d", "2001:db8::2", false},
 	{"tactl reexec ", links + " " + addresses, false},
 	{"tactl netns ", "add set del list exec ps stop unit serve check import", false}, {"tactl netns exec ", "work", false}, {"tactl netns exec work slee", "sleep", false},
-	{"tactl netns add work --ifname wan", wans, false}, {"tactl netns add work --wiring ", "nat macvlan", false}, {"tactl netns del w", "work", false},
+	{"tactl netns add work --ifname wan", wans, false}, {"tactl netns add work --wiring ", "nat macvlan pasta", false}, {"tactl netns del w", "work", false},
 }
 
 // TestShells: each shell offers what a command takes and begins with what is typed, and nothing else.
