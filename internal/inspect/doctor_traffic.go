@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/bind"
+	"github.com/table-allocator/table-allocator/internal/nat"
 	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -144,25 +145,9 @@ type chain struct{ family, table, name, body string }
 // chains are those of nftables whose text has some words. Without nft, or without the right to list, there are none.
 func (p *patient) chains(words string) (all []chain) {
 	if p.nftables == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		text, _ := exec.CommandContext(ctx, "nft", "list", "ruleset").Output() // there is no nft, or no right to list
 		p.nftables = []chain{}
-		var c *chain
-		family, table := "", ""
-		for line := range strings.Lines(string(text)) {
-			line = strings.TrimSpace(line)
-			switch fields := strings.Fields(line); {
-			case len(fields) == 4 && fields[0] == "table":
-				family, table = fields[1], fields[2]
-			case len(fields) == 3 && fields[0] == "chain":
-				p.nftables = append(p.nftables, chain{family: family, table: table, name: fields[1]})
-				c = &p.nftables[len(p.nftables)-1]
-			case line == "}":
-				c = nil
-			case c != nil:
-				c.body += line + "\n"
-			}
+		for _, c := range nat.Listed() {
+			p.nftables = append(p.nftables, chain{c.Family, c.Table, c.Name, c.Body})
 		}
 	}
 	for _, c := range p.nftables {

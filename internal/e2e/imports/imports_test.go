@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"internal/client":            {"internal/events", "internal/bind", "internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/remember", "internal/wire", "internal/route", "internal/jsonc", "internal/choice", "internal/probe", "internal/uplinks", "internal/onchange", "internal/outside"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup", "internal/lock", "internal/outside"},
 	"internal/events":            {"internal/remember", "internal/outside"},
-	"internal/inspect":           {"internal/bind", "internal/cgroup", "internal/events", "internal/probe", "internal/uplink", "internal/peer", "internal/uplinks", "internal/walk", "internal/wire", "internal/route", "internal/outside"},
+	"internal/inspect":           {"internal/bind", "internal/cgroup", "internal/events", "internal/nat", "internal/probe", "internal/uplink", "internal/peer", "internal/uplinks", "internal/walk", "internal/wire", "internal/route", "internal/outside"},
 	"internal/hook":              {"internal/uplink", "internal/remember", "internal/wire", "internal/route", "internal/outside"},
 	"internal/install":           {"internal/uplink", "internal/wire", "internal/route", "internal/remember", "internal/outside"},
 	"internal/uplink":            {"internal/wire", "internal/route"},
@@ -165,9 +165,9 @@ func TestShippedDependencies(t *testing.T) {
 // reason that is named here.
 func TestFilterCommands(t *testing.T) {
 	callers := map[string]string{
-		"internal/netns/firewall.go":         "iptables does not read rules in its tables that another program made",
-		"internal/netns/legacy.go":           "the kernel shows the tables of iptables-legacy to that program alone",
-		"internal/inspect/doctor_traffic.go": "doctor reads what nft prints, and changes nothing",
+		"internal/netns/firewall.go": "iptables does not read rules in its tables that another program made",
+		"internal/netns/legacy.go":   "the kernel shows the tables of iptables-legacy to that program alone",
+		"internal/nat/listed.go":     "nft and iptables alone have words for all rules of others; it changes nothing",
 	}
 	call := regexp.MustCompile(`"(nft|ip6?tables(-\w+)?|[ea]btables(-\w+)?|firewall-cmd)"`)
 	eachSource(t, func(path string, text []byte) {
