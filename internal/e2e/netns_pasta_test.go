@@ -59,13 +59,7 @@ func TestNetnsPasta(t *testing.T) {
 	c.only(1, func() { works(1, "without any filter") })
 	c.ns.IP(t, "link set wan1 down")
 	c.nothing(func() { t.Log("while the uplink is down:", startProbes(p)) })
-	eventually(t, "the loss shows", func() error {
-		if rows := c.namespaces(); len(rows) != 1 || rows[0].Missing != "a lease" {
-			return fmt.Errorf("%+v", rows)
-		}
-		return nil
-	})
-	c.sh("kill -9 " + before) // the next one waits for a lease
+	c.sh("kill -9 " + before) // the next one begins while the link has no address of IPv6
 	c.nothing(func() { t.Log("without pasta:", startProbes(p)) })
 	c.ns.IP(t, "link set wan1 up")
 	c.address(1)

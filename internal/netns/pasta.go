@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,11 +32,35 @@ func (c Config) checkPrograms() error {
 // pastaCommand is the program of a namespace whose wiring is pasta: outside of it, and bound to the uplink.
 func (h *Host) pastaCommand(s State) ([]string, error) {
 	self, err := os.Executable()
-	families := "both"
-	if !s.IPv6 {
-		families = "ipv4" // not used but for another process when that changes
+	if err != nil {
+		return nil, err
 	}
-	return h.bound(self, s, self, "netns", "pasta", s.Name, families), err
+	with := func(families string) []string { return h.bound(self, s, self, "netns", "pasta", s.Name, families) }
+	both, only := with("both"), with("ipv4") // another process once there is IPv6
+	jobs, err := h.memory.jobs(s.Name)
+	if err != nil || !s.IPv6 || slices.ContainsFunc(jobs, func(j job) bool { return j.runs() && slices.Equal(j.Args, both) }) {
+		if s.IPv6 {
+			return both, err
+		}
+		return only, err
+	}
+	if _, found, err := h.modelFor(s); err != nil || !found {
+		return only, err
+	}
+	return both, nil
+}
+
+// modelFor is a link with an address of IPv6 for the link alone, without which pasta has no IPv6: any link does, and while that of
+// the namespace is down it has none.
+func (h *Host) modelFor(s State) (ifname string, found bool, err error) {
+	links, addresses, err := h.kernel.HostAddresses()
+	ifname = s.Ifname
+	for _, l := range links {
+		if (l.Name == s.Ifname || !found) && slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Index == l.Index && a.Addr.Is6() && a.Addr.IsLinkLocalUnicast() }) {
+			ifname, found = l.Name, true
+		}
+	}
+	return ifname, found, err
 }
 
 // Pasta executes pasta in place of this process, which is bound to the uplink, for a namespace. It returns only if that fails.
@@ -57,13 +82,17 @@ func (h *Host) Pasta(name string) error {
 	if err != nil {
 		return fmt.Errorf("show pasta the namespace: %w", err)
 	}
+	model, inet6, err := h.modelFor(s)
+	if err != nil {
+		return err
+	}
 	p := s.plan(pools)
 	mac := net.HardwareAddr(h.hardwareOf(name)).String()
-	args := []string{pasta, "--foreground", "--quiet", "--netns-only", "--netns", ns, "--ns-ifname", inner, "--interface", s.Ifname, "--mac-addr", mac,
+	args := []string{pasta, "--foreground", "--quiet", "--netns-only", "--netns", ns, "--ns-ifname", inner, "--interface", model, "--mac-addr", mac,
 		"--config-net", "--address", p.ours.inet.Addr().String(), "--netmask", fmt.Sprint(p.ours.inet.Bits()), "--gateway", p.here.inet.Addr().String(),
 		"--dns", "none", "--no-dhcp", "--no-dhcpv6", "--no-ra",
 		"--no-map-gw", "--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none"} // nothing of this host's loopback
-	if s.IPv6 {
+	if s.IPv6 && inet6 {
 		args = append(args, "--address", p.ours.inet6.Addr().String(), "--gateway", p.here.inet6.Addr().String())
 	} else {
 		args = append(args, "--ipv4-only")
