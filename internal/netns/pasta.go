@@ -171,12 +171,7 @@ func (h *Host) syncPasta(s State, lacking *[]string) error {
 
 // pastaAddresses are the addresses on the link of pasta, which is there while pasta runs.
 func pastaAddresses(name string) (addresses []string, err error) {
-	err = inside(name, func() error {
-		kernel, err := route.Dial()
-		if err != nil {
-			return err
-		}
-		defer kernel.Close()
+	err = insideWith(name, func(kernel *route.Conn) error {
 		if err := setUp(kernel, uplink.Loopback); err != nil {
 			return err
 		}
