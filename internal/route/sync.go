@@ -362,7 +362,8 @@ func (c *Conn) put(to []Route, r Route) (changed bool, err error) {
 // its route: it is added with the gateway on the link by force.
 func (c *Conn) add(flags uint16, r Route) error {
 	err := c.change(unix.RTM_NEWROUTE, flags, r.encode())
-	if errors.Is(err, unix.EINVAL) && r.Onlink && c.addElsewhere(flags, r) == nil {
+	elsewhere := r.Onlink && (r.Family == unix.AF_INET6 || r.Table != unix.RT_TABLE_MAIN) // main is to refuse 127.0.0.1
+	if errors.Is(err, unix.EINVAL) && elsewhere && c.addElsewhere(flags, r) == nil {
 		return nil
 	}
 	if !refused(err, r) {
