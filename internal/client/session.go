@@ -39,6 +39,7 @@ type session struct {
 	deprecated bool         // as it was seen last
 	left       int          // the link that the address was deleted from since the last look; 0: none
 	gone       bool         // events say that the address may be gone, or it was missed by a look before they did
+	unlinked   bool         // its link was deleted since the last look; one that is made again may have the same ifindex
 	retry      wire.Message
 	retryAt    time.Duration // when retry is sent again, for want of room in the server's queue; 0: nothing waits
 	retries    int
@@ -201,6 +202,7 @@ func (s *session) noteLeaving(n news) {
 		}
 	}
 	s.gone = s.gone || n.overrun || n.silent[s.inst.Index]
+	s.unlinked = s.unlinked || s.inst.Index != 0 && n.gone[s.inst.Index]
 }
 
 // look reads the link and its addresses, and tells the machine what changed.
@@ -212,7 +214,7 @@ func (l *loop) look(s *session) {
 	switch {
 	case err != nil:
 		s.lookAgain("read the link", err)
-	case found:
+	case found && !s.unlinked:
 		l.lookOn(s, link)
 	case s.inst.Index != 0: // else the link may come yet
 		s.inst.Present = false

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -179,4 +180,44 @@ func TestWatchMovedOfABridge(t *testing.T) {
 	}
 	w.stop()
 	h.waitRoutes("main", "default via 10.77.0.1 dev wan0 metric 5", "10.77.0.0/24 dev wan0 proto kernel scope link src 10.77.0.2")
+}
+
+// TestWatchLinkMadeAgain: a link that was deleted and made again, with the same name, ifindex and addresses, before a watch heard of
+// it has no default route that the link before had.
+func TestWatchLinkMadeAgain(t *testing.T) {
+	for _, mode := range []string{"copy", "move"} {
+		t.Run(mode, func(t *testing.T) {
+			h := newHost(t)
+			h.serve()
+			p := h.watch("--routes", mode)
+			build := func() {
+				h.ns.Batch(t, `link add wan0 index 77 type veth peer name peer0
+link set peer0 up
+link set wan0 up
+address add 10.77.0.2/24 dev wan0
+address add 2001:db8::2/64 dev wan0 nodad
+`)
+			}
+			build()
+			h.ns.Batch(t, "route add default via 10.77.0.1 dev wan0\nroute add default via 2001:db8::1 dev wan0\n")
+			defaults := func(want bool) {
+				t.Helper()
+				for family, addr := range map[string]string{"-4": "10.77.0.2", "-6": "2001:db8::2"} {
+					eventually(t, fmt.Sprintf("the table of %s has a default route: %t", addr, want), func() error {
+						routes := h.routeLines(family, h.served(addr))
+						if slices.ContainsFunc(routes, func(r string) bool { return strings.HasPrefix(r, "default ") }) != want || len(routes) == 0 {
+							return fmt.Errorf("%q", routes)
+						}
+						return nil
+					})
+				}
+			}
+			defaults(true)
+			h.freeze(p.cmd.Process.Pid)
+			h.ns.IP(t, "link del wan0")
+			build()
+			_ = p.cmd.Process.Signal(syscall.SIGCONT)
+			defaults(false)
+		})
+	}
 }
