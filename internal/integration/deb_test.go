@@ -123,7 +123,8 @@ func debLife(t *testing.T, m *machine, oldDeb, newDeb string) {
 	m.sh(`IFACE=wan1 MODE=start ADDRFAM=inet METHOD=static IF_ADDRESS=10.1.0.2 /etc/network/if-up.d/table-allocator
 		interface=wan1; reason=BOUND; . /etc/dhcp/dhclient-enter-hooks.d/table-allocator`)
 	m.sh(`dpkg -P table-allocator 2>&1`)
-	m.want(traces + `; systemctl list-units --all --plain --no-legend "*table-allocator*"; systemctl --failed --plain --no-legend`)
+	// That of the kernel's variables may fail in a sandbox, whatever is installed.
+	m.want(traces + `; systemctl list-units --all --plain --no-legend "*table-allocator*"; systemctl --failed --plain --no-legend | grep -v ^systemd-sysctl || :`)
 }
 
 // bound runs a program on wan2 that sends all the time, by IPv4 and IPv6, to the port discard of the internet. It returns a
