@@ -159,13 +159,7 @@ func disconnect(s State) error {
 // macvlanRow is row for a namespace with a macvlan, which has no rules.
 func (h *Host) macvlanRow(row Row, s State) (Row, error) {
 	row.Addresses = []string{}
-	switch {
-	case s.Phase != Up:
-		row.Missing = unfinished
-	case !isPinned(netPin(s.Name)) || !isPinned(h.memory.mountPin(s.Name)):
-		row.Missing = "its namespaces"
-	}
-	if row.Missing != "" {
+	if row.Missing = h.unmade(s); row.Missing != "" {
 		return row, nil
 	}
 	below, found, err := h.kernel.LinkByName(s.Ifname)

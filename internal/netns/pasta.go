@@ -36,16 +36,16 @@ func (h *Host) pastaCommand(s State) ([]string, error) {
 		return nil, err
 	}
 	with := func(families string) []string { return h.bound(self, s, self, "netns", "pasta", s.Name, families) }
-	both, only := with("both"), with("ipv4") // another process once there is IPv6
+	inet, both := with("ipv4"), with("both") // another process once there is IPv6
+	if !s.IPv6 {
+		return inet, nil
+	}
 	jobs, err := h.memory.jobs(s.Name)
-	if err != nil || !s.IPv6 || slices.ContainsFunc(jobs, func(j job) bool { return j.runs() && slices.Equal(j.Args, both) }) {
-		if s.IPv6 {
-			return both, err
-		}
-		return only, err
+	if err != nil || slices.ContainsFunc(jobs, func(j job) bool { return j.runs() && slices.Equal(j.Args, both) }) {
+		return both, err
 	}
 	if _, found, err := h.modelFor(s); err != nil || !found {
-		return only, err
+		return inet, err
 	}
 	return both, nil
 }
@@ -188,13 +188,7 @@ func pastaAddresses(name string) (addresses []string, err error) {
 // pastaRow is row for a namespace whose wiring is pasta, which has no rules.
 func (h *Host) pastaRow(row Row, s State) (Row, error) {
 	row.Addresses = []string{}
-	switch {
-	case s.Phase != Up:
-		row.Missing = unfinished
-	case !isPinned(netPin(s.Name)) || !isPinned(h.memory.mountPin(s.Name)):
-		row.Missing = "its namespaces"
-	}
-	if row.Missing != "" {
+	if row.Missing = h.unmade(s); row.Missing != "" {
 		return row, nil
 	}
 	addresses, err := pastaAddresses(s.Name)

@@ -138,12 +138,7 @@ func (r *Row) take(programs []Program) {
 func (h *Host) vpnRow(row Row, s State, p plan, programs []Program) (Row, error) {
 	row.take(programs)
 	row.Addresses, row.VPN, row.IPv6, row.Wiring = []string{}, VPNDown, VPN, VPN
-	if s.Phase != Up {
-		row.Missing = unfinished
-		return row, nil
-	}
-	if !isPinned(netPin(s.Name)) || !isPinned(h.memory.mountPin(s.Name)) {
-		row.Missing = "its namespaces"
+	if row.Missing = h.unmade(s); row.Missing != "" {
 		return row, nil
 	}
 	up, err := isUpInside(s.Name, p.link)
@@ -162,8 +157,16 @@ func (h *Host) vpnRow(row Row, s State, p plan, programs []Program) (Row, error)
 	return row, nil
 }
 
-// unfinished is what a namespace misses whose command was killed.
-const unfinished = "the end of a command that was killed: add or delete it again"
+// unmade is what is missing before anything is to be looked for in the namespace; "": nothing.
+func (h *Host) unmade(s State) string {
+	switch {
+	case s.Phase != Up:
+		return "the end of a command that was killed: add or delete it again"
+	case !isPinned(netPin(s.Name)) || !isPinned(h.memory.mountPin(s.Name)):
+		return "its namespaces"
+	}
+	return ""
+}
 
 // inspect finds the tables of a namespace, and what is missing.
 func (h *Host) inspect(row *Row, s State, p plan) error {
@@ -186,11 +189,9 @@ func (h *Host) inspect(row *Row, s State, p plan) error {
 			}
 		}
 	}
+	row.Missing = h.unmade(s)
 	switch {
-	case s.Phase != Up:
-		row.Missing = unfinished
-	case !isPinned(netPin(s.Name)) || !isPinned(h.memory.mountPin(s.Name)):
-		row.Missing = "its namespaces"
+	case row.Missing != "":
 	case !linked:
 		row.Missing = "its link " + p.link
 	case guards == 0:
