@@ -48,7 +48,7 @@ type Key struct {
 	Addr   string
 }
 
-// Pool is the tables First to First+Count-1, without the ones the kernel reserves.
+// Pool is the tables First to First+Count-1. None of them is the kernel's: 0 and 253 to 255.
 type Pool struct {
 	First uint32
 	Count uint64
@@ -61,9 +61,9 @@ type Epoch struct {
 	Netns uint64
 }
 
-// Config is what Open needs to know.
+// Config is what Open needs to know. It takes the values as they are: whoever reads them says what is wrong with them.
 type Config struct {
-	Path  string          // of the database file
+	Path  string          // of the database file, absolute
 	Pools map[Family]Pool // a family without a pool is not served
 	Limits
 	Epoch Epoch

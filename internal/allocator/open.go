@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -16,38 +15,22 @@ import (
 // database is as it was.
 func Open(cfg Config, now int64, log *slog.Logger) (*Allocator, error) {
 	a := &Allocator{cfg: cfg, utc: time.Now, log: log}
-	err := a.reset()
-	switch {
-	case err != nil:
-	case len(cfg.Pools) == 0:
-		err = errors.New("no family has a pool")
-	case cfg.Timeout <= 0:
-		err = fmt.Errorf("leases of %d seconds: must be positive", cfg.Timeout)
-	case cfg.Epoch.Boot == "":
-		err = errors.New("the boot has no id")
-	default:
-		if a.cfg.Path, err = filepath.Abs(cfg.Path); err == nil {
-			err = a.attach(now)
-		}
-	}
-	if err != nil {
+	a.reset()
+	if err := a.attach(now); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", cfg.Path, err)
 	}
 	return a, nil
 }
 
 // reset empties the index.
-func (a *Allocator) reset() (err error) {
+func (a *Allocator) reset() {
 	a.pools = make(map[Family]*pool)
 	for f, p := range a.cfg.Pools {
-		if a.pools[f], err = newPool(f, p); err != nil {
-			return err
-		}
+		a.pools[f] = newPool(f, p)
 	}
 	a.byKey, a.due, a.unsaved, a.dirty, a.touched = make(map[Key]*slot), nil, nil, nil, make(map[Key]struct{})
 	a.pairs = newPairs()
 	a.marks = marks{Marks: a.cfg.Marks, byIfname: make(map[string]mark), ifnames: make(map[uint32]string)}
-	return nil
 }
 
 func (a *Allocator) attach(now int64) (err error) {
@@ -102,9 +85,10 @@ func (a *Allocator) takeOver(now int64) error {
 
 // salvage replaces a damaged database by a new one with the rows that can still be read.
 func (a *Allocator) salvage(now int64, cause error) error {
-	if err := errors.Join(a.store.prove(), a.reset()); err != nil {
+	if err := a.store.prove(); err != nil {
 		return fmt.Errorf("%w: %w", cause, err)
 	}
+	a.reset()
 	l := loader{a: a, now: now, damaged: true}
 	l.salvage()
 	aside, err := a.store.setAside(a.utc())

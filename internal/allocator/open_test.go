@@ -367,13 +367,3 @@ func TestStrangePath(t *testing.T) {
 		h.want(ops(get(1)), "renewed 10000")
 	}
 }
-
-func TestRelativePath(t *testing.T) {
-	t.Chdir(t.TempDir())
-	cfg := config(t, inet(10000, 3))
-	cfg.Path = "leases.db"
-	start(t, cfg).do(get(1))
-	if _, err := os.Stat("leases.db"); err != nil {
-		t.Error(err)
-	}
-}

@@ -3,8 +3,6 @@ package allocator
 import (
 	"cmp"
 	"container/heap"
-	"fmt"
-	"math"
 
 	"github.com/bits-and-blooms/bitset"
 )
@@ -71,20 +69,11 @@ type pool struct {
 	byUser  map[uint32]uint64 // the same by uid
 }
 
-func newPool(f Family, p Pool) (*pool, error) {
-	last := uint64(p.First) + p.Count - 1
-	switch {
-	case f != Unspec && f != Inet && f != Inet6:
-		return nil, fmt.Errorf("pool of %s: no such family", f)
-	case p.Count == 0 || p.Count > math.MaxUint32 || last > math.MaxUint32:
-		return nil, fmt.Errorf("pool of %s: %d tables from %d on: table numbers end at %d", f, p.Count, p.First, uint32(math.MaxUint32))
-	case p.First == 0 || p.First <= 255 && last >= 253:
-		return nil, fmt.Errorf("pool of %s: tables %d to %d: the kernel keeps 0 and 253 to 255 for itself", f, p.First, last)
-	}
+func newPool(f Family, p Pool) *pool {
 	n := &pool{family: f, first: p.First, count: p.Count, used: make(map[uint32]*bitset.BitSet), enough: remembered,
 		byUser: make(map[uint32]uint64)}
 	n.ring.prev, n.ring.next = &n.ring, &n.ring
-	return n, nil
+	return n
 }
 
 // contains is also right for a nil pool, the pool of a family that is not served.

@@ -2,10 +2,7 @@ package allocator
 
 import (
 	"fmt"
-	"log/slog"
-	"os"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -68,47 +65,6 @@ func TestAvoidEverywhereEnds(t *testing.T) {
 	cfg.Avoid = func(uint32, Key, Key, bool) bool { return true }
 	h := start(t, cfg)
 	h.want(ops(get(1)), "refused: no table is free")
-}
-
-func TestPools(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		pools map[Family]Pool
-		want  string // "" if good
-	}{
-		{"the largest", map[Family]Pool{Unspec: {First: 256, Count: 1<<32 - 256}}, ""},
-		{"the last", inet(1<<32-1, 1), ""},
-		{"before the reserved", inet(1, 252), ""},
-		{"none", nil, "no family has a pool"},
-		{"empty", inet(10000, 0), "end at"},
-		{"wraps", inet(1<<32-1, 2), "end at"},
-		{"huge", inet(300, 1<<63), "end at"},
-		{"zero", inet(0, 10), "keeps"},
-		{"253", inet(1, 253), "keeps"},
-		{"255", inet(255, 1), "keeps"},
-		{"around", inet(200, 100), "keeps"},
-		{"family", map[Family]Pool{7: {First: 300, Count: 1}}, "no such family"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			cfg := config(t, c.pools)
-			a, err := Open(cfg, 1000, slog.New(slog.DiscardHandler))
-			if c.want == "" {
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := a.Close(1000); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want %q", err, c.want)
-			}
-			if _, err := os.Stat(cfg.Path); err == nil {
-				t.Error("the file was made")
-			}
-		})
-	}
 }
 
 // A database can know tables at the far end of a pool of four billion.

@@ -86,7 +86,7 @@ func defaultDatabase() string {
 	}
 	dir := os.Getenv("XDG_STATE_HOME")
 	if !filepath.IsAbs(dir) {
-		dir = filepath.Join(os.Getenv("HOME"), ".local", "state")
+		dir = filepath.Join("/", os.Getenv("HOME"), ".local", "state") // never below the working directory
 	}
 	return filepath.Join(dir, "table-allocator", databaseName)
 }
