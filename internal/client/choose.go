@@ -39,12 +39,13 @@ func (c *chooser) candidates(family int) (all []choice.Candidate) {
 
 func (c *chooser) decideFamily(now time.Duration, family int) error {
 	c.dropPinned(now, family)
+	of := c.of[family]
 	if !c.active(family) {
-		c.current[family] = 0
+		of.table = 0
 		return c.withdraw(family, "nothing chooses an uplink any more")
 	}
 	all := c.candidates(family)
-	current := c.current[family]
+	current := of.table
 	if c.awaits(now, family, all) {
 		c.in(c.grace - now)
 		return nil
@@ -65,12 +66,12 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 	} else {
 		err = c.place(now, family, d.Table, best, d.Table != current)
 	}
-	if e, switched := c.unsaid[family]; switched && err == nil {
-		delete(c.unsaid, family)
+	if e := of.unsaid; e != nil && err == nil {
+		of.unsaid = nil
 		if best.Gateway.IsValid() {
 			e.Gateway = best.Gateway.String()
 		}
-		c.emit(e)
+		c.emit(*e)
 		c.resetDead(family, e.From, all, d.Table)
 	}
 	return err
@@ -79,10 +80,11 @@ func (c *chooser) decideFamily(now time.Duration, family int) error {
 // awaits reports whether the choice of the watch before stands, since its address may not be in service yet. One that was
 // in service and went is not waited for.
 func (c *chooser) awaits(now time.Duration, family int, all []choice.Candidate) bool {
-	if slices.ContainsFunc(all, func(o choice.Candidate) bool { return o.Table == c.current[family] }) {
-		c.adopted[family] = false
+	of := c.of[family]
+	if slices.ContainsFunc(all, func(o choice.Candidate) bool { return o.Table == of.table }) {
+		of.adopted = false
 	}
-	return c.adopted[family] && now < c.grace
+	return of.adopted && now < c.grace
 }
 
 // someRoutes is fewer than FirstRoutes reads of a table that has more.
@@ -92,7 +94,7 @@ const someRoutes = 100
 // since it may have emptied a table.
 func (c *chooser) choose(now time.Duration, family int, all []choice.Candidate) (choice.Decision, route.Route, error) {
 	for {
-		d := choice.Choose(now, all, c.current[family], c.pinned[family])
+		d := choice.Choose(now, all, c.of[family].table, c.of[family].pinned)
 		if d.Table == 0 {
 			return d, route.Route{}, nil
 		}
@@ -120,10 +122,9 @@ func (c *chooser) bestDefault(family int, table uint32) (best route.Route, has b
 
 // announce notes a decision, and says what changed.
 func (c *chooser) announce(family int, d choice.Decision) {
-	before := c.decision[family]
-	c.decision[family] = d
-	from, to := c.current[family], d.Table
-	c.current[family] = to
+	of := c.of[family]
+	before, from, to := of.decision, of.table, d.Table
+	of.decision, of.table = d, to
 	kept := "kept, since none works"
 	switch {
 	case from != to:
@@ -135,7 +136,7 @@ func (c *chooser) announce(family int, d choice.Decision) {
 		if s := c.sessionOf(family, to); s != nil {
 			e.Address = s.lease.uplink.Key.Address
 		}
-		c.unsaid[family] = e
+		of.unsaid = &e
 	case d.Why == kept && before.Why != kept:
 		c.log.Warn("no uplink works; unbound traffic stays where it is, since the targets or this host may be the cause",
 			"family", wire.Family(family).String(), "ifname", c.linkHaving(family, to), "table", to)
@@ -159,7 +160,8 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 	if err != nil {
 		return err
 	}
-	if !switched && c.placed[family] && now < c.restored {
+	of := c.of[family]
+	if !switched && of.placed && now < c.restored {
 		c.in(c.restored - now)
 		return nil
 	}
@@ -172,10 +174,10 @@ func (c *chooser) place(now time.Duration, family int, table uint32, best route.
 	against, readErr := c.against(family, s, inMain, kept.Front)
 	c.warn(family, s, against)
 	err = errors.Join(err, readErr)
-	if changed && c.placed[family] && want.Equal(c.wanted[family]) {
+	if changed && of.placed && want.Equal(of.wanted) {
 		c.restoredSomething(now)
 	}
-	c.placed[family], c.wanted[family] = true, want
+	of.placed, of.wanted = true, want
 	return err
 }
 
@@ -187,21 +189,22 @@ func (c *chooser) want(family int, s *session, best route.Route, kept install.Ke
 		mode = c.config.Probes.Unbound
 	}
 	want.Attrs = []any{"ifname", s.lease.uplink.Key.Ifname, "addr", s.lease.uplink.Key.Address, "family", wire.Family(family).String()}
-	c.by[family] = nil
+	var by []string
 	if mode == UnboundAuto || mode == UnboundRule {
 		moves := slices.ContainsFunc(c.leases(), func(o *session) bool {
 			return o.family() == family && o.serves() && o.lease.uplink.Settings.Routes == uplink.MoveRoutes
 		})
 		want.Rules = uplink.ChoiceRules(s.lease.table, moves && !kept.Any)
-		c.by[family] = append(c.by[family], "rule")
+		by = append(by, "rule")
 	}
 	inMain = mode == UnboundMain || mode == UnboundAuto && kept.Any
 	taken := slices.ContainsFunc(kept.Front, func(r route.Route) bool { return r.Metric == uplink.ChoiceMetric })
 	if inMain && !taken {
 		r := uplink.ChoiceRoute(best, s.addr)
 		want.Route = &r
-		c.by[family] = append(c.by[family], "main")
+		by = append(by, "main")
 	}
+	c.of[family].by = by
 	return want, inMain
 }
 
@@ -233,9 +236,10 @@ func (c *chooser) against(family int, s *session, inMain bool, front []route.Rou
 
 // warn notes what stands against the choice. The log has each once.
 func (c *chooser) warn(family int, s *session, against obstacle) {
-	c.warning[family] = against
-	if against != (obstacle{}) && against != c.warned[family] {
-		c.warned[family] = against
+	of := c.of[family]
+	of.warning = against
+	if against != (obstacle{}) && against != of.warned {
+		of.warned = against
 		c.log.Warn("unbound traffic may not use the chosen uplink: "+against.text+"; "+against.cure, "family", wire.Family(family).String(), "ifname", s.lease.uplink.Key.Ifname)
 	}
 }
@@ -252,7 +256,8 @@ func (c *chooser) restoredSomething(now time.Duration) {
 
 // withdraw removes what leads to a choice.
 func (c *chooser) withdraw(family int, why string) error {
-	if !c.placed[family] {
+	of := c.of[family]
+	if !of.placed {
 		return nil
 	}
 	changed, err := c.env.SyncChoice(family, install.Choice{})
@@ -262,7 +267,7 @@ func (c *chooser) withdraw(family int, why string) error {
 	if changed {
 		c.log.Info("no uplink is chosen for unbound traffic", "family", wire.Family(family).String(), "why", why)
 	}
-	c.placed[family], c.by[family], c.warning[family], c.wanted[family] = false, nil, obstacle{}, install.Choice{}
+	of.placed, of.by, of.warning, of.wanted = false, nil, obstacle{}, install.Choice{}
 	return nil
 }
 
@@ -270,7 +275,7 @@ func (c *chooser) withdraw(family int, why string) error {
 // stands behind main and before the rules of all uplinks, which serve where it leads nowhere.
 func (c *chooser) leave(clean bool) {
 	for _, family := range families {
-		if !c.placed[family] {
+		if !c.of[family].placed {
 			continue
 		}
 		var keep install.Choice

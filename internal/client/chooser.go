@@ -43,22 +43,14 @@ type chooser struct {
 	*host
 	numbers  choice.Numbers // of the configuration
 	uplinks  map[wire.Key]*probed
-	current  map[int]uint32 // the table that unbound traffic of a family uses; 0: none is chosen
-	by       map[int][]string
-	decision map[int]choice.Decision
-	warning  map[int]obstacle // what stands against the choice
-	warned   map[int]obstacle // the last one in the log
-	wanted   map[int]install.Choice
-	failure  string         // the last one in the log, until the choice is placed
-	pinned   map[int]string // the link that a user wants
-	decideAt time.Duration  // when the choice is made next; 0: nothing calls for that
-	armed    time.Duration  // when runDue is to run at the latest; 0: nothing is due
-	restored time.Duration  // not before then is restored what others delete
-	adopted  map[int]bool   // the choice is of the watch before, and its address may not be in service yet
-	grace    time.Duration  // until when
-	running  int            // rounds
+	of       map[int]*chosen // the choice of each family
+	failure  string          // the last one in the log, until the choice is placed
+	decideAt time.Duration   // when the choice is made next; 0: nothing calls for that
+	armed    time.Duration   // when runDue is to run at the latest; 0: nothing is due
+	restored time.Duration   // not before then is restored what others delete
+	grace    time.Duration   // until when a choice is waited for that was adopted
+	running  int             // rounds
 	restores *rate.Limiter
-	placed   map[int]bool // something of the choice may be in the kernel
 
 	alone  bool          // no watch: all addresses are served by other clients
 	yields bool          // another process has the name, and chooses
@@ -66,12 +58,26 @@ type chooser struct {
 	askAt  time.Duration // not before then is it asked again
 	others []*session    // what other clients serve, as of the last look; the older leases first
 
-	unsaid    map[int]uplinks.Event // choices that the kernel does not have yet
 	followers []chan uplinks.Event
 	program   *onchange.Runner
 	listener  *uplinks.Listener // nil: another process has the name
 
 	neighbours *route.Watcher // of those that answer no more; nil: nothing is probed
+}
+
+// chosen is the choice of a family.
+type chosen struct {
+	table    uint32 // that unbound traffic uses; 0: none is chosen
+	pinned   string // the link that a user wants; "": any
+	decision choice.Decision
+	adopted  bool           // it is of the watch before, and its address may not be in service yet
+	unsaid   *uplinks.Event // what followers hear of it once the kernel has it; nil: they have
+
+	placed  bool // something of it may be in the kernel
+	wanted  install.Choice
+	by      []string // "rule", "main"
+	warning obstacle // what stands against it
+	warned  obstacle // the last one in the log
 }
 
 // probed is one address, whether it is in service or will be again.
@@ -96,10 +102,8 @@ type probed struct {
 
 func newChooser(h *host) *chooser {
 	c := &chooser{
-		host: h, uplinks: make(map[wire.Key]*probed), current: make(map[int]uint32), by: make(map[int][]string),
-		decision: make(map[int]choice.Decision), warning: make(map[int]obstacle), warned: make(map[int]obstacle), wanted: make(map[int]install.Choice), pinned: make(map[int]string),
-		grace: wire.Now() + startGrace, restores: rate.NewLimiter(rate.Every(restoreEvery), restoreBurst), placed: make(map[int]bool),
-		unsaid: make(map[int]uplinks.Event), adopted: make(map[int]bool), program: onchange.NewRunner(h.log),
+		host: h, uplinks: make(map[wire.Key]*probed), of: map[int]*chosen{unix.AF_INET: {}, unix.AF_INET6: {}},
+		grace: wire.Now() + startGrace, restores: rate.NewLimiter(rate.Every(restoreEvery), restoreBurst), program: onchange.NewRunner(h.log),
 	}
 	c.configure()
 	c.loadPinned()
@@ -130,9 +134,9 @@ func (c *chooser) adopt() error {
 			return err
 		}
 		for _, r := range rules {
-			c.current[family], c.adopted[family] = r.Table, true
+			c.of[family].table, c.of[family].adopted = r.Table, true
 		}
-		c.placed[family] = true // a route in main is looked for
+		c.of[family].placed = true // a route in main is looked for
 	}
 	if !c.anyActive() {
 		c.decide(wire.Now()) // which removes what is left of a choice
@@ -143,7 +147,7 @@ func (c *chooser) adopt() error {
 
 // active reports whether anything is chosen for a family, here.
 func (c *chooser) active(family int) bool {
-	return !c.yields && (c.config.Probes != nil || c.pinned[family] != "")
+	return !c.yields && (c.config.Probes != nil || c.of[family].pinned != "")
 }
 
 func (c *chooser) anyActive() bool {
@@ -152,7 +156,7 @@ func (c *chooser) anyActive() bool {
 
 // soon has the choice made again. Where nothing is chosen, that costs nothing.
 func (c *chooser) soon() {
-	if c.anyActive() || c.placed[unix.AF_INET] || c.placed[unix.AF_INET6] {
+	if c.anyActive() || c.of[unix.AF_INET].placed || c.of[unix.AF_INET6].placed {
 		c.in(decideIn)
 	}
 }
@@ -343,7 +347,7 @@ func (c *chooser) askSooner(now time.Duration, family int) {
 }
 
 func (c *chooser) role(p *probed) choice.Role {
-	return choice.Role{InUse: p.session.lease.table == c.current[p.session.family()], Metered: p.traits.Metered}
+	return choice.Role{InUse: p.session.lease.table == c.of[p.session.family()].table, Metered: p.traits.Metered}
 }
 
 // gather makes the set of uplinks that of the addresses in service.
@@ -366,6 +370,12 @@ func (c *chooser) gather(now time.Duration) error {
 			c.enlist(now, s, carrier[s.inst.Index])
 		}
 	}
+	c.retire(now, serving, carrier)
+	return nil
+}
+
+// retire notes which uplinks are out of service, and forgets those that have been so for long.
+func (c *chooser) retire(now time.Duration, serving map[*session]bool, carrier map[int]bool) {
 	for key, p := range c.uplinks {
 		switch {
 		case p.session != nil && !serving[p.session]:
@@ -376,7 +386,6 @@ func (c *chooser) gather(now time.Duration) error {
 			delete(c.uplinks, key)
 		}
 	}
-	return nil
 }
 
 // enlist takes an address in service for an uplink, whose link has a carrier or not.
@@ -386,7 +395,7 @@ func (c *chooser) enlist(now time.Duration, s *session, carrier bool) {
 	if p == nil {
 		p = &probed{health: choice.NewHealth(&c.numbers, now)}
 		c.uplinks[key] = p
-		if c.adopted[s.family()] && s.lease.table != c.current[s.family()] {
+		if of := c.of[s.family()]; of.adopted && s.lease.table != of.table {
 			p.health.Hold(now) // the watch before had a reason to use another one
 		}
 	}

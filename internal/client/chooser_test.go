@@ -24,11 +24,11 @@ func TestChooserOff(t *testing.T) {
 		wakes  bool
 	}{
 		{"without probes and wishes", func(*chooser) {}, false},
-		{"with a wish", func(c *chooser) { c.pinned[unix.AF_INET6] = "wan0" }, true},
+		{"with a wish", func(c *chooser) { c.of[unix.AF_INET6].pinned = "wan0" }, true},
 		{"with probes", func(c *chooser) { p := DefaultProbes(); c.config.Probes = &p }, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := &chooser{host: &host{}, uplinks: make(map[wire.Key]*probed), pinned: make(map[int]string), placed: make(map[int]bool)}
+			c := &chooser{host: &host{}, uplinks: make(map[wire.Key]*probed), of: map[int]*chosen{unix.AF_INET: {}, unix.AF_INET6: {}}}
 			tt.change(c)
 			c.note(all)
 			c.soon()
@@ -54,15 +54,15 @@ func TestChosenIsAsked(t *testing.T) {
 	}
 	for name, metered := range map[string]bool{"metered": true, "free": false} {
 		t.Run(name, func(t *testing.T) {
-			chosen, other := standby(1, metered), standby(2, metered)
-			c := &chooser{uplinks: map[wire.Key]*probed{{Ifname: "wan0"}: chosen, {Ifname: "wan1"}: other}, current: map[int]uint32{unix.AF_INET: 1}}
+			used, other := standby(1, metered), standby(2, metered)
+			c := &chooser{uplinks: map[wire.Key]*probed{{Ifname: "wan0"}: used, {Ifname: "wan1"}: other}, of: map[int]*chosen{unix.AF_INET: {table: 1}}}
 			before := other.due
-			if chosen.due <= now+n.Interval {
-				t.Fatalf("a standby is asked after %v", chosen.due-now)
+			if used.due <= now+n.Interval {
+				t.Fatalf("a standby is asked after %v", used.due-now)
 			}
 			c.askSooner(now, unix.AF_INET)
-			if chosen.due > now+n.Interval || chosen.due < now {
-				t.Errorf("the chosen one is asked after %v, want %v at the most", chosen.due-now, n.Interval)
+			if used.due > now+n.Interval || used.due < now {
+				t.Errorf("the chosen one is asked after %v, want %v at the most", used.due-now, n.Interval)
 			}
 			if other.due != before {
 				t.Errorf("the other one is asked after %v, before after %v", other.due-now, before-now)
@@ -75,7 +75,7 @@ func TestChosenIsAsked(t *testing.T) {
 func TestAwaits(t *testing.T) {
 	const now, family = time.Hour, unix.AF_INET
 	there := []choice.Candidate{{Table: 1}, {Table: 2}}
-	c := &chooser{current: map[int]uint32{family: 1}, adopted: map[int]bool{family: true}, grace: now + startGrace}
+	c := &chooser{of: map[int]*chosen{family: {table: 1, adopted: true}}, grace: now + startGrace}
 	if !c.awaits(now, family, there[1:]) {
 		t.Error("the choice of the watch before does not stand until its address is in service")
 	}
@@ -107,7 +107,7 @@ func TestLateRound(t *testing.T) {
 			s.lease.uplink.Key = key
 			p := &probed{session: s, health: h, busy: true}
 			probes := DefaultProbes()
-			c := &chooser{host: &host{config: WatchConfig{Probes: &probes}}, uplinks: map[wire.Key]*probed{key: p}, current: make(map[int]uint32), running: 1}
+			c := &chooser{host: &host{config: WatchConfig{Probes: &probes}}, uplinks: map[wire.Key]*probed{key: p}, of: map[int]*chosen{unix.AF_INET: {}}, running: 1}
 			c.finishRound(key, s, now-tt.ago, time.Minute, probe.Result{Round: choice.Round{Asked: "icmp"}})
 			if h.State != choice.Alive || h.Suspect() != tt.suspect || p.busy || c.running != 0 {
 				t.Errorf("the uplink is %v, suspect %v, want %v; busy %v, %d rounds run", h.State, h.Suspect(), tt.suspect, p.busy, c.running)
@@ -242,7 +242,7 @@ func TestRoomForUsed(t *testing.T) {
 	for table, wakes := range map[uint32]bool{1: true, 2: false} {
 		s := &session{lease: &machine{table: table, uplink: uplink.Uplink{Key: wire.Key{Family: wire.Inet}}}}
 		p := DefaultProbes()
-		c := &chooser{host: &host{config: WatchConfig{Probes: &p}}, current: map[int]uint32{unix.AF_INET: 1}, running: maxRounds,
+		c := &chooser{host: &host{config: WatchConfig{Probes: &p}}, of: map[int]*chosen{unix.AF_INET: {table: 1}}, running: maxRounds,
 			uplinks: map[wire.Key]*probed{{}: {session: s, health: choice.NewHealth(&n, now), due: now}}}
 		if at := c.next(now); (at != 0) != wakes {
 			t.Errorf("table %d: the next round is at %v, want that there is one: %v", table, at, wakes)

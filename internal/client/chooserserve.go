@@ -96,8 +96,9 @@ func (c *chooser) holderIs(pid int, chooses bool, inUse error) {
 		c.fail(yielding(pid, inUse))
 	case chooses:
 		c.log.Warn("another process chooses the uplink of unbound traffic; this watch does not any more", "err", yielding(pid, inUse))
-		clear(c.current)
-		clear(c.placed) // what is in the kernel is of the other process
+		for _, family := range families {
+			c.of[family].table, c.of[family].placed = 0, false // what is in the kernel is of the other process
+		}
 	default: // the name has another process, of a user that is not trusted
 		c.chooseAgain()
 	}
@@ -211,10 +212,12 @@ func (c *chooser) use(req uplinks.Request) error {
 	if !serves {
 		return fmt.Errorf("no address of %s is in service: see table-allocator-client status", req.Use)
 	}
+	wish := req.Use
+	if wish == uplinks.Auto {
+		wish = ""
+	}
 	for _, family := range of {
-		if c.pinned[family] = req.Use; req.Use == uplinks.Auto {
-			delete(c.pinned, family)
-		}
+		c.of[family].pinned = wish
 	}
 	c.savePinned()
 	c.log.Info("a user wants an uplink for unbound traffic", "ifname", req.Use)
@@ -242,7 +245,7 @@ func (c *chooser) familiesOf(ifname string, only wire.Family) (of []int, serves 
 
 // dropPinned ends the wish for a link that is gone.
 func (c *chooser) dropPinned(now time.Duration, family int) {
-	ifname := c.pinned[family]
+	ifname := c.of[family].pinned
 	if ifname == "" || slices.ContainsFunc(c.leases(), func(s *session) bool {
 		return s.family() == family && s.lease.uplink.Key.Ifname == ifname
 	}) {
@@ -253,7 +256,7 @@ func (c *chooser) dropPinned(now time.Duration, family int) {
 		return
 	}
 	c.log.Info("the link that a user wanted for unbound traffic has no address any more", "ifname", ifname, "family", wire.Family(family).String())
-	delete(c.pinned, family)
+	c.of[family].pinned = ""
 	c.savePinned()
 }
 
@@ -271,7 +274,7 @@ func (c *chooser) savePinned() {
 	if err == nil {
 		var dir remember.Dir
 		if dir, err = remember.Own("uplinks"); err == nil {
-			err = dir.Write(pinnedFile, pinned{namespace, map[string]string{"inet": c.pinned[unix.AF_INET], "inet6": c.pinned[unix.AF_INET6]}})
+			err = dir.Write(pinnedFile, pinned{namespace, map[string]string{"inet": c.of[unix.AF_INET].pinned, "inet6": c.of[unix.AF_INET6].pinned}})
 		}
 	}
 	if err != nil {
@@ -292,14 +295,11 @@ func (c *chooser) loadPinned() {
 		c.log.Warn("cannot load which uplink a user wants", "err", err)
 		return
 	}
-	clear(c.pinned)
 	if p.Namespace != namespace {
-		return // it was left by a namespace that had the same inode number
+		p.Ifnames = nil // they were left by a namespace that had the same inode number
 	}
 	for _, family := range families {
-		if ifname := p.Ifnames[wire.Family(family).String()]; ifname != "" {
-			c.pinned[family] = ifname
-		}
+		c.of[family].pinned = p.Ifnames[wire.Family(family).String()]
 	}
 }
 
@@ -325,8 +325,9 @@ func (c *chooser) report(now time.Duration) uplinks.Report {
 		if !c.active(family) {
 			continue
 		}
-		d := c.decision[family]
-		one := uplinks.Choice{Family: wire.Family(family).String(), Table: d.Table, Why: d.Why, By: append([]string{}, c.by[family]...), Pinned: d.Pinned, Warn: c.warning[family].text, Cure: c.warning[family].cure}
+		of := c.of[family]
+		d := of.decision
+		one := uplinks.Choice{Family: wire.Family(family).String(), Table: d.Table, Why: d.Why, By: append([]string{}, of.by...), Pinned: d.Pinned, Warn: of.warning.text, Cure: of.warning.cure}
 		if s := c.sessionOf(family, d.Table); s != nil {
 			one.Ifname = s.lease.uplink.Key.Ifname
 		}
@@ -342,13 +343,13 @@ func (c *chooser) explainUnused(now time.Duration, family int, rows []uplinks.Up
 	byTable := func(table uint32) int {
 		return slices.IndexFunc(all, func(o choice.Candidate) bool { return o.Table == table })
 	}
-	used := byTable(c.current[family])
+	used := byTable(c.of[family].table)
 	if used < 0 {
 		return
 	}
 	for i := range rows {
 		if at := byTable(rows[i].Table); at >= 0 && at != used && rows[i].Family == wire.Family(family).String() {
-			rows[i].Unused = choice.Unused(now, all[at], all[used], c.decision[family].Pinned)
+			rows[i].Unused = choice.Unused(now, all[at], all[used], c.of[family].decision.Pinned)
 		}
 	}
 }
@@ -359,7 +360,7 @@ func (c *chooser) reportOn(now time.Duration, p *probed) uplinks.Uplink {
 	u := uplinks.Uplink{
 		Ifname: key.Ifname, Family: key.Family.String(), Address: key.Address, Table: s.lease.table, Rank: p.traits.Rank, Metered: p.traits.Metered,
 		State: h.State.String(), Reason: h.Reason, Since: int64((now - h.Since) / time.Second), RTT: millis(h.RTT), Loss: h.Loss(),
-		Bytes: p.bytes, Used: c.current[s.family()] == s.lease.table, Nameservers: []string{},
+		Bytes: p.bytes, Used: c.of[s.family()].table == s.lease.table, Nameservers: []string{},
 	}
 	if h.State == choice.Dead || h.State == choice.NoCarrier {
 		u.Loss = 100
