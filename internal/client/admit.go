@@ -206,6 +206,11 @@ func (h *host) admit() {
 	now := wire.Now()
 	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
 	maps.DeleteFunc(h.deprecated, func(key wire.Key, _ bool) bool { return h.refused[key] == 0 })
+	for _, s := range h.all() {
+		if h.config.LeavesToVRF(links[s.inst.Index]) {
+			h.feed(s, event{kind: end, why: "its link is in a VRF, which has its routes"})
+		}
+	}
 	before := len(h.sessions)
 	h.shortage.begin()
 	h.meetOthers(h.admitEach(links, addresses))

@@ -11,6 +11,7 @@ import (
 type Link struct {
 	route.Link
 	Ports   []route.Link // of a bridge
+	VRF     bool         // it is in a VRF: the kernel's rule leads to the VRF's table, and only what is bound to the VRF has its addresses
 	Default bool         // main has a default route over it, or a half of one
 }
 
@@ -22,9 +23,16 @@ func Links(links map[int]route.Link, defaults map[int]bool) map[int]Link {
 		all[index] = Link{Link: l, Default: defaults[index]}
 	}
 	for _, l := range links {
-		if master, ok := all[l.Master]; ok && l.Master != 0 {
-			master.Ports = append(master.Ports, l)
-			all[l.Master] = master
+		master, ok := all[l.Master]
+		if !ok || l.Master == 0 {
+			continue
+		}
+		master.Ports = append(master.Ports, l)
+		all[l.Master] = master
+		if master.Kind == "vrf" {
+			port := all[l.Index]
+			port.VRF = true
+			all[l.Index] = port
 		}
 	}
 	return all
@@ -49,11 +57,14 @@ var internalName = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^(lo|docker[0-9]+|br-[0-9a-f]{12}|docker_gwbridge|veth.*|virbr[0-9].*|vnet[0-9].*|lxc.*|lxdbr[0-9].*|cni.*|cali.*|flannel.*|podman[0-9].*|kube-ipvs[0-9]+|nodelocaldns|tailscale[0-9]+|ifb[0-9]+|dummy[0-9]+|tav[0-9]+)$`)
 })
 
-// internal reports whether a link leads to this host itself, to its containers and virtual machines, or into a
-// tunnel: addresses there are services or far ends, and no uplinks unless main has a default route over the link.
+// internal reports whether a link leads to this host itself, to its containers and virtual machines, into a tunnel or
+// is part of a VRF: addresses there are services or far ends, and no uplinks unless main has a default route over the link.
 func (l Link) internal() bool {
+	if l.VRF {
+		return true
+	}
 	switch l.Kind {
-	case "dummy", "ifb", "nlmon", "netdevsim", "vcan",
+	case "vrf", "dummy", "ifb", "nlmon", "netdevsim", "vcan",
 		"tun", "wireguard", "ipip", "sit", "gre", "gretap", "ip6tnl", "ip6gre", "ip6gretap", "erspan", "ip6erspan",
 		"vti", "vti6", "xfrm", "vxlan", "geneve", "bareudp", "amt":
 		return true

@@ -129,6 +129,9 @@ func (c Selection) Wants(l Link) bool {
 	return l.Up && (c.Names(l.Name) || l.Default || !l.internal())
 }
 
+// LeavesToVRF reports whether addresses of a link, which may have leases, are the business of a VRF that the link is in.
+func (c Selection) LeavesToVRF(l Link) bool { return l.VRF && !l.Default && !c.Names(l.Name) }
+
 // Serves reports whether addresses of a link get leases.
 func (c Selection) Serves(l Link) bool {
 	return !c.Excludes(l.Name) && c.Wants(l) && slices.ContainsFunc(c.Profiles, func(p Profile) bool { return matches(p.Ifname, l.Name) })

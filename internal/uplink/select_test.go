@@ -42,6 +42,26 @@ func TestSelects(t *testing.T) {
 	}
 }
 
+// TestLinksInVRF: a link in a VRF, and no port of a bridge, is left to that, unless main has a default route over it.
+func TestLinksInVRF(t *testing.T) {
+	links := Links(map[int]route.Link{
+		1: {Index: 1, Name: "red", Kind: "vrf", Up: true},
+		2: {Index: 2, Name: "eth1", Master: 1, Up: true},
+		3: {Index: 3, Name: "eth2", Master: 1, Up: true},
+		4: {Index: 4, Name: "br0", Kind: "bridge", Up: true},
+		5: {Index: 5, Name: "eth3", Master: 4, Up: true},
+	}, map[int]bool{3: true})
+	all := Selection{Profiles: []Profile{{Ifname: "*"}}}
+	for index, want := range map[int]bool{1: false, 2: true, 3: false, 4: false, 5: false} {
+		if got := all.LeavesToVRF(links[index]); got != want {
+			t.Errorf("%s is left to a VRF: %v, want %v", links[index].Name, got, want)
+		}
+	}
+	if all.Wants(links[2]) || !all.Wants(links[3]) {
+		t.Errorf("wants %s: %v, %s: %v", links[2].Name, all.Wants(links[2]), links[3].Name, all.Wants(links[3]))
+	}
+}
+
 func TestWants(t *testing.T) {
 	port := func(kind string) []route.Link { return []route.Link{{Name: "port", Kind: kind}} }
 	all := Selection{Profiles: []Profile{{Ifname: "vpn?"}, {Ifname: "*"}}}
@@ -63,6 +83,10 @@ func TestWants(t *testing.T) {
 		{"services", Link{Link: route.Link{Name: "kube-ipvs0", Up: true, Kind: "dummy"}}, false},
 		{"a cable to a container", Link{Link: route.Link{Name: "veth12ab", Up: true, Kind: "veth"}}, false},
 		{"a cable", Link{Link: route.Link{Name: "wan0", Up: true, Kind: "veth"}}, true},
+		{"a port of a VRF", Link{Link: route.Link{Name: "eth1", Up: true}, VRF: true}, false},
+		{"a port of a VRF with a default route in main", Link{Link: route.Link{Name: "eth1", Up: true}, VRF: true, Default: true}, true},
+		{"a port of a VRF that the configuration names", Link{Link: route.Link{Name: "vpn1", Up: true}, VRF: true}, true},
+		{"a VRF", Link{Link: route.Link{Name: "red", Up: true, Kind: "vrf"}}, false},
 		{"a tunnel", Link{Link: route.Link{Name: "wg0", Up: true, Kind: "wireguard"}}, false},
 		{"a tunnel with a default route", Link{Link: route.Link{Name: "wg0", Up: true, Kind: "wireguard"}, Default: true}, true},
 		{"a tunnel that the configuration names", Link{Link: route.Link{Name: "vpn0", Up: true, Kind: "tun"}}, true},
