@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/install"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -42,7 +43,7 @@ func (h *host) collect() error {
 		return err
 	}
 	served := servedBy(names)
-	errs := []error{h.dropStale(names), h.env.CollectEndpoints(served), h.env.ReturnOrphans(served)}
+	errs := []error{h.dropStale(names), h.env.CollectEndpoints(servedNow(served)), h.env.ReturnOrphans(servedNow(served))}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		errs = append(errs, h.collectFamily(family, served))
 	}
@@ -69,6 +70,17 @@ func servedBy(names []string) map[netip.Addr]bool {
 		}
 	}
 	return served
+}
+
+// servedNow reads the names of holders again before it says that an address has none. served are those that had one before.
+func servedNow(served map[netip.Addr]bool) install.Served {
+	return func(addr netip.Addr) (bool, error) {
+		if served[addr] {
+			return true, nil
+		}
+		names, err := peer.HolderNames()
+		return servedBy(names)[addr], err
+	}
 }
 
 // collectFamily is collect for one family. served are the addresses that have a holder.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -111,13 +112,23 @@ func (h *host) dropSettings(s *session) {
 	}
 }
 
-// dropStale deletes what is remembered of addresses that were deleted while no watch ran.
+// dropStale deletes what is remembered of addresses that were deleted while no watch ran. held are names of holders; a holder
+// that has come since may have written a file, and is there now.
 func (h *host) dropStale(held []string) error {
 	names, err := staleNames(h.memory, held, time.Now())
-	for _, name := range names {
-		err = errors.Join(err, h.memory.Remove(name))
+	if err != nil || len(names) == 0 {
+		return err
 	}
-	return err
+	if held, err = peer.HolderNames(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		if !slices.Contains(held, name) {
+			errs = append(errs, h.memory.Remove(name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeServers removes the resolver lines of an address that was deleted while no watch ran.

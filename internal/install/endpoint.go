@@ -129,7 +129,7 @@ func (e *Env) removeEndpoint(u uplink.Uplink) error {
 }
 
 // CollectEndpoints deletes the endpoints of ours of addresses that nobody serves.
-func (e *Env) CollectEndpoints(served map[netip.Addr]bool) error {
+func (e *Env) CollectEndpoints(served Served) error {
 	dir, err := remember.Own(endpointNotes)
 	if err != nil {
 		return err
@@ -137,9 +137,15 @@ func (e *Env) CollectEndpoints(served map[netip.Addr]bool) error {
 	files, err := dir.Files()
 	errs := []error{err}
 	for _, file := range files {
-		if addr, err := netip.ParseAddr(file.Name()); err == nil && !served[addr] {
-			errs = append(errs, e.deleteEndpoint(file.Name(), 0))
+		addr, err := netip.ParseAddr(file.Name())
+		if err != nil {
+			continue
 		}
+		isServed, err := served(addr)
+		if err == nil && !isServed {
+			err = e.deleteEndpoint(file.Name(), 0)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -94,9 +94,13 @@ func (p *placer) emptied(u uplink.Uplink, m uplink.Main, table uint32) (bool, er
 	return err == nil && !slices.ContainsFunc(have, func(r route.Route) bool { return ours(r) && r.Index == m.Index }), err
 }
 
+// Served reports whether a client serves an address now. A client has its name before it writes anything down, so whoever
+// finds what was written down asks afterwards.
+type Served func(netip.Addr) (bool, error)
+
 // ReturnOrphans gives main back what clients that were killed had moved into tables, of addresses that no client serves.
 // Their rules may be gone, and with an IPv6 address its routes have lost their sources: only the files tell of them.
-func (e *Env) ReturnOrphans(served map[netip.Addr]bool) error {
+func (e *Env) ReturnOrphans(served Served) error {
 	all, err := remember.Own("moved")
 	if err != nil {
 		return err
@@ -113,7 +117,7 @@ func (e *Env) ReturnOrphans(served map[netip.Addr]bool) error {
 }
 
 // returnOrphansOf is ReturnOrphans for one link. What was moved of a link that is gone would be gone, too.
-func (e *Env) returnOrphansOf(family, index int, served map[netip.Addr]bool) error {
+func (e *Env) returnOrphansOf(family, index int, served Served) error {
 	m, err := movedOn(family, index)
 	if err != nil {
 		return err
@@ -125,12 +129,13 @@ func (e *Env) returnOrphansOf(family, index int, served map[netip.Addr]bool) err
 	var errs []error
 	for _, file := range files {
 		addr, err := netip.ParseAddr(file.Name())
-		if err != nil || served[addr] {
+		if err != nil {
 			continue
 		}
 		have, known, err := m.readName(file.Name())
 		link, found, linkErr := e.Kernel.LinkByIndex(index)
-		if err = errors.Join(err, linkErr); err != nil || !known {
+		isServed, servedErr := served(addr)
+		if err = errors.Join(err, linkErr, servedErr); err != nil || !known || isServed {
 			errs = append(errs, err)
 			continue
 		}
