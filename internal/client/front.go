@@ -76,8 +76,8 @@ func (l *loop) noteFronts(n news) {
 			continue
 		}
 		l.front.changed[family] = true
-		if l.tellAt == 0 {
-			l.tellAt = wire.Now() + tellIn
+		if l.exitsAt == 0 {
+			l.exitsAt = wire.Now() + tellIn
 		}
 	}
 }

@@ -52,9 +52,10 @@ type loop struct {
 	late     []func()     // what was handed in to be called at the end, under lateLock
 	lateLock sync.Mutex
 	events   *events.Writer
-	away     bool          // the server does not answer, which was told
+	away     bool // the server does not answer, which was told
+	scarce   scarcity
 	lastTurn time.Duration // of an address that waits for a table, when the server has none left
-	tellAt   time.Duration // when it is looked at where packets leave; 0: nothing is doubtful
+	exitsAt  time.Duration // when it is looked at where packets leave; 0: nothing is doubtful
 	front    front
 	prefixAt time.Duration // when delegated prefixes are compared with other uplinks; 0: nothing has changed
 	prefixes bool          // there were some at the last comparison
@@ -223,7 +224,7 @@ func (l *loop) all() []*session { return append([]*session(nil), l.sessions...) 
 
 // wait is how long nothing is due, and 1 ms at least: a machine whose deadline has passed must not keep the loop busy.
 func (l *loop) wait(now time.Duration) time.Duration {
-	next := earliest(now+time.Hour, l.rests.at, l.env.RetryAt, l.tellAt, l.prefixAt, l.scope.next())
+	next := earliest(now+time.Hour, l.rests.at, l.env.RetryAt, l.exitsAt, l.scarce.at, l.prefixAt, l.scope.next())
 	for _, s := range l.sessions {
 		next = earliest(next, s.lease.deadline(), s.retryAt, s.inst.RefreshAt)
 	}
@@ -244,7 +245,10 @@ func (l *loop) fire(now time.Duration) {
 	if at := l.env.RetryAt; at != 0 && now >= at {
 		l.env.Retry()
 	}
-	if l.tellAt != 0 && now >= l.tellAt {
+	if l.scarce.at != 0 && now >= l.scarce.at {
+		l.tellScarce()
+	}
+	if l.exitsAt != 0 && now >= l.exitsAt {
 		l.tellExits()
 	}
 	if l.prefixAt != 0 && now >= l.prefixAt {
@@ -335,14 +339,13 @@ func (l *loop) tellRefusal(s *session, r wire.Reply) {
 	if r.Table != 0 || r.Error == "" {
 		return
 	}
-	level := slog.LevelWarn
-	if s.again || s.refusal == r.Error { // it was logged before
-		level = slog.LevelDebug
+	scarce := r.Code == wire.Exhausted && s.lease.watched
+	if s.again || s.refusal == r.Error || scarce && (s.refusal != "" || l.scarce.counts(s)) { // it was logged before, or is with others
+		s.log.Debug("gets no table", "code", string(r.Code), "err", r.Error)
 	} else {
-		s.refusal = r.Error
-		l.tell(s, events.Refused, "gets no table: "+r.Error)
+		l.tellAt(slog.LevelWarn, s, events.Refused, "gets no table: "+r.Error, "code", string(r.Code))
 	}
-	s.log.Log(context.Background(), level, "refused by the server", "code", string(r.Code), "err", r.Error)
+	s.refusal = r.Error
 }
 
 func (l *loop) do(s *session, a action) {

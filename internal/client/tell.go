@@ -1,7 +1,9 @@
 package client
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -17,8 +19,13 @@ const tellIn = 100 * time.Millisecond
 
 // tell notes what happened to an address, in the log and for history.
 func (l *loop) tell(s *session, what events.What, text string) {
+	l.tellAt(slog.LevelInfo, s, what, text, "table", s.lease.table)
+}
+
+// tellAt is tell with a level and other attributes.
+func (l *loop) tellAt(level slog.Level, s *session, what events.What, text string, attrs ...any) {
 	key := s.lease.uplink.Key
-	s.log.Info(key.Ifname+" "+key.Address+": "+text, "table", s.lease.table)
+	s.log.Log(context.Background(), level, key.Ifname+" "+key.Address+": "+text, attrs...)
 	l.events.Append(events.Event{What: what, Ifname: key.Ifname, Address: key.Address, Family: key.Family.String(), Table: s.lease.table, Text: text})
 }
 
@@ -99,14 +106,14 @@ func (l *loop) tellSoon(s *session) {
 		return // it is told when the lease stands
 	}
 	s.doubtful = true
-	if l.tellAt == 0 {
-		l.tellAt = wire.Now() + tellIn
+	if l.exitsAt == 0 {
+		l.exitsAt = wire.Now() + tellIn
 	}
 }
 
 // tellExits notes which addresses leave by another link than before.
 func (l *loop) tellExits() {
-	l.tellAt = 0
+	l.exitsAt = 0
 	l.tellFronts()
 	for _, s := range l.sessions {
 		if !s.doubtful {

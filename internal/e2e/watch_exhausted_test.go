@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -103,4 +104,57 @@ func TestWatchPreferredAgain(t *testing.T) {
 	h.ns.IP(t, "address change 2001:db8:77::3/64 dev wan0 nodad preferred_lft forever")
 	h.served("2001:db8:77::3")
 	h.waitNotServed("2001:db8:77::2")
+}
+
+// TestWatchFairShare: links share the tables, whatever number of addresses each has, and the log does not name each address.
+func TestWatchFairShare(t *testing.T) {
+	h := newHost(t)
+	u := h.behind(routed(0), routed(1))
+	h.serve(`"num_tables":6`)
+	p := h.watch()
+	const crowd = 40
+	addresses := func(n, from, to int) (all []string) {
+		for i := from; i < to; i++ {
+			all = append(all, fmt.Sprintf("10.%d.0.%d", n+1, i))
+			h.ns.IP(t, fmt.Sprintf("address add %s/24 dev wan%d", all[len(all)-1], n))
+		}
+		return all
+	}
+	u.address(0)
+	first := addresses(0, 10, 10+crowd)
+	served := func(addrs []string) (which []string) {
+		rules := strings.Join(h.rules(), "\n")
+		for _, addr := range addrs {
+			if strings.Contains(rules, "from "+addr+" lookup") {
+				which = append(which, addr)
+			}
+		}
+		return which
+	}
+	wait := func(addrs []string, want int) {
+		t.Helper()
+		eventually(t, "the share of a link", func() error {
+			if got := served(addrs); len(got) != want {
+				return fmt.Errorf("%d have a table, want %d: %v", len(got), want, got)
+			}
+			return nil
+		})
+	}
+	inet, _ := at(0)
+	first = append(first, inet)
+	wait(first, 6)
+	p.waitLog("addresses get no table: ")
+	u.address(1)
+	inet, _ = at(1)
+	second := append(addresses(1, 10, 14), inet)
+	wait(second, 3)
+	wait(first, 3)
+	for _, addr := range served(second) {
+		eventually(t, "packets from "+addr+" leave by wan1", func() error { return u.arrives(packet{source: addr}, u.publicly(1, addr)) })
+	}
+	h.served("10.1.0.2") // what main prefers
+	lines := strings.Count(p.log.String(), " level=WARN ")
+	if lines > 20 { // three for each link and family, and each doubling of the rest
+		t.Errorf("%d warnings of %d addresses:\n%s", lines, crowd, p.log.String())
+	}
 }
