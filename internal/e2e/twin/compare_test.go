@@ -154,7 +154,7 @@ func (w *world) compare(t *twins) (result, error) {
 		}
 	}
 	for _, r := range c.plain.rules {
-		if r.priority > 0 && r.priority < 9000 {
+		if r.priority > 0 && r.priority < 9000 && r.table != 0 { // that of VRFs has none
 			c.early[r.table] = true
 		}
 	}
