@@ -124,13 +124,10 @@ func (c Selection) Excludes(ifname string) bool {
 }
 
 // Wants reports whether addresses of a link are worth a first lease. The configuration may name the link. Else the
-// link has to be one that can lead to other networks, and in any case it is up.
+// link has to be one that can lead to other networks, and in any case it is up and not left to a VRF.
 func (c Selection) Wants(l Link) bool {
-	return l.Up && (c.Names(l.Name) || l.Default || !l.internal())
+	return l.Up && !l.InVRF() && (c.Names(l.Name) || l.Default || !l.internal())
 }
-
-// LeavesToVRF reports whether addresses of a link, which may have leases, are the business of a VRF that the link is in.
-func (c Selection) LeavesToVRF(l Link) bool { return l.VRF && !l.Default && !c.Names(l.Name) }
 
 // Serves reports whether addresses of a link get leases.
 func (c Selection) Serves(l Link) bool {

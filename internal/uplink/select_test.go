@@ -53,7 +53,7 @@ func TestLinksInVRF(t *testing.T) {
 	}, map[int]bool{3: true})
 	all := Selection{Profiles: []Profile{{Ifname: "*"}}}
 	for index, want := range map[int]bool{1: false, 2: true, 3: false, 4: false, 5: false} {
-		if got := all.LeavesToVRF(links[index]); got != want {
+		if got := links[index].InVRF(); got != want {
 			t.Errorf("%s is left to a VRF: %v, want %v", links[index].Name, got, want)
 		}
 	}
@@ -85,7 +85,7 @@ func TestWants(t *testing.T) {
 		{"a cable", Link{Link: route.Link{Name: "wan0", Up: true, Kind: "veth"}}, true},
 		{"a port of a VRF", Link{Link: route.Link{Name: "eth1", Up: true}, VRF: true}, false},
 		{"a port of a VRF with a default route in main", Link{Link: route.Link{Name: "eth1", Up: true}, VRF: true, Default: true}, true},
-		{"a port of a VRF that the configuration names", Link{Link: route.Link{Name: "vpn1", Up: true}, VRF: true}, true},
+		{"a port of a VRF that the configuration names", Link{Link: route.Link{Name: "vpn1", Up: true}, VRF: true}, false},
 		{"a VRF", Link{Link: route.Link{Name: "red", Up: true, Kind: "vrf"}}, false},
 		{"a tunnel", Link{Link: route.Link{Name: "wg0", Up: true, Kind: "wireguard"}}, false},
 		{"a tunnel with a default route", Link{Link: route.Link{Name: "wg0", Up: true, Kind: "wireguard"}, Default: true}, true},
