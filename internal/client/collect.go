@@ -180,14 +180,19 @@ type inUse struct {
 func (h *host) use(family int, served map[netip.Addr]bool, rules []route.Rule, routes []route.Route) inUse {
 	in := inUse{served: served, tables: make(map[uint32]bool), waiting: make(map[netip.Addr]bool)}
 	sourced := make(map[netip.Addr]bool) // addresses with a rule to a table
+	led := make(map[uint32]bool)         // tables that such a rule leads to
 	for _, r := range rules {
 		if uplink.IsHost(r) && !uplink.LeavesTable(r) {
-			sourced[r.Src.Addr()] = true
+			sourced[r.Src.Addr()], led[r.Table] = true, true
 			in.tables[r.Table] = in.tables[r.Table] || served[r.Src.Addr()]
 		}
 	}
 	for _, r := range routes {
-		in.tables[r.Table] = in.tables[r.Table] || served[r.Src]
+		// A client fills a table before its rule is there. A route over a link that is no uplink has the source of that
+		// link, which may be one by now, and says nothing of whose table it is in.
+		if !led[r.Table] {
+			in.tables[r.Table] = in.tables[r.Table] || served[r.Src]
+		}
 	}
 	h.addSessions(&in, family, sourced)
 	in.orphan = uplink.Orphans(slices.DeleteFunc(slices.Clone(rules), func(r route.Rule) bool { return !in.tables[r.Table] }))

@@ -104,7 +104,7 @@ func TestDigest(t *testing.T) {
 
 // TestStale: a rule goes when no client uses it any more.
 func TestStale(t *testing.T) {
-	const mine, dead = 10000, 10001
+	const mine, dead, filled = 10000, 10001, 10002
 	from := func(text string, table uint32) route.Rule {
 		return route.Rule{Priority: 10000, Src: netip.MustParsePrefix(text), Table: table, Protocol: route.Protocol}
 	}
@@ -120,7 +120,14 @@ func TestStale(t *testing.T) {
 	s := &session{lease: newMachine(cable(), false, true), addr: netip.MustParseAddr("10.77.0.4")}
 	h := &host{loop: &loop{sessions: []*session{s}}}
 	served := map[netip.Addr]bool{netip.MustParseAddr("10.77.0.2"): true, s.addr: true}
-	in := h.use(unix.AF_INET, served, rules, nil)
+	inTable := func(table uint32, src string) route.Route {
+		return route.Route{Family: unix.AF_INET, Table: table, Protocol: route.Protocol, Src: netip.MustParseAddr(src)}
+	}
+	routes := []route.Route{
+		inTable(dead, "10.77.0.3"), inTable(dead, "10.77.0.2"), // over a link that was no uplink when that table was filled
+		inTable(filled, "10.77.0.2"), // and its rules will follow
+	}
+	in := h.use(unix.AF_INET, served, rules, routes)
 	for _, tt := range []struct {
 		name string
 		rule route.Rule
@@ -130,6 +137,7 @@ func TestStale(t *testing.T) {
 		{"of an address that has none", rules[1], true},
 		{"unbound, of a table in use", unbound(mine), false},
 		{"unbound, of no table in use", unbound(dead), true},
+		{"unbound, of a table that a holder fills", unbound(filled), false},
 		{"a block of an address that has a holder", block("10.77.0.2/32"), false},
 		{"a block of an address that has none", block("10.77.0.3/32"), true},
 		{"a block of an address that waits for a lease", block("10.77.0.4/32"), true},
