@@ -32,7 +32,7 @@ func Ties(main []route.Route, index int) []Tie {
 		}
 		links := r.Links()
 		o := prefixes[r.Dst]
-		o.own = o.own || slices.Contains(links, index)
+		o.own = o.own || slices.Contains(r.Alive().Links(), index) // a dead next hop is in no table
 		o.other = o.other || len(links) == 0 || slices.ContainsFunc(links, func(i int) bool { return i != index })
 		prefixes[r.Dst] = o
 	}

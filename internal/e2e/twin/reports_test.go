@@ -383,9 +383,11 @@ var reports = []reported{
 		uplink wan1
 		address add 172.21.0.207/20 dev wan1
 		route add default metric 101 nexthop via 203.0.113.12 dev wan0 nexthop via 172.21.0.110 dev wan1
+		route add 10.8.0.0/16 metric 101 nexthop via 203.0.113.12 dev wan0 nexthop via 172.21.0.110 dev wan1
 		route add 10.9.0.0/16 via 172.21.0.9 dev wan1`, []string{
 		`address del 203.0.113.17/27 dev wan0
-		route add local 192.0.2.109 dev wan0 proto bird table 255`,
+		route add local 192.0.2.109 dev wan0 proto bird table 255
+		route add default via 203.0.113.12 dev wan0 metric 300 onlink`,
 		`address add 203.0.113.18/27 dev wan0`,
 		`address del 203.0.113.18/27 dev wan0`,
 	}},
