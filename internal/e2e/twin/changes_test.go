@@ -162,6 +162,8 @@ func inverseOf(command string) string {
 		return join(append([]string{"ip", "address", "del"}, words[3:dev+2]...)...)
 	case words[1] == "nexthop":
 		return join("ip", "nexthop", "del", "id", words[4])
+	case words[1] == "link" && words[2] == "add" && words[3] == "link": // ip link add link LOWER name NAME
+		return join("ip", "link", "del", words[6])
 	case words[1] == "link" && words[2] == "add":
 		return join("ip", "link", "del", words[3])
 	case words[1] == "tuntap":
