@@ -138,8 +138,8 @@ func (p *placer) hearOne(e route.Event) bool {
 	case e.Protocol != route.Protocol:
 		p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
 		p.last = slices.DeleteFunc(p.last, func(r route.Route) bool { return e.Replaced && samePlace(r, *e.Route) })
-		if !slices.ContainsFunc(p.others, e.Route.Equal) {
-			p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return samePlace(r, *e.Route) && !r.Equal(*e.Route) && !p.isFresh(r) })
+		if !slices.ContainsFunc(slices.Concat(p.others, p.taken), e.Route.Equal) { // what was taken and is added again replaces nothing
+			p.keepTaken(func(r route.Route) bool { return !samePlace(r, *e.Route) || r.Equal(*e.Route) || p.isFresh(r) })
 		}
 	}
 	return len(p.taken) != had
@@ -230,13 +230,21 @@ func (p *placer) wentUnheard(u uplink.Uplink, m uplink.Main) (bool, error) {
 
 // standing drops what was taken and has been replaced in main since. had is how much was taken before.
 func (p *placer) standing(u uplink.Uplink, m uplink.Main, had int) error {
-	p.taken = p.stands(m)
+	stands := p.stands(m)
+	p.keepTaken(func(r route.Route) bool { return slices.ContainsFunc(stands, r.Equal) })
 	judged := p.judging == nil || p.unbroken || len(p.taken) == 0
 	p.judging = nil
 	if len(p.taken) == had && judged {
 		return nil
 	}
 	return p.writeTaken(u, m.Index)
+}
+
+// keepTaken drops what was taken but for some routes. What is dropped has been replaced: if it comes again, it is a newer route
+// and has not stood beside the others.
+func (p *placer) keepTaken(keep func(route.Route) bool) {
+	p.env.order.forget(slices.DeleteFunc(slices.Clone(p.taken), keep))
+	p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !keep(r) })
 }
 
 // stands returns what main would have still of what was taken. What others took replaces nothing when they give it back.

@@ -202,3 +202,41 @@ func TestMovedDownUnheard(t *testing.T) {
 		})
 	}
 }
+
+// TestMovedReplacedInTurns: what replaced a moved route is replaced by that one in turn, after its client was killed.
+func TestMovedReplacedInTurns(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 metric 5")
+	i := m.placed()
+	m.IP(t, "route add default via 192.0.2.2 metric 5") // in the place of the first, which is moved
+	m.Do(func() { i.Follow(movedTable, false) })
+	m.IP(t, "route replace default via 192.0.2.1 metric 5")
+	next := m.placed()
+	if got := m.defaults("10000"); len(got) != 1 || !strings.Contains(got[0], "via 192.0.2.1 ") {
+		t.Errorf("the table has %q", got)
+	}
+	m.clear(next)
+	if got := m.defaults("main"); len(got) != 1 || !strings.Contains(got[0], "via 192.0.2.1 ") {
+		t.Errorf("main has %q", got)
+	}
+}
+
+// TestMovedAppendedAgain: one of two routes in one place that were moved is added to main once more. It stood beside the other
+// one, and replaces nothing.
+func TestMovedAppendedAgain(t *testing.T) {
+	m := newMover(t, "add default via 192.0.2.1 metric 5", "append default via 192.0.2.2 metric 5")
+	before := m.main()
+	i := m.placed()
+	i.routes.fresh = nil // the events of that were heard
+	again := i.routes.taken[1]
+	m.Do(func() { i.Follow(movedTable, false) })
+	m.IP(t, "route append default via 192.0.2.2 metric 5")
+	m.Do(func() {
+		i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &again, Port: 4711}), nil, nil)
+		i.Follow(movedTable, false)
+	})
+	if got := m.defaults("10000"); len(got) != 2 {
+		t.Errorf("the table has %q", got)
+	}
+	m.clear(i)
+	m.wantMain("at the end", before)
+}
