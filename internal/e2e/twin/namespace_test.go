@@ -135,7 +135,8 @@ func (n *namespace) batch(family, lines string) (failed map[int]string, err erro
 		return nil, fmt.Errorf("run ip: %w", err)
 	}
 	if exit != nil && strings.Count(lines, "\n") == 1 {
-		return map[int]string{0: stderr.String()}, nil
+		why, _, _ := strings.Cut(stderr.String(), "\nCommand failed ") // as below, or it was not understood
+		return map[int]string{0: why}, nil
 	}
 	if exit != nil && exit.ExitCode() != 1 {
 		return nil, fmt.Errorf("ip left out what followed on a command that it did not understand (see endsBatch):\n%s%s", lines, &stderr)
