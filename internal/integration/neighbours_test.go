@@ -22,6 +22,8 @@ type neighbour struct {
 	packages []string          // of the machine; those of managers by default
 	suites   []string          // both by default
 	hooks    bool              // the hooks serve the addresses, and no watch runs
+	provide  string            // a script of each provider, first
+	brief    bool              // default routes of router advertisements live for a few seconds
 	files    map[string]string // by path. One with {N} is written for each uplink, and so is its text
 	start    string            // brings up both uplinks
 	then     []string          // scripts after which they still work
@@ -44,7 +46,14 @@ func (n neighbour) test(t *testing.T, suite string) {
 	}
 	m := boot(t, debian(suite, packages))
 	i := m.behind(2)
-	i.dhcp()
+	for _, p := range i.Providers {
+		p.Run(t, "sh", "-ec", n.provide)
+	}
+	life := 60
+	if n.brief {
+		life = 12
+	}
+	i.dhcpFor(life)
 	m.install(files[0])
 	for path, text := range n.files {
 		for _, number := range []string{"1", "2"} {
@@ -72,7 +81,7 @@ func (n neighbour) test(t *testing.T, suite string) {
 // TestNeighbours: packets of both uplinks, and of both families, pass beside each program.
 func TestNeighbours(t *testing.T) {
 	t.Parallel()
-	for _, n := range neighbours {
+	for _, n := range slices.Concat(neighbours, odd) {
 		if n.suites == nil {
 			n.suites = suites
 		}
@@ -103,15 +112,18 @@ func (i *internet) daemon(n int, argv ...string) {
 	})
 }
 
-// dhcp makes the providers serve DHCP, with renewals each few seconds, and router advertisements.
-func (i *internet) dhcp() {
+// dhcp makes the providers serve DHCP, with renewals each few seconds, and router advertisements, whose default route lives for a minute.
+func (i *internet) dhcp() { i.dhcpFor(60) }
+
+// dhcpFor is dhcp with default routes that live for so many seconds. Advertisements come each four.
+func (i *internet) dhcpFor(life int) {
 	i.m.t.Helper()
 	for n := 1; n <= len(i.Providers); n++ {
 		i.daemon(n, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--interface=lan", "--bind-interfaces",
 			"--user=root", "--pid-file="+filepath.Join(i.m.t.TempDir(), "pid"), "--dhcp-leasefile="+filepath.Join(i.m.t.TempDir(), "leases"),
 			fmt.Sprintf("--address=/who.test/198.18.0.%d", n),
 			fmt.Sprintf("--dhcp-range=10.%d.0.50,10.%[1]d.0.60,2m", n), "--dhcp-authoritative", "--no-ping", "--dhcp-option=option:T1,5", "--dhcp-option=option:T2,60",
-			"--enable-ra", fmt.Sprintf("--dhcp-range=fd0%d::,ra-only,64,300", n), "--ra-param=lan,4,60", "--log-facility=-")
+			"--enable-ra", fmt.Sprintf("--dhcp-range=fd0%d::,ra-only,64,300", n), fmt.Sprint("--ra-param=lan,4,", life), "--log-facility=-")
 	}
 	for _, p := range i.Providers { // some clients ask only for so long
 		for deadline := time.Now().Add(patience); !strings.Contains(p.Run(i.m.t, "ss", "-ln", "--udp"), ":67 "); time.Sleep(50 * time.Millisecond) {
