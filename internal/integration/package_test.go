@@ -38,7 +38,11 @@ var own = slices.IndexFunc(arches, func(a arch) bool { return a.golang == runtim
 
 func TestMain(m *testing.M) {
 	if !nettest.InSandbox() && os.Geteuid() == 0 {
-		if err := nettest.MakeDebian("", roots()...); err != nil {
+		err := nettest.MakeDebian("", roots()...)
+		if err == nil {
+			err = buildTailscale()
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

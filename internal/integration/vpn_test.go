@@ -90,8 +90,8 @@ func (i *internet) waitVPN(begin4, begin6 string) {
 	i.waitUplinks()
 	i.m.wait("status finds no fault", `table-allocator-client status`)
 	for n := 1; n <= 2; n++ {
-		for _, addr := range []string{fmt.Sprintf("10.%d.0.2", n), fmt.Sprintf("[fd0%d::2]", n)} {
-			i.Run(i.m.t, "curl", "--silent", "--show-error", "--globoff", "--max-time", "20", "http://"+addr+"/")
+		for far, addr := range map[string]string{nettest.Far4: fmt.Sprintf("10.%d.0.2", n), nettest.Far6: fmt.Sprintf("[fd0%d::2]", n)} {
+			i.Run(i.m.t, "curl", "--silent", "--show-error", "--globoff", "--max-time", "20", "--interface", far, "http://"+addr+"/")
 		}
 	}
 }
