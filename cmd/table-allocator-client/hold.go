@@ -227,34 +227,42 @@ func (h *holdFlags) guess() error {
 	return nil
 }
 
-// network returns the address with its prefix length: that of -n, or that of the address on the link.
+// network returns the address with its prefix length: that of -n, or that of the address on the link. The network of a
+// point-to-point link is its peer; with -n as the link has it, too.
 func (h *holdFlags) network(addr netip.Addr) (netip.Prefix, error) {
+	said := netip.PrefixFrom(addr, addr.BitLen())
 	if h.netmask != "" {
 		length, err := parseNetmask(h.netmask, addr)
 		if err != nil {
 			return netip.Prefix{}, fmt.Errorf("-n %s: %w", h.netmask, err)
 		}
-		return netip.PrefixFrom(addr, length), nil
+		said = netip.PrefixFrom(addr, length)
 	}
-	alone := netip.PrefixFrom(addr, addr.BitLen())
 	if h.release || h.from != nil {
-		return alone, nil // a release installs no rule, and the holder before hands over its network
+		return said, nil // a release installs no rule, and the holder before hands over its network
 	}
+	a, found, err := onLink(h.config.Uplink.Key.Ifname, addr)
+	switch {
+	case h.netmask != "" && (err != nil || !found || a.Bits != said.Bits()):
+		return said, nil
+	case err != nil:
+		return said, err
+	case found:
+		return a.Network(), nil
+	case addr.Is4():
+		return said, fmt.Errorf("-n MASK is needed, since %s is not on %s yet", addr, h.config.Uplink.Key.Ifname)
+	}
+	return said, nil // as DHCPv6 leases it
+}
+
+// onLink returns the address as the link has it, and whether it is there.
+func onLink(ifname string, addr netip.Addr) (route.Address, bool, error) {
 	kernel, err := route.Dial()
 	if err != nil {
-		return alone, err
+		return route.Address{}, false, err
 	}
 	defer kernel.Close()
-	a, found, err := kernel.AddressOn(h.config.Uplink.Key.Ifname, addr)
-	switch {
-	case err != nil:
-		return alone, err
-	case found:
-		return netip.PrefixFrom(addr, a.Bits), nil
-	case addr.Is4():
-		return alone, fmt.Errorf("-n MASK is needed, since %s is not on %s yet", addr, h.config.Uplink.Key.Ifname)
-	}
-	return alone, nil // as DHCPv6 leases it
+	return kernel.AddressOn(ifname, addr)
 }
 
 func parseNetmask(text string, addr netip.Addr) (int, error) {

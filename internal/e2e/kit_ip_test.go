@@ -37,7 +37,10 @@ func moveRules(addr, network string, table uint32) []string {
 // mainFirst is the rule that lets main answer for a network, at its length and longer. Addresses of
 // one network share it.
 func mainFirst(network string) string {
-	length := netip.MustParsePrefix(network).Bits()
+	length := 32
+	if p, err := netip.ParsePrefix(network); err == nil {
+		length = p.Bits()
+	}
 	return fmt.Sprintf("19999: from all to %s lookup main suppress_prefixlength %d proto 116", network, length-1)
 }
 

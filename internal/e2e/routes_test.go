@@ -315,6 +315,7 @@ func TestRoutesWithoutGateway(t *testing.T) {
 	h.waitRoutes("10000", "10.112.112.112 dev ppp0 proto 116 scope link src 10.64.64.64",
 		"default dev ppp0 proto 116 scope link src 10.64.64.64")
 	h.waitRoutes("main", "10.112.112.112 dev ppp0 proto kernel scope link src 10.64.64.64")
+	h.waitRules(moveRules("10.64.64.64", "10.112.112.112", 10000)...) // the network is the peer
 	h.ns.IP(t, "link del ppp0")
 	h.waitClean()
 

@@ -46,6 +46,11 @@ func modems(t *testing.T, suite string, watch bool) {
 	m.want(`ip route show default`, "default dev ppp1 scope link")
 	m.want(`cut -d@ -f1 /run/table-allocator/dnsmasq.servers | sort`, "server=10.1.0.1", "server=10.2.0.1")
 
+	// The network of such a link is its peer. A table of others with routes to all comes after it.
+	m.sh(`ip route add default dev ppp1 table 99; ip rule add priority 25000 lookup 99; trap 'ip rule del priority 25000' EXIT
+		for n in 1 2; do ip rule show to 10.$n.0.130 | grep "^20000:"; ip route get 10.$n.0.130 | grep "dev ppp$n "; ping -c 1 -W 3 10.$n.0.130; done
+		! ip rule | grep " to 10.2.0.129"`)
+
 	// The second link goes, and comes with another address.
 	m.sh(`ip address flush dev ppp2; ip link set ppp2 down; ` + ppp + `/etc/ppp/ip-down ppp2 /dev/ttyUSB2 0 10.2.0.129 10.2.0.130 ""`)
 	m.wait("the table is free", `! ip rule | grep 10.2.0.129`)
