@@ -43,9 +43,9 @@ func debian(suite string, packages []string) nettest.Debian {
 // networkd configures both uplinks.
 var networkd = map[string]string{"/run/systemd/network/wan{N}.network": "[Match]\nName=wan{N}\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=yes\n[DHCPv4]\nRouteMetric={N}00\n[IPv6AcceptRA]\nRouteMetric={N}00\n"}
 
-// beside adds files to those of networkd.
-func beside(files map[string]string) map[string]string {
-	all := maps.Clone(networkd)
+// beside adds files to those of a program that configures links.
+func beside(manager, files map[string]string) map[string]string {
+	all := maps.Clone(manager)
 	maps.Copy(all, files)
 	return all
 }
@@ -153,7 +153,7 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "keepalived", start: startNetworkd + `systemctl start keepalived`,
-		files: beside(map[string]string{"/etc/keepalived/keepalived.conf": `
+		files: beside(networkd, map[string]string{"/etc/keepalived/keepalived.conf": `
 			vrrp_instance one { state MASTER
 				interface wan1
 				virtual_router_id 1
@@ -162,7 +162,7 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "keepalived with addresses of their own links", start: startNetworkd + `systemctl start keepalived`,
-		files: beside(map[string]string{"/etc/keepalived/keepalived.conf": `
+		files: beside(networkd, map[string]string{"/etc/keepalived/keepalived.conf": `
 			vrrp_instance one { state MASTER
 				interface wan1
 				virtual_router_id 1
@@ -194,7 +194,7 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "bird", start: startNetworkd + `systemctl start bird`,
-		files: beside(map[string]string{"/etc/bird/bird.conf": `
+		files: beside(networkd, map[string]string{"/etc/bird/bird.conf": `
 			router id 10.1.0.99;
 			protocol device { }
 			ipv4 table further;
@@ -207,7 +207,7 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "FRR", start: startNetworkd + `chown frr: /etc/frr/frr.conf; systemctl start frr`,
-		files: beside(map[string]string{"/etc/frr/frr.conf": "ip route 10.99.0.0/16 10.1.0.1\nip route 10.98.0.0/16 10.2.0.1 table 777\n"}),
+		files: beside(networkd, map[string]string{"/etc/frr/frr.conf": "ip route 10.99.0.0/16 10.1.0.1\nip route 10.98.0.0/16 10.2.0.1 table 777\n"}),
 		then:  []string{`until ip route show table 777 | grep 10.98; do sleep 0.1; done; until ip route | grep 10.99; do sleep 0.1; done`, `systemctl restart frr`},
 	},
 	{
@@ -223,7 +223,7 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "podman", packages: clouds, suites: suites[1:], start: startNetworkd,
-		files: beside(map[string]string{"/etc/containers/storage.conf": "[storage]\ndriver = \"vfs\"\nrunroot = \"/run/containers\"\ngraphroot = \"/var/lib/containers\"\n"}),
+		files: beside(networkd, map[string]string{"/etc/containers/storage.conf": "[storage]\ndriver = \"vfs\"\nrunroot = \"/run/containers\"\ngraphroot = \"/var/lib/containers\"\n"}),
 		then: []string{`mkdir /box; mount --bind / /box; podman run --detach --name box --network podman ` + contain + ` sleep 1000`,
 			`podman run --rm --network podman ` + contain + asked,
 			`podman network create further; podman run --rm --network further ` + contain + asked,
@@ -231,7 +231,7 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "docker", packages: engines,
-		files: beside(map[string]string{"/etc/docker/daemon.json": `{"storage-driver": "vfs"}`}),
+		files: beside(networkd, map[string]string{"/etc/docker/daemon.json": `{"storage-driver": "vfs"}`}),
 		start: startNetworkd + `systemctl start docker; ` + importBox,
 		then: []string{`docker run --rm box` + asked,
 			`docker network create further; docker run --rm --network further box` + asked,
@@ -249,7 +249,7 @@ var neighbours = []neighbour{
 	},
 	{
 		name: "ec2-net-utils", packages: clouds, start: startNetworkd,
-		files: beside(map[string]string{"/run/systemd/network/wan{N}.network.d/ec2net_policy.conf": `
+		files: beside(networkd, map[string]string{"/run/systemd/network/wan{N}.network.d/ec2net_policy.conf": `
 			[Network]
 			DHCP=yes
 			[Route]

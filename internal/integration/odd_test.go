@@ -39,8 +39,8 @@ var odd = []neighbour{
 	},
 	{
 		name: "NetworkManager with two profiles of a link",
-		files: with(networkManager, "/etc/NetworkManager/system-connections/other.nmconnection", "[connection]\nid=other\ntype=ethernet\ninterface-name=wan2\nautoconnect=false\n"+
-			"[ipv4]\nmethod=manual\naddress1=10.2.0.2/24,10.2.0.1\nroute-metric=50\n[ipv6]\nmethod=manual\naddress1=fd02::2/64,fd02::1\nroute-metric=50\n"),
+		files: beside(networkManager, map[string]string{"/etc/NetworkManager/system-connections/other.nmconnection": "[connection]\nid=other\ntype=ethernet\ninterface-name=wan2\nautoconnect=false\n" +
+			"[ipv4]\nmethod=manual\naddress1=10.2.0.2/24,10.2.0.1\nroute-metric=50\n[ipv6]\nmethod=manual\naddress1=fd02::2/64,fd02::1\nroute-metric=50\n"}),
 		start: startNetworkManager, then: []string{`nmcli --wait 60 connection up other`, networkManagerUp, `nmcli --wait 60 connection up other; systemctl restart NetworkManager`},
 	},
 	{
@@ -49,7 +49,7 @@ var odd = []neighbour{
 	},
 	{
 		name: "networkd with IPv6 alone on the second link", packages: base, prefixes: []string{"10.1.0.", "fd01:", "fd02:"},
-		files: with(networkd, "/run/systemd/network/wan2.network.d/a.conf", "[Network]\nDHCP=no\n"), start: startNetworkd, then: []string{`networkctl reconfigure wan2`},
+		files: beside(networkd, map[string]string{"/run/systemd/network/wan2.network.d/a.conf": "[Network]\nDHCP=no\n"}), start: startNetworkd, then: []string{`networkctl reconfigure wan2`},
 	},
 	{
 		name: "networkd and NetworkManager, a link each",
@@ -67,7 +67,7 @@ var odd = []neighbour{
 	},
 	{
 		name: "networkd with a table for the second link", packages: base, prefixes: inet,
-		files: with(networkd, "/run/systemd/network/wan2.network.d/a.conf", "[DHCPv4]\nRouteTable=77\n[IPv6AcceptRA]\nRouteTable=77\n[RoutingPolicyRule]\nFrom=10.2.0.0/24\nTable=77\nPriority=77\n"),
+		files: beside(networkd, map[string]string{"/run/systemd/network/wan2.network.d/a.conf": "[DHCPv4]\nRouteTable=77\n[IPv6AcceptRA]\nRouteTable=77\n[RoutingPolicyRule]\nFrom=10.2.0.0/24\nTable=77\nPriority=77\n"}),
 		start: startNetworkd, then: []string{`networkctl reconfigure wan2`},
 	},
 	{
@@ -82,7 +82,7 @@ var odd = []neighbour{
 	{
 		name: "the kernel's IPv6, with routes of short lives", packages: base, prefixes: []string{"fd01:", "fd02:"}, brief: true,
 		start: `for n in 1 2; do sysctl -qw net.ipv6.conf.wan$n.accept_ra=2; ip link set wan$n down; ip link set wan$n up; done`,
-		then:  []string{silence + `ip link set wan2 down; ip link set wan2 up`, `systemctl restart table-allocator-watch`, silence},
+		then:  []string{silence + `ip link set wan2 down; ip link set wan2 up`, `systemctl restart table-allocator-watch`},
 	},
 	{
 		name: "networkd's IPv6, with routes of short lives", packages: base, prefixes: []string{"fd01:", "fd02:"}, brief: true,
@@ -104,12 +104,5 @@ func replaced(files map[string]string, old, now string) map[string]string {
 	for path, text := range files {
 		all[path] = strings.ReplaceAll(text, old, now)
 	}
-	return all
-}
-
-// with has a further file.
-func with(files map[string]string, path, text string) map[string]string {
-	all := replaced(files, "", "")
-	all[path] = text
 	return all
 }
