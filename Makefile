@@ -141,22 +141,25 @@ FILL = sed -e 's|@SBINDIR@|$(SBINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@SYSC
 
 install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (/usr/local), SYSCONFDIR (/etc)
 	@for c in $(COMMANDS); do [ -x $(BIN)/$$c ] || { echo "there is no $(BIN)/$$c yet: run make build first" >&2; exit 1; }; done
-	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(COMMANDS:%=$(BIN)/%) $(BIN)/table-allocator-enter
+	install -D -m 755 -t "$(DESTDIR)$(SBINDIR)" $(COMMANDS:%=$(BIN)/%) $(BIN)/table-allocator-enter
 	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && getent group table-allocator >/dev/null; then \
 		chown root:table-allocator $(SBINDIR)/table-allocator-enter; chmod 750 $(SBINDIR)/table-allocator-enter; \
 		setcap cap_sys_admin,cap_sys_chroot=ep $(SBINDIR)/table-allocator-enter || echo "only root can enter namespaces" >&2; \
 	fi
-	for c in $(COMMANDS); do ln -sf $$c $(DESTDIR)$(SBINDIR)/$${c//-/_}; done # their names in the original
-	install -d $(DESTDIR)$(PREFIX)/share/man/man8
-	ln -sf table-allocator-client $(DESTDIR)$(SBINDIR)/tactl
-	ln -sf table-allocator-client.8 $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8
-	install -d $(DESTDIR)$(SYSCONFDIR)/iproute2/rt_tables.d
-	ln -sf /run/table-allocator/rt_tables.conf $(DESTDIR)$(NAMES)
+	for c in $(COMMANDS); do ln -sf $$c "$(DESTDIR)$(SBINDIR)/$${c//-/_}"; done # their names in the original
+	install -d "$(DESTDIR)$(PREFIX)/share/man/man8"
+	ln -sf table-allocator-client "$(DESTDIR)$(SBINDIR)/tactl"
+	ln -sf table-allocator-client.8 "$(DESTDIR)$(PREFIX)/share/man/man8/tactl.8"
+	install -d "$(DESTDIR)$(SYSCONFDIR)/iproute2/rt_tables.d"
+	ln -sf /run/table-allocator/rt_tables.conf "$(DESTDIR)$(NAMES)"
 	@set -f; for f in $(INSTALLED) $(CONFIGURATION); do \
 		IFS=: read -r mode source destination <<<"$$f"; \
-		if [[ " $(CONFIGURATION) " == *" $$f "* && -e $(DESTDIR)$$destination ]]; then continue; fi; \
+		if [[ " $(CONFIGURATION) " == *" $$f "* && -e "$(DESTDIR)$$destination" ]]; then continue; fi; \
+		if [[ $$destination == $(DHCPCDHOOKS)/* ]] && ! { mkdir -p "$(DESTDIR)$(DHCPCDHOOKS)" && [ -w "$(DESTDIR)$(DHCPCDHOOKS)" ]; }; then \
+			echo "dhcpcd gets no hook: name a directory that can be written and where it looks, DHCPCDHOOKS=DIR" >&2; continue; \
+		fi; \
 		echo "install $(DESTDIR)$$destination"; \
-		$(FILL) $$source | install -D -m $$mode /dev/stdin $(DESTDIR)$$destination; \
+		$(FILL) $$source | install -D -m $$mode /dev/stdin "$(DESTDIR)$$destination"; \
 	done
 
 # What removing a package does. systemctl disables units that are here, and none of a package.
@@ -171,15 +174,15 @@ uninstall: ## stop what make install installed, release all leases, and remove a
 		$(call DISABLE,$(addprefix table-allocator-,server.socket server.service)); \
 		if [ -n "$$(ls -d /sys/class/net/tav[0-9]* /run/table-allocator/netns/*/.mnt/* 2>/dev/null)" ]; then rm -rf /run/table-allocator/[!n]*; else rm -rf /run/table-allocator; fi; \
 	fi
-	for c in $(COMMANDS); do rm -f $(DESTDIR)$(SBINDIR)/{$$c,$${c//-/_}}; done
-	rm -f $(DESTDIR)$(SBINDIR)/table-allocator-enter $(DESTDIR)$(SBINDIR)/tactl $(DESTDIR)$(PREFIX)/share/man/man8/tactl.8 $(DESTDIR)$(NAMES)
-	@for f in $(INSTALLED); do echo "rm -f $(DESTDIR)$${f##*:}"; rm -f $(DESTDIR)$${f##*:}; done
+	for c in $(COMMANDS); do rm -f "$(DESTDIR)$(SBINDIR)"/{$$c,$${c//-/_}}; done
+	rm -f "$(DESTDIR)$(SBINDIR)"/{table-allocator-enter,tactl} "$(DESTDIR)$(PREFIX)/share/man/man8/tactl.8" "$(DESTDIR)$(NAMES)"
+	@for f in $(INSTALLED); do echo "rm -f $(DESTDIR)$${f##*:}"; rm -f "$(DESTDIR)$${f##*:}"; done
 	@for f in $(CONFIGURATION); do \
 		IFS=: read -r mode source destination <<<"$$f"; \
-		if $(FILL) $$source | cmp -s - $(DESTDIR)$$destination; then rm $(DESTDIR)$$destination; fi; \
+		if $(FILL) $$source | cmp -s - "$(DESTDIR)$$destination"; then rm "$(DESTDIR)$$destination"; fi; \
 	done
 	for d in $(LIBDIR) $(PREFIX)/share/doc/table-allocator/examples $(PREFIX)/share/doc/table-allocator $(SYSCONFDIR)/table-allocator; do \
-		if [ -d $(DESTDIR)$$d ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$$d; fi; \
+		if [ -d "$(DESTDIR)$$d" ]; then rmdir --ignore-fail-on-non-empty "$(DESTDIR)$$d"; fi; \
 	done
 	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 

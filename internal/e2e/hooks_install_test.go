@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -54,7 +55,7 @@ func files(t *testing.T, dir string) (list []string) {
 
 func TestInstall(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "a folder")
 	makeIn(t, "install", "DESTDIR="+dir)
 	want := []string{
 		"755 /usr/local/sbin/table-allocator-server",
@@ -144,6 +145,26 @@ func TestInstall(t *testing.T) {
 		if _, err := os.Stat(dir + own); err == nil {
 			t.Errorf("uninstall leaves the empty directory %s", own)
 		}
+	}
+}
+
+// TestInstallReadOnly: where dhcpcd's directory cannot be written, as on a system with a read-only /usr, all else is installed.
+func TestInstallReadOnly(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.MkdirAll(dir+"/usr/lib/dhcpcd", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/sys/kernel", dir+"/usr/lib/dhcpcd/dhcpcd-hooks"); err != nil {
+		t.Fatal(err)
+	}
+	makeIn(t, "install", "DESTDIR="+dir)
+	if all := files(t, dir); !slices.Contains(all, "644 /etc/default/table-allocator") || !slices.Contains(all, "755 /etc/network/if-up.d/table-allocator") {
+		t.Errorf("installed: %q", all)
+	}
+	makeIn(t, "uninstall", "DESTDIR="+dir)
+	if diff := unordered(files(t, dir), []string{"/usr/lib/dhcpcd/dhcpcd-hooks -> /sys/kernel"}); diff != "" {
+		t.Errorf("left by uninstall: %s", diff)
 	}
 }
 
