@@ -128,7 +128,7 @@ func (h *host) deleteRoute(r route.Route) string {
 }
 
 // otherTables says how tables are no others' any more.
-const otherTables = "give the server other tables: table_offset in server.json, then restart server and watch"
+const otherTables = "give the server other tables: table_offset in server.json, such as 20000, then restart server and watch"
 
 // endRoute says what is to be done about a route of another program in a table of ours. One that a person added is deleted. What
 // configures the network, or speaks a routing protocol, would add it again.

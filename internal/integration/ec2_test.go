@@ -37,7 +37,7 @@ func ec2(t *testing.T, suite string) {
 	i.waitUplinks()
 	m.sh(`systemctl start policy-routes@wan1 policy-routes@wan2`)
 	i.waitUplinks("10.1.0.77", "10.2.0.77", "10.1.0.", "10.2.0.", "fd01:", "fd02:")
-	m.wait("doctor names the table, and the cure", `table-allocator-client doctor | grep -A2 "table-shared .*table 10001" | grep "do  *give the server other tables: table_offset in server.json, then restart server and watch"`)
+	m.wait("doctor names the table, and the cure", `table-allocator-client doctor | grep -A2 "table-shared .*table 10001" | grep "do  *give the server other tables: table_offset in server.json, such as 20000, then restart server and watch"`)
 	m.sh(`sed -i '0,/^{/s//{ "table_offset": 20000,/' /etc/table-allocator/server.json; systemctl restart table-allocator-server table-allocator-watch`)
 	for _, script := range []string{`true`, `systemctl restart systemd-networkd`, `networkctl reconfigure wan2`, `systemctl restart table-allocator-watch`, `systemctl restart refresh-policy-routes@wan2`} {
 		m.sh(script)
