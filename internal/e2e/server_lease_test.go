@@ -327,6 +327,19 @@ func TestServerTwoOnOneDatabase(t *testing.T) {
 	wantTable(t, p.ask(acquire(3)), 10002)
 }
 
+// TestServerTwoOfTheSameTables: a second server that would give out the same tables from another database says so, and whose
+// they are. One with other tables does not.
+func TestServerTwoOfTheSameTables(t *testing.T) {
+	h := newHost(t)
+	first := h.serve()
+	second := h.serve(`"socket_path":"other"`, fmt.Sprintf("db_path:%q", h.db+"2"), "table_offset:10039")
+	second.waitLog(fmt.Sprintf(`another server leases the same tables, so two addresses may get one: stop it, or give one of them another table_offset" owner="pid %d`, first.cmd.Process.Pid))
+	third := h.serve(`"socket_path":"third"`, fmt.Sprintf("db_path:%q", h.db+"3"), "table_offset:10100")
+	if text := third.log.String() + first.log.String(); strings.Contains(text, "same tables") {
+		t.Errorf("tables that no other server has: %s", text)
+	}
+}
+
 // TestServerView is what people see with sqlite3 while the server runs.
 func TestServerView(t *testing.T) {
 	h := newHost(t)

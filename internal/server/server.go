@@ -74,6 +74,11 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if claimed, err := makeClaim(claimOf(cfg), log); err != nil {
+		log.Warn("cannot find out whether another server leases the same tables", "err", err)
+	} else {
+		defer claimed.Close()
+	}
 	return s.serve(ctx, cfg, host, conns)
 }
 
