@@ -134,6 +134,7 @@ func (h *host) dropped(s *session) {
 	h.dropSettings(s)
 	h.choices.soon()
 	h.cgroups.due = true
+	h.replies.soon()
 	switch {
 	case len(s.enders) > 0:
 		h.ended[s.lease.uplink.Key] = true

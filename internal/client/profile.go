@@ -33,8 +33,8 @@ type WatchConfig struct {
 // needs no more.
 const DefaultMaxRoutes = 200_000
 
-// LoadWatchConfig reads a file: "links", a list of profiles, "exclude", "reconcile_seconds"
-// and "socket_path", in the manner of the server's. base is what the file does not say.
+// LoadWatchConfig reads a file: "links", a list of profiles, "exclude", "reconcile_seconds",
+// "reply_by_uplink" and "socket_path", in the manner of the server's. base is what the file does not say.
 func LoadWatchConfig(file string, base WatchConfig) (WatchConfig, error) {
 	cfg := base
 	if err := jsonc.Load(file, cfg.set); err != nil {
@@ -74,6 +74,8 @@ func (c *WatchConfig) set(key string, value []byte) error {
 		}
 		c.MaxRoutes = int(n)
 		return err
+	case "reply_by_uplink":
+		return jsonc.Decode(key, value, &c.ReplyByUplink, "true or false")
 	case "probe":
 		var err error
 		c.Probes, err = parseProbes(key, value)
@@ -81,11 +83,11 @@ func (c *WatchConfig) set(key string, value []byte) error {
 	case "socket_path":
 		return jsonc.Decode(key, value, &c.Server, "a string")
 	}
-	return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds, max_routes, probe and socket_path)", key)
+	return fmt.Errorf("%s: unknown key (there are links, exclude, reconcile_seconds, max_routes, probe, reply_by_uplink and socket_path)", key)
 }
 
 func parseProfile(name string, text []byte) (uplink.Profile, error) {
-	p, unbound := uplink.DefaultProfile(), true
+	p, unbound, replies := uplink.DefaultProfile(), true, true
 	type field struct {
 		into any
 		want string
@@ -101,6 +103,7 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 		"specific_first":  {&p.Settings.SpecificFirst, "true or false"},
 		"own_link_only":   {&p.Settings.OwnLinkOnly, "true or false"},
 		"unbound":         {&unbound, "true or false"},
+		"reply_by_uplink": {&replies, "true or false"},
 		"cgroup":          {&p.Cgroup, "true or false"},
 		"mptcp":           {&p.Settings.MPTCP, "true or false"},
 		"nameservers":     {&p.Settings.Nameservers, "a list of addresses"},
@@ -130,7 +133,7 @@ func parseProfile(name string, text []byte) (uplink.Profile, error) {
 	if err != nil {
 		return p, err
 	}
-	p.NoUnbound = !unbound
+	p.NoUnbound, p.NoReplies = !unbound, !replies
 	if err := p.Validate(); err != nil {
 		return p, fmt.Errorf("%s: %w", name, err)
 	}

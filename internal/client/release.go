@@ -50,7 +50,8 @@ func Collect(server string, uids []uint32, log *slog.Logger) error {
 	if h.order, err = h.unboundOrder(uplink.Loopback); err != nil {
 		return err
 	}
-	errs := []error{h.collect()}
+	_, repliesErr := placeReplies(newReplies(h).note, nil)
+	errs := []error{h.collect(), repliesErr}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		// The guards of a namespace with programs in it stay: without them its packets could leave by any uplink.
 		rules, err := l.kernel.RulesWhere(family, func(r *route.Rule) bool {

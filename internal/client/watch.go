@@ -49,6 +49,7 @@ type host struct {
 	memory      remember.Dir // of this network namespace, see remembered; "": none
 	choices     *chooser
 	cgroups     *cgroups
+	replies     *replies
 	alive       heartbeat
 }
 
@@ -122,9 +123,10 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	if err := h.prepare(); err != nil {
 		return err
 	}
-	h.choices, h.cgroups = newChooser(h), newCgroups(h)
+	h.choices, h.cgroups, h.replies = newChooser(h), newCgroups(h), newReplies(h)
 	defer h.choices.program.Close()
 	defer h.choices.stop()
+	defer h.replies.stop()
 	if err := h.choices.serve(); err != nil {
 		log.Warn("this watch does not answer the command uplinks", "err", err)
 	}
@@ -142,6 +144,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	h.tellHost(events.Stopped, "the watch ended")
 	if h.ending && err == nil {
 		h.collectStale() // only now no session has the addresses any more
+		h.replies.remove()
 	}
 	return err
 }
@@ -181,7 +184,7 @@ func (h *host) next() time.Duration {
 	if h.ending {
 		return h.alive.next()
 	}
-	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt, h.choices.next(wire.Now()), h.cgroups.next(), h.alive.next())
+	return earliest(max(h.reconcileAt, 1), h.admitAt, h.healAt, h.choices.next(wire.Now()), h.cgroups.next(), h.replies.next(), h.alive.next())
 }
 
 func (h *host) runDue(now time.Duration) {
@@ -190,6 +193,7 @@ func (h *host) runDue(now time.Duration) {
 	if h.ending {
 		return
 	}
+	h.replies.runDue(now)
 	switch {
 	case now >= h.reconcileAt:
 		h.reconcile()
@@ -208,6 +212,7 @@ func (h *host) settled(s *session) {
 	h.saveSettings(s)
 	h.choices.soon()
 	h.cgroups.due = true
+	h.replies.soon()
 }
 
 // reconcile compares the addresses of the host with the sessions, and rules and routes with both.
@@ -237,6 +242,7 @@ func (h *host) reconcile() {
 	h.choices.serveAgain()
 	h.choices.soon()
 	h.cgroups.keep(true)
+	h.replies.soon()
 }
 
 // reloadConfig takes over another configuration. Leases stay.

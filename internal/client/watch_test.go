@@ -30,10 +30,11 @@ func TestLoadWatchConfig(t *testing.T) {
 		"socket_path": "other",
 		"exclude": ["x*"],
 		"reconcile_seconds": 5,
+		"reply_by_uplink": true,
 		"links": [
 			{
 				"ifname": "wan*", "families": ["inet"], "tag": "cable", "table": 10017, "priority": [1000, 2000, 9000],
-				"no_network_rule": true, "forward": true, "routes": "move", "on_loss": "block", "specific_first": true, "own_link_only": true, "unbound": false, "cgroup": true, "mptcp": true,
+				"no_network_rule": true, "forward": true, "routes": "move", "on_loss": "block", "specific_first": true, "own_link_only": true, "unbound": false, "cgroup": true, "reply_by_uplink": false, "mptcp": true,
 				"nameservers": ["192.0.2.53", "2001:db8::53"], "dnsmasq_servers": "/run/x", "resolver": "resolved",
 			},
 			{},
@@ -42,9 +43,9 @@ func TestLoadWatchConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := WatchConfig{Server: "other", ReconcileEvery: 5 * time.Second, Selection: uplink.Selection{Exclude: []string{"x*"}, Profiles: []uplink.Profile{{
+	want := WatchConfig{Server: "other", ReconcileEvery: 5 * time.Second, Selection: uplink.Selection{ReplyByUplink: true, Exclude: []string{"x*"}, Profiles: []uplink.Profile{{
 		Ifname: "wan*", Families: []wire.Family{wire.Inet}, Tag: "cable", Want: 10017, Priorities: uplink.Priorities{Source: 1000, Network: 2000, Unbound: 9000},
-		NoNetwork: true, NoUnbound: true, Cgroup: true, Forward: true,
+		NoNetwork: true, NoUnbound: true, Cgroup: true, Forward: true, NoReplies: true,
 		Settings: uplink.Settings{Routes: uplink.MoveRoutes, OnLoss: uplink.Block, SpecificFirst: true, OwnLinkOnly: true, MPTCP: true, Resolver: uplink.Resolved, ServersFile: "/run/x",
 			Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}},
 	}, uplink.DefaultProfile()}}}
@@ -61,6 +62,8 @@ func TestLoadWatchConfig(t *testing.T) {
 		{`{"probe":{"on_change":"changed"}}`, "probe.on_change: want the absolute path of a program"},
 		{`{"probe":{"on_change":"/etc/../tmp/changed"}}`, "probe.on_change: want the absolute path of a program"},
 		{`{"probe":{"on_change":"/etc/table-allocator/changed"}}`, ""},
+		{`{"reply_by_uplink":1}`, "reply_by_uplink: want true or false"},
+		{`{"links":[{"reply_by_uplink":1}]}`, "links[0].reply_by_uplink: want true or false"},
 		{`{"links":{}}`, "links: want a list of objects, have {}"},
 		{`{"links":[]}`, "links: none"},
 		{`{"links":[7]}`, "not a JSON object"},

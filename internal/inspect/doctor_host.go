@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -309,8 +310,11 @@ func lookUDP(p *patient) (all []symptom) {
 	links := make(map[string]bool)
 	for _, l := range p.leases {
 		if l.family == unix.AF_INET {
-			links[l.Ifname] = true
+			links[l.Ifname] = links[l.Ifname] || !p.repliesByUplink(l)
 		}
+	}
+	if !slices.Contains(slices.Collect(maps.Values(links)), true) {
+		return nil
 	}
 	text, err := os.ReadFile("/proc/thread-self/net/udp")
 	if err != nil || len(links) < 2 {
@@ -329,7 +333,7 @@ func lookUDP(p *patient) (all []symptom) {
 		}
 		if _, err := fmt.Sscanf(port, "%X", &number); err == nil && number < 32768 { // else a client
 			all = append(all, symptom{fmt.Sprintf("a UDP server on 0.0.0.0 port %d may answer from another uplink's address than the one that was asked", number), "/proc/net/udp: " + fields[1],
-				"bind the server to each address, unless it sets the source itself (IP_PKTINFO)"})
+				replyByUplink + ", or bind the server to each address, unless it sets the source itself (IP_PKTINFO)"})
 		}
 	}
 	return all

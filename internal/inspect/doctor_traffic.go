@@ -228,16 +228,29 @@ func lookPublished(p *patient) (all []symptom) {
 			q := route.Question{Dst: netip.MustParseAddr(nowhere[familyOf(to)][0][0]), Src: to, Iif: in.Index}
 			out, err := p.kernel.Match(q)
 			for _, l := range p.linksOf(familyOf(to)) {
-				if err != nil || slices.Contains(out.Links(), l.link.Index) || p.answersByMark(l) || strings.Contains(line, "iifname") && !strings.Contains(line, `"`+l.Ifname+`"`) || seen[l.Ifname+to.String()] {
+				if err != nil || slices.Contains(out.Links(), l.link.Index) || p.answersByMark(l) || p.repliesByUplink(l) || strings.Contains(line, "iifname") && !strings.Contains(line, `"`+l.Ifname+`"`) || seen[l.Ifname+to.String()] {
 					continue
 				}
 				seen[l.Ifname+to.String()] = true
 				all = append(all, symptom{fmt.Sprintf("connections to %s that arrive by %s and are forwarded to %s are answered by %s", l.Address, l.Ifname, to, p.linkNames(out.Links())), strings.TrimSpace(line),
-					"publish the port on " + p.linkNames(out.Links()) + " only, or mark connections (ct mark) and add a rule for the mark to table " + fmt.Sprint(l.Table)})
+					replyByUplink + ", or publish the port on " + p.linkNames(out.Links()) + " only"})
 			}
 		}
 	}
 	return all
+}
+
+// replyByUplink is what turns repliesByUplink on.
+const replyByUplink = `set "reply_by_uplink": true in watch.json, beside "links"`
+
+// repliesByUplink reports whether replies leave by the uplink of a lease that was asked at its address, also those that have no source when
+// their route is chosen: there is the rule for that, and, as far as nftables can be read, what uses the rule.
+func (p *patient) repliesByUplink(l lease) bool {
+	if !slices.ContainsFunc(p.rules[l.family], func(r route.Rule) bool { return uplink.IsReply(r) && r.Table == l.Table }) {
+		return false
+	}
+	all, err := nat.RepliesOf()
+	return err != nil || all[l.addr]
 }
 
 // answersByMark reports whether packets of a connection get the mark of the connection, and a rule of another program leads

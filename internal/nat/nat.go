@@ -116,6 +116,15 @@ func (r Ruleset) chains() []chain {
 	return []chain{both, input, output, forward, post, sources}
 }
 
+// in is the chain in a table.
+func (c chain) in(table *nftables.Table) *nftables.Chain {
+	in := &nftables.Chain{Name: c.name, Table: table, Type: c.kind, Hooknum: c.hook}
+	if c.hook != nil {
+		in.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(c.priority))
+	}
+	return in
+}
+
 func (c *chain) add(parts ...[]expr.Any) { c.rules = append(c.rules, slices.Concat(parts...)) }
 
 // exchanged is what a namespace and this host may send each other: what IP needs, and replies.
@@ -177,12 +186,10 @@ func hasState(bits uint32) []expr.Any {
 }
 
 func isICMP(protocol, kind byte) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{protocol}},
+	return append(isProtocol(protocol),
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{kind}},
-	}
+	)
 }
 
 func isToPort(p Port) []expr.Any {
@@ -190,12 +197,10 @@ func isToPort(p Port) []expr.Any {
 	if p.Protocol == "udp" {
 		protocol = unix.IPPROTO_UDP
 	}
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{protocol}},
+	return append(isProtocol(protocol),
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.BigEndian.AppendUint16(nil, p.Number)},
-	}
+	)
 }
 
 // isFamily is for packets of the family of an address.
@@ -293,7 +298,7 @@ func Sync(r Ruleset) (changed bool, err error) {
 		chains = r.chains()
 	}
 	table := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
-	have, found, err := comments(c, table)
+	have, found, err := comments(c, table, Ruleset{}.chains())
 	if err != nil || found == (len(chains) > 0) && slices.Equal(have, wanted(chains)) {
 		return false, err
 	}
@@ -323,10 +328,7 @@ func add(c *nftables.Conn, table *nftables.Table, chains []chain) {
 	c.AddTable(table)
 	texts := wanted(chains)
 	for _, of := range chains {
-		to := &nftables.Chain{Name: of.name, Table: table, Type: of.kind, Hooknum: of.hook}
-		if of.hook != nil {
-			to.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(of.priority))
-		}
+		to := of.in(table)
 		c.AddChain(to)
 		for _, exprs := range of.rules {
 			c.AddRule(&nftables.Rule{Table: table, Chain: to, Exprs: exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, texts[0])})
@@ -355,28 +357,68 @@ func wanted(chains []chain) []string {
 	return texts
 }
 
-// comments reads the comments of the rules of the table, and whether there is a table.
-func comments(c *nftables.Conn, table *nftables.Table) (texts []string, found bool, err error) {
+// comments reads the comments of the rules of a table in chains, by their names, and whether there is one of these.
+func comments(c *nftables.Conn, table *nftables.Table, of []chain) (texts []string, found bool, err error) {
 	chains, err := c.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return nil, false, fmt.Errorf("list nftables chains: %w", err)
 	}
-	for _, name := range []string{between, "input", "output", "forward", "postrouting", "sources"} {
-		at := slices.IndexFunc(chains, func(o *nftables.Chain) bool { return o.Table.Name == table.Name && o.Name == name })
-		if at < 0 {
-			continue
-		}
-		found = true
-		rules, err := c.GetRules(table, chains[at])
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // it may have been deleted since
-			return nil, false, fmt.Errorf("list nftables rules: %w", err)
-		}
-		for _, r := range rules {
-			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-			texts = append(texts, text)
+	all, err := ruleComments(table)
+	if err != nil {
+		return nil, false, fmt.Errorf("list nftables rules: %w", err)
+	}
+	for _, one := range of {
+		if slices.ContainsFunc(chains, func(o *nftables.Chain) bool { return o.Table.Name == table.Name && o.Name == one.name }) {
+			found = true
+			texts = append(texts, all[one.name]...)
 		}
 	}
 	return texts, found, nil
+}
+
+// ruleComments reads the comments of the rules of a table, by their chains. google/nftables would read the expressions, too, and fails for
+// some that it can write.
+func ruleComments(table *nftables.Table) (map[string][]string, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(table.Name), 0)}})
+	if err != nil {
+		return nil, err
+	}
+	header := netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump}
+	rules, err := c.Execute(netlink.Message{Header: header, Data: append([]byte{byte(table.Family), unix.NFNETLINK_V0, 0, 0}, attrs...)})
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // it may have been deleted since
+		return nil, err
+	}
+	all := make(map[string][]string)
+	for _, r := range rules {
+		const family = 4 // bytes, before the attributes
+		attrs, err := netlink.NewAttributeDecoder(r.Data[min(family, len(r.Data)):])
+		if err != nil {
+			return nil, err
+		}
+		var in, chain, text string
+		for attrs.Next() {
+			switch attrs.Type() {
+			case unix.NFTA_RULE_TABLE:
+				in = attrs.String()
+			case unix.NFTA_RULE_CHAIN:
+				chain = attrs.String()
+			case unix.NFTA_RULE_USERDATA:
+				text, _ = userdata.GetString(attrs.Bytes(), userdata.TypeComment)
+			}
+		}
+		if err := attrs.Err(); err != nil {
+			return nil, err
+		}
+		if in == table.Name {
+			all[chain] = append(all[chain], text)
+		}
+	}
+	return all, nil
 }
 
 // A Watcher hears of changes of any table of this network namespace.

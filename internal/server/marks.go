@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/bits"
 	"slices"
 	"strconv"
@@ -188,6 +189,9 @@ func (r *rulesInUse) markOf(m marking, ifname string) (index uint32) {
 
 // indexOf returns the index of the mark whose lookup a rule is, 0 for any other rule.
 func (m marking) indexOf(r route.Rule) uint32 {
+	if r.Mask == math.MaxUint32 && r.Mark == wire.ReplyMark(r.Table) { // of replies, at any priority
+		return 0
+	}
 	first := m.block
 	if r.Priority > m.fallback {
 		first = m.fallback

@@ -66,7 +66,7 @@ func LookupOf(guard route.Rule, table uint32) route.Rule {
 
 // IsLookup reports whether a rule is the lookup of something bound.
 func IsLookup(r route.Rule) bool {
-	return mayBind(r.Traffic) && r.Action == route.Lookup &&
+	return mayBind(r.Traffic) && r.Action == route.Lookup && !IsReply(r) &&
 		r == LookupOf(route.Rule{Priority: r.Priority + 1, Traffic: r.Traffic}, r.Table)
 }
 

@@ -39,6 +39,7 @@ func TestGuards(t *testing.T) {
 			"9003: from all iif lo unreachable proto 116", false, false},
 		{route.Rule{Priority: 9003, Flags: 2, Traffic: testUser, Action: route.Unreachable, Protocol: route.Protocol},
 			"9003: not from all uidrange 1000-1000 unreachable proto 116", false, false},
+		{Uplink{Replies: true, Priorities: OriginalPriorities}.reply(10000), "10000: from all fwmark 0x1002710 lookup 10000 proto 116", false, false},
 		{route.Rule{Priority: 91000, Traffic: route.Traffic{Iif: "lo"}, Table: 10000, Protocol: route.Protocol}, "91000: from all iif lo lookup 10000 proto 116", false, false},
 	} {
 		if got := tt.rule.String(); got != tt.text {

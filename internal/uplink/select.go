@@ -24,6 +24,7 @@ type Profile struct {
 	NoUnbound  bool // nor is the uplink chosen for unbound traffic
 	Cgroup     bool // there is a cgroup whose processes are bound to the link
 	Forward    bool
+	NoReplies  bool // replies leave as main has it, whatever ReplyByUplink says
 	Settings   Settings
 	Traits     Traits
 }
@@ -55,6 +56,8 @@ func (c Selection) Traits(ifname string, family wire.Family) Traits {
 type Selection struct {
 	Profiles []Profile // the first whose pattern a link's name has counts
 	Exclude  []string  // patterns of links to leave alone, before any profile
+	// ReplyByUplink: replies that have no source when their route is chosen leave by the uplink that was asked.
+	ReplyByUplink bool
 }
 
 // DefaultExclude are patterns of links that are left alone whatever they are.
@@ -176,6 +179,7 @@ func (c Selection) Uplink(a route.Address, ifname string) (Uplink, bool) {
 			NoNetwork:  p.NoNetwork,
 			NoUnbound:  p.NoUnbound,
 			Forward:    p.Forward,
+			Replies:    c.ReplyByUplink && !p.NoReplies,
 			Settings:   settings,
 		}, true
 	}

@@ -31,6 +31,7 @@ type Uplink struct {
 	NoNetwork  bool // leave the network rule out
 	NoUnbound  bool // leave the unbound rules out: unbound traffic never uses this uplink
 	Forward    bool // rule for forwarded traffic that comes from the network, too
+	Replies    bool // rule for forwarded replies that have the mark of the table, see internal/nat
 	Settings   Settings
 	Ties       []Tie // with main first, as main has them now
 }
@@ -66,6 +67,9 @@ func (u Uplink) Rules(table uint32) []route.Rule {
 		return nil
 	}
 	rules := append(u.mainFirst(table), u.fromAddress(table)...)
+	if u.Replies {
+		rules = append(rules, u.reply(table))
+	}
 	rules = append(rules, u.fromNetworks(table)...)
 	rules = append(rules, u.toNetwork(table)...)
 	return append(rules, u.Unbound(table)...)
@@ -113,6 +117,19 @@ func (u Uplink) fromAddress(table uint32) []route.Rule {
 		rules = append(rules, u.Block())
 	}
 	return rules
+}
+
+// reply is the rule for replies that are sent on by this host, which gives them the address of the uplink only behind all rules.
+func (u Uplink) reply(table uint32) route.Rule {
+	r := lookup(u.Priorities.Source, table)
+	r.Mark, r.Mask = wire.ReplyMark(table), math.MaxUint32
+	return r
+}
+
+// IsReply reports whether a rule has the form of that for replies, of whatever priority.
+func IsReply(r route.Rule) bool {
+	u := Uplink{Priorities: Priorities{Source: r.Priority}}
+	return r == u.reply(r.Table)
 }
 
 // behindHosts is how far behind the source rule the rule from a network or prefix stands. Rules from single addresses

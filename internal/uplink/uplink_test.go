@@ -44,6 +44,12 @@ func TestRules(t *testing.T) {
 			"20000: from all to 10.77.0.0/24 lookup 4000000000 proto 116",
 			"91000: from all iif lo lookup 4000000000 proto 116",
 		}},
+		{"replies", func(u *Uplink) { u.Replies = true }, []string{
+			"10000: from 10.77.0.2 lookup 4000000000 proto 116",
+			"10000: from all fwmark 0x16b2800 lookup 4000000000 proto 116",
+			"20000: from all to 10.77.0.0/24 lookup 4000000000 proto 116",
+			"91000: from all iif lo lookup 4000000000 proto 116",
+		}},
 		{"move, IPv6", func(u *Uplink) {
 			u.Key.Family, u.Key.Address, u.Network = wire.Inet6, "fd00::2", netip.MustParsePrefix("fd00::2/64")
 			u.Settings.Routes = MoveRoutes

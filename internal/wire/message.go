@@ -156,6 +156,13 @@ type Marking struct {
 	Fallback uint32 // priority of lookups for traffic that may use another uplink; its nop rule has the next one
 }
 
+// ReplyMark is the mark, in all of its bits, of a reply that is forwarded and has to leave by a table. Its highest byte is that of no Marking
+// with the default mask, and the two below are those that other programs use least.
+func ReplyMark(table uint32) uint32 {
+	const kind, numbers = 0x01000000, 0x00ffffff
+	return kind | table&numbers
+}
+
 // Request is a message to the server or to a holder. A Mark has no address and no family, a Health no address and
 // AnyInterface.
 type Request struct {

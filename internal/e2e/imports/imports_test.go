@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	"cmd/table-allocator-client": {"internal/client", "internal/events", "internal/bind", "internal/hook", "internal/inspect", "internal/netns", "internal/uplink", "internal/peer", "internal/cli", "internal/remember", "internal/wire", "internal/route", "internal/cgroup", "internal/probe", "internal/uplinks", "internal/outside"},
 	"cmd/table-allocator-enter":  {},
 	"internal/server":            {"internal/wire", "internal/allocator", "internal/route", "internal/jsonc", "internal/outside"},
-	"internal/client":            {"internal/events", "internal/bind", "internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/remember", "internal/wire", "internal/route", "internal/jsonc", "internal/choice", "internal/probe", "internal/uplinks", "internal/onchange", "internal/outside"},
+	"internal/client":            {"internal/events", "internal/bind", "internal/uplink", "internal/peer", "internal/install", "internal/lock", "internal/nat", "internal/remember", "internal/wire", "internal/route", "internal/jsonc", "internal/choice", "internal/probe", "internal/uplinks", "internal/onchange", "internal/outside"},
 	"internal/bind":              {"internal/uplink", "internal/peer", "internal/wire", "internal/route", "internal/cgroup", "internal/lock", "internal/outside"},
 	"internal/events":            {"internal/remember", "internal/outside"},
 	"internal/inspect":           {"internal/bind", "internal/cgroup", "internal/events", "internal/nat", "internal/probe", "internal/uplink", "internal/peer", "internal/uplinks", "internal/walk", "internal/wire", "internal/route", "internal/outside"},
