@@ -139,8 +139,12 @@ CONFIGURATION := \
 NAMES = $(SYSCONFDIR)/iproute2/rt_tables.d/table-allocator.conf
 FILL = sed -e 's|@SBINDIR@|$(SBINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
 
+# Folders whose names are filled in into many places. $(call whole,NAME ...) ends make if one of them has a space.
+whole = $(foreach v,$(1),$(if $(word 2,$($v)),$(error $v has a space, which is possible in DESTDIR alone: $($v))))
+PLACES = PREFIX SYSCONFDIR DHCPCDHOOKS NMHOOKS ZONES FISHDIR BIN
+
 install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (/usr/local), SYSCONFDIR (/etc)
-	@for c in $(COMMANDS); do [ -x $(BIN)/$$c ] || { echo "there is no $(BIN)/$$c yet: run make build first" >&2; exit 1; }; done
+	@$(call whole,$(PLACES))for c in $(COMMANDS); do [ -x $(BIN)/$$c ] || { echo "there is no $(BIN)/$$c yet: run make build first" >&2; exit 1; }; done
 	install -D -m 755 -t "$(DESTDIR)$(SBINDIR)" $(COMMANDS:%=$(BIN)/%) $(BIN)/table-allocator-enter
 	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && getent group table-allocator >/dev/null; then \
 		chown root:table-allocator $(SBINDIR)/table-allocator-enter; chmod 750 $(SBINDIR)/table-allocator-enter; \
@@ -166,7 +170,7 @@ install: ## install what make build made, and the hooks, below DESTDIR: PREFIX (
 DISABLE = if [ -d /run/systemd/system ] && [ -e $(PREFIX)/lib/systemd/system/table-allocator-server.service ]; then systemctl --quiet disable --now $(1) || :; fi
 
 uninstall: ## stop what make install installed, release all leases, and remove all but configuration of yours
-	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && [ -x $(SBINDIR)/table-allocator-client ]; then \
+	@$(call whole,$(PLACES))if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && [ -x $(SBINDIR)/table-allocator-client ]; then \
 		$(call DISABLE,$(addprefix table-allocator-,metrics.timer watch.service netns.socket netns.service)); \
 		rm -f /var/lib/prometheus/node-exporter/table-allocator.prom; \
 		$(SBINDIR)/table-allocator-client netns del --all || :; \

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -165,6 +166,36 @@ func TestInstallReadOnly(t *testing.T) {
 	makeIn(t, "uninstall", "DESTDIR="+dir)
 	if diff := unordered(files(t, dir), []string{"/usr/lib/dhcpcd/dhcpcd-hooks -> /sys/kernel"}); diff != "" {
 		t.Errorf("left by uninstall: %s", diff)
+	}
+}
+
+// TestInstallSpaces: where a space would name other folders, nothing is installed, removed or built.
+func TestInstallSpaces(t *testing.T) {
+	t.Parallel()
+	checkout := filepath.Join(t.TempDir(), "a checkout")
+	for _, name := range []string{"Makefile", "packaging/package/build.mk"} {
+		text, err := os.ReadFile("../../" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(checkout, name)), 0o755), os.WriteFile(filepath.Join(checkout, name), text, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct{ args, want string }{
+		{"install PREFIX=/opt/a+b DESTDIR=/tmp/none", "PREFIX has a space"},
+		{"uninstall PREFIX=/opt/a+b DESTDIR=/tmp/none", "PREFIX has a space"},
+		{"install SYSCONFDIR=/etc/a+b DESTDIR=/tmp/none", "SYSCONFDIR has a space"},
+		{"stage-amd64 --old-file=needs-go", "CURDIR has a space"},
+	} {
+		args := strings.Fields(tt.args)
+		for i := range args {
+			args[i] = strings.ReplaceAll(args[i], "+", " ")
+		}
+		out, err := exec.Command("make", append([]string{"-C", checkout}, args...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), tt.want) || strings.Contains(string(out), "rm -") {
+			t.Errorf("make %q: %v\n%s", args, err, out)
+		}
 	}
 }
 

@@ -28,7 +28,7 @@ rpm: $(PACKAGE_ARCHES:%=rpm-%) ## packages for Fedora and the like, in bin/; nee
 # The page of a command has the original's name, too. Hooks that are no configuration are in /usr/lib.
 stage-%: VERSION = $(PACKAGE_VERSION)
 stage-%: needs-go
-	rm -rf $(STAGE)
+	$(call whole,CURDIR)rm -rf $(STAGE)
 	$(GO_ARCH_$*) $(STATIC) -o $(STAGE)/bin/ $(PACKAGES)
 	$(MAKE) -s install BIN=$(STAGE)/bin PREFIX=/usr DESTDIR=$(STAGE)/root NMHOOKS=/usr/lib/NetworkManager/dispatcher.d ZONES=/usr/lib/firewalld/zones >/dev/null
 	cd $(STAGE)/root/usr/share/man/man8; for c in server client; do ln -s table-allocator-$$c.8.gz table_allocator_$$c.8.gz; done; rm tactl.8; ln -s table-allocator-client.8.gz tactl.8.gz; gzip -9n *.8 ../man5/*.5
