@@ -82,7 +82,7 @@ func tailscale(t *testing.T, suite string) {
 	m.wait("main leads to the exit node", `curl --silent --max-time 3 http://`+beyond+`/ | grep "^100[.]"`)
 	m.wait("status names the rule", `! table-allocator-client status >/run/status; grep "10.2.0.2 .*shadowed by rule 5270" /run/status; table-allocator-client doctor | grep "rule-before-ours.*5270"`)
 	m.wait("and its cure", `table-allocator-client status | grep -F '"priority": [5100, 20000, 91000]'`)
-	m.wait("what is bound is held up, which is said", `! systemd-run --quiet --wait --pipe table-allocator-client run wan2 curl --silent --max-time 3 http://`+beyond+`/ 2>/run/why; grep 'rule "5270: from all lookup 52" takes its inet traffic, and the lock drops it' /run/why`)
+	m.wait("what is bound is held up, which is said", `! systemd-run --quiet --collect --wait --pipe table-allocator-client run wan2 curl --silent --max-time 3 http://`+beyond+`/ 2>/run/why; grep 'rule "5270: from all lookup 52" takes its inet traffic, and the lock drops it' /run/why`)
 	m.sh(`sed -i '0,/^{/s//{ "bind_priority": 5000,/' /etc/table-allocator/server.json; echo '{"links": [{"ifname": "wan*", "priority": [5100, 20000, 91000]}]}' >/etc/table-allocator/watch.json
 		systemctl restart table-allocator-server table-allocator-watch`)
 	i.waitUplinks()
