@@ -352,13 +352,9 @@ func (c *chooser) role(p *probed) choice.Role {
 
 // gather makes the set of uplinks that of the addresses in service.
 func (c *chooser) gather(now time.Duration) error {
-	links, err := c.kernel.Links()
+	carrier, err := c.carriers()
 	if err != nil {
 		return err
-	}
-	carrier := make(map[int]bool, len(links))
-	for _, l := range links {
-		carrier[l.Index] = l.Carrier
 	}
 	if err := c.see(); err != nil {
 		return err
@@ -372,6 +368,16 @@ func (c *chooser) gather(now time.Duration) error {
 	}
 	c.retire(now, serving, carrier)
 	return nil
+}
+
+// carriers tells which links have a carrier.
+func (c *chooser) carriers() (map[int]bool, error) {
+	links, err := c.kernel.Links()
+	carrier := make(map[int]bool, len(links))
+	for _, l := range links {
+		carrier[l.Index] = l.Carrier
+	}
+	return carrier, err
 }
 
 // retire notes which uplinks are out of service, and forgets those that have been so for long.

@@ -177,10 +177,7 @@ func (n *news) addRouteOfMain(e install.Past, others bool) {
 		n.addHistory(e, e.Family, index)
 	}
 	if e.Replaced && others {
-		if n.replaced == nil {
-			n.replaced = make(install.Replaced)
-		}
-		n.replaced[install.PlaceOf(*e.Route)] = e.Index
+		n.addReplaced(e)
 	}
 	toAll := e.Route.Dst.Bits() == 0
 	if toAll && (e.Deleted && uplink.IsChoiceRoute(*e.Route) || others && e.Replaced) {
@@ -194,6 +191,13 @@ func (n *news) addRouteOfMain(e install.Past, others bool) {
 	if others {
 		n.mainOn[linkOf{e.Family, e.Index}] = true
 	}
+}
+
+func (n *news) addReplaced(e install.Past) {
+	if n.replaced == nil {
+		n.replaced = make(install.Replaced)
+	}
+	n.replaced[install.PlaceOf(*e.Route)] = e.Index
 }
 
 func (n *news) addMain(family int, m mainNews) {

@@ -140,18 +140,23 @@ func (r *replies) synced(want nat.Replies, changed bool, err error) {
 			r.log.Warn("replies that have no source when their route is chosen leave as main has it: reply_by_uplink cannot be had", "err", err)
 		}
 	case again:
-		r.accuse.do(func() {
-			r.log.Warn("another program changed the nftables tables " + nat.RepliesName + "; they are restored, but not faster than every " + healEvery.String() + " if it goes on")
-		})
-		if !r.heals.Allow() {
-			r.at = wire.Now() + healEvery
-		}
+		r.restored()
 	}
 	if err == nil {
 		r.told = ""
 	}
 	if len(want) == 0 {
 		r.unfollow()
+	}
+}
+
+// restored notes that another program changed the tables. If it goes on, they are restored at times only.
+func (r *replies) restored() {
+	r.accuse.do(func() {
+		r.log.Warn("another program changed the nftables tables " + nat.RepliesName + "; they are restored, but not faster than every " + healEvery.String() + " if it goes on")
+	})
+	if !r.heals.Allow() {
+		r.at = wire.Now() + healEvery
 	}
 }
 
