@@ -163,11 +163,14 @@ func TestWatchStandsIn(t *testing.T) {
 	if got := fmt.Sprint(h.lease("10.77.0.2", "wan0", "--routes", "copy", "--gateway", "10.77.0.1")); got != h.tableOf("10.77.0.2") {
 		t.Errorf("a call got table %s, want %s", got, h.tableOf("10.77.0.2"))
 	}
-	for _, row := range h.statusRows() {
-		if row.PID == 0 || row.Table == 0 {
-			t.Errorf("status: %+v", row)
+	eventually(t, "status knows all holders", func() error { // it does not wait long for their answers
+		for _, row := range h.statusRows() {
+			if row.PID == 0 || row.Table == 0 {
+				return fmt.Errorf("%+v", row)
+			}
 		}
-	}
+		return nil
+	})
 	if pids := h.pids(clientBin); len(pids) != 2 {
 		t.Errorf("processes: %d", pids)
 	}
