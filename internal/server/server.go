@@ -75,7 +75,7 @@ func Run(ctx context.Context, cfg Config, host Host, log *slog.Logger) error {
 		return err
 	}
 	if claimed, err := makeClaim(claimOf(cfg), log); err != nil {
-		log.Warn("cannot find out whether another server leases the same tables", "err", err)
+		log.Debug("cannot find out whether another server leases the same tables", "err", err) // as without CONFIG_UNIX_DIAG
 	} else {
 		defer claimed.Close()
 	}
