@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -70,6 +71,63 @@ func modems(t *testing.T, suite string, watch bool) {
 	m.sh(`ip tuntap add mode tun name ppp3; ip address add 10.3.0.1 peer 10.3.0.2 dev ppp3; ip link set ppp3 up
 		IFNAME=ppp3 IPLOCAL=10.3.0.1 IPREMOTE=10.3.0.2 /etc/ppp/ip-up ppp3 /dev/ttyS3 0 10.3.0.1 10.3.0.2 ""`)
 	m.want(`ip rule | grep -c 10.3.0.1 || :`, "0")
+}
+
+// TestMobile: addresses as ModemManager hands those of a modem's bearer to a program that configures links: alone without a
+// gateway, or in a network of four with one, on links without Ethernet that resolve no addresses.
+func TestMobile(t *testing.T) {
+	t.Parallel()
+	const keyfile = "/etc/NetworkManager/system-connections/ppp%d.nmconnection"
+	managers := []neighbour{
+		{
+			name: "networkd", start: startNetworkd, then: []string{`networkctl reconfigure ppp2`, `systemctl restart systemd-networkd`},
+			files: map[string]string{
+				"/run/systemd/network/ppp1.network": "[Match]\nName=ppp1\n[Network]\nAddress=10.1.0.129/32\nAddress=fd01::129/64\nIPv6AcceptRA=no\n" +
+					"[Route]\nDestination=0.0.0.0/0\nScope=link\nMetric=100\n[Route]\nGateway=fe80::1\nMetric=100\n",
+				"/run/systemd/network/ppp2.network": "[Match]\nName=ppp2\n[Network]\nAddress=10.2.0.141/30\nAddress=fd02::129/64\nIPv6AcceptRA=no\n" +
+					"[Route]\nGateway=10.2.0.142\nMetric=200\n[Route]\nDestination=::/0\nMetric=200\n",
+			},
+		},
+		{
+			name: "NetworkManager", start: `systemctl start NetworkManager; for n in 1 2; do nmcli device set ppp$n managed yes; nmcli --wait 60 connection up ppp$n; done`,
+			then: []string{`nmcli device reapply ppp2`, `nmcli --wait 60 connection up ppp2`},
+			files: map[string]string{
+				"/etc/NetworkManager/conf.d/test.conf": "[main]\nplugins=keyfile\nno-auto-default=*\n[keyfile]\nunmanaged-devices=interface-name:wan*\n",
+				fmt.Sprintf(keyfile, 1): "[connection]\nid=ppp1\ntype=tun\ninterface-name=ppp1\n[tun]\nmode=1\npi=true\n[ipv4]\nmethod=manual\naddress1=10.1.0.129/32\n" +
+					"route1=0.0.0.0/0,0.0.0.0,100\n[ipv6]\nmethod=manual\naddress1=fd01::129/64,fe80::1\nroute-metric=100\n",
+				fmt.Sprintf(keyfile, 2): "[connection]\nid=ppp2\ntype=tun\ninterface-name=ppp2\n[tun]\nmode=1\npi=true\n[ipv4]\nmethod=manual\naddress1=10.2.0.141/30,10.2.0.142\n" +
+					"route-metric=200\n[ipv6]\nmethod=manual\naddress1=fd02::129/64\nroute1=::/0,::,200\n",
+			},
+		},
+	}
+	for at, n := range managers {
+		t.Run(n.name, func(t *testing.T) {
+			t.Parallel()
+			mobile(t, suites[at], n)
+		})
+	}
+}
+
+func mobile(t *testing.T, suite string, n neighbour) {
+	files, err := debs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := boot(t, debian(suite, managers))
+	i := m.behind(2)
+	m.install(files[0])
+	for path, text := range n.files {
+		m.write(path, text, 0o600)
+	}
+	m.sh(`chmod 644 /run/systemd/network/* || :; systemctl enable --now table-allocator-watch`)
+	for n := 1; n <= 2; n++ {
+		i.modem(n)
+	}
+	for _, script := range slices.Concat([]string{n.start}, n.then) {
+		m.sh(script)
+		i.waitUplinks("10.1.0.129", "10.2.0.141", "fd01::129", "fd02::129")
+		m.wait("status finds no fault after "+script, `table-allocator-client status`)
+	}
 }
 
 // ppp are the variables that pppd sets for a peer with usepeerdns.
