@@ -45,6 +45,14 @@ func (r Route) Legs(index int) []Route {
 	return legs
 }
 
+// hops returns the routes of all of r's next hops, as Legs does.
+func (r Route) hops() (hops []Route) {
+	for _, index := range r.Links() {
+		hops = append(hops, r.Legs(index)...)
+	}
+	return hops
+}
+
 // Links returns the ifindexes of the links that r leads to, each once.
 func (r Route) Links() []int {
 	if !r.Multipath {

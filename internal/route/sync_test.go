@@ -248,6 +248,46 @@ func TestSyncRoutesHopElsewhere(t *testing.T) {
 	}
 }
 
+// Main keeps the next hops over a link that became a port of a bridge, which has the networks of their gateways now. A table gets
+// them although main leads to the gateways over the bridge.
+func TestSyncRoutesHopsOfAPort(t *testing.T) {
+	t.Parallel()
+	n, c, _, _ := uplink(t)
+	for _, onlink := range [][2]string{{"", ""}, {" onlink", " onlink"}, {" onlink", ""}} {
+		for _, command := range []string{
+			"link add lan0 type veth peer name far0", "link set lan0 up", "link set far0 up",
+			"addr add fd00:77::5/64 dev lan0 nodad", "addr add fd00:78::5/64 dev lan0 nodad",
+			"route add fd00:60::/32 nexthop via fd00:77::1 dev lan0" + onlink[0] + " nexthop via fd00:78::1 dev lan0" + onlink[1] + " nexthop via fe80::2 dev eth0",
+			"-6 addr flush dev lan0", "link add br7 type bridge", "link set lan0 master br7", "link set br7 up",
+			"addr add fd00:77::5/64 dev br7 nodad", "addr add fd00:78::5/64 dev br7 nodad",
+		} {
+			n.IP(t, command)
+		}
+		routes, err := c.Routes(unix.AF_INET6, unix.RT_TABLE_MAIN)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []Route // as for an address of the bridge
+		for _, r := range routes {
+			if r.Multipath || r.Dst == prefix("fd00:77::/64") || r.Dst == prefix("fd00:78::/64") {
+				want = append(want, r.In(10000, netip.Addr{}))
+			}
+		}
+		if len(want) != 3 {
+			t.Fatalf("main has\n%s", lines(routes))
+		}
+		mustSyncRoutes(t, c, unix.AF_INET6, 10000, want, 3, 0)
+		mustSyncRoutes(t, c, unix.AF_INET6, 10000, want, 0, 0)
+		if got := n.IP(t, "-6 route show table 10000"); strings.Count(got, "nexthop") != 3 || strings.Count(got, "\n") != 6 {
+			t.Errorf("with%q the table has %s", onlink, got)
+		}
+		mustSyncRoutes(t, c, unix.AF_INET6, 10000, nil, 0, 3)
+		for _, command := range []string{"link del lan0", "link del br7", "route del fd00:60::/32"} {
+			n.IP(t, command)
+		}
+	}
+}
+
 // An address need not bring a route for its network: gateways are found in the table alone.
 func TestSyncRoutesLinksFirst(t *testing.T) {
 	t.Parallel()
