@@ -2,6 +2,8 @@ package twin
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,6 +41,22 @@ func (h *had) add(message []byte) {
 		h.ways[way{r.dst, r.from, l}] = true
 	}
 }
+
+// giveUp notes over which links a route is that could not be put back; of a nexthop object those of its group are not known.
+func (w *world) giveUp(command string) {
+	words := strings.Fields(command)
+	if words[1] == "nexthop" || slices.Contains(words, "nhid") {
+		w.unrestored[anyLink] = true
+	}
+	for i, word := range words {
+		if word == "dev" && i+1 < len(words) {
+			w.unrestored[words[i+1]] = true
+		}
+	}
+}
+
+// anyLink stands for all links.
+const anyLink = "*"
 
 // keeps reports whether a table of the real host leads a packet over a link whose routes nobody could put back into main,
 // by a route that main has had: over the link of a served address if the packet is from one, and by a default if plain

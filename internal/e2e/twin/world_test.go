@@ -152,7 +152,10 @@ func (w *world) applyMoved(s step) error {
 		switch c := commands[i]; {
 		case err != nil:
 		case strings.HasSuffix(failed[i], exists) && isDefault(strings.Fields(c)):
-			// Of IPv6 routes that share the traffic one outlives that its link is down.
+			// Of IPv6 routes that share the traffic one outlives that its link is down, and is dead if that has no carrier.
+			if strings.Contains(c, "::/0") {
+				_, err = w.plain.run([]string{inverseOf(c), c})
+			}
 		case taken[i] && strings.Contains(c, " replace ") && strings.Contains(c, " via ") && !strings.Contains(c, " nexthop via "):
 			_, err = w.plain.run([]string{c + " onlink"})
 		case undo[i] != "":
@@ -221,22 +224,6 @@ func (w *world) tryAgain() error {
 	}
 	return nil
 }
-
-// giveUp notes over which links a route is that could not be put back; of a nexthop object those of its group are not known.
-func (w *world) giveUp(command string) {
-	words := strings.Fields(command)
-	if words[1] == "nexthop" || slices.Contains(words, "nhid") {
-		w.unrestored[anyLink] = true
-	}
-	for i, word := range words {
-		if word == "dev" && i+1 < len(words) {
-			w.unrestored[words[i+1]] = true
-		}
-	}
-}
-
-// anyLink stands for all links.
-const anyLink = "*"
 
 func (w *world) startServer() (*process, error) {
 	config := filepath.Join(w.dir, "server.json")
