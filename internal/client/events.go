@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -25,6 +26,11 @@ type packet struct {
 
 // changed looks at what events concern. Events are hints: what is true now has to be read.
 func (l *loop) changed(events []route.Event) {
+	if slices.ContainsFunc(events, mayDelete) {
+		if err := l.kernel.AwaitTold(); err != nil {
+			l.log.Warn("cannot wait until what the kernel tells is so", "err", err)
+		}
+	}
 	n := digest(events)
 	moved := n.overrun || len(n.addresses)+len(n.links) > 0 // a link or an address
 	if moved || len(n.main) > 0 {
@@ -51,6 +57,11 @@ func (l *loop) changed(events []route.Event) {
 		l.checkPrefixesSoon()
 	}
 	l.scope.note(n)
+}
+
+// mayDelete reports whether the kernel deletes routes, addresses or rules as an event says, and those that go with them.
+func mayDelete(e route.Event) bool {
+	return e.Deleted || e.Kind == route.LinkChanged || e.Kind == route.LinkGone
 }
 
 // hear has a session looked at as far as news concern it. large says that main has been followed for it already.

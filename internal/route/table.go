@@ -3,6 +3,8 @@ package route
 import (
 	"errors"
 	"fmt"
+	"math"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink/nl"
@@ -198,6 +200,19 @@ func (c *Conn) eachRoute(family int, selected filter, f func(Route)) error {
 	}
 	if err = errors.Join(err, malformed); err != nil {
 		return fmt.Errorf("list routes of table %d: %w", selected.table, err)
+	}
+	return nil
+}
+
+// AwaitTold returns once the kernel has done all that its events have told. Of what it deletes it tells first: an IPv4 route
+// is in main still, as are those that go with an address or a link, and from Linux 6.9 on a dump does not wait for the rest.
+// So wait for the lock of whoever changes routes, by a change that changes nothing.
+func (c *Conn) AwaitTold() error {
+	nothing := NewRoute(unix.RT_TABLE_MAIN, netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), 32), netip.Addr{}, 0)
+	nothing.Type, nothing.Metric = unix.RTN_BLACKHOLE, math.MaxUint32
+	err := c.change(unix.RTM_DELROUTE, 0, nothing.encode())
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("wait for the kernel: %w", err)
 	}
 	return nil
 }
