@@ -153,7 +153,7 @@ func (w *world) applyMoved(s step) error {
 		case err != nil:
 		case strings.HasSuffix(failed[i], exists) && isDefault(strings.Fields(c)):
 			// Of IPv6 routes that share the traffic one outlives that its link is down, and is dead if that has no carrier.
-			if strings.Contains(c, "::/0") {
+			if taken[i] && strings.Contains(c, "::/0") {
 				_, err = w.plain.run([]string{inverseOf(c), c})
 			}
 		case taken[i] && strings.Contains(c, " replace ") && strings.Contains(c, " via ") && !strings.Contains(c, " nexthop via "):
