@@ -158,7 +158,7 @@ func (w *world) applyMoved(s step) error {
 			}
 		case taken[i] && strings.Contains(c, " replace ") && strings.Contains(c, " via ") && !strings.Contains(c, " nexthop via "):
 			_, err = w.plain.run([]string{c + " onlink"})
-		case undo[i] != "":
+		case undo[i] != "" && !slices.ContainsFunc(commands[i+1:], func(later string) bool { return later == c }): // else both have it at last
 			_, err = w.real.run(undo[i : i+1])
 		}
 		switch c := commands[i]; {
