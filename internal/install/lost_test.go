@@ -243,6 +243,12 @@ func TestMovedGone(t *testing.T) {
 			m.IP(m.t, "address add 192.0.2.5/24 dev wan0")
 			i.Hear(nil, left(m.index, "192.0.2.5", "192.0.2.6"), nil)
 		}, 2, nil},
+		{"the last address was deleted, beside one by a route of type local", func(m *mover, i *Installation) {
+			m.IP(m.t, "address del 192.0.2.5/24 dev wan0")
+			m.IP(m.t, "route add local 198.51.100.9 dev wan0 proto bird table 255")
+			m.IP(m.t, "address add 192.0.2.5/24 dev wan0")
+			i.Hear(nil, left(m.index, "192.0.2.5", "192.0.2.6"), nil)
+		}, 2, nil},
 		{"one of two addresses was deleted", func(m *mover, i *Installation) {
 			m.IP(m.t, "address add 192.0.2.7/24 dev wan0")
 			m.IP(m.t, "address add 192.0.2.6/32 dev wan0")

@@ -88,5 +88,5 @@ func (e *Env) wasBare(r returned) (bool, error) {
 		return false, nil
 	}
 	addresses, err := e.Kernel.AddressesOn(r.Family, r.Index)
-	return err == nil && !slices.ContainsFunc(addresses, func(a route.Address) bool { return !slices.Contains(r.went, a.Addr) }), err
+	return err == nil && !slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Created != 0 && !slices.Contains(r.went, a.Addr) }), err
 }

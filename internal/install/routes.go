@@ -77,7 +77,7 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, read
 	}
 	for _, a := range addresses {
 		ready = ready || a.Addr == u.Addr()
-		m.Addresses = append(m.Addresses, uplink.Address{Addr: a.Addr, Network: a.Network().Masked()})
+		m.Addresses = append(m.Addresses, uplink.Address{Addr: a.Addr, Network: a.Network().Masked(), Local: a.Created == 0})
 	}
 	m.Bare = u.Addr().Is4() && p.env.Picture.largeMain(u.Family()) == nil &&
 		!slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Created != 0 }) // others are routes of type local

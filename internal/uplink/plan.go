@@ -39,6 +39,7 @@ type Main struct {
 type Address struct {
 	Addr    netip.Addr
 	Network netip.Prefix
+	Local   bool // by a route of type local, which keeps no routes on the link
 }
 
 // Plan returns the routes that a lease of table has to hold for the uplink: those that main would

@@ -78,7 +78,7 @@ func mainRoute(text string) route.Route {
 func mainOf(addresses, routes string) Main {
 	m := Main{Index: planLink}
 	for text := range strings.FieldsSeq(addresses) {
-		m.Addresses = append(m.Addresses, Address{prefix(text).Addr(), prefix(text).Masked()})
+		m.Addresses = append(m.Addresses, Address{Addr: prefix(text).Addr(), Network: prefix(text).Masked()})
 	}
 	for line := range strings.Lines(routes) {
 		line = strings.TrimSpace(line)
