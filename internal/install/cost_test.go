@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -183,9 +184,15 @@ func (c *costs) place() {
 	c.fill()
 }
 
-// fill fills the table as far as it is not.
+// fill fills the table as far as it is not. If main has to be read again after what was heard, that is done here, and not
+// in the middle of a change, if that takes a second.
 func (c *costs) fill() {
 	c.ns.Do(func() {
+		if c.env.Picture.Uncertain(c.family) {
+			c.env.Picture.hold(c.family, 0)
+			c.env.Picture.mains[c.family].since -= time.Minute
+			c.inst.Follow(costTable, false)
+		}
 		for c.inst.routes.filling != nil {
 			c.inst.Follow(costTable, false)
 		}
@@ -213,6 +220,7 @@ func (c *costs) change(most int, command string) {
 	}
 	c.ns.IP(c.t, "route add unreachable "+end+" table 77")
 	c.ns.IP(c.t, "route del unreachable "+end+" table 77")
+	c.env.Picture.hold(c.family, time.Minute)
 	c.cost(command, most, func() {
 		for marked := false; !marked; {
 			events, err := c.watcher.Next()
