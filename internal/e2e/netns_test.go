@@ -356,7 +356,11 @@ func TestNetnsRefused(t *testing.T) {
 			t.Errorf("%s: %+v", tt.args, r)
 		}
 	}
-	c.sh("rm /run/netns/foreign")
+	c.sh("rm /run/netns/foreign && mv /etc/resolv.conf /etc/away")
+	if r := c.do("netns", "add", "work", "--ifname", "wan1", "--resolv", "192.0.2.53"); r.code != 1 || !strings.Contains(r.stderr, "this host has no /etc/resolv.conf") {
+		t.Errorf("without /etc/resolv.conf: %+v", r)
+	}
+	c.sh("mv /etc/away /etc/resolv.conf")
 	if left := c.namespaceTraces(); left != "" {
 		t.Errorf("left:\n%s", left)
 	}

@@ -275,7 +275,7 @@ func (m memory) withMounts(name string, f func() error) error {
 func (m memory) mountResolver(c Config) error {
 	conf, err := filepath.EvalSymlinks(resolvConf)
 	if err != nil {
-		return fmt.Errorf("programs need %s: %w", resolvConf, err)
+		return noPlace(err)
 	}
 	masks := c.masks()
 	for _, dir := range maskable {

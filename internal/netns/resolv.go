@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,7 +26,7 @@ var errNoServers = errors.New("nobody said which name servers it has (--nameserv
 func (m memory) resolv(c Config) (text string, err error) {
 	host, err := os.ReadFile(resolvConf)
 	if err != nil {
-		return "", err
+		return "", noPlace(err)
 	}
 	if strings.HasPrefix(c.Resolv, "/") {
 		return copyOf(c.Resolv)
@@ -48,6 +49,14 @@ func (m memory) resolv(c Config) (text string, err error) {
 	}
 	servers, err := parseServers(c.Resolv)
 	return resolvText(servers, string(host)), err
+}
+
+// noPlace says what to do if the host has no file in whose place programs get that of their namespace.
+func noPlace(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("this host has no " + resolvConf + ", or it is a link to nothing, and programs get their own in its place: make one, which may be empty")
+	}
+	return err
 }
 
 func exists(path string) bool {
