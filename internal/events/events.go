@@ -157,8 +157,10 @@ func (w *Writer) drain(done chan struct{}) {
 		}
 		err := w.write(lines)
 		w.mu.Lock()
-		if err != nil {
-			w.dropped += len(batch)
+		for _, e := range batch {
+			if err != nil {
+				w.dropped += 1 + e.Dropped
+			}
 		}
 		if err != nil && !w.failed {
 			w.failed = true
