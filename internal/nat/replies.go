@@ -23,6 +23,9 @@ const RepliesName = "table-allocator-replies"
 // Replies are the own addresses whose replies leave with them, and by the way that a mark has.
 type Replies map[netip.Addr]uint32
 
+// sorted are the addresses in an order of their own, so that the same addresses make the same table.
+func (r Replies) sorted() []netip.Addr { return slices.SortedFunc(maps.Keys(r), netip.Addr.Compare) }
+
 const (
 	askedFor = 3 * time.Minute // after a datagram it is known whom it asked: as long as the kernel keeps an open flow of UDP
 	askedMax = 1 << 14         // datagrams of more flows to one address are not noted
@@ -211,7 +214,7 @@ func (r replies) write(c *nftables.Conn, table *nftables.Table, have []elements,
 		c.AddChain(of.in(table)) // one may be missing
 		c.FlushChain(of.in(table))
 	}
-	for addr := range want {
+	for _, addr := range want.sorted() {
 		err = errors.Join(err, c.AddSet(r.asked(table, addr), nil)) // it may be there
 	}
 	for i, wanted := range r.wantedElements(want) {
@@ -252,7 +255,7 @@ func (r replies) chains(want Replies) []chain {
 	output := chain{name: "output", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput, priority: beforeFlows}
 	output.add(isProtocol(unix.IPPROTO_UDP), hasNoMark(), isWildcard(), jump(answering))
 
-	addresses := slices.SortedFunc(maps.Keys(want), netip.Addr.Compare)
+	addresses := want.sorted()
 	ask, answer := chain{name: asking}, chain{name: answering}
 	who := func(peer, peersPort, ownPort uint32) []expr.Any {
 		return slices.Concat(r.load(firstOf32, peer), port(firstOf32+size, peersPort), port(firstOf32+size+1, ownPort))
