@@ -208,7 +208,7 @@ func (h *host) admit() {
 	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
 	maps.DeleteFunc(h.deprecated, func(key wire.Key, _ bool) bool { return h.refused[key] == 0 })
 	for _, s := range h.all() {
-		if links[s.inst.Index].InVRF() {
+		if links[s.inst.Index].LeftToVRF() {
 			h.feed(s, event{kind: end, why: "its link is in a VRF, which has its routes"})
 		}
 	}

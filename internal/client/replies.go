@@ -131,7 +131,7 @@ func (r *replies) synced(want nat.Replies, changed bool, err error) {
 	again := changed && maps.Equal(want, r.last)
 	r.last = nil
 	if err == nil {
-		r.placed, r.last = len(want) > 0, want
+		r.placed, r.last, r.told = len(want) > 0, want, ""
 	}
 	switch {
 	case err != nil:
@@ -141,9 +141,6 @@ func (r *replies) synced(want nat.Replies, changed bool, err error) {
 		}
 	case again:
 		r.restored()
-	}
-	if err == nil {
-		r.told = ""
 	}
 	if len(want) == 0 {
 		r.unfollow()
@@ -173,7 +170,7 @@ func (r *replies) follow() {
 	r.readers.Go(func() {
 		for tables.Next() == nil {
 			r.hand(func() {
-				if r.at == 0 {
+				if r.at == 0 { // else a look that was put off would not be
 					r.at = wire.Now() + repliesIn
 				}
 			})

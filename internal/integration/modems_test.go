@@ -24,7 +24,9 @@ func TestModems(t *testing.T) {
 	}
 }
 
-func modems(t *testing.T, suite string, watch bool) {
+// installed is a machine behind two providers that has the package.
+func installed(t *testing.T, suite string) (*machine, *internet) {
+	t.Helper()
 	files, err := debs()
 	if err != nil {
 		t.Fatal(err)
@@ -32,6 +34,11 @@ func modems(t *testing.T, suite string, watch bool) {
 	m := boot(t, debian(suite, managers))
 	i := m.behind(2)
 	m.install(files[0])
+	return m, i
+}
+
+func modems(t *testing.T, suite string, watch bool) {
+	m, i := installed(t, suite)
 	if watch {
 		m.sh(`systemctl enable --now table-allocator-watch`)
 	}
@@ -109,13 +116,7 @@ func TestMobile(t *testing.T) {
 }
 
 func mobile(t *testing.T, suite string, n neighbour) {
-	files, err := debs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := boot(t, debian(suite, managers))
-	i := m.behind(2)
-	m.install(files[0])
+	m, i := installed(t, suite)
 	for path, text := range n.files {
 		m.write(path, text, 0o600)
 	}

@@ -57,8 +57,8 @@ var internalName = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^(lo|docker[0-9]+|br-[0-9a-f]{12}|docker_gwbridge|veth.*|virbr[0-9].*|vnet[0-9].*|lxc.*|lxdbr[0-9].*|cni.*|cali.*|flannel.*|podman[0-9].*|kube-ipvs[0-9]+|nodelocaldns|tailscale[0-9]+|ifb[0-9]+|dummy[0-9]+|tav[0-9]+)$`)
 })
 
-// InVRF reports whether addresses of a link are the business of its VRF: a table of ours would have no routes.
-func (l Link) InVRF() bool { return l.VRF && !l.Default }
+// LeftToVRF reports whether addresses of a link are the business of its VRF: a table of ours would have no routes.
+func (l Link) LeftToVRF() bool { return l.VRF && !l.Default }
 
 // internal reports whether a link leads to this host itself, to its containers and virtual machines, or into a
 // tunnel: addresses there are services or far ends, and no uplinks unless main has a default route over the link.

@@ -129,7 +129,7 @@ func (c Selection) Excludes(ifname string) bool {
 // Wants reports whether addresses of a link are worth a first lease. The configuration may name the link. Else the
 // link has to be one that can lead to other networks, and in any case it is up and not left to a VRF.
 func (c Selection) Wants(l Link) bool {
-	return l.Up && !l.InVRF() && (c.Names(l.Name) || l.Default || !l.internal())
+	return l.Up && !l.LeftToVRF() && (c.Names(l.Name) || l.Default || !l.internal())
 }
 
 // Serves reports whether addresses of a link get leases.

@@ -53,7 +53,7 @@ func TestLinksInVRF(t *testing.T) {
 	}, map[int]bool{3: true})
 	all := Selection{Profiles: []Profile{{Ifname: "*"}}}
 	for index, want := range map[int]bool{1: false, 2: true, 3: false, 4: false, 5: false} {
-		if got := links[index].InVRF(); got != want {
+		if got := links[index].LeftToVRF(); got != want {
 			t.Errorf("%s is left to a VRF: %v, want %v", links[index].Name, got, want)
 		}
 	}
