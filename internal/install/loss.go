@@ -73,7 +73,9 @@ func (p *placer) hear(u uplink.Uplink, index int, history, left []Past, back []n
 	for len(history)+len(left) > 0 {
 		var lost bool
 		if len(left) == 0 || len(history) > 0 && history[0].At < left[0].At {
-			lost, history = p.hearOne(history[0].Event), history[1:]
+			var err error
+			lost, err = p.hearOne(u, index, history[0].Event)
+			errs, history = append(errs, err), history[1:]
 		} else {
 			var err error
 			lost, err = p.addressWent(u, index, left[0].Event, slices.Contains(back, left[0].Addr))
@@ -119,7 +121,7 @@ func (p *placer) doubt(u uplink.Uplink, history []Past) {
 // Main may have been read since, so that it does not show all of that: what somebody put back is not lost any more, even
 // if he has deleted it again, what somebody deleted or replaced was not lost with the link that was down later, and what
 // came into the place of a route that was taken replaced it, even if the holder of another address has taken it.
-func (p *placer) hearOne(e route.Event) bool {
+func (p *placer) hearOne(u uplink.Uplink, index int, e route.Event) (changed bool, err error) {
 	had := len(p.taken)
 	switch {
 	case e.Route == nil:
@@ -130,10 +132,7 @@ func (p *placer) hearOne(e route.Event) bool {
 		p.last = slices.DeleteFunc(p.last, e.Route.Equal)
 		if e.Port != 0 && !p.env.Kernel.Made(e) { // else it went with the link, or was taken
 			p.lost = slices.DeleteFunc(p.lost, e.Route.Equal)
-			if !p.isFresh(*e.Route) && slices.ContainsFunc(p.taken, e.Route.Equal) { // somebody had put it back
-				p.env.order.forget([]route.Route{*e.Route})
-				p.taken = slices.DeleteFunc(p.taken, e.Route.Equal)
-			}
+			changed, err = p.deletedByOther(u, index, *e.Route)
 		}
 	case e.Protocol != route.Protocol:
 		p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
@@ -142,7 +141,25 @@ func (p *placer) hearOne(e route.Event) bool {
 			p.keepTaken(func(r route.Route) bool { return !samePlace(r, *e.Route) || r.Equal(*e.Route) || p.isFresh(r) })
 		}
 	}
-	return len(p.taken) != had
+	return changed || len(p.taken) != had, err
+}
+
+// deletedByOther takes over that another process deleted a route of main, and reports whether that changed what is written
+// down. If it had been taken somebody had put it back. It keeps its place beside others if the holder of another address has
+// taken it, who writes that down before.
+func (p *placer) deletedByOther(u uplink.Uplink, index int, r route.Route) (changed bool, err error) {
+	taken := slices.ContainsFunc(p.taken, r.Equal)
+	if place, _ := p.env.order.find(r); u.Settings.Routes != uplink.MoveRoutes || p.isFresh(r) || !taken && place < 0 {
+		return false, nil
+	}
+	others, err := p.takenByOthers(u, index)
+	p.taken = slices.DeleteFunc(p.taken, r.Equal)
+	if err == nil && slices.ContainsFunc(others, r.Equal) {
+		p.others = append(p.others, r)
+		return taken, nil
+	}
+	p.env.order.forget([]route.Route{r})
+	return true, err
 }
 
 func sameDestination(a, b route.Route) bool {
@@ -231,7 +248,9 @@ func (p *placer) wentUnheard(u uplink.Uplink, m uplink.Main) (bool, error) {
 // standing drops what was taken and has been replaced in main since. had is how much was taken before.
 func (p *placer) standing(u uplink.Uplink, m uplink.Main, had int) error {
 	stands := p.stands(m)
-	p.keepTaken(func(r route.Route) bool { return slices.ContainsFunc(stands, r.Equal) })
+	stood := func(r route.Route) bool { return slices.ContainsFunc(stands, r.Equal) }
+	p.keepTaken(func(r route.Route) bool { return stood(r) || slices.ContainsFunc(m.Routes, r.Equal) })
+	p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !stood(r) }) // what main has again keeps its place
 	judged := p.judging == nil || p.unbroken || len(p.taken) == 0
 	p.judging = nil
 	if len(p.taken) == had && judged {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
@@ -40,5 +41,65 @@ func TestMovedBySeveral(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestMovedAgainByAnother: the client of one address has taken two defaults of one place. One of them is added to main again,
+// and the client of another address takes it. Both were killed: neither route has replaced the other.
+func TestMovedAgainByAnother(t *testing.T) {
+	for _, order := range [][]int{{0, 1}, {1, 0}} {
+		for _, looks := range []bool{true, false} { // the first client, before the other one has taken it
+			t.Run(fmt.Sprint(order, looks), func(t *testing.T) {
+				m := newMover(t, "add default via 192.0.2.1 metric 5", "append default via 192.0.2.2 metric 5")
+				m.IP(t, "address add 192.0.2.6/24 dev wan0")
+				before := m.main()
+				var clients []*Installation
+				for i, addr := range []string{"192.0.2.5", "192.0.2.6"} {
+					m.uplink.Key.Address, m.uplink.Network = addr, netip.MustParsePrefix(addr+"/24")
+					clients = append(clients, m.client())
+					m.Do(func() {
+						if err := clients[i].Place(movedTable + uint32(i)); err != nil {
+							t.Fatal(err)
+						}
+					})
+				}
+				first := clients[0]
+				first.routes.fresh = nil // the events of that were heard
+				again := first.routes.taken[0]
+				m.IP(t, "route append default via 192.0.2.1 metric 5")
+				m.Do(func() {
+					if looks {
+						main, _ := first.view()
+						if err := first.routes.place(first.Uplink, main, movedTable); err != nil {
+							t.Fatal(err)
+						}
+					}
+					clients[1].Follow(movedTable+1, false)
+					first.Hear(past(route.Event{Kind: route.RouteChanged, Route: &again, Port: 4711},
+						route.Event{Kind: route.RouteChanged, Route: &again, Port: 4712, Deleted: true}), nil, nil)
+					first.Follow(movedTable, false)
+				})
+				for _, i := range order { // in other processes
+					m.uplink = clients[i].Uplink
+					clients[i] = m.client()
+					m.Do(func() {
+						if err := clients[i].Place(movedTable + uint32(i)); err != nil {
+							t.Fatal(err)
+						}
+					})
+				}
+				for i, c := range clients {
+					if got := m.defaults(fmt.Sprint(movedTable + i)); len(got) != 2 {
+						t.Errorf("table %d has %q, want both default routes", movedTable+i, got)
+					}
+					defer m.clear(c) // a file that is left would be that of a later test's namespace
+				}
+				m.clear(clients[0])
+				m.clear(clients[1])
+				if got := m.main(); len(got) != len(before) {
+					t.Errorf("at the end main has %q, want %q", got, before)
+				}
+			})
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -221,22 +222,26 @@ func TestMovedReplacedInTurns(t *testing.T) {
 }
 
 // TestMovedAppendedAgain: one of two routes in one place that were moved is added to main once more. It stood beside the other
-// one, and replaces nothing.
+// one, before it or behind, and replaces nothing.
 func TestMovedAppendedAgain(t *testing.T) {
-	m := newMover(t, "add default via 192.0.2.1 metric 5", "append default via 192.0.2.2 metric 5")
-	before := m.main()
-	i := m.placed()
-	i.routes.fresh = nil // the events of that were heard
-	again := i.routes.taken[1]
-	m.Do(func() { i.Follow(movedTable, false) })
-	m.IP(t, "route append default via 192.0.2.2 metric 5")
-	m.Do(func() {
-		i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &again, Port: 4711}), nil, nil)
-		i.Follow(movedTable, false)
-	})
-	if got := m.defaults("10000"); len(got) != 2 {
-		t.Errorf("the table has %q", got)
+	for at := range 2 {
+		t.Run(fmt.Sprint(at), func(t *testing.T) {
+			m := newMover(t, "add default via 192.0.2.1 metric 5", "append default via 192.0.2.2 metric 5")
+			before := m.main()
+			i := m.placed()
+			i.routes.fresh = nil // the events of that were heard
+			again := i.routes.taken[at]
+			m.Do(func() { i.Follow(movedTable, false) })
+			m.IP(t, "route append default via "+again.Gateway.String()+" metric 5")
+			m.Do(func() {
+				i.Hear(past(route.Event{Kind: route.RouteChanged, Route: &again, Port: 4711}), nil, nil)
+				i.Follow(movedTable, false)
+			})
+			if got := m.defaults("10000"); len(got) != 2 {
+				t.Errorf("the table has %q", got)
+			}
+			m.clear(i)
+			m.wantMain("at the end", before)
+		})
 	}
-	m.clear(i)
-	m.wantMain("at the end", before)
 }
