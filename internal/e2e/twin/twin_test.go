@@ -6,6 +6,7 @@
 //
 //	host, generate, rich  hosts, made up from a seed as ip commands; changes of them
 //	world                 the namespaces real (with the product) and plain, the processes
+//	moved                 commands for both with move, where main has other defaults than on plain
 //	oracle                which routes a twin has; the twins
 //	questions, compare    where packets go, and whether that is right
 //	run, shrink           the phases of a host's life; the smallest host with a wrong answer

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -116,88 +115,6 @@ func (w *world) apply(s step) error {
 		}
 	}
 	return err
-}
-
-// applyMoved carries a step out where main has other defaults than on the plain host: one that was
-// taken out cannot be deleted, and one can come into its place. The plain host follows the real
-// one: what was not deleted there is not deleted here, and what came in its place there replaces it
-// here.
-func (w *world) applyMoved(s step) error {
-	if s.commands = w.knowable(s.commands); len(s.commands) == 0 {
-		return nil
-	}
-	refused, err := w.real.run(s.commands)
-	if err != nil {
-		return err
-	}
-	var commands, undo []string
-	var taken []bool // by the real host
-	for i, c := range s.commands {
-		failed := slices.Contains(refused, i)
-		if failed && strings.HasPrefix(c, "ip route del") {
-			continue
-		}
-		undo = append(undo, inverseOf(c))
-		if failed || !strings.HasPrefix(c, "ip route add ") && !strings.HasPrefix(c, "ip route append ") {
-			undo[len(undo)-1] = ""
-		}
-		if to, ok := strings.CutPrefix(c, "ip route add "); ok && !failed && isDefault(strings.Fields(c)) && !strings.Contains(c, " table ") {
-			c = "ip route replace " + to
-		}
-		commands, taken = append(commands, c), append(taken, !failed)
-	}
-	failed, err := w.plain.runAll(commands)
-	for _, i := range slices.Sorted(maps.Keys(failed)) {
-		// Its gateway was still in a table, which follows main a moment later.
-		switch c := commands[i]; {
-		case err != nil:
-		case strings.HasSuffix(failed[i], exists) && isDefault(strings.Fields(c)):
-			// Of IPv6 routes that share the traffic one outlives that its link is down, and is dead if that has no carrier.
-			if taken[i] && strings.Contains(c, "::/0") {
-				_, err = w.plain.run([]string{inverseOf(c), c})
-			}
-		case taken[i] && strings.Contains(c, " replace ") && strings.Contains(c, " via ") && !strings.Contains(c, " nexthop via "):
-			_, err = w.plain.run([]string{c + " onlink"})
-		case undo[i] != "" && !slices.ContainsFunc(commands[i+1:], func(later string) bool { return later == c }): // else both have it at last
-			_, err = w.real.run(undo[i : i+1])
-		}
-		switch c := commands[i]; {
-		case strings.Contains(c, " del "):
-		case isDefault(strings.Fields(c)):
-			w.giveUp(c)
-		default:
-			w.again = append(w.again, c)
-		}
-	}
-	return err
-}
-
-// knowable leaves out of commands what takes a default back that came while the watch was dead. It may have replaced one that
-// was moved, and that nothing tells afterwards: main is as the watch left it. Of an IPv6 route by several routers the kernel
-// deletes what main has, and fails, so that it is not what the plain host has.
-func (w *world) knowable(commands []string) (kept []string) {
-	for _, c := range commands {
-		words := strings.Fields(c)
-		if strings.HasPrefix(c, "ip route del ") && strings.Contains(words[3], ":") && strings.Count(c, " nexthop via ") > 1 {
-			continue
-		}
-		if w.unwatched == nil || words[1] != "route" || !isDefault(words) {
-			kept = append(kept, c)
-			continue
-		}
-		place := words[3]
-		for _, word := range []string{"metric", "tos"} {
-			if i := slices.Index(words, word); i > 0 && words[i+1] != "0" {
-				place += " " + word + " " + words[i+1]
-			}
-		}
-		if words[2] == "del" && w.unwatched[place] {
-			continue
-		}
-		w.unwatched[place] = true
-		kept = append(kept, c)
-	}
-	return kept
 }
 
 // tryAgain does what managers do: a route or nexthop that the kernel refused right after its link came up they add a
