@@ -102,6 +102,22 @@ func (l *loop) hearReturned(events []route.Event) {
 	}
 }
 
+// hearFirst takes over what the kernel has told so far, before main gets routes back. Else main may get one that it has lost with
+// its link, and loses it again when the event is heard; another program that adds the same route in between is told that it
+// is there, of which there is no event, and would lose its own. What the kernel tells after this is left to HearReturned.
+func (l *loop) hearFirst() {
+	limit := time.After(100 * time.Millisecond)
+	for l.watcher.HasNews() {
+		select {
+		case events := <-l.changes:
+			l.changed(events)
+		case <-time.After(100 * time.Microsecond): // the reader found nothing new
+		case <-limit:
+			return
+		}
+	}
+}
+
 // hearLast waits for the events of what main got back last. The kernel has sent them already.
 func (l *loop) hearLast() {
 	limit := time.After(100 * time.Millisecond)

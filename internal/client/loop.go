@@ -213,6 +213,7 @@ func (l *loop) run(ctx context.Context) error {
 }
 
 func (l *loop) end(why string) {
+	l.hearFirst()
 	l.ending = true
 	for _, s := range l.all() {
 		l.feed(s, event{kind: end, why: why})

@@ -83,6 +83,7 @@ func (l *loop) serve(p packet) {
 		l.reply(s, p.from, wire.Refuse(wire.Mismatch, "this is the holder of "+s.lease.uplink.Key.String()))
 	case p.request.Cmd == wire.End:
 		s.enders = append(s.enders, p.from) // drop answers, when everything is taken back
+		l.hearFirst()
 		l.feed(s, event{kind: end, why: fmt.Sprintf("ended by a command (pid %d)", p.cred.PID)})
 	case s.lease.state == releasing:
 		l.reply(s, p.from, wire.Refuse(wire.Ending, "the holder is taking everything back"))

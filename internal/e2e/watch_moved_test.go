@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // TestWatchMovedOrphans: an address goes while its watch, which was killed, has its default route. The next watch gives main
@@ -219,5 +221,41 @@ address add 2001:db8::2/64 dev wan0 nodad
 			_ = p.cmd.Process.Signal(syscall.SIGCONT)
 			defaults(false)
 		})
+	}
+}
+
+// TestMovedAndEnding: what a holder has not heard when it is told to end, it hears before main gets a route back. A route that main
+// would have lost with its link does not come and go, and another program that adds it then keeps its own.
+func TestMovedAndEnding(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "link set wan0 addrgenmode none") // without a link-local address only the events tell
+	h.ns.IP(t, "-6 address flush dev wan0")
+	h.serve()
+	asker := h.peer("asker", false)
+	const rounds = 6 // which of the two the holder takes first is a matter of chance
+	for round := range rounds {
+		h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+		p, _ := h.front("-4", "-a", "10.77.0.2", "-i", "wan0", "--routes", "move")
+		h.waitMain("wan0")
+		h.freeze(p.cmd.Process.Pid)
+		h.ns.Batch(t, "link set wan0 down", "link set wan0 up")
+		if errs := asker.conn.Send(wire.Message{Data: []byte(toHolder(int(wire.End), "")), To: padded(t, holderName)}); errs != nil {
+			t.Fatal(errs[0])
+		}
+		if round%2 == 0 {
+			err := p.cmd.Process.Signal(syscall.SIGTERM)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		p.wait()
+		if log := p.log.String(); strings.Contains(log, "route restored in main") {
+			t.Fatalf("round %d: main got a route that its link had lost:\n%s", round, log)
+		}
+		h.waitClean()
 	}
 }

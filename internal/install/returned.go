@@ -22,7 +22,9 @@ func (e *Env) UnheardReturns() bool { return len(e.returned) > 0 }
 
 // HearReturned takes over events, in order. What the kernel says of an address is newer than the events that were heard
 // before: if the address is gone, its link may have been down meanwhile, and main would have lost its routes with that. So
-// the events up to the one of a route that main got back decide whether it stays there.
+// the events up to the one of a route that main got back decide whether it stays there. The caller has heard all that was told
+// before main got it, so this is about a link that goes down and comes up within a millisecond. A program that adds the
+// route again before its event is heard then loses it: the kernel tells of no addition of what is there.
 func (e *Env) HearReturned(events []route.Event) error {
 	var errs []error
 	for _, of := range events {

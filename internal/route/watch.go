@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -84,9 +85,10 @@ const (
 
 // Watcher receives notifications of the network namespace in which it was made.
 type Watcher struct {
-	file *os.File
-	conn syscall.RawConn
-	buf  []byte
+	file    *os.File
+	conn    syscall.RawConn
+	buf     []byte
+	holding atomic.Bool // Next has read notifications, or is about to, since it last found none
 }
 
 // Watch subscribes to groups and returns; whatever happens from then on is told by Next. So watch
@@ -138,13 +140,15 @@ func (w *Watcher) Next() ([]Event, error) {
 	var failed error
 	errs := 0
 	err := w.conn.Read(func(fd uintptr) bool {
+		w.holding.Store(true)
 		// After an overrun the kernel drops what comes, without another word, until the queue is
 		// empty. Only then is it time to read everything again.
 		for overrun || len(events) < maxEvents {
 			n, from, err := unix.Recvfrom(int(fd), w.buf, unix.MSG_TRUNC)
 			switch {
 			case err == unix.EAGAIN:
-				return overrun || len(events) > 0
+				w.holding.Store(overrun || len(events) > 0)
+				return w.holding.Load()
 			case err == unix.EINTR:
 			case err != nil && isPassing(err):
 				overrun = true
@@ -175,6 +179,17 @@ func (w *Watcher) Next() ([]Event, error) {
 		return []Event{{Kind: Overrun}}, nil
 	}
 	return events, nil
+}
+
+// HasNews reports whether events of the past are still to come from Next: they wait in the queue, or Next has returned them
+// and was not called again.
+func (w *Watcher) HasNews() bool {
+	queued := false
+	err := w.conn.Control(func(fd uintptr) {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		queued = err == nil && n > 0
+	})
+	return err == nil && (queued || w.holding.Load())
 }
 
 // SetDeadline is when Next stops waiting.

@@ -366,3 +366,36 @@ func seed(t *testing.T, name string) []byte {
 	}
 	return []byte(s)
 }
+
+// TestWatchHasNews: what happened is news until it was handed over, and the next call found nothing more.
+func TestWatchHasNews(t *testing.T) {
+	t.Parallel()
+	n := nettest.New(t, "host")
+	w := watch(t, n, Addresses4)
+	if w.HasNews() {
+		t.Error("before anything happened")
+	}
+	n.IP(t, "address add 192.0.2.7/32 dev lo")
+	if !w.HasNews() {
+		t.Error("not after an address came")
+	}
+	if _, err := w.Next(); err != nil {
+		t.Fatal(err)
+	}
+	if !w.HasNews() {
+		t.Error("not while the event is in hand")
+	}
+	if err := w.SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if events, err := w.Next(); err == nil {
+		t.Fatalf("got %+v", events)
+	}
+	if w.HasNews() {
+		t.Error("after all was handed over")
+	}
+	w.Close()
+	if w.HasNews() {
+		t.Error("of a watcher that is closed")
+	}
+}
