@@ -189,7 +189,7 @@ func (l *loop) run(ctx context.Context) error {
 		case r := <-l.reloads:
 			l.reload(r)
 		case <-timer.C:
-			if l.rests.due(wire.Now()) {
+			if l.rests.due(wire.Now(), l.kernel.ForgetRules) {
 				continue
 			}
 			l.fire(wire.Now())

@@ -59,8 +59,8 @@ func (r *rests) stir(now time.Duration) {
 	}
 }
 
-// due reports whether the time has come, and returns memory then.
-func (r *rests) due(now time.Duration) bool {
+// due reports whether the time has come, and returns memory then, also what forget gives up.
+func (r *rests) due(now time.Duration, forget func()) bool {
 	if r.at == 0 || now < r.at {
 		return false
 	}
@@ -69,6 +69,7 @@ func (r *rests) due(now time.Duration) bool {
 		debug.SetGCPercent(gcPercent)
 	}
 	r.added = 0
+	forget()
 	program := programAreas()
 	if have := anonymous(); have >= collectFrom && (have >= r.kept+max(collectAfter, r.kept/4) || now >= r.collected+collectAgain) {
 		debug.FreeOSMemory()

@@ -13,22 +13,22 @@ func TestRests(t *testing.T) {
 	t.Parallel()
 	var r rests
 	at := time.Hour
-	if r.due(at) {
+	if r.due(at, func() {}) {
 		t.Error("rests before anything was done")
 	}
 	r.stir(at)
 	r.stir(at + time.Second) // more to do does not put it off
-	if r.due(at + restIn - 1) {
+	if r.due(at+restIn-1, func() {}) {
 		t.Error("rests too early")
 	}
-	if at += restIn; !r.due(at) || r.due(at) {
+	if at += restIn; !r.due(at, func() {}) || r.due(at, func() {}) {
 		t.Error("does not rest once")
 	}
 	r.stir(at)
-	if r.due(at + restEvery - 1) {
+	if r.due(at+restEvery-1, func() {}) {
 		t.Error("rests too often")
 	}
-	if !r.due(at + restEvery) {
+	if !r.due(at+restEvery, func() {}) {
 		t.Error("does not rest again")
 	}
 }
@@ -58,7 +58,7 @@ func TestRestCollects(t *testing.T) {
 	rest := func(at time.Duration) {
 		t.Helper()
 		r.stir(at)
-		if !r.due(at + restIn) {
+		if !r.due(at+restIn, func() {}) {
 			t.Fatal("does not rest")
 		}
 	}

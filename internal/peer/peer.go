@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -100,13 +98,25 @@ func Open(key wire.Key, as string) (*wire.Conn, error) {
 	return wire.Listen(addr, wire.MaxReplace)
 }
 
-var standInSuffix = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\+[0-9]+-[0-9a-f]+$`) })
+// holderName is the holder's name in name, which Open made, and whether name is that of a stand-in. Names without the
+// process and the number of a stand-in are none of Open's, and are returned as they are.
+func holderName(name string) (holder string, standIn bool) {
+	at := strings.LastIndex(name, AsStandIn)
+	if at < 0 {
+		return name, false
+	}
+	pid, number, _ := strings.Cut(name[at+len(AsStandIn):], "-")
+	if pid == "" || number == "" || strings.Trim(pid, "0123456789") != "" || strings.Trim(number, "0123456789abcdef") != "" {
+		return name, false
+	}
+	return name[:at], true
+}
 
 // HolderNames are the holders' names that clients of ours have now, or stand in for.
 func HolderNames() ([]string, error) {
 	names, err := wire.PaddedNames(ours().Has)
 	for i := range names {
-		names[i] = standInSuffix().ReplaceAllString(names[i], "")
+		names[i], _ = holderName(names[i])
 	}
 	return names, err
 }
@@ -116,7 +126,7 @@ func standIns(key wire.Key) ([]wire.Addr, error) {
 	names, err := wire.PaddedNames(ours().Has)
 	var addrs []wire.Addr
 	for _, name := range names {
-		if loc := standInSuffix().FindStringIndex(name); loc == nil || name[:loc[0]] != key.String() {
+		if holder, standIn := holderName(name); !standIn || holder != key.String() {
 			continue
 		}
 		addr, err := wire.Padded(name)
@@ -156,8 +166,9 @@ func Occupants(keys []wire.Key) (map[wire.Key]Occupant, error) {
 		return nil, err
 	}
 	for _, name := range names {
-		key, ok := byText[standInSuffix().ReplaceAllString(name, "")]
-		if !ok || name == key.String() {
+		holder, standIn := holderName(name)
+		key, ok := byText[holder]
+		if !ok || !standIn {
 			continue
 		}
 		if err := note(name, key, standIns); err != nil {

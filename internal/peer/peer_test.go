@@ -25,3 +25,23 @@ func TestTrust(t *testing.T) {
 		})
 	}
 }
+
+func TestHolderName(t *testing.T) {
+	for _, test := range []struct {
+		name, holder string
+		standIn      bool
+	}{
+		{"wan0-192.0.2.2-inet", "wan0-192.0.2.2-inet", false},
+		{"wan0-192.0.2.2-inet+812-1f", "wan0-192.0.2.2-inet", true},
+		{"wan+1-a-192.0.2.2-inet", "wan+1-a-192.0.2.2-inet", false}, // a link that is called wan+1-a
+		{"wan+1-a-192.0.2.2-inet+812-1f", "wan+1-a-192.0.2.2-inet", true},
+		{"wan0-192.0.2.2-inet-812-1f", "wan0-192.0.2.2-inet-812-1f", false}, // it asks
+		{"wan0+812-", "wan0+812-", false},
+		{"wan0+-1f", "wan0+-1f", false},
+		{"", "", false},
+	} {
+		if holder, standIn := holderName(test.name); holder != test.holder || standIn != test.standIn {
+			t.Errorf("%q: %q, %v, want %q, %v", test.name, holder, standIn, test.holder, test.standIn)
+		}
+	}
+}

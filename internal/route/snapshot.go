@@ -44,6 +44,13 @@ func (c *Conn) KeepRules() error {
 	return nil
 }
 
+// ForgetRules gives up the memory of what KeepRules remembers, until it is asked for again.
+func (c *Conn) ForgetRules() {
+	if c.snapshot != nil {
+		clear(c.snapshot.rules)
+	}
+}
+
 // read returns the rules of a family, which the caller must not change, nor use after the
 // next call. dump reads them from the kernel, and reports whether they are all.
 func (s *snapshot) read(family int, dump func() (rules []kernelRule, complete bool, err error)) ([]kernelRule, error) {

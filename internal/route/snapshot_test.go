@@ -71,6 +71,9 @@ func TestKeepRules(t *testing.T) {
 		if _, _, err := c.SyncRules(family, func(r Rule) bool { return r.Table == table && r.Protocol == protocol }, want); err != nil {
 			t.Fatalf("seed %d, step %d: %v", seed, step, err)
 		}
+		if rnd.IntN(10) == 0 {
+			keeper.ForgetRules()
+		}
 		if rnd.IntN(2) == 0 { // changes pile up, too
 			check(fmt.Sprintf("after step %d, %s", step, who))
 		}

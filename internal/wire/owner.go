@@ -176,7 +176,7 @@ func eachSocketOnce(f func(socket) bool) error {
 	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("unix_diag: %w", err)
 	}
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, 16<<10) // the kernel fills what a reader has room for, up to 32 KiB
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		if err != nil {
