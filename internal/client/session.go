@@ -320,6 +320,9 @@ func (l *loop) miss(s *session) bool {
 		return false
 	case s.inst.Present:
 		s.inst.Present = false
+		if s.inMain() {
+			s.inst.LeaveMain()
+		}
 		l.feed(s, event{kind: addressGone, why: "the address is gone"})
 		return false
 	case !s.onLink.IsValid():

@@ -252,6 +252,57 @@ func TestSameAddressEndsTwice(t *testing.T) {
 	}
 }
 
+// TestAddressLeavesNothing: a client whose address went leaves main none of the routes that its caller gave. The kernel keeps those
+// while another link has the address, which is their source, and in IPv6.
+func TestAddressLeavesNothing(t *testing.T) {
+	for _, tt := range []struct {
+		family, addr, gateway string
+		serve, twice          bool
+	}{
+		{"-4", "10.77.0.2/24", "10.77.0.9", true, true},
+		{"-4", "10.77.0.2/24", "10.77.0.9", false, true},
+		{"-6", "2001:db8:7::2/64", "2001:db8:7::9", true, true},
+		{"-6", "2001:db8:7::2/64", "2001:db8:7::9", false, true},
+		{"-6", "2001:db8:7::2/64", "2001:db8:7::9", false, false},
+	} {
+		t.Run(fmt.Sprintf("%s, with a server: %v, on two links: %v", tt.family, tt.serve, tt.twice), func(t *testing.T) {
+			h := newHost(t)
+			h.link("wan0")
+			h.link("wan1", "10.78.0.2/24", "2001:db8:8::2/64") // a link without addresses has no routes
+			sysctl(t, h.ns, "net/ipv6/conf/wan0/accept_dad", "0")
+			sysctl(t, h.ns, "net/ipv6/conf/wan1/accept_dad", "0")
+			if tt.twice {
+				h.ns.IP(t, "address add "+tt.addr+" dev wan0")
+			}
+			h.ns.IP(t, "address add "+tt.addr+" dev wan1")
+			ours := func() []string { return lines(h.ns.IP(t, tt.family+" route show proto 116")) }
+			if tt.serve {
+				h.serve()
+			}
+			addr, _, _ := strings.Cut(tt.addr, "/")
+			h.client(tt.family, "-a", addr, "-i", "wan1", "--routes", "move", "--gateway", tt.gateway)
+			if !tt.serve {
+				eventually(t, "main has the routes while there is no server", func() error {
+					if len(ours()) == 0 {
+						return errors.New(h.clientLog())
+					}
+					return nil
+				})
+			}
+			h.ns.IP(t, "address del "+tt.addr+" dev wan1")
+			if tt.serve {
+				h.waitClientLog(1, "is served no more: the address is gone")
+			}
+			eventually(t, "main has no route of ours", func() error {
+				if routes := ours(); len(routes) > 0 {
+					return fmt.Errorf("%q", routes)
+				}
+				return nil
+			})
+		})
+	}
+}
+
 // TestClientManyEvents: hundreds of changes at once do not hide the one that counts.
 func TestClientManyEvents(t *testing.T) {
 	h := newHost(t)

@@ -252,6 +252,13 @@ func (i *Installation) MakeDo() {
 	i.resolve()
 }
 
+// LeaveMain deletes what MakeDo gave main, after the address went: the kernel keeps it if another link has the address, and in IPv6.
+func (i *Installation) LeaveMain() {
+	if m, up, ready := i.viewOf(i.Uplink); up && !ready {
+		i.warn("delete routes from main", i.routes.withdraw(i.Uplink, m))
+	}
+}
+
 // YieldAddress removes the rule that blocks the address if another link has the address now.
 func (i *Installation) YieldAddress() {
 	if i.Elsewhere() {

@@ -382,6 +382,20 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 	err = errors.Join(err, p.restore(u, p.stands(m)))
 	m.Routes = slices.Concat(m.Routes, p.taken)
 	p.taken = nil
+	return errors.Join(err, p.leaveBehind(u, m))
+}
+
+// leaveBehind is fallBack for an address that ends. What main gets goes with the address, unless another link has that, too: the
+// kernel keeps routes by what is their source anywhere.
+func (p *placer) leaveBehind(u uplink.Uplink, m uplink.Main) error {
+	if len(u.Stopgap(m)) == 0 {
+		return nil
+	}
+	here := slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return a.Addr == u.Addr() })
+	addresses, err := p.env.Kernel.Addresses(u.Family())
+	if !here || slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == u.Addr() && a.Index != m.Index }) {
+		return err
+	}
 	return errors.Join(err, p.fallBack(u, m))
 }
 
@@ -420,9 +434,13 @@ func (p *placer) succeeded(u uplink.Uplink, index int) bool {
 // withdraw deletes the routes of fallBack from main, also those of an earlier process, and a route to a gateway alone: a
 // process that was killed while it restored another one by that gateway left it.
 func (p *placer) withdraw(u uplink.Uplink, m uplink.Main) error {
+	given := u.Given(m, unix.RT_TABLE_MAIN)
 	_, err := p.delete(u, slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool {
 		toGateway := r.Dst.IsSingleIP() && !r.Src.IsValid() && !r.Gateway.IsValid()
-		return !ours(r) || r.Src != u.Addr() && !toGateway
+		same := func(g route.Route) bool { return uplink.SameWay(g, r) }
+		// With an IPv6 address the kernel deletes what has it as its source from no table, but the source.
+		left := r.Family == unix.AF_INET6 && !r.Src.IsValid() && !uplink.IsChoiceRoute(r) && slices.ContainsFunc(given, same)
+		return !ours(r) || r.Src != u.Addr() && !toGateway && !left
 	}))
 	return err
 }
