@@ -294,24 +294,25 @@ func (d Rule) hits(r Rule) bool {
 // Rules returns the rules of family, AF_INET or AF_INET6, in the kernel's order. A kernel that
 // does not have the family has no rules.
 func (c *Conn) Rules(family int) ([]Rule, error) {
-	return c.RulesWhere(family, func(*Rule) bool { return true })
+	return c.RulesWhere(family, nil)
 }
 
-// RulesWhere is Rules without those that keep, which is asked twice, does not want.
+// RulesWhere is Rules without those that keep, which is asked several times, does not want; nil wants all.
 func (c *Conn) RulesWhere(family int, keep func(*Rule) bool) ([]Rule, error) {
-	have, err := c.dumpRules(family)
+	have, err := c.dumpRules(family, keep)
 	if err != nil {
 		return nil, err
 	}
+	wanted := func(k *kernelRule) bool { return keep == nil || keep(&k.Rule) }
 	kept := 0
 	for i := range have {
-		if keep(&have[i].Rule) {
+		if wanted(&have[i]) {
 			kept++
 		}
 	}
 	rules := make([]Rule, 0, kept) // growing costs more than asking twice
 	for i := range have {
-		if keep(&have[i].Rule) {
+		if wanted(&have[i]) {
 			rules = append(rules, have[i].Rule)
 		}
 	}
@@ -322,8 +323,8 @@ func (c *Conn) RulesWhere(family int, keep func(*Rule) bool) ([]Rule, error) {
 // the next one begins at a position, and unlike with addresses and routes the kernel does not say
 // that the list changed in between: a rule may be missing. So a socket listens meanwhile. Where
 // there is never a quiet moment the result is all that was seen, since a rule that stood through
-// so many dumps was in one of them.
-func (c *Conn) dumpRules(family int) ([]kernelRule, error) {
+// so many dumps was in one of them. Those that keep does not want may be left out; nil wants all.
+func (c *Conn) dumpRules(family int, keep func(*Rule) bool) ([]kernelRule, error) {
 	group := unix.RTNLGRP_IPV4_RULE
 	switch family {
 	case unix.AF_INET:
@@ -336,7 +337,7 @@ func (c *Conn) dumpRules(family int) ([]kernelRule, error) {
 		var seen []kernelRule
 		quiet, err = c.undisturbed(group, func() (err error) {
 			seen = append(seen, have...)
-			have, err = c.dumpRulesOnce(family)
+			have, err = c.dumpRulesOnce(family, keep)
 			return err
 		})
 		if err != nil {
@@ -348,13 +349,14 @@ func (c *Conn) dumpRules(family int) ([]kernelRule, error) {
 		return have, quiet, nil
 	}
 	if c.snapshot != nil {
+		keep = nil // all of them are remembered
 		return c.snapshot.read(family, dump)
 	}
 	have, _, err := dump()
 	return have, err
 }
 
-func (c *Conn) dumpRulesOnce(family int) ([]kernelRule, error) {
+func (c *Conn) dumpRulesOnce(family int, keep func(*Rule) bool) ([]kernelRule, error) {
 	header := make([]byte, unix.SizeofRtMsg)
 	header[0] = byte(family)
 	msgs, err := c.dump(unix.RTM_GETRULE, unix.RTM_NEWRULE, header)
@@ -364,14 +366,19 @@ func (c *Conn) dumpRulesOnce(family int) ([]kernelRule, error) {
 	if err != nil {
 		return nil, err
 	}
-	have := make([]kernelRule, len(msgs))
-	for i, m := range msgs {
+	var have []kernelRule
+	if keep == nil {
+		have = make([]kernelRule, 0, len(msgs))
+	}
+	for _, m := range msgs {
 		r, err := parseRule(m)
 		if err != nil {
 			return nil, err
 		}
-		native.PutUint32(m[8:], native.Uint32(m[8:])&^flagsState)
-		have[i] = kernelRule{r, m}
+		if keep == nil || keep(&r) {
+			native.PutUint32(m[8:], native.Uint32(m[8:])&^flagsState)
+			have = append(have, kernelRule{r, m})
+		}
 	}
 	return have, nil
 }

@@ -30,7 +30,7 @@ func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added,
 	// more than it. Only a look tells.
 	var last Rule
 	for range syncRounds {
-		have, err := c.dumpRules(family)
+		have, err := c.dumpRules(family, nil)
 		if err != nil {
 			return added, deleted, err
 		}
