@@ -117,11 +117,11 @@ func listNamespaces(f *flags) (all []inspect.Namespace) {
 func cureOf(r netns.Row) string {
 	switch {
 	case r.VPN != "":
-		return "systemctl enable --now table-allocator-netns, which runs the VPN; journalctl -u table-allocator-netns says why it is down"
+		return outside.Service("enable --now", "table-allocator-netns") + ", which runs the VPN; " + outside.Journal("table-allocator-netns") + " says why it is down"
 	case strings.Contains(r.Missing, "--firewall"):
 		return fmt.Sprintf("table-allocator-client netns del %s, and add it with --firewall accept; or have the other program accept what arrives by tav*", r.Name)
 	}
-	return "systemctl enable --now table-allocator-netns, and a lease for " + r.Ifname
+	return outside.Service("enable --now", "table-allocator-netns") + ", and a lease for " + r.Ifname
 }
 
 func printDiagnosis(d inspect.Diagnosis, verbose bool) error {

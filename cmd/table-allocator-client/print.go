@@ -14,6 +14,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/bind"
 	"github.com/table-allocator/table-allocator/internal/inspect"
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // screen is the most columns of a line, where the output is no terminal and lines of prose are wrapped.
@@ -162,7 +163,7 @@ func serverText(s inspect.Server) string {
 		if s.Since != 0 {
 			text += time.Unix(s.Since, 0).Format(" since " + moment)
 		}
-		return text + ": systemctl start table-allocator-server"
+		return text + ": " + outside.Service("start", "table-allocator-server")
 	case inspect.Stranger:
 		return fmt.Sprintf("stopped: pid %d of uid %d has its name, and is not trusted", s.PID, s.UID)
 	}

@@ -19,7 +19,7 @@ Makes the holders of this network namespace execute the program that is
 installed now, after an upgrade. Each goes on as it is: leases, rules, routes
 and resolver lines stay. The program is that at the path from which the holder
 was started; the file and its directories must be root's, and writable for
-root alone. A watch is replaced by systemctl restart. Needs root.
+root alone. A watch is replaced by a restart. Needs root.
 
   -i, --ifname IFNAME...    only holders of these links, also as arguments
 `

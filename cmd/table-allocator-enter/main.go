@@ -116,7 +116,7 @@ func ask(name string) (host []string, mounts, network int, err error) {
 		err = unix.Connect(fd, &unix.SockaddrUnix{Name: socket})
 	}
 	if err != nil {
-		return nil, 0, 0, fmt.Errorf("ask the service at %s: %w (systemctl start table-allocator-netns; its group may ask)", socket, err)
+		return nil, 0, 0, fmt.Errorf("ask the service at %s: %w (start the service table-allocator-netns; its group may ask)", socket, err)
 	}
 	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil || peer.Uid != 0 {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -98,7 +99,7 @@ func (l *loop) mayMakeWay(p packet) (Handover, error) {
 	case p.cred.UID != 0:
 		return Handover{}, errors.New("only root may ask for this")
 	case lease.watched:
-		return Handover{}, errors.New("a watch serves it, which a restart replaces: systemctl restart table-allocator-watch")
+		return Handover{}, errors.New("a watch serves it, which a restart replaces: " + outside.Service("restart", "table-allocator-watch"))
 	case l.successor == nil:
 		return Handover{}, errors.New("the holder has no program to execute")
 	case len(l.sessions) > 1:

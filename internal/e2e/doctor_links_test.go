@@ -88,6 +88,14 @@ func doctorServerStopped(t *testing.T) {
 	h.waitDiagnosis("")
 	server.kill()
 	h.waitDiagnosis("", "server-stopped")
+	for dir, cure := range map[string]string{
+		"/run": "start the service table-allocator-server; the log of table-allocator-server", "/run/openrc": "rc-service table-allocator-server start",
+		"/run/systemd/system": "systemctl start table-allocator-server; journalctl -u table-allocator-server",
+	} {
+		if _, text := h.diagnosis("mount -t tmpfs run /run; mkdir -p " + dir); !strings.Contains(text, cure) {
+			t.Errorf("the cure is not %q where there is %s:\n%s", cure, dir, text)
+		}
+	}
 	h.restart()
 	h.waitDiagnosis("")
 }
@@ -119,11 +127,14 @@ func doctorRuleOfTwins(t *testing.T) {
 func doctorHookWithoutServer(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
-	hook := "mount -t tmpfs none /etc/network; mkdir /etc/network/if-up.d; touch /etc/network/if-up.d/table-allocator"
+	installed := func(dir string) string {
+		return fmt.Sprintf("mkdir -p %[1]s; mount -t tmpfs none %[1]s; touch %[1]s/table-allocator", dir)
+	}
 	h.waitDiagnosis("")
-	h.waitDiagnosis(hook, "hook-without-server")
+	h.waitDiagnosis(installed("/etc/network/if-up.d"), "hook-without-server")
+	h.waitDiagnosis(installed("/usr/lib/NetworkManager/dispatcher.d"), "hook-without-server") // where packages have it
 	h.serve()
-	h.waitDiagnosis(hook)
+	h.waitDiagnosis(installed("/etc/network/if-up.d"))
 }
 
 func doctorMainDefaultBack(t *testing.T) {

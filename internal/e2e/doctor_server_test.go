@@ -21,7 +21,7 @@ func TestDoctorServer(t *testing.T) {
 		h.waitLeaseCount(5)
 		h.waitDiagnosis("", "pool")
 		if r := h.run(bin(t, clientBin), "doctor"); r.code != 1 || !strings.Contains(r.stdout, "the next address gets none") ||
-			!strings.Contains(r.stdout, "systemctl restart table-allocator-server") { // a reload refuses another num_tables
+			!strings.Contains(r.stdout, "restart the service table-allocator-server") { // a reload refuses another num_tables
 			t.Errorf("%+v", r)
 		}
 		h.ns.IP(t, "address del 10.77.0.6/24 dev wan0")

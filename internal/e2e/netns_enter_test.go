@@ -194,7 +194,7 @@ func TestNetnsEnter(t *testing.T) {
 		t.Errorf("without capabilities: %+v", r)
 	}
 	v.service.kill()
-	if r := v.enter(uidBert, true, "work", "id"); r.code != 125 || !strings.Contains(r.stderr, "systemctl start table-allocator-netns") {
+	if r := v.enter(uidBert, true, "work", "id"); r.code != 125 || !strings.Contains(r.stderr, "start the service table-allocator-netns") {
 		t.Errorf("without the service: %+v", r)
 	}
 	if r := v.do("netns", "exec", "work", "true"); r.code != 0 {

@@ -21,7 +21,7 @@ func TestNetnsPasta(t *testing.T) {
 		t.Errorf("without pasta: %+v", r)
 	}
 	c.sh("mv /usr/bin/pasta.away /usr/bin/pasta")
-	if r := c.do(add...); r.code != 0 || !strings.Contains(r.stderr, "systemctl enable --now") {
+	if r := c.do(add...); r.code != 0 || !strings.Contains(r.stderr, "enable and start the service table-allocator-netns") {
 		t.Errorf("add: %+v", r)
 	}
 	serve := func() *process {

@@ -29,7 +29,7 @@ func TestReleaseLink(t *testing.T) {
 	h.mainHolds("default via 10.78.0.1 dev wan1 metric 200")
 	h.waitStatus("10.77.0.2", "ok", "")
 	shown := h.run(bin(t, clientBin), "status", "wan1").stdout
-	for _, text := range []string{"not served by the watch that runs", "    since 20", "is a watch, and has no lease for the address", "    do  systemctl restart table-allocator-watch"} {
+	for _, text := range []string{"not served by the watch that runs", "    since 20", "is a watch, and has no lease for the address", "    do  restart the service table-allocator-watch"} {
 		if !strings.Contains(shown, text) {
 			t.Errorf("status does not say %q of what the watch serves no more:\n%s", text, shown)
 		}

@@ -342,7 +342,7 @@ func lookMainDefault(p *patient) (all []symptom) {
 		for _, r := range p.routes(family, unix.RT_TABLE_MAIN) {
 			if r.Dst.Bits() == 0 && r.Protocol != route.Protocol && r.Protocol != unix.RTPROT_RA && slices.Contains(r.Links(), index) {
 				all = append(all, symptom{"main has a default route of " + row.Ifname + ", whose routes are to be moved", p.routeText(r),
-					"systemctl start table-allocator-server; journalctl -u table-allocator-watch"})
+					outside.Service("start", "table-allocator-server") + "; " + outside.Journal("table-allocator-watch")})
 			}
 		}
 	}

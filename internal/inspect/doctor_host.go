@@ -161,7 +161,7 @@ func differs(pid int) (exe string, is bool) {
 // renewal is what makes the holder of a lease run the installed program.
 func renewal(pid int) string {
 	if isWatch(pid) {
-		return "systemctl restart table-allocator-watch"
+		return outside.Service("restart", "table-allocator-watch")
 	}
 	return "table-allocator-client reexec"
 }
@@ -279,7 +279,7 @@ func lookNetworkd(*patient) []symptom {
 
 // hookFiles are where hooks are installed.
 var hookFiles = []string{"/etc/dhcp/dhclient-enter-hooks.d/table-allocator", "/etc/network/if-up.d/table-allocator", "/etc/NetworkManager/dispatcher.d/table-allocator",
-	"/usr/lib/dhcpcd/dhcpcd-hooks/60-table-allocator"}
+	"/usr/lib/NetworkManager/dispatcher.d/table-allocator", "/usr/lib/dhcpcd/dhcpcd-hooks/60-table-allocator", "/usr/libexec/dhcpcd-hooks/60-table-allocator", "/etc/ppp/ip-up.d/table-allocator"}
 
 func installedHooks() (files []string) {
 	for _, file := range hookFiles {
@@ -292,7 +292,7 @@ func installedHooks() (files []string) {
 
 func lookHooks(p *patient) []symptom {
 	if files := installedHooks(); len(files) > 0 && p.report.Server.State == Stopped {
-		return []symptom{{"hooks are installed, and the server is stopped: addresses get no table", strings.Join(files, " "), "systemctl enable --now table-allocator-server"}}
+		return []symptom{{"hooks are installed, and the server is stopped: addresses get no table", strings.Join(files, " "), outside.Service("enable --now", "table-allocator-server")}}
 	}
 	return nil
 }
@@ -302,7 +302,7 @@ func lookIfupdown2(p *patient) []symptom {
 	if _, err := os.Stat(dir); err != nil || !slices.Contains(installedHooks(), "/etc/network/if-up.d/table-allocator") {
 		return nil
 	}
-	return []symptom{{"ifupdown2 does not say to hooks which address it has set", dir, "systemctl enable --now table-allocator-watch"}}
+	return []symptom{{"ifupdown2 does not say to hooks which address it has set", dir, outside.Service("enable --now", "table-allocator-watch")}}
 }
 
 // lookUDP looks for servers that answer from another address than the one that was asked.

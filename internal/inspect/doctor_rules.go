@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -162,7 +163,7 @@ func lookRuleOrphan(p *patient) (all []symptom) {
 			}
 			if left, cure := p.isLeft(r); left {
 				all = append(all, symptom{"rules of " + r.Src.Addr().String() + " are left, and no process holds its lease", r.String(),
-					"systemctl enable --now table-allocator-watch, or: " + cure})
+					outside.Service("enable --now", "table-allocator-watch") + ", or: " + cure})
 				continue
 			}
 			known := slices.ContainsFunc(p.addresses, func(a route.Address) bool { return a.Addr == r.Src.Addr() }) ||

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -39,7 +40,7 @@ func lookPool(p *patient) (all []symptom) {
 		if h.Leased == h.Tables {
 			what = fmt.Sprintf("all tables for family %s are leased: the next address gets none", family)
 		}
-		all = append(all, symptom{what, fmt.Sprintf("%d of %d", h.Leased, h.Tables), "raise num_tables in server.json, and: systemctl restart table-allocator-server"})
+		all = append(all, symptom{what, fmt.Sprintf("%d of %d", h.Leased, h.Tables), "raise num_tables in server.json, and: " + outside.Service("restart", "table-allocator-server")})
 	}
 	return all
 }
@@ -48,7 +49,7 @@ func lookPool(p *patient) (all []symptom) {
 func lookDatabase(p *patient) []symptom {
 	for _, family := range []wire.Family{wire.Inet, wire.Inet6, wire.Unspec} {
 		if h := p.health(family); h.Code == wire.Storage {
-			return []symptom{{"the server cannot write its database: it refuses new leases", h.Error, "make room on that file system, or let the server write there; journalctl -u table-allocator-server"}}
+			return []symptom{{"the server cannot write its database: it refuses new leases", h.Error, "make room on that file system, or let the server write there; " + outside.Journal("table-allocator-server")}}
 		}
 	}
 	return nil

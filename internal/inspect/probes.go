@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/uplinks"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -161,7 +162,7 @@ func networkName(addr netip.Addr) string {
 func (p *patient) unasked() (all []symptom) {
 	for _, row := range p.probed() {
 		if reason, found := strings.CutPrefix(row.Reason, "not probed: "); found {
-			all = append(all, symptom{fmt.Sprintf("%s on %s is not probed", row.Address, row.Ifname), reason, "journalctl -u table-allocator-watch"})
+			all = append(all, symptom{fmt.Sprintf("%s on %s is not probed", row.Address, row.Ifname), reason, outside.Journal("table-allocator-watch")})
 		}
 	}
 	return all

@@ -60,7 +60,7 @@ func serverOf(name string, uids []uint32) (Server, error) {
 
 // finding says what is wrong with the server; nil: nothing.
 func (s Server) finding(until string) *Finding {
-	const cure = "systemctl start table-allocator-server; journalctl -u table-allocator-server"
+	cure := outside.Service("start", "table-allocator-server") + "; " + outside.Journal("table-allocator-server")
 	switch s.State {
 	case Stopped:
 		return &Finding{"server-stopped", Error, "server stopped" + until, "no process has the name of the server", cure}
@@ -91,7 +91,7 @@ func startOf(pid int) int64 {
 // stoppedSince asks systemd, where it is there, when the server of its unit ended; 0: it does not know, or the name is that
 // of another server, or of one in another network namespace.
 func stoppedSince(name string) int64 {
-	if _, err := outside.Stat("/run/systemd/system"); err != nil || name != defaultServer || !isInNetworkOf(1) {
+	if !outside.HasSystemd() || name != defaultServer || !isInNetworkOf(1) {
 		return 0
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/walk"
@@ -22,8 +23,9 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 	row := Row{Ifname: key.Ifname, Address: key.Address, Family: key.Family.String()}
 	switch {
 	case held.absent:
-		f := Finding{"not-served", Note, "not served: systemctl enable --now table-allocator-watch",
-			"there is no client for the address, and no watch", "systemctl enable --now table-allocator-watch"}
+		start := outside.Service("enable --now", "table-allocator-watch")
+		f := Finding{"not-served", Note, "not served: " + start,
+			"there is no client for the address, and no watch", start}
 		if err := unservable(key.Ifname); err != nil {
 			f.What, f.Evidence, f.Cure = "not served: "+err.Error(), "the server refuses such a name of a link", "rename the link: ip link set dev ... name NAME"
 		}
@@ -35,7 +37,7 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 	}
 	row.PID, row.Mode, row.Table = held.PID, held.Mode, held.Table
 	if held.Table == 0 {
-		f := Finding{"no-lease", Error, "no lease", cmp.Or(held.Error, "its holder asks the server, which has not answered yet"), "journalctl -u table-allocator-server"}
+		f := Finding{"no-lease", Error, "no lease", cmp.Or(held.Error, "its holder asks the server, which has not answered yet"), outside.Journal("table-allocator-server")}
 		if stopped := server.finding(""); stopped != nil {
 			f.What, f.Cure = "no lease: "+stopped.What, stopped.Cure
 		} else if held.Error != "" {
@@ -117,7 +119,7 @@ func (h *host) incomplete(held holder, routes []route.Route, found *Finding) (al
 	}
 	if len(missing) > 0 {
 		all = append(all, Finding{"incomplete", Error, missesSome, strings.Join(missing, ", "),
-			"the holder restores what others delete; if this stays: journalctl -u table-allocator-watch"})
+			"the holder restores what others delete; if this stays: " + outside.Journal("table-allocator-watch")})
 	}
 	return all
 }
@@ -257,7 +259,7 @@ func (h *host) why(c candidate, table uint32, e exit, answer walk.Answer) *Findi
 		}
 		if ruleOwner(rule, nil) == "" || rule.Priority > c.Priorities.Source {
 			f.Evidence = fmt.Sprintf("the rule from %s to table %d is missing", c.at.Addr, table)
-			f.Cure = "its holder restores it; if this stays: journalctl -u table-allocator-watch"
+			f.Cure = "its holder restores it; if this stays: " + outside.Journal("table-allocator-watch")
 			return f
 		}
 		f.Name, f.What = "shadowed", fmt.Sprintf("shadowed by rule %d (%s)%s", rule.Priority, action(rule), where)

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -311,14 +312,14 @@ func (q Question) noteUnserved(rows []Row) {
 				f.Severity = Error
 			case known && !selected:
 				f.What, f.Evidence = "not served: the configuration of the watch leaves it out", fmt.Sprintf("%s does not select %s on %s", file, addr, rows[i].Ifname)
-				f.Cure = "nothing, or change " + file + " and: systemctl reload table-allocator-watch"
+				f.Cure = "nothing, or change " + file + " and: " + outside.Service("reload", "table-allocator-watch")
 			default:
 				f.Severity = Error
 				f.What, f.Evidence = "not served by the watch that runs", fmt.Sprintf("pid %d is a watch, and has no lease for the address", watch)
 				if file != "" && !known {
 					f.Evidence += ", or its configuration leaves the link out: status -c " + file
 				}
-				f.Cure = "systemctl restart table-allocator-watch; table-allocator-client history " + rows[i].Ifname
+				f.Cure = outside.Service("restart", "table-allocator-watch") + "; table-allocator-client history " + rows[i].Ifname
 			}
 		}
 	}

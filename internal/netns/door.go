@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/remember"
 )
 
@@ -87,7 +88,7 @@ func openDoor(group string, log *slog.Logger) (*net.UnixListener, error) {
 		mode = 0o660
 		gid, err = strconv.Atoi(g.Gid)
 	} else {
-		log.Warn("only root can enter namespaces: there is no such group (groupadd --system "+group+", then systemctl restart table-allocator-netns)", "group", group, "err", lookErr)
+		log.Warn("only root can enter namespaces: there is no such group (groupadd --system "+group+", then "+outside.Service("restart", "table-allocator-netns")+")", "group", group, "err", lookErr)
 	}
 	if err = errors.Join(err, os.Chown(DoorPath, 0, gid), os.Chmod(DoorPath, mode)); err != nil {
 		return nil, errors.Join(err, l.Close())

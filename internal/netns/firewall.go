@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/table-allocator/table-allocator/internal/nat"
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // What becomes of packets of a namespace in the tables of other programs.
@@ -96,7 +97,7 @@ func (h *Host) dropping(s State, link string, all []nat.Foreign) (string, error)
 		return "", nil
 	}
 	return "a way through the packet filter of another program: " + strings.Join(names, ", ") +
-		` has policy drop (--firewall accept adds rules to it; of a namespace of netns.json "firewall": "accept", then systemctl reload table-allocator-netns)`, nil
+		` has policy drop (--firewall accept adds rules to it; of a namespace of netns.json "firewall": "accept", then ` + outside.Service("reload", "table-allocator-netns") + ")", nil
 }
 
 // leaveFirewalls deletes what is ours for a link in the tables of other programs.

@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"os"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -74,7 +75,7 @@ func (h *Host) syncMacvlan(s State, lacking *[]string) error {
 	if err == nil && len(addresses) == 0 {
 		what := s.Ifname + " gave it no address yet: nothing leaves the namespace until it has one"
 		if !h.follows {
-			what += "; the service asks for it: systemctl enable --now table-allocator-netns"
+			what += "; the service asks for it: " + outside.Service("enable --now", "table-allocator-netns")
 		}
 		*lacking = append(*lacking, what)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
@@ -162,7 +163,7 @@ func (h *Host) syncPasta(s State, lacking *[]string) error {
 	if err == nil && len(addresses) == 0 {
 		what := "its program pasta does not run: nothing leaves the namespace until it does, which needs a lease of " + s.Ifname
 		if !h.follows {
-			what += "; the service runs it: systemctl enable --now table-allocator-netns"
+			what += "; the service runs it: " + outside.Service("enable --now", "table-allocator-netns")
 		}
 		*lacking = append(*lacking, what)
 	}

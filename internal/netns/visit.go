@@ -8,6 +8,8 @@ import (
 	"net"
 	"strconv"
 	"time"
+
+	"github.com/table-allocator/table-allocator/internal/outside"
 )
 
 // maxAnswer is the size of one message of the service, in bytes.
@@ -17,7 +19,7 @@ const maxAnswer = 64 << 10
 func ask(ctx context.Context, question string, each func(message []byte) (end bool, err error)) error {
 	conn, err := (&net.Dialer{Timeout: doorPatience}).DialContext(ctx, "unixpacket", DoorPath)
 	if err != nil {
-		return fmt.Errorf("ask the service of namespaces: %w (systemctl start table-allocator-netns; root and its group may ask)", err)
+		return fmt.Errorf("ask the service of namespaces: %w (%s; root and its group may ask)", err, outside.Service("start", "table-allocator-netns"))
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(2 * doorPatience)); err != nil {

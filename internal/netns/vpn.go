@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
@@ -119,7 +120,7 @@ func (h *Host) syncVPN(s State, p plan, lacking *[]string) error {
 	if err == nil && !up {
 		what := "its VPN is down: nothing leaves the namespace until it is up"
 		if !h.follows {
-			what += "; the service runs it: systemctl enable --now table-allocator-netns"
+			what += "; the service runs it: " + outside.Service("enable --now", "table-allocator-netns")
 		}
 		*lacking = append(*lacking, what)
 	}

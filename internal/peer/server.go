@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -76,7 +77,7 @@ func (s Server) Owner() (owner wire.Owner, err error) {
 }
 
 func (s Server) absent() error {
-	return fmt.Errorf("%w: nobody has the name %s (systemctl start table-allocator-server)", ErrNoServer, s.addrs[0])
+	return fmt.Errorf("%w: nobody has the name %s (%s)", ErrNoServer, s.addrs[0], outside.Service("start", "table-allocator-server"))
 }
 
 // Stranger says who has the name of the server, if that is no trusted user.

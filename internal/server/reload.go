@@ -37,7 +37,7 @@ func (s *server) reconfigure(cfg Config) {
 	changed, fixed := s.cfg.difference(cfg)
 	switch {
 	case len(fixed) > 0:
-		s.log.Error("cannot take over the configuration, the old one stays in force: these keys change at a restart only (systemctl restart table-allocator-server)",
+		s.log.Error("cannot take over the configuration, the old one stays in force: these keys change when the server is restarted",
 			"keys", strings.Join(fixed, " "))
 		return
 	case len(changed) == 0:

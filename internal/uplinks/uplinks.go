@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -109,7 +110,7 @@ const (
 )
 
 // ErrNoWatch says that no watch runs in the network namespace.
-var ErrNoWatch = errors.New("no watch runs: systemctl start table-allocator-watch")
+var ErrNoWatch = errors.New("no watch runs")
 
 // Watch returns the process that is the watch of this network namespace; 0: there is none, or its user is not trusted.
 func Watch() (pid int) {
@@ -182,7 +183,7 @@ func dial() (net.Conn, error) {
 		conn, err = net.DialTimeout("unix", name, patience)
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, ErrNoWatch
+		return nil, fmt.Errorf("%w: %s", ErrNoWatch, outside.Service("start", "table-allocator-watch"))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the watch: %w", err)
