@@ -61,6 +61,15 @@ var neighbours = []neighbour{
 		then: []string{`systemctl restart systemd-networkd`, `networkctl reload; networkctl reconfigure wan2`, `networkctl renew wan1`},
 	},
 	{
+		name: "a read-only root", packages: base, files: networkd,
+		start: `for dir in etc home opt root srv usr; do mount --bind /$dir /$dir; mount -o remount,bind,ro /$dir; done; if touch /usr/new || touch /etc/new; then exit 1; fi
+			systemctl restart table-allocator-server table-allocator-watch; ` + startNetworkd,
+		then: []string{`systemctl restart table-allocator-server`, `
+			systemd-run --quiet --wait --pipe table-allocator-client run wan2 curl --silent --max-time 5 http://` + nettest.Far4 + `/ | grep "^10[.]2[.]"
+			systemctl start table-allocator-netns; table-allocator-client netns add work -i wan2 --resolv 192.0.2.53
+			systemd-run --quiet --wait --pipe table-allocator-client netns exec work curl --silent --max-time 5 http://` + nettest.Far4 + `/ | grep "^10[.]2[.]"; table-allocator-client netns del work`},
+	},
+	{
 		name:  "netplan",
 		files: map[string]string{"/etc/netplan/wan{N}.yaml": "network:\n  version: 2\n  renderer: networkd\n  ethernets:\n    wan{N}: { dhcp4: true, accept-ra: true, dhcp4-overrides: { route-metric: {N}00 } }\n"},
 		start: `netplan generate; systemctl start systemd-networkd`,

@@ -7,13 +7,17 @@ import (
 	"testing"
 )
 
+// image makes /usr read-only, as systems have it that are images, and /usr/local a part of /var, as OSTree has it.
+const image = `mkdir /var/usrlocal; cp -a /usr/local/. /var/usrlocal; rm -r /usr/local; ln -s ../var/usrlocal /usr/local
+	mount --bind /usr /usr; mount -o remount,bind,ro /usr; if touch /usr/bin/new 2>/dev/null; then exit 1; fi`
+
 // TestMakeInstall: make install on a machine that runs systemd, and make uninstall while all of it runs.
 func TestMakeInstall(t *testing.T) {
 	t.Parallel()
-	for _, suite := range suites {
-		t.Run(suite, func(t *testing.T) {
+	for _, tt := range []struct{ name, suite, before string }{{"bookworm", "bookworm", ""}, {"trixie", "trixie", ""}, {"image", "trixie", image}} {
+		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			m := boot(t, debian(suite, base))
+			m := boot(t, debian(tt.suite, base))
 			i := m.behind(2)
 			m.sh(`mkdir -p /root/source/bin`)
 			if err := copyModule(m.root + "/root/source"); err != nil {
@@ -27,7 +31,7 @@ func TestMakeInstall(t *testing.T) {
 			for _, path := range programs {
 				m.copy(path, "/root/source/bin/"+filepath.Base(path))
 			}
-			m.sh(`chmod 755 /usr/bin/make /root/source/bin/*`)
+			m.sh(`chmod 755 /usr/bin/make /root/source/bin/*; ` + tt.before)
 			m.sh(`make -C /root/source install; systemctl daemon-reload; systemctl enable --now table-allocator-server table-allocator-watch`)
 			m.uplink(1)
 			m.uplink(2)
