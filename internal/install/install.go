@@ -481,7 +481,9 @@ func (i *Installation) HearReplaced(by Replaced) {
 }
 
 // Missed says that events were lost, those of what was taken among them: nothing waits for them.
-func (i *Installation) Missed() { i.routes.fresh, i.routes.spent, i.routes.newer = nil, nil, nil }
+func (i *Installation) Missed() {
+	i.routes.fresh, i.routes.spent, i.routes.newer, i.routes.strange = nil, nil, nil, nil
+}
 
 // ForgetObjects takes over that nexthop objects were deleted. With them the kernel deletes routes, without an event; what
 // the link had lost of these before nobody puts back.

@@ -20,6 +20,7 @@ func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
 	if p.wasDown || empty {
 		p.lose(p.wasDown || p.upAnew || p.bare(u, *m))
 	}
+	p.noteStrange(others)
 	inMain := func(r route.Route) bool { return slices.ContainsFunc(m.Routes, r.Equal) }
 	p.others = slices.Concat(others, slices.DeleteFunc(p.others, func(r route.Route) bool { return !inMain(r) }))
 	m.Taken = slices.Concat(p.taken, p.others)
@@ -36,6 +37,18 @@ func (p *placer) noteLoss(u uplink.Uplink, m *uplink.Main, empty bool) {
 		}
 	}
 	m.Lost = p.lost
+}
+
+// noteStrange notes of what others of the link took, and this placer sees for the first time, that it came to main after the last
+// event that was heard: the event of that tells what it replaced.
+func (p *placer) noteStrange(others []route.Route) {
+	adopted := p.judging != nil // which says nothing of what this process has seen
+	for _, r := range others {
+		known := slices.ContainsFunc(p.taken, r.Equal) || !adopted && slices.ContainsFunc(p.others, r.Equal)
+		if !known && p.env.takers.fresh(r) {
+			p.strange = append(p.strange, r)
+		}
+	}
 }
 
 // lose notes that main has lost its routes over the link, and would have lost those that were taken.
@@ -129,6 +142,7 @@ func (p *placer) hearOne(u uplink.Uplink, index int, e route.Event) (changed boo
 		p.lose(true)
 	case e.Deleted:
 		p.hearTaken(e)
+		p.strange = slices.DeleteFunc(p.strange, e.Route.Equal)
 		p.last = slices.DeleteFunc(p.last, e.Route.Equal)
 		if e.Port != 0 && !p.env.Kernel.Made(e) { // else it went with the link, or was taken
 			p.lost = slices.DeleteFunc(p.lost, e.Route.Equal)
@@ -137,7 +151,8 @@ func (p *placer) hearOne(u uplink.Uplink, index int, e route.Event) (changed boo
 	case e.Protocol != route.Protocol:
 		p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
 		p.last = slices.DeleteFunc(p.last, func(r route.Route) bool { return e.Replaced && samePlace(r, *e.Route) })
-		if !slices.ContainsFunc(slices.Concat(p.others, p.taken), e.Route.Equal) { // what was taken and is added again replaces nothing
+		strange := slices.ContainsFunc(p.strange, e.Route.Equal)
+		if strange || !slices.ContainsFunc(slices.Concat(p.others, p.taken), e.Route.Equal) { // what was taken and is added again replaces nothing
 			p.keepTaken(func(r route.Route) bool { return !samePlace(r, *e.Route) || r.Equal(*e.Route) || p.isFresh(r) })
 		}
 	}

@@ -3,6 +3,7 @@ package install
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -101,5 +102,50 @@ func TestMovedAgainByAnother(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestMovedUnheard: another default comes into the place of those that one address of a watch has taken, and another address has
+// taken it before the event is heard. It replaces them, unless it was among them.
+func TestMovedUnheard(t *testing.T) {
+	for _, tt := range []struct {
+		name, added string
+		left        int
+	}{{"another one", "192.0.2.3", 1}, {"again", "192.0.2.1", 2}} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMover(t, "add default via 192.0.2.1 metric 5", "append default via 192.0.2.2 metric 5")
+			m.IP(t, "address add 192.0.2.6/24 dev wan0")
+			first := m.placed()
+			first.routes.fresh = nil // the events of that were heard
+			other := m.uplink
+			other.Key.Address, other.Network = "192.0.2.6", netip.MustParsePrefix("192.0.2.6/24")
+			second := first.env.New(other, first.log, first.warn)
+			second.Index, second.Present, second.Usable = m.index, true, true
+			m.IP(t, "route append default via "+tt.added+" metric 5")
+			added := first.routes.taken[0]
+			added.Gateway = netip.MustParseAddr(tt.added)
+			m.Do(func() {
+				if err := second.Place(movedTable + 1); err != nil {
+					t.Fatal(err)
+				}
+				first.Follow(movedTable, false)
+				events := past(route.Event{Kind: route.RouteChanged, Route: &added, Port: 4711},
+					route.Event{Kind: route.RouteChanged, Route: &added, Port: m.kernel.Port(), Deleted: true})
+				first.Hear(events, nil, nil)
+				second.Hear(events, nil, nil)
+				first.Follow(movedTable, false)
+				second.Follow(movedTable+1, false)
+			})
+			for i := range 2 {
+				if got := m.defaults(fmt.Sprint(movedTable + i)); len(got) != tt.left || !strings.Contains(fmt.Sprint(got), tt.added) {
+					t.Errorf("table %d has %q, want %d default routes", movedTable+i, got, tt.left)
+				}
+			}
+			m.clear(first)
+			m.clear(second)
+			if got := m.defaults("main"); len(got) != tt.left || !strings.Contains(fmt.Sprint(got), tt.added) {
+				t.Errorf("at the end main has %q, want %d default routes", got, tt.left)
+			}
+		})
 	}
 }

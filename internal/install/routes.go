@@ -27,6 +27,7 @@ type placer struct {
 	newer      []route.Route // what was fresh at the last event that tells of a loss
 	last       []route.Route // what main had over the link, when the link was up last, and what others took of it
 	others     []route.Route // what others of the link took, or gave back to main, and what main had beside taken
+	strange    []route.Route // of what others took, what came to main after the last event that was heard
 	lost       []route.Route // of that, what went with the link
 	placed     int           // routes in the table after the last sync
 	added      int           // by the last sync

@@ -3,6 +3,7 @@ package install
 import (
 	"slices"
 
+	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 )
 
@@ -40,4 +41,14 @@ func (t takers) end(p *placer, u uplink.Uplink, index int) {
 	if of := (taker{u.Key.Address, index}); t[of] == p {
 		delete(t, of)
 	}
+}
+
+// fresh reports whether one of them has taken a route after the last event that was heard.
+func (t takers) fresh(r route.Route) bool {
+	for _, p := range t {
+		if p.isFresh(r) {
+			return true
+		}
+	}
+	return false
 }
