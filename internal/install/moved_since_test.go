@@ -2,6 +2,7 @@ package install
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // TestMovedAndFlushed: a program that empties the table while no client runs, as systemd-networkd does, takes nothing from
@@ -243,5 +245,28 @@ func TestMovedAppendedAgain(t *testing.T) {
 			m.clear(i)
 			m.wantMain("at the end", before)
 		})
+	}
+}
+
+// TestCopiedAndKilled: an address of full length, as of DHCPv6, has no rule to its network that tells a version before from this
+// one. What its killed client had copied, and main has lost since, does not come back.
+func TestCopiedAndKilled(t *testing.T) {
+	m := newMover(t)
+	m.IP(t, "address add fd00::5/128 dev wan0 nodad")
+	m.IP(t, "-6 route add default via fe80::1 dev wan0 metric 7")
+	m.uplink.Key, m.uplink.Network = wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "fd00::5"}, netip.MustParsePrefix("fd00::5/128")
+	m.uplink.Settings.Routes = uplink.CopyRoutes
+	m.placed()
+	if got := m.IP(t, "-6 route show default table 10000"); got == "" {
+		t.Fatal("the table has no default route")
+	}
+	m.IP(t, "-6 route del default via fe80::1 dev wan0 metric 7")
+	m.Do(func() {
+		if err := m.client().env.ReturnRoutes(m.uplink, movedTable); err != nil { // as of another process
+			t.Error(err)
+		}
+	})
+	if got := m.IP(t, "-6 route show default"); got != "" {
+		t.Errorf("main has %q", got)
 	}
 }

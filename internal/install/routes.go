@@ -325,7 +325,7 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 		if err != nil {
 			return err
 		}
-		if !uplink.MainKnowsNetwork(rules, table) {
+		if uplink.LeadsPastMain(rules, table) {
 			if before.Routes, err = p.adoptOlder(u, *m, table); err != nil {
 				return err
 			}

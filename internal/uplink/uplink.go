@@ -179,16 +179,22 @@ func (u Uplink) shortestNetwork() int {
 	return 8
 }
 
-// MainKnowsNetwork reports whether rules of ours lead to a table as toNetwork has them, with main first.
-func MainKnowsNetwork(rules []route.Rule, table uint32) bool {
-	return slices.ContainsFunc(rules, func(r route.Rule) bool {
+// LeadsPastMain reports whether rules of ours lead to a table by a network, and none to main first, as toNetwork has it. A
+// version before this one had such rules. An address of full length has none, as of DHCPv6, whoever made them.
+func LeadsPastMain(rules []route.Rule, table uint32) bool {
+	leads := false
+	for _, r := range rules {
 		if r.Table != table || !r.Dst.IsValid() || r.Src.IsValid() {
+			continue
+		}
+		leads = true
+		if slices.ContainsFunc(rules, func(known route.Rule) bool {
+			return known.Table == unix.RT_TABLE_MAIN && known.Dst == r.Dst && known.Priority+1 == r.Priority
+		}) {
 			return false
 		}
-		return slices.ContainsFunc(rules, func(known route.Rule) bool {
-			return known.Table == unix.RT_TABLE_MAIN && known.Dst == r.Dst && known.Priority+1 == r.Priority
-		})
-	})
+	}
+	return leads
 }
 
 // Unbound are the rules for unbound traffic, where main has no route. With move main has lost its
