@@ -36,6 +36,7 @@ func (w *world) applyMoved(s step) error {
 	}
 	failed, err := w.follow(commands, taken)
 	for _, i := range slices.Sorted(maps.Keys(failed)) {
+		later := commands[i+1:]
 		switch c := commands[i]; {
 		case err != nil:
 		case strings.HasSuffix(failed[i], exists) && isDefault(strings.Fields(c)):
@@ -44,10 +45,10 @@ func (w *world) applyMoved(s step) error {
 				_, err = w.plain.run([]string{inverseOf(c), c})
 			}
 		case taken[i] && mayBeForced(c):
-		case undo[i] != "" && !slices.ContainsFunc(commands[i+1:], func(later string) bool { return later == c }): // else both have it at last
-			_, err = w.real.run(undo[i : i+1])
+		case undo[i] != "" && !slices.Contains(later, c): // else both have it at last
+			_, err = w.real.run([]string{renamedBy(later, undo[i])})
 		}
-		switch c := commands[i]; {
+		switch c := renamedBy(later, commands[i]); {
 		case strings.Contains(c, " del "):
 		case isDefault(strings.Fields(c)):
 			w.giveUp(c)
@@ -79,6 +80,21 @@ func (w *world) follow(commands []string, taken []bool) (failed map[int]string, 
 		from = last
 	}
 	return failed, err
+}
+
+// renamedBy is a command with the names that links have after others.
+func renamedBy(later []string, c string) string {
+	words := strings.Fields(c)
+	for _, l := range later {
+		if rename := strings.Fields(l); len(rename) == 6 && rename[4] == "name" && strings.HasPrefix(l, "ip link set ") {
+			for i, word := range words {
+				if word == rename[3] && words[i-1] == "dev" {
+					words[i] = rename[5]
+				}
+			}
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // mayBeForced reports whether a command gives a route or a nexthop one gateway, which can be on the link by force.

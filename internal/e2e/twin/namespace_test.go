@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/nettest"
 )
@@ -100,14 +103,51 @@ func (n *namespace) runAll(commands []string) (failed map[int]string, err error)
 		for line, why := range lines {
 			failed[first+line] = why
 		}
+		if takesCarrier(commands[i-1]) {
+			if err := n.syncCarriers(); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return failed, nil
 }
 
+// takesCarrier reports whether a bridge may have lost its last port by a command.
+func takesCarrier(command string) bool {
+	return strings.HasPrefix(command, "ip link del ") || strings.HasSuffix(command, " down")
+}
+
+// syncCarriers has the kernel say at once what it says up to a second later: that links have no carrier any more. It deletes
+// nexthop objects then, and what comes in between would find them on one host only.
+func (n *namespace) syncCarriers() error {
+	names, err := n.linkNames()
+	if err != nil {
+		return err
+	}
+	var fd int
+	if n.Do(func() { fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) }); err != nil {
+		return fmt.Errorf("open a socket to ask for carriers: %w", err)
+	}
+	defer unix.Close(fd)
+	for _, name := range names {
+		value := [2]uint32{unix.ETHTOOL_GLINK}
+		request := struct {
+			name  [unix.IFNAMSIZ]byte
+			value *[2]uint32
+			rest  [16]byte
+		}{value: &value}
+		copy(request.name[:], name)
+		// The answer is of no use. A link may have none, and is none of a bridge then.
+		_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
+	}
+	return nil
+}
+
 // endsBatch reports whether "ip" leaves the rest of a batch out if it does not understand a command, whatever it was told:
-// one with several next hops of which a link is gone, and a nexthop object or a master that is such a link.
+// one with several next hops of which a link is gone, and a nexthop object or a master that is such a link. Behind others the
+// kernel needs a hint, see syncCarriers.
 func endsBatch(command string) bool {
-	return strings.Contains(command, " nexthop via ") || strings.HasPrefix(command, "ip nexthop ") || strings.Contains(command, " master ")
+	return takesCarrier(command) || strings.Contains(command, " nexthop via ") || strings.HasPrefix(command, "ip nexthop ") || strings.Contains(command, " master ")
 }
 
 // familyFlag is the "-6" of a command for "ip", which stands there for rules without an address.
