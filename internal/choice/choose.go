@@ -18,7 +18,8 @@ type Candidate struct {
 	Default bool   // its table has a default route of its own
 	Metric  uint32 // of that route
 	Held    time.Duration
-	Age     int // lower is an older lease
+	Age     int  // lower is an older lease
+	Speaks  bool // unbound traffic that leaves by the link has this address
 }
 
 // Decision is the choice for one family.
@@ -34,7 +35,11 @@ type Decision struct {
 // is the link that the user wants, "" for none. If none works, the choice stays.
 func Choose(now time.Duration, all []Candidate, current uint32, pinned string) Decision {
 	all = slices.DeleteFunc(slices.Clone(all), func(c Candidate) bool { return !c.Default })
-	slices.SortFunc(all, func(a, b Candidate) int { return compare(a, b, current) })
+	link := ""
+	if at := slices.IndexFunc(all, func(c Candidate) bool { return c.Table == current }); at >= 0 {
+		link = all[at].Ifname
+	}
+	slices.SortFunc(all, func(a, b Candidate) int { return compare(a, b, current, link) })
 	if at := slices.IndexFunc(all, func(c Candidate) bool { return c.Ifname == pinned }); pinned != "" && at >= 0 {
 		return Decision{Table: all[at].Table, Why: "the user wants it", Pinned: true}
 	}
@@ -92,7 +97,7 @@ func Unused(now time.Duration, c, used Candidate, pinned bool) string {
 		return "it does not work"
 	case class(c.State) > class(used.State):
 		return used.Ifname + " is " + used.State.String()
-	case class(c.State) < class(used.State) || compare(c, used, used.Table) < 0:
+	case class(c.State) < class(used.State) || compare(c, used, used.Table, used.Ifname) < 0:
 		if c.Held > now {
 			return fmt.Sprintf("it failed, and is used again in %v if it goes on to work", (c.Held - now).Round(time.Second))
 		}
@@ -126,7 +131,8 @@ func class(s State) int {
 	return useless
 }
 
-func compare(a, b Candidate, current uint32) int {
+// compare puts the better one first. link is that of the table current.
+func compare(a, b Candidate, current uint32, link string) int {
 	first := func(is bool) int {
 		if is {
 			return 0
@@ -139,6 +145,7 @@ func compare(a, b Candidate, current uint32) int {
 		cmp.Compare(a.Rank, b.Rank),
 		cmp.Compare(first(a.State != Off), first(b.State != Off)),
 		cmp.Compare(a.Metric, b.Metric),
+		cmp.Compare(first(a.Speaks && a.Ifname == link), first(b.Speaks && b.Ifname == link)),
 		cmp.Compare(first(a.Table == current), first(b.Table == current)),
 		cmp.Compare(a.Age, b.Age),
 		cmp.Compare(a.Table, b.Table),

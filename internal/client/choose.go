@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -32,6 +33,7 @@ func (c *chooser) candidates(family int) (all []choice.Candidate) {
 		all = append(all, choice.Candidate{
 			Ifname: key.Ifname, Address: key.Address, Table: p.session.lease.table, State: p.health.State, Rank: p.traits.Rank,
 			Metered: p.traits.Metered, Default: leads.Has && !leads.Below, Metric: leads.Metric, Held: p.health.Held, Age: age[p.session],
+			Speaks: p.session.speaks(),
 		})
 	}
 	return all
@@ -200,12 +202,22 @@ func (c *chooser) want(family int, s *session, best route.Route, kept install.Ke
 	inMain = mode == UnboundMain || mode == UnboundAuto && kept.Any
 	taken := slices.ContainsFunc(kept.Front, func(r route.Route) bool { return r.Metric == uplink.ChoiceMetric })
 	if inMain && !taken {
-		r := uplink.ChoiceRoute(best, s.addr)
+		r := uplink.ChoiceRoute(best, c.source(s))
 		want.Route = &r
 		by = append(by, "main")
 	}
 	c.of[family].by = by
 	return want, inMain
+}
+
+// source is that of the route in main for a session: its address, unless main's own route says another one that is on no
+// link with a lease, as an address of lo.
+func (c *chooser) source(s *session) netip.Addr {
+	source := s.inst.Default().Source
+	if !source.IsValid() || slices.ContainsFunc(c.leases(), func(o *session) bool { return o.addr == source }) {
+		return s.addr
+	}
+	return source
 }
 
 // obstacle is what keeps unbound traffic from the chosen uplink, and what to do about it.

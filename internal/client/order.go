@@ -8,6 +8,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // lane is where unbound rules stand in an order that counts: the kernel sorts by priority,
@@ -128,7 +129,7 @@ func (h *host) appendOrder(s *session) {
 		return
 	}
 	h.removeOrder(s)
-	s.ordered, s.orderedIn = s.lease.table, s.lane()
+	s.ordered, s.orderedIn, s.spoke = s.lease.table, s.lane(), false
 	if !slices.Contains(h.order[s.orderedIn], s.lease.table) { // else it stood before this process began
 		h.order[s.orderedIn] = append(h.order[s.orderedIn], s.lease.table)
 	}
@@ -140,4 +141,43 @@ func (h *host) removeOrder(s *session) {
 		h.order[s.orderedIn] = slices.Delete(order, at, at+1)
 	}
 	s.ordered = 0
+}
+
+// speaks reports whether traffic that is bound to nothing has the address of a session where it leaves by its link.
+func (s *session) speaks() bool {
+	return s.serves() && s.addr.IsValid() && s.inst.Default().Source == s.addr
+}
+
+// speakersFirst has the unbound rules of such addresses before those of the other addresses of their links, if that is
+// not known to be so: else traffic that main's route gave its own address has another one once the route is moved.
+func (h *host) speakersFirst() {
+	var speakers []*session
+	for _, s := range h.sessions {
+		speaks := s.speaks()
+		if speaks && !s.spoke && s.ordered != 0 {
+			speakers = append(speakers, s)
+		}
+		s.spoke = speaks && s.ordered != 0
+	}
+	for _, s := range speakers {
+		others := make(map[uint32]bool) // tables of the link
+		for _, o := range h.sessions {
+			if o.orderedIn == s.orderedIn && o.lease.uplink.Key.Ifname == s.lease.uplink.Key.Ifname {
+				others[o.ordered] = true
+			}
+		}
+		if order, moved := beforeOthers(h.order[s.orderedIn], s.ordered, others); moved {
+			h.order[s.orderedIn], h.healAt = order, wire.Now()
+		}
+	}
+}
+
+// beforeOthers moves a table in an order to the place of the first of others.
+func beforeOthers(order []uint32, table uint32, others map[uint32]bool) (now []uint32, moved bool) {
+	to := slices.IndexFunc(order, func(o uint32) bool { return others[o] })
+	at := slices.Index(order, table)
+	if to < 0 || at <= to {
+		return order, false
+	}
+	return slices.Insert(slices.Delete(slices.Clone(order), at, at+1), to, table), true
 }

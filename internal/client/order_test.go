@@ -40,3 +40,33 @@ func TestMisplaced(t *testing.T) {
 		})
 	}
 }
+
+func TestBeforeOthers(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		order, others []uint32
+		table         uint32
+		want          []uint32
+	}{
+		{"before the one of its link", []uint32{1, 2, 3, 4}, []uint32{2, 4}, 4, []uint32{1, 4, 2, 3}},
+		{"first of its link", []uint32{1, 2, 3}, []uint32{1, 3}, 1, []uint32{1, 2, 3}},
+		{"alone on its link", []uint32{1, 2, 3}, []uint32{3}, 3, []uint32{1, 2, 3}},
+		{"not there", []uint32{1, 2}, []uint32{1, 3}, 3, []uint32{1, 2}},
+		{"none", nil, nil, 3, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			others := make(map[uint32]bool)
+			for _, table := range tt.others {
+				others[table] = true
+			}
+			before := slices.Clone(tt.order)
+			got, moved := beforeOthers(tt.order, tt.table, others)
+			if !slices.Equal(got, tt.want) || moved != !slices.Equal(before, tt.want) {
+				t.Errorf("got %d, moved %v, want %d", got, moved, tt.want)
+			}
+			if !slices.Equal(before, tt.order) {
+				t.Errorf("the order was changed to %d", tt.order)
+			}
+		})
+	}
+}

@@ -48,6 +48,7 @@ type session struct {
 	blame      blame
 	ordered    uint32 // the table whose unbound rule has a place in the host's order; 0: none has
 	orderedIn  lane
+	spoke      bool          // that place is known to be before those of the other addresses of the link, if it has to be
 	hooked     bool          // a call brought settings of its own
 	saved      remembered    // of these settings, for the next watch
 	served     bool          // that it has a table was told

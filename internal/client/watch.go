@@ -194,6 +194,7 @@ func (h *host) runDue(now time.Duration) {
 		return
 	}
 	h.replies.runDue(now)
+	h.speakersFirst()
 	switch {
 	case now >= h.reconcileAt:
 		h.reconcile()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/table-allocator/table-allocator/internal/outside"
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
@@ -339,8 +340,12 @@ func lookMainDefault(p *patient) (all []symptom) {
 		if row.Family == wire.Inet6.String() {
 			family = unix.AF_INET6
 		}
-		for _, r := range p.routes(family, unix.RT_TABLE_MAIN) {
-			if r.Dst.Bits() == 0 && r.Protocol != route.Protocol && r.Protocol != unix.RTPROT_RA && slices.Contains(r.Links(), index) {
+		routes := p.routes(family, unix.RT_TABLE_MAIN)
+		if slices.ContainsFunc(routes, uplink.IsDeadEnd) {
+			continue // all stay
+		}
+		for _, r := range routes {
+			if uplink.Movable(r, index, func(a netip.Addr) bool { return p.isOn(a, index) }) {
 				all = append(all, symptom{"main has a default route of " + row.Ifname + ", whose routes are to be moved", p.routeText(r),
 					outside.Service("start", "table-allocator-server") + "; " + outside.Journal("table-allocator-watch")})
 			}

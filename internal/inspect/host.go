@@ -103,6 +103,11 @@ func (h *host) world(family int) (*walk.World, error) {
 	return w, nil
 }
 
+// isOn reports whether an address is on a link.
+func (h *host) isOn(a netip.Addr, index int) bool {
+	return slices.ContainsFunc(h.addresses, func(on route.Address) bool { return on.Addr == a && on.Index == index })
+}
+
 // setting is a sysctl of a link; "" if there is none.
 func setting(family int, ifname, name string) string {
 	dir := "ipv4"

@@ -142,12 +142,13 @@ type Default struct {
 	Metric  uint32
 	Has     bool
 	Gateway netip.Addr
-	Below   bool // it is that of the link which a macvlan is on, and works as that does
+	Below   bool       // it is that of the link which a macvlan is on, and works as that does
+	Source  netip.Addr // of traffic that is bound to nothing, see uplink.Source
 }
 
 // Default returns that of the table of the lease.
 func (i *Installation) Default() Default {
-	return Default{i.routes.metric, i.routes.hasDefault, i.routes.gateway, i.routes.isBelow}
+	return Default{i.routes.metric, i.routes.hasDefault, i.routes.gateway, i.routes.isBelow, i.routes.source}
 }
 
 // Saw notes what another client has in place: rules, and in the table of its lease the best default route, if there is one.
@@ -160,7 +161,8 @@ func (i *Installation) Saw(index int, best route.Route, has bool) {
 func (i *Installation) SawBelow() { i.routes.isBelow = true }
 
 // noteDefault notes which default route is the best of a plan.
-func (p *placer) noteDefault(m uplink.Main, plan []route.Route) {
+func (p *placer) noteDefault(u uplink.Uplink, m uplink.Main, plan []route.Route) {
+	p.source = u.Source(m)
 	best, has := uplink.BestDefault(plan)
 	p.metric, p.hasDefault, p.gateway = best.Metric, has, best.Gateway
 	p.isBelow = has && slices.ContainsFunc(m.Below, func(r route.Route) bool { return r.Gateway == best.Gateway }) &&

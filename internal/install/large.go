@@ -154,7 +154,7 @@ func (p *placer) follow(u uplink.Uplink, m uplink.Main, table uint32, changes []
 		err := p.replace(had, want)
 		errs = append(errs, err)
 		if c.dst.Bits() == 0 {
-			p.noteDefault(m, u.Plan(m, table))
+			p.noteDefault(u, m, u.Plan(m, table))
 			if p.carried = append([]route.Route{}, want...); err != nil || p.filling != nil { // none is not nil
 				p.carried = nil
 			}

@@ -36,6 +36,7 @@ type placer struct {
 	isBelow    bool          // that one is of the link which a macvlan is on
 	metric     uint32        // of the best default route in the table, if hasDefault
 	gateway    netip.Addr    // of that route
+	source     netip.Addr    // of traffic that is bound to nothing, as main says
 	toAll      bool          // the plan has had a default route since the lease stands
 	down       bool          // the link is down, as of the last look
 	wasDown    bool          // it has been down since
@@ -147,7 +148,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 			return adoptErr
 		}
 		p.noteLoss(u, &m, false)
-		p.noteDefault(m, u.Plan(m, table))
+		p.noteDefault(u, m, u.Plan(m, table))
 		p.below = u.ByBelow(m, table)
 		return errors.Join(adoptErr, p.standing(u, m, had), p.syncLarge(u, m, table, image))
 	}
@@ -162,7 +163,7 @@ func (p *placer) place(u uplink.Uplink, m uplink.Main, table uint32) error {
 	p.noteLoss(u, &m, !slices.ContainsFunc(have, func(r route.Route) bool { return ours(r) && r.Index == m.Index }))
 	err = errors.Join(adoptErr, p.standing(u, m, had))
 	plan := u.Plan(m, table)
-	p.noteDefault(m, plan)
+	p.noteDefault(u, m, plan)
 	p.expires = 0
 	for _, r := range plan {
 		p.toAll = p.toAll || r.Dst.Bits() == 0

@@ -54,7 +54,7 @@ func Defaults(routes []route.Route) map[int]bool {
 
 // internalName has the names that container engines and hypervisors give bridges and the host's ends of cables.
 var internalName = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^(lo|docker[0-9]+|br-[0-9a-f]{12}|docker_gwbridge|veth.*|virbr[0-9].*|vnet[0-9].*|lxc.*|lxdbr[0-9].*|cni.*|cali.*|flannel.*|podman[0-9].*|kube-ipvs[0-9]+|nodelocaldns|tailscale[0-9]+|ifb[0-9]+|dummy[0-9]+|tav[0-9]+)$`)
+	return regexp.MustCompile(`^(lo|docker[0-9]+|br-[0-9a-f]{12}|docker_gwbridge|veth.*|virbr[0-9].*|vnet[0-9].*|lxc.*|lxdbr[0-9].*|cni.*|cali.*|flannel.*|podman[0-9].*|kube-ipvs[0-9]+|cilium_.*|antrea-gw[0-9]+|ovn-k8s-mp[0-9]+|vmnet[0-9]+|vboxnet[0-9]+|nodelocaldns|tailscale[0-9]+|ifb[0-9]+|dummy[0-9]+|tav[0-9]+)$`)
 })
 
 // LeftToVRF reports whether addresses of a link are the business of its VRF: a table of ours would have no routes.
