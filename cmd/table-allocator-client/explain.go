@@ -59,7 +59,7 @@ type explainFlags struct {
 func newExplainFlags(f *flags) *explainFlags {
 	x := &explainFlags{flags: f}
 	x.packet.UID = uint32(os.Geteuid())
-	value(f, &x.packet.Src, "from", "", netip.ParseAddr)
+	value(f, &x.packet.Src, "from", "", parseUnmapped)
 	f.StringVar(&x.packet.Oif, "oif", "", "")
 	f.StringVarP(&x.packet.Oif, "ifname", "i", "", "")
 	f.StringVar(&x.packet.Iif, "iif", "", "")
@@ -108,7 +108,14 @@ func parseTOS(text string) (uint8, error) {
 	return uint8(tos), nil
 }
 
-// parseEnds reads both ends of a socket, as in 192.0.2.2:51034-203.0.113.9:443.
+// parseUnmapped reads an address. Programs that know IPv6 alone write those of IPv4 as ::ffff:192.0.2.2.
+func parseUnmapped(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(text)
+	return addr.Unmap(), err
+}
+
+// parseEnds reads both ends of a socket, as in 192.0.2.2:51034-203.0.113.9:443, or as ss shows them of a socket that is both of IPv4
+// and IPv6.
 func parseEnds(text string) (ends [2]netip.AddrPort, err error) {
 	local, remote, ok := strings.Cut(text, "-")
 	if ok {
@@ -119,6 +126,9 @@ func parseEnds(text string) (ends [2]netip.AddrPort, err error) {
 	}
 	if !ok || err != nil {
 		return ends, errors.New("want both ends, as in 192.0.2.2:51034-203.0.113.9:443 or [2001:db8::2]:51034-[2001:db8::9]:443")
+	}
+	for i, end := range ends {
+		ends[i] = netip.AddrPortFrom(end.Addr().Unmap(), end.Port())
 	}
 	return ends, nil
 }

@@ -192,6 +192,16 @@ func TestCommandExplainSocket(t *testing.T) {
 		if r := c.do("explain", "--socket", ends); r.code != 0 || !strings.Contains(r.stdout, "leaves by wan1") || !strings.Contains(r.stdout, tt.option) {
 			t.Errorf("%s, --socket %s: %+v", tt.name, ends, r)
 		}
+		if from.Is4() {
+			mapped := func(a netip.Addr, port uint16) string { return fmt.Sprintf("[::ffff:%s]:%d", a, port) }
+			r := c.do("explain", "--socket", mapped(from, q.Sport)+"-"+mapped(to, q.Dport))
+			if r.code != 0 || !strings.Contains(r.stdout, "leaves by wan1") {
+				t.Errorf("%s, --socket as ss shows it of a socket of IPv6: %+v", tt.name, r)
+			}
+			if r := c.do("explain", "::ffff:"+to.String(), "--from", "::ffff:"+from.String()); r.code != 0 || !strings.Contains(r.stdout, "leaves by wan1") {
+				t.Errorf("%s, mapped addresses: %+v", tt.name, r)
+			}
+		}
 		p.kill()
 	}
 	for _, args := range []string{"--socket 192.0.2.9:1-192.0.2.10:2", "--socket 192.0.2.9:1", "--socket 192.0.2.9:1-192.0.2.10:2 9.9.9.9", "--pid 4194304"} {

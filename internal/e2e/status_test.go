@@ -226,3 +226,32 @@ func TestStatusOfABoundShell(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusBySource: where main has IPv6 default routes for some sources only, as OpenWrt adds them, a socket looks again with the
+// source that it gets. Status says where that leads, and doctor does not want to have moved what stays in main.
+func TestStatusBySource(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "2001:db8:77::2/64")
+	h.link("wan1", "2001:db8:78::2/64")
+	h.ns.IP(t, "route add default from 2001:db8:77::/64 via fe80::1 dev wan0")
+	h.ns.IP(t, "route add default from 2001:db8:78::/64 via fe80::1 dev wan1")
+	h.serve()
+	h.watch("--routes", "move")
+	eventually(t, "status says where unbound traffic of IPv6 leaves", func() error {
+		r := h.run(bin(t, clientBin), "status", "--json")
+		var report struct {
+			Unbound []struct{ Family, Ifname, Gateway string }
+		}
+		if err := json.Unmarshal([]byte(r.stdout), &report); err != nil {
+			return err
+		}
+		for _, u := range report.Unbound {
+			if u.Family == "inet6" && u.Ifname != "" && u.Gateway == "fe80::1" {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s", r.stdout)
+	})
+	h.waitStatus("2001:db8:78::2", "ok", "")
+	h.waitDiagnosis("")
+}

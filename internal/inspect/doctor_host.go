@@ -90,9 +90,15 @@ func answersForOthers(ifname string) bool {
 	return max(number(setting(unix.AF_INET, "all", "arp_ignore")), number(setting(unix.AF_INET, ifname, "arp_ignore"))) == 0
 }
 
+// isFlux reports whether one of two links answers ARP requests for addresses of the other one. Nobody asks where there is one neighbour, as
+// on links of PPP, whose far end may have the same address on two of them.
+func isFlux(a, b lease) bool {
+	return a.family == unix.AF_INET && !a.link.PointToPoint && !b.link.PointToPoint && (answersForOthers(a.Ifname) || answersForOthers(b.Ifname))
+}
+
 func lookARPFlux(p *patient) (all []symptom) {
 	p.pairs(func(a, b lease) {
-		if a.family == unix.AF_INET && networkOf(a) == networkOf(b) && (answersForOthers(a.Ifname) || answersForOthers(b.Ifname)) {
+		if networkOf(a) == networkOf(b) && isFlux(a, b) {
 			all = append(all, symptom{fmt.Sprintf("%s and %s answer for each other's address in %s", a.Ifname, b.Ifname, networkOf(a)), "arp_ignore is 0",
 				"sysctl -w net.ipv4.conf.all.arp_ignore=1"})
 		}
@@ -102,7 +108,7 @@ func lookARPFlux(p *patient) (all []symptom) {
 
 func lookSameSubnet(p *patient) (all []symptom) {
 	p.pairs(func(a, b lease) {
-		if networkOf(a) != networkOf(b) || a.family == unix.AF_INET && (answersForOthers(a.Ifname) || answersForOthers(b.Ifname)) {
+		if networkOf(a) != networkOf(b) || isFlux(a, b) {
 			return
 		}
 		all = append(all, symptom{fmt.Sprintf("%s and %s have the same network: unbound packets to neighbours leave by one of them", a.Ifname, b.Ifname), networkOf(a).String(),

@@ -87,7 +87,7 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 		if routes, _, err = h.kernel.RoutesAtMost(c.Family(), held.Table, mostRoutes); err != nil {
 			return row, err
 		}
-		row.Gateway = gatewayOf(routes)
+		row.Gateway = gatewayOf(slices.DeleteFunc(slices.Clone(routes), func(r route.Route) bool { return r.From.IsValid() && !r.From.Contains(c.at.Addr) }))
 		if found != nil && found.Name == "no-route" && row.LeavesBy != "" && held.Missing == "" && h.isBranch(c, routes) {
 			*found = Finding{"no-default", Note, "no default route (leaves by " + row.LeavesBy + ")",
 				fmt.Sprintf("table %d has routes to other networks over %s, and no default route", held.Table, c.link.Name), found.Cure}

@@ -452,7 +452,11 @@ func (h *host) unbound() (all []Unbound, err error) {
 			return nil, err
 		}
 		u := Unbound{Family: wire.Family(family).String()}
-		if e := exits[0]; e.err == nil {
+		e := exits[0]
+		if e.err != nil && family == unix.AF_INET6 {
+			e = h.bySource(e)
+		}
+		if e.err == nil {
 			u.Ifname, u.Table = h.linkNames(e.links()), e.route.Table
 			if e.route.Gateway.IsValid() {
 				u.Gateway = e.route.Gateway.String()
@@ -463,6 +467,20 @@ func (h *host) unbound() (all []Unbound, err error) {
 		all = append(all, u)
 	}
 	return all, nil
+}
+
+// bySource asks again where packets to an address leave that has no route, with the source that a socket gets: IPv6 looks for one
+// where it has found nothing, and main may have default routes for some sources only.
+func (h *host) bySource(e exit) exit {
+	made, err := connect(route.Question{Dst: e.to})
+	if err != nil || made.err != nil || !made.src.IsValid() {
+		return e
+	}
+	r, err := h.kernel.Match(route.Question{Dst: e.to, Src: made.src})
+	if err != nil {
+		return e
+	}
+	return exit{to: e.to, route: r}
 }
 
 // refusal is the rule or route that answers a lookup with an error; "": none does, and nothing is found.
