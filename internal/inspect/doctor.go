@@ -344,8 +344,9 @@ func lookMainDefault(p *patient) (all []symptom) {
 		if slices.ContainsFunc(routes, uplink.IsDeadEnd) {
 			continue // all stay
 		}
+		ofHost := p.addressesOn(uplink.Loopback)
 		for _, r := range routes {
-			if uplink.Movable(r, index, func(a netip.Addr) bool { return p.isOn(a, index) }) {
+			if uplink.Movable(r, index, ofHost) {
 				all = append(all, symptom{"main has a default route of " + row.Ifname + ", whose routes are to be moved", p.routeText(r),
 					outside.Service("start", "table-allocator-server") + "; " + outside.Journal("table-allocator-watch")})
 			}

@@ -103,9 +103,14 @@ func (h *host) world(family int) (*walk.World, error) {
 	return w, nil
 }
 
-// isOn reports whether an address is on a link.
-func (h *host) isOn(a netip.Addr, index int) bool {
-	return slices.ContainsFunc(h.addresses, func(on route.Address) bool { return on.Addr == a && on.Index == index })
+// addressesOn are the addresses of a link.
+func (h *host) addressesOn(ifname string) (all []netip.Addr) {
+	for _, a := range h.addresses {
+		if h.linkName(a.Index) == ifname {
+			all = append(all, a.Addr)
+		}
+	}
+	return all
 }
 
 // setting is a sysctl of a link; "" if there is none.

@@ -86,6 +86,9 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, read
 	p.shared = slices.ContainsFunc(m.Routes, func(r route.Route) bool { return r.Multipath })
 	m.Taken, m.Lost = p.taken, p.lost
 	if u.Settings.Routes == uplink.MoveRoutes {
+		if m.OfHost, err = p.ofHost(u, m); err != nil {
+			return m, true, false, err
+		}
 		if len(addresses) > 1 {
 			others, err := p.takenByOthers(u, link.Index)
 			if err != nil {
@@ -95,6 +98,21 @@ func (p *placer) look(u uplink.Uplink, link route.Link) (m uplink.Main, up, read
 		}
 	}
 	return m, true, ready, nil
+}
+
+// ofHost returns the addresses of lo, if main has a default route over the link whose source is none of the link.
+func (p *placer) ofHost(u uplink.Uplink, m uplink.Main) (all []netip.Addr, err error) {
+	if !slices.ContainsFunc(m.Routes, func(r route.Route) bool {
+		return r.Dst.Bits() == 0 && r.Src.IsValid() && !slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return a.Addr == r.Src })
+	}) {
+		return nil, nil
+	}
+	const loopback = 1 // its ifindex, in every network namespace
+	addresses, err := p.env.Kernel.AddressesOn(u.Family(), loopback)
+	for _, a := range addresses {
+		all = append(all, a.Addr)
+	}
+	return all, err
 }
 
 // defaultsBelow returns the default routes of main, also those that move took, over the link that a macvlan is on, for an

@@ -25,6 +25,8 @@ type Main struct {
 	Local []route.Route
 	// Below are default routes of main over the link that a macvlan is on, if the address is in a network of that link.
 	Below []route.Route
+	// OfHost are addresses on lo, if a default route over the link may have one as its source, and move takes routes.
+	OfHost []netip.Addr
 	// Bare reports that the link is up without an IPv4 address of its own: what main has over it beside other links is dead.
 	Bare bool
 	// Ties are the exceptions from "main first", if the uplink wants that.
@@ -318,10 +320,7 @@ func (u Uplink) Takes(m Main) []route.Route {
 	if u.Settings.Routes != MoveRoutes || m.DeadEnd {
 		return nil
 	}
-	has := func(a netip.Addr) bool {
-		return slices.ContainsFunc(m.Addresses, func(on Address) bool { return on.Addr == a })
-	}
-	return slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !Movable(r, m.Index, has) })
+	return slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !Movable(r, m.Index, m.OfHost) })
 }
 
 // Stopgap returns the routes that main needs while there is no lease: those that the caller
@@ -359,10 +358,10 @@ func (u Uplink) WithoutGiven(m Main, routes []route.Route) []route.Route {
 
 // Movable reports whether a route of main is a default over the one link that move takes. One of router advertisements
 // the kernel would put back, one of several links is not this uplink's alone, one of a nexthop object changes and goes
-// with the object, and one for some sources or a TOS serves these only. One whose source is not on the link, as an address of
-// lo, gives traffic that is bound to nothing a source that no table has.
-func Movable(r route.Route, index int, has func(netip.Addr) bool) bool {
-	return (!r.Src.IsValid() || has(r.Src)) && r.Dst.Bits() == 0 && r.Type == unix.RTN_UNICAST && r.Index == index && !r.Multipath && r.NexthopID == 0 && !r.From.IsValid() && r.TOS == 0 &&
+// with the object, and one for some sources or a TOS serves these only. One with an address of the host, which is on lo, gives traffic
+// that is bound to nothing a source that no table has.
+func Movable(r route.Route, index int, ofHost []netip.Addr) bool {
+	return !slices.Contains(ofHost, r.Src) && r.Dst.Bits() == 0 && r.Type == unix.RTN_UNICAST && r.Index == index && !r.Multipath && r.NexthopID == 0 && !r.From.IsValid() && r.TOS == 0 &&
 		r.Protocol != route.Protocol &&
 		(r.Family == unix.AF_INET || r.Protocol != unix.RTPROT_KERNEL && r.Protocol != unix.RTPROT_RA)
 }

@@ -240,7 +240,7 @@ func TestMove(t *testing.T) {
 		want                    string // way to 9.9.9.9 in the table
 	}{
 		{"defaults only", "192.0.2.0/24 proto 2\ndefault via 192.0.2.1\n10.0.0.0/8 via 192.0.2.7\n0.0.0.0/1 via 192.0.2.7", "", "", "192.0.2.1", "192.0.2.7"},
-		{"one whose source is not on the link", "192.0.2.0/24\ndefault via 192.0.2.1 src 198.51.100.9\ndefault via 192.0.2.2 metric 5 src 192.0.2.5", "", "", "192.0.2.2", "192.0.2.1"},
+		{"one with an address of the host", "192.0.2.0/24\ndefault via 192.0.2.1 src 198.51.100.9\ndefault via 192.0.2.2 metric 5 src 192.0.2.5", "", "", "192.0.2.2", "192.0.2.1"},
 		{"two defaults", "default via 192.0.2.1\ndefault via 192.0.2.2 metric 5", "", "", "192.0.2.1 192.0.2.2", "192.0.2.1"},
 		{"beside one that leads nowhere", "default via 192.0.2.1\ndefault metric 4278198272 type 7", "", "", "", "192.0.2.1"},
 		{"what was taken", "192.0.2.0/24", "default via 192.0.2.1", "", "", "192.0.2.1"},
@@ -258,6 +258,7 @@ func TestMove(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			m := mainOf("192.0.2.5/24", tt.main)
 			m.Taken, m.Lost = mainOf("", tt.taken).Routes, mainOf("", tt.lost).Routes
+			m.OfHost = []netip.Addr{addr("198.51.100.9")}
 			u := uplinkOf(m, moved)
 			var got []string
 			for _, r := range u.Takes(m) {
