@@ -37,11 +37,12 @@ demo: build ## show it at work in network namespaces; touches nothing of this ho
 
 # -v, for the log, is what tells of skipped tests; the screen gets the rest. Tests mostly wait, so
 # eight at once need no more than two processors.
-test: needs-test layer cross build race ## run all tests, as root: at most 15 minutes on two cores
+MINUTES = 15
+test: needs-test layer cross build race ## run all tests, as root: at most 15 minutes on two cores (MINUTES=15)
 	@for c in $(COMMANDS); do version=$$(bin/$$c --version); echo "bin/$$c: $$version"; done
 	@mkdir -p .cache
-	n=$$(nproc); timeout --foreground --kill-after=10s 15m \
-		go test -race -count=1 -parallel $$((n > 8 ? n : 8)) -timeout 14m -v ./... 2>&1 \
+	n=$$(nproc); timeout --foreground --kill-after=10s $(MINUTES)m \
+		go test -race -count=1 -parallel $$((n > 8 ? n : 8)) -timeout $$(($(MINUTES) - 1))m -v ./... 2>&1 \
 		| tee .cache/test.log | sed -u -E '/^(=== |PASS$$| *--- PASS)/d' || { .ci/failed <.cache/test.log; exit 1; }
 	@if grep -E '^ *--- SKIP' .cache/test.log; then \
 		echo "the tests above were skipped"; \

@@ -9,7 +9,7 @@ PACKAGE_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | s
 # How hard the packages are pressed.
 DEB_LEVEL       ?= -z7
 RPM_PAYLOAD     ?= w9.xzdio
-export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
 
 GO_ARCH_amd64  := GOARCH=amd64
 GO_ARCH_arm64  := GOARCH=arm64
