@@ -52,7 +52,9 @@ func findGo(t *testing.T, path ...string) (link, stderr string, err error) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command("unshare", "--mount", "sh", "-c", `[ ! -d /usr/local/go ] || mount -t tmpfs none /usr/local/go; exec "$0"`,
+	cmd := exec.Command("unshare", "--mount", "sh", "-c", `[ ! -d /usr/local/go ] || mount -t tmpfs none /usr/local/go
+		[ ! -e /usr/bin/go ] || mount --bind /dev/null /usr/bin/go # as no program
+		exec "$0"`,
 		filepath.Join(dir, "packaging/find-go"))
 	cmd.Env = []string{"PATH=" + strings.Join(append(path, "/usr/bin", "/bin"), ":")}
 	var errs strings.Builder

@@ -40,8 +40,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// enterScript runs the script $2 in an overlay of the root $1, which is gone afterwards, or in the copy $4 if that has a name. The name servers and the
-// certificates are the machine's: those of a bare root do not know a proxy of the machine.
+// enterScript runs the script $2 in an overlay of the root $1, which is gone afterwards, or in the copy $4 if that has a
+// name. The name servers and the certificates are the machine's: those of a bare root do not know a proxy of the machine.
 const enterScript = `
 	mount --make-rprivate /
 	mount -t tmpfs bare /mnt
