@@ -182,7 +182,8 @@ func (r *Rules) sync(table uint32, want []route.Rule) error {
 		return r.owns(host, rule) && (table == 0 || rule.Table != table || !uplink.IsChoice(rule))
 	}
 	deleted, err := r.env.SyncRules(r.Uplink.Family(), owned, want, r.Attrs)
-	if err == nil && (len(dropped) > 0 ||
+	// A process that was killed within the end of a lease may have left what goes last.
+	if err == nil && (len(dropped) > 0 || table == 0 ||
 		slices.ContainsFunc(deleted, func(rule route.Rule) bool { return !uplink.IsHost(rule) && (rule.Src.IsValid() || rule.Dst.IsValid()) })) {
 		err = r.sweep(table, dropped)
 	}

@@ -1,6 +1,7 @@
 package route
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,7 +11,8 @@ import (
 
 // SyncRules makes the rules of family that are owned equal to want and returns what it added and
 // deleted, also with an error. Additions go first, in the order of want, behind equal priorities.
-// It is safe to repeat and changes nothing where nothing differs.
+// It is safe to repeat and changes nothing where nothing differs. Of what is deleted the rules from one
+// address go last: they say whose the others are to who comes after a process that was killed meanwhile.
 //
 // A delete takes the first rule that it matches, and it matches partially. Where that would be
 // another rule than the one meant, that one is put back at once; it then stands behind the rules
@@ -65,6 +67,7 @@ func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added,
 		}
 		if len(stale) > 0 {
 			have = slices.Clone(have) // deleteRule changes it
+			slices.SortStableFunc(stale, func(a, b Rule) int { return cmp.Compare(a.ofAddress(), b.ofAddress()) })
 		}
 		for _, r := range stale {
 			var gone bool
@@ -77,6 +80,14 @@ func (c *Conn) SyncRules(family int, owned func(Rule) bool, want []Rule) (added,
 		}
 	}
 	return added, deleted, fmt.Errorf("sync rule %q: %w", last, errUnsettled)
+}
+
+// ofAddress is 1 for a rule from one address, and else 0.
+func (r Rule) ofAddress() int {
+	if r.Src.IsValid() && r.Src.IsSingleIP() {
+		return 1
+	}
+	return 0
 }
 
 // addRules returns those that it added, also with an error. That a rule is there already is none.
