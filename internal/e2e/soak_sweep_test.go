@@ -198,6 +198,19 @@ func (l *life) change(arg string) {
 	})
 }
 
+// again starts the next watch after one that was killed. Before it listens a signal would end it without a trace.
+func (l *life) again() *meddled {
+	l.t.Helper()
+	m := l.meddle(spot{"sendto", "error=EINTR", 1 << 15}, clientBin, l.args...)
+	eventually(l.t, "it listens", func() error {
+		if !strings.Contains(m.wrote.String(), "msg=watching") {
+			return errors.New(m.wrote.String())
+		}
+		return nil
+	})
+	return m
+}
+
 func (l *life) try(s spot) (hit bool, err error) {
 	l.t.Helper()
 	m := l.meddle(s, clientBin, l.args...)
@@ -219,7 +232,7 @@ func (l *life) try(s spot) (hit bool, err error) {
 			if !s.kills() && !m.impossible() {
 				return true, fmt.Errorf("the watch ended with code %d:\n%s", m.cmd.ProcessState.ExitCode(), m.wrote.String())
 			}
-			m = l.meddle(spot{"sendto", "error=EINTR", 1 << 15}, clientBin, l.args...)
+			m = l.again()
 			err = m.soon(check)
 		}
 		if err != nil {
@@ -230,13 +243,7 @@ func (l *life) try(s spot) (hit bool, err error) {
 	err = m.end()
 	hit = first.hit()
 	if m == first && (s.kills() && hit || m.impossible()) { // at its end
-		m = l.meddle(spot{"sendto", "error=EINTR", 1 << 15}, clientBin, l.args...)
-		eventually(l.t, "it listens", func() error {
-			if !strings.Contains(m.wrote.String(), "msg=watching") {
-				return errors.New(m.wrote.String())
-			}
-			return nil
-		})
+		m = l.again()
 		err = m.soon(func() error { return unorderedError(l.picture(), l.after[len(l.after)-1]) })
 		err = errors.Join(err, m.end())
 	}
