@@ -211,6 +211,18 @@ func (l *life) again() *meddled {
 	return m
 }
 
+// releaseGone releases the address that went, once the host is like want but for its lease: a watch that is killed between
+// the rules of an address and its release leaves the lease, which ends by its time.
+func (l *life) releaseGone(m *meddled, want []string) {
+	l.t.Helper()
+	gone := func(line string) bool {
+		return strings.HasPrefix(line, "lease ") && strings.Contains(line, "|10.70.0.9|")
+	}
+	if m.soon(func() error { return unorderedError(slices.DeleteFunc(l.picture(), gone), want) }) == nil {
+		l.client("-r", "-4", "-a", "10.70.0.9", "-i", "wan0")
+	}
+}
+
 func (l *life) try(s spot) (hit bool, err error) {
 	l.t.Helper()
 	m := l.meddle(s, clientBin, l.args...)
@@ -233,6 +245,9 @@ func (l *life) try(s spot) (hit bool, err error) {
 				return true, fmt.Errorf("the watch ended with code %d:\n%s", m.cmd.ProcessState.ExitCode(), m.wrote.String())
 			}
 			m = l.again()
+			if i == len(lifeSteps)-1 {
+				l.releaseGone(m, l.after[i])
+			}
 			err = m.soon(check)
 		}
 		if err != nil {
