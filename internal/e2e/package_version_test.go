@@ -18,7 +18,7 @@ func TestPackageVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	makefile := append(text, "\nversion:\n\t@echo $(PACKAGE_VERSION)\nneeds-go:\n"...)
+	makefile := append(text, "\nversion:\n\t@echo $(PACKAGE_VERSION)\ndate:\n\t@echo $$SOURCE_DATE_EPOCH\nneeds-go:\n"...)
 	if err := os.WriteFile(filepath.Join(dir, "Makefile"), makefile, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -36,6 +36,13 @@ func TestPackageVersion(t *testing.T) {
 	}
 	version := func() string { return run("make", "-s", "version", "SHELL=/bin/bash") }
 	commit := func() { run("git", "commit", "--quiet", "--allow-empty", "--message=change") }
+	if err := os.WriteFile(filepath.Join(dir, "CHANGELOG.md"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	date := run("env", "-u", "SOURCE_DATE_EPOCH", "make", "-s", "date", "SHELL=/bin/bash")
+	if v := version(); v != "" || !regexp.MustCompile(`^[0-9]{10}$`).MatchString(date) {
+		t.Errorf("without git the version is %q and the date %q", v, date)
+	}
 	run("git", "init", "--quiet")
 	commit()
 	var got []string

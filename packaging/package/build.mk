@@ -5,11 +5,11 @@ PACKAGE_ARCHES  ?= amd64 arm64 armhf
 # A tag v1.2.3 is version 1.2.3, and five commits later 1.2.3+5.gCOMMIT. Without a tag the version sorts
 # before the first one, 0.1.0.
 PACKAGE_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed -E 's/^v//; s/-([0-9]+)-g/+\1.g/' | grep . \
-	|| TZ=UTC git log -1 --format=0.1.0~git%cd.%h --abbrev=7 --date=format-local:%Y%m%d%H%M)
+	|| TZ=UTC git log -1 --format=0.1.0~git%cd.%h --abbrev=7 --date=format-local:%Y%m%d%H%M 2>/dev/null)
 # How hard the packages are pressed.
 DEB_LEVEL       ?= -z7
 RPM_PAYLOAD     ?= w9.xzdio
-export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
 GO_ARCH_amd64  := GOARCH=amd64
 GO_ARCH_arm64  := GOARCH=arm64
@@ -28,6 +28,7 @@ rpm: $(PACKAGE_ARCHES:%=rpm-%) ## packages for Fedora and the like, in bin/; nee
 # The page of a command has the original's name, too. Hooks that are no configuration are in /usr/lib.
 stage-%: VERSION = $(PACKAGE_VERSION)
 stage-%: needs-go
+	@[ -n "$(PACKAGE_VERSION)" ] || { echo "no git says which version this is: PACKAGE_VERSION=1.2.3" >&2; exit 1; }
 	$(call whole,CURDIR)rm -rf $(STAGE)
 	$(GO_ARCH_$*) $(STATIC) -o $(STAGE)/bin/ $(PACKAGES)
 	$(MAKE) -s install BIN=$(STAGE)/bin PREFIX=/usr DESTDIR=$(STAGE)/root NMHOOKS=/usr/lib/NetworkManager/dispatcher.d ZONES=/usr/lib/firewalld/zones >/dev/null
