@@ -56,7 +56,10 @@ func (p *pair) addr(i, family int) string {
 // look is the address from which the internet sees a packet, or why it does not.
 func (p *pair) look(b packet) string {
 	p.t.Helper()
-	b.tries = 4 // one may be lost, while neighbours are looked for
+	b.tries = 20 // some may be lost, while neighbours are looked for and on a busy machine
+	if b.tcp {
+		b.wait = patience // the kernel sends the first one again
+	}
 	seen, err := p.seen(b)
 	if err != nil {
 		return err.Error()

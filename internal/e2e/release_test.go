@@ -28,12 +28,15 @@ func TestReleaseLink(t *testing.T) {
 	}
 	h.mainHolds("default via 10.78.0.1 dev wan1 metric 200")
 	h.waitStatus("10.77.0.2", "ok", "")
-	shown := h.run(bin(t, clientBin), "status", "wan1").stdout
-	for _, text := range []string{"not served by the watch that runs", "    since 20", "is a watch, and has no lease for the address", "    do  restart the service table-allocator-watch"} {
-		if !strings.Contains(shown, text) {
-			t.Errorf("status does not say %q of what the watch serves no more:\n%s", text, shown)
+	eventually(t, "status says what the watch serves no more, and since when", func() error { // which is noted behind it
+		shown := h.run(bin(t, clientBin), "status", "wan1").stdout
+		for _, text := range []string{"not served by the watch that runs", "    since 20", "is a watch, and has no lease for the address", "    do  restart the service table-allocator-watch"} {
+			if !strings.Contains(shown, text) {
+				return fmt.Errorf("not %q in\n%s", text, shown)
+			}
 		}
-	}
+		return nil
+	})
 	h.ns.Batch(t, "address del 10.78.0.2/24 dev wan1", "address add 10.78.0.2/24 dev wan1")
 	h.served(four)
 	if r := h.run(bin(t, clientBin), "release", "2001:DB8:77::2"); r.code != 0 || !strings.Contains(r.stdout, "2001:db8:77::2 on wan0: the watch") {
