@@ -114,6 +114,7 @@ INSTALLED := \
 	644:packaging/systemd/networkd.conf:$(PREFIX)/lib/systemd/networkd.conf.d/table-allocator.conf \
 	644:packaging/firewalld/table-allocator.xml:$(ZONES)/table-allocator.xml \
 	644:packaging/sysctl.conf:$(PREFIX)/lib/sysctl.d/60-table-allocator.conf \
+	644:packaging/sysusers.conf:$(PREFIX)/lib/sysusers.d/table-allocator.conf \
 	644:packaging/rt_protos.conf:$(SYSCONFDIR)/iproute2/rt_protos.d/table-allocator.conf \
 	644:packaging/man/table-allocator-server.8:$(PREFIX)/share/man/man8/table-allocator-server.8 \
 	644:packaging/man/table-allocator-client.8:$(PREFIX)/share/man/man8/table-allocator-client.8 \

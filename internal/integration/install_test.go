@@ -37,6 +37,9 @@ func TestMakeInstall(t *testing.T) {
 			m.uplink(2)
 			i.waitUplinks()
 			m.wait("status finds no fault", `table-allocator-client status`)
+			m.want(`systemd-sysusers; make -C /root/source install >/dev/null; stat -c %G:%a /usr/local/sbin/table-allocator-enter
+				groupdel table-allocator; chgrp 987 /usr/local/sbin/table-allocator-enter; systemd-sysusers; getent group table-allocator`,
+				"table-allocator:750", "table-allocator:x:987:")
 			m.sh(`make -C /root/source uninstall`)
 			m.want(`ip -N rule | grep "proto 116" || :; ip -N -6 rule | grep "proto 116" || :; ip -N route show table all proto 116; ip -N -6 route show table all proto 116
 				pidof table-allocator-client table-allocator-server || :; grep -a tas_ /proc/net/unix || :`)
