@@ -87,6 +87,7 @@ func TestInstall(t *testing.T) {
 		"644 /etc/firewalld/zones/table-allocator.xml",
 		"644 /usr/local/lib/systemd/networkd.conf.d/table-allocator.conf",
 		"644 /usr/local/lib/sysctl.d/60-table-allocator.conf",
+		"644 /usr/local/lib/sysusers.d/table-allocator.conf",
 		"644 /etc/iproute2/rt_protos.d/table-allocator.conf",
 		"/etc/iproute2/rt_tables.d/table-allocator.conf -> /run/table-allocator/rt_tables.conf",
 		"644 /usr/local/share/man/man8/table-allocator-server.8",
