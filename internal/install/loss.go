@@ -235,7 +235,9 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 // bare reports whether the link has been without any IPv4 address since the last look, for all that is known. The kernel
 // then deletes all IPv4 routes over it.
 func (p *placer) bare(u uplink.Uplink, m uplink.Main) bool {
-	return u.Addr().Is4() && !slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return !a.Local && !slices.Contains(p.went, a.Addr) })
+	local := slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return a.Local }) // such a link may have been without for long
+	return u.Addr().Is4() && (!local || len(p.went) > 0) &&
+		!slices.ContainsFunc(m.Addresses, func(a uplink.Address) bool { return !a.Local && !slices.Contains(p.went, a.Addr) })
 }
 
 // wentUnheard reports whether the link was down and nothing was heard of that, as when events were lost: the table is empty,

@@ -270,3 +270,24 @@ func TestCopiedAndKilled(t *testing.T) {
 		t.Errorf("main has %q", got)
 	}
 }
+
+// TestMovedWithoutAddress: a link that has had no IPv4 address but for one by a route of type local all the time has lost nothing,
+// neither what was there at first nor what came later.
+func TestMovedWithoutAddress(t *testing.T) {
+	m := newMover(t)
+	m.IP(t, "address del 192.0.2.5/24 dev wan0")
+	m.IP(t, "route add local 192.0.2.5 dev wan0 proto bird table 255")
+	m.uplink.Network = netip.MustParsePrefix("192.0.2.5/32")
+	m.IP(t, "route add 0.0.0.0/0 via inet6 fe80::77 dev wan0 metric 5")
+	i := m.placed()
+	m.IP(t, "route add 0.0.0.0/0 via inet6 fe80::77 dev wan0 metric 6")
+	m.Do(func() { i.Follow(movedTable, false) })
+	i.routes.fresh = nil // the events of that were heard
+	if got := m.defaults("10000"); len(got) != 2 {
+		t.Errorf("the table has %q", got)
+	}
+	m.clear(i)
+	if got := m.defaults("main"); len(got) != 2 {
+		t.Errorf("main has %q", got)
+	}
+}
