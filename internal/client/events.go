@@ -67,7 +67,7 @@ func mayDelete(e route.Event) bool {
 // hear has a session looked at as far as news concern it. large says that main has been followed for it already.
 func (l *loop) hear(s *session, n news, large bool) {
 	switch {
-	case n.overrun || n.concerns(s):
+	case n.overrun || n.concerns(s) || l.wentAlong(s, n):
 		s.noteLeaving(n)
 		l.look(s)
 		l.tellSoon(s)
@@ -77,6 +77,16 @@ func (l *loop) hear(s *session, n news, large bool) {
 	case n.others[s.family()]:
 		l.tellSoon(s)
 	}
+}
+
+// wentAlong reports whether an address that a route of type local makes is gone, of which there is no event: the kernel deletes
+// such routes of IPv4 with the last other address of their link, and those of both families with their nexthop object.
+func (l *loop) wentAlong(s *session, n news) bool {
+	if len(n.left)+len(n.objects) == 0 || !s.inst.Present || s.created != 0 {
+		return false
+	}
+	addresses, err := l.addressesOn(linkOf{s.family(), s.inst.Index})
+	return err == nil && s.find(addresses) < 0
 }
 
 // noteHistory notes what routes the kernel deleted without an event: those over links that were down, and those with an

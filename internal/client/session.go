@@ -34,7 +34,7 @@ type session struct {
 	addr       netip.Addr // of the uplink
 	warned     map[string]string
 	log        *slog.Logger
-	created    uint32
+	created    uint32       // 0: a route of type local makes the address, or no look has found it
 	onLink     netip.Prefix // the network that the address has on its link; zero: not seen there yet
 	deprecated bool         // as it was seen last
 	left       int          // the link that the address was deleted from since the last look; 0: none

@@ -32,6 +32,32 @@ func TestTablesKeepLocalNetworks(t *testing.T) {
 	}
 }
 
+// TestAddressByRoute: an address that a route of type local makes is served no more when the kernel deletes that route with the
+// last other address of the link, or with its nexthop object.
+func TestAddressByRoute(t *testing.T) {
+	for name, tt := range map[string]struct{ before, route, end string }{
+		"last address": {"", "dev wan0", "address del 10.77.0.2/24 dev wan0"},
+		"flush":        {"address add 10.77.0.3/24 dev wan0", "dev wan0", "address flush dev wan0"},
+		"object":       {"nexthop add id 7 dev wan0", "nhid 7", "nexthop del id 7"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.link("wan0", "10.77.0.2/24")
+			h.ns.IP(t, "route add default via 10.77.0.1")
+			if tt.before != "" {
+				h.ns.IP(t, tt.before)
+			}
+			h.ns.IP(t, "route add local 192.0.2.9 table local proto bird "+tt.route)
+			h.serve()
+			h.watch("-c", h.watchFile(`{"links":[{"ifname":"wan0","routes":"copy"}],"reconcile_seconds":3600}`))
+			h.served("10.77.0.2")
+			h.served("192.0.2.9")
+			h.ns.IP(t, tt.end)
+			h.waitNotServed("192.0.2.9")
+		})
+	}
+}
+
 // batch has all lines of `ip` done before anybody else comes to see the first.
 func (h *host) batch(lines string) {
 	h.t.Helper()
