@@ -303,6 +303,52 @@ func TestAddressLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestReleasedAddressGoes: what a client that ended left main for its address takes no traffic of another uplink in IPv6, neither
+// before the address goes nor afterwards. The kernel keeps it then, and the next client of the link deletes it.
+func TestReleasedAddressGoes(t *testing.T) {
+	for _, tt := range []struct {
+		routes string
+		serve  bool
+	}{{"move", true}, {"copy", true}, {"move", false}, {"copy", false}} {
+		t.Run(fmt.Sprintf("%s, with a server: %v", tt.routes, tt.serve), func(t *testing.T) {
+			h := newHost(t)
+			for n, name := range []string{"wan0", "wan1"} {
+				h.link(name)
+				sysctl(t, h.ns, "net/ipv6/conf/"+name+"/accept_dad", "0")
+				h.ns.IP(t, fmt.Sprintf("address add 2001:db8:%d::2/64 dev wan%d", n, n))
+			}
+			h.ns.IP(t, "address add 2001:db8:1::3/64 dev wan1")
+			h.ns.IP(t, "-6 route add default via 2001:db8::1 dev wan0 proto ra metric 1024")
+			if tt.serve {
+				h.serve()
+			}
+			client := func(addr, gateway string) {
+				h.client("-6", "-a", addr, "-i", "wan1", "--routes", tt.routes, "--gateway", gateway)
+			}
+			unbound := func(when string) {
+				t.Helper()
+				if got := h.ns.IP(t, "route get 2001:db8:99::1"); !strings.Contains(got, " dev wan0 ") {
+					t.Errorf("%s unbound traffic leaves so: %s", when, got)
+				}
+			}
+			client("2001:db8:1::2", "2001:db8:1::9")
+			unbound("before the client ends")
+			h.client("-6", "-r", "-a", "2001:db8:1::2", "-i", "wan1")
+			unbound("after it ended")
+			h.ns.IP(t, "address del 2001:db8:1::2/64 dev wan1")
+			unbound("without the address")
+			client("2001:db8:1::3", "2001:db8:1::8")
+			eventually(t, "main has nothing of the address that went", func() error {
+				if routes := h.ns.IP(t, "-6 route show default"); strings.Contains(routes, "2001:db8:1::9") {
+					return errors.New(routes)
+				}
+				return nil
+			})
+			unbound("beside the next client")
+		})
+	}
+}
+
 // TestClientManyEvents: hundreds of changes at once do not hide the one that counts.
 func TestClientManyEvents(t *testing.T) {
 	h := newHost(t)

@@ -97,8 +97,8 @@ func TestIPv6WithoutServer(t *testing.T) {
 	var index int
 	fmt.Sscan(h.ns.IP(t, "-o link show wan0"), &index)
 	network := "fd00:db8::/64 dev wan0 proto kernel metric 256"
-	h.waitRoutes6("main", network, fmt.Sprintf("default via fe80::1 dev wan0 proto 116 src %s metric %d", addr, index),
-		fmt.Sprintf("default via fd00:db8::1 dev wan0 proto 116 src %s metric %d", addr, index+1))
+	h.waitRoutes6("main", network, fmt.Sprintf("default via fe80::1 dev wan0 proto 116 src %s metric %d", addr, 1024+index),
+		fmt.Sprintf("default via fd00:db8::1 dev wan0 proto 116 src %s metric %d", addr, 1024+index+1))
 	h.serve()
 	rules := []string{"10000: from " + addr + " lookup 10000 proto 116", "20000: from all to fd00:db8::/64 lookup 10000 proto 116",
 		mainFirst("fd00:db8::/64"), "91000: from all iif lo lookup 10000 proto 116", "91001: from all lookup 10000 proto 116"}

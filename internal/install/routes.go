@@ -382,8 +382,9 @@ func (p *placer) adopt(u uplink.Uplink, m *uplink.Main, table uint32) error {
 
 // fallBack gives main what it needs while there is no lease.
 func (p *placer) fallBack(u uplink.Uplink, m uplink.Main) error {
+	_, deleteErr := p.delete(u, slices.DeleteFunc(slices.Clone(m.Routes), func(r route.Route) bool { return !u.LostSource(m, r) }))
 	_, err := p.changeMain(u, u.Stopgap(m), func(r route.Route) (bool, error) { return true, p.env.Kernel.AddRoute(r) }, "no lease: route added to main")
-	return err
+	return errors.Join(deleteErr, err)
 }
 
 // putBack gives main back what it lost, before the rules go: nobody is cut off because a
@@ -406,7 +407,8 @@ func (p *placer) putBack(u uplink.Uplink, m uplink.Main) error {
 }
 
 // leaveBehind is fallBack for an address that ends. What main gets goes with the address, unless another link has that, too: the
-// kernel keeps routes by what is their source anywhere.
+// kernel keeps routes by what is their source anywhere. In IPv6 it stays, behind the default routes of other links, until a
+// client of the link starts or the link goes down: without it the address would be cut off now.
 func (p *placer) leaveBehind(u uplink.Uplink, m uplink.Main) error {
 	if len(u.Stopgap(m)) == 0 {
 		return nil
@@ -459,7 +461,7 @@ func (p *placer) withdraw(u uplink.Uplink, m uplink.Main) error {
 		toGateway := r.Dst.IsSingleIP() && !r.Src.IsValid() && !r.Gateway.IsValid()
 		same := func(g route.Route) bool { return uplink.SameWay(g, r) }
 		// With an IPv6 address the kernel deletes what has it as its source from no table, but the source.
-		left := r.Family == unix.AF_INET6 && !r.Src.IsValid() && !uplink.IsChoiceRoute(r) && slices.ContainsFunc(given, same)
+		left := r.Family == unix.AF_INET6 && !r.Src.IsValid() && !uplink.IsChoiceRoute(r) && slices.ContainsFunc(given, same) || u.LostSource(m, r)
 		return !ours(r) || r.Src != u.Addr() && !toGateway && !left
 	}))
 	return err

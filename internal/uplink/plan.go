@@ -324,7 +324,7 @@ func (u Uplink) Takes(m Main) []route.Route {
 }
 
 // Stopgap returns the routes that main needs while there is no lease: those that the caller
-// gave and main does not have, with the ifindex as metric, so that those of several links
+// gave and main does not have, with the ifindex in the metric, so that those of several links
 // stand beside each other.
 func (u Uplink) Stopgap(m Main) []route.Route {
 	if !u.Settings.PlacesRoutes() {
@@ -339,12 +339,26 @@ func (u Uplink) Stopgap(m Main) []route.Route {
 		if slices.ContainsFunc(m.Routes, func(have route.Route) bool { return SameWay(have, r) }) {
 			continue
 		}
-		for r.Metric = uint32(m.Index); used[placeOf(r)]; r.Metric++ {
+		for r.Metric = u.stopgapMetric(m); used[placeOf(r)]; r.Metric++ {
 		}
 		used[placeOf(r)] = true
 		routes = append(routes, r)
 	}
 	return routes
+}
+
+// stopgapMetric is the least one of these routes. The kernel keeps those of IPv6 when their address goes, without their source, and
+// nobody may be there to delete them: they come behind the default routes of other links.
+func (u Uplink) stopgapMetric(m Main) uint32 {
+	if u.Addr().Is6() {
+		return route.MetricIPv6 + uint32(m.Index)
+	}
+	return uint32(m.Index)
+}
+
+// LostSource reports whether a route of ours in main is a stopgap of an address that went, this one or another one of its link.
+func (u Uplink) LostSource(m Main, r route.Route) bool {
+	return r.Family == unix.AF_INET6 && r.Protocol == route.Protocol && !r.Src.IsValid() && r.Gateway.IsValid() && r.Metric >= u.stopgapMetric(m)
 }
 
 // WithoutGiven drops from routes those by gateways that the uplink's caller gave: they were in main because

@@ -353,6 +353,19 @@ func TestStopgap(t *testing.T) {
 	if got := u.Stopgap(m); got != nil {
 		t.Errorf("main has them: got %v", got)
 	}
+	u.Network, u.Settings.Gateways = netip.MustParsePrefix("2001:db8::5/64"), []netip.Addr{addr("fe80::1")}
+	u.Key.Address = "2001:db8::5"
+	m.Routes = nil
+	got = u.Stopgap(m)
+	if len(got) != 1 || got[0].Metric != route.MetricIPv6+planLink {
+		t.Fatalf("in IPv6 it comes behind the routes of advertisements: got %v", got)
+	}
+	if u.LostSource(m, got[0]) {
+		t.Error("one with a source is that of a client")
+	}
+	if got[0].Src = (netip.Addr{}); !u.LostSource(m, got[0]) {
+		t.Error("one whose source went is nobody's")
+	}
 }
 
 func TestWithoutGiven(t *testing.T) {
