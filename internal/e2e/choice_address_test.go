@@ -14,9 +14,7 @@ func TestChoiceAddress(t *testing.T) {
 		c.served("10.2.0.2")
 		c.ns.IP(t, "address add 10.2.0.77/32 dev wan1")
 		c.served("10.2.0.77")
-		if r := c.run(bin(t, clientBin), "uplinks", "use", "wan1"); r.code != 0 {
-			t.Fatalf("uplinks use: %+v", r)
-		}
+		c.use("wan1")
 		c.waitUnbound(1)
 		c.ns.IP(t, "address del 10.2.0.2/24 dev wan1")
 		eventually(t, "unbound packets come from the other address", func() error { return c.arrives(packet{}, "10.2.0.77") })

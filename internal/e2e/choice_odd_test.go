@@ -64,9 +64,7 @@ func TestChoiceVPN(t *testing.T) {
 func (c *chooser) waitUsedAfter(ifname string) {
 	c.t.Helper()
 	for _, wish := range []string{ifname, "auto"} {
-		if r := c.run(bin(c.t, clientBin), "uplinks", "use", wish); r.code != 0 {
-			c.t.Fatalf("uplinks use %s: %+v", wish, r)
-		}
+		c.use(wish)
 		c.waitUsed(ifname)
 	}
 }
@@ -215,9 +213,7 @@ func TestChoiceNoCarrier(t *testing.T) {
 		dead("wan0")
 		dead("wan1")
 		for _, wish := range []string{"wan0", "auto"} {
-			if r := c.run(bin(t, clientBin), "uplinks", "use", wish); r.code != 0 {
-				t.Fatalf("uplinks use %s: %+v", wish, r)
-			}
+			c.use(wish)
 			c.waitUnbound(0)
 		}
 		c.isps[0].ns.IP(t, "link set lan down")

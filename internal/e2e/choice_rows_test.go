@@ -45,9 +45,9 @@ func TestChoiceFlaps(t *testing.T) {
 	eachMode(t, func(t *testing.T, links string) {
 		c := newChooser(t, links, `"hold": 1000`, `"hold_max": 2000`)
 		// Rounds may have failed before the links of the providers were there.
-		c.run(bin(t, clientBin), "uplinks", "use", "wan0")
+		c.use("wan0")
 		c.waitUsed("wan0")
-		c.run(bin(t, clientBin), "uplinks", "use", "auto")
+		c.use("auto")
 		c.fault(0, noInternet)
 		c.waitUnbound(1)
 		before := c.switches()

@@ -325,13 +325,9 @@ func TestChoiceWithoutProbes(t *testing.T) {
 		if rules, routes := c.choiceRules(), c.mainRoutes(); rules != "" || routes != "" {
 			t.Errorf("nobody chooses, and there are %q and %q", rules, routes)
 		}
-		if r := c.run(bin(t, clientBin), "uplinks", "use", "wan1"); r.code != 0 {
-			t.Fatalf("uplinks use: %+v", r)
-		}
+		c.use("wan1")
 		c.waitUnbound(1)
-		if r := c.run(bin(t, clientBin), "uplinks", "use", "wan0"); r.code != 0 {
-			t.Fatalf("uplinks use: %+v", r)
-		}
+		c.use("wan0")
 		c.waitUnbound(0)
 		c.ns.IP(t, "link del wan0")
 		c.waitUnbound(1)
@@ -341,9 +337,7 @@ func TestChoiceWithoutProbes(t *testing.T) {
 			}
 			return nil
 		})
-		if r := c.run(bin(t, clientBin), "uplinks", "use", "wan1"); r.code != 0 {
-			t.Fatalf("uplinks use: %+v", r)
-		}
+		c.use("wan1")
 		if code := c.watch.stop(); code != 0 || c.choiceRules() != "" || c.mainRoutes() != "" {
 			t.Errorf("--clean: exit code %d, %q and %q are left", code, c.choiceRules(), c.mainRoutes())
 		}

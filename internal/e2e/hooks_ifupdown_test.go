@@ -126,10 +126,13 @@ func TestIfupdownForNetworkManager(t *testing.T) {
 	s.ns.IP(t, "address add 192.168.1.20/24 dev wan0")
 	s.ns.IP(t, "route add default via 192.168.1.1 dev wan0 metric 100")
 	s.sh("rm /etc/NetworkManager/dispatcher.d/table-allocator")
-	r := s.try(`env IP4_NUM_ADDRESSES=1 IP4_ADDRESS_0='192.168.1.20/24 192.168.1.1' IP4_GATEWAY=192.168.1.1 \
+	// Debian 13 has no such script, which runs those of ifupdown.
+	r := s.try(`set -- /etc/NetworkManager/dispatcher.d/01-ifupdown wan0 up
+		[ -e "$1" ] || set -- env IFACE=wan0 LOGICAL=wan0 METHOD=NetworkManager ADDRFAM=inet MODE=start PHASE=post-up VERBOSITY=0 run-parts /etc/network/if-up.d
+		env IP4_NUM_ADDRESSES=1 IP4_ADDRESS_0='192.168.1.20/24 192.168.1.1' IP4_GATEWAY=192.168.1.1 \
 		IP4_NUM_ROUTES=2 IP4_ROUTE_0='192.168.1.0/24 0.0.0.0 100' IP4_ROUTE_1='10.99.0.0/16 192.168.1.7 100' \
 		IP4_NAMESERVERS='192.168.1.1 192.168.1.2' NM_DISPATCHER_ACTION=up DEVICE_IP_IFACE=wan0 \
-		/etc/NetworkManager/dispatcher.d/01-ifupdown wan0 up`)
+		"$@"`)
 	if r.code != 0 {
 		t.Fatalf("exit code %d: %s", r.code, r.stderr)
 	}

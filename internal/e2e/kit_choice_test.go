@@ -59,6 +59,17 @@ func newChooserHost(t *testing.T, isps ...provider) *chooser {
 	return c
 }
 
+// use wishes that unbound traffic uses a link, or "auto". The watch refuses until it serves an address of the link.
+func (c *chooser) use(wish string) {
+	c.t.Helper()
+	eventually(c.t, "uplinks use "+wish, func() error {
+		if r := c.run(bin(c.t, clientBin), "uplinks", "use", wish); r.code != 0 {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+}
+
 // unbound sends a packet without a source, and returns an error unless it leaves by uplink n.
 func (c *chooser) unbound(family, n int) error {
 	c.t.Helper()
