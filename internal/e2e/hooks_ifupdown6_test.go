@@ -101,10 +101,11 @@ iface wan2 inet6 dhcp
 	}
 }
 
-// killWatch is kill -9 for the watch that ifup started for a link.
+// killWatch is kill -9 for the watch that ifup started for a link. While it lies dying it looks alive.
 func (h *home) killWatch(ifname string) {
 	h.t.Helper()
-	h.sh(`kill -9 $(sed 's/.*"pid":\([0-9]*\).*/\1/' /run/table-allocator/links/*/"$1"/watch)`, ifname)
+	h.sh(`pid=$(sed 's/.*"pid":\([0-9]*\).*/\1/' /run/table-allocator/links/*/"$1"/watch)
+		kill -9 $pid; while [ -e /proc/$pid ]; do sleep 0.01; done`, ifname)
 }
 
 // A watch that was killed leaves what it had to the next ifup, or else to ifdown.

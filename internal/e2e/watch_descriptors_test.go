@@ -138,6 +138,9 @@ func TestPlacedUnread(t *testing.T) {
 	}
 	index, _, _ := strings.Cut(h.ns.IP(t, "-o link show dev wan0"), ":")
 	inTheWay := filepath.Join(dir, index+"-10")
+	if err := os.RemoveAll(inTheWay); err != nil { // of an earlier test, whose namespace had this number
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(inTheWay, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -67,6 +67,9 @@ type bind struct {
 // result, because it does not know what else they depend on.
 func Main(m *testing.M, packages ...string) {
 	if InSandbox() {
+		if signal.Ignored(unix.SIGHUP) { // under nohup; what a test starts is to heed it
+			signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+		}
 		os.Exit(m.Run())
 	}
 	NeedRoot()
@@ -403,7 +406,10 @@ func exitCode(status unix.WaitStatus) int {
 // end, and SIGQUIT, with which "go test" asks for goroutine traces at a timeout.
 func forwardSignals(pid int) (stop func()) {
 	c := make(chan os.Signal, 8)
-	signal.Notify(c, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	signal.Notify(c, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT)
+	if !signal.Ignored(unix.SIGHUP) {
+		signal.Notify(c, unix.SIGHUP)
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
