@@ -60,10 +60,10 @@ func newExplainFlags(f *flags) *explainFlags {
 	x := &explainFlags{flags: f}
 	x.packet.UID = uint32(os.Geteuid())
 	value(f, &x.packet.Src, "from", "", parseUnmapped)
-	f.StringVar(&x.packet.Oif, "oif", "", "")
-	f.StringVarP(&x.packet.Oif, "ifname", "i", "", "")
-	f.StringVar(&x.packet.Iif, "iif", "", "")
-	f.StringVar(&x.packet.Iif, "forwarded-from", "", "")
+	value(f, &x.packet.Oif, "oif", "", parseLink)
+	value(f, &x.packet.Oif, "ifname", "i", parseLink)
+	value(f, &x.packet.Iif, "iif", "", parseLink)
+	value(f, &x.packet.Iif, "forwarded-from", "", parseLink)
 	value(f, &x.packet.Mark, "mark", "", parseMark)
 	value(f, &x.packet.UID, "uid", "", parseUser)
 	f.IntVar(&x.pid, "pid", 0, "")
@@ -77,6 +77,8 @@ func newExplainFlags(f *flags) *explainFlags {
 	f.BoolVar(&x.redact, "redact", false, "")
 	return x
 }
+
+func parseLink(text string) (string, error) { return linkName(text), nil }
 
 // parseMark reads a mark, or a mark and the mask for its bits.
 func parseMark(text string) (uint32, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/outside"
+	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
@@ -117,8 +118,33 @@ func (f *flags) logging() {
 // link declares the name of one link.
 func (f *flags) link(into *string) {
 	value(f, into, "ifname", "i", func(text string) (string, error) {
-		return text, (cgroup.Uplink{Ifname: text}).Check()
+		name := linkName(text)
+		return name, (cgroup.Uplink{Ifname: name}).Check()
 	})
+}
+
+// linkName is the name of the link that has an alternative name, as udev gives some. Any other text stays: it may be the name of a
+// link that is gone or is to come, an address or a pattern.
+func linkName(text string) string {
+	kernel, err := route.Dial()
+	if err != nil {
+		return text // whoever uses the name needs the kernel, too
+	}
+	defer kernel.Close()
+	if link, found, err := kernel.LinkByName(text); err == nil && found {
+		return link.Name
+	}
+	return text
+}
+
+// withLinkNames adds the names of links to alternative ones, which links may have had before they were renamed.
+func withLinkNames(names []string) []string {
+	for _, text := range names {
+		if name := linkName(text); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // takeLink returns the arguments without the name of the link, which is the first one where -i is absent and into is

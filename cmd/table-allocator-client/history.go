@@ -35,7 +35,7 @@ func history(f *flags) action {
 	f.StringSliceVarP(&names, "ifname", "i", nil, "")
 	asJSON := f.Bool("json", false, "")
 	return func(args []string) error {
-		names = append(names, args...)
+		names = withLinkNames(append(names, args...))
 		const limit = 5 * time.Second
 		all, err := outside.Ask("history", limit, events.Read)
 		if errors.Is(err, fs.ErrPermission) {
@@ -73,7 +73,7 @@ func history(f *flags) action {
 // isKnown reports whether something has a name: a link, an address of the host, a row of status, or an event.
 func isKnown(name string, all []events.Event, rows []inspect.Row) bool {
 	_, err := net.InterfaceByName(name)
-	return err == nil || isOwnAddress(name) || slices.ContainsFunc(all, func(e events.Event) bool { return e.Ifname == name || e.Address == name }) ||
+	return err == nil || linkName(name) != name || isOwnAddress(name) || slices.ContainsFunc(all, func(e events.Event) bool { return e.Ifname == name || e.Address == name }) ||
 		slices.ContainsFunc(rows, func(r inspect.Row) bool { return r.Ifname == name || r.Address == name })
 }
 

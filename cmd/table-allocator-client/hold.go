@@ -166,6 +166,9 @@ func (h *holdFlags) complete(args []string) (err error) {
 	if u.Key.Family, err = h.family(); err != nil {
 		return err
 	}
+	if h.program != originalName && !h.unspec && h.from == nil {
+		u.Key.Ifname = linkName(u.Key.Ifname)
+	}
 	if h.program != originalName {
 		if err := h.guess(); err != nil {
 			return err

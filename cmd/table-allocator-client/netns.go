@@ -212,7 +212,7 @@ func (n *netnsFlags) add(h *netns.Host, args []string) error {
 		if n.config, err = n.configured(file, name); err != nil {
 			return err
 		}
-	} else if n.config.SetLink(n.config.Ifname); n.config.Check() != nil {
+	} else if n.config.SetLink(linkName(n.config.Ifname)); n.config.Check() != nil {
 		return wrongUsage(n.config.Check())
 	}
 	lacking, err := h.Add(context.Background(), n.config)

@@ -30,6 +30,7 @@ func reexec(f *flags) action {
 	return func(args []string) error {
 		names = append(names, args...)
 		for i, name := range names {
+			names[i] = linkName(name)
 			if addr, err := netip.ParseAddr(name); err == nil {
 				names[i] = addr.Unmap().String() // as holders write it
 			}

@@ -55,7 +55,7 @@ func release(f *flags) action {
 	f.BoolVar(&r.all, "all", false, "")
 	f.BoolVar(&r.force, "force", false, "")
 	return func(args []string) error {
-		r.names = append(r.names, args...)
+		r.names = withLinkNames(append(r.names, args...))
 		if err := r.check(); err != nil {
 			return wrongUsage(err)
 		}
@@ -77,7 +77,7 @@ func (r *releaseFlags) check() error {
 	for i, name := range r.names {
 		if addr, err := netip.ParseAddr(name); err == nil {
 			r.names[i] = addr.Unmap().String()
-		} else if err := (cgroup.Uplink{Ifname: name}).Check(); err != nil {
+		} else if err := (cgroup.Uplink{Ifname: linkName(name)}).Check(); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -152,7 +152,7 @@ func (r *releaseFlags) checkNames() error {
 		return err
 	}
 	for _, name := range r.names {
-		known := slices.ContainsFunc(r.held, func(h peer.Holder) bool { return h.Key.Ifname == name || h.Key.Address == name }) ||
+		known := linkName(name) != name || slices.ContainsFunc(r.held, func(h peer.Holder) bool { return h.Key.Ifname == name || h.Key.Address == name }) ||
 			slices.ContainsFunc(r.rules, func(b bind.Bound) bool { return b.Ifname == name })
 		for _, link := range links {
 			known = known || link.Name == name

@@ -55,7 +55,7 @@ func status(f *flags) action {
 			}
 			ctx, stop := cli.UntilSignal()
 			defer stop()
-			return followEvents(ctx, append(h.ifnames, args...), *asJSON)
+			return followEvents(ctx, withLinkNames(append(h.ifnames, args...)), *asJSON)
 		}
 		q, err := h.question(args)
 		if err != nil {
@@ -109,6 +109,9 @@ func (h *hostFlags) question(args []string) (inspect.Question, error) {
 	links, addresses := splitNames(args)
 	if len(args) > 0 {
 		h.ifnames = links
+	}
+	for i, name := range h.ifnames {
+		h.ifnames[i] = linkName(name)
 	}
 	q := inspect.Question{Ifnames: h.ifnames, Addresses: addresses, Server: h.server, UIDs: h.uids}
 	if len(addresses) > 0 { // on any link

@@ -23,6 +23,9 @@ func script(h *Health, now *time.Duration, text string) {
 			r.Portal = Expected
 		case 'u':
 			r.Portal = Unanswered
+		case 'l':
+			h.Leave(*now)
+			continue
 		case 'c', 'C':
 			h.Carrier(*now, what == 'C')
 			continue
@@ -58,6 +61,9 @@ func TestHealth(t *testing.T) {
 		{"the carrier is back", "+cC", Unknown},
 		{"and it answers", "+cC+", Alive},
 		{"the carrier of a dead one", "--c", NoCarrier},
+		{"the address goes", "+l", Unknown},
+		{"and comes back", "+l+", Alive},
+		{"the address of a dead one", "--l", Unknown},
 		{"a quarter of the rounds lost", strings.Repeat("+++2", 15), Degraded},
 		{"a quarter, of too few rounds", strings.Repeat("+++2", 14), Alive},
 		{"a fifth", strings.Repeat("++++2", 20), Alive},
@@ -266,6 +272,7 @@ func TestChoose(t *testing.T) {
 		{"another address of the link, which unbound traffic has", []Candidate{wan0, with(wan0, func(c *Candidate) { c.Table, c.Age, c.Speaks = 3, 5, true })}, 1, "", 3, 0},
 		{"another address of the link", []Candidate{wan0, with(wan0, func(c *Candidate) { c.Table, c.Age = 3, 0 })}, 1, "", 1, 0},
 		{"one that unbound traffic has on another link", []Candidate{wan0, with(wan1, func(c *Candidate) { c.Metric, c.Age, c.Speaks = 100, 5, true })}, 1, "", 1, 0},
+		{"held, for another address of the link", []Candidate{wan0, with(wan0, func(c *Candidate) { c.Table, c.Age, c.Speaks, c.Held = 3, 5, true, now+time.Minute })}, 1, "", 3, 0},
 		{"pinned", []Candidate{wan0, wan1}, 1, "wan1", 2, 0},
 		{"pinned and dead", []Candidate{wan0, in(wan1, Dead)}, 1, "wan1", 2, 0},
 		{"pinned and gone", []Candidate{wan0}, 2, "wan1", 1, 0},

@@ -66,7 +66,7 @@ func Choose(now time.Duration, all []Candidate, current uint32, pinned string) D
 		if class(c.State) >= useless && (used.State != NoCarrier || c.State != Dead) { // targets may be down for all uplinks, and a carrier is not
 			break
 		}
-		if c.Held <= now || !used.State.Works() {
+		if c.Held <= now || !used.State.Works() || c.Ifname == used.Ifname { // a hold keeps traffic from a link that may fail again
 			return Decision{Table: c.Table, Why: reason(all, c)}
 		}
 		if until == 0 || c.Held < until {

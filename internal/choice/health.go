@@ -85,6 +85,14 @@ func (h *Health) Carrier(now time.Duration, has bool) bool {
 	return false
 }
 
+// Leave notes that the address is in service no more although its link has a carrier, as if it went: that is a failure, and nothing is
+// known of it if it comes back. It reports whether the state changed.
+func (h *Health) Leave(now time.Duration) bool {
+	changed := h.enter(now, Unknown, "its address was out of service")
+	h.lost, h.rounds, h.RTT = 0, 0, 0
+	return changed
+}
+
 // SetOff notes why the uplink is not asked, or with "" that it is. It reports whether the state changed.
 func (h *Health) SetOff(now time.Duration, why string) bool {
 	switch {

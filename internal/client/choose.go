@@ -211,9 +211,12 @@ func (c *chooser) want(family int, s *session, best route.Route, kept install.Ke
 }
 
 // source is that of the route in main for a session: its address, unless main's own route says another one that is on no
-// link with a lease, as an address of lo.
+// link with a lease, as an address of lo. In IPv6 the kernel chooses one for each destination, unless main's route has one.
 func (c *chooser) source(s *session) netip.Addr {
 	source := s.inst.Default().Source
+	if !source.IsValid() && s.addr.Is6() {
+		return source
+	}
 	if !source.IsValid() || slices.ContainsFunc(c.leases(), func(o *session) bool { return o.addr == source }) {
 		return s.addr
 	}

@@ -385,12 +385,21 @@ func (c *chooser) retire(now time.Duration, serving map[*session]bool, carrier m
 	for key, p := range c.uplinks {
 		switch {
 		case p.session != nil && !serving[p.session]:
-			p.dark = !carrier[p.session.inst.Index]
-			c.observe(now, p, false)
+			c.leaves(now, p, carrier[p.session.inst.Index])
 			p.session, p.left = nil, now
 		case p.session == nil && !p.busy && now-p.left > c.numbers.Forget:
 			delete(c.uplinks, key)
 		}
+	}
+}
+
+// leaves notes that an address is out of service, since its link has no carrier or for another reason.
+func (c *chooser) leaves(now time.Duration, p *probed, carrier bool) {
+	p.dark = !carrier
+	if p.dark {
+		c.observe(now, p, false)
+	} else if before := p.health.State; p.health.Leave(now) {
+		c.changed(p, before)
 	}
 }
 

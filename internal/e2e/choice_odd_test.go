@@ -200,6 +200,26 @@ func TestChoiceHeld(t *testing.T) {
 	})
 }
 
+// TestChoiceAddressBack: an address that was gone for a moment is no link without a carrier, and has unbound traffic again at once, as
+// on a host without us: it waits for no hold beside a virtual address of the same link.
+func TestChoiceAddressBack(t *testing.T) {
+	c := newChooser(t, copyLinks, `"hold": 1000`, `"hold_max": 2000`)
+	c.waitUnbound(0)
+	c.ns.IP(t, "address add 10.1.0.77/32 dev wan0")
+	c.served("10.1.0.77")
+	c.waitState("wan0", "inet", "alive")
+	c.ns.IP(t, "address del 10.1.0.2/24 dev wan0")
+	eventually(t, "the address is out of service", func() error {
+		if text := c.run(bin(t, clientBin), "history", "10.1.0.2").stdout; !strings.Contains(text, "uplink is unknown, before alive: its address was out of service") {
+			return fmt.Errorf("%s", text)
+		}
+		return nil
+	})
+	c.address(0)
+	c.waitUnbound(0)
+	c.wantOwnOnly()
+}
+
 // TestChoiceNoCarrier: while no uplink works, as where the targets are down, unbound traffic leaves one that loses its carrier.
 func TestChoiceNoCarrier(t *testing.T) {
 	t.Parallel()

@@ -73,6 +73,7 @@ func TestDoctor(t *testing.T) {
 		{name: "delegated-prefix", provoke: "ip -6 route add unreachable 2001:db8:78:f0::/60 proto dhcp", cure: "ip -6 route del unreachable 2001:db8:78:f0::/60"},
 		{name: "table-local", provoke: "ip rule add pref 32765 lookup local; ip rule del pref 0", cure: "ip rule add priority 0 lookup local"},
 		{name: "table-local", provoke: "ip -6 route del local 2001:db8:78::2 dev wan1 table local", cure: "ip -6 route add local 2001:db8:78::2 dev wan1 table local"},
+		{name: "rule-main", provoke: "ip rule del pref 32766", cure: "ip rule add priority 32766 lookup main"},
 		{name: "table-empty", provoke: "ip route del default dev wan1", cure: "ip route add default via 10.78.0.1 dev wan1 metric 200"},
 		{name: "table-empty", watch: "--on-loss block", provoke: "ip -6 route del default dev wan1", cure: "ip -6 route add default via 2001:db8:78::1 dev wan1 metric 200"},
 		{name: "table-shared", provoke: "ip route add 203.0.113.0/24 via 10.78.0.1 dev wan1 table $T1", cure: "ip route del 203.0.113.0/24 table $T1"},
@@ -195,6 +196,7 @@ error table-local
 warning gateway-silent
 warning filter
 warning rule-before-ours
+warning rule-main
 warning rule-in-front
 warning lock-missing
 warning overlap

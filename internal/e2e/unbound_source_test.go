@@ -51,6 +51,21 @@ func TestUnboundSource(t *testing.T) {
 			want("10.77.0.4")
 			h.ns.IP(t, "route replace default via 10.77.0.1 dev wan0 metric 5 src 192.0.2.9")
 			want("192.0.2.9")
+			if !use { // move leaves IPv6's in main
+				return
+			}
+			h.ns.Batch(t, "address add 2001:db8:9::9/128 dev lo nodad", "address add 2001:db8:77::2/64 dev wan0 nodad",
+				"route add default via 2001:db8:77::1 dev wan0 metric 5 src 2001:db8:9::9")
+			h.served("2001:db8:77::2")
+			if r := h.run(bin(t, clientBin), "uplinks", "use", "wan0"); r.code != 0 {
+				t.Fatalf("uplinks use: %+v", r)
+			}
+			eventually(t, "the route of the choice has the source of main's", func() error {
+				if got := h.ns.IP(t, "-6 route get 2600::9"); !strings.Contains(got, " proto 116 src 2001:db8:9::9 metric 1 ") {
+					return fmt.Errorf("%s", got)
+				}
+				return nil
+			})
 		})
 	}
 }

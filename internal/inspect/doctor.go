@@ -48,6 +48,7 @@ var Checks = []Check{
 	{Name: "gateway-silent", Severity: Warning, look: lookGateways},
 	{Name: "filter", Severity: Warning, look: lookFilter},
 	{Name: "rule-before-ours", Severity: Warning, look: lookRuleBefore},
+	{Name: "rule-main", Severity: Warning, look: lookRuleMain},
 	{Name: "rule-in-front", Severity: Warning, look: lookInFront},
 	{Name: "lock-missing", Severity: Warning, look: lookLock},
 	{Name: "overlap", Severity: Warning, look: lookOverlap},

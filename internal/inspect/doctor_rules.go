@@ -51,6 +51,30 @@ func lookRuleBefore(p *patient) []symptom {
 	return all
 }
 
+// lookRuleMain finds that no rule leads to what the kernel has a rule for from the start: rules that were deleted by others do not come
+// back, unless they are ours.
+func lookRuleMain(p *patient) (all []symptom) {
+	for _, family := range families {
+		for _, kernels := range []struct{ priority, table uint32 }{{32766, unix.RT_TABLE_MAIN}, {32767, unix.RT_TABLE_DEFAULT}} {
+			if p.leadsTo(family, kernels.table) || len(p.routes(family, kernels.table)) == 0 {
+				continue
+			}
+			name := tableName(kernels.table)
+			all = append(all, symptom{fmt.Sprintf("no rule of %s leads to table %s: what has no rule of its own, as forwarded packets, finds none of its routes", map[int]string{unix.AF_INET: "IPv4", unix.AF_INET6: "IPv6"}[family], name),
+				fmt.Sprintf("table %s has routes", name), fmt.Sprintf("%s rule add priority %d lookup %s", ipOf(family), kernels.priority, name)})
+		}
+	}
+	return all
+}
+
+// leadsTo reports whether a rule leads all packets to a table.
+func (h *host) leadsTo(family int, table uint32) bool {
+	return slices.ContainsFunc(h.rules[family], func(r route.Rule) bool {
+		r.Protocol = 0
+		return r == route.Rule{Priority: r.Priority, Action: route.Lookup, Table: table}
+	})
+}
+
 // priorityOf is the priority of the source rule of a lease.
 func (p *patient) priorityOf(l lease) uint32 {
 	for _, r := range p.rules[l.family] {

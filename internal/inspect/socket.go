@@ -26,8 +26,18 @@ type connection struct {
 // errCannotAsk says that this user may not make such a socket.
 var errCannotAsk = errors.New("this user may not make such a socket")
 
+// errInUse says that another socket has the port.
+var errInUse = cannotAsk("another socket has this source port")
+
+// cannotAsk is an errCannotAsk with a reason of its own.
+type cannotAsk string
+
+func (c cannotAsk) Error() string { return string(c) }
+
+func (cannotAsk) Is(err error) bool { return err == errCannotAsk }
+
 // errBound says that sockets of this process get the mark of the link that it is bound to.
-var errBound = fmt.Errorf("%w: this process is bound to a link, and --pid asks as a process does", errCannotAsk)
+var errBound = cannotAsk("this process is bound to a link, and --pid asks as a process does")
 
 // connect asks as a socket does.
 func connect(q route.Question) (c connection, err error) {
@@ -107,7 +117,10 @@ func socketOf(q route.Question) (fd int, err error) {
 	}
 	if err := errors.Join(errs...); err != nil {
 		unix.Close(fd)
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EACCES) {
+		switch {
+		case errors.Is(err, unix.EADDRINUSE):
+			err = errInUse
+		case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 			err = errCannotAsk
 		}
 		return -1, err

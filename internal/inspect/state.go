@@ -289,7 +289,7 @@ func (h *host) why(c candidate, table uint32, e exit, answer walk.Answer) *Findi
 			}
 		}
 	}
-	f.Cure = giveDefault(c.link)
+	f.Cure = giveDefault(c.link, h.needsOnlink(c))
 	if master, ok := isPort(h.links, c.link); ok {
 		if f.Name == "no-route" {
 			f.What = fmt.Sprintf("no route: a port of %s%s", master.Name, where)
@@ -299,12 +299,24 @@ func (h *host) why(c candidate, table uint32, e exit, answer walk.Answer) *Findi
 	return f
 }
 
-// giveDefault says how a table gets a default route over a link.
-func giveDefault(l route.Link) string {
+// needsOnlink reports whether the kernel adds no route by a gateway over the link of an address, since main has no network there.
+func (h *host) needsOnlink(c candidate) bool {
+	w, err := h.world(c.Family())
+	return err == nil && c.Family() == unix.AF_INET && !c.link.PointToPoint && !slices.ContainsFunc(w.Tables[unix.RT_TABLE_MAIN], func(r route.Route) bool {
+		return !r.Gateway.IsValid() && r.Type == unix.RTN_UNICAST && slices.Contains(r.Links(), c.at.Index)
+	})
+}
+
+// giveDefault says how a table gets a default route over a link. onlink says that no network has its gateway.
+func giveDefault(l route.Link, onlink bool) string {
 	if l.Kind == "ppp" { // pppd adds none where main has one, and says so in its log alone
 		return "have pppd add a default route over " + l.Name + ": defaultroute-metric 1000, or usepeerdns for its hook; leave the link out if it leads nowhere"
 	}
-	return fmt.Sprintf("give main a default route over %s (DHCP, networkd, NetworkManager), or call the client with --routes copy --gateway ADDR; leave the link out if it leads nowhere", l.Name)
+	by := "DHCP, networkd, NetworkManager"
+	if onlink {
+		by = fmt.Sprintf("with onlink, since main has no network there: ip route add default via ADDR dev %s onlink metric 1000", l.Name)
+	}
+	return fmt.Sprintf("give main a default route over %s (%s), or call the client with --routes copy --gateway ADDR; leave the link out if it leads nowhere", l.Name, by)
 }
 
 // ledPast is the rule that led past a priority.

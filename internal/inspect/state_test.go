@@ -8,12 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/walk"
 	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 func TestGiveDefault(t *testing.T) {
 	for kind, want := range map[string]string{"ppp": "defaultroute-metric", "": "DHCP", "wwan": "DHCP"} {
-		if got := giveDefault(route.Link{Name: "ppp0", Kind: kind}); !strings.Contains(got, want) || !strings.Contains(got, "over ppp0") {
+		if got := giveDefault(route.Link{Name: "ppp0", Kind: kind}, false); !strings.Contains(got, want) || !strings.Contains(got, "over ppp0") {
 			t.Errorf("%q: got %q, want %q", kind, got, want)
 		}
 	}
@@ -61,6 +62,30 @@ func TestRuleOwner(t *testing.T) {
 	} {
 		if got := ruleOwner(tt.rule, nil); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.rule, got, tt.want)
+		}
+	}
+}
+
+// TestOnlinkAdvice: `ip route` refuses a default route over a link without a network, unless it is told that the gateway is there.
+func TestOnlinkAdvice(t *testing.T) {
+	const link = 2
+	network := route.NewRoute(unix.RT_TABLE_MAIN, netip.MustParsePrefix("192.0.2.0/24"), netip.Addr{}, link)
+	for _, tt := range []struct {
+		main []route.Route
+		ppp  bool
+		want bool
+	}{
+		{nil, false, true},
+		{[]route.Route{network}, false, false},
+		{nil, true, false},
+	} {
+		h := &host{worlds: map[int]*walk.World{unix.AF_INET: {Tables: map[uint32][]route.Route{unix.RT_TABLE_MAIN: tt.main}}}}
+		c := candidate{at: route.Address{Index: link, Addr: netip.MustParseAddr("192.0.2.2")}, link: route.Link{Name: "wan1", PointToPoint: tt.ppp}}
+		c.Key.Family = wire.Inet
+		c.Key.Address = "192.0.2.2"
+		got := h.needsOnlink(c)
+		if text := giveDefault(c.link, got); got != tt.want || strings.Contains(text, "dev wan1 onlink") != tt.want {
+			t.Errorf("%+v: %v, %q", tt, got, text)
 		}
 	}
 }

@@ -463,6 +463,9 @@ func (h *host) unbound() (all []Unbound, err error) {
 			}
 		} else if a, err := h.walk(family, route.Question{Dst: e.to}); err == nil { // with too many routes, none is named
 			u.Why = h.refusal(a)
+			if u.Why == "" && !h.leadsTo(family, unix.RT_TABLE_MAIN) {
+				u.Why = "no rule leads to table main"
+			}
 		}
 		all = append(all, u)
 	}

@@ -42,12 +42,17 @@ func (c *Conn) Links() ([]Link, error) {
 	return links, nil
 }
 
-// LinkByName returns the link of that name, and whether there is one.
+const altIfnameSize = 128 // ALTIFNAMSIZ of linux/if.h
+
+// LinkByName returns the link of that name, which may be an alternative one, and whether there is one.
 func (c *Conn) LinkByName(name string) (Link, bool, error) {
-	if name == "" || len(name) >= unix.IFNAMSIZ {
+	if name == "" || len(name) >= altIfnameSize {
 		return Link{}, false, nil // no link can have it
 	}
 	link, ok, err := c.link(linkRequest(0, name))
+	if len(name) >= unix.IFNAMSIZ && errors.Is(err, unix.EINVAL) { // before Linux 5.5 there are no alternative names
+		return Link{}, false, nil
+	}
 	if err != nil {
 		err = fmt.Errorf("get link %q: %w", name, err)
 	}
@@ -85,7 +90,10 @@ func (c *Conn) link(body []byte) (Link, bool, error) {
 func linkRequest(index int, name string) []byte {
 	b := make([]byte, unix.SizeofIfInfomsg)
 	native.PutUint32(b[4:], uint32(index))
-	if name != "" {
+	switch {
+	case len(name) >= unix.IFNAMSIZ:
+		b = appendAttribute(b, unix.IFLA_ALT_IFNAME, append([]byte(name), 0))
+	case name != "":
 		b = appendAttribute(b, unix.IFLA_IFNAME, append([]byte(name), 0))
 	}
 	return appendUint32(b, unix.IFLA_EXT_MASK, filterSkipStats)

@@ -46,14 +46,11 @@ func PrecedesChoice(r route.Rule) bool {
 	return r.Protocol != route.Protocol && r.Priority > main && r.Priority <= ChoicePriority && (r == all || r == own)
 }
 
-// ChoiceRoute is the default route of the chosen uplink's table as main gets it. In IPv6 the source follows from the
-// link.
+// ChoiceRoute is the default route of the chosen uplink's table as main gets it. Without a source it follows from the link, as mostly
+// in IPv6.
 func ChoiceRoute(r route.Route, source netip.Addr) route.Route {
 	r = r.In(unix.RT_TABLE_MAIN, source)
-	r.Metric, r.Expires = ChoiceMetric, 0
-	if r.Family == unix.AF_INET6 {
-		r.Src = netip.Addr{}
-	}
+	r.Metric, r.Expires, r.Src = ChoiceMetric, 0, source
 	return r
 }
 
