@@ -327,7 +327,8 @@ func (g *generator) replaceNexthop() step {
 }
 
 // restore are the commands that a manager gives when a link is there again. With move, defaults that
-// were to be deleted may be there still, see applyMoved.
+// were to be deleted may be there still, see applyMoved, and those that are appended come last and at once: one that comes
+// when the watch has taken the other, in a later batch (see endsBatch), looks like one that replaces it.
 func (g *generator) restore(name string) (commands []string) {
 	made := g.past.made
 	for _, s := range g.past.undone {
@@ -346,6 +347,10 @@ func (g *generator) restore(name string) (commands []string) {
 				commands = append(commands, c)
 			}
 		}
+	}
+	if g.isMove() {
+		last := func(c string) int { return strings.Count(c, "ip route append 0.0.0.0/0 ") }
+		slices.SortStableFunc(commands, func(a, b string) int { return last(a) - last(b) })
 	}
 	return commands
 }
