@@ -151,6 +151,10 @@ func (p *placer) hearOne(u uplink.Uplink, index int, e route.Event) (changed boo
 	case e.Protocol != route.Protocol:
 		p.lost = slices.DeleteFunc(p.lost, func(r route.Route) bool { return sameDestination(r, *e.Route) })
 		p.last = slices.DeleteFunc(p.last, func(r route.Route) bool { return e.Replaced && samePlace(r, *e.Route) })
+		if e.Beside() {
+			p.others = append(p.others, *e.Route)
+			break
+		}
 		strange := slices.ContainsFunc(p.strange, e.Route.Equal)
 		if strange || !slices.ContainsFunc(slices.Concat(p.others, p.taken), e.Route.Equal) { // what was taken and is added again replaces nothing
 			p.keepTaken(func(r route.Route) bool { return !samePlace(r, *e.Route) || r.Equal(*e.Route) || p.isFresh(r) })

@@ -291,3 +291,42 @@ func TestMovedWithoutAddress(t *testing.T) {
 		t.Errorf("main has %q", got)
 	}
 }
+
+// TestMovedBeside: an IPv6 default that is appended, or that another router advertised, stands beside one that was moved.
+func TestMovedBeside(t *testing.T) {
+	for _, tt := range []struct {
+		name, how string
+		event     route.Event
+		want      int
+	}{
+		{"appended", "append", route.Event{Appended: true, Port: 4711}, 2},
+		{"advertised", "add", route.Event{Protocol: unix.RTPROT_RA}, 2},
+		{"added", "add", route.Event{Port: 4711}, 1},
+		{"added by a program that hears advertisements", "add", route.Event{Protocol: unix.RTPROT_RA, Port: 4711}, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMover(t)
+			m.IP(t, "address add 2001:db8::5/64 dev wan0 nodad")
+			m.waitLinkLocal()
+			m.IP(t, "-6 route add default via fe80::1 dev wan0 metric 7")
+			m.uplink.Key, m.uplink.Network = wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "2001:db8::5"}, netip.MustParsePrefix("2001:db8::5/64")
+			i := m.placed()
+			i.routes.fresh = nil // the events of that were heard
+			m.IP(t, "-6 route "+tt.how+" default via fe80::2 dev wan0 metric 7")
+			second := i.routes.taken[0]
+			second.Gateway = netip.MustParseAddr("fe80::2")
+			tt.event.Kind, tt.event.Family, tt.event.Route = route.RouteChanged, unix.AF_INET6, &second
+			m.Do(func() {
+				i.Hear(past(tt.event), nil, nil)
+				i.Follow(movedTable, false)
+			})
+			if got := m.IP(t, "-6 route show default table 10000"); strings.Count(got, "via fe80::") != tt.want {
+				t.Errorf("the table has %q", got)
+			}
+			m.clear(i)
+			if got := m.IP(t, "-6 route show default"); strings.Count(got, "via fe80::") != tt.want {
+				t.Errorf("main has %q", got)
+			}
+		})
+	}
+}

@@ -22,7 +22,7 @@ const (
 	LinkChanged                      // came or changed: Index, Name, Down
 	LinkGone                         // no longer here: Index, Name, Down
 	RuleChanged                      // Family, Priority, Table, Protocol, Deleted
-	RouteChanged                     // Family, Table, Index (0 for none or several), Protocol, Deleted, Route, Replaced
+	RouteChanged                     // Family, Table, Index (0 for none or several), Protocol, Deleted, Route, Replaced, Appended
 	NexthopChanged                   // a nexthop object, of which routes may have their gateway: Nexthop, Deleted
 	NeighbourSilent                  // does not answer ARP or neighbour discovery any more: Index, Addr
 )
@@ -56,6 +56,14 @@ type Event struct {
 	// another one, of which there is no notification.
 	Route    *Route
 	Replaced bool
+	// Appended says that it was to come behind what is in its place, for IPv4 if something was.
+	Appended bool
+}
+
+// Beside reports whether a new route stands beside what was in its place for sure: it was appended, or a router
+// advertised it, of which there may be several, and the kernel took that over itself.
+func (e Event) Beside() bool {
+	return e.Appended || e.Family == unix.AF_INET6 && e.Protocol == unix.RTPROT_RA && e.Port == 0
 }
 
 // Groups selects what a Watcher hears of; combine with |.
@@ -255,6 +263,7 @@ func parseEvent(typ, flags uint16, body []byte) (Event, bool, error) {
 		return Event{
 			Kind: RouteChanged, Family: r.Family, Table: r.Table, Index: r.Index, Protocol: r.Protocol,
 			Deleted: typ == unix.RTM_DELROUTE, Route: &r, Replaced: typ == unix.RTM_NEWROUTE && flags&unix.NLM_F_REPLACE != 0,
+			Appended: typ == unix.RTM_NEWROUTE && flags&unix.NLM_F_APPEND != 0,
 		}, !cloned, err
 	case rtmNewNexthop, rtmDelNexthop:
 		id, err := nexthopID(body)
