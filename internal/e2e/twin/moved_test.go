@@ -41,8 +41,12 @@ func (w *world) applyMoved(s step) error {
 		case err != nil:
 		case strings.HasSuffix(failed[i], exists) && isDefault(strings.Fields(c)):
 			// Of IPv6 routes that share the traffic one outlives that its link is down, and is dead if that has no carrier.
+			// Meanwhile its gateway may be in no network of the link any more.
 			if taken[i] && strings.Contains(c, "::/0") {
-				_, err = w.plain.run([]string{inverseOf(c), c})
+				var gone []int
+				if gone, err = w.plain.run([]string{inverseOf(c), c}); err == nil && slices.Contains(gone, 1) {
+					_, err = w.plain.run([]string{c + " onlink"})
+				}
 			}
 		case taken[i] && mayBeForced(c):
 		case undo[i] != "" && !slices.Contains(later, c): // else both have it at last
