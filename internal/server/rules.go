@@ -43,7 +43,7 @@ func (r *rulesInUse) avoid(table uint32, key, lastHolder allocator.Key, lastReso
 	r.refresh(lastResort)
 	for _, family := range familiesOf(key.Family) {
 		rules := r.tables[family][table]
-		known := key == lastHolder || slices.ContainsFunc(rules, func(rule route.Rule) bool { return isHost(rule.Src, key) })
+		known := key == lastHolder || slices.ContainsFunc(rules, func(rule route.Rule) bool { return isClients(rule) && isHost(rule.Src, key) })
 		if !harmless(rules, key, lastHolder) || r.avoidRoutes(family, table, key, lastHolder, known, lastResort) {
 			return true
 		}
@@ -103,11 +103,17 @@ func harmless(rules []route.Rule, key, lastHolder allocator.Key) bool {
 		case isHost(rule.Src, key), isHost(rule.Src, lastHolder):
 		case rule.Src.IsValid() && rule.Src.IsSingleIP():
 			return false // of another address
-		case !known, rule.Protocol != route.Protocol && rule.Protocol != unix.RTPROT_UNSPEC:
+		case !known, !isClients(rule):
 			return false // neither of a client of ours nor of the original
 		}
 	}
 	return true
+}
+
+// isClients reports whether a rule is of a client of ours or of the original. One of another program for the same address, as of those
+// that clouds have for second links, leads to a table with routes that are no leftovers.
+func isClients(rule route.Rule) bool {
+	return rule.Protocol == route.Protocol || rule.Protocol == unix.RTPROT_UNSPEC
 }
 
 // isHost reports whether src is exactly the address of key.
