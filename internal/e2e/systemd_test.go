@@ -18,6 +18,10 @@ export BIN="$2" container=other SYSTEMD_UNIT_PATH=/mnt/usr/lib/systemd/system:/m
 exec unshare --fork --kill-child --pid --mount-proc --mount --propagation private --uts --ipc --cgroup sh -ec '
 	mount -t tmpfs tmpfs /mnt
 	make -C ../.. BIN="$BIN" install DESTDIR= PREFIX=/mnt/usr SYSCONFDIR=/mnt/etc DHCPCDHOOKS=/mnt/usr/lib/dhcpcd/dhcpcd-hooks
+	mkdir /mnt/own # systemd-sysusers writes to /etc, which other tests see
+	mount -t tmpfs tmpfs /mnt/own
+	cp -a /etc/. /mnt/own
+	mount --move /mnt/own /etc
 	mount -t tmpfs tmpfs /run
 	mount -t tmpfs tmpfs /var
 	mount -t tmpfs tmpfs /tmp # which is emptied at boot
