@@ -28,18 +28,19 @@ func TestServerRoutesOfOthers(t *testing.T) {
 }
 
 // TestServerTableOfOthers: a table that another program fills for the very address is its own, as that of a cloud's second link by
-// systemd-networkd. The rules of a client that was killed show a table with leftovers.
+// systemd-networkd or a script. The rules of a client that was killed, and of the original's, show a table with leftovers.
 func TestServerTableOfOthers(t *testing.T) {
 	h := newHost(t)
 	h.link("eth0", "10.9.0.1/24")
-	for i, protocol := range []string{"static", "116"} {
+	for i, like := range []string{"protocol static", "", "protocol 116", "pref 10000"} {
 		table := fmt.Sprint(10000 + i)
-		h.ns.Batch(t, "rule add from 10.9.0."+fmt.Sprint(i+1)+" lookup "+table+" protocol "+protocol, "route add default via 10.9.0.254 dev eth0 proto static table "+table)
+		h.ns.Batch(t, "rule add from 10.9.0."+fmt.Sprint(i+1)+" lookup "+table+" "+like, "route add default via 10.9.0.254 dev eth0 proto static table "+table)
 	}
-	h.serve(`"num_tables":3`)
+	h.serve(`"num_tables":6`)
 	p := h.cPeer("peer")
-	wantTable(t, p.ask(acquire(1)), 10002)
-	wantTable(t, p.ask(acquire(2)), 10001)
+	for i, table := range []uint32{10004, 10005, 10002, 10003} {
+		wantTable(t, p.ask(acquire(i+1)), table)
+	}
 }
 
 // TestServerRoutesLeft: who held a table last gets it back with the routes that are in it, unless these lead over

@@ -110,10 +110,13 @@ func harmless(rules []route.Rule, key, lastHolder allocator.Key) bool {
 	return true
 }
 
-// isClients reports whether a rule is of a client of ours or of the original. One of another program for the same address, as of those
-// that clouds have for second links, leads to a table with routes that are no leftovers.
+var prioritiesOfOriginal = []uint32{10000, 20000, 91000}
+
+// isClients reports whether a rule is of a client of ours or of the original, whose rules have the protocol that ip gives them and
+// priorities of their own. One of another program for the same address, as of those that clouds have for second links, leads to a table
+// with routes that are no leftovers.
 func isClients(rule route.Rule) bool {
-	return rule.Protocol == route.Protocol || rule.Protocol == unix.RTPROT_UNSPEC
+	return rule.Protocol == route.Protocol || rule.Protocol == unix.RTPROT_UNSPEC && slices.Contains(prioritiesOfOriginal, rule.Priority)
 }
 
 // isHost reports whether src is exactly the address of key.
