@@ -20,8 +20,9 @@ func TestHarmless(t *testing.T) {
 	ours, theirs := uint8(route.Protocol), uint8(unix.RTPROT_BOOT)
 	network := route.Rule{Dst: netip.MustParsePrefix("10.0.0.0/24"), Protocol: ours}
 	unbound := route.Rule{Traffic: route.Traffic{Iif: "lo"}, Protocol: ours}
-	originals := unbound
-	originals.Protocol = unix.RTPROT_UNSPEC
+	originals, scripts := unbound, unbound
+	originals.Protocol, originals.Priority = unix.RTPROT_UNSPEC, 91000
+	scripts.Protocol, scripts.Priority = unix.RTPROT_UNSPEC, 32765
 	not := from("10.0.0.1/32", ours)
 	not.Flags = 2 // FIB_RULE_INVERT
 	for _, tt := range []struct {
@@ -39,6 +40,7 @@ func TestHarmless(t *testing.T) {
 		{"from anybody but the address", []route.Rule{not}, nobody, false},
 		{"all of a client that died", []route.Rule{from("10.0.0.1/32", ours), network, unbound}, nobody, true},
 		{"all of the original's that died", []route.Rule{from("10.0.0.1/32", unix.RTPROT_UNSPEC), originals}, nobody, true},
+		{"of a script", []route.Rule{from("10.0.0.1/32", unix.RTPROT_UNSPEC), scripts}, nobody, false},
 		{"its rules without the first", []route.Rule{network, unbound}, nobody, false},
 		{"all of the last holder", []route.Rule{from("10.0.0.2/32", ours), network, unbound}, last, true},
 		{"some of the last holder", []route.Rule{unbound}, last, true},
