@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -159,12 +160,13 @@ ia_na
 	h.waitServed(2, "10.64.2.31", "10.64.2.0/24 dev wan2", "default via 10.64.2.1 dev wan2")
 	// dhcpcd 9 leaves the old address for what was left of its lease, while main has no route for it; dhcpcd 10 takes it away.
 	eventually(t, "the old address is served as long as it is there", func() error {
-		err := h.pass(2, "10.64.2.30", answers)
+		err := errors.Join(h.filled("10.64.2.30", []string{"10.64.2.0/24 dev wan2", "default via 10.64.2.1 dev wan2"}), h.pass(2, "10.64.2.30", answers))
 		if !slices.ContainsFunc(h.addresses("wan2"), func(a address) bool { return a.Local == "10.64.2.30" }) {
 			return nil
 		}
 		return err
 	})
+	h.wantOwnOnly()
 	h.waitNothing("10.64.2.30")
 	h.waitExactly(append(all, "10.64.2.31")...)
 	stop()
