@@ -110,6 +110,7 @@ func harmless(rules []route.Rule, key, lastHolder allocator.Key) bool {
 	return true
 }
 
+// prioritiesOfOriginal are those of its clients, which have no option for them. uplink has them for ours; no server needs a room of clients.
 var prioritiesOfOriginal = []uint32{10000, 20000, 91000}
 
 // isClients reports whether a rule is of a client of ours or of the original, whose rules have the protocol that ip gives them and
