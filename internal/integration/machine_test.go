@@ -392,6 +392,7 @@ func who(w http.ResponseWriter, r *http.Request) {
 
 // waitUplinks waits until packets of each address of the links wan1 to wanN, or of those in only, pass through
 // their providers: an address of each family on each uplink. What ends with a dot or a colon in only is the begin of an address.
+// The links to namespaces have addresses of a random network, which may begin like an uplink's.
 func (i *internet) waitUplinks(only ...string) {
 	i.m.t.Helper()
 	if len(only) == 0 {
@@ -402,7 +403,7 @@ func (i *internet) waitUplinks(only ...string) {
 	for _, prefix := range only {
 		i.m.wait("packets of "+prefix+" pass", `
 			case $1 in *[.:]) pattern=^$1 ;; *) pattern=^$1$ ;; esac
-			addr=$(ip -o address show scope global | awk '{ print $4 }' | cut -d/ -f1 | grep "$pattern" | head -n 1)
+			addr=$(ip -o address show scope global | awk '$2 !~ /^tav/ { print $4 }' | cut -d/ -f1 | grep "$pattern" | head -n 1)
 			[ -n "$addr" ]
 			case $addr in *:*) far="[`+nettest.Far6+`]" ;; *) far=`+nettest.Far4+` ;; esac
 			got=$(curl --globoff --silent --max-time 3 --interface "$addr" "http://$far/")
