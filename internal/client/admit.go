@@ -199,10 +199,8 @@ func (h *host) admit() {
 		h.log.Error("cannot read the addresses of the host", "err", err)
 		return
 	}
-	if leased, err := h.leasedLinks(addresses); err != nil {
+	if err := h.readRuled(addresses); err != nil {
 		h.log.Error("cannot read which links have rules", "err", err)
-	} else {
-		h.leased = leased
 	}
 	now := wire.Now()
 	maps.DeleteFunc(h.refused, func(_ wire.Key, until time.Duration) bool { return now >= until })
@@ -237,8 +235,8 @@ func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (
 			h.readmit(u.Key)
 		}
 		switch key := u.Key; {
-		case ok && !sessions[key] && h.config.Wants(link) && h.noteUnservable(key):
-		case !ok || sessions[key] || former[onLink{a.Addr, a.Index}] || h.refused[key] != 0 || !h.config.Wants(link):
+		case ok && !sessions[key] && h.wantsAddress(link, a) && h.noteUnservable(key):
+		case !ok || sessions[key] || former[onLink{a.Addr, a.Index}] || h.refused[key] != 0 || !h.wantsAddress(link, a):
 			h.noteExcluded(link)
 		case h.ended[key]:
 			ended[key] = true
@@ -248,6 +246,19 @@ func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (
 	}
 	h.ended = ended
 	return taken
+}
+
+// wantsAddress reports whether an address is worth a first lease, or has rules of an earlier watch, which may have moved the route by
+// which its packets leave.
+func (h *host) wantsAddress(link uplink.Link, a route.Address) bool {
+	if !h.config.Wants(link) {
+		return false
+	}
+	leaves, err := h.env.Picture.Leaves(a)
+	if err != nil {
+		h.logOf(wire.Key{Family: wire.Family(a.Family()), Ifname: link.Name, Address: a.Addr.String()}).Error("cannot read by what route packets leave", "err", err)
+	}
+	return leaves || h.ruled[a.Addr]
 }
 
 // readmit has an address asked for that gave its table because it was deprecated.
@@ -329,27 +340,27 @@ func (h *host) servesLink(index int) bool {
 	return h.leased[index] || slices.ContainsFunc(h.sessions, func(s *session) bool { return s.inst.Index == index })
 }
 
-// leasedLinks are the links that have an address with a rule of ours to a table, whatever process added it.
-func (h *host) leasedLinks(addresses []route.Address) (map[int]bool, error) {
-	sources := make(map[netip.Addr]bool)
+// readRuled notes the addresses with a rule of ours to a table, whatever process added it, and their links.
+func (h *host) readRuled(addresses []route.Address) error {
+	ruled := make(map[netip.Addr]bool)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool {
 			return r.Protocol == route.Protocol && uplink.IsHost(*r) && !uplink.LeavesTable(*r)
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, r := range rules {
-			sources[r.Src.Addr()] = true
+			ruled[r.Src.Addr()] = true
 		}
 	}
-	leased := make(map[int]bool)
+	h.ruled, h.leased = ruled, make(map[int]bool)
 	for _, a := range addresses {
-		if sources[a.Addr] {
-			leased[a.Index] = true
+		if ruled[a.Addr] {
+			h.leased[a.Index] = true
 		}
 	}
-	return leased, nil
+	return nil
 }
 
 // candidate is an address that the watch is to serve.

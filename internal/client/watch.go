@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"runtime/debug"
 	"strings"
@@ -35,7 +36,8 @@ type host struct {
 	round       *round                     // while everything is compared, and nothing was found to differ; nil else
 	foreign     map[wire.Key]time.Duration // addresses that other clients serve, and when that was found
 	moved       map[int]bool               // links whose default routes an earlier watch moved; nil once these are served
-	leased      map[int]bool               // links that had an address with a rule of ours to a table, when admit looked
+	ruled       map[netip.Addr]bool        // addresses that had a rule of ours to a table, when admit looked
+	leased      map[int]bool               // their links
 	ended       map[wire.Key]bool          // addresses that a command released: not served until they are added again
 	refused     map[wire.Key]time.Duration // until when the server is not asked for an address
 	deprecated  map[wire.Key]bool          // of these, those that gave their tables since they were deprecated: asked for once they are not

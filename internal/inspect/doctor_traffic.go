@@ -321,11 +321,12 @@ func lookPrograms(p *patient) (all []symptom) {
 func lookLeftOut(p *patient) (all []symptom) {
 	selection := p.question.Selection
 	for _, family := range families {
-		for index := range uplink.Defaults(p.routes(family, unix.RT_TABLE_MAIN)) {
+		main := p.routes(family, unix.RT_TABLE_MAIN)
+		for index := range uplink.Defaults(main) {
 			name := p.linkName(index)
 			at := slices.IndexFunc(p.addresses, func(a route.Address) bool {
 				_, selected := selection.Uplink(a, name)
-				return a.Index == index && a.Family() == family && a.Addr.IsGlobalUnicast() && !a.DADFailed() && !selected
+				return a.Index == index && a.Family() == family && uplink.Leaves(main, a) && !a.DADFailed() && !selected
 			})
 			if at < 0 || selection.Excludes(name) || !p.question.shows(name, 0) {
 				continue

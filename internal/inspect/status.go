@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"path"
 	"slices"
@@ -375,15 +374,15 @@ type candidate struct {
 
 // selected returns the addresses to ask for, and the rows of links that look like uplinks and are excluded.
 func (h *host) selected(q Question) (candidates []candidate, excluded []Row, err error) {
-	defaults := make(map[int]bool)
+	var main []route.Route // its default routes, and halves of them
 	for _, family := range families {
 		routes, err := h.kernel.Wide(family, unix.RT_TABLE_MAIN, uplink.Halves(family))
 		if err != nil {
 			return nil, nil, err
 		}
-		maps.Copy(defaults, uplink.Defaults(routes))
+		main = append(main, routes...)
 	}
-	cfg, links := q.Selection, uplink.Links(h.links, defaults)
+	cfg, links := q.Selection, uplink.Links(h.links, uplink.Defaults(main))
 	addresses := slices.SortedFunc(slices.Values(h.addresses), func(a, b route.Address) int { return a.Addr.Compare(b.Addr) })
 	for _, a := range addresses {
 		link := links[a.Index]
@@ -393,8 +392,8 @@ func (h *host) selected(q Question) (candidates []candidate, excluded []Row, err
 		switch {
 		case !q.shows(link.Name, wire.Family(a.Family())):
 		case selected:
-			candidates = append(candidates, candidate{u, a, link.Link, cfg.Wants(link)})
-		case link.Default && cfg.Excludes(link.Name) && link.Name != uplink.Loopback && a.Addr.IsGlobalUnicast():
+			candidates = append(candidates, candidate{u, a, link.Link, cfg.Wants(link) && uplink.Leaves(main, a)})
+		case link.Default && cfg.Excludes(link.Name) && link.Name != uplink.Loopback && uplink.Leaves(main, a):
 			excluded = append(excluded, Row{Ifname: link.Name, Address: a.Addr.String(), Family: wire.Family(a.Family()).String(),
 				Findings: []Finding{{"excluded", Error, "excluded, but main has a default route over it",
 					"the configuration excludes " + link.Name, "take the link out of exclude, or delete its default route"}}})

@@ -390,6 +390,18 @@ func (p *Picture) HasRoutes(family, index int) (bool, error) {
 	return slices.ContainsFunc(m.links[index], func(r route.Route) bool { return !r.Dst.Addr().IsLinkLocalUnicast() }), nil
 }
 
+// Leaves reports whether packets from an address can reach other networks by main, see uplink.Leaves.
+func (p *Picture) Leaves(a route.Address) (bool, error) {
+	if !uplink.IsLinkLocal4(a.Addr) {
+		return uplink.Leaves(nil, a), nil
+	}
+	m, err := p.main(unix.AF_INET)
+	if err != nil {
+		return false, err
+	}
+	return uplink.Leaves(m.links[a.Index], a), nil
+}
+
 // Follows reports whether addresses on a link may use the default routes of the link below.
 func Follows(link route.Link) bool {
 	return link.Below != 0 && (link.Kind == "macvlan" || link.Kind == "ipvlan")

@@ -147,13 +147,14 @@ func matches(pattern, ifname string) bool {
 	return err == nil && ok // patterns are checked when they are read
 }
 
-// Uplink is what the selection wants for an address of a link, if it wants anything.
+// Uplink is what the selection wants for an address of a link, if it wants anything. Whether packets from a link-local address of
+// IPv4 can leave, Leaves tells.
 func (c Selection) Uplink(a route.Address, ifname string) (Uplink, bool) {
 	family := wire.Inet6
 	if a.Addr.Is4() {
 		family = wire.Inet
 	}
-	if !a.Addr.IsGlobalUnicast() || a.DADFailed() || ifname == "" || len(ifname) > wire.MaxIfname {
+	if !a.Addr.IsGlobalUnicast() && !IsLinkLocal4(a.Addr) || a.DADFailed() || ifname == "" || len(ifname) > wire.MaxIfname {
 		return Uplink{}, false
 	}
 	if c.Excludes(ifname) {

@@ -25,7 +25,7 @@ func TestSelects(t *testing.T) {
 		{"lan0", "ff02::5", ""},
 		{"lan0", "::1", ""},
 		{"lan0", "127.0.0.2", ""},
-		{"lan0", "169.254.1.1", ""},
+		{"lan0", "169.254.1.1", "lan0-169.254.1.1-2 second []"}, // if main leads it to other networks, see TestLeaves
 		{"lan0", "224.0.0.1", ""},
 		{"lo", "192.0.2.5", ""},
 		{"br0", "192.0.2.5", "br0-192.0.2.5-2 second []"},
