@@ -31,8 +31,10 @@ tables for the addresses that it tells. The installed scripts call this.
   udhcpc ACTION             udhcpc's script: bound or renew
   await                     IPv6 addresses that come within a minute; dhclient's
                             hook starts this
+  await-ipv4                IPv4 addresses that come within 10 s; NetworkManager's
+                            hook starts this
 
-  -i, --ifname IFNAME       the link, for await
+  -i, --ifname IFNAME       the link, for await and await-ipv4
 `
 
 func hookEvent(f *flags) action {
@@ -59,8 +61,11 @@ func hookEvent(f *flags) action {
 				Watch:      watchFor,
 			},
 		}
-		if args[0] == hook.AwaitProgram {
+		switch args[0] {
+		case hook.AwaitProgram:
 			return r.Await(*ifname)
+		case hook.AwaitPresentProgram:
+			return r.AwaitPresent(*ifname)
 		}
 		calls, warnings, err := hook.Calls(args[0], args[1:], env)
 		if err != nil {

@@ -90,6 +90,15 @@ func TestNetworkManagerNames(t *testing.T) {
 		VPN_IP4_GATEWAY=192.168.1.1 DHCP4_ROUTERS=10.64.2.1 IP4_NUM_ADDRESSES=1 IP4_ADDRESS_0='10.64.2.20/32 0.0.0.0' \
 		/etc/NetworkManager/dispatcher.d/table-allocator wan0 vpn-up`)
 	s.waitUplink(0, "192.168.1.20")
+	// With reapply addresses may come a moment later.
+	s.sh(`env DEVICE_IP_IFACE=wan0 IP4_NUM_ADDRESSES=1 IP4_ADDRESS_0='192.168.1.20/24 192.168.1.1' IP4_GATEWAY=192.168.1.1 \
+		/etc/NetworkManager/dispatcher.d/table-allocator wan0 reapply`)
+	for _, addr := range []string{"192.168.1.21", "192.168.1.22"} {
+		s.ns.IP(t, "address add "+addr+"/24 dev wan0")
+		s.served(addr)
+		s.waitUplink(0, addr)
+	}
+
 	leases := s.leases()
 	for _, args := range []string{"wan0 down", "wan0 vpn-down", "'' connectivity-change", "'' hostname", "wan0 pre-up", ""} {
 		s.sh("/etc/NetworkManager/dispatcher.d/table-allocator " + args)

@@ -100,7 +100,7 @@ func (h Hold) String() string {
 	return text
 }
 
-// HoldPresent is Hold for each IPv4 address of the link.
+// HoldPresent is Hold for each IPv4 address that the link has, or gets within some seconds.
 type HoldPresent struct{ Lease }
 
 func (h HoldPresent) String() string { return "hold present " + h.Lease.String() }

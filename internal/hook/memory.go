@@ -25,6 +25,7 @@ type memory struct {
 const (
 	prefixName  = "prefix"  // holds the delegated netip.Prefix
 	awaitedName = "awaited" // holds the Lease for the address that Await waits for
+	presentName = "present" // holds the Lease for the addresses that AwaitPresent waits for
 	watchName   = "watch"   // holds a watchRecord
 	addressName = "address-"
 )

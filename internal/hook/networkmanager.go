@@ -35,7 +35,7 @@ func (e *event) networkManager(ifname, action string) {
 		return
 	}
 	if action == "reapply" {
-		// The environment of this event has the old addresses and routes. The kernel has the new ones.
+		// The environment of this event has the old addresses and routes. The kernel has the new ones, or will in a moment.
 		l := e.nmLease(netip.PrefixFrom(netip.IPv4Unspecified(), 0), prefix)
 		e.call(HoldPresent{Lease: l})
 		return

@@ -105,9 +105,12 @@ func (r *Runner) gatewaysOf(h Hold) ([]netip.Addr, []string) {
 }
 
 func (h HoldPresent) run(r *Runner) error {
-	present, err := addresses(h.Ifname, unix.AF_INET, func(a route.Address) bool { return a.Scope == unix.RT_SCOPE_UNIVERSE })
+	return errors.Join(r.holdPresent(h.Lease), r.awaits(AwaitPresentProgram, presentName, h.Lease))
+}
+
+func (r *Runner) holdPresent(l Lease) error {
+	present, err := present(l.Ifname)
 	for _, a := range present {
-		l := h.Lease
 		l.Addr, l.Bits = a.Addr, a.Bits
 		err = errors.Join(err, r.hold(l))
 	}
@@ -135,11 +138,7 @@ func (h HoldDynamic) run(r *Runner) error {
 		return err
 	}
 	if len(dynamic) == 0 && h.Wait {
-		if err := r.memory(h.Ifname).Write(awaitedName, h.Lease); err != nil {
-			return fmt.Errorf("wait for an address on %s: %w", h.Ifname, err)
-		}
-		_, err := r.Behind([]string{"hook", "-i", h.Ifname, AwaitProgram})
-		return err
+		return r.awaits(AwaitProgram, awaitedName, h.Lease)
 	}
 	return r.holdAll(h.Lease, dynamic)
 }
@@ -222,7 +221,7 @@ func (c ReleaseAll) run(r *Runner) error {
 	for _, addr := range addrs {
 		err = errors.Join(err, Release{c.Ifname, addr, c.Options}.run(r))
 	}
-	return errors.Join(err, m.Remove(prefixName), m.Remove(awaitedName))
+	return errors.Join(err, m.Remove(prefixName), m.Remove(awaitedName), m.Remove(presentName))
 }
 
 // memory returns the memory of a link in this network namespace.
