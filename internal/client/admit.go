@@ -276,6 +276,7 @@ func (h *host) uplinks() (map[int]uplink.Link, []route.Address, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	h.nameLinks(links)
 	defaults, err := h.env.Picture.Defaults()
 	if err != nil {
 		return nil, nil, err

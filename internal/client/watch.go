@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,6 +87,7 @@ type Reload struct {
 }
 
 func newHost(l *loop, cfg WatchConfig, clean bool) *host {
+	cfg.Others = make(uplink.OtherNames)
 	return &host{
 		loop:        l,
 		config:      cfg,
@@ -259,7 +262,7 @@ func (h *host) reloadConfig(r Reload) {
 		h.server = server
 	}
 	before := h.config
-	h.config = cfg
+	h.config, h.config.Others = cfg, before.Others
 	if was, now := cmp.Or(before.MaxRoutes, DefaultMaxRoutes), cmp.Or(cfg.MaxRoutes, DefaultMaxRoutes); was != now {
 		h.log.Warn("max_routes cannot change while the watch runs; the value of its start stays in force: restart the watch", "in_force", was, "ignored", now)
 		h.config.MaxRoutes = was
@@ -269,13 +272,20 @@ func (h *host) reloadConfig(r Reload) {
 	h.blind = true
 	h.choices.configure()
 	h.log.Info("configuration read again", "profiles", len(cfg.Profiles), "exclude", strings.Join(cfg.Exclude, ","))
+	h.reselect(before.Selection, nil)
+	h.reconcile()
+}
+
+// reselect carries over to the addresses in service what the configuration says of them now, and did not before: to all, or to those of
+// links that have their names still.
+func (h *host) reselect(before uplink.Selection, links map[int]route.Link) {
 	for _, s := range h.all() {
-		if s.inst.Index == 0 {
+		u := s.lease.uplink
+		if s.inst.Index == 0 || links != nil && links[s.inst.Index].Name != u.Key.Ifname {
 			continue
 		}
-		u := s.lease.uplink
 		old, _ := before.Reselect(u, u.Key.Ifname)
-		newer, ok := cfg.Reselect(u, u.Key.Ifname)
+		newer, ok := h.config.Reselect(u, u.Key.Ifname)
 		switch {
 		case !ok:
 			h.feed(s, event{kind: end, why: "the configuration no longer selects it"})
@@ -284,10 +294,24 @@ func (h *host) reloadConfig(r Reload) {
 			h.update(s, newer)
 		}
 	}
-	h.reconcile()
+}
+
+// nameLinks takes over the alternative names of links, for which the configuration may say something else.
+func (h *host) nameLinks(links map[int]route.Link) {
+	before, others := h.config.Selection, uplink.OthersOf(links)
+	if maps.EqualFunc(before.Others, others, slices.Equal) {
+		return
+	}
+	h.config.Others = others
+	h.reselect(before, links)
+	h.choices.soon()
+	h.cgroups.due = true
 }
 
 func (h *host) renamed(s *session, ifname string) (uplink.Uplink, bool) {
+	if link, found, err := h.kernel.LinkByIndex(s.inst.Index); err == nil && found && len(link.Other) > 0 {
+		h.config.Others[ifname] = link.Other // the configuration may have one of these
+	}
 	u, ok := h.config.Reselect(s.lease.uplink, ifname)
 	u.Settings = s.settingsUnder(u.Settings)
 	return u, ok

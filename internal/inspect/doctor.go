@@ -197,6 +197,7 @@ func newPatient(q Question, report Report) (*patient, error) {
 	if err != nil {
 		return nil, err
 	}
+	q.Selection.Others = uplink.OthersOf(h.links)
 	p := &patient{host: h, report: report, tables: h.tables(), question: q}
 	for _, row := range report.Uplinks {
 		addr, _ := netip.ParseAddr(row.Address) // uplinks are addresses

@@ -69,10 +69,7 @@ func (q Question) shows(ifname string, family wire.Family) bool {
 
 // names reports whether a pattern fits the name of a link.
 func (q Question) names(ifname string) bool {
-	return slices.ContainsFunc(q.Ifnames, func(pattern string) bool {
-		fits, err := path.Match(pattern, ifname)
-		return fits && err == nil // the profiles have been checked
-	})
+	return slices.ContainsFunc(q.Ifnames, func(pattern string) bool { return q.Selection.Fits(pattern, ifname) })
 }
 
 // keep leaves out the rows of addresses that nobody asked for.
@@ -193,6 +190,7 @@ func Status(ctx context.Context, q Question) (Report, error) {
 		return report, err
 	}
 	defer h.close()
+	q.Selection.Others = uplink.OthersOf(h.links)
 	if report.Server, err = serverOf(q.Server, q.UIDs); err != nil {
 		return report, err
 	}
@@ -332,6 +330,7 @@ func (q Question) selectionOf(file string) (selection uplink.Selection, known bo
 		return selection, false
 	}
 	selection, err := q.Load(file)
+	selection.Others = q.Selection.Others
 	return selection, err == nil // the watch says what is wrong with its file
 }
 

@@ -10,16 +10,17 @@ import (
 // Link is a kernel interface.
 type Link struct {
 	Index   int
-	Name    string // the name, also of a link that was found by an alternative one
-	Up      bool   // the administrator wants it up
-	Carrier bool   // it is up and has one
-	Changes uint32 // how often it got or lost its carrier
-	Kind    string // of a virtual link: bridge, veth, dummy, wireguard ...; "" of hardware
-	Master  int    // ifindex of the bridge or bond that it is a port of, or 0
-	Below   int    // of a virtual link: the ifindex of the link of this namespace that it is on, as a macvlan or a VLAN is; or 0
-	Outside int    // as Below, if that link is of another network namespace: the ifindex there
-	Group   uint32 // as `ip link set group`
-	MTU     int    // in bytes
+	Name    string   // the name, also of a link that was found by an alternative one
+	Other   []string // alternative names, as `ip link property add` and udev give
+	Up      bool     // the administrator wants it up
+	Carrier bool     // it is up and has one
+	Changes uint32   // how often it got or lost its carrier
+	Kind    string   // of a virtual link: bridge, veth, dummy, wireguard ...; "" of hardware
+	Master  int      // ifindex of the bridge or bond that it is a port of, or 0
+	Below   int      // of a virtual link: the ifindex of the link of this namespace that it is on, as a macvlan or a VLAN is; or 0
+	Outside int      // as Below, if that link is of another network namespace: the ifindex there
+	Group   uint32   // as `ip link set group`
+	MTU     int      // in bytes
 	// PointToPoint is a link with one neighbour, which needs no gateway: PPP, most tunnels.
 	PointToPoint bool
 }
@@ -116,6 +117,13 @@ func parseLink(b []byte) (l Link, family int, err error) {
 		switch typ {
 		case unix.IFLA_IFNAME:
 			l.Name = unix.ByteSliceToString(value)
+		case unix.IFLA_PROP_LIST:
+			bad := eachAttribute(value, func(typ uint16, value []byte) {
+				if typ == unix.IFLA_ALT_IFNAME {
+					l.Other = append(l.Other, unix.ByteSliceToString(value))
+				}
+			})
+			malformed = malformed || bad != nil
 		case unix.IFLA_GROUP:
 			l.Group = uint32Of(value)
 		case unix.IFLA_MTU:

@@ -15,6 +15,20 @@ type Link struct {
 	Default bool         // main has a default route over it, or a half of one
 }
 
+// OtherNames are the alternative names of links, by their names. Configurations may have any of them.
+type OtherNames map[string][]string
+
+// OthersOf returns the alternative names of the links of a host.
+func OthersOf(links map[int]route.Link) OtherNames {
+	others := make(OtherNames)
+	for _, l := range links {
+		if len(l.Other) > 0 {
+			others[l.Name] = l.Other
+		}
+	}
+	return others
+}
+
 // Links returns what tells of each link of a host, by ifindex. defaults are the links over which main has a default
 // route, or a half of one.
 func Links(links map[int]route.Link, defaults map[int]bool) map[int]Link {

@@ -38,14 +38,14 @@ type Traits struct {
 
 // HasCgroup reports whether a link has a cgroup: that of the first profile that names it.
 func (c Selection) HasCgroup(ifname string) bool {
-	at := slices.IndexFunc(c.Profiles, func(p Profile) bool { return matches(p.Ifname, ifname) })
+	at := slices.IndexFunc(c.Profiles, func(p Profile) bool { return c.Fits(p.Ifname, ifname) })
 	return at >= 0 && c.Profiles[at].Cgroup && !c.Excludes(ifname)
 }
 
 // Traits returns those of a link.
 func (c Selection) Traits(ifname string, family wire.Family) Traits {
 	for _, p := range c.Profiles {
-		if matches(p.Ifname, ifname) && slices.Contains(p.Families, family) {
+		if c.Fits(p.Ifname, ifname) && slices.Contains(p.Families, family) {
 			return p.Traits
 		}
 	}
@@ -54,8 +54,9 @@ func (c Selection) Traits(ifname string, family wire.Family) Traits {
 
 // Selection says which addresses of the host are served, and how.
 type Selection struct {
-	Profiles []Profile // the first whose pattern a link's name has counts
-	Exclude  []string  // patterns of links to leave alone, before any profile
+	Profiles []Profile  // the first whose pattern a link's name has counts
+	Exclude  []string   // patterns of links to leave alone, before any profile
+	Others   OtherNames // of the links of this host
 	// ReplyByUplink: replies that have no source when their route is chosen leave by the uplink that was asked.
 	ReplyByUplink bool
 }
@@ -123,7 +124,7 @@ func (c Selection) Reselect(u Uplink, ifname string) (Uplink, bool) {
 
 // Excludes reports whether the selection leaves a link alone by its name.
 func (c Selection) Excludes(ifname string) bool {
-	return slices.ContainsFunc(c.Exclude, func(pattern string) bool { return matches(pattern, ifname) })
+	return slices.ContainsFunc(c.Exclude, func(pattern string) bool { return c.Fits(pattern, ifname) })
 }
 
 // Wants reports whether addresses of a link are worth a first lease. The configuration may name the link. Else the
@@ -134,17 +135,21 @@ func (c Selection) Wants(l Link) bool {
 
 // Serves reports whether addresses of a link get leases.
 func (c Selection) Serves(l Link) bool {
-	return !c.Excludes(l.Name) && c.Wants(l) && slices.ContainsFunc(c.Profiles, func(p Profile) bool { return matches(p.Ifname, l.Name) })
+	return !c.Excludes(l.Name) && c.Wants(l) && slices.ContainsFunc(c.Profiles, func(p Profile) bool { return c.Fits(p.Ifname, l.Name) })
 }
 
 // Names reports whether a profile is for links of this name, and not for all.
 func (c Selection) Names(ifname string) bool {
-	return slices.ContainsFunc(c.Profiles, func(p Profile) bool { return p.Ifname != "*" && matches(p.Ifname, ifname) })
+	return slices.ContainsFunc(c.Profiles, func(p Profile) bool { return p.Ifname != "*" && c.Fits(p.Ifname, ifname) })
 }
 
-func matches(pattern, ifname string) bool {
-	ok, err := path.Match(pattern, ifname)
-	return err == nil && ok // patterns are checked when they are read
+// Fits reports whether a pattern is one for the name of a link, or for an alternative name of it.
+func (c Selection) Fits(pattern, ifname string) bool {
+	matches := func(name string) bool {
+		ok, err := path.Match(pattern, name)
+		return err == nil && ok // patterns are checked when they are read
+	}
+	return matches(ifname) || slices.ContainsFunc(c.Others[ifname], matches)
 }
 
 // Uplink is what the selection wants for an address of a link, if it wants anything. Whether packets from a link-local address of
@@ -161,7 +166,7 @@ func (c Selection) Uplink(a route.Address, ifname string) (Uplink, bool) {
 		return Uplink{}, false
 	}
 	for _, p := range c.Profiles {
-		if !matches(p.Ifname, ifname) {
+		if !c.Fits(p.Ifname, ifname) {
 			continue
 		}
 		if !slices.Contains(p.Families, family) {

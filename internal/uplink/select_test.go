@@ -96,3 +96,27 @@ func TestWants(t *testing.T) {
 		}
 	}
 }
+
+// TestOtherNames: a configuration may have any name of a link, exactly or by a pattern.
+func TestOtherNames(t *testing.T) {
+	cfg := Selection{Exclude: []string{"enp9*"}, Profiles: []Profile{
+		{Ifname: "enp0s3", Families: []wire.Family{wire.Inet}, Tag: "exact", Cgroup: true, Traits: Traits{Rank: 5}},
+		{Ifname: "enx*", Families: []wire.Family{wire.Inet}, Tag: "pattern"},
+		{Ifname: "*", Families: []wire.Family{wire.Inet}, Tag: "any"},
+	}}
+	cfg.Others = OthersOf(map[int]route.Link{
+		2: {Index: 2, Name: "wan0", Other: []string{"enp0s3", "enx001122334455"}},
+		3: {Index: 3, Name: "wan1", Other: []string{"wlx0", "enx001122334466-of-the-second-provider"}},
+		4: {Index: 4, Name: "wan2", Other: []string{"enp9s0"}},
+		5: {Index: 5, Name: "wan3"},
+	})
+	for ifname, want := range map[string]string{"wan0": "exact", "wan1": "pattern", "wan2": "", "wan3": "any", "enp0s3": "exact"} {
+		u, ok := cfg.Uplink(route.Address{Addr: netip.MustParseAddr("192.0.2.5"), Bits: 24}, ifname)
+		if ok != (want != "") || u.Tag != want || ok && u.Key.Ifname != ifname {
+			t.Errorf("%s: got %+v, want %q", ifname, u, want)
+		}
+	}
+	if !cfg.HasCgroup("wan0") || cfg.HasCgroup("wan1") || cfg.Traits("wan0", wire.Inet).Rank != 5 || !cfg.Names("wan1") || cfg.Names("wan3") {
+		t.Errorf("of other names: %v, %v, %v", cfg.HasCgroup("wan0"), cfg.Traits("wan0", wire.Inet), cfg.Names("wan1"))
+	}
+}
