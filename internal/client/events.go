@@ -31,6 +31,7 @@ func (l *loop) changed(events []route.Event) {
 			l.log.Warn("cannot wait until what the kernel tells is so", "err", err)
 		}
 	}
+	l.followAddresses(events)
 	n := digest(events)
 	moved := n.overrun || len(n.addresses)+len(n.links) > 0 // a link or an address
 	if moved || len(n.main) > 0 {
@@ -57,6 +58,19 @@ func (l *loop) changed(events []route.Event) {
 		l.checkPrefixesSoon()
 	}
 	l.scope.note(n)
+}
+
+// followAddresses has it noted in events which deleted addresses are still somewhere, as of them.
+func (l *loop) followAddresses(events []route.Event) {
+	if slices.ContainsFunc(events, func(e route.Event) bool { return e.Kind == route.Overrun }) {
+		where, err := l.kernel.Whereabouts()
+		if err != nil {
+			l.log.Warn("cannot read the addresses of the host", "err", err)
+			return
+		}
+		l.where = where
+	}
+	l.where.Follow(events)
 }
 
 // mayDelete reports whether the kernel deletes routes, addresses or rules as an event says, and those that go with them.
@@ -134,6 +148,7 @@ func (l *loop) hearLast() {
 	for l.env.UnheardReturns() {
 		select {
 		case events := <-l.changes:
+			l.followAddresses(events)
 			l.hearReturned(events)
 		case <-limit:
 			return

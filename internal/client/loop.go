@@ -34,6 +34,7 @@ type loop struct {
 	env      *install.Env
 	kernel   *route.Conn // of env
 	watcher  *route.Watcher
+	where    route.Whereabouts
 	sessions []*session
 	conns    *wire.Set // of the sessions
 	rests    rests
@@ -91,6 +92,12 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 		kernel.Close()
 		return nil, err
 	}
+	where, err := kernel.Whereabouts()
+	if err != nil {
+		watcher.Close()
+		kernel.Close()
+		return nil, errors.Join(err, conns.Close())
+	}
 	l := &loop{
 		conns:    conns,
 		server:   to,
@@ -105,6 +112,7 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 		events:   events.NewWriter(log),
 		front:    newFront(),
 		watcher:  watcher,
+		where:    where,
 		inbox:    make(chan packet),
 		changes:  make(chan []route.Event),
 		calls:    make(chan func()),

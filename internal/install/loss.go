@@ -200,9 +200,10 @@ func (p *placer) hearTaken(e route.Event) {
 }
 
 // addressWent notes what main would have lost of what was taken, now that an address was deleted from a link, and reports
-// whether that is any of it. If it is there and did not come back, it has had two lengths.
+// whether that is any of it. The kernel keeps what has it as its source while the address is anywhere, also by a route of
+// type local, and when such a route is deleted. back says that it was added again; of that the event may be still to come.
 func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back bool) (bool, error) {
-	if e.Addr.Is4() != u.Addr().Is4() {
+	if e.Addr.Is4() != u.Addr().Is4() || e.Elsewhere || !e.Network.IsValid() {
 		return false, nil
 	}
 	here := e.Index == index
@@ -219,10 +220,14 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 		return false, nil
 	}
 	addresses, err := p.env.Kernel.Addresses(u.Family())
-	if err != nil || !back && slices.ContainsFunc(addresses, func(a route.Address) bool { return a.Addr == e.Addr }) {
+	there, routed := false, false
+	for _, a := range addresses {
+		there, routed = there || a.Addr == e.Addr, routed || a.Addr == e.Addr && a.Created == 0
+	}
+	if err != nil || routed {
 		return false, err
 	}
-	if !back {
+	if !back && !there {
 		p.last, p.lost = slices.DeleteFunc(p.last, other), slices.DeleteFunc(p.lost, other)
 		p.others = slices.DeleteFunc(p.others, other)
 		p.recompare(u.Family())

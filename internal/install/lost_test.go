@@ -122,7 +122,7 @@ func left(index int, addrs ...string) (all []Past) {
 		if addr.Is6() {
 			family = unix.AF_INET6
 		}
-		all = append(all, Past{at, route.Event{Kind: route.AddressChanged, Family: family, Index: index, Addr: addr, Deleted: true}})
+		all = append(all, Past{at, route.Event{Kind: route.AddressChanged, Family: family, Index: index, Addr: addr, Network: netip.PrefixFrom(addr, 24), Deleted: true}})
 	}
 	return all
 }
@@ -158,6 +158,48 @@ func TestMovedAfterItsSource(t *testing.T) {
 				taken[0].At++
 			}
 			m.Do(func() { i.Hear(taken, gone, []netip.Addr{gone[0].Addr}) })
+			m.clear(i)
+			if got := m.defaults("main"); len(got) != tt.want {
+				t.Errorf("main has %q", got)
+			}
+		})
+	}
+}
+
+// TestMovedWhoseSourceIsBack: what was taken goes with its source, also if that is there again by the time its deletion is
+// heard, and the event of that is still to come. As long as the source was elsewhere, or a route makes it, it stays.
+func TestMovedWhoseSourceIsBack(t *testing.T) {
+	const source = "192.0.2.7"
+	for _, tt := range []struct {
+		name      string
+		commands  []string // after which the deletion is heard
+		elsewhere bool
+		routed    bool // a route was deleted, and not the address
+		want      int
+	}{
+		{"with another length", []string{"address del 192.0.2.7/24 dev wan0", "address add 192.0.2.7/25 dev wan0"}, false, false, 0},
+		{"as it was", []string{"address del 192.0.2.7/24 dev wan0", "address add 192.0.2.7/24 dev wan0"}, false, false, 0},
+		{"with another far end", []string{"address del 192.0.2.7/24 dev wan0", "address add 192.0.2.7 peer 192.0.2.8 dev wan0"}, false, false, 0},
+		{"on another link", []string{"address del 192.0.2.7/24 dev wan0", "address add 192.0.2.7/24 dev wan1"}, false, false, 0},
+		{"it was there with another length", []string{"address add 192.0.2.7/25 dev wan0", "address del 192.0.2.7/24 dev wan0"}, true, false, 1},
+		{"a route makes it", []string{"route append local 192.0.2.7 dev wan1", "address del 192.0.2.7/24 dev wan0"}, false, false, 1},
+		{"the route that made it went", nil, false, true, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMover(t)
+			m.IP(t, "address add 192.0.2.7/24 dev wan0")
+			m.IP(t, "route add default via 192.0.2.1 dev wan0 metric 5 src "+source)
+			i := m.placed()
+			i.routes.fresh = nil
+			for _, command := range tt.commands {
+				m.IP(t, command)
+			}
+			gone := left(m.index, source)
+			gone[0].Elsewhere = tt.elsewhere
+			if tt.routed {
+				gone[0].Network = netip.Prefix{}
+			}
+			m.Do(func() { i.Hear(nil, gone, nil) })
 			m.clear(i)
 			if got := m.defaults("main"); len(got) != tt.want {
 				t.Errorf("main has %q", got)
@@ -319,7 +361,9 @@ func TestMovedSource(t *testing.T) {
 	i.routes.fresh = nil // the events were heard
 	m.IP(t, "address add 198.51.100.5/28 dev wan1")
 	m.IP(t, "address del 198.51.100.5/28 dev wan1") // it had two lengths for a moment
-	i.Hear(nil, left(m.index+1, "198.51.100.5"), nil)
+	shorter := left(m.index+1, "198.51.100.5")
+	shorter[0].Elsewhere = true
+	i.Hear(nil, shorter, nil)
 	if len(i.routes.taken) != 2 {
 		t.Errorf("taken is %v", i.routes.taken)
 	}

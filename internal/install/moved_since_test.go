@@ -147,7 +147,7 @@ func TestMovedAddedAgain(t *testing.T) {
 	m.IP(t, "address del 192.0.2.5/24 dev wan0")
 	i.routes.fresh = nil
 	m.Do(func() {
-		i.Hear(nil, past(route.Event{Kind: route.AddressChanged, Deleted: true, Index: m.index, Addr: m.uplink.Addr()}), nil)
+		i.Hear(nil, past(route.Event{Kind: route.AddressChanged, Deleted: true, Index: m.index, Addr: m.uplink.Addr(), Network: m.uplink.Network}), nil)
 	})
 	m.clear(i)
 	m.IP(t, "address add 192.0.2.5/24 dev wan0")

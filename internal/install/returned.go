@@ -51,7 +51,7 @@ func (e *Env) HearReturned(events []route.Event) error {
 
 // returnedAddressChanged notes what went with an address.
 func (e *Env) returnedAddressChanged(of route.Event) {
-	if !of.Deleted || !of.Addr.Is4() {
+	if !of.Deleted || !of.Addr.Is4() || of.Elsewhere || !of.Network.IsValid() {
 		return
 	}
 	for i, r := range e.returned {

@@ -18,7 +18,7 @@ type EventKind int
 // The kinds of events, with the fields that each sets.
 const (
 	Overrun         EventKind = iota // notifications were lost: read everything again
-	AddressChanged                   // came, went or got other flags: Family, Index, Addr, Deleted
+	AddressChanged                   // came, went or got other flags: Family, Index, Addr, Network, Deleted
 	LinkChanged                      // came or changed: Index, Name, Down
 	LinkGone                         // no longer here: Index, Name, Down
 	RuleChanged                      // Family, Priority, Table, Protocol, Deleted
@@ -44,7 +44,12 @@ type Event struct {
 	Name   string     // of the link
 	Down   bool       // the administrator has set the link down: the kernel deletes its routes, those of IPv4 without an event
 	Addr   netip.Addr // the local address
-	Table  uint32
+	// Network is what the address has on the link, as in Address; the zero Prefix if a route of type local makes it.
+	Network netip.Prefix
+	// Elsewhere says that a deleted address is there with another network or on another link, for those who have this
+	// followed by Whereabouts.
+	Elsewhere bool
+	Table     uint32
 	// Priority is a rule's.
 	Priority uint32
 	// Protocol tells what is ours. Not who changed it: the kernel and other programs delete ours too.
@@ -239,7 +244,7 @@ func parseEvent(typ, flags uint16, body []byte) (Event, bool, error) {
 	switch typ {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		a, family, err := parseAddress(body)
-		return Event{Kind: AddressChanged, Family: family, Index: a.Index, Addr: a.Addr, Deleted: typ == unix.RTM_DELADDR}, true, err
+		return Event{Kind: AddressChanged, Family: family, Index: a.Index, Addr: a.Addr, Network: a.Network(), Deleted: typ == unix.RTM_DELADDR}, true, err
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l, family, err := parseLink(body)
 		kind := LinkChanged

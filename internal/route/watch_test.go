@@ -51,7 +51,7 @@ func await(t *testing.T, w *Watcher, want Event) []Event {
 
 // bare is the event without the route and without who asked for it, which have tests of their own.
 func (e Event) bare() Event {
-	e.Route, e.Replaced, e.Port = nil, false, 0
+	e.Route, e.Network, e.Replaced, e.Port = nil, netip.Prefix{}, false, 0
 	return e
 }
 

@@ -1,0 +1,61 @@
+package route
+
+import (
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Whereabouts are the links and networks that each address has had as of the events that were heard. The kernel is ahead of
+// these: an address that is there may have been deleted and added again, of which only the first is heard.
+type Whereabouts map[netip.Addr][]whereabout
+
+type whereabout struct {
+	index   int
+	network netip.Prefix
+}
+
+// Whereabouts returns those of now. The caller watches already, and gets the events of what changes meanwhile.
+func (c *Conn) Whereabouts() (Whereabouts, error) {
+	all, err := c.Addresses(unix.AF_UNSPEC)
+	if err != nil {
+		return nil, err
+	}
+	w := make(Whereabouts, len(all))
+	for _, a := range all {
+		if a.Created != 0 { // not by a route of type local
+			w.add(a.Addr, whereabout{a.Index, a.Network()})
+		}
+	}
+	return w, nil
+}
+
+// Follow takes over events, in order, and notes in them which deleted addresses are still somewhere.
+func (w Whereabouts) Follow(events []Event) {
+	for i, e := range events {
+		if e.Kind != AddressChanged || !e.Network.IsValid() {
+			continue
+		}
+		at := whereabout{e.Index, e.Network}
+		if !e.Deleted {
+			w.add(e.Addr, at)
+			continue
+		}
+		left := slices.DeleteFunc(w[e.Addr], func(o whereabout) bool { return o == at })
+		if w[e.Addr] = left; len(left) == 0 {
+			delete(w, e.Addr)
+		}
+		events[i].Elsewhere = len(left) > 0
+	}
+}
+
+// add takes over that a link has an address. In IPv6 it has an address once, and its far end may change.
+func (w Whereabouts) add(addr netip.Addr, at whereabout) {
+	if addr.Is6() {
+		w[addr] = slices.DeleteFunc(w[addr], func(o whereabout) bool { return o.index == at.index })
+	}
+	if !slices.Contains(w[addr], at) {
+		w[addr] = append(w[addr], at)
+	}
+}
