@@ -203,10 +203,17 @@ func (p *placer) hearTaken(e route.Event) {
 // whether that is any of it. The kernel keeps what has it as its source while the address is anywhere, also by a route of
 // type local, and when such a route is deleted. back says that it was added again; of that the event may be still to come.
 func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back bool) (bool, error) {
-	if e.Addr.Is4() != u.Addr().Is4() || e.Elsewhere || !e.Network.IsValid() {
+	if e.Addr.Is4() != u.Addr().Is4() || !e.Network.IsValid() {
 		return false, nil
 	}
-	here := e.Index == index
+	here, had := e.Index == index, len(p.taken)
+	if here && e.Bare { // its routes are gone, whatever it has been given since
+		p.newer = slices.Clone(p.fresh)
+		p.lose(true)
+	}
+	if e.Elsewhere {
+		return len(p.taken) != had, nil
+	}
 	if here && e.Addr.Is4() {
 		p.went, p.newer = append(p.went, e.Addr), slices.Clone(p.fresh)
 	}
@@ -217,7 +224,7 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 	if !slices.ContainsFunc([][]route.Route{p.taken, p.last, p.lost, p.others}, func(known []route.Route) bool {
 		return slices.ContainsFunc(known, source) || slices.ContainsFunc(known, other)
 	}) {
-		return false, nil
+		return len(p.taken) != had, nil
 	}
 	addresses, err := p.env.Kernel.Addresses(u.Family())
 	there, routed := false, false
@@ -225,7 +232,7 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 		there, routed = there || a.Addr == e.Addr, routed || a.Addr == e.Addr && a.Created == 0
 	}
 	if err != nil || routed {
-		return false, err
+		return len(p.taken) != had, err
 	}
 	if !back && !there {
 		p.last, p.lost = slices.DeleteFunc(p.last, other), slices.DeleteFunc(p.lost, other)
@@ -233,7 +240,7 @@ func (p *placer) addressWent(u uplink.Uplink, index int, e route.Event, back boo
 		p.recompare(u.Family())
 	}
 	if !slices.ContainsFunc(p.taken, source) {
-		return false, nil
+		return len(p.taken) != had, nil
 	}
 	left := uplink.WithoutSource(p.taken, source)
 	p.env.order.forget(slices.DeleteFunc(p.taken, func(r route.Route) bool { return slices.ContainsFunc(left, r.Equal) }))

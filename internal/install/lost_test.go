@@ -166,6 +166,34 @@ func TestMovedAfterItsSource(t *testing.T) {
 	}
 }
 
+// TestMovedOfABareLink: what was taken goes with the last IPv4 address of its link, also if the link has another one by the time
+// this is heard.
+func TestMovedOfABareLink(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		m := newMover(t, "add default via 192.0.2.1 dev wan0 metric 5 onlink")
+		i := m.placed()
+		i.routes.fresh = nil
+		m.IP(t, "address flush dev wan0 scope global")
+		m.IP(t, "address add 198.51.100.77/24 dev wan0")
+		gone := left(m.index, m.uplink.Key.Address)
+		gone[0].Bare = true
+		if !ends {
+			m.IP(t, "address add "+m.uplink.Network.String()+" dev wan0")
+		}
+		m.Do(func() {
+			if !ends {
+				i.Follow(movedTable, false) // a look at what the kernel has, which is ahead of the events
+			}
+			i.Hear(nil, gone, nil)
+			i.Follow(movedTable, false)
+		})
+		m.clear(i)
+		if got := m.defaults("main"); len(got) > 0 {
+			t.Errorf("ends: %v; main has %q", ends, got)
+		}
+	}
+}
+
 // TestMovedWhoseSourceIsBack: what was taken goes with its source, also if that is there again by the time its deletion is
 // heard, and the event of that is still to come. As long as the source was elsewhere, or a route makes it, it stays.
 func TestMovedWhoseSourceIsBack(t *testing.T) {

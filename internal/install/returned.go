@@ -51,11 +51,11 @@ func (e *Env) HearReturned(events []route.Event) error {
 
 // returnedAddressChanged notes what went with an address.
 func (e *Env) returnedAddressChanged(of route.Event) {
-	if !of.Deleted || !of.Addr.Is4() || of.Elsewhere || !of.Network.IsValid() {
+	if !of.Deleted || !of.Addr.Is4() || !of.Network.IsValid() {
 		return
 	}
 	for i, r := range e.returned {
-		e.returned[i].gone = r.gone || r.Src == of.Addr
+		e.returned[i].gone = r.gone || r.Src == of.Addr && !of.Elsewhere || of.Bare && r.Index == of.Index && r.Family == unix.AF_INET
 		if r.Index == of.Index {
 			e.returned[i].went = append(e.returned[i].went, of.Addr)
 		}

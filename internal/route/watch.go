@@ -46,10 +46,10 @@ type Event struct {
 	Addr   netip.Addr // the local address
 	// Network is what the address has on the link, as in Address; the zero Prefix if a route of type local makes it.
 	Network netip.Prefix
-	// Elsewhere says that a deleted address is there with another network or on another link, for those who have this
-	// followed by Whereabouts.
-	Elsewhere bool
-	Table     uint32
+	// Elsewhere says that a deleted address is there with another network or on another link, and Bare that its link has
+	// no IPv4 address left, upon which the kernel deletes all IPv4 routes over it: for those who follow Whereabouts.
+	Elsewhere, Bare bool
+	Table           uint32
 	// Priority is a rule's.
 	Priority uint32
 	// Protocol tells what is ours. Not who changed it: the kernel and other programs delete ours too.

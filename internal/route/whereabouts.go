@@ -9,7 +9,10 @@ import (
 
 // Whereabouts are the links and networks that each address has had as of the events that were heard. The kernel is ahead of
 // these: an address that is there may have been deleted and added again, of which only the first is heard.
-type Whereabouts map[netip.Addr][]whereabout
+type Whereabouts struct {
+	of map[netip.Addr][]whereabout
+	on map[int]int // how many of IPv4 each link has, by ifindex
+}
 
 type whereabout struct {
 	index   int
@@ -20,9 +23,9 @@ type whereabout struct {
 func (c *Conn) Whereabouts() (Whereabouts, error) {
 	all, err := c.Addresses(unix.AF_UNSPEC)
 	if err != nil {
-		return nil, err
+		return Whereabouts{}, err
 	}
-	w := make(Whereabouts, len(all))
+	w := Whereabouts{of: make(map[netip.Addr][]whereabout, len(all)), on: make(map[int]int)}
 	for _, a := range all {
 		if a.Created != 0 { // not by a route of type local
 			w.add(a.Addr, whereabout{a.Index, a.Network()})
@@ -31,7 +34,7 @@ func (c *Conn) Whereabouts() (Whereabouts, error) {
 	return w, nil
 }
 
-// Follow takes over events, in order, and notes in them which deleted addresses are still somewhere.
+// Follow takes over events, in order, and notes in them which deleted addresses are still somewhere, and were the last of their links.
 func (w Whereabouts) Follow(events []Event) {
 	for i, e := range events {
 		if e.Kind != AddressChanged || !e.Network.IsValid() {
@@ -42,20 +45,29 @@ func (w Whereabouts) Follow(events []Event) {
 			w.add(e.Addr, at)
 			continue
 		}
-		left := slices.DeleteFunc(w[e.Addr], func(o whereabout) bool { return o == at })
-		if w[e.Addr] = left; len(left) == 0 {
-			delete(w, e.Addr)
+		left := slices.DeleteFunc(slices.Clone(w.of[e.Addr]), func(o whereabout) bool { return o == at })
+		if e.Addr.Is4() && len(left) < len(w.of[e.Addr]) {
+			w.on[e.Index]--
 		}
-		events[i].Elsewhere = len(left) > 0
+		events[i].Elsewhere, events[i].Bare = len(left) > 0, e.Addr.Is4() && w.on[e.Index] == 0
+		if w.of[e.Addr] = left; len(left) == 0 {
+			delete(w.of, e.Addr)
+		}
+		if w.on[e.Index] == 0 {
+			delete(w.on, e.Index)
+		}
 	}
 }
 
 // add takes over that a link has an address. In IPv6 it has an address once, and its far end may change.
 func (w Whereabouts) add(addr netip.Addr, at whereabout) {
 	if addr.Is6() {
-		w[addr] = slices.DeleteFunc(w[addr], func(o whereabout) bool { return o.index == at.index })
+		w.of[addr] = slices.DeleteFunc(w.of[addr], func(o whereabout) bool { return o.index == at.index })
 	}
-	if !slices.Contains(w[addr], at) {
-		w[addr] = append(w[addr], at)
+	if slices.Contains(w.of[addr], at) {
+		return
+	}
+	if w.of[addr] = append(w.of[addr], at); addr.Is4() {
+		w.on[at.index]++
 	}
 }

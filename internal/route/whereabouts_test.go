@@ -9,7 +9,7 @@ import (
 )
 
 // TestWhereabouts: a deleted address is elsewhere if it has another network, or another link has it, as of that event, whatever
-// the kernel has by then.
+// the kernel has by then; and so it may be the last of IPv4 on its link.
 func TestWhereabouts(t *testing.T) {
 	t.Parallel()
 	n, c := dial(t)
@@ -19,19 +19,21 @@ func TestWhereabouts(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		commands []string
-		want     []bool // of each deletion
+		want     []bool // of each deletion: it is elsewhere
+		bare     []bool // of each deletion: it was the last one
 	}{
-		{"alone", []string{"del 192.0.2.5/24 dev eth0"}, []bool{false}},
-		{"with another length", []string{"add 192.0.2.5/25 dev eth0", "del 192.0.2.5/24 dev eth0", "del 192.0.2.5/25 dev eth0"}, []bool{true, false}},
-		{"with another length, later", []string{"del 192.0.2.5/24 dev eth0", "add 192.0.2.5/25 dev eth0"}, []bool{false}},
-		{"the same, later", []string{"del 192.0.2.5/24 dev eth0", "add 192.0.2.5/24 dev eth0"}, []bool{false}},
-		{"with another far end", []string{"add 192.0.2.5 peer 192.0.2.9 dev eth0", "del 192.0.2.5/24 dev eth0", "del 192.0.2.5 peer 192.0.2.9 dev eth0"}, []bool{true, false}},
-		{"on another link", []string{"add 192.0.2.5/24 dev eth1", "del 192.0.2.5/24 dev eth0", "del 192.0.2.5/24 dev eth1"}, []bool{true, false}},
-		{"on another link, later", []string{"del 192.0.2.5/24 dev eth0", "add 192.0.2.5/24 dev eth1"}, []bool{false}},
-		{"changed before", []string{"change 192.0.2.5/24 dev eth0 valid_lft 3600 preferred_lft 3600", "del 192.0.2.5/24 dev eth0"}, []bool{false}},
-		{"IPv6", []string{"del fd00::5/64 dev eth0", "add fd00::5/72 dev eth0 nodad"}, []bool{false}},
-		{"IPv6 on another link", []string{"del fd00::6/64 dev eth0"}, []bool{true}},
-		{"IPv6 whose far end changes", []string{"add fd00::7 peer fd00::8/128 dev eth0 nodad", "change fd00::7 peer fd00::9/128 dev eth0", "del fd00::7 peer fd00::9/128 dev eth0"}, []bool{false}},
+		{"alone", []string{"del 192.0.2.5/24 dev eth0"}, []bool{false}, []bool{true}},
+		{"with another length", []string{"add 192.0.2.5/25 dev eth0", "del 192.0.2.5/24 dev eth0", "del 192.0.2.5/25 dev eth0"}, []bool{true, false}, []bool{false, true}},
+		{"with another length, later", []string{"del 192.0.2.5/24 dev eth0", "add 192.0.2.5/25 dev eth0"}, []bool{false}, []bool{true}},
+		{"the same, later", []string{"del 192.0.2.5/24 dev eth0", "add 192.0.2.5/24 dev eth0"}, []bool{false}, []bool{true}},
+		{"with another far end", []string{"add 192.0.2.5 peer 192.0.2.9 dev eth0", "del 192.0.2.5/24 dev eth0", "del 192.0.2.5 peer 192.0.2.9 dev eth0"}, []bool{true, false}, []bool{false, true}},
+		{"on another link", []string{"add 192.0.2.5/24 dev eth1", "del 192.0.2.5/24 dev eth0", "del 192.0.2.5/24 dev eth1"}, []bool{true, false}, []bool{true, true}},
+		{"on another link, later", []string{"del 192.0.2.5/24 dev eth0", "add 192.0.2.5/24 dev eth1"}, []bool{false}, []bool{true}},
+		{"changed before", []string{"change 192.0.2.5/24 dev eth0 valid_lft 3600 preferred_lft 3600", "del 192.0.2.5/24 dev eth0"}, []bool{false}, []bool{true}},
+		{"besides another", []string{"add 192.0.2.7/24 dev eth0", "del 192.0.2.7/24 dev eth0", "add 192.0.2.8/32 dev eth0", "del 192.0.2.5/24 dev eth0"}, []bool{false, false}, []bool{false, false}},
+		{"IPv6", []string{"del fd00::5/64 dev eth0", "add fd00::5/72 dev eth0 nodad"}, []bool{false}, []bool{false}},
+		{"IPv6 on another link", []string{"del fd00::6/64 dev eth0"}, []bool{true}, []bool{false}},
+		{"IPv6 whose far end changes", []string{"add fd00::7 peer fd00::8/128 dev eth0 nodad", "change fd00::7 peer fd00::9/128 dev eth0", "del fd00::7 peer fd00::9/128 dev eth0"}, []bool{false}, []bool{false}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n.IP(t, "addr flush dev eth0 scope global")
@@ -48,7 +50,7 @@ func TestWhereabouts(t *testing.T) {
 			for _, command := range append(tt.commands, "add 203.0.113.7/32 dev lo", "del 203.0.113.7/32 dev lo") {
 				n.IP(t, "addr "+command)
 			}
-			var got []bool
+			var got, bare []bool
 			for last := false; !last; {
 				events, err := w.Next()
 				if err != nil {
@@ -57,12 +59,12 @@ func TestWhereabouts(t *testing.T) {
 				where.Follow(events)
 				for _, e := range events {
 					if last = e.Addr == netip.MustParseAddr("203.0.113.7") && e.Deleted; !last && e.Deleted && !e.Addr.IsLinkLocalUnicast() {
-						got = append(got, e.Elsewhere)
+						got, bare = append(got, e.Elsewhere), append(bare, e.Bare)
 					}
 				}
 			}
-			if !slices.Equal(got, tt.want) {
-				t.Errorf("elsewhere: %v, want %v", got, tt.want)
+			if !slices.Equal(got, tt.want) || !slices.Equal(bare, tt.bare) {
+				t.Errorf("elsewhere: %v, the last: %v; want %v, %v", got, bare, tt.want, tt.bare)
 			}
 		})
 	}
