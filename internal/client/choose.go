@@ -145,6 +145,28 @@ func (c *chooser) announce(family int, d choice.Decision) {
 	}
 }
 
+// noteFailure has the choice made again that the kernel refused, and says why if that does not pass: what was read of the host may have
+// been gone by then, as an address that is swapped, and the event on its way.
+func (c *chooser) noteFailure(now time.Duration, err error) {
+	if err == nil {
+		c.failure, c.failing = "", 0
+		return
+	}
+	if c.failing == 0 {
+		c.failing = now
+	}
+	if passes := c.failing + lookAgain - now; passes > 0 {
+		c.log.Debug("the choice is made again", "err", err)
+		c.in(passes)
+		return
+	}
+	if text := err.Error(); text != c.failure {
+		c.failure = text
+		c.log.Error("cannot lead unbound traffic to the chosen uplink; that is tried again", "err", err)
+	}
+	c.in(restoreEvery)
+}
+
 // sessionOf returns the session that has a table.
 func (c *chooser) sessionOf(family int, table uint32) *session {
 	for _, s := range c.leases() {

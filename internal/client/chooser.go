@@ -45,6 +45,7 @@ type chooser struct {
 	uplinks  map[wire.Key]*probed
 	of       map[int]*chosen // the choice of each family
 	failure  string          // the last one in the log, until the choice is placed
+	failing  time.Duration   // since when it cannot be placed; 0: it can
 	decideAt time.Duration   // when the choice is made next; 0: nothing calls for that
 	armed    time.Duration   // when runDue is to run at the latest; 0: nothing is due
 	restored time.Duration   // not before then is restored what others delete
@@ -480,14 +481,5 @@ func (c *chooser) decide(now time.Duration) {
 	if c.alone {
 		c.in(c.reconcileEvery()) // in case that an event was lost
 	}
-	err := errors.Join(errs...)
-	if err == nil {
-		c.failure = ""
-		return
-	}
-	if text := err.Error(); text != c.failure {
-		c.failure = text
-		c.log.Error("cannot lead unbound traffic to the chosen uplink; that is tried again", "err", err)
-	}
-	c.in(restoreEvery)
+	c.noteFailure(now, errors.Join(errs...))
 }

@@ -1,8 +1,13 @@
 package client
 
 import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -246,6 +251,35 @@ func TestRoomForUsed(t *testing.T) {
 			uplinks: map[wire.Key]*probed{{}: {session: s, health: choice.NewHealth(&n, now), due: now}}}
 		if at := c.next(now); (at != 0) != wakes {
 			t.Errorf("table %d: the next round is at %v, want that there is one: %v", table, at, wakes)
+		}
+	}
+}
+
+// TestChoiceFailure: what the kernel refuses is tried again at once, and said once, if it does not pass.
+func TestChoiceFailure(t *testing.T) {
+	const at = time.Hour
+	refused := errors.New("Invalid prefsrc address")
+	for _, tt := range []struct {
+		name  string
+		tries map[time.Duration]error
+		says  int
+	}{
+		{"passes", map[time.Duration]error{at: refused, at + lookAgain/2: nil, at + 2*lookAgain: refused}, 0},
+		{"passes, and comes again", map[time.Duration]error{at: refused, at + lookAgain/2: refused, at + lookAgain*3/4: nil, at + lookAgain: refused}, 0},
+		{"stays", map[time.Duration]error{at: refused, at + lookAgain: refused, at + 2*lookAgain: refused}, 1},
+		{"stays, and is another one", map[time.Duration]error{at: refused, at + lookAgain: refused, at + 2*lookAgain: errors.New("no such device")}, 2},
+		{"stays twice", map[time.Duration]error{at: refused, at + lookAgain: refused, at + 2*lookAgain: nil, at + 3*lookAgain: refused, at + 4*lookAgain: refused}, 2},
+	} {
+		var log bytes.Buffer
+		c := &chooser{host: &host{loop: &loop{log: slog.New(slog.NewTextHandler(&log, nil))}}}
+		for _, now := range slices.Sorted(maps.Keys(tt.tries)) {
+			c.decideAt = 0
+			if c.noteFailure(now, tt.tries[now]); (c.decideAt != 0) != (tt.tries[now] != nil) {
+				t.Errorf("%s: after %v the choice is made again: %v", tt.name, tt.tries[now], c.decideAt != 0)
+			}
+		}
+		if says := strings.Count(log.String(), "level=ERROR"); says != tt.says {
+			t.Errorf("%s: said %d times, want %d:\n%s", tt.name, says, tt.says, &log)
 		}
 	}
 }
