@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -175,6 +176,25 @@ func TestChoiceForeignRule(t *testing.T) {
 	c.wantOwnOnly()
 }
 
+// waitChosen waits until nothing in the kernel leads unbound traffic to the uplink that was chosen before ifname: packets leave by the new
+// one before that.
+func (c *chooser) waitChosen(ifname string) {
+	c.t.Helper()
+	eventually(c.t, "the choice of "+ifname+" is whole", func() error {
+		for _, family := range []string{"-4", "-6"} {
+			for _, r := range c.routeLines(family, "main") {
+				if strings.HasPrefix(r, "default ") && strings.Contains(r, " proto 116") && !strings.Contains(r, " dev "+ifname+" ") {
+					return errors.New(r)
+				}
+			}
+			if rules := c.ns.IP(c.t, family+" rule show priority 90000"); strings.Count(rules, "lookup") > 1 {
+				return errors.New(rules)
+			}
+		}
+		return nil
+	})
+}
+
 // TestChoiceHeld: a watch that is started while an uplink that failed is about to be used again does not cut its hold short.
 func TestChoiceHeld(t *testing.T) {
 	t.Parallel()
@@ -183,6 +203,7 @@ func TestChoiceHeld(t *testing.T) {
 		c.waitUsedAfter("wan0")
 		c.fault(0, noInternet)
 		c.waitUnbound(1)
+		c.waitChosen("wan1")
 		c.watch.kill()
 		c.mend(0)
 		c.watch = c.uplinks.watch("--config", c.watchFile(chooserConfig(links, `"hold": 1000`, `"hold_max": 2000`)))
