@@ -64,6 +64,7 @@ var Checks = []Check{
 	{Name: "leases", Severity: Warning, look: lookHolders},
 	{Name: "rules-many", Severity: Warning, look: lookRulesMany},
 	{Name: "uplink-dead", Severity: Warning, look: lookUplinkDead},
+	{Name: "mark-nowhere", Severity: Warning, look: lookMarkNowhere},
 	{Name: "choice-shadowed", Severity: Warning, look: lookShadowed},
 	{Name: "choice-unprobed", Severity: Note, look: lookUnprobed},
 	{Name: "probes", Severity: Note, look: lookProbes},

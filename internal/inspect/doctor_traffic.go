@@ -76,6 +76,28 @@ func lookUnboundShadowed(p *patient) (all []symptom) {
 	return all
 }
 
+// lookMarkNowhere finds marks whose rules lead to main, where no default route is left since move took them, and then nowhere: the rules of
+// VPNs, by which their own packets leave.
+func lookMarkNowhere(p *patient) (all []symptom) {
+	for _, family := range families {
+		if !slices.ContainsFunc(p.linksOf(family), func(l lease) bool { return l.Mode == string(uplink.MoveRoutes) }) {
+			continue
+		}
+		for _, r := range p.rules[family] {
+			if r.Mask == 0 || r.Flags != 0 || r.Action != route.Lookup || r.Table != unix.RT_TABLE_MAIN || r.Src.IsValid() || r.Dst.IsValid() || r.Protocol == route.Protocol {
+				continue
+			}
+			a, err := p.walk(family, route.Question{Dst: netip.MustParseAddr(nowhere[family][0][0]), Mark: r.Mark})
+			if rule, decided := a.Rule(); err != nil || a.Err == 0 || !decided || rule.Mask == 0 {
+				continue // all other packets have no route either
+			}
+			all = append(all, symptom{fmt.Sprintf("packets with the mark %#x do not leave: their rules ask main, whose default routes were moved", r.Mark),
+				r.String() + ", then " + p.refusal(a), `"routes": "copy" in watch.json, or --routes copy`})
+		}
+	}
+	return all
+}
+
 // lookRPForward asks whether replies to forwarded connections are accepted from each uplink.
 func lookRPForward(p *patient) (all []symptom) {
 	if readLine("/proc/sys/net/ipv4/ip_forward") != "1" {
