@@ -343,17 +343,13 @@ func (h *host) servesLink(index int) bool {
 
 // readRuled notes the addresses with a rule of ours to a table, whatever process added it, and their links.
 func (h *host) readRuled(addresses []route.Address) error {
+	rules, err := h.sourceRules()
+	if err != nil {
+		return err
+	}
 	ruled := make(map[netip.Addr]bool)
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool {
-			return r.Protocol == route.Protocol && uplink.IsHost(*r) && !uplink.LeavesTable(*r)
-		})
-		if err != nil {
-			return err
-		}
-		for _, r := range rules {
-			ruled[r.Src.Addr()] = true
-		}
+	for _, r := range rules {
+		ruled[r.Src.Addr()] = true
 	}
 	h.ruled, h.leased = ruled, make(map[int]bool)
 	for _, a := range addresses {

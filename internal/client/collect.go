@@ -260,15 +260,5 @@ func formerLink(source route.Rule, routes []route.Route, addresses []route.Addre
 // giveBack releases a lease that no session has. It does not wait for the answer: if the request is lost, the lease
 // expires.
 func (h *host) giveBack(key wire.Key) error {
-	conn, err := peer.Open(key, peer.AsAsker)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	req := wire.Request{Key: key, Cmd: wire.Release}
-	err = h.server.Send(conn, req.Append(nil))
-	if err != nil {
-		h.log.Debug("lease not released", "key", key.String(), "err", err)
-	}
-	return nil
+	return h.sendOnce(wire.Request{Key: key, Cmd: wire.Release})
 }

@@ -60,6 +60,8 @@ type loop struct {
 	front    front
 	prefixAt time.Duration // when delegated prefixes are compared with other uplinks; 0: nothing has changed
 	prefixes bool          // there were some at the last comparison
+	renewAt  time.Duration // when it is looked next whether a lease is due
+	former   former
 	// successor looks for the program that Reexec asks for; nil: there is none.
 	successor   func(Handover) error
 	makingWay   bool      // successor runs
@@ -119,6 +121,7 @@ func newLoop(server string, uids []uint32, report Report, log *slog.Logger) (*lo
 		failures: make(chan error, 1),
 		stopped:  make(chan struct{}),
 	}
+	kernel.Meanwhile = l.renewAmid
 	l.readers.Go(l.readKernel)
 	l.readers.Go(l.readPeers)
 	return l, nil
@@ -186,6 +189,7 @@ func (l *loop) run(ctx context.Context) error {
 	stop := ctx.Done()
 	var failure error
 	for l.handover == nil && (len(l.sessions) > 0 || l.scope.awaits()) {
+		l.renewFirst() // whatever else goes on without end
 		timer.Reset(l.wait(wire.Now()))
 		select {
 		case <-stop:

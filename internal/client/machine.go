@@ -72,12 +72,13 @@ type machine struct {
 	expires  time.Duration // on the lease clock
 	sends    int           // in this state
 	waits    int           // of a release, for room in the server's queue
-	asked    time.Duration // when the server was asked for a lease last
+	asked    time.Duration // when the server was asked for a lease last, or for the renewal of one first
 	due      time.Duration // of the timer; 0: none
 	grace    time.Duration // until the address has to be there; 0: it was, or never has to
 	reported bool          // the caller has its answer
 	blocking bool          // nothing leaves from the address, should it return, before its rules stand
 	away     bool          // the server did not answer the last renewals
+	unheard  bool          // a renewal was sent amid other work, and nobody has looked for its answer
 	denied   bool          // it ends since the server, or the kernel, refused it for good
 	queued   bool          // the server has no table left, and the next request waits for its turn
 	why      string        // the last reason not to have a lease
@@ -100,6 +101,7 @@ type eventKind int
 const (
 	start       eventKind = iota
 	timer                 // due or grace has come
+	busy                  // due may have come, and the loop goes on with what it does before it hears answers
 	replied               // the server answered: reply
 	unreachable           // the request could not be delivered: err
 	rulesPlaced           // the rules of the last placeRules stand, or not: err
@@ -142,6 +144,8 @@ func (m *machine) step(now time.Duration, ev event) []action {
 		return m.ask(now)
 	case timer:
 		return m.tick(now, ev.full)
+	case busy:
+		return m.renew(now)
 	case replied:
 		return m.answer(now, ev.reply, ev.turn)
 	case unreachable:
@@ -245,10 +249,12 @@ func (m *machine) expire(now time.Duration, full bool) []action {
 		}
 		return append(m.makeDo(), m.ask(now)...)
 	case held:
-		if m.sends++; m.sends > 1 {
+		if m.sends++; m.sends == 1 {
+			m.asked = now
+		} else if !m.unheard {
 			m.away = true
 		}
-		m.due = now + awayEvery
+		m.due, m.unheard = now+awayEvery, false
 		return []action{m.request(wire.Acquire)}
 	case releasing:
 		if full && m.waits < releaseWaits {
@@ -282,7 +288,7 @@ func (m *machine) tell(table uint32, why string) []action {
 }
 
 func (m *machine) enter(s state) {
-	m.state, m.sends, m.due = s, 0, 0
+	m.state, m.sends, m.due, m.unheard = s, 0, 0, false
 }
 
 func (m *machine) answer(now time.Duration, r wire.Reply, turn time.Duration) []action {
@@ -310,8 +316,8 @@ func (m *machine) answer(now time.Duration, r wire.Reply, turn time.Duration) []
 
 func (m *machine) granted(now time.Duration, r wire.Reply) []action {
 	m.expires = time.Duration(r.Expires) * time.Second
-	if r.Left > 0 { // the server may be in another time namespace
-		m.expires = now + time.Duration(r.Left)*time.Second
+	if r.Left > 0 { // the server may be in another time namespace. An answer may have waited to be read
+		m.expires = m.asked + time.Duration(r.Left)*time.Second
 	}
 	m.away = false
 	if m.state == held && r.Table == m.table {
@@ -418,7 +424,9 @@ func (m *machine) replace(now time.Duration, newer uplink.Uplink) []action {
 		return actions
 	}
 	m.due = now + awayEvery
-	m.sends++
+	if m.sends++; m.sends == 1 {
+		m.asked = now
+	}
 	return append(actions, m.request(wire.Acquire))
 }
 

@@ -128,6 +128,10 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 	if err := h.prepare(); err != nil {
 		return err
 	}
+	if l.former.requests, err = h.findFormer(); err != nil {
+		log.Warn("cannot find out what an earlier watch had leased", "err", err)
+	}
+	l.renewFormer()
 	h.choices, h.cgroups, h.replies = newChooser(h), newCgroups(h), newReplies(h)
 	defer h.choices.program.Close()
 	defer h.choices.stop()
@@ -144,7 +148,7 @@ func Watch(ctx context.Context, cfg WatchConfig, reloads <-chan Reload, clean bo
 		cfg.Ready()
 	}
 	h.reconcile()
-	h.moved = nil
+	h.moved, l.former = nil, former{}
 	err = l.run(ctx)
 	h.tellHost(events.Stopped, "the watch ended")
 	if h.ending && err == nil {

@@ -40,6 +40,9 @@ type Conn struct {
 	first       *first            // nil: none is open
 	ports       []uint32          // of the sockets that changed something
 	read        int
+	// Meanwhile is called before each request, and now and then while a long answer is read, for what cannot wait until
+	// thousands of routes are read or changed; nil: nothing is. It must not use the Conn.
+	Meanwhile func()
 }
 
 // Dial returns a Conn for the network namespace of the calling thread, to be closed by the caller.
@@ -167,8 +170,15 @@ func (c *Conn) execute(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket
 // handle is how the library takes a socket. Each request has a number of its own, so that the answer to another one is
 // not taken for its answer.
 func (c *Conn) handle(s *nl.NetlinkSocket) map[int]*nl.SocketHandle {
+	c.meanwhile()
 	c.requests++
 	return map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Seq: c.requests, Socket: s}}
+}
+
+func (c *Conn) meanwhile() {
+	if c.Meanwhile != nil {
+		c.Meanwhile()
+	}
 }
 
 func (c *Conn) reopen(socket **nl.NetlinkSocket, open func() (*nl.NetlinkSocket, error)) error {

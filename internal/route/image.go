@@ -65,6 +65,9 @@ func (i *Image) Read(c *Conn) error {
 	return err
 }
 
+// answersBetween is after how many messages of a dump Meanwhile is called. They take a millisecond.
+const answersBetween = 512
+
 // each is dump with a function that is called for each message, which must not keep it. An
 // interrupted dump is not repeated.
 func (c *Conn) each(typ, answer uint16, body []byte, f func([]byte)) error {
@@ -73,7 +76,11 @@ func (c *Conn) each(typ, answer uint16, body []byte, f func([]byte)) error {
 		RawData:  body,
 		Sockets:  c.handle(c.reading),
 	}
+	n := 0
 	err := req.ExecuteIter(unix.NETLINK_ROUTE, answer, func(msg []byte) bool {
+		if n++; n%answersBetween == 0 {
+			c.meanwhile()
+		}
 		f(msg)
 		return true
 	})

@@ -37,6 +37,7 @@ func (c *Conn) changeTogether(messages []change) (done []bool) {
 // sendTogether asks for an acknowledgement of the last message only: the kernel says which of the others failed, and
 // the acknowledgement comes after that.
 func (c *Conn) sendTogether(messages []change, done []bool) error {
+	c.meanwhile()
 	first := c.requests + 1
 	last := c.requests + uint32(len(messages))
 	var b []byte

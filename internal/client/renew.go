@@ -1,0 +1,139 @@
+package client
+
+import (
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/route"
+	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
+)
+
+// To read or fill a table with very many routes takes longer than a lease may last, if the machine is slow or the process
+// may use little of it. So leases that are due are renewed amid that work, whenever the kernel is asked for something.
+
+// renewLook is how often it is looked whether a lease is due.
+const renewLook = 100 * time.Millisecond
+
+// former is what rules of an earlier watch say was leased, while a watch begins and has no sessions for it yet.
+type former struct {
+	requests []wire.Request
+	sentAt   time.Duration
+}
+
+// renewFirst renews leases at the begin of a turn.
+func (l *loop) renewFirst() { l.renewDue(timer) }
+
+// renewAmid renews leases amid the work of one turn of the loop.
+func (l *loop) renewAmid() { l.renewDue(busy) }
+
+// renewDue renews the leases that are due. It asks the kernel for nothing and makes no other step than a renewal.
+func (l *loop) renewDue(kind eventKind) {
+	now := wire.Now()
+	if now < l.renewAt {
+		return
+	}
+	l.renewAt = now + renewLook
+	for _, s := range l.sessions {
+		if s.lease.state != held || s.lease.grace != 0 {
+			continue
+		}
+		if s.retryAt != 0 && now >= s.retryAt {
+			l.deliver(s, s.retry)
+		}
+		l.feed(s, event{kind: kind})
+	}
+	if len(l.former.requests) > 0 && now >= l.former.sentAt+awayEvery {
+		l.renewFormer()
+	}
+}
+
+// renew renews a lease that is due amid other work. That its answer is not heard meanwhile says nothing of the server.
+func (m *machine) renew(now time.Duration) []action {
+	if m.state != held || m.due == 0 || now < m.due {
+		return nil
+	}
+	if m.sends == 0 {
+		m.sends, m.asked = 1, now
+	}
+	m.due, m.unheard = now+awayEvery, true
+	return []action{m.request(wire.Acquire)}
+}
+
+// renewFormer asks for all of them again. Nobody waits for the answers: sessions ask for themselves later.
+func (l *loop) renewFormer() {
+	l.former.sentAt = wire.Now()
+	for _, req := range l.former.requests {
+		if err := l.sendOnce(req); err != nil {
+			l.log.Debug("former lease not renewed", "key", req.Key.String(), "err", err)
+		}
+	}
+}
+
+// sendOnce sends a request of no session, and does not wait for the answer.
+func (l *loop) sendOnce(req wire.Request) error {
+	conn, err := peer.Open(req.Key, peer.AsAsker)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := l.server.Send(conn, req.Append(nil)); err != nil {
+		l.log.Debug("request not sent", "key", req.Key.String(), "err", err)
+	}
+	return nil
+}
+
+// findFormer finds what an earlier watch had leased, before the routes of the host are read: addresses that the
+// configuration selects, that a rule of ours leads to a table, and that no process holds.
+func (h *host) findFormer() (all []wire.Request, err error) {
+	names, err := peer.HolderNames()
+	if err != nil {
+		return nil, err
+	}
+	holds := make(map[string]bool, len(names))
+	for _, name := range names {
+		holds[name] = true
+	}
+	links, addresses, err := h.kernel.HostAddresses()
+	if err != nil {
+		return nil, err
+	}
+	rules, err := h.sourceRules()
+	if err != nil {
+		return nil, err
+	}
+	tables := make(map[netip.Addr]uint32)
+	for _, r := range rules {
+		tables[r.Src.Addr()] = r.Table
+	}
+	for _, a := range addresses {
+		u, ok := h.config.Uplink(a, links[a.Index].Name)
+		if !ok || tables[a.Addr] == 0 || holds[u.Key.String()] {
+			continue
+		}
+		var t remembered
+		if h.memory.Read(u.Key.String(), &t) == nil && wire.CheckTag(t.Tag) == nil {
+			u.Tag = t.Tag
+		}
+		u.Want = tables[a.Addr]
+		all = append(all, newMachine(u, false, true).request(wire.Acquire).request)
+	}
+	return all, nil
+}
+
+// sourceRules are the rules of ours that lead an address to a table, whatever process added them.
+func (h *host) sourceRules() (all []route.Rule, err error) {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := h.kernel.RulesWhere(family, func(r *route.Rule) bool {
+			return r.Protocol == route.Protocol && uplink.IsHost(*r) && !uplink.LeavesTable(*r)
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, rules...)
+	}
+	return all, nil
+}
