@@ -109,8 +109,10 @@ func (h *host) findFormer() (all []wire.Request, err error) {
 	for _, r := range rules {
 		tables[r.Src.Addr()] = r.Table
 	}
+	selection := h.config.Selection
+	selection.Others = uplink.OthersOf(links)
 	for _, a := range addresses {
-		u, ok := h.config.Uplink(a, links[a.Index].Name)
+		u, ok := selection.Uplink(a, links[a.Index].Name)
 		if !ok || tables[a.Addr] == 0 || holds[u.Key.String()] {
 			continue
 		}
