@@ -39,6 +39,22 @@ func (h *host) diagnosis(script string) (names []string, text string) {
 	return names, r.stdout
 }
 
+// cures are what doctor says to do, if all of that is commands, as somebody would paste them.
+func (h *host) cures() (cures []string) {
+	h.t.Helper()
+	for _, line := range lines(h.run(bin(h.t, clientBin), "doctor").stdout) {
+		do, found := strings.CutPrefix(strings.TrimSpace(line), "do  ")
+		switch do = strings.TrimSpace(do); {
+		case !found || slices.Contains(cures, do):
+		case strings.HasPrefix(do, "ip "), strings.HasPrefix(do, "sysctl -w "):
+			cures = append(cures, do)
+		default:
+			return nil
+		}
+	}
+	return cures
+}
+
 // waitDiagnosis waits until doctor finds exactly what has these names.
 func (h *host) waitDiagnosis(script string, want ...string) {
 	h.t.Helper()
@@ -108,7 +124,9 @@ func TestDoctor(t *testing.T) {
 				h.ns.Run(t, "sh", "-ec", replace.Replace(tt.provoke))
 			}
 			h.waitDiagnosis(replace.Replace(tt.files), tt.name)
-			if tt.cure != "" {
+			if cures := h.cures(); len(cures) > 0 {
+				h.ns.Run(t, "sh", "-ec", strings.Join(cures, "\n"))
+			} else if tt.cure != "" {
 				h.ns.Run(t, "sh", "-ec", replace.Replace(tt.cure))
 			}
 			h.waitDiagnosis("")

@@ -37,7 +37,7 @@ func portEvidence(l, master route.Link) string {
 }
 
 func leavePort(l, master route.Link) string {
-	return fmt.Sprintf("ip link set %s nomaster; or give %s the address and delete it from %[1]s", l.Name, master.Name)
+	return fmt.Sprintf("ip link set %s nomaster # or give %s the address and delete it from %[1]s", l.Name, master.Name)
 }
 
 // lookLocal finds addresses whose packets table local does not get, since rules come before it or it has no route for them.

@@ -194,7 +194,7 @@ func lookRuleOrphan(p *patient) (all []symptom) {
 				slices.ContainsFunc(p.report.Uplinks, func(row Row) bool { return row.Address == r.Src.Addr().String() })
 			if !known {
 				all = append(all, symptom{"rules are left of " + r.Src.Addr().String() + ", which this host does not have", r.String(),
-					"start a watch, which deletes them, or: ip rule delete " + ruleText(r)})
+					"ip rule delete " + ruleText(r) + " # or start a watch, which does that"})
 			}
 		}
 	}
@@ -284,7 +284,7 @@ func lookSrcValidMark(p *patient) (all []symptom) {
 	}
 	for _, r := range p.foreign(unix.AF_INET) {
 		if r.Mask != 0 && r.Flags == 0 {
-			all = append(all, symptom{"rp_filter looks at marks, and a rule of another program selects by mark", r.String(), "sysctl -w net.ipv4.conf.all.src_valid_mark=0, and set it for single links"})
+			all = append(all, symptom{"rp_filter looks at marks, and a rule of another program selects by mark", r.String(), "sysctl -w net.ipv4.conf.all.src_valid_mark=0 # and 1 for single links"})
 		}
 	}
 	return all
