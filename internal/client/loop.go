@@ -227,7 +227,9 @@ func (l *loop) run(ctx context.Context) error {
 func (l *loop) end(why string) {
 	l.hearFirst()
 	l.ending = true
-	for _, s := range l.all() {
+	all := l.all()
+	slices.SortStableFunc(all, func(a, b *session) int { return a.inst.Stood() - b.inst.Stood() })
+	for _, s := range all {
 		l.feed(s, event{kind: end, why: why})
 	}
 }

@@ -58,6 +58,8 @@ func (p *placer) lose(taken bool) {
 	if taken {
 		gone := slices.DeleteFunc(slices.Clone(p.taken), p.outlives)
 		p.env.order.forget(gone)
+		p.env.order.renew(slices.DeleteFunc(p.again, func(r route.Route) bool { return !p.outlives(r) }))
+		p.again = nil
 		p.lost = append(p.lost, gone...)
 		p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !p.outlives(r) })
 	}
@@ -283,6 +285,11 @@ func (p *placer) standing(u uplink.Uplink, m uplink.Main, had int) error {
 	stands := p.stands(m)
 	stood := func(r route.Route) bool { return slices.ContainsFunc(stands, r.Equal) }
 	p.keepTaken(func(r route.Route) bool { return stood(r) || slices.ContainsFunc(m.Routes, r.Equal) })
+	for _, r := range p.taken {
+		if !stood(r) {
+			p.again = append(p.again, r)
+		}
+	}
 	p.taken = slices.DeleteFunc(p.taken, func(r route.Route) bool { return !stood(r) }) // what main has again keeps its place
 	judged := p.judging == nil || p.unbroken || len(p.taken) == 0
 	p.judging = nil

@@ -239,6 +239,15 @@ func (o *order) forget(routes []route.Route) {
 	o.places = slices.DeleteFunc(o.places, func(p []route.Route) bool { return len(p) == 0 })
 }
 
+// renew puts routes behind the others of their places: main had lost them, and has got them again since.
+func (o *order) renew(routes []route.Route) {
+	for _, r := range routes {
+		if place, at := o.find(r); place >= 0 {
+			o.places[place] = append(slices.Delete(o.places[place], at, at+1), r)
+		}
+	}
+}
+
 // of returns the routes of the places that routes have, in order.
 func (o *order) of(routes []route.Route) (all []route.Route) {
 	for _, p := range o.places {
@@ -307,6 +316,17 @@ func (i *Installation) giveBack(u uplink.Uplink) {
 	}
 	i.warn("restore routes in main", err)
 	i.warn("forget what was moved", i.routes.drop(u, i.Index))
+}
+
+// Stood is where the last of the routes stood that main has lost to the table, among those of its place; -1: it has lost none. At the
+// end of all, main gets them back in this order: the kernel adds a route in front of its place or behind, and none in between.
+func (i *Installation) Stood() int {
+	last := -1
+	for _, r := range i.routes.taken {
+		_, at := i.env.order.find(r)
+		last = max(last, at)
+	}
+	return last
 }
 
 // drop clears what is known of a table that is being emptied.

@@ -3,6 +3,7 @@ package install
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -10,11 +11,12 @@ import (
 	"github.com/table-allocator/table-allocator/internal/route"
 )
 
+func via(last byte) route.Route {
+	gateway := netip.AddrFrom4([4]byte{192, 0, 2, last})
+	return route.NewRoute(unix.RT_TABLE_MAIN, netip.MustParsePrefix("0.0.0.0/0"), gateway, 2)
+}
+
 func TestOrder(t *testing.T) {
-	via := func(last byte) route.Route {
-		gateway := netip.AddrFrom4([4]byte{192, 0, 2, last})
-		return route.NewRoute(unix.RT_TABLE_MAIN, netip.MustParsePrefix("0.0.0.0/0"), gateway, 2)
-	}
 	some := func(last ...byte) (routes []route.Route) {
 		for _, l := range last {
 			routes = append(routes, via(l))
@@ -72,6 +74,43 @@ func TestOrder(t *testing.T) {
 		front, behind := o.around(some(tt.now...), some(tt.back...))
 		if !slices.EqualFunc(front, some(tt.front...), route.Route.Equal) || !slices.EqualFunc(behind, some(tt.behind...), route.Route.Equal) {
 			t.Errorf("%v beside %v: %v in front and %v behind", tt.back, tt.now, front, behind)
+		}
+	}
+}
+
+// TestMovedAgainBehind: main lost what was taken with its link, and got it again, behind another link's route. It was taken again
+// before anybody heard of the loss, and comes back behind the other one.
+func TestMovedAgainBehind(t *testing.T) {
+	const moved = "default via 192.0.2.1 dev wan0 metric 5"
+	m := newMover(t, "add "+moved)
+	m.IP(t, "route append default via 198.51.100.1 dev wan1 metric 5")
+	i := m.placed()
+	i.routes.fresh = nil // the events were heard
+	for _, command := range []string{"link set wan0 down", "link set wan0 up", "route append " + moved} {
+		m.IP(t, command)
+	}
+	m.Do(func() {
+		i.Follow(movedTable, false)
+		i.Hear(past(route.Event{Kind: route.LinkChanged, Down: true}), nil, nil)
+	})
+	m.clear(i)
+	if got := m.defaults("main"); len(got) != 2 || !strings.Contains(got[1], "wan0") {
+		t.Errorf("main has %q", got)
+	}
+}
+
+// TestStood: at the end of all, addresses give their routes back in the order in which main had them.
+func TestStood(t *testing.T) {
+	a, b, c := via(1), via(2), via(3)
+	env := &Env{}
+	env.order.note([]route.Route{a, b, c})
+	for _, tt := range []struct {
+		taken []route.Route
+		want  int
+	}{{nil, -1}, {[]route.Route{c, b}, 2}, {[]route.Route{a}, 0}, {[]route.Route{c}, 2}} {
+		i := &Installation{env: env, routes: placer{env: env, taken: tt.taken}}
+		if got := i.Stood(); got != tt.want {
+			t.Errorf("%v stood at %d, want %d", tt.taken, got, tt.want)
 		}
 	}
 }

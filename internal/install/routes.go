@@ -51,6 +51,7 @@ type placer struct {
 	carried    []route.Route // default routes of ours in the table that a large main filled; nil: the table has to be read
 	below      []route.Route // of that table, the routes by the gateways of the link that a macvlan is on
 	filling    *filling      // of a table that a large main fills; nil: it is filled
+	again      []route.Route // of what was taken, what main has had again; it had lost these before, if that is heard while they are fresh
 	looked     version       // of main, at the last look
 	seen       version       // of main, when the table was filled last
 }
