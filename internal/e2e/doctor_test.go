@@ -43,7 +43,7 @@ func (h *host) diagnosis(script string) (names []string, text string) {
 func (h *host) cures() (cures []string) {
 	h.t.Helper()
 	for _, line := range lines(h.run(bin(h.t, clientBin), "doctor").stdout) {
-		do, found := strings.CutPrefix(strings.TrimSpace(line), "do  ")
+		do, found := strings.CutPrefix(strings.TrimSpace(line), "do ")
 		switch do = strings.TrimSpace(do); {
 		case !found || slices.Contains(cures, do):
 		case strings.HasPrefix(do, "ip "), strings.HasPrefix(do, "sysctl -w "):

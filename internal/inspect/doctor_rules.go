@@ -294,7 +294,7 @@ func lookRulesMany(p *patient) (all []symptom) {
 	const many = 500
 	for _, family := range families {
 		if n := len(p.rules[family]); n > many {
-			all = append(all, symptom{fmt.Sprintf("%d rules, which every lookup goes through", n), "each costs about 17 ns", "ip rule; delete what nobody needs"})
+			all = append(all, symptom{fmt.Sprintf("%d rules, which every lookup goes through", n), "each costs about 17 ns", "delete what nobody needs, as ip rule shows it"})
 		}
 	}
 	return all
