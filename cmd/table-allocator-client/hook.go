@@ -31,8 +31,8 @@ tables for the addresses that it tells. The installed scripts call this.
   udhcpc ACTION             udhcpc's script: bound or renew
   await                     IPv6 addresses that come within a minute; dhclient's
                             hook starts this
-  await-ipv4                IPv4 addresses that come within 10 s; NetworkManager's
-                            hook starts this
+  await-ipv4                IPv4 addresses that come within 10 s; the hook of
+                            NetworkManager starts this
 
   -i, --ifname IFNAME       the link, for await and await-ipv4
 `
