@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/table-allocator/table-allocator/internal/peer"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -46,11 +47,6 @@ func reexec(f *flags) action {
 		if err != nil {
 			return err
 		}
-		conn, err := peer.Open(wire.Key{Ifname: "reexec"}, peer.AsAsker)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
 		found := make(map[string]bool)
 		failed := false
 		for _, h := range holders {
@@ -62,10 +58,7 @@ func reexec(f *flags) action {
 				continue // a restart replaces it
 			}
 			what := fmt.Sprintf("%s on %s", h.Key.Address, h.Key.Ifname)
-			reply, err := peer.Ask(context.Background(), conn, wire.Request{Key: h.Key, Cmd: wire.Reexec}, peer.HolderPatience)
-			if err == nil && reply.Table == 0 {
-				err = errors.New(reply.Error)
-			}
+			reply, err := askReexec(h.Key)
 			if err != nil {
 				warn(fmt.Errorf("%s (pid %d) is not served by the installed program: %w", what, h.Reply.PID, err))
 				failed = true
@@ -84,4 +77,20 @@ func reexec(f *flags) action {
 		}
 		return nil
 	}
+}
+
+// askReexec has the holder of a key execute the installed program, which answers. Each is asked from a socket of its own, so that a
+// late answer is not taken for that of the next one.
+func askReexec(key wire.Key) (wire.Reply, error) {
+	const patience = 5 * time.Second // the program has to start
+	conn, err := peer.Open(wire.Key{Ifname: "reexec"}, peer.AsAsker)
+	if err != nil {
+		return wire.Reply{}, err
+	}
+	defer conn.Close()
+	reply, err := peer.Ask(context.Background(), conn, wire.Request{Key: key, Cmd: wire.Reexec}, patience)
+	if err == nil && reply.Table == 0 {
+		err = errors.New(reply.Error)
+	}
+	return reply, err
 }
