@@ -40,6 +40,7 @@ type main struct {
 
 	image *route.Image  // of a large one
 	stale bool          // the image is not certain
+	gone  []route.Route // default routes of the image that this process has deleted, and of which the events are still to come
 	held  time.Duration // not before then is it read again: tables are being filled from it
 
 	defaults map[int]bool // links over which there is a default route, or the half of one
@@ -132,6 +133,9 @@ func (p *Picture) Hear(family int, events []route.Event) (changes []Change, larg
 		if e.Kind != route.RouteChanged || e.Table != unix.RT_TABLE_MAIN || e.Family != family {
 			continue
 		}
+		if at := slices.IndexFunc(m.gone, e.Route.Equal); at >= 0 && (!e.Deleted || p.kernel.Made(e)) {
+			m.gone = slices.Delete(m.gone, at, at+1)
+		}
 		dst := e.Route.Dst
 		if _, known := before[dst]; !known {
 			before[dst] = m.image.To(dst)
@@ -149,6 +153,18 @@ func (p *Picture) Hear(family int, events []route.Event) (changes []Change, larg
 		changes = append(changes, Change{dst, routes, m.image.To(dst)})
 	}
 	return changes, true
+}
+
+// forget notes that this process has deleted a default route from a large main. The event of that may come after others that have
+// tables looked at, for which main would have it again.
+func (p *Picture) forget(r route.Route) { p.mains[r.Family].gone = append(p.mains[r.Family].gone, r) }
+
+// without are routes of a large main but for those that this process has deleted.
+func (m *main) without(routes []route.Route) []route.Route {
+	if len(m.gone) == 0 {
+		return routes
+	}
+	return slices.DeleteFunc(slices.Clone(routes), func(r route.Route) bool { return slices.ContainsFunc(m.gone, r.Equal) })
 }
 
 // Uncertain reports whether a large main has to be read again.
@@ -217,7 +233,7 @@ func (p *Picture) readImage(family int, m *main) (err error) {
 		return err
 	}
 	m.all, m.links, m.local = nil, nil, nil
-	m.stale = false
+	m.stale, m.gone = false, nil
 	m.whole++
 	m.common++
 	m.sortImage()
@@ -324,7 +340,7 @@ func (p *Picture) on(u uplink.Uplink, index int) ([]route.Address, uplink.Main, 
 		p.addresses[link] = addresses
 	}
 	local := slices.DeleteFunc(slices.Clone(m.local), func(r route.Route) bool { return slices.Contains(r.Links(), index) })
-	on := uplink.Main{Index: index, Routes: m.links[index], Local: local, DeadEnd: m.ends}
+	on := uplink.Main{Index: index, Routes: m.without(m.links[index]), Local: local, DeadEnd: m.ends}
 	if u.Settings.SpecificFirst {
 		on.Ties = uplink.Ties(m.all, index)
 	}
@@ -350,7 +366,7 @@ func (p *Picture) toAll(family int) (routes []route.Route, known bool) {
 	if family == unix.AF_INET6 {
 		zero = netip.IPv6Unspecified()
 	}
-	return image.To(netip.PrefixFrom(zero, 0)), true
+	return p.mains[family].without(image.To(netip.PrefixFrom(zero, 0))), true
 }
 
 // to is m for one destination of a large main, which has routes.

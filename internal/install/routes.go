@@ -282,7 +282,11 @@ func (p *placer) note(u uplink.Uplink, index int, routes []route.Route) error {
 func (p *placer) delete(u uplink.Uplink, routes []route.Route) (deleted []route.Route, err error) {
 	return p.changeMain(u, routes, func(r route.Route) (bool, error) {
 		if have, known := p.env.Picture.toAll(r.Family); known && r.Dst.Bits() == 0 {
-			return p.env.Kernel.DeleteRouteFrom(have, r)
+			deleted, err := p.env.Kernel.DeleteRouteFrom(have, r)
+			if deleted && err == nil {
+				p.env.Picture.forget(r)
+			}
+			return deleted, err
 		}
 		return p.env.Kernel.DeleteRoute(r)
 	}, "route deleted from main")
