@@ -35,8 +35,9 @@ func ec2(t *testing.T, suite string) {
 	m.metadata()
 	m.sh(`sed -i 's/^Driver=.*/Driver=veth/; /^MTUBytes/d' "$(readlink -f /usr/lib/systemd/network/80-ec2.network)"; systemctl enable --now table-allocator-watch; systemctl start systemd-networkd`)
 	i.waitUplinks()
+	// Until the server has other tables, packets leave right only if wan1 happens to have the number that the scripts give it.
 	m.sh(`systemctl start policy-routes@wan1 policy-routes@wan2`)
-	i.waitUplinks("10.1.0.77", "10.2.0.77", "10.1.0.", "10.2.0.", "fd01:", "fd02:")
+	m.wait("the further addresses", `ip address | grep 10.1.0.77 && ip address | grep 10.2.0.77`)
 	m.wait("doctor names the table, and the cure", `table-allocator-client doctor | grep -A2 "table-shared .*table 10001" | grep "do  *give the server other tables: table_offset in server.json, such as 20000, then restart server and watch"`)
 	m.sh(`sed -i '0,/^{/s//{ "table_offset": 20000,/' /etc/table-allocator/server.json; systemctl restart table-allocator-server table-allocator-watch`)
 	for _, script := range []string{`true`, `systemctl restart systemd-networkd`, `networkctl reconfigure wan2`, `systemctl restart table-allocator-watch`, `systemctl restart refresh-policy-routes@wan2`} {
