@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -55,7 +54,7 @@ func doctor(f *flags) action {
 			return err
 		}
 		for _, text := range *targets {
-			target, err := netip.ParseAddr(text)
+			target, err := parseUnmapped(text)
 			if err != nil {
 				return wrongUsage(fmt.Errorf("--target %s: not an address", text))
 			}

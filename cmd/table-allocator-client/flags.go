@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -119,7 +120,11 @@ func (f *flags) logging() {
 func (f *flags) link(into *string) {
 	value(f, into, "ifname", "i", func(text string) (string, error) {
 		name := linkName(text)
-		return name, (cgroup.Uplink{Ifname: name}).Check()
+		err := (cgroup.Uplink{Ifname: name}).Check()
+		if _, notAddress := netip.ParseAddr(name); err != nil && notAddress == nil {
+			err = errors.New("this is an address: give the name of its link")
+		}
+		return name, err
 	})
 }
 
@@ -135,6 +140,14 @@ func linkName(text string) string {
 		return link.Name
 	}
 	return text
+}
+
+// asHeld is a name as holders have it: an address in the form in which the kernel shows it, any other text as it is.
+func asHeld(name string) string {
+	if addr, err := netip.ParseAddr(name); err == nil {
+		return addr.Unmap().String()
+	}
+	return name
 }
 
 // withLinkNames adds the names of links to alternative ones, which links may have had before they were renamed.
@@ -154,6 +167,9 @@ func (f *flags) takeLink(into *string, args []string) ([]string, error) {
 		return args, nil
 	}
 	if err := f.Set("ifname", args[0]); err != nil {
+		if wrong := new(pflag.InvalidValueError); errors.As(err, &wrong) { // which speaks of -i
+			err = errors.Unwrap(wrong)
+		}
 		return args, wrongUsage(fmt.Errorf("link %s: %w", args[0], err))
 	}
 	return args[1:], nil

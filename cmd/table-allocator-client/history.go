@@ -36,6 +36,9 @@ func history(f *flags) action {
 	asJSON := f.Bool("json", false, "")
 	return func(args []string) error {
 		names = withLinkNames(append(names, args...))
+		for i, name := range names {
+			names[i] = asHeld(name)
+		}
 		const limit = 5 * time.Second
 		all, err := outside.Ask("history", limit, events.Read)
 		if errors.Is(err, fs.ErrPermission) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,10 +30,7 @@ func reexec(f *flags) action {
 	return func(args []string) error {
 		names = append(names, args...)
 		for i, name := range names {
-			names[i] = linkName(name)
-			if addr, err := netip.ParseAddr(name); err == nil {
-				names[i] = addr.Unmap().String() // as holders write it
-			}
+			names[i] = asHeld(linkName(name))
 		}
 		if os.Geteuid() != 0 {
 			return exitWith(2, errors.New("reexec needs root"))

@@ -61,7 +61,7 @@ func showUplinks(f *flags) action {
 	f.BoolVar(&u.asJSON, "json", false, "")
 	value(f, &u.wait, "wait", "", parseSeconds)
 	values(f, &u.kinds, "kind", probe.ParseKind)
-	values(f, &u.targets, "target", netip.ParseAddr)
+	values(f, &u.targets, "target", parseUnmapped)
 	f.BoolVar(&u.run, "run", false, "")
 	f.BoolVar(&u.clean, "clean", false, "")
 	value(f, &u.file, "config", "c", parsePath)

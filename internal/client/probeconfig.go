@@ -13,6 +13,7 @@ import (
 	"github.com/table-allocator/table-allocator/internal/jsonc"
 	"github.com/table-allocator/table-allocator/internal/onchange"
 	"github.com/table-allocator/table-allocator/internal/probe"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // ProbeConfig says how uplinks are probed, and what is done with the choice.
@@ -122,7 +123,10 @@ func (c *ProbeConfig) parseTargets(key string, value []byte) error {
 	if err := jsonc.Decode(key, value, &c.Targets, "a list of addresses"); err != nil {
 		return err
 	}
-	bad := slices.ContainsFunc(c.Targets, func(a netip.Addr) bool { return !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" })
+	if at := slices.IndexFunc(c.Targets, netip.Addr.Is4In6); at >= 0 {
+		return fmt.Errorf("%s: %s: %s", key, c.Targets[at], wire.Mapped(c.Targets[at]))
+	}
+	bad := slices.ContainsFunc(c.Targets, func(a netip.Addr) bool { return !a.IsGlobalUnicast() || a.Zone() != "" })
 	if bad || len(c.Targets) > maxTargets {
 		return fmt.Errorf("%s: want at most %d addresses of other hosts", key, maxTargets)
 	}

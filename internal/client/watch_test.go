@@ -77,6 +77,8 @@ func TestLoadWatchConfig(t *testing.T) {
 		{`{"links":[{"routes":"x"}]}`, `links[0]: routes "x"`},
 		{`{"links":[{"on_loss":null}]}`, "links[0].on_loss: want fallback or block, have null"},
 		{`{"links":[{"table":-1}]}`, "links[0].table: want the number of a table, have -1"},
+		{`{"links":[{"nameservers":["::ffff:192.0.2.53"]}]}`, "links[0]: nameserver ::ffff:192.0.2.53: this is IPv4, written as IPv6: want 192.0.2.53"},
+		{`{"probe":{"targets":["9.9.9.9","::ffff:192.0.2.53"]}}`, "probe.targets: ::ffff:192.0.2.53: this is IPv4, written as IPv6: want 192.0.2.53"},
 		{`{"links":[{"resolver":"bind"}]}`, `links[0]: resolver "bind": want dnsmasq, resolved or none`},
 		{`{"links":[{"dnsmasq_servers":"x"}]}`, "links[0]: dnsmasq_servers is no absolute path"},
 		{`{"links":[{"tag":"` + strings.Repeat("x", 128) + `"}]}`, "links[0]: tag: 128 bytes"},

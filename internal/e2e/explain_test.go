@@ -278,6 +278,10 @@ func TestExplainNotAsked(t *testing.T) {
 		"explain 0.0.0.0":                 "0.0.0.0 is no destination",
 		"explain fe80::9":                 "fe80::9 is on every link: name one",
 		"explain fe80::9%wan1 --oif wan0": "fe80::9%wan1 is on the link wan1",
+		"bound ::ffff:10.77.0.2":          "link ::ffff:10.77.0.2: this is an address: give the name of its link",
+		"attach fe80::1 1":                "link fe80::1: this is an address: give the name of its link",
+		"bind -i :: --uid 0":              "--ifname ::: this is an address: give the name of its link",
+		"history ::ffff:10.0.0.9":         "10.0.0.9: no link, no address, no lease and no event has this name",
 		"history wna1":                    "wna1: no link, no address, no lease and no event has this name",
 		"history --json wna1":             "wna1: no link, no address, no lease and no event has this name",
 	} {
@@ -285,7 +289,7 @@ func TestExplainNotAsked(t *testing.T) {
 			t.Errorf("%s: %+v, want 2 and %q", args, r, want)
 		}
 	}
-	for _, args := range []string{"history 127.0.0.1", "history --json 127.0.0.1", "history wan1", "explain fe80::9%1 --oif lo --json"} {
+	for _, args := range []string{"history 127.0.0.1", "history ::ffff:127.0.0.1", "history --json 127.0.0.1", "history wan1", "explain fe80::9%1 --oif lo --json"} {
 		if r := h.run(bin(t, clientBin), strings.Fields(args)...); r.code == 2 {
 			t.Errorf("%s: %+v", args, r)
 		}

@@ -131,17 +131,20 @@ func TestDhclient6(t *testing.T) {
 	for _, reason := range []string{"PREINIT6", "DEPREF6"} {
 		tests = append(tests, told{reason, "", addr + servers + "cur_ip6_address=2001:db8::7\nreason=" + reason, ""})
 	}
-	for _, prefix := range []string{"2000::/3", "2001:db8::/31", "2001:db8::1/128", "fe80::/64", "ff02::/64", "::/64", "192.0.2.0/24", "x"} {
+	const short, never, none = "no host is delegated a prefix shorter than /16, or a single address", "no host is delegated this prefix", "this is no IPv6 prefix"
+	for prefix, why := range map[string]string{"2000::/3": short, "2001::/15": short, "2001:db8::1/128": short, "fe80::/64": never, "ff02::/64": never,
+		"::/64": never, "::1.2.3.4/64": never, "::ffff:192.0.2.0/120": "this is IPv4, written as IPv6", "192.0.2.0/24": none, "x": none} {
 		tests = append(tests, told{"prefix " + prefix, "", base + "reason=BOUND6\nnew_ip6_prefix=" + prefix,
-			dynamic + "\n" + left + `new_ip6_prefix "` + prefix + `" is left out: no host is delegated this prefix`})
+			dynamic + "\n" + left + `new_ip6_prefix "` + prefix + `" is left out: ` + why})
 	}
 	testCalls(t, "dhclient", append(tests,
+		told{"the shortest prefix", "", base + "reason=BOUND6\nnew_ip6_prefix=2400::/16", "delegate 2400::/16 on wan0\n" + dynamic},
 		told{"host bits of a prefix", "", base + "reason=BOUND6\nnew_ip6_prefix=2001:db8:1:2::/48", "delegate 2001:db8:1::/48 on wan0\n" + dynamic},
 		told{"zones", "", addr + "reason=BOUND6\nnew_dhcp6_name_servers=fe80::1%wan0 fe80::2%wan1 2001:db8::1%wan0 ::ffff:192.0.2.1 :: ff02::1",
 			hold + " --dnsmasq-servers /run/table-allocator/dnsmasq.servers --nameserver fe80::1\n" +
 				left + `new_dhcp6_name_servers "fe80::2%wan1" is left out: no name server has this address` + "\n" +
 				left + `new_dhcp6_name_servers "2001:db8::1%wan0" is left out: no name server has this address` + "\n" +
-				left + `new_dhcp6_name_servers "::ffff:192.0.2.1" is left out: this is no address` + "\n" +
+				left + `new_dhcp6_name_servers "::ffff:192.0.2.1" is left out: this is IPv4, written as IPv6: want 192.0.2.1` + "\n" +
 				left + `new_dhcp6_name_servers "ff02::1" is left out: no name server has this address`},
 		told{"a length that is none", "", base + "reason=BOUND6\nnew_ip6_address=2001:db8::7\nnew_ip6_prefixlen=3",
 			"hold delegated -6 -a 2001:db8::7 -i wan0 --routes move -n 128 -t dhclient\n" +

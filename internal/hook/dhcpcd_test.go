@@ -66,7 +66,7 @@ func TestDhcpcd6(t *testing.T) {
 			hold delegated -6 -a 2001:db8::7 ` + option + ` --dnsmasq-servers /f --nameserver fe80::1 --nameserver 2001:db8::53
 			hold delegated -6 -a 2001:db8:2::7 ` + option + ` --dnsmasq-servers /f --nameserver fe80::1 --nameserver 2001:db8::53`},
 		told{"a prefix that cannot be", "", base + "reason=BOUND6\nnew_dhcp6_ia_pd1_prefix1=::\nnew_dhcp6_ia_pd1_prefix1_length=0",
-			`! "wan0": new_dhcp6_ia_pd1_prefix1 "::/0" is left out: no host is delegated this prefix`},
+			`! "wan0": new_dhcp6_ia_pd1_prefix1 "::/0" is left out: no host is delegated a prefix shorter than /16, or a single address`},
 		told{"a link-local address", "", base + "reason=BOUND6\nnew_dhcp6_ia_na1_ia_addr1=fe80::7",
 			`! "wan0": new_dhcp6_ia_na1_ia_addr1 "fe80::7" is left out: no table is leased for such an address`},
 	))

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/table-allocator/table-allocator/internal/uplink"
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // variable is a value, or a word of one, with the name of its variable.
@@ -30,8 +31,12 @@ func none(a netip.Addr) bool { return a.IsUnspecified() && a.Zone() == "" }
 // parse parses an address of either family.
 func (e *event) parse(v variable) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(v.value)
-	if err != nil || a.Is4In6() {
-		e.leaveOut(v.name, v.value, "this is no address")
+	why := wire.Mapped(a)
+	if err != nil {
+		why = "this is no address"
+	}
+	if why != "" {
+		e.leaveOut(v.name, v.value, why)
 		return a, false
 	}
 	return a, true
@@ -212,9 +217,12 @@ func (e *event) delegated(name string) (netip.Prefix, bool) {
 
 func (e *event) parseDelegated(v variable) (netip.Prefix, bool) {
 	p, err := netip.ParsePrefix(v.value)
-	if err != nil || !p.Addr().Is6() || p.Addr().Is4In6() || p.Bits() < largest6 || p.IsSingleIP() ||
-		!isUnicast(p.Addr()) || p.Addr().IsLinkLocalUnicast() {
-		e.leaveOut(v.name, v.value, "no host is delegated this prefix")
+	why := "this is no IPv6 prefix"
+	if err == nil && p.Addr().Is6() {
+		why = uplink.NotDelegated(p)
+	}
+	if why != "" {
+		e.leaveOut(v.name, v.value, why)
 		return netip.Prefix{}, false
 	}
 	return p.Masked(), true

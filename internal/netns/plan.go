@@ -176,7 +176,7 @@ func parseServers(text string) (servers []netip.Addr, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("name servers %q: want %s, addresses with commas, or the path of a file", text, Uplink)
 		}
-		servers = append(servers, addr)
+		servers = append(servers, addr.Unmap())
 	}
 	return servers, nil
 }

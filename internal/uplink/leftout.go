@@ -49,7 +49,9 @@ func (u *Uplink) TakeValues() (left []LeftOut) {
 // network tells one.
 func (u *Uplink) strange(a netip.Addr) string {
 	switch {
-	case a.Is4In6(), a.Is4() && (a.As4()[0] == 0 || a.As4()[0] >= 240), !a.IsValid(), a.IsUnspecified(), a.IsMulticast():
+	case a.Is4In6():
+		return wire.Mapped(a)
+	case a.Is4() && (a.As4()[0] == 0 || a.As4()[0] >= 240), !a.IsValid(), a.IsUnspecified(), a.IsMulticast():
 		return "no host has this address"
 	case u.IsAddress() && a.WithZone("") == u.Addr():
 		return "this is the address itself"
@@ -77,6 +79,8 @@ func (u *Uplink) notServer(a netip.Addr) string {
 func (u *Uplink) notRoute(r StaticRoute) string {
 	dst := r.Dst.Addr()
 	switch {
+	case dst.Is4In6():
+		return wire.Mapped(dst)
 	case dst.IsLoopback(), dst.IsMulticast(), dst.IsLinkLocalUnicast() && dst.Is6():
 		return "packets from the address cannot take this route"
 	case r.Via.Zone() != "":
@@ -87,13 +91,22 @@ func (u *Uplink) notRoute(r StaticRoute) string {
 	return ""
 }
 
+func (u *Uplink) notDelegated(p netip.Prefix) string {
+	if p.Addr().Is4() != (u.Key.Family == wire.Inet) {
+		return "" // a wrong argument
+	}
+	return NotDelegated(p)
+}
+
 // shortestDelegated is the shortest prefix that a host can be delegated.
 const shortestDelegated = 16
 
-func (u *Uplink) notDelegated(p netip.Prefix) string {
-	a := p.Addr()
+// NotDelegated says why no host is delegated a prefix; empty: one may be.
+func NotDelegated(p netip.Prefix) string {
+	a := p.Masked().Addr()
 	switch {
-	case a.Is4() != (u.Key.Family == wire.Inet): // a wrong argument
+	case p.Addr().Is4In6():
+		return "this is IPv4, written as IPv6"
 	case p.Bits() < shortestDelegated || p.IsSingleIP():
 		return fmt.Sprintf("no host is delegated a prefix shorter than /%d, or a single address", shortestDelegated)
 	case a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast(), a.IsUnspecified():

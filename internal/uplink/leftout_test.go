@@ -42,6 +42,15 @@ func TestTakeValues(t *testing.T) {
 			[]string{"gateway ::1", "gateway ff02::1", "gateway ::", "gateway ::ffff:192.0.2.1", "nameserver fe80::1%x", "prefix 2000::/3", "netmask 2001:db8::2/31"}},
 		{"a link-local prefix", Uplink{Key: wire.Key{Family: 10, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{Prefix: prefix("fe80::/64")}},
 			Settings{}, []string{"prefix fe80::/64"}},
+		{"IPv4 written as IPv6", Uplink{Key: wire.Key{Family: 10, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{
+			Nameservers: addrs("::ffff:192.0.2.53"), Static: []StaticRoute{{Dst: prefix("::ffff:192.0.2.0/120")}}, Prefix: prefix("::ffff:192.0.2.0/120")}},
+			Settings{}, []string{"route ::ffff:192.0.2.0/120", "nameserver ::ffff:192.0.2.53", "prefix ::ffff:192.0.2.0/120"}},
+		{"a prefix of no address", Uplink{Key: wire.Key{Family: 10, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{Prefix: prefix("::1.2.3.4/64")}},
+			Settings{}, []string{"prefix ::102:304/64"}},
+		{"a short prefix", Uplink{Key: wire.Key{Family: 10, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{Prefix: prefix("2001::/15")}},
+			Settings{}, []string{"prefix 2001::/15"}},
+		{"the shortest prefix", Uplink{Key: wire.Key{Family: 10, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{Prefix: prefix("2400::/16")}},
+			Settings{Prefix: prefix("2400::/16")}, nil},
 		{"one address as a prefix", Uplink{Key: wire.Key{Family: 10, Ifname: "wan0", Address: "2001:db8::2"}, Settings: Settings{Prefix: prefix("2001:db8:1::1/128")}},
 			Settings{}, []string{"prefix 2001:db8:1::1/128"}},
 	} {

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/table-allocator/table-allocator/internal/wire"
 )
 
 // RoutesMode says what becomes of the routes of an uplink.
@@ -127,6 +129,9 @@ func (s Settings) Validate() error {
 		}
 	}
 	for _, server := range s.Nameservers {
+		if why := wire.Mapped(server); why != "" {
+			return fmt.Errorf("nameserver %s: %s", server, why)
+		}
 		if !unicast(server) && !server.IsLoopback() {
 			return fmt.Errorf("nameserver %s: not the address of a server", server)
 		}

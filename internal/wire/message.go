@@ -118,7 +118,11 @@ func (k Key) Canonical() (Key, error) {
 	switch {
 	case err != nil:
 		return k, fmt.Errorf("address %q: not an address", k.Address)
-	case addr.Zone() != "" || addr.Is4In6() || addr.Is4() != (k.Family == Inet):
+	case addr.Is4In6():
+		return k, fmt.Errorf("address %q: %s", k.Address, Mapped(addr))
+	case addr.Zone() != "":
+		return k, fmt.Errorf("address %q: want it without its zone, since ifname says the link", k.Address)
+	case addr.Is4() != (k.Family == Inet):
 		return k, fmt.Errorf("address %q: not an address of family %s", k.Address, k.Family)
 	}
 	var buf [MaxAddress]byte
@@ -126,6 +130,14 @@ func (k Key) Canonical() (Key, error) {
 		k.Address = string(text)
 	}
 	return k, nil
+}
+
+// Mapped says what to give instead of an IPv4 address that is written as one of IPv6; empty: addr is none.
+func Mapped(addr netip.Addr) string {
+	if !addr.Is4In6() {
+		return ""
+	}
+	return fmt.Sprintf("this is IPv4, written as IPv6: want %s", addr.Unmap())
 }
 
 // CheckTag returns an error that says which bound a tag breaks.

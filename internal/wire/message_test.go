@@ -167,19 +167,29 @@ func TestCanonical(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		in   Key
-		want string // "" for an error
+		want string // or the error
 	}{
 		{"IPv4", Key{Inet, "a", "10.0.0.1"}, "10.0.0.1"},
 		{"IPv6", Key{Inet6, "a", "FD00:0::02"}, "fd00::2"},
-		{"IPv6 with a zone", Key{Inet6, "a", "fe80::1%eth0"}, ""},
-		{"IPv4 in IPv6", Key{Inet6, "a", "::ffff:10.0.0.1"}, ""},
-		{"IPv4 as inet6", Key{Inet6, "a", "10.0.0.1"}, ""},
+		{"IPv6 that ends like IPv4", Key{Inet6, "a", "::1.2.3.4"}, "::102:304"},
+		{"IPv6 with a zone", Key{Inet6, "a", "fe80::1%eth0"}, `address "fe80::1%eth0": want it without its zone, since ifname says the link`},
+		{"IPv6 with a zone as inet", Key{Inet, "a", "fe80::1%eth0"}, `address "fe80::1%eth0": want it without its zone, since ifname says the link`},
+		{"IPv4 with a zone", Key{Inet, "a", "10.0.0.1%eth0"}, `address "10.0.0.1%eth0": not an address`},
+		{"IPv4 in IPv6", Key{Inet6, "a", "::ffff:10.0.0.1"}, `address "::ffff:10.0.0.1": this is IPv4, written as IPv6: want 10.0.0.1`},
+		{"IPv4 in IPv6 as inet", Key{Inet, "a", "::ffff:a00:1"}, `address "::ffff:a00:1": this is IPv4, written as IPv6: want 10.0.0.1`},
+		{"IPv4 in IPv6 with a zone", Key{Inet, "a", "::ffff:a00:1%x"}, `address "::ffff:a00:1%x": this is IPv4, written as IPv6: want 10.0.0.1`},
+		{"IPv4 as inet6", Key{Inet6, "a", "10.0.0.1"}, `address "10.0.0.1": not an address of family inet6`},
 		{"any text", Key{Unspec, "a", "modem 1"}, "modem 1"},
+		{"IPv4 in IPv6 as text", Key{Unspec, "a", "::ffff:10.0.0.1"}, "::ffff:10.0.0.1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := tt.in.Canonical()
-			if (err != nil) != (tt.want == "") || err == nil && got.Address != tt.want {
-				t.Errorf("got %q, %v, want %q", got.Address, err, tt.want)
+			text := got.Address
+			if err != nil {
+				text = err.Error()
+			}
+			if text != tt.want {
+				t.Errorf("got %q, want %q", text, tt.want)
 			}
 		})
 	}
