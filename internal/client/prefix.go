@@ -1,7 +1,9 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -50,54 +52,127 @@ func (l *loop) delegating() (all []*session) {
 func (l *loop) checkPrefix(s *session, delegating []*session) bool {
 	before := s.inst.Rules
 	s.inst.Rules.Delegated = slices.ContainsFunc(delegating, func(other *session) bool {
-		return other.lease.uplink.Settings.Prefix.Contains(s.addr) && other.inst.Index != s.inst.Index && other.serves() && !other.inst.Rules.NoPrefix
+		return other.inst.Index != s.inst.Index && other.serves() && other.inst.Rules.Delegates(s.addr)
 	})
 	prefix := s.lease.uplink.Settings.Prefix
-	why := ""
+	var c claim
 	if prefix.IsValid() {
 		var err error
-		why, err = l.takenPrefix(s, prefix.Masked())
+		c, err = l.claimOf(s, prefix.Masked())
 		s.warn("compare the delegated prefix with other uplinks", err)
 		if err != nil {
 			s.inst.Rules.Delegated = before.Delegated
 			return false // as it is
 		}
 	}
-	s.inst.Rules.NoPrefix = why != ""
-	if text := prefix.String() + why; why != "" && s.leftOut != text {
+	s.inst.Rules.NoPrefix, s.inst.Rules.Parts = c.why != "", c.parts
+	if text := fmt.Sprint(prefix, c.why, c.parts); c.why != "" && s.leftOut != text {
 		s.leftOut = text
-		s.log.Warn("a value is left out, since it cannot be right", "option", "--prefix", "value", prefix.String(), "why", why)
+		what := "a value is left out, since it cannot be right"
+		if len(c.parts) > 0 {
+			what = "a value counts no more, but for what links behind this host have of it"
+		}
+		s.log.Warn(what, "option", "--prefix", "value", prefix.String(), "why", c.why)
 	}
-	return before.NoPrefix != s.inst.Rules.NoPrefix || before.Delegated != s.inst.Rules.Delegated
+	return before.NoPrefix != s.inst.Rules.NoPrefix || before.Delegated != s.inst.Rules.Delegated || !slices.Equal(before.Parts, c.parts)
 }
 
-// takenPrefix says why a prefix cannot be delegated to an uplink: another uplink has a part of it. That is a link with
-// a lease and a default route of its own. Links behind this host, which have parts of the prefix, have no default.
-func (l *loop) takenPrefix(s *session, prefix netip.Prefix) (why string, err error) {
+// claim is what becomes of a prefix that an uplink says is delegated to this host.
+type claim struct {
+	why   string         // it cannot be this uplink's; empty: it can
+	parts []netip.Prefix // that stay this uplink's nevertheless
+}
+
+// siteBits is the length of the largest prefix that a site is given (RFC 6177). An uplink that says it has more of the
+// Internet speaks for its neighbours, too.
+const siteBits = 48
+
+// claimOf compares a prefix with the other uplinks: one that has a part of it, as a link with a lease and a default route
+// of its own, takes it away. Links behind this host, which have parts of the prefix, have no default. If the prefix
+// was in force before the other uplink got that part, it stays in force for these links: else any uplink could
+// have their packets leave elsewhere, by an address that it gives this host.
+func (l *loop) claimOf(s *session, prefix netip.Prefix) (c claim, err error) {
 	rules, err := l.kernel.RulesWhere(s.family(), func(r *route.Rule) bool {
 		return r.Protocol == route.Protocol && r.Src.IsValid() && !uplink.LeavesTable(*r)
 	})
 	if err != nil {
-		return "", err
+		return c, err
 	}
 	addresses, err := l.kernel.Addresses(s.family())
 	if err != nil {
-		return "", err
+		return c, err
 	}
 	others := otherUplinks(rules, addresses, s.inst.Index)
 	if theirs := delegatedTo(others, s.lease.table, prefix, rules, addresses); theirs.IsValid() {
-		return fmt.Sprintf("another uplink has the prefix %s", theirs), nil
+		c.why = fmt.Sprintf("another uplink has the prefix %s", theirs)
 	}
-	for table, index := range others {
+	uplinks := map[int]bool{s.inst.Index: true}
+	for _, table := range slices.Sorted(maps.Keys(others)) {
+		index := others[table]
 		part, leads, err := l.partOf(prefix, s.family(), table, index, addresses)
 		if err != nil {
-			return "", err
+			return c, err
 		}
-		if leads && part.IsValid() {
-			return fmt.Sprintf("another uplink has %s", part), nil
+		uplinks[index] = uplinks[index] || leads
+		if leads && part.IsValid() && c.why == "" {
+			c.why = fmt.Sprintf("another uplink has %s", part)
 		}
 	}
-	return "", nil
+	var inForce []netip.Prefix // it, or parts of it
+	for _, r := range rules {
+		if r.Table == s.lease.table && !uplink.IsHost(r) && within(prefix, r.Src) {
+			inForce = append(inForce, r.Src)
+		}
+	}
+	if c.why == "" || len(inForce) == 0 || prefix.Bits() < siteBits {
+		return c, nil
+	}
+	c.parts, err = l.partsBehind(prefix, inForce, s.family(), uplinks, addresses)
+	c.parts = slices.DeleteFunc(c.parts, func(part netip.Prefix) bool {
+		return delegatedTo(others, s.lease.table, part, rules, addresses).IsValid()
+	})
+	return c, err
+}
+
+// within reports whether a prefix has all of another one.
+func within(prefix, part netip.Prefix) bool {
+	return part.Bits() >= prefix.Bits() && prefix.Contains(part.Addr())
+}
+
+// maxParts bounds the rules that one prefix can have.
+const maxParts = 64
+
+// partsBehind are the networks in a prefix that this host has over links that are no uplinks, those that contain
+// others first and alone. What is in force of the prefix already stays, since such a link may be down for a moment.
+func (l *loop) partsBehind(prefix netip.Prefix, inForce []netip.Prefix, family int, uplinks map[int]bool, addresses []route.Address) (parts []netip.Prefix, err error) {
+	networks := make(map[netip.Prefix]bool)
+	for _, n := range inForce {
+		networks[n] = n != prefix
+	}
+	behind := make(map[int]bool)
+	for _, a := range addresses {
+		if !uplinks[a.Index] && prefix.Contains(a.Addr) {
+			networks[a.Network().Masked()], behind[a.Index] = true, true
+		}
+	}
+	for index := range behind {
+		routes, err := l.kernel.RoutesOn(family, unix.RT_TABLE_MAIN, index)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range routes {
+			networks[r.Dst] = true // behind a router of that link, too
+		}
+	}
+	for _, n := range slices.SortedFunc(maps.Keys(networks), func(a, b netip.Prefix) int {
+		return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), a.Addr().Compare(b.Addr()))
+	}) {
+		has := func(part netip.Prefix) bool { return within(part, n) }
+		if networks[n] && within(prefix, n) && !n.IsSingleIP() && !slices.ContainsFunc(parts, has) && len(parts) < maxParts {
+			parts = append(parts, n)
+		}
+	}
+	return parts, nil
 }
 
 // delegatedTo returns the prefix of another uplink that shares a part with prefix, if there is one. table is that of

@@ -79,6 +79,56 @@ func TestPrefixOfAnotherUplink(t *testing.T) {
 	})
 }
 
+// TestPrefixInForce: an address that one uplink gives this host takes no delegated prefix in force from another uplink, as
+// far as links behind this host have parts of it, and does not let the first uplink have these parts.
+func TestPrefixInForce(t *testing.T) {
+	const prefix, lan, address = "2001:db8:ee00::/56", "2001:db8:ee00:1::1/64", "2001:db8:ee00:5::5/128"
+	for _, watch := range []bool{false, true} {
+		t.Run(fmt.Sprintf("watch=%v", watch), func(t *testing.T) {
+			h := prefixHost(t)
+			sysctl(t, h.ns, "net/ipv6/conf/all/forwarding", "1")
+			h.ns.IP(t, "address add "+lan+" dev lan0 nodad")
+			h.ns.IP(t, "-6 route add 2001:db8:ee00:8::/61 via 2001:db8:ee00:1::9 dev lan0")
+			if watch {
+				h.watch("--ifname", "wan*")
+			}
+			second := h.lease6("2001:db8:b::2", "wan1", "--routes", "copy", "--prefix", prefix)
+			h.lease6("2001:db8:a::2", "wan0", "--routes", "copy")
+			h.waitPrefixes(prefix + " " + second)
+			leaves := func() {
+				t.Helper()
+				for _, from := range []string{"2001:db8:ee00:1::77", "2001:db8:ee00:8::77"} {
+					if out := h.ns.IP(t, "-6 route get 2001:db8:ffff::1 from "+from+" iif lan0"); !strings.Contains(out, "dev wan1") {
+						t.Errorf("packets from %s leave by: %s", from, out)
+					}
+				}
+			}
+			leaves()
+			parts := []string{"2001:db8:ee00:1::/64 " + second, "2001:db8:ee00:8::/61 " + second}
+			h.ns.IP(t, "address add "+address+" dev wan0 nodad")
+			h.waitPrefixes(parts...)
+			leaves()
+			for _, theirs := range []string{"2001:db8:ee00::/57", "2001:db8:ee00:1::/64", prefix} {
+				h.lease6("2001:db8:a::2", "wan0", "--routes", "copy", "--prefix", theirs)
+				if !watch {
+					h.waitClientLog(1, "option=--prefix value="+theirs)
+				}
+				h.waitPrefixes(parts...)
+				leaves()
+			}
+			h.ns.IP(t, "link set lan0 down")
+			h.lease6("2001:db8:a::2", "wan0", "--routes", "copy", "--prefix", "2001:db8:ee00::/60")
+			h.ns.IP(t, "link set lan0 up")
+			h.ns.IP(t, "address replace "+lan+" dev lan0 nodad")
+			h.ns.IP(t, "-6 route replace 2001:db8:ee00:8::/61 via 2001:db8:ee00:1::9 dev lan0")
+			h.waitPrefixes(parts...)
+			leaves()
+			h.ns.IP(t, "address del "+address+" dev wan0")
+			h.waitPrefixes(prefix + " " + second)
+		})
+	}
+}
+
 // TestPrefixBehindHosts: rules from single addresses come before those from prefixes and networks, in whatever order they
 // were added, and an address behind this host leaves by the uplink of its prefix, though it may not leave by others.
 func TestPrefixBehindHosts(t *testing.T) {

@@ -19,6 +19,8 @@ type Rules struct {
 	Guards  []route.Rule // of traffic that is bound to the interface, as read last
 	// NoPrefix leaves out the rules for the delegated prefix, which cannot be this uplink's.
 	NoPrefix bool
+	// Parts of that prefix have rules nevertheless: links behind this host had them before another uplink had a say.
+	Parts []netip.Prefix
 	// Delegated leaves out the block rule: the address is in a prefix that another uplink delegates, and leaves by that.
 	Delegated bool
 
@@ -310,6 +312,14 @@ func (r *Rules) ReadGuards() error {
 	return err
 }
 
+// Delegates reports whether packets from an address have a rule for the delegated prefix.
+func (r *Rules) Delegates(addr netip.Addr) bool {
+	if !r.NoPrefix {
+		return r.Uplink.Settings.Prefix.Contains(addr)
+	}
+	return slices.ContainsFunc(r.Parts, func(part netip.Prefix) bool { return part.Contains(addr) })
+}
+
 // Want are all rules for a lease of table: those of the uplink, and the lookups for traffic that is bound to its interface.
 func (r *Rules) Want(table uint32) []route.Rule { return r.wantWith(r.Guards, table) }
 
@@ -321,5 +331,9 @@ func (r *Rules) wantWith(guards []route.Rule, table uint32) []route.Rule {
 	if r.Delegated {
 		u.Settings.OnLoss = uplink.Fallback
 	}
-	return append(u.Rules(table), r.Uplink.Lookups(r.Marking, guards, table)...)
+	rules := u.Rules(table)
+	for _, part := range r.Parts {
+		rules = append(rules, u.FromPrefix(part, table)...)
+	}
+	return append(rules, r.Uplink.Lookups(r.Marking, guards, table)...)
 }

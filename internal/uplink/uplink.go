@@ -137,21 +137,28 @@ func IsReply(r route.Rule) bool {
 const behindHosts = 3
 
 // fromNetworks are the rules for what comes from the network of the address, and from a prefix that the network
-// delegates to this host. Links behind the host have parts of the prefix: what main knows of them comes first.
+// delegates to this host.
 func (u Uplink) fromNetworks(table uint32) (rules []route.Rule) {
-	rule := lookup(u.Priorities.Source+behindHosts, table)
 	if u.Forward && !u.Network.IsSingleIP() {
+		rule := lookup(u.Priorities.Source+behindHosts, table)
 		rule.Src = u.Network.Masked()
 		rules = append(rules, rule)
 	}
-	if !u.Settings.Prefix.IsValid() {
-		return rules
+	if u.Settings.Prefix.IsValid() {
+		rules = append(rules, u.FromPrefix(u.Settings.Prefix.Masked(), table)...)
 	}
-	rule.Src = u.Settings.Prefix.Masked()
+	return rules
+}
+
+// FromPrefix are the rules for what comes from a delegated prefix, or a part of it. Links behind the host have parts of
+// the prefix: what main knows of them comes first.
+func (u Uplink) FromPrefix(prefix netip.Prefix, table uint32) []route.Rule {
+	rule := lookup(u.Priorities.Source+behindHosts, table)
+	rule.Src = prefix
 	specific := rule
 	specific.Priority--
 	specific.Table, specific.MinLength = unix.RT_TABLE_MAIN, minLength(u.Family())
-	return append(rules, specific, rule)
+	return []route.Rule{specific, rule}
 }
 
 // toNetwork are the rules for what goes to the network of the address: what main knows at the length of the
