@@ -9,12 +9,15 @@ import (
 	"math/bits"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/peer"
+	"github.com/table-allocator/table-allocator/internal/remember"
 	"github.com/table-allocator/table-allocator/internal/route"
 	"github.com/table-allocator/table-allocator/internal/uplink"
 	"github.com/table-allocator/table-allocator/internal/wire"
@@ -309,10 +312,7 @@ func parsePriorities(text string) (uplink.Priorities, error) {
 func (h *holdFlags) holdLease(report client.Report, log *slog.Logger) error {
 	ctx, stop := cli.UntilSignal()
 	defer stop()
-	for _, v := range h.left {
-		log.Warn("a value is left out, since it cannot be right", "option", "--"+v.Key, "value", v.Value, "why", v.Why,
-			"ifname", h.config.Uplink.Key.Ifname, "addr", h.config.Uplink.Key.Address)
-	}
+	h.tellLeft(log)
 	reported := false
 	h.config.Successor = checkOwnProgram
 	err := client.Run(ctx, h.config, func(table uint32, why string) {
@@ -330,6 +330,34 @@ func (h *holdFlags) holdLease(report client.Report, log *slog.Logger) error {
 		report(0, err.Error())
 	}
 	return exitError{cli.ExitError}
+}
+
+// tellLeft warns of what cannot be right; in the background once until the release, since callers tell it at each renewal.
+func (h *holdFlags) tellLeft(log *slog.Logger) {
+	key := h.config.Uplink.Key
+	texts := make([]string, len(h.left))
+	for i, v := range h.left {
+		texts[i] = fmt.Sprintf("%s: --%s %q: %s", key, v.Key, v.Value, v.Why)
+	}
+	news := texts
+	if !h.foreground && len(texts) > 0 {
+		news = saidOf(key.Ifname).News(remember.Said, texts)
+	}
+	for i, v := range h.left {
+		if slices.Contains(news, texts[i]) {
+			log.Warn("a value is left out, since it cannot be right", "option", "--"+v.Key, "value", v.Value, "why", v.Why,
+				"ifname", key.Ifname, "addr", key.Address)
+		}
+	}
+}
+
+// saidOf is the directory that has what was said of a link.
+func saidOf(ifname string) remember.Dir {
+	dir, err := remember.Own("links", ifname)
+	if err != nil || (cgroup.Uplink{Ifname: ifname}).Check() != nil {
+		return "" // it is said again
+	}
+	return dir
 }
 
 // keepOn goes on with what was to be handed over.
@@ -377,7 +405,7 @@ func (h *holdFlags) releaseKey(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	err = client.Release(h.config, log)
+	err = errors.Join(client.Release(h.config, log), saidOf(key.Ifname).Remove(remember.Said))
 	switch {
 	case err != nil || h.program == originalName:
 	case held.PID != 0:

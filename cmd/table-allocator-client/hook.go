@@ -71,9 +71,7 @@ func hookEvent(f *flags) action {
 		if err != nil {
 			return wrongUsage(err)
 		}
-		for _, text := range warnings {
-			r.Warn(text)
-		}
+		r.Tell(warnings)
 		return r.Run(calls)
 	}
 }

@@ -11,27 +11,41 @@ func TestOddValues(t *testing.T) {
 	h := newHost(t)
 	h.link("wan0", "10.77.0.2/24")
 	h.serve()
-	for _, tt := range []struct {
+	call := func(args ...string) {
+		t.Helper()
+		if got := h.lease("10.77.0.2", "wan0", append([]string{"--routes", "move"}, args...)...); got != 10000 {
+			t.Fatalf("%q: table %d", args, got)
+		}
+	}
+	said := func(warning string) {
+		t.Helper()
+		eventually(t, "there is a warning", func() error {
+			if log := h.clientLog(); !strings.Contains(log, warning) {
+				return fmt.Errorf("no %q in\n%s", warning, log)
+			}
+			return nil
+		})
+	}
+	for i, tt := range []struct {
 		name, warning string
 		args          []string
 		want          string // the default route
 	}{
 		{"a router that is none", "option=--gateway value=127.0.0.1", []string{"--gateway", "10.77.0.1", "--gateway", "127.0.0.1"}, ourDefault},
-		{"option 121 cut short", "option=--classless-routes", []string{"--classless-routes", "0 10 77 0 1 24 10 0"}, ourDefault},
-		{"option 121 without sense", "option=--classless-routes", []string{"--classless-routes", "33 x", "--gateway", "10.77.0.1"}, ourDefault},
+		{"option 121 cut short", `value="0 10 77 0 1 24 10 0"`, []string{"--classless-routes", "0 10 77 0 1 24 10 0"}, ourDefault},
+		{"option 121 without sense", `value="33 x"`, []string{"--classless-routes", "33 x", "--gateway", "10.77.0.1"}, ourDefault},
 		{"a multicast router", `option=--route value="10.0.0.0/24 via 224.0.0.1"`, []string{"--route", "10.0.0.0/24,224.0.0.1", "--gateway", "10.77.0.1"}, ourDefault},
 		{"a name server for everybody", "option=--nameserver value=255.255.255.255", []string{"--nameserver", "255.255.255.255", "--gateway", "10.77.0.1"}, ourDefault},
 	} {
-		if got := h.lease("10.77.0.2", "wan0", append([]string{"--routes", "move"}, tt.args...)...); got != 10000 {
-			t.Fatalf("%s: table %d", tt.name, got)
-		}
+		call(tt.args...)
 		h.waitRoutes("10000", ourNetwork, tt.want)
-		eventually(t, tt.name+" has a warning", func() error {
-			if log := h.clientLog(); !strings.Contains(log, tt.warning) {
-				return fmt.Errorf("no %q in\n%s", tt.warning, log)
-			}
-			return nil
-		})
+		said(tt.warning)
+		another := fmt.Sprintf("224.0.0.%d", i+1) // its warning comes behind those of the call
+		call(append(tt.args, "--nameserver", another)...)
+		said("value=" + another)
+		if log := h.clientLog(); strings.Count(log, tt.warning) != 1 {
+			t.Errorf("%s: it was said again:\n%s", tt.name, log)
+		}
 		h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
 		h.waitClean()
 	}

@@ -1,6 +1,9 @@
 package hook
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestDhclient(t *testing.T) {
 	const (
@@ -69,6 +72,11 @@ func TestDhclientOddValues(t *testing.T) {
 			hold + " --dnsmasq-servers /run/table-allocator/dnsmasq.servers --nameserver 192.0.2.53" +
 				left(`new_domain_name_servers "224.0.0.251"`, "no name server has this address") +
 				left(`new_domain_name_servers "255.255.255.255"`, "no name server has this address")},
+		{"more name servers than a lease takes", "", mask + "new_domain_name_servers=" + strings.Repeat("192.0.2.53 ", maxServers) + "192.0.2.54 192.0.2.55 192.0.2.56",
+			hold + " --dnsmasq-servers /run/table-allocator/dnsmasq.servers" + strings.Repeat(" --nameserver 192.0.2.53", maxServers) +
+				"\n! \"wan0\": new_domain_name_servers: only the first 16 count"},
+		{"more routers than a lease takes", "", mask + "new_routers=" + strings.Repeat("192.0.2.1 ", maxGateways) + "192.0.2.3 192.0.2.4 192.0.2.5",
+			hold + " --metric 1" + strings.Repeat(" --gateway 192.0.2.1", maxGateways) + "\n! \"wan0\": new_routers: only the first 16 count"},
 		{"netmask with a hole", "", bound + "new_subnet_mask=255.0.255.0", plain + left(`new_subnet_mask "255.0.255.0"`, "no uplink has this netmask")},
 		{"netmask of half of the Internet", "", bound + "new_subnet_mask=128.0.0.0", plain + left(`new_subnet_mask "128.0.0.0"`, "no uplink has this netmask")},
 		{"netmask of everything", "", bound + "new_subnet_mask=0.0.0.0", plain + left(`new_subnet_mask "0.0.0.0"`, "no uplink has this netmask")},

@@ -51,7 +51,7 @@ func ParseEnvironment(environ []string) Environment {
 // Calls returns the calls for an event of a program, in order, and a warning for each value that is left
 // out. args are the arguments of the program's script. The administrator's settings are variables, too:
 // ROUTES, RESOLVER, DNSMASQ_SERVERS, LEAVE_ALONE, CLIENT_OPTIONS.
-func Calls(program string, args []string, env Environment) ([]Call, []string, error) {
+func Calls(program string, args []string, env Environment) ([]Call, []Warning, error) {
 	e := event{env: env, settings: settingsOf(env)}
 	switch program {
 	case "dhclient":
@@ -72,8 +72,9 @@ func Calls(program string, args []string, env Environment) ([]Call, []string, er
 	default:
 		return nil, nil, fmt.Errorf("hook %q: want %s", program, strings.Join(Programs, ", "))
 	}
-	if len(e.warnings) > maxWarnings {
-		e.warnings = append(e.warnings[:maxWarnings], fmt.Sprintf("%d more values are left out", len(e.warnings)-maxWarnings))
+	if more := len(e.warnings) - maxWarnings; more > 0 {
+		e.warnings = e.warnings[:maxWarnings]
+		e.warn(fmt.Sprintf("%d more values are left out", more))
 	}
 	return e.calls, e.warnings, nil
 }
@@ -106,7 +107,20 @@ type event struct {
 	settings settings
 	ifname   string
 	calls    []Call
-	warnings []string
+	warnings []Warning
+}
+
+// Warning says what of an event is left out, and why.
+type Warning struct {
+	Ifname string // "" if no link can have the name
+	Text   string
+}
+
+func (w Warning) String() string {
+	if w.Ifname == "" {
+		return w.Text
+	}
+	return fmt.Sprintf("%q: %s", w.Ifname, w.Text)
 }
 
 func (e *event) call(c Call) { e.calls = append(e.calls, c) }
@@ -116,12 +130,18 @@ func (e *event) leaveOut(name, value, why string) {
 	if len(value) > shown {
 		value = value[:shown] + "..."
 	}
-	warning := fmt.Sprintf("%s %q is left out: %s", name, value, why)
-	if e.ifname != "" {
-		warning = fmt.Sprintf("%q: %s", e.ifname, warning)
-	}
-	if !slices.Contains(e.warnings, warning) {
-		e.warnings = append(e.warnings, warning)
+	e.warn(fmt.Sprintf("%s %q is left out: %s", name, value, why))
+}
+
+// cut adds a warning, once, that only the first values of a variable are used.
+func (e *event) cut(name string, most int) {
+	e.warn(fmt.Sprintf("%s: only the first %d count", name, most))
+}
+
+func (e *event) warn(text string) {
+	w := Warning{e.ifname, text}
+	if !slices.Contains(e.warnings, w) {
+		e.warnings = append(e.warnings, w)
 	}
 }
 

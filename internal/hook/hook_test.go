@@ -28,7 +28,7 @@ func called(t *testing.T, program string, args []string, env Environment) string
 		lines = append(lines, c.String())
 	}
 	for _, w := range warnings {
-		lines = append(lines, "! "+w)
+		lines = append(lines, "! "+w.String())
 	}
 	return strings.Join(lines, "\n")
 }

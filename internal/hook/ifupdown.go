@@ -1,7 +1,6 @@
 package hook
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -71,7 +70,7 @@ func (e *event) stanza(label string, families []string, method string, has func(
 			continue
 		}
 		if i >= maxAddresses {
-			e.leaveOut(v.name, v.value, fmt.Sprintf("there are more than %d", maxAddresses))
+			e.cut(v.name, maxAddresses)
 			return
 		}
 		h := Hold{Lease: e.lease("ifupdown")}

@@ -100,7 +100,7 @@ func (e *event) numbered(name, count string, most int) (values []variable) {
 		return nil
 	}
 	if n > most {
-		e.leaveOut(count, text, fmt.Sprintf("only the first %d count", most))
+		e.cut(count, most)
 		n = most
 	}
 	for i := range n {

@@ -58,6 +58,22 @@ func (r *Runner) Run(calls []Call) error {
 	return errors.Join(errs...)
 }
 
+// Tell warns of what is left out, once: programs tell the same at each renewal, until they release the address.
+func (r *Runner) Tell(warnings []Warning) {
+	of := make(map[string][]string)
+	for _, w := range warnings {
+		of[w.Ifname] = append(of[w.Ifname], w.String())
+	}
+	for ifname, texts := range of {
+		if ifname != "" {
+			texts = r.memory(ifname).News(remember.Said, texts)
+		}
+		for _, text := range texts {
+			r.Warn(text)
+		}
+	}
+}
+
 // left is the time until the caller waits no longer, but most at most.
 func (r *Runner) left(most time.Duration) time.Duration {
 	return max(0, min(most, time.Until(r.until)))
@@ -78,15 +94,13 @@ func (h Hold) run(r *Runner) error {
 	if h.GatewayOf != "" {
 		gateways, warnings := r.gatewaysOf(h)
 		h.Gateways = gateways
-		for _, w := range warnings {
-			r.Warn(w)
-		}
+		r.Tell(warnings)
 	}
 	return r.hold(h.Lease)
 }
 
 // gatewaysOf asks ifquery(8) for the gateways of all stanzas of a link.
-func (r *Runner) gatewaysOf(h Hold) ([]netip.Addr, []string) {
+func (r *Runner) gatewaysOf(h Hold) ([]netip.Addr, []Warning) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.left(askPatience))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "ifquery", h.GatewayOf)
@@ -161,7 +175,8 @@ func (c Release) run(r *Runner) error {
 		if err != nil {
 			return fmt.Errorf("release %s on %s: %w", c.Addr, c.Ifname, err)
 		}
-		return r.memory(c.Ifname).removeAddress(c.Addr)
+		m := r.memory(c.Ifname)
+		return errors.Join(m.removeAddress(c.Addr), m.Remove(remember.Said))
 	case <-time.After(r.left(releasePatience)):
 		return fmt.Errorf("release %s on %s: it takes too long", c.Addr, c.Ifname)
 	}
@@ -221,7 +236,7 @@ func (c ReleaseAll) run(r *Runner) error {
 	for _, addr := range addrs {
 		err = errors.Join(err, Release{c.Ifname, addr, c.Options}.run(r))
 	}
-	return errors.Join(err, m.Remove(prefixName), m.Remove(awaitedName), m.Remove(presentName))
+	return errors.Join(err, m.Remove(prefixName), m.Remove(awaitedName), m.Remove(presentName), m.Remove(remember.Said))
 }
 
 // memory returns the memory of a link in this network namespace.

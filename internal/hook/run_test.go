@@ -85,6 +85,44 @@ func TestRemembered(t *testing.T) {
 	}
 }
 
+// What is left out is said once, until the address is released or the link goes.
+func TestSaidOnce(t *testing.T) {
+	var r recorder
+	renewal := func(environment string, want int) {
+		t.Helper()
+		calls, warnings, err := Calls("dhclient", nil, environ(environment))
+		if err != nil {
+			t.Fatal(err)
+		}
+		runner := r.runner()
+		runner.Tell(warnings)
+		if err := runner.Run(calls); err != nil {
+			t.Error(err)
+		}
+		if len(r.warnings) != want {
+			t.Errorf("%s\nwarnings: got %d, want %d: %q", environment, len(r.warnings), want, r.warnings)
+		}
+		r.warnings = nil
+	}
+	const told = "interface=said0\nnew_ip_address=192.0.2.7\nnew_subnet_mask=255.255.255.0\n"
+	const odd = told + "new_routers=127.0.0.1\nnew_domain_name_servers=224.0.0.251 192.0.2.53\n"
+	renewal(odd+"reason=BOUND", 2)
+	renewal(odd+"reason=RENEW", 0)
+	renewal(odd+"reason=RENEW\nnew_routers=127.0.0.2", 1)
+	renewal(told+"reason=RENEW", 0)
+	renewal(odd+"reason=RENEW", 0)
+	renewal(odd+"reason=BOUND\ninterface=said1", 2)
+	renewal("interface=said0\nold_ip_address=192.0.2.7\nreason=RELEASE", 0)
+	renewal(odd+"reason=BOUND", 2)
+	if err := r.runner().Run([]Call{ReleaseAll{"said0", nil}}); err != nil {
+		t.Error(err)
+	}
+	renewal(odd+"reason=BOUND", 2)
+	for range 2 {
+		renewal("interface=a/b\nreason=BOUND\nnew_ip_address=192.0.2.7", 1) // of no link
+	}
+}
+
 // A holder that cannot be started, and one that has no table yet, have their address remembered.
 func TestHoldFails(t *testing.T) {
 	var r recorder

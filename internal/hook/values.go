@@ -1,7 +1,6 @@
 package hook
 
 import (
-	"fmt"
 	"math"
 	"math/bits"
 	"net/netip"
@@ -93,7 +92,7 @@ func (e *event) gateways(own netip.Prefix, all []variable) (list []netip.Addr) {
 		case !isRouter(a, own):
 			e.leaveOut(v.name, v.value, "no router has this address")
 		case len(list) == maxGateways:
-			e.leaveOut(v.name, v.value, fmt.Sprintf("there are more than %d", maxGateways))
+			e.cut(v.name, maxGateways)
 		default:
 			list = append(list, a)
 		}
@@ -120,7 +119,7 @@ func (e *event) nameservers(l *Lease, family4 bool, all []variable) {
 		case !isUnicast(a) && !a.IsLoopback() || a.Zone() != "":
 			e.leaveOut(v.name, v.value, "no name server has this address")
 		case len(l.Nameservers) == maxServers:
-			e.leaveOut(v.name, v.value, fmt.Sprintf("there are more than %d", maxServers))
+			e.cut(v.name, maxServers)
 		default:
 			l.Nameservers = append(l.Nameservers, a)
 			l.ServersFile, l.Resolver = e.settings.serversFile, e.settings.resolver
@@ -154,7 +153,7 @@ func (e *event) static(l *Lease, own netip.Prefix, name string, routes []uplink.
 			r.Via.IsValid() && (!isRouter(r.Via, own) || r.Via.Zone() != ""):
 			e.leaveOut(name, text, "packets from the address cannot take this route")
 		case len(l.Static) == maxRoutes:
-			e.leaveOut(name, text, fmt.Sprintf("there are more than %d", maxRoutes))
+			e.cut(name, maxRoutes)
 			return
 		default:
 			l.Static = append(l.Static, r)

@@ -14,6 +14,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -172,6 +173,25 @@ func (d Dir) Read(name string, value any) error {
 		return fmt.Errorf("%s: %w", d.Path(name), err)
 	}
 	return nil
+}
+
+// Said is the name, in the directory of a link, of what was said of values that are left out.
+const Said = "said"
+
+// News returns those of texts that are not among the last ones under name, and adds them.
+func (d Dir) News(name string, texts []string) (news []string) {
+	const most = 100
+	var said []string
+	_ = d.Read(name, &said) // what cannot be read is said again
+	for _, text := range texts {
+		if !slices.Contains(said, text) {
+			news = append(news, text)
+		}
+	}
+	if said = append(said, news...); len(news) > 0 {
+		_ = d.Write(name, said[max(0, len(said)-most):]) // as above
+	}
+	return news
 }
 
 // Files returns what is in the directory, files that are being written among it: their names begin with a dot.
