@@ -126,11 +126,14 @@ func runInSandbox(packages []string) (int, error) {
 	if s.Binds, err = sharedPaths(os.Args[1:]); err != nil {
 		return 0, err
 	}
-	if s.Cgroup, err = makeCgroup(); err != nil {
+	cgroup, err := makeCgroup()
+	if err != nil {
 		return 0, err
 	}
-	if s.Cgroup != "" {
+	if cgroup != nil {
+		s.Cgroup = cgroup.Name()
 		defer func() {
+			defer cgroup.Close() // which lets others remove it
 			if err := removeCgroup(s.Cgroup); err != nil {
 				fmt.Fprintln(os.Stderr, "nettest:", err)
 			}

@@ -6,25 +6,24 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// cgroupPrefix begins the names of the sandboxes' cgroups. The pid of the process that made it follows.
+// cgroupPrefix begins the names of the sandboxes' cgroups.
 const cgroupPrefix = "nettest-"
 
-// makeCgroup makes a cgroup for a sandbox below the cgroup of this process, and returns its directory;
-// "" if the host has no cgroup2 file system that can be written.
-func makeCgroup() (string, error) {
+// makeCgroup makes a cgroup for a sandbox below the cgroup of this process, and returns its open directory;
+// nil if the host has no cgroup2 file system that can be written.
+func makeCgroup() (*os.File, error) {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	path := ""
 	for line := range strings.Lines(string(own)) {
@@ -40,31 +39,59 @@ func makeCgroup() (string, error) {
 		}
 		parent := filepath.Join(f[4], path)
 		sweepCgroups(parent)
-		dir := filepath.Join(parent, cgroupPrefix+strconv.Itoa(os.Getpid()))
-		switch err := os.Mkdir(dir, 0o755); {
-		case err == nil || errors.Is(err, fs.ErrExist):
-			return dir, nil
-		case errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission):
-		default:
-			return "", err
+		dir, err := lockedCgroup(parent)
+		if err == nil || !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
+			return dir, err
 		}
 	}
-	return "", nil
+	return nil, nil
+}
+
+// lockedCgroup makes a cgroup that others do not sweep as long as its directory is open. A lock tells them, and no pid:
+// they may live in other pid namespaces.
+func lockedCgroup(parent string) (*os.File, error) {
+	for {
+		path, err := os.MkdirTemp(parent, cgroupPrefix)
+		if err != nil {
+			return nil, err
+		}
+		dir, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // swept by then
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_SH); err != nil {
+			return nil, errors.Join(err, dir.Close())
+		}
+		if _, err := os.Stat(path); err == nil {
+			return dir, nil
+		}
+		_ = dir.Close() // swept by then
+	}
 }
 
 // sweepCgroups removes the cgroups of sandboxes that were killed together with their makers.
 func sweepCgroups(parent string) {
 	left, _ := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*")) // the pattern is a good one
-	for _, dir := range left {
-		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), cgroupPrefix))
-		if err != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
-			continue
-		}
-		// The maker may live in a pid namespace that this process cannot see.
-		events, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
-		if err == nil && strings.Contains(string(events), "populated 0") {
-			_ = removeCgroup(dir) // the next sandbox tries again
-		}
+	for _, path := range left {
+		sweepCgroup(path)
+	}
+}
+
+func sweepCgroup(path string) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return // its maker lives
+	}
+	events, err := os.ReadFile(filepath.Join(path, "cgroup.events"))
+	if err == nil && strings.Contains(string(events), "populated 0") {
+		_ = removeCgroup(path) // the next sandbox tries again
 	}
 }
 
