@@ -87,6 +87,22 @@ func MovedLinks() (map[int]bool, error) {
 	return links, errors.Join(errs...)
 }
 
+// takenByAll returns the routes that were taken for all other addresses of the family of an uplink.
+func takenByAll(u uplink.Uplink) (all []route.Route, err error) {
+	links, err := MovedLinks()
+	errs := []error{err}
+	for index := range links {
+		m, err := movedOn(u.Family(), index)
+		if err == nil {
+			var routes []route.Route
+			routes, err = m.readOthers(u)
+			all = append(all, routes...)
+		}
+		errs = append(errs, err)
+	}
+	return all, errors.Join(errs...)
+}
+
 func movedOn(family, index int) (moved, error) {
 	dir, err := remember.Own("moved", strconv.Itoa(index)+"-"+strconv.Itoa(family))
 	if err != nil {
@@ -203,7 +219,10 @@ func asBefore(u uplink.Uplink, r route.Route) route.Route {
 
 // order remembers in which order main had the routes of one place. The kernel takes the first of them, and those
 // that were moved have to come back where they stood.
-type order struct{ places [][]route.Route }
+type order struct {
+	places [][]route.Route
+	before []route.Route // what clients of other addresses had taken before, so that main did not show it
+}
 
 func samePlace(a, b route.Route) bool { return PlaceOf(a) == PlaceOf(b) }
 
@@ -288,15 +307,16 @@ func (o *order) find(r route.Route) (place, at int) {
 	return -1, 0
 }
 
-// inFront reports whether r stood in front of the routes that main has now in its place.
+// inFront reports whether r stood in front of the routes that main has now in its place. One that is not known came after r
+// was taken.
 func (o *order) inFront(r route.Route, now []route.Route) bool {
 	place, at := o.find(r)
 	if place < 0 {
 		return false
 	}
-	p := o.places[place]
-	there := func(o route.Route) bool { return slices.ContainsFunc(now, o.Equal) }
-	return !slices.ContainsFunc(p[:at], there) && slices.ContainsFunc(p[at+1:], there)
+	earlier := slices.Concat(o.before, o.places[place][:at])
+	return slices.ContainsFunc(now, func(n route.Route) bool { return samePlace(n, r) }) &&
+		!slices.ContainsFunc(now, func(n route.Route) bool { return slices.ContainsFunc(earlier, n.Equal) })
 }
 
 // giveBack gives main back what was moved. It looks once more if main cannot be read, since nobody comes back to it, and then

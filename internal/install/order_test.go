@@ -55,7 +55,9 @@ func TestOrder(t *testing.T) {
 	for _, tt := range []struct {
 		now  []byte
 		want bool
-	}{{nil, false}, {[]byte{1}, false}, {[]byte{3}, true}, {[]byte{1, 3}, false}, {[]byte{9}, false}} {
+	}{{nil, false}, {[]byte{1}, false}, {[]byte{3}, true}, {[]byte{1, 3}, false}, {[]byte{9}, true}, {[]byte{8, 9}, false}} {
+		o.before = some(8) // of another client
+
 		if got := o.inFront(via(2), some(tt.now...)); got != tt.want {
 			t.Errorf("in front of %v: %v", tt.now, got)
 		}
@@ -69,7 +71,7 @@ func TestOrder(t *testing.T) {
 		{[]byte{4}, []byte{2, 3}, []byte{2, 3}, nil},
 		{[]byte{3}, []byte{1, 4, 2}, []byte{1, 2}, []byte{4}},
 		{[]byte{1, 4}, []byte{2, 3}, nil, []byte{2, 3}},
-		{[]byte{9}, []byte{2, 3}, nil, []byte{2, 3}},
+		{[]byte{9}, []byte{2, 3}, []byte{2, 3}, nil}, // it came later
 	} {
 		front, behind := o.around(some(tt.now...), some(tt.back...))
 		if !slices.EqualFunc(front, some(tt.front...), route.Route.Equal) || !slices.EqualFunc(behind, some(tt.behind...), route.Route.Equal) {
@@ -96,6 +98,44 @@ func TestMovedAgainBehind(t *testing.T) {
 	m.clear(i)
 	if got := m.defaults("main"); len(got) != 2 || !strings.Contains(got[1], "wan0") {
 		t.Errorf("main has %q", got)
+	}
+}
+
+// TestMovedByClientsOfTwoLinks: each client gives its default back where it stood, whichever ends first.
+func TestMovedByClientsOfTwoLinks(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		ended func(first, second *Installation) []*Installation
+	}{
+		{"the first client ends first", func(first, second *Installation) []*Installation { return []*Installation{first, second} }},
+		{"the second client ends first", func(first, second *Installation) []*Installation { return []*Installation{second, first} }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMover(t, "add default via 192.0.2.1 metric 5")
+			first := m.placed()
+			m.IP(t, "route append default via 198.51.100.1 dev wan1 metric 5")
+			link, _, err := m.kernel.LinkByName("wan1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.index = link.Index
+			m.uplink.Key.Ifname, m.uplink.Key.Address, m.uplink.Network = "wan1", "198.51.100.5", netip.MustParsePrefix("198.51.100.5/24")
+			second := m.client()
+			m.Do(func() {
+				if err := second.Place(movedTable + 1); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if got := m.defaults("main"); len(got) != 0 {
+				t.Fatalf("main has %q", got)
+			}
+			for _, i := range tt.ended(first, second) {
+				m.clear(i)
+			}
+			if got := m.defaults("main"); len(got) != 2 || !strings.Contains(got[0], "wan0") {
+				t.Errorf("main has %q", got)
+			}
+		})
 	}
 }
 

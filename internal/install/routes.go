@@ -269,6 +269,11 @@ func (p *placer) note(u uplink.Uplink, index int, routes []route.Route) error {
 	if err != nil {
 		return err
 	}
+	if p.env.Picture == nil && len(p.taken) == 0 { // a watch takes for all addresses
+		if p.env.order.before, err = takenByAll(u); err != nil {
+			p.env.Log.Warn("cannot read what other clients moved", "err", err)
+		}
+	}
 	p.env.order.note(all)
 	p.taken = append(p.taken, routes...)
 	for _, r := range all { // what stands beside them is no newer route
