@@ -92,24 +92,17 @@ const siteBits = 48
 // was in force before the other uplink got that part, it stays in force for these links: else any uplink could
 // have their packets leave elsewhere, by an address that it gives this host.
 func (l *loop) claimOf(s *session, prefix netip.Prefix) (c claim, err error) {
-	rules, err := l.kernel.RulesWhere(s.family(), func(r *route.Rule) bool {
-		return r.Protocol == route.Protocol && r.Src.IsValid() && !uplink.LeavesTable(*r)
-	})
+	v, err := l.rivalsOf(s)
 	if err != nil {
 		return c, err
 	}
-	addresses, err := l.kernel.Addresses(s.family())
-	if err != nil {
-		return c, err
-	}
-	others := otherUplinks(rules, addresses, s.inst.Index)
-	if theirs := delegatedTo(others, s.lease.table, prefix, rules, addresses); theirs.IsValid() {
+	if theirs := v.delegated(prefix); theirs.IsValid() {
 		c.why = fmt.Sprintf("another uplink has the prefix %s", theirs)
 	}
-	uplinks := map[int]bool{s.inst.Index: true}
-	for _, table := range slices.Sorted(maps.Keys(others)) {
-		index := others[table]
-		part, leads, err := l.partOf(prefix, s.family(), table, index, addresses)
+	uplinks := map[int]bool{v.index: true}
+	for _, table := range slices.Sorted(maps.Keys(v.links)) {
+		index := v.links[table]
+		part, leads, err := l.partOf(prefix, s.family(), table, index, v.addresses)
 		if err != nil {
 			return c, err
 		}
@@ -118,20 +111,60 @@ func (l *loop) claimOf(s *session, prefix netip.Prefix) (c claim, err error) {
 			c.why = fmt.Sprintf("another uplink has %s", part)
 		}
 	}
-	var inForce []netip.Prefix // it, or parts of it
-	for _, r := range rules {
-		if r.Table == s.lease.table && !uplink.IsHost(r) && within(prefix, r.Src) {
-			inForce = append(inForce, r.Src)
-		}
-	}
+	inForce := v.inForce(prefix)
 	if c.why == "" || len(inForce) == 0 || prefix.Bits() < siteBits {
 		return c, nil
 	}
-	c.parts, err = l.partsBehind(prefix, inForce, s.family(), uplinks, addresses)
-	c.parts = slices.DeleteFunc(c.parts, func(part netip.Prefix) bool {
-		return delegatedTo(others, s.lease.table, part, rules, addresses).IsValid()
-	})
+	parts, err := l.partsBehind(prefix, inForce, s.family(), uplinks, v.addresses)
+	c.parts = slices.DeleteFunc(parts, func(part netip.Prefix) bool { return v.delegated(part).IsValid() })
 	return c, err
+}
+
+// rivals are the other uplinks, to one uplink.
+type rivals struct {
+	table     uint32 // of the one uplink
+	index     int    // of its link
+	links     map[uint32]int
+	rules     []route.Rule // of ours that lead from an address or prefix to a table
+	addresses []route.Address
+}
+
+func (l *loop) rivalsOf(s *session) (v rivals, err error) {
+	v = rivals{table: s.lease.table, index: s.inst.Index}
+	v.rules, err = l.kernel.RulesWhere(s.family(), func(r *route.Rule) bool {
+		return r.Protocol == route.Protocol && r.Src.IsValid() && !uplink.LeavesTable(*r)
+	})
+	if err != nil {
+		return v, err
+	}
+	v.addresses, err = l.kernel.Addresses(s.family())
+	v.links = otherUplinks(v.rules, v.addresses, v.index)
+	return v, err
+}
+
+// inForce is what rules of the one uplink lead from: the prefix, or parts of it.
+func (v *rivals) inForce(prefix netip.Prefix) (prefixes []netip.Prefix) {
+	for _, r := range v.rules {
+		if r.Table == v.table && !uplink.IsHost(r) && within(prefix, r.Src) {
+			prefixes = append(prefixes, r.Src)
+		}
+	}
+	return prefixes
+}
+
+// delegated returns the prefix of a rival that shares a part with prefix, if there is one.
+func (v *rivals) delegated(prefix netip.Prefix) (theirs netip.Prefix) {
+	stands := slices.ContainsFunc(v.rules, func(r route.Rule) bool { return r.Src == prefix && r.Table == v.table })
+	for _, r := range v.rules {
+		index, other := v.links[r.Table]
+		if !other || uplink.IsHost(r) || !r.Src.Overlaps(prefix) || isNetworkOf(index, r.Src, v.addresses) {
+			continue
+		}
+		if !stands || r.Table < v.table { // of two that came at once, one stays
+			return r.Src
+		}
+	}
+	return theirs
 }
 
 // within reports whether a prefix has all of another one.
@@ -142,17 +175,15 @@ func within(prefix, part netip.Prefix) bool {
 // maxParts bounds the rules that one prefix can have.
 const maxParts = 64
 
-// partsBehind are the networks in a prefix that this host has over links that are no uplinks, those that contain
-// others first and alone. What is in force of the prefix already stays, since such a link may be down for a moment.
-func (l *loop) partsBehind(prefix netip.Prefix, inForce []netip.Prefix, family int, uplinks map[int]bool, addresses []route.Address) (parts []netip.Prefix, err error) {
-	networks := make(map[netip.Prefix]bool)
-	for _, n := range inForce {
-		networks[n] = n != prefix
-	}
+// partsBehind are the networks in a prefix that this host has over links that are no uplinks. What is in force of the
+// prefix already stays, since such a link may be down for a moment.
+func (l *loop) partsBehind(prefix netip.Prefix, inForce []netip.Prefix, family int, uplinks map[int]bool, addresses []route.Address) ([]netip.Prefix, error) {
+	networks := slices.DeleteFunc(inForce, func(n netip.Prefix) bool { return n == prefix })
 	behind := make(map[int]bool)
 	for _, a := range addresses {
 		if !uplinks[a.Index] && prefix.Contains(a.Addr) {
-			networks[a.Network().Masked()], behind[a.Index] = true, true
+			behind[a.Index] = true
+			networks = append(networks, a.Network().Masked())
 		}
 	}
 	for index := range behind {
@@ -161,34 +192,24 @@ func (l *loop) partsBehind(prefix netip.Prefix, inForce []netip.Prefix, family i
 			return nil, err
 		}
 		for _, r := range routes {
-			networks[r.Dst] = true // behind a router of that link, too
+			networks = append(networks, r.Dst) // behind a router of that link, too
 		}
 	}
-	for _, n := range slices.SortedFunc(maps.Keys(networks), func(a, b netip.Prefix) int {
+	return widest(networks, prefix), nil
+}
+
+// widest are the networks in a prefix that are in no other one of them.
+func widest(networks []netip.Prefix, prefix netip.Prefix) (parts []netip.Prefix) {
+	slices.SortFunc(networks, func(a, b netip.Prefix) int {
 		return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), a.Addr().Compare(b.Addr()))
-	}) {
+	})
+	for _, n := range networks {
 		has := func(part netip.Prefix) bool { return within(part, n) }
-		if networks[n] && within(prefix, n) && !n.IsSingleIP() && !slices.ContainsFunc(parts, has) && len(parts) < maxParts {
+		if within(prefix, n) && !n.IsSingleIP() && !slices.ContainsFunc(parts, has) && len(parts) < maxParts {
 			parts = append(parts, n)
 		}
 	}
-	return parts, nil
-}
-
-// delegatedTo returns the prefix of another uplink that shares a part with prefix, if there is one. table is that of
-// the uplink that asks.
-func delegatedTo(others map[uint32]int, table uint32, prefix netip.Prefix, rules []route.Rule, addresses []route.Address) (theirs netip.Prefix) {
-	stands := slices.ContainsFunc(rules, func(r route.Rule) bool { return r.Src == prefix && r.Table == table })
-	for _, r := range rules {
-		index, other := others[r.Table]
-		if !other || uplink.IsHost(r) || !r.Src.Overlaps(prefix) || isNetworkOf(index, r.Src, addresses) {
-			continue
-		}
-		if !stands || r.Table < table { // of two that came at once, one stays
-			return r.Src
-		}
-	}
-	return theirs
+	return parts
 }
 
 // otherUplinks are the tables of addresses on other links than index, and their links.
