@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/table-allocator/table-allocator/internal/nettest"
 )
 
 // TestChoiceVPN: packets that are lost move nothing, and an uplink that fails again and again is left once, also for the outer
@@ -126,24 +128,10 @@ func TestChoiceSlow(t *testing.T) {
 // serveLate answers DNS questions after a time.
 func serveLate(t *testing.T, addr string, after time.Duration) {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		buf := make([]byte, 512)
-		for {
-			n, from, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			answer := nameAnswer(buf[:n])
-			time.AfterFunc(after, func() { _, _ = conn.WriteTo(answer, from) }) // who gets no answer asks again
-		}
-	}()
-	t.Cleanup(func() { conn.Close(); <-done })
+	nettest.ServeDatagrams(t, addr, func(conn net.PacketConn, question []byte, from net.Addr) {
+		answer := nameAnswer(question)
+		time.AfterFunc(after, func() { _, _ = conn.WriteTo(answer, from) })
+	})
 }
 
 // TestChoiceForeignRule: a rule of another program in the place of that of the choice, and before it, is said.

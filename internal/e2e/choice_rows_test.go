@@ -129,23 +129,7 @@ func serveName(t *testing.T, addr string) { serveAnswer(t, addr, nameAnswer) }
 // serveAnswer answers datagrams.
 func serveAnswer(t *testing.T, addr string, answer func(question []byte) []byte) {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		buf := make([]byte, 512)
-		for {
-			n, from, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = conn.WriteTo(answer(buf[:n]), from) // who gets no answer asks again
-		}
-	}()
-	t.Cleanup(func() { conn.Close(); <-done })
+	nettest.ServeDatagrams(t, addr, func(conn net.PacketConn, question []byte, from net.Addr) { _, _ = conn.WriteTo(answer(question), from) })
 }
 
 // nameAnswer answers a question with an address of the internet, if the question is for one.

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -157,10 +156,6 @@ func seenAs(n int) netip.Addr { return nettest.Transit(n) }
 // in the namespace of the calling thread.
 func serveWho(t *testing.T, addr string) {
 	t.Helper()
-	datagrams, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
 	streams, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -174,18 +169,7 @@ func serveWho(t *testing.T, addr string) {
 		}
 		return []byte(host + "\n")
 	}
-	all.Go(func() {
-		buf := make([]byte, 64)
-		for {
-			_, from, err := datagrams.ReadFrom(buf)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				_, _ = datagrams.WriteTo(who(from), from) // a client without an answer reports that
-			}
-		}
-	})
+	nettest.ServeDatagrams(t, addr, func(conn net.PacketConn, _ []byte, from net.Addr) { _, _ = conn.WriteTo(who(from), from) })
 	all.Go(func() {
 		for {
 			conn, err := streams.Accept()
@@ -205,7 +189,6 @@ func serveWho(t *testing.T, addr string) {
 		}
 	})
 	t.Cleanup(func() {
-		datagrams.Close()
 		streams.Close()
 		conns.Range(func(conn, _ any) bool { conn.(net.Conn).Close(); return true })
 		all.Wait()

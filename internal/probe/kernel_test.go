@@ -56,28 +56,14 @@ func newHost(t *testing.T) host {
 
 func (h host) serveDNS(t *testing.T, at string) {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { conn.Close(); <-done })
-	go func() {
-		defer close(done)
-		buf := make([]byte, 512)
-		for {
-			n, from, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			select {
-			case h.dns <- from.(*net.UDPAddr).AddrPort():
-			default:
-			}
-			answer := reply(buf[:n], record(typeA, 198, 51, 100, 1), record(typeAAAA, netip.MustParseAddr(nettest.Far6).AsSlice()...))
-			_, _ = conn.WriteTo(answer, from) // the asker reports a lost one
+	nettest.ServeDatagrams(t, at, func(conn net.PacketConn, question []byte, from net.Addr) {
+		select {
+		case h.dns <- from.(*net.UDPAddr).AddrPort():
+		default:
 		}
-	}()
+		answer := reply(question, record(typeA, 198, 51, 100, 1), record(typeAAAA, netip.MustParseAddr(nettest.Far6).AsSlice()...))
+		_, _ = conn.WriteTo(answer, from)
+	})
 }
 
 func serveHTTP(t *testing.T, at string) {
@@ -290,27 +276,13 @@ func TestRouterAnswers(t *testing.T) {
 func TestResolverRefuses(t *testing.T) {
 	for name, longest := range map[string]int{"all": 0, "the long answer": len(dnsQuestion(0, ".", typeNS))} {
 		t.Run(name, func(t *testing.T) {
-			conn, err := net.ListenPacket("udp", "127.0.0.1:53")
-			if err != nil {
-				t.Fatal(err)
-			}
-			done := make(chan struct{})
-			t.Cleanup(func() { conn.Close(); <-done })
-			go func() {
-				defer close(done)
-				buf := make([]byte, 512)
-				for {
-					n, from, err := conn.ReadFrom(buf)
-					if err != nil {
-						return
-					}
-					answer := reply(buf[:n])
-					if n == longest || longest == 0 {
-						answer[3] |= 5
-					}
-					_, _ = conn.WriteTo(answer, from) // the asker reports a lost one
+			nettest.ServeDatagrams(t, "127.0.0.1:53", func(conn net.PacketConn, question []byte, from net.Addr) {
+				answer := reply(question)
+				if n := len(question); n == longest || longest == 0 {
+					answer[3] |= 5
 				}
-			}()
+				_, _ = conn.WriteTo(answer, from)
+			})
 			here := netip.MustParseAddr("127.0.0.1")
 			ctx, cancel := context.WithTimeout(context.Background(), sure)
 			defer cancel()
