@@ -315,6 +315,7 @@ func (h *holdFlags) holdLease(report client.Report, log *slog.Logger) error {
 	h.tellLeft(log)
 	reported := false
 	h.config.Successor = checkOwnProgram
+	h.config.Tells = h.Changed("routes") || h.Changed("prefix") || h.Changed("nameserver")
 	err := client.Run(ctx, h.config, func(table uint32, why string) {
 		reported = true
 		report(table, why)

@@ -19,6 +19,7 @@ import (
 // Config is what a call of the client asks for.
 type Config struct {
 	Uplink     uplink.Uplink
+	Tells      bool     // another client that serves the address takes over the settings; else the call only asks for the table
 	Server     string   // text of the server's abstract name
 	ServerUIDs []uint32 // trusted, and root and the own uid are, too
 	// Successor says why the program that is to go on with the lease, when root asks for that, cannot. It runs beside
@@ -72,7 +73,7 @@ func holderSocket(ctx context.Context, cfg Config, report Report, log *slog.Logg
 // its own.
 func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logger) (*wire.Conn, error) {
 	key := cfg.Uplink.Key
-	req, patience, err := introduction(cfg.Uplink)
+	req, patience, err := introduction(cfg.Uplink, cfg.Tells)
 	if err != nil {
 		return nil, err
 	}
@@ -112,17 +113,21 @@ func becomeHolder(ctx context.Context, cfg Config, report Report, log *slog.Logg
 
 // introduction is the request of this call to another client of the address, which takes over tag and settings, and
 // how long that one has to get a table.
-func introduction(u uplink.Uplink) (wire.Request, time.Duration, error) {
+func introduction(u uplink.Uplink, tells bool) (wire.Request, time.Duration, error) {
 	req := wire.Request{Key: u.Key, Tag: u.Tag, Cmd: wire.Replace}
+	patience := fallBackIn
 	if !u.Settings.PlacesRoutes() {
-		return req, peer.Tries * peer.TryEvery, nil
+		patience = peer.Tries * peer.TryEvery
+	}
+	if !tells {
+		return req, patience, nil
 	}
 	settings, err := u.Settings.Encode()
 	req.Settings = string(settings)
 	if size := len(req.Append(nil)); err == nil && size > wire.MaxReplace {
 		err = fmt.Errorf("settings of %d bytes: a later call could not hand them to the holder, which takes %d bytes: give fewer routes", size, wire.MaxReplace)
 	}
-	return req, fallBackIn, err
+	return req, patience, err
 }
 
 // occupant is the process that has the holder's name: another client, and its answer, or why it did not answer.

@@ -106,6 +106,24 @@ func TestSettingsOverTheWire(t *testing.T) {
 	}
 }
 
+// TestUpdatedWithoutRoutes: who places the routes itself says a prefix and name servers, and takes nothing else away.
+func TestUpdatedWithoutRoutes(t *testing.T) {
+	before := Settings{Routes: CopyRoutes, OnLoss: Block, SpecificFirst: true, Gateways: []netip.Addr{netip.MustParseAddr("fe80::1")},
+		Nameservers: []netip.Addr{netip.MustParseAddr("2001:db8::53")}}
+	u := Uplink{Key: wire.Key{Family: wire.Inet6, Ifname: "wan0", Address: "2001:db8::2"}, Priorities: OriginalPriorities, Settings: before}
+	for text, want := range map[string]Settings{
+		`{"routes":"none","on_loss":"fallback"}`: {},
+		`{"routes":"none","on_loss":"fallback","prefix":"2001:db8:1::/48","nameservers":["2001:db8::54"],"resolver":"resolved"}`: {
+			Prefix: netip.MustParsePrefix("2001:db8:1::/48"), Nameservers: []netip.Addr{netip.MustParseAddr("2001:db8::54")}, Resolver: Resolved},
+	} {
+		got, err := u.Updated(wire.Request{Key: u.Key, Cmd: wire.Replace, Settings: text})
+		want.Routes, want.OnLoss, want.SpecificFirst, want.Gateways = before.Routes, before.OnLoss, before.SpecificFirst, before.Gateways
+		if err != nil || !reflect.DeepEqual(got.Settings, want) {
+			t.Errorf("%s: got %+v, %v, want %+v", text, got.Settings, err, want)
+		}
+	}
+}
+
 // FuzzSettings reads what a Replace brings, from the datagram on.
 func FuzzSettings(f *testing.F) {
 	key := wire.Key{Family: wire.Inet, Ifname: "wan0", Address: "192.0.2.5"}

@@ -310,8 +310,8 @@ func IsShared(r route.Rule) bool {
 }
 
 // Updated is the uplink with the tag of a Replace, and with its settings if it has any: a call that only asks for the
-// table has none. The files stay those of the uplink: no datagram may say what is written where. So does the resolver if
-// the call names none.
+// table has none, and one without routes says a prefix and name servers alone. The files stay those of the uplink: no
+// datagram may say what is written where. So does the resolver if the call names none.
 func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 	u.Tag = r.Tag
 	if r.Settings == "" {
@@ -320,6 +320,11 @@ func (u Uplink) Updated(r wire.Request) (Uplink, error) {
 	settings, err := DecodeSettings([]byte(r.Settings))
 	if err != nil {
 		return u, err
+	}
+	if settings.Routes == NoRoutes { // somebody else's: the call says nothing of them
+		told := settings
+		settings = u.Settings
+		settings.Prefix, settings.Nameservers, settings.Resolver = told.Prefix, told.Nameservers, told.Resolver
 	}
 	settings.ServersFile, settings.PIDFile = u.Settings.ServersFile, u.Settings.PIDFile
 	if settings.Resolver == "" {
