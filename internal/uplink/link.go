@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"regexp"
+	"slices"
 	"sync"
 
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -83,19 +84,13 @@ func (l Link) internal() bool {
 		"vti", "vti6", "xfrm", "vxlan", "geneve", "bareudp", "amt":
 		return true
 	case "bridge":
-		if len(l.Ports) > 0 {
-			return l.hasOnlyContainers()
-		}
+		return l.hasOnlyContainers()
 	}
 	return internalName().MatchString(l.Name)
 }
 
-// hasOnlyContainers reports whether all ports of a bridge are cables to containers or virtual machines.
+// hasOnlyContainers reports whether no port of a bridge leads out of this host and its tunnels. A bridge without ports is one whose containers
+// or virtual machines are not running.
 func (l Link) hasOnlyContainers() bool {
-	for _, port := range l.Ports {
-		if port.Kind != "veth" && port.Kind != "tun" {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(l.Ports, func(port route.Link) bool { return port.Kind != "veth" && !(Link{Link: port}).internal() })
 }
