@@ -23,6 +23,9 @@ func (w *world) applyMoved(s step) error {
 	for i, c := range s.commands {
 		failed := slices.Contains(refused, i)
 		if failed && strings.HasPrefix(c, "ip route del") {
+			if !isDefault(strings.Fields(c)) { // else it was moved
+				w.goneBefore(s, c)
+			}
 			continue
 		}
 		undo = append(undo, inverseOf(c))

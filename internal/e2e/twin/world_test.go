@@ -100,6 +100,7 @@ func (w *world) apply(s step) error {
 			asked = append(asked, i)
 		case strings.Contains(c, " del "): // of several next hops some may be gone
 			asked, mayFail = append(asked, i), append(mayFail, i)
+			w.goneBefore(s, c)
 		default:
 			w.again = append(w.again, c)
 		}
@@ -115,6 +116,14 @@ func (w *world) apply(s step) error {
 		}
 	}
 	return err
+}
+
+// goneBefore takes over that a command of a step could not delete a route. It went with the last address of its link: nobody
+// puts it back, and if that address comes again at once, the table keeps it.
+func (w *world) goneBefore(s step, command string) {
+	if s.phase != eachChange && strings.HasPrefix(command, "ip route del ") {
+		w.giveUp(command)
+	}
 }
 
 // tryAgain does what managers do: a route or nexthop that the kernel refused right after its link came up they add a
