@@ -160,6 +160,9 @@ func (n *news) addRoute(e install.Past) {
 		n.addRouteOfMain(e, others)
 		return
 	}
+	if e.Route.IsLocalRange() {
+		n.links[e.Index] = true
+	}
 	if e.Deleted {
 		n.lost[tableOf{e.Family, e.Table}] = true
 	}

@@ -77,7 +77,7 @@ func (i *Installation) Place(table uint32) error {
 		i.filled = i.filled || i.routes.filling == nil
 	}
 	i.Rules.Uplink = i.blockUntilFilled()
-	i.Rules.Uplink.Ties = v.Ties
+	i.Rules.Uplink.Ties, i.Rules.Uplink.Ranges = v.Ties, v.Ranges
 	if err := i.Rules.place(table); err != nil {
 		return err
 	}
@@ -102,15 +102,15 @@ func (i *Installation) blockUntilFilled() uplink.Uplink {
 	return u
 }
 
-// updateRules ends that when the table is filled, and follows the ties of main.
+// updateRules ends that when the table is filled, and follows the ties of main and the ranges of the link.
 func (i *Installation) updateRules(table uint32, m uplink.Main) {
-	if i.filled && slices.Equal(i.Rules.Uplink.Ties, m.Ties) {
+	if i.filled && slices.Equal(i.Rules.Uplink.Ties, m.Ties) && slices.Equal(i.Rules.Uplink.Ranges, m.Ranges) {
 		return
 	}
 	first := !i.filled
 	i.filled = true
 	i.Rules.Uplink = i.Uplink
-	i.Rules.Uplink.Ties = m.Ties
+	i.Rules.Uplink.Ties, i.Rules.Uplink.Ranges = m.Ties, m.Ranges
 	i.warn("place the rules", i.Rules.sync(table, i.Rules.Want(table)))
 	if first {
 		i.resolve()

@@ -22,12 +22,18 @@ type Picture struct {
 	isUplink  func(index int) bool // a link has a lease, or is about to
 	most      int                  // routes of routing daemons that are followed
 	mains     map[int]*main        // by family
-	addresses map[linkOf][]route.Address
+	addresses map[linkOf]local
 	since     time.Duration // of addresses
 	below     map[int]int   // by ifindex, the link whose routes a macvlan follows
 }
 
 type linkOf struct{ family, index int }
+
+// local is what a link has of the host's addresses.
+type local struct {
+	addresses []route.Address
+	ranges    []netip.Prefix
+}
 
 // main is what the table main of a family has.
 type main struct {
@@ -329,22 +335,22 @@ func (p *Picture) on(u uplink.Uplink, index int) ([]route.Address, uplink.Main, 
 		return nil, uplink.Main{}, version{}, err
 	}
 	if now := wire.Now(); now-p.since > pictureLasts || p.addresses == nil {
-		p.since, p.addresses = now, make(map[linkOf][]route.Address)
+		p.since, p.addresses = now, make(map[linkOf]local)
 	}
 	link := linkOf{family, index}
-	addresses, known := p.addresses[link]
+	of, known := p.addresses[link]
 	if !known {
-		if addresses, err = p.kernel.AddressesOn(family, index); err != nil {
+		if of.addresses, of.ranges, err = p.kernel.Local(family, index); err != nil {
 			return nil, uplink.Main{}, version{}, err
 		}
-		p.addresses[link] = addresses
+		p.addresses[link] = of
 	}
-	local := slices.DeleteFunc(slices.Clone(m.local), func(r route.Route) bool { return slices.Contains(r.Links(), index) })
-	on := uplink.Main{Index: index, Routes: m.without(m.links[index]), Local: local, DeadEnd: m.ends}
+	others := slices.DeleteFunc(slices.Clone(m.local), func(r route.Route) bool { return slices.Contains(r.Links(), index) })
+	on := uplink.Main{Index: index, Routes: m.without(m.links[index]), Local: others, DeadEnd: m.ends, Ranges: of.ranges}
 	if u.Settings.SpecificFirst {
 		on.Ties = uplink.Ties(m.all, index)
 	}
-	return addresses, on, m.version(u, index), nil
+	return of.addresses, on, m.version(u, index), nil
 }
 
 // largeMain returns the image of a large main, or nil.
@@ -445,10 +451,11 @@ func (m *main) version(u uplink.Uplink, index int) version {
 // readLink is on for a process that serves one address, at the cost of the one link. It has no routes over others.
 func readLink(kernel *route.Conn, u uplink.Uplink, index int) ([]route.Address, uplink.Main, error) {
 	m := uplink.Main{Index: index}
-	addresses, err := kernel.AddressesOn(u.Family(), index)
+	addresses, ranges, err := kernel.Local(u.Family(), index)
 	if err != nil {
 		return nil, m, err
 	}
+	m.Ranges = ranges
 	if m.Routes, err = kernel.RoutesOn(u.Family(), unix.RT_TABLE_MAIN, index); err != nil {
 		return nil, m, err
 	}

@@ -70,20 +70,25 @@ func (c *Conn) AddressOn(ifname string, addr netip.Addr) (Address, bool, error) 
 // none on a link that does not exist. Routes of type local that somebody added for single addresses
 // of a link count as addresses: the host answers for them, too.
 func (c *Conn) AddressesOn(family, index int) ([]Address, error) {
+	addrs, _, err := c.Local(family, index)
+	return addrs, err
+}
+
+// Local returns what AddressesOn does, and the ranges of addresses that routes of type local give to the link.
+func (c *Conn) Local(family, index int) (addrs []Address, ranges []netip.Prefix, err error) {
 	header := []byte{byte(family), 0, 0, 0}
 	header = native.AppendUint32(header, uint32(index))
 	msgs, err := c.dump(unix.RTM_GETADDR, unix.RTM_NEWADDR, header)
 	if index != 0 && errors.Is(err, unix.ENODEV) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		return nil, nil, fmt.Errorf("list addresses: %w", err)
 	}
-	var addrs []Address
 	for _, m := range msgs {
 		a, got, err := parseAddress(m)
 		if err != nil {
-			return nil, fmt.Errorf("list addresses: %w", err)
+			return nil, nil, fmt.Errorf("list addresses: %w", err)
 		}
 		// Families other than the two have addresses of their own, and old kernels do not filter.
 		if got != unix.AF_INET && got != unix.AF_INET6 ||
@@ -98,25 +103,36 @@ func (c *Conn) AddressesOn(family, index int) ([]Address, error) {
 		}
 		local, err := c.routes(f, filter{table: unix.RT_TABLE_LOCAL, index: index, typ: unix.RTN_LOCAL})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, r := range local {
 			if a, ok := r.localAddress(); ok && !slices.ContainsFunc(addrs, func(h Address) bool { return h.Addr == a.Addr && h.Index == a.Index }) {
 				addrs = append(addrs, a)
 			}
+			if r.IsLocalRange() {
+				ranges = append(ranges, r.Dst)
+			}
 		}
 	}
-	return addrs, nil
+	return addrs, ranges, nil
 }
 
 // localAddress returns the address that r gives to a link, if it does: the kernel adds such a route for
 // each address itself, and for those of lo.
 func (r Route) localAddress() (Address, bool) {
-	const loopbackIndex = 1
-	if r.Type != unix.RTN_LOCAL || r.Table != unix.RT_TABLE_LOCAL || !r.Dst.IsSingleIP() || r.Protocol == unix.RTPROT_KERNEL || r.Index <= loopbackIndex {
+	if !r.isLocal() || !r.Dst.IsSingleIP() {
 		return Address{}, false
 	}
 	return Address{Index: r.Index, Addr: r.Dst.Addr(), Bits: r.Dst.Bits()}, true
+}
+
+// IsLocalRange reports whether r gives a range of addresses to a link, as agents of clouds do.
+func (r Route) IsLocalRange() bool { return r.isLocal() && !r.Dst.IsSingleIP() }
+
+// isLocal reports whether another program than the kernel has the host answer on a link.
+func (r Route) isLocal() bool {
+	const loopbackIndex = 1
+	return r.Type == unix.RTN_LOCAL && r.Table == unix.RT_TABLE_LOCAL && r.Protocol != unix.RTPROT_KERNEL && r.Index > loopbackIndex
 }
 
 // HostAddresses is that of a connection, which is made for it.

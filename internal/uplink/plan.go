@@ -31,6 +31,8 @@ type Main struct {
 	Bare bool
 	// Ties are the exceptions from "main first", if the uplink wants that.
 	Ties []Tie
+	// Ranges are addresses that table local gives to the link, beside single ones.
+	Ranges []netip.Prefix
 	// OnLink reports that the caller gave the network of the address before the address was on
 	// the link, so that the network is on the link whatever main says.
 	OnLink bool

@@ -33,7 +33,8 @@ type Uplink struct {
 	Forward    bool // rule for forwarded traffic that comes from the network, too
 	Replies    bool // rule for forwarded replies that have the mark of the table, see internal/nat
 	Settings   Settings
-	Ties       []Tie // with main first, as main has them now
+	Ties       []Tie          // with main first, as main has them now
+	Ranges     []netip.Prefix // of addresses that the link has, too, as table local has them now
 }
 
 // IsAddress reports whether the key names an address, which comes and goes with its link and
@@ -136,12 +137,16 @@ func IsReply(r route.Rule) bool {
 // come first: the network may contain an address of another uplink.
 const behindHosts = 3
 
-// fromNetworks are the rules for what comes from the network of the address, and from a prefix that the network
-// delegates to this host.
+// fromNetworks are the rules for what comes from the network of the address, from ranges of the link, and from a prefix that
+// the network delegates to this host.
 func (u Uplink) fromNetworks(table uint32) (rules []route.Rule) {
-	if u.Forward && !u.Network.IsSingleIP() {
+	networks := slices.DeleteFunc(slices.Clone(u.Ranges), func(r netip.Prefix) bool { return r.Bits() < u.shortestNetwork() })
+	if network := u.Network.Masked(); u.Forward && !network.IsSingleIP() && !slices.Contains(networks, network) {
+		networks = append(networks, network)
+	}
+	for _, network := range networks {
 		rule := lookup(u.Priorities.Source+behindHosts, table)
-		rule.Src = u.Network.Masked()
+		rule.Src = network
 		rules = append(rules, rule)
 	}
 	if u.Settings.Prefix.IsValid() {

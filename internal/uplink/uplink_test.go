@@ -77,6 +77,14 @@ func TestRules(t *testing.T) {
 			"10000: from 10.77.0.2 lookup 4000000000 proto 116",
 			"91000: from all iif lo lookup 4000000000 proto 116",
 		}},
+		{"ranges", func(u *Uplink) {
+			u.Ranges = []netip.Prefix{netip.MustParsePrefix("10.77.8.0/28"), netip.MustParsePrefix("8.0.0.0/7")}
+		}, []string{
+			"10000: from 10.77.0.2 lookup 4000000000 proto 116",
+			"10003: from 10.77.8.0/28 lookup 4000000000 proto 116",
+			"20000: from all to 10.77.0.0/24 lookup 4000000000 proto 116",
+			"91000: from all iif lo lookup 4000000000 proto 116",
+		}},
 		{"forward", func(u *Uplink) { u.Forward = true }, []string{
 			"10000: from 10.77.0.2 lookup 4000000000 proto 116",
 			"10003: from 10.77.0.0/24 lookup 4000000000 proto 116",
