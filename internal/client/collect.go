@@ -238,7 +238,9 @@ func (h *host) returnDead(family int, source route.Rule, routes []route.Route, a
 	}
 	u := uplink.Uplink{Key: wire.Key{Family: wire.Family(family), Ifname: link.Name, Address: addr.String()}, Network: network}
 	h.log.Info("a client died; its lease is released", "ifname", link.Name, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", source.Table)
-	return errors.Join(h.env.ReturnRoutes(u, source.Table), h.giveBack(u.Key))
+	err = h.env.ReturnRoutes(u, source.Table)
+	h.giveBack(u.Key)
+	return err
 }
 
 // formerLink returns the link of an address whose client died, 0 if it cannot be found, and the network there.
@@ -259,6 +261,9 @@ func formerLink(source route.Rule, routes []route.Route, addresses []route.Addre
 
 // giveBack releases a lease that no session has. It does not wait for the answer: if the request is lost, the lease
 // expires.
-func (h *host) giveBack(key wire.Key) error {
-	return h.sendOnce(wire.Request{Key: key, Cmd: wire.Release})
+func (h *host) giveBack(key wire.Key) {
+	h.former.drop(key)
+	if err := h.sendOnce(wire.Request{Key: key, Cmd: wire.Release}); err != nil {
+		h.log.Debug("lease not released", "key", key.String(), "err", err)
+	}
 }

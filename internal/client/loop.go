@@ -367,6 +367,9 @@ func (l *loop) do(s *session, a action) {
 	switch a.kind {
 	case send:
 		s.retries = 0
+		if a.request.Cmd == wire.Release {
+			l.former.drop(a.request.Key)
+		}
 		if a.request.Marks { // in case that the server has lost it
 			a.request.Marking = s.inst.Rules.Marking
 		}

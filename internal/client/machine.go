@@ -18,6 +18,7 @@ const (
 	renewFloor   = 200 * time.Millisecond
 	renewCeiling = 24 * time.Hour // a forged or broken expiry must not stop renewals
 	awayEvery    = 1500 * time.Millisecond
+	listenLate   = 100 * time.Millisecond // a timer that is later says that nobody listened: the answer may wait to be read
 	addressGrace = 60 * time.Second
 	fallBackIn   = time.Second // for a lease to come before main has to do
 
@@ -251,7 +252,7 @@ func (m *machine) expire(now time.Duration, full bool) []action {
 	case held:
 		if m.sends++; m.sends == 1 {
 			m.asked = now
-		} else if !m.unheard {
+		} else if !m.unheard && now < m.due+listenLate {
 			m.away = true
 		}
 		m.due, m.unheard = now+awayEvery, false

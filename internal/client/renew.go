@@ -1,7 +1,10 @@
 package client
 
 import (
+	"errors"
 	"net/netip"
+	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +24,27 @@ const renewLook = 100 * time.Millisecond
 // former is what rules of an earlier watch say was leased, while a watch begins and has no sessions for it yet.
 type former struct {
 	requests []wire.Request
+	next     int // of requests, if the server's queue was full there
 	sentAt   time.Duration
+}
+
+// send asks for all of them, or for as many as the server's queue has room for, and goes on there the next time: else
+// those behind would never have their turn.
+func (f *former) send(now time.Duration, send func(wire.Request) error) {
+	if now < f.sentAt+awayEvery && f.next == 0 {
+		return
+	}
+	for ; f.next < len(f.requests); f.next++ {
+		if errors.Is(send(f.requests[f.next]), syscall.EAGAIN) {
+			return
+		}
+	}
+	f.next, f.sentAt = 0, now
+}
+
+// drop leaves out a key whose lease is released: a renewal behind the release would lease it anew, for nobody.
+func (f *former) drop(key wire.Key) {
+	f.requests = slices.DeleteFunc(f.requests, func(r wire.Request) bool { return r.Key == key })
 }
 
 // renewFirst renews leases at the begin of a turn.
@@ -38,7 +61,7 @@ func (l *loop) renewDue(kind eventKind) {
 	}
 	l.renewAt = now + renewLook
 	for _, s := range l.sessions {
-		if s.lease.state != held || s.lease.grace != 0 {
+		if s.lease.state != held && s.lease.state != placing || s.lease.grace != 0 {
 			continue
 		}
 		if s.retryAt != 0 && now >= s.retryAt {
@@ -46,14 +69,15 @@ func (l *loop) renewDue(kind eventKind) {
 		}
 		l.feed(s, event{kind: kind})
 	}
-	if len(l.former.requests) > 0 && now >= l.former.sentAt+awayEvery {
-		l.renewFormer()
-	}
+	l.renewFormer()
 }
 
 // renew renews a lease that is due amid other work. That its answer is not heard meanwhile says nothing of the server.
 func (m *machine) renew(now time.Duration) []action {
-	if m.state != held || m.due == 0 || now < m.due {
+	if m.state == placing && m.due == 0 { // a table may be filled for longer than its lease lasts
+		m.due = m.renewal(now)
+	}
+	if m.state != held && m.state != placing || m.due == 0 || now < m.due {
 		return nil
 	}
 	if m.sends == 0 {
@@ -63,14 +87,15 @@ func (m *machine) renew(now time.Duration) []action {
 	return []action{m.request(wire.Acquire)}
 }
 
-// renewFormer asks for all of them again. Nobody waits for the answers: sessions ask for themselves later.
+// renewFormer renews what was leased. Nobody waits for the answers: sessions ask for themselves later.
 func (l *loop) renewFormer() {
-	l.former.sentAt = wire.Now()
-	for _, req := range l.former.requests {
-		if err := l.sendOnce(req); err != nil {
+	l.former.send(wire.Now(), func(req wire.Request) error {
+		err := l.sendOnce(req)
+		if err != nil {
 			l.log.Debug("former lease not renewed", "key", req.Key.String(), "err", err)
 		}
-	}
+		return err
+	})
 }
 
 // sendOnce sends a request of no session, and does not wait for the answer.
@@ -80,10 +105,7 @@ func (l *loop) sendOnce(req wire.Request) error {
 		return err
 	}
 	defer conn.Close()
-	if err := l.server.Send(conn, req.Append(nil)); err != nil {
-		l.log.Debug("request not sent", "key", req.Key.String(), "err", err)
-	}
-	return nil
+	return l.server.Send(conn, req.Append(nil))
 }
 
 // findFormer finds what an earlier watch had leased, before the routes of the host are read: addresses that the
