@@ -165,14 +165,13 @@ func (u Uplink) own(m Main, group []route.Route) []route.Route {
 	if len(legs) < 2 {
 		return legs
 	}
-	network, others := u.network(m)
-	has := func(p netip.Prefix, r route.Route) bool { return r.Gateway.IsValid() && p.Contains(r.Gateway) }
-	mine := func(r route.Route) bool { return r.Src == u.Addr() || has(network, r) }
+	networks, others := u.networks(m)
+	mine := func(r route.Route) bool { return r.Src == u.Addr() || contain(networks, r.Gateway) }
 	if !slices.ContainsFunc(legs, mine) {
 		return legs
 	}
 	return slices.DeleteFunc(legs, func(r route.Route) bool {
-		return !mine(r) && slices.ContainsFunc(others, func(p netip.Prefix) bool { return has(p, r) })
+		return !mine(r) && contain(others, r.Gateway)
 	})
 }
 
@@ -182,34 +181,37 @@ func (u Uplink) Carries(r route.Route) bool {
 	return r.Protocol != route.Protocol && r.Type == unix.RTN_UNICAST && !r.Dst.Addr().IsMulticast() && r.Dst != u.Host()
 }
 
-// network returns the network of the address as it is on the link, the address itself where it is
-// not, and the networks of the link's other addresses. Link-local ones count as nobody's: a router
-// advertises itself with such an address to all.
-func (u Uplink) network(m Main) (network netip.Prefix, others []netip.Prefix) {
-	network = u.Host()
+// contain reports whether one of networks has an address; none has the zero Addr.
+func contain(networks []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
+}
+
+// networks returns the networks of the address as it is on the link, perhaps with several lengths, and those of the link's other
+// addresses. Link-local ones count as nobody's: a router advertises itself with such an address to all.
+func (u Uplink) networks(m Main) (networks, others []netip.Prefix) {
 	addr := u.Addr()
 	for _, a := range m.Addresses {
 		switch {
 		case a.Addr == addr:
-			network = a.Network
+			networks = append(networks, a.Network)
 		case !a.Addr.IsLinkLocalUnicast() || a.Addr.Is4():
 			others = append(others, a.Network)
 		}
 	}
-	return network, others
+	return networks, others
 }
 
 // Given returns the routes that the caller gave, for a table: the network of the address first, if
 // it has to be on the link whatever main says.
 func (u Uplink) Given(m Main, table uint32) []route.Route {
-	var network netip.Prefix
+	var networks []netip.Prefix
 	if len(u.Settings.Static)+len(u.Settings.Gateways) > 0 { // else a thousand addresses of the link need not be looked at
-		network, _ = u.network(m)
+		networks, _ = u.networks(m)
 	}
 	to := func(dst netip.Prefix, via netip.Addr, metric uint32) route.Route {
 		r := route.NewRoute(table, dst, via, m.Index)
 		r.Src, r.Metric = u.Addr(), metric
-		r.Onlink = via.IsValid() && !network.Contains(via) && !via.IsLinkLocalUnicast()
+		r.Onlink = via.IsValid() && !contain(networks, via) && !via.IsLinkLocalUnicast()
 		return r
 	}
 	var routes []route.Route
