@@ -62,7 +62,8 @@ func lockedCgroup(parent string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := unix.Flock(int(dir.Fd()), unix.LOCK_SH); err != nil {
+		err = dir.Chmod(0o755) // others may look into it, as into any /sys/fs/cgroup
+		if err := errors.Join(err, unix.Flock(int(dir.Fd()), unix.LOCK_SH)); err != nil {
 			return nil, errors.Join(err, dir.Close())
 		}
 		if _, err := os.Stat(path); err == nil {
