@@ -106,6 +106,9 @@ func TestDoctor(t *testing.T) {
 		{name: "ifupdown2", files: "mount -t tmpfs none /usr/share; mkdir /usr/share/ifupdown2; mount -t tmpfs none /etc/network; mkdir /etc/network/if-up.d; touch /etc/network/if-up.d/table-allocator"},
 		{name: "accept-ra", provoke: "ip address add 2001:db8:79::2/64 dev wan1 nodad valid_lft 1000 preferred_lft 1000; sysctl -qw net.ipv6.conf.wan1.forwarding=1 net.ipv6.conf.wan1.accept_ra=1", cure: "sysctl -qw net.ipv6.conf.wan1.accept_ra=2"},
 		{name: "unbound-shadowed", watch: "--routes move", provoke: inside + "ip route add default dev docker0 metric 50", cure: "ip route del default dev docker0"},
+		{name: "unbound-shadowed", watch: "--routes move", provoke: inside + "ip -6 route add default dev docker0 metric 50"},
+		{name: "main-default-kept", watch: "--routes move", provoke: "ip route add unreachable default metric 4000"},
+		{name: "main-default-kept", watch: "--routes move", provoke: "ip -6 route add blackhole default metric 4000"},
 		{name: "mark-nowhere", watch: "--routes move", provoke: "ip rule add pref 5210 fwmark 0x80000/0xff0000 lookup main; ip rule add pref 5250 fwmark 0x80000/0xff0000 unreachable",
 			cure: "ip rule del pref 5250"}, // as Tailscale has it
 		{name: "rp-filter-forward", provoke: inside + "ip address add 10.99.0.1/24 dev docker0; sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.wan1.rp_filter=1", cure: "sysctl -qw net.ipv4.conf.wan1.rp_filter=2"},
@@ -234,6 +237,7 @@ warning rules-many
 warning uplink-dead
 warning mark-nowhere
 warning choice-shadowed
+note main-default-kept
 note choice-unprobed
 note probes
 warning rp-filter-forward

@@ -66,6 +66,7 @@ var Checks = []Check{
 	{Name: "uplink-dead", Severity: Warning, look: lookUplinkDead},
 	{Name: "mark-nowhere", Severity: Warning, look: lookMarkNowhere},
 	{Name: "choice-shadowed", Severity: Warning, look: lookShadowed},
+	{Name: "main-default-kept", Severity: Note, look: lookMainKept},
 	{Name: "choice-unprobed", Severity: Note, look: lookUnprobed},
 	{Name: "probes", Severity: Note, look: lookProbes},
 	{Name: "rp-filter-forward", Severity: Warning, look: lookRPForward},
@@ -345,13 +346,29 @@ func lookMainDefault(p *patient) (all []symptom) {
 		}
 		routes := p.routes(family, unix.RT_TABLE_MAIN)
 		if slices.ContainsFunc(routes, uplink.IsDeadEnd) {
-			continue // all stay
+			continue // all stay: see lookMainKept
 		}
 		ofHost := p.addressesOn(uplink.Loopback)
 		for _, r := range routes {
 			if uplink.Movable(r, index, ofHost) {
 				all = append(all, symptom{"main has a default route of " + row.Ifname + ", whose routes are to be moved", p.routeText(r),
 					outside.Service("start", "table-allocator-server") + "; " + outside.Journal("table-allocator-watch")})
+			}
+		}
+	}
+	return all
+}
+
+// lookMainKept finds what keeps main's default routes where move would take them.
+func lookMainKept(p *patient) (all []symptom) {
+	for _, family := range families {
+		if !slices.ContainsFunc(p.linksOf(family), func(l lease) bool { return l.Mode == string(uplink.MoveRoutes) }) {
+			continue
+		}
+		for _, r := range p.routes(family, unix.RT_TABLE_MAIN) {
+			if uplink.IsDeadEnd(r) {
+				all = append(all, symptom{"main keeps its default routes, also those to be moved, since it has one that leads nowhere, and no rule behind main is asked",
+					p.routeText(r), p.deleteRoute(r) + " # if main is to lose its default routes"})
 			}
 		}
 	}

@@ -69,7 +69,7 @@ func lookUnboundShadowed(p *patient) (all []symptom) {
 			isUplink := slices.ContainsFunc(leases, func(l lease) bool { return slices.Contains(r.Links(), l.link.Index) })
 			if r.Dst.Bits() == 0 && r.Type == unix.RTN_UNICAST && r.Protocol != route.Protocol && !isUplink {
 				all = append(all, symptom{"unbound traffic leaves by " + p.linkNames(r.Links()) + ", not by an uplink whose routes were moved", p.routeText(r),
-					"ip route delete " + p.routeText(r) + " # if that is no VPN"})
+					p.deleteRoute(r) + " # if that is no VPN"})
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -27,6 +28,7 @@ type mover struct {
 	kernel *route.Conn
 	index  int
 	uplink uplink.Uplink
+	log    bytes.Buffer // warnings
 }
 
 // newMover makes one with routes in main, as `ip route` takes them.
@@ -64,7 +66,8 @@ func newMover(t *testing.T, routes ...string) *mover {
 
 // client is what a process of its own has installed for the address.
 func (m *mover) client() *Installation {
-	env := &Env{Kernel: m.kernel, Log: slog.New(slog.DiscardHandler), OtherHolder: func(wire.Key) (bool, error) { return false, nil }}
+	log := slog.New(slog.NewTextHandler(&m.log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	env := &Env{Kernel: m.kernel, Log: log, OtherHolder: func(wire.Key) (bool, error) { return false, nil }}
 	i := env.New(m.uplink, env.Log, func(what string, err error) {
 		if err != nil {
 			m.t.Errorf("%s: %v", what, err)
@@ -317,14 +320,26 @@ func TestMovedBesideDeadEnd(t *testing.T) {
 	before := m.main()
 	i := m.placed()
 	m.IP(t, "route add unreachable default metric 4000")
-	m.Do(func() { i.Follow(movedTable, false) })
+	said := func(want string) {
+		t.Helper()
+		if text := m.log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, want) {
+			t.Errorf("the log says %q, not %q", text, want)
+		}
+		m.log.Reset()
+	}
+	m.Do(func() { i.Follow(movedTable, false); i.Follow(movedTable, false) })
+	said("main keeps its default routes, since it has one that leads nowhere")
 	with := m.main()
 	if len(with) != len(before)+1 {
 		t.Fatalf("main has %q", with)
 	}
-	m.clear(m.placed()) // the next client takes nothing
-	m.wantMain("after the next client", with)
+	next := m.placed() // the next client takes nothing
+	said("main keeps its default routes")
+	m.wantMain("with the next client", with)
 	m.IP(t, "route del unreachable default metric 4000")
+	m.Do(func() { next.Follow(movedTable, false) })
+	said("loses its other ones again")
+	m.clear(next)
 	m.wantMain("in the end", before)
 }
 

@@ -47,6 +47,7 @@ type placer struct {
 	judging    *witnesses    // of that one, until it is known what main would have lost since
 	unread     bool          // what that one took out of main could not be read yet
 	unsure     bool          // holders of other addresses may not have noted yet what main lost
+	deadEnd    bool          // main keeps its default routes, which was said
 	expires    int           // seconds until the first route of the table ends; 0: none does
 	carried    []route.Route // default routes of ours in the table that a large main filled; nil: the table has to be read
 	below      []route.Route // of that table, the routes by the gateways of the link that a macvlan is on
@@ -222,6 +223,7 @@ func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
 	if p.env.takers.another(p, u, m.Index) {
 		return nil
 	}
+	p.sayDeadEnd(u, m)
 	if m.DeadEnd && len(p.taken) > 0 {
 		return errors.Join(p.putBack(u, m), p.writeTaken(u, m.Index))
 	}
@@ -238,6 +240,20 @@ func (p *placer) cleanMain(u uplink.Uplink, m uplink.Main) error {
 		return !slices.ContainsFunc(have, func(h route.Route) bool { return ours(h) && uplink.SameWay(h, r) })
 	})
 	return errors.Join(p.take(u, m.Index, takes), p.withdraw(u, m))
+}
+
+// sayDeadEnd says that move leaves main its default routes, and why, and the end of that.
+func (p *placer) sayDeadEnd(u uplink.Uplink, m uplink.Main) {
+	ends := m.DeadEnd && u.Settings.Routes == uplink.MoveRoutes
+	if ends == p.deadEnd {
+		return
+	}
+	p.deadEnd = ends
+	what := "main has no default route that leads nowhere any more, and loses its other ones again"
+	if ends {
+		what = "main keeps its default routes, since it has one that leads nowhere: no rule behind main would be asked"
+	}
+	p.env.Log.Warn(what, "ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String(), "table", p.table)
 }
 
 // take deletes routes from main. What somebody else has deleted meanwhile is not taken. What cannot be written down stays in
