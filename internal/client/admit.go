@@ -238,6 +238,10 @@ func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (
 		case ok && !sessions[key] && h.wantsAddress(link, a) && h.noteUnservable(key):
 		case !ok || sessions[key] || former[onLink{a.Addr, a.Index}] || h.refused[key] != 0 || !h.wantsAddress(link, a):
 			h.noteExcluded(link)
+			if ok && h.config.Wants(link) && h.env.Picture.WithoutRouter(addresses, a) && !h.excluded[link.Name] {
+				h.excluded[link.Name] = true
+				h.log.Warn("not served: "+uplink.NoRouter, "ifname", link.Name, "addr", a.Addr.String())
+			}
 		case h.ended[key]:
 			ended[key] = true
 		case h.holderTaken(u, a):

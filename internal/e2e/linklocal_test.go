@@ -1,6 +1,9 @@
 package e2e
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // TestLinkLocalUplink: an address of 169.254.0.0/16 that main has a router for is an uplink's like any other, as soon as the route
 // is there. One that a host gave itself, beside another address or with a route that names no router, is served by nobody.
@@ -29,5 +32,9 @@ func TestLinkLocalUplink(t *testing.T) {
 		u.waitUplink(1, "169.254.10.2")
 		u.notServed("169.254.7.7")
 		u.notServed("169.254.9.9")
+		u.waitStatus("169.254.9.9", "no-router", "")
+		if r := u.run(bin(t, clientBin), "doctor", "-c", file); !strings.Contains(r.stdout, "169.254.9.9 on wan2: not served: main has no router for it") || strings.Contains(r.stdout, "169.254.7.7") {
+			t.Errorf("doctor: %+v", r)
+		}
 	})
 }

@@ -339,8 +339,9 @@ func lookPrograms(p *patient) (all []symptom) {
 	return all
 }
 
-// lookLeftOut finds links that main has a default route over and that no profile names.
+// lookLeftOut finds links that main has a default route over and that no profile names, or that have no router.
 func lookLeftOut(p *patient) (all []symptom) {
+	all = p.found("no-router")
 	selection := p.question.Selection
 	for _, family := range families {
 		main := p.routes(family, unix.RT_TABLE_MAIN)

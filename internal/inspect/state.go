@@ -70,6 +70,10 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 	if c.at.DADFailed() && held.absent {
 		row.Findings = []Finding{*h.notUsable(c)}
 	}
+	if c.withoutRouter && row.PID == 0 {
+		row.Findings = []Finding{{"no-router", Note, "not served: main has no router for it", uplink.NoRouter,
+			"nothing, if " + c.link.Name + " is no uplink; else: ip route add default via ROUTER dev " + c.link.Name}}
+	}
 	if held.Table == 0 {
 		return row, nil
 	}

@@ -369,6 +369,8 @@ type candidate struct {
 	at     route.Address
 	link   route.Link
 	wanted bool // its link is one that a watch serves
+
+	withoutRouter bool // and nobody serves the address
 }
 
 // selected returns the addresses to ask for, and the rows of links that look like uplinks and are excluded.
@@ -391,7 +393,9 @@ func (h *host) selected(q Question) (candidates []candidate, excluded []Row, err
 		switch {
 		case !q.shows(link.Name, wire.Family(a.Family())):
 		case selected:
-			candidates = append(candidates, candidate{u, a, link.Link, cfg.Wants(link) && uplink.Leaves(main, a)})
+			wanted := cfg.Wants(link)
+			withoutRouter := wanted && uplink.WithoutRouter(main, h.addresses, a)
+			candidates = append(candidates, candidate{u, a, link.Link, wanted && (withoutRouter || uplink.Leaves(main, a)), withoutRouter})
 		case link.Default && cfg.Excludes(link.Name) && link.Name != uplink.Loopback && uplink.Leaves(main, a):
 			excluded = append(excluded, Row{Ifname: link.Name, Address: a.Addr.String(), Family: wire.Family(a.Family()).String(),
 				Findings: []Finding{{"excluded", Error, "excluded, but main has a default route over it",

@@ -424,6 +424,12 @@ func (p *Picture) Leaves(a route.Address) (bool, error) {
 	return uplink.Leaves(m.links[a.Index], a), nil
 }
 
+// WithoutRouter is uplink.WithoutRouter.
+func (p *Picture) WithoutRouter(addresses []route.Address, a route.Address) bool {
+	m, err := p.main(unix.AF_INET)
+	return err == nil && uplink.WithoutRouter(m.links[a.Index], addresses, a) // Leaves says what cannot be read
+}
+
 // Follows reports whether addresses on a link may use the default routes of the link below.
 func Follows(link route.Link) bool {
 	return link.Below != 0 && (link.Kind == "macvlan" || link.Kind == "ipvlan")

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -10,6 +11,18 @@ import (
 
 // IsLinkLocal4 reports whether an address is of 169.254.0.0/16.
 func IsLinkLocal4(a netip.Addr) bool { return a.Is4() && a.IsLinkLocalUnicast() }
+
+// NoRouter says why a link is left out whose only IPv4 addresses are link-local.
+const NoRouter = "main has a default route over the link, and no router for the address, which a host gives itself"
+
+// WithoutRouter reports whether that is so of the link of an address: main has a default route over it, or half of one, and
+// packets from none of its IPv4 addresses can leave.
+func WithoutRouter(main []route.Route, addresses []route.Address, a route.Address) bool {
+	inet := slices.DeleteFunc(slices.Clone(main), func(r route.Route) bool { return r.Family != unix.AF_INET })
+	return IsLinkLocal4(a.Addr) && Defaults(inet)[a.Index] && !slices.ContainsFunc(addresses, func(o route.Address) bool {
+		return o.Index == a.Index && o.Addr.Is4() && Leaves(main, o)
+	})
+}
 
 // Leaves reports whether packets from an address can reach other networks, by what main says. Those from a link-local address
 // of IPv4 do where main has a default route over its link, or half of one, by a router of its own network or by its far end, as on
