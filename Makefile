@@ -72,6 +72,7 @@ bench: build ## measure server and client, the C original beside them with ORIGI
 
 soak: needs-test layer build race ## run the tests that take long, at full size, as root
 	SOAK=full go test -race -count=1 -timeout 0 -run 'Soak|Model' -v ./...
+	SOAK=full go test -tags integration -count=1 -timeout 0 -p 1 -v ./internal/integration/...
 
 # By default a minute goes into making each new input shorter.
 fuzz: needs-go ## run each fuzz target for FUZZTIME (1m, or 10000000x), and compare the walk with the kernel, as root

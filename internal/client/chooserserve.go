@@ -209,6 +209,9 @@ func (c *chooser) use(req uplinks.Request) error {
 		return errors.New("the watch is ending")
 	}
 	of, serves := c.familiesOf(req.Use, req.Family)
+	if !serves && slices.ContainsFunc(c.leases(), func(s *session) bool { return s.lease.uplink.Key.Ifname == req.Use && s.lease.uplink.NoUnbound }) {
+		return fmt.Errorf("unbound traffic does not use %s: \"unbound\" is false for it in the configuration", req.Use)
+	}
 	if !serves {
 		return fmt.Errorf("no address of %s is in service: see table-allocator-client status", req.Use)
 	}
@@ -231,10 +234,8 @@ func (c *chooser) familiesOf(ifname string, only wire.Family) (of []int, serves 
 	for _, family := range families {
 		has := ifname == uplinks.Auto
 		serves = serves || has
-		for _, s := range c.leases() {
-			if s.family() == family && s.lease.uplink.Key.Ifname == ifname {
-				has, serves = true, serves || s.serves() && (only == wire.Unspec || int(only) == family)
-			}
+		for _, s := range c.offers(family, ifname) {
+			has, serves = true, serves || s.serves() && (only == wire.Unspec || int(only) == family)
 		}
 		if has && (only == wire.Unspec || int(only) == family) {
 			of = append(of, family)
@@ -243,19 +244,27 @@ func (c *chooser) familiesOf(ifname string, only wire.Family) (of []int, serves 
 	return of, serves
 }
 
+// offers are the leases of a link and family that unbound traffic may use.
+func (c *chooser) offers(family int, ifname string) (offers []*session) {
+	for _, s := range c.leases() {
+		if s.family() == family && s.lease.uplink.Key.Ifname == ifname && !s.lease.uplink.NoUnbound {
+			offers = append(offers, s)
+		}
+	}
+	return offers
+}
+
 // dropPinned ends the wish for a link that is gone.
 func (c *chooser) dropPinned(now time.Duration, family int) {
 	ifname := c.of[family].pinned
-	if ifname == "" || slices.ContainsFunc(c.leases(), func(s *session) bool {
-		return s.family() == family && s.lease.uplink.Key.Ifname == ifname
-	}) {
+	if ifname == "" || len(c.offers(family, ifname)) > 0 {
 		return
 	}
 	if now < c.grace { // its address may not be in service yet
 		c.in(c.grace - now)
 		return
 	}
-	c.log.Info("the link that a user wanted for unbound traffic has no address any more", "ifname", ifname, "family", wire.Family(family).String())
+	c.log.Info("the link that a user wanted for unbound traffic has no address for that any more", "ifname", ifname, "family", wire.Family(family).String())
 	c.of[family].pinned = ""
 	c.savePinned()
 }

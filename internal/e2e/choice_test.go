@@ -48,6 +48,25 @@ func TestChoiceFollows(t *testing.T) {
 	})
 }
 
+// TestChoiceNeverUnbound: an uplink that is not for unbound traffic is not chosen, whatever happens to the other one.
+func TestChoiceNeverUnbound(t *testing.T) {
+	c := newChooser(t, `{"ifname": "wan1", "routes": "move", "unbound": false}, `+moveLinks)
+	c.waitUnbound(0)
+	c.waitUsed("wan0")
+	before := c.switches()
+	c.fault(0, noInternet)
+	c.waitState("wan0", "inet", "dead")
+	if r := c.run(bin(t, clientBin), "uplinks", "use", "wan1"); r.code == 0 || !strings.Contains(r.stderr, "wan1") {
+		t.Errorf("uplinks use wan1: %+v", r)
+	}
+	c.mend(0)
+	c.waitState("wan0", "inet", "alive")
+	c.waitUnbound(0)
+	if n := c.switches() - before; n != 0 {
+		t.Errorf("%d switches", n)
+	}
+}
+
 // TestChoiceFaults: what fails in one family moves that family only, what says nothing of an uplink moves nothing, and
 // while no uplink works unbound traffic stays where it is.
 func TestChoiceFaults(t *testing.T) {

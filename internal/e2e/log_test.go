@@ -187,6 +187,9 @@ func TestLogNobodyReads(t *testing.T) {
 			h.served("198.51.100.3")
 			h.ns.IP(t, "address del 198.51.100.3/24 dev wan1")
 			h.waitNotServed("198.51.100.3")
+			if flags, err := unix.FcntlInt(to.Fd(), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != 0 {
+				t.Errorf("standard error, which other programs share, has flags %#x: %v", flags, err)
+			}
 			if got := call("-r", "-a", "192.0.2.3"); got != "0" {
 				t.Errorf("-r prints %q", got)
 			}

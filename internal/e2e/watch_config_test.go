@@ -130,6 +130,30 @@ func TestWatchDefaults(t *testing.T) {
 	}
 }
 
+// TestWatchLinkNotUp: a watch asks for no first lease while the link is not up, and one that is held stays while it is down.
+func TestWatchLinkNotUp(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("wan1")
+	h.ns.Batch(t, "link set wan1 down", "address add 10.78.0.2/24 dev wan1")
+	h.serve()
+	h.watch("--ifname", "*")
+	h.served("10.77.0.2")
+	h.ns.IP(t, "address add 10.77.1.2/24 dev wan0") // what comes last is served last
+	h.served("10.77.1.2")
+	h.notServed("10.78.0.2")
+	h.isp.IP(t, "link set wan1 down")
+	h.ns.IP(t, "link set wan1 up") // without a carrier
+	table := h.served("10.78.0.2")
+	h.ns.IP(t, "link set wan1 down")
+	h.waitStatus("10.78.0.2", "link-down", "link down")
+	h.ns.IP(t, "address del 10.77.1.2/24 dev wan0")
+	h.waitNotServed("10.77.1.2")
+	if again := h.served("10.78.0.2"); again != table {
+		t.Errorf("table %s was %s before", again, table)
+	}
+}
+
 // TestWatchRefused: a family that the server does not lease is not asked for again and again.
 func TestWatchRefused(t *testing.T) {
 	h := newHost(t)

@@ -56,6 +56,28 @@ func TestWatchCrowdedLink(t *testing.T) {
 	}
 }
 
+// TestWatchUnroutedGives: an address on a link that main has no route over gives its table to one on a link that main has
+// routes over, and gets none of the last tables.
+func TestWatchUnroutedGives(t *testing.T) {
+	h := newHost(t)
+	h.ns.Run(t, "ip", "link", "add", "lan0", "type", "veth", "peer", "name", "far0")
+	h.ns.Batch(t, "link set far0 up", "link set lan0 up", "address add 10.99.0.1/32 dev lan0", "address add 10.99.0.2/32 dev lan0")
+	h.serve(`"num_tables":2`)
+	p := h.watch("--ifname", "*")
+	h.served("10.99.0.1")
+	h.served("10.99.0.2")
+	h.link("wan0", "10.77.0.2/24")
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+	h.served("10.77.0.2")
+	p.waitLog("the server has no table left for a link that main has routes over, and main has none over this link")
+	h.link("wan1", "10.78.0.2/24")
+	h.ns.IP(t, "route add default via 10.78.0.1 dev wan1 metric 2")
+	h.served("10.78.0.2")
+	h.served("10.77.0.2")
+	h.notServed("10.99.0.1")
+	h.notServed("10.99.0.2")
+}
+
 // TestWatchDeprecatedGives: while the server has no table left, deprecated addresses give theirs to one that is not.
 func TestWatchDeprecatedGives(t *testing.T) {
 	h := newHost(t)

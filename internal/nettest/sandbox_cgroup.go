@@ -66,7 +66,7 @@ func lockedCgroup(parent string) (*os.File, error) {
 		if err := errors.Join(err, unix.Flock(int(dir.Fd()), unix.LOCK_SH)); err != nil {
 			return nil, errors.Join(err, dir.Close())
 		}
-		if _, err := os.Stat(path); err == nil {
+		if err := os.Chmod(path, 0o755); err == nil { // others may look, as into /sys/fs/cgroup
 			return dir, nil
 		}
 		_ = dir.Close() // swept by then
