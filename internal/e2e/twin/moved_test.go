@@ -53,7 +53,11 @@ func (w *world) applyMoved(s step) error {
 			}
 		case taken[i] && mayBeForced(c):
 		case undo[i] != "" && !slices.Contains(later, c): // else both have it at last
-			_, err = w.real.run([]string{renamedBy(later, undo[i])})
+			var kept []int
+			kept, err = w.real.run([]string{renamedBy(later, undo[i])})
+			if err == nil && len(kept) > 0 && isDefault(strings.Fields(c)) && strings.Count(c, " via ") == 1 && !strings.Contains(c, " nexthop ") { // it was moved by then
+				_, err = w.plain.run([]string{renamedBy(later, c) + " onlink"})
+			}
 		}
 		switch c := renamedBy(later, commands[i]); {
 		case strings.Contains(c, " del "):
