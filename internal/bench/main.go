@@ -73,13 +73,13 @@ var (
 	full = sizes{
 		few: 1000, many: 60_000, callers: 1024, links: 100, addresses: 100, together: 20, watched: 1000,
 		settle: 12 * time.Second, idle: 15 * time.Second, atRest: 15 * time.Second, probing: 30 * time.Second,
-		mains: mains{followed: 100_000, internet: 1_000_000, packets: 1500, prefixes: 40, refused: 4000, renames: 1000,
+		mains: mains{followed: 100_000, moved: 20_000, internet: 1_000_000, packets: 1500, prefixes: 40, refused: 4000, renames: 1000,
 			changing: 10 * time.Second, settled: time.Minute, measuredAt: 15 * time.Second},
 	}
 	small = sizes{
 		few: 100, many: 500, callers: 64, links: 4, addresses: 8, together: 4, watched: 20,
 		settle: time.Second / 10, idle: time.Second / 10, atRest: time.Second / 10, probing: time.Second / 10,
-		mains: mains{followed: 3000, internet: 3000, packets: 10, prefixes: 40, refused: 100, renames: 10,
+		mains: mains{followed: 3000, moved: 3000, internet: 3000, packets: 10, prefixes: 40, refused: 100, renames: 10,
 			changing: time.Second / 10, settled: time.Second / 10, measuredAt: time.Second / 10},
 	}
 )

@@ -35,6 +35,7 @@ const (
 // mains is how much measureMains does.
 type mains struct {
 	followed   int // routes of main whose changes are followed
+	moved      int // the same, with copy and with move
 	internet   int // routes of a routing daemon
 	packets    int // router advertisements, of prefixes each
 	prefixes   int
@@ -61,7 +62,7 @@ func measureMains(session *nettest.Session, o options, dir string, r *report) er
 		name    string
 		tables  int
 		measure func(options, *site, *report) error
-	}{{"followed", 0, measureFollowed}, {"internet", 0, measureInternet}, {"advertised", 0, measureAdvertised}, {"refused", 40, measureRefused}, {"renamed", 40, measureRenamed}} {
+	}{{"followed", 0, measureFollowed}, {"moved", 0, measureMoved}, {"internet", 0, measureInternet}, {"advertised", 0, measureAdvertised}, {"refused", 40, measureRefused}, {"renamed", 40, measureRenamed}} {
 		s := &site{software: ours, ns: nettest.New(session, one.name), log: new(bytes.Buffer)}
 		if one.tables > 0 {
 			s.tables = one.tables
@@ -95,8 +96,8 @@ func (s *site) visit(dir string, f func() error) (err error) {
 }
 
 // begin starts the watch.
-func (s *site) begin() error {
-	s.watch = exec.Command(s.client, "watch", "-d", filepath.Base(filepath.Dir(s.server.log)), "--ifname", "*", "--exclude", "lo,far*")
+func (s *site) begin(options ...string) error {
+	s.watch = exec.Command(s.client, append([]string{"watch", "-d", filepath.Base(filepath.Dir(s.server.log)), "--ifname", "*", "--exclude", "lo,far*"}, options...)...)
 	s.watch.Stderr = s.log
 	if err := s.watch.Start(); err != nil {
 		return err
@@ -237,6 +238,34 @@ func measureFollowed(o options, s *site, r *report) error {
 	}
 	r.add(seconds, median(dumped), "watch: a dump of main and of one table")
 	r.add(seconds, median(asked), "watch: status").atMost(max(wantStatus, 1.5*median(dumped)))
+	return nil
+}
+
+// measureMoved has a watch follow a large main with copy, and another one with move.
+func measureMoved(o options, s *site, r *report) error {
+	if err := daemon(o.moved); err != nil {
+		return err
+	}
+	for _, mode := range []string{"copy", "move"} {
+		if err := s.begin("--clean", "--routes", mode); err != nil {
+			return err
+		}
+		if _, err := s.filled(r, o.moved/2); err != nil {
+			return err
+		}
+		busy, err := s.share(func() error { return change(o.moved, o.changing) })
+		if err != nil {
+			return err
+		}
+		r.add(ratio, busy, "watch: of a processor, at 1,000 changes a second of %d routes, with %s", o.moved, mode).atMost(wantFollowing)
+		if err := s.watch.Process.Signal(unix.SIGTERM); err != nil {
+			return err
+		}
+		if err := s.watch.Wait(); err != nil {
+			return fmt.Errorf("the watch with %s: %w", mode, err)
+		}
+		s.watch = nil
+	}
 	return nil
 }
 
