@@ -28,6 +28,7 @@ func TestDoctorLinks(t *testing.T) {
 		{"main-default-back", doctorMainDefaultBack},
 		{"excluded", doctorExcluded},
 		{"networks", doctorNetworks},
+		{"networks, main first", doctorMainFirst},
 		{"tables that the caller fills", doctorCallersTables},
 		{"leases", doctorLeases},
 		{"leases of another version", doctorLeasesOfOther},
@@ -184,6 +185,13 @@ func doctorNetworks(t *testing.T) {
 	h.ns.IP(t, "address add 10.78.0.66/16 dev wan0")
 	h.waitDiagnosis("", "overlap")
 	h.ns.IP(t, "address del 10.78.0.66/16 dev wan0")
+	h.waitDiagnosis("")
+}
+
+func doctorMainFirst(t *testing.T) {
+	h := twoUplinks(t, "--specific-first") // as doctor says: packets to wan1's network leave by wan1 then, whatever their source
+	h.ns.IP(t, "address add 10.78.0.66/16 dev wan0")
+	h.served("10.78.0.66")
 	h.waitDiagnosis("")
 }
 

@@ -61,7 +61,8 @@ func TestStatusTellsWhere(t *testing.T) {
 		{"an error in main first", []string{"--specific-first"}, four, "route add unreachable default metric 4", "route del unreachable default metric 4", "no-route", "no route: table main answers with an error"},
 		{"a route of another program", nil, four, "route add default via 10.77.0.1 dev wan0 table 10001", "route del default via 10.77.0.1 dev wan0 table 10001", "no-route", "no route (leaves by wan0)"},
 		{"a port of a bridge", nil, six, "link add br0 type bridge;link set br0 up;link set wan1 master br0;-6 route del default via 2001:db8:78::1", "link set wan1 nomaster;-6 route add default via 2001:db8:78::1 dev wan1 metric 200", "no-route", "no route: a port of br0 (leaves by wan0)"},
-		{"link down", nil, four, "link set wan1 down", "link set wan1 up;address replace 2001:db8:78::2/64 dev wan1 nodad;route add default via 10.78.0.1 dev wan1 metric 200", "link-down", "link down"},
+		{"link down", nil, four, "link set wan1 down", "link set wan1 up;address replace 2001:db8:78::2/64 dev wan1 nodad;route add default via 10.78.0.1 dev wan1 metric 200", "link-down", "link down (leaves by wan0)"},
+		{"the same address on two links", nil, four, "address add 10.78.0.2/24 dev wan0", "address del 10.78.0.2/24 dev wan0", "shadowed", "shadowed by the same address on wan1 (leaves by wan1)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := twoUplinks(t, tt.watch...)
@@ -107,11 +108,43 @@ func TestStatusOfABranch(t *testing.T) {
 	}
 }
 
-// TestStatusCarrier: a link without carrier is said as such.
+// TestStatusOfALostDefault: what a table without a default route lacks, and what to do, is said once: nobody restores what main has lost.
+func TestStatusOfALostDefault(t *testing.T) {
+	h := twoUplinks(t)
+	h.ns.IP(t, "-6 route del default via 2001:db8:78::1")
+	h.waitStatus("2001:db8:78::2", "no-route", "no route (leaves by wan0)")
+	r := h.run(bin(t, clientBin), "status", "-6", "wan1")
+	if !strings.Contains(r.stdout, " has no route to the Internet, and wan1 lost the default route that main had over the link\n") || strings.Count(r.stdout, "    do  ") != 1 {
+		t.Errorf("status:\n%s", r.stdout)
+	}
+}
+
+// TestStatusOfAFullPool: whoever reads that an address gets no table reads what gives it one.
+func TestStatusOfAFullPool(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24", "10.77.0.3/24")
+	h.serve(`"num_tables":1`)
+	h.watch()
+	eventually(t, "status says what to do", func() error {
+		r := h.run(bin(t, clientBin), "status")
+		if !strings.Contains(r.stdout, "no lease: no table is free") || !strings.Contains(r.stdout, "    do  raise num_tables in server.json") {
+			return fmt.Errorf("exit code %d:\n%s", r.code, r.stdout)
+		}
+		return nil
+	})
+}
+
+// TestStatusCarrier: a link without carrier is said as such, and by which link its packets leave if the kernel leaves out routes over it.
+// explain agrees with the kernel.
 func TestStatusCarrier(t *testing.T) {
 	h := twoUplinks(t)
 	h.isp.IP(t, "link set wan1 down")
 	h.waitStatus("10.78.0.2", "no-carrier", "no carrier")
+	h.ns.Sysctl(t, "net/ipv4/conf/all/ignore_routes_with_linkdown", "1")
+	h.waitStatus("10.78.0.2", "no-carrier", "no carrier (leaves by wan0)")
+	if got := h.explain(0, "198.51.100.1", "--from", "10.78.0.2"); !strings.Contains(got, "leaves by wan0 with 10.78.0.2") {
+		t.Errorf("explain:\n%s", got)
+	}
 	h.isp.IP(t, "link set wan1 up")
 	h.waitStatus("10.78.0.2", "ok", "")
 }

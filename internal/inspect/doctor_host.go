@@ -74,15 +74,45 @@ func isHost(network netip.Prefix, addr netip.Addr) bool {
 	return network.IsSingleIP() && network.Addr() == addr
 }
 
+// lookOverlap asks the kernel where packets to the narrower one of two networks leave.
 func lookOverlap(p *patient) (all []symptom) {
 	p.pairs(func(a, b lease) {
+		x, y := networkOf(a), networkOf(b)
 		// A network that is the address alone takes no packets away, since table local answers for it.
-		if x, y := networkOf(a), networkOf(b); x != y && x.Overlaps(y) && !isHost(x, a.addr) && !isHost(y, b.addr) {
-			all = append(all, symptom{fmt.Sprintf("the networks of %s and %s overlap", a.Ifname, b.Ifname), fmt.Sprintf("%s on %s, %s on %s", x, a.Ifname, y, b.Ifname),
-				"no_network_rule for the wider one in watch.json, or --no-network-rule"})
+		if x == y || !x.Overlaps(y) || isHost(x, a.addr) || isHost(y, b.addr) {
+			return
+		}
+		if x.Bits() > y.Bits() {
+			a, b, x, y = b, a, y, x
+		}
+		what := fmt.Sprintf("the networks of %s and %s overlap", a.Ifname, b.Ifname)
+		evidence := fmt.Sprintf("%s on %s, %s on %s", x, a.Ifname, y, b.Ifname)
+		switch q := (route.Question{Dst: p.neighbourIn(y)}); {
+		case !p.leavesBy(q, b.at.Index):
+			all = append(all, symptom{what + ": packets to the narrower one do not leave by its link", evidence, "no_network_rule for the wider one in watch.json, or --no-network-rule"})
+		case !p.leavesBy(route.Question{Src: a.addr, Dst: q.Dst}, b.at.Index):
+			all = append(all, symptom{fmt.Sprintf("%s: hosts on %s get no replies from %s", what, b.Ifname, a.Address), evidence,
+				fmt.Sprintf("\"specific_first\": true for %s in watch.json, or --specific-first, if they ask for that address", a.Ifname)})
 		}
 	})
 	return all
+}
+
+// neighbourIn is an address of a network that this host has not.
+func (p *patient) neighbourIn(network netip.Prefix) netip.Addr {
+	addr := network.Addr()
+	for next := addr.Next(); network.Contains(next); next = next.Next() {
+		if addr = next; !slices.ContainsFunc(p.addresses, func(a route.Address) bool { return a.Addr == addr }) {
+			break
+		}
+	}
+	return addr
+}
+
+// leavesBy reports whether packets leave by a link.
+func (p *patient) leavesBy(q route.Question, index int) bool {
+	r, err := p.kernel.Match(q)
+	return err == nil && slices.Contains(r.Links(), index)
 }
 
 // answersForOthers reports whether a link answers ARP requests for addresses of other links.

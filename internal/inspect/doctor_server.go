@@ -40,7 +40,7 @@ func lookPool(p *patient) (all []symptom) {
 		if h.Leased == h.Tables {
 			what = fmt.Sprintf("all tables for family %s are leased: the next address gets none", family)
 		}
-		all = append(all, symptom{what, fmt.Sprintf("%d of %d", h.Leased, h.Tables), "raise num_tables in server.json, and: " + outside.Service("restart", "table-allocator-server")})
+		all = append(all, symptom{what, fmt.Sprintf("%d of %d", h.Leased, h.Tables), moreTables()})
 	}
 	return all
 }

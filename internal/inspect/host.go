@@ -96,8 +96,10 @@ func (h *host) world(family int) (*walk.World, error) {
 		}
 		w.Tables[r.Table] = routes
 	}
+	const ignore = "ignore_routes_with_linkdown"
+	ofAll := family == unix.AF_INET && setting(family, "all", ignore) == "1" // that of IPv6 sets those of the links
 	for index, l := range h.links {
-		w.IgnoreLinkdown[index] = setting(family, l.Name, "ignore_routes_with_linkdown") == "1"
+		w.IgnoreLinkdown[index] = ofAll || setting(family, l.Name, ignore) == "1"
 	}
 	h.worlds[family] = w
 	return w, nil

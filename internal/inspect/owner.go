@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -25,14 +26,27 @@ func (h *host) tables() map[uint32]string {
 			if r.Protocol != route.Protocol || !uplink.IsHost(r) || uplink.LeavesTable(r) {
 				continue
 			}
+			var links []int
 			for _, a := range h.addresses {
 				if a.Addr == r.Src.Addr() {
-					names[r.Table] = h.linkName(a.Index)
+					links = append(links, a.Index)
 				}
+			}
+			if len(links) > 1 { // the table tells
+				links = slices.DeleteFunc(links, func(index int) bool { return !h.leadsOver(family, r.Table, index) })
+			}
+			if len(links) > 0 {
+				names[r.Table] = h.linkName(links[0])
 			}
 		}
 	}
 	return names
+}
+
+// leadsOver reports whether a table has a route of ours over a link.
+func (h *host) leadsOver(family int, table uint32, index int) bool {
+	w, err := h.world(family)
+	return err == nil && slices.ContainsFunc(w.Tables[table], func(r route.Route) bool { return r.Protocol == route.Protocol && r.Index == index })
 }
 
 const tailscales = "tailscale, probably"

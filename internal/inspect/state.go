@@ -43,6 +43,9 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 		} else if held.Error != "" {
 			f.What += ": " + held.Error
 		}
+		if held.Error == noTableFree {
+			f.Cure = moreTables()
+		}
 		row.Findings = append(row.Findings, f)
 		return row
 	}
@@ -64,6 +67,14 @@ func rowOfLease(key wire.Key, held holder, server Server) Row {
 	return row
 }
 
+// noTableFree is how the server refuses a lease if its pool is used up.
+const noTableFree = "no table is free"
+
+// moreTables says how the server gets more tables.
+func moreTables() string {
+	return "raise num_tables in server.json, and: " + outside.Service("restart", "table-allocator-server")
+}
+
 // rowOf is the row of an address.
 func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 	row := rowOfLease(c.Key, held, server)
@@ -80,9 +91,12 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 	found, err := h.notUsable(c), error(nil)
 	var exits []exit
 	if found == nil {
-		if found, exits, err = h.elsewhere(c, held.Table, &row); err != nil {
-			return row, err
-		}
+		found, exits, err = h.elsewhere(c, held.Table, &row)
+	} else if found.Name == "no-carrier" || found.Name == "link-down" {
+		err = h.byOthers(c, found, &row)
+	}
+	if err != nil {
+		return row, err
 	}
 	var routes []route.Route
 	if found == nil && held.Missing == "" && usesDefault(exits, held.Table) { // the table may have very many routes
@@ -98,6 +112,10 @@ func (h *host) rowOf(c candidate, held holder, server Server) (Row, error) {
 		}
 	}
 	if found != nil {
+		if found.Name != "shadowed" && strings.Contains(held.Missing, uplink.LostDefault) { // of which the cure is that of the finding
+			found.Evidence += ", and " + c.link.Name + " lost " + uplink.LostDefault
+			held.Missing = strings.Replace(held.Missing, uplink.LostDefault, "", 1)
+		}
 		row.Findings = append([]Finding{*found}, row.Findings...)
 	} else if row.Findings, err = h.withParts(row.Findings, c); err != nil {
 		return row, err
@@ -171,6 +189,22 @@ func (h *host) withParts(findings []Finding, c candidate) ([]Finding, error) {
 		}
 	}
 	return findings, err
+}
+
+// byOthers adds to what is wrong with a link by which ones the packets from its address leave instead.
+func (h *host) byOthers(c candidate, found *Finding, row *Row) error {
+	exits, err := h.exits(c.Family(), route.Question{Src: c.at.Addr})
+	if err != nil {
+		return err
+	}
+	var by []int
+	for _, e := range exits {
+		by = append(by, e.links()...)
+	}
+	if row.LeavesBy = h.linkNames(by); slices.ContainsFunc(by, func(index int) bool { return index != c.at.Index }) {
+		found.What += fmt.Sprintf(" (leaves by %s)", row.LeavesBy)
+	}
+	return nil
 }
 
 // isBranch reports whether routes, those of the table of an address, lead over its link to networks that are not on it,
@@ -256,7 +290,16 @@ func (h *host) why(c candidate, table uint32, e exit, answer walk.Answer) *Findi
 	}
 	ours := slices.IndexFunc(answer.Steps, func(s walk.Step) bool { return isSource(s.Rule, c.at.Addr, table) })
 	f := &Finding{"no-route", Error, "no route" + where, "", explain(c.at.Addr, e.to)}
+	twin := "" // the link with the same address whose rule comes first
+	if decided && ours < 0 && isSource(rule, c.at.Addr, rule.Table) {
+		twin = h.tables()[rule.Table] // main's is none
+	}
 	switch {
+	case twin != "":
+		f.Name, f.What = "shadowed", fmt.Sprintf("shadowed by the same address on %s%s", twin, where)
+		f.Evidence = fmt.Sprintf("%q comes before the rule to table %d", rule, table)
+		f.Cure = fmt.Sprintf("give one of the links another address, or bind programs to the link: table-allocator-client run %s COMMAND", c.link.Name)
+		return f
 	case decided && rule.Protocol != route.Protocol && ours < 0:
 		if led, past := ledPast(answer.Steps, c.Priorities.Source); past {
 			rule = led

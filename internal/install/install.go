@@ -392,7 +392,7 @@ func (i *Installation) missingRoutes(m uplink.Main, table uint32) (lost []string
 		lost = append(lost, "route "+text(r))
 	}
 	if i.routes.toAll && !slices.ContainsFunc(plan, func(r route.Route) bool { return r.Dst.Bits() == 0 }) {
-		lost = append(lost, "the default route that main had over the link")
+		lost = append(lost, uplink.LostDefault)
 	}
 	for _, r := range foreign { // the last, since an answer has little room
 		lost = append(lost, "only ours (another program's is "+text(r)+")")

@@ -38,6 +38,9 @@ type Main struct {
 	OnLink bool
 }
 
+// LostDefault is what a holder says is missing if main has no default route over the link any more.
+const LostDefault = "the default route that main had over the link"
+
 // Address is an address of a link, and the network that is on the link with it: of the far end of a
 // point-to-point link.
 type Address struct {
