@@ -122,6 +122,13 @@ func (h *hostFlags) question(args []string) (inspect.Question, error) {
 		cfg, err := client.LoadWatchConfig(file, base)
 		return cfg.Selection, err
 	}
+	q.Options = func(args []string) (uplink.Selection, error) {
+		w, err := parseWatch(args)
+		if err != nil {
+			return uplink.Selection{}, err
+		}
+		return w.config.Selection, nil
+	}
 	if err := h.complete(); err != nil {
 		return q, err
 	}

@@ -188,3 +188,21 @@ func TestStatusOfLeftOut(t *testing.T) {
 	h.watchFile(`{"exclude": ["lo", "far*"]}`) // the watch has not read that
 	says(1, "not served by the watch that runs")
 }
+
+// TestStatusOfOptions: what the options of a watch leave out is no fault either.
+func TestStatusOfOptions(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24")
+	h.link("lan0", "10.78.0.2/24", "2001:db8:78::2/64")
+	h.serve()
+	h.ns.IP(t, "route add default via 10.77.0.1 dev wan0")
+	h.watch("-4", "--ifname", "wan*,dsl*", "--exclude=wan1", "--routes", "move")
+	h.waitStatus("10.77.0.2", "ok", "")
+	const says = "not served: the configuration of the watch leaves it out"
+	if r := h.run(bin(t, clientBin), "status"); r.code != 0 || strings.Count(r.stdout, says) != 2 {
+		t.Errorf("want exit code 0 and %q of two addresses: %+v", says, r)
+	}
+	if r := h.run(bin(t, clientBin), "doctor", "--only", "no-lease"); strings.Contains(r.stdout, "no-lease") {
+		t.Errorf("%+v", r)
+	}
+}

@@ -35,7 +35,8 @@ type Question struct {
 	Targets    []netip.Addr       // of Doctor: hosts to ask how large packets may be; none: those of the watch
 	Namespaces func() []Namespace // lists network namespaces on uplinks; nil: none
 
-	Load func(file string) (uplink.Selection, error) // reads the configuration of a watch; nil: it is not known
+	Load    func(file string) (uplink.Selection, error)   // reads the configuration of a watch; nil: it is not known
+	Options func(args []string) (uplink.Selection, error) // reads the command line of a watch, likewise
 }
 
 // Namespace is a network namespace whose only way out is one uplink.
@@ -296,6 +297,16 @@ func (q Question) noteUnserved(rows []Row) {
 	}
 	file := configOf(watch)
 	selection, known := q.selectionOf(file)
+	from := file
+	if file == "" {
+		from = "the command line of the watch"
+		if q.Options != nil {
+			words := commandLine(watch)
+			s, err := q.Options(words[min(1, len(words)):])
+			s.Others = q.Selection.Others
+			selection, known = s, err == nil
+		}
+	}
 	for i := range rows {
 		for j := range rows[i].Findings {
 			f := &rows[i].Findings[j]
@@ -308,8 +319,10 @@ func (q Question) noteUnserved(rows []Row) {
 			case unservable(rows[i].Ifname) != nil:
 				f.Severity = Error
 			case known && !selected:
-				f.What, f.Evidence = "not served: the configuration of the watch leaves it out", fmt.Sprintf("%s does not select %s on %s", file, addr, rows[i].Ifname)
-				f.Cure = "nothing, or change " + file + " and: " + outside.Service("reload", "table-allocator-watch")
+				f.What, f.Evidence = "not served: the configuration of the watch leaves it out", fmt.Sprintf("%s does not select %s on %s", from, addr, rows[i].Ifname)
+				if f.Cure = "nothing, or start the watch with other options"; file != "" {
+					f.Cure = "nothing, or change " + file + " and: " + outside.Service("reload", "table-allocator-watch")
+				}
 			default:
 				f.Severity = Error
 				f.What, f.Evidence = "not served by the watch that runs", fmt.Sprintf("pid %d is a watch, and has no lease for the address", watch)
@@ -336,7 +349,7 @@ func (q Question) selectionOf(file string) (selection uplink.Selection, known bo
 
 // configOf is the configuration that a watch was started with; "": none.
 func configOf(watch int) string {
-	words := strings.Split(readLine(fmt.Sprintf("/proc/%d/cmdline", watch)), "\x00")
+	words := commandLine(watch)
 	for i, word := range words {
 		if file, ok := strings.CutPrefix(word, "--config="); ok {
 			return file
@@ -359,8 +372,13 @@ func isWatch(pid int) bool { return isCommand(pid, "watch") }
 
 // isCommand reports whether the first argument of a process is a command.
 func isCommand(pid int, command string) bool {
-	words := strings.Split(readLine(fmt.Sprintf("/proc/%d/cmdline", pid)), "\x00")
+	words := commandLine(pid)
 	return len(words) > 1 && words[1] == command
+}
+
+// commandLine are the arguments that a process was started with, its name first.
+func commandLine(pid int) []string {
+	return strings.Split(strings.TrimSuffix(readLine(fmt.Sprintf("/proc/%d/cmdline", pid)), "\x00"), "\x00")
 }
 
 // candidate is an address that the configuration selects by the name of its link.
