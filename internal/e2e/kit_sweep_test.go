@@ -203,8 +203,10 @@ func sweep(t *testing.T, kinds []spot, most, draws int, rnd *rand.Rand, try func
 	t.Logf("%d places in %v", tried, time.Since(begun).Round(time.Millisecond))
 }
 
-// kinds are all pairs of calls and what happens to them.
+// kinds are all pairs of calls and what happens to them, and a kill at each fcntl, as which locks are taken: an error that
+// strace makes would be of other calls of that name, too, that cannot fail.
 func kinds(calls ...string) (all []spot) {
+	all = append(all, spot{call: "fcntl", what: "signal=KILL"})
 	for _, call := range calls {
 		for _, what := range []string{"signal=KILL", "error=ENOBUFS", "error=ENOMEM", "error=EINTR", "error=EIO"} {
 			all = append(all, spot{call: call, what: what})
