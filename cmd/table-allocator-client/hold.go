@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/table-allocator/table-allocator/internal/cgroup"
 	"github.com/table-allocator/table-allocator/internal/cli"
 	"github.com/table-allocator/table-allocator/internal/client"
 	"github.com/table-allocator/table-allocator/internal/peer"
@@ -342,7 +341,8 @@ func (h *holdFlags) tellLeft(log *slog.Logger) {
 	}
 	news := texts
 	if !h.foreground && len(texts) > 0 {
-		news = saidOf(key.Ifname).News(remember.Said, texts)
+		dir, _ := remember.OfLink(key.Ifname) // without one it is said again
+		news = dir.News(remember.Said, texts)
 	}
 	for i, v := range h.left {
 		if slices.Contains(news, texts[i]) {
@@ -350,15 +350,6 @@ func (h *holdFlags) tellLeft(log *slog.Logger) {
 				"ifname", key.Ifname, "addr", key.Address)
 		}
 	}
-}
-
-// saidOf is the directory that has what was said of a link.
-func saidOf(ifname string) remember.Dir {
-	dir, err := remember.Own("links", ifname)
-	if err != nil || (cgroup.Uplink{Ifname: ifname}).Check() != nil {
-		return "" // it is said again
-	}
-	return dir
 }
 
 // keepOn goes on with what was to be handed over.
@@ -406,7 +397,7 @@ func (h *holdFlags) releaseKey(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(client.Release(h.config, log), saidOf(key.Ifname).Remove(remember.Said))
+	err = client.Release(h.config, log)
 	switch {
 	case err != nil || h.program == originalName:
 	case held.PID != 0:

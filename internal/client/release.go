@@ -30,6 +30,9 @@ func Release(cfg Config, log *slog.Logger) error {
 	if err := peer.End(conn, cfg.Uplink.Key); err != nil {
 		log.Warn("another client of this address may still run", "err", err)
 	}
+	if dir, err := remember.OfLink(cfg.Uplink.Key.Ifname); err == nil { // else nothing was remembered
+		_ = dir.Remove(remember.Said) // or else what the next lease tells is not said again
+	}
 	return errors.Join(removeLeftovers(cfg.Uplink, log), server.Release(conn, cfg.Uplink.Key))
 }
 

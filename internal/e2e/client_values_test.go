@@ -49,6 +49,14 @@ func TestOddValues(t *testing.T) {
 		h.client("-r", "-4", "-a", "10.77.0.2", "-i", "wan0")
 		h.waitClean()
 	}
+	call("--nameserver", "224.0.0.1") // which the first row had told
+	h.waitClientLog(2, "value=224.0.0.1 ")
+	if r := h.run(bin(t, clientBin), "release", "wan0"); r.code != 0 {
+		t.Errorf("release: %+v", r)
+	}
+	h.waitClean()
+	call("--nameserver", "224.0.0.1")
+	h.waitClientLog(3, "value=224.0.0.1 ")
 }
 
 // TestAddressOfAnotherLink: a second uplink that gets the address of the first takes nothing from it: neither packets, nor

@@ -241,7 +241,7 @@ func (c ReleaseAll) run(r *Runner) error {
 
 // memory returns the memory of a link in this network namespace.
 func (r *Runner) memory(ifname string) memory {
-	dir, err := remember.Own("links", ifname)
+	dir, err := remember.OfLink(ifname)
 	if err != nil {
 		r.Warn("nothing is remembered about " + ifname + ": " + err.Error())
 	}

@@ -45,6 +45,14 @@ func Own(name string, below ...string) (Dir, error) {
 	return Dir(filepath.Join(path...)), nil
 }
 
+// OfLink is the directory of what hooks and clients remember of a link.
+func OfLink(ifname string) (Dir, error) {
+	if filepath.Base(ifname) != ifname || !filepath.IsLocal(ifname) || ifname == "." {
+		return "", fmt.Errorf("%q: not the name of a link", ifname)
+	}
+	return Own("links", ifname)
+}
+
 // NamespaceInode is the inode number of this process's network namespace. A socket leads to the namespace if the process has
 // CAP_NET_ADMIN, else /proc does, which may be silent or not mounted.
 func NamespaceInode() (uint64, error) {

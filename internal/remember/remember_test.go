@@ -137,3 +137,19 @@ func TestReplaceFileKilled(t *testing.T) {
 		}
 	}
 }
+
+// TestOfLink: no name leads out of the directories of links.
+func TestOfLink(t *testing.T) {
+	own, err := Own("links")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := OfLink("wan0"); err != nil || got != own+"/wan0" {
+		t.Errorf("got %s, %v", got, err)
+	}
+	for _, name := range []string{"", ".", "..", "../x", "a/b", "/etc"} {
+		if got, err := OfLink(name); err == nil {
+			t.Errorf("%q: %s", name, got)
+		}
+	}
+}
