@@ -40,6 +40,7 @@ func (l *loop) changed(events []route.Event) {
 	if moved || n.nexthops {
 		l.env.Picture.Lost()
 	}
+	l.env.Picture.Addressed(n.addressed)
 	l.keepLocks(n)
 	l.serveNewlyBound(n)
 	large := l.followLarge(events)
@@ -87,6 +88,9 @@ func (l *loop) hear(s *session, n news, large bool) {
 		l.tellSoon(s)
 	case (len(n.main)+len(n.lost) > 0 || len(n.gone) > 0 && s.inst.SharesRoutes()) && !large:
 		s.hear(n)
+		l.tellSoon(s)
+	case s.lease.watched && n.addressed[s.inst.Index] && !large && s.leased() != 0 && s.inst.Stale():
+		s.follow()
 		l.tellSoon(s)
 	case n.others[s.family()]:
 		l.tellSoon(s)

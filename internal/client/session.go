@@ -180,6 +180,9 @@ func (s *session) hear(n news) {
 // concernedByMain reports whether what changed in main may belong into the table.
 func (s *session) concernedByMain(n news) bool {
 	main := n.main[s.family()]
+	if n.addressed[s.inst.Index] {
+		return true
+	}
 	if len(n.left) > 0 { // with an address go the routes that had it as their source, without an event
 		return true
 	}

@@ -136,3 +136,39 @@ func TestMovedLinkIsAnUplink(t *testing.T) {
 	h.ns.IP(t, "address add 10.77.0.3/24 dev vmbr0")
 	h.served("10.77.0.3")
 }
+
+// TestRouterOfAnotherAddress: a better default by a router in the network of another address of the link belongs to that one, as long
+// as the link has the address, also if main has no route to the network.
+func TestRouterOfAnotherAddress(t *testing.T) {
+	for family, f := range map[string]struct{ own, other, router, better, to string }{
+		"-4": {"10.77.1.2/24", "10.77.2.2/24", "10.77.1.1", "10.77.2.1", "198.51.100.1"},
+		"-6": {"2001:db8:1::2/64", "2001:db8:2::2/64", "2001:db8:1::1", "2001:db8:2::1", "2001:db8:ffff::1"},
+	} {
+		t.Run(family, func(t *testing.T) {
+			h := newHost(t)
+			h.link("wan0", f.own+" nodad")
+			change := func(verb string) { h.ns.IP(t, "address "+verb+" "+f.other+" dev wan0 noprefixroute nodad") }
+			change("add")
+			h.ns.IP(t, family+" route add default via "+f.better+" dev wan0 metric 10 onlink")
+			h.ns.IP(t, family+" route add default via "+f.router+" dev wan0 metric 20")
+			h.serve()
+			h.watch("-c", h.watchFile(`{"links":[{"ifname":"wan0","routes":"copy"}],"reconcile_seconds":3600}`))
+			own, _, _ := strings.Cut(f.own, "/")
+			want := func(when, router string) {
+				t.Helper()
+				eventually(t, when+", "+own+" leaves by "+router, func() error {
+					out, err := h.ns.Output("ip", family, "route", "get", f.to, "from", own)
+					if err != nil || !strings.Contains(out, " via "+router+" ") || !strings.Contains(out, " table 1") {
+						return fmt.Errorf("%s %v", out, err)
+					}
+					return nil
+				})
+			}
+			want("at first", f.router)
+			change("del")
+			want("without the other address", f.better)
+			change("add")
+			want("with it again", f.router)
+		})
+	}
+}

@@ -169,12 +169,15 @@ func (i *Installation) tryView(u uplink.Uplink) (m uplink.Main, up, ready bool, 
 	return m, up && err == nil, ready && err == nil, err
 }
 
-// Stale reports whether main has changed since the routes were planned.
+// Stale reports whether main, or the networks of the link, have changed since the routes were planned.
 func (i *Installation) Stale() bool {
 	if i.env.Picture == nil || i.Index == 0 {
 		return true
 	}
 	m, err := i.env.Picture.main(i.Uplink.Family())
+	if link := (linkOf{i.Uplink.Family(), i.Index}); err == nil && i.env.Picture.addressed[link] {
+		_, err = i.env.Picture.local(m, link)
+	}
 	i.warn("read the routes", err)
 	if err != nil {
 		return true

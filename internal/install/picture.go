@@ -23,8 +23,10 @@ type Picture struct {
 	most      int                  // routes of routing daemons that are followed
 	mains     map[int]*main        // by family
 	addresses map[linkOf]local
-	since     time.Duration // of addresses
-	below     map[int]int   // by ifindex, the link whose routes a macvlan follows
+	since     time.Duration             // of addresses
+	networks  map[linkOf][]netip.Prefix // that addresses have on a link, as read last
+	addressed map[linkOf]bool           // links whose addresses changed since
+	below     map[int]int               // by ifindex, the link whose routes a macvlan follows
 }
 
 type linkOf struct{ family, index int }
@@ -74,7 +76,8 @@ const (
 // NewPicture returns a picture that is not taken yet. isUplink reports whether a link has a lease, or is about to.
 // Of the routes that routing daemons made no more than most are followed.
 func NewPicture(kernel *route.Conn, isUplink func(index int) bool, most int) *Picture {
-	return &Picture{kernel: kernel, isUplink: isUplink, most: most, mains: make(map[int]*main), below: make(map[int]int)}
+	return &Picture{kernel: kernel, isUplink: isUplink, most: most, mains: make(map[int]*main), below: make(map[int]int),
+		networks: make(map[linkOf][]netip.Prefix), addressed: make(map[linkOf]bool)}
 }
 
 // Invalidate makes the picture be taken anew. A nil Picture is none.
@@ -87,6 +90,16 @@ func (p *Picture) Invalidate() {
 		if m.image == nil { // a large one follows the events
 			m.since = 0
 		}
+	}
+}
+
+// Addressed says that addresses of links were added or deleted.
+func (p *Picture) Addressed(links map[int]bool) {
+	if p == nil {
+		return
+	}
+	for index := range links {
+		p.addressed[linkOf{unix.AF_INET, index}], p.addressed[linkOf{unix.AF_INET6, index}] = true, true
 	}
 }
 
@@ -334,16 +347,9 @@ func (p *Picture) on(u uplink.Uplink, index int) ([]route.Address, uplink.Main, 
 	if err != nil {
 		return nil, uplink.Main{}, version{}, err
 	}
-	if now := wire.Now(); now-p.since > pictureLasts || p.addresses == nil {
-		p.since, p.addresses = now, make(map[linkOf]local)
-	}
-	link := linkOf{family, index}
-	of, known := p.addresses[link]
-	if !known {
-		if of.addresses, of.ranges, err = p.kernel.Local(family, index); err != nil {
-			return nil, uplink.Main{}, version{}, err
-		}
-		p.addresses[link] = of
+	of, err := p.local(m, linkOf{family, index})
+	if err != nil {
+		return nil, uplink.Main{}, version{}, err
 	}
 	others := slices.DeleteFunc(slices.Clone(m.local), func(r route.Route) bool { return slices.Contains(r.Links(), index) })
 	on := uplink.Main{Index: index, Routes: m.without(m.links[index]), Local: others, DeadEnd: m.ends, Ranges: of.ranges}
@@ -351,6 +357,35 @@ func (p *Picture) on(u uplink.Uplink, index int) ([]route.Address, uplink.Main, 
 		on.Ties = uplink.Ties(m.all, index)
 	}
 	return of.addresses, on, m.version(u, index), nil
+}
+
+// local returns what a link has of addresses, no older than the last event. If these are in other networks than before, a router
+// may be in that of another address now, or in none: all addresses of the link are planned again. For a large main that would
+// cost too much.
+func (p *Picture) local(m *main, link linkOf) (of local, err error) {
+	if now := wire.Now(); now-p.since > pictureLasts || p.addresses == nil {
+		p.since, p.addresses = now, make(map[linkOf]local)
+	}
+	of, known := p.addresses[link]
+	if known {
+		return of, nil
+	}
+	if of.addresses, of.ranges, err = p.kernel.Local(link.family, link.index); err != nil {
+		return of, err
+	}
+	p.addresses[link] = of
+	delete(p.addressed, link)
+	var networks []netip.Prefix
+	for _, a := range of.addresses {
+		if n := a.Network().Masked(); !n.IsSingleIP() && !slices.Contains(networks, n) {
+			networks = append(networks, n)
+		}
+	}
+	if slices.SortFunc(networks, netip.Prefix.Compare); !slices.Equal(networks, p.networks[link]) && m.image == nil {
+		p.networks[link] = networks
+		m.versions[link.index]++
+	}
+	return of, nil
 }
 
 // largeMain returns the image of a large main, or nil.
