@@ -219,7 +219,8 @@ func TestMovedNotWritten(t *testing.T) {
 	m.Do(func() {
 		files, err := movedOn(unix.AF_INET, m.index)
 		if dir = string(files.dir); err == nil {
-			err = errors.Join(os.MkdirAll(filepath.Dir(dir), 0o700), os.WriteFile(dir, nil, 0o600))
+			// The namespace of a test before may have had the number.
+			err = errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Dir(dir), 0o700), os.WriteFile(dir, nil, 0o600))
 		}
 		if err != nil {
 			t.Fatal(err)
