@@ -30,6 +30,7 @@ const (
 	wantRenamed    = 1.0   // second
 	bird           = 12    // the protocol of the routing daemon bird
 	mainsLate      = 3 * time.Minute
+	shortLease     = 20 // seconds: shorter than what a watch does here may take
 )
 
 // mains is how much measureMains does.
@@ -67,13 +68,25 @@ func measureMains(session *nettest.Session, o options, dir string, r *report) er
 		if one.tables > 0 {
 			s.tables = one.tables
 		}
+		s.timeout = shortLease
 		var err error
-		s.ns.Do(func() { err = s.visit(filepath.Join(dir, one.name), func() error { return one.measure(o, s, r) }) })
+		s.ns.Do(func() {
+			err = s.visit(filepath.Join(dir, one.name), func() error { return errors.Join(one.measure(o, s, r), s.lost(one.name, r)) })
+		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", one.name, err)
 		}
 	}
 	return nil
+}
+
+// lost counts leases that expired though the watch lives.
+func (s *site) lost(name string, r *report) error {
+	text, err := os.ReadFile(s.server.log)
+	for range strings.Count(string(text), `msg="lease expired"`) {
+		r.Faults.add(&r.Faults.Lost, "%s: a lease of %d s expired, whose holder lives", name, s.timeout)
+	}
+	return err
 }
 
 // visit starts the server, calls f, and ends what runs.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 type software struct {
 	server, client string        // paths
 	tables         int           // of the server's pool
+	timeout        int           // of leases, in seconds; 0: an hour
 	log            string        // of the server; "" is its standard error
 	padded         bool          // its sockets have names as C programs write them
 	rest           time.Duration // see target
@@ -56,9 +58,9 @@ const maxConfig = 1023
 // is that of dir. With a profile it starts our server with a profiler, in this program.
 func (s software) start(dir, profile string) (*process, error) {
 	config := filepath.Join(dir, "server.json")
-	text := fmt.Sprintf(`{"socket_path": %q, "db_path": %q, "table_offset": 10000, "num_tables": %d, "table_timeout": 3600, `+
+	text := fmt.Sprintf(`{"socket_path": %q, "db_path": %q, "table_offset": 10000, "num_tables": %d, "table_timeout": %d, `+
 		`"do_syslog": false, "log_path": %q, "addr_families": {"inet": true, "inet6": true, "unspec": true}}`,
-		filepath.Base(dir), filepath.Join(dir, "leases.db"), s.tables, s.log)
+		filepath.Base(dir), filepath.Join(dir, "leases.db"), s.tables, cmp.Or(s.timeout, 3600), s.log)
 	if len(text) > maxConfig {
 		return nil, fmt.Errorf("%s is too long a path", dir)
 	}

@@ -81,6 +81,8 @@ func TestSoakRoutesOfDaemons(t *testing.T) {
 	u.address(0)
 	u.address(1)
 	u.link("lan0", "10.200.0.1/24")
+	u.isp.Batch(t, "address add 10.200.0.9/24 dev lan0", "route add default via 10.200.0.1")
+	u.isp.Do(func() { serveWho(t, "10.200.0.9:7") })
 	u.serve()
 	u.ns.IP(t, "route add 203.0.112.0/24 via 10.1.0.7 dev wan0 proto static")
 	lines := make([]string, routes)
@@ -109,6 +111,9 @@ func TestSoakRoutesOfDaemons(t *testing.T) {
 			}
 			return nil
 		})
+	}
+	for _, addr := range addrs { // a neighbour behind another link, which a default route would send to the provider
+		eventually(t, "packets from "+addr+" reach the LAN", func() error { return u.arrives(packet{source: addr, to: "10.200.0.9"}, addr) })
 	}
 	eventually(t, "status says what is left out", func() error {
 		for _, row := range u.statusRows() {

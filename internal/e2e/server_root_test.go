@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,10 +74,17 @@ func (h *host) impostors() map[string]string {
 	}
 }
 
-// TestServerRootOfContainers: uid 0 that has no CAP_NET_ADMIN on the host is an ordinary user to the server.
+// TestServerRootOfContainers: uid 0 that has no CAP_NET_ADMIN on the host is an ordinary user to the server, whether that may look
+// into user namespaces or not.
 func TestServerRootOfContainers(t *testing.T) {
+	for name, before := range map[string][]string{"a server without capabilities": {"setpriv", "--bounding-set=-all", "--inh-caps=-all"}, "a server with all": {"env"}} {
+		t.Run(name, func(t *testing.T) { rootOfContainers(t, before) })
+	}
+}
+
+func rootOfContainers(t *testing.T, before []string) {
 	h := newHost(t)
-	server := h.start(exec.Command("setpriv", "--bounding-set=-all", "--inh-caps=-all", bin(t, serverBin), "-c", h.config()))
+	server := h.start(exec.Command(before[0], append(before[1:], bin(t, serverBin), "-c", h.config())...))
 	server.waitLog("msg=serving")
 	p := h.cPeer("peer")
 	wantTable(t, p.ask(acquire(1)), 10000)
@@ -126,6 +134,44 @@ func TestServerSendersThatEnded(t *testing.T) {
 	wantTable(t, p.ask(acquire(1)), 10000) // behind all of them
 	h.wantLeases("10000|inet|eth0|10.9.0.1||0")
 	server.waitLog("err=\"the sender has ended, so it can release only what it leased itself\"")
+}
+
+// lastWords leases a table, stops the server, releases two leases, its own one from a socket without a name, and ends.
+const lastWords = `
+import os, signal, socket, sys, time
+name = (b"\0" + sys.argv[1].encode()).ljust(108, b"\0")
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(b"\0holder")
+s.settimeout(20)
+s.sendto(sys.argv[3].encode(), name)
+print(s.recv(254).decode())
+s.close()
+os.kill(int(sys.argv[2]), signal.SIGSTOP)
+tasks = f"/proc/{sys.argv[2]}/task"
+while any(") T " not in open(f"{tasks}/{t}/stat").read() for t in os.listdir(tasks)): time.sleep(0.01)
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+for datagram in sys.argv[4:]: s.sendto(datagram.encode(), name)
+`
+
+// TestServerSenderThatEndedByPID: a C client releases what it leased as it ends, from whatever socket. Its uid and pid are those
+// that leased it.
+func TestServerSenderThatEndedByPID(t *testing.T) {
+	h := newHost(t)
+	server := h.serve()
+	p := h.cPeer("peer")
+	wantTable(t, p.ask(acquire(1)), 10000)
+	r := h.run("python3", "-c", lastWords, "tas_socket", fmt.Sprint(server.cmd.Process.Pid), acquire(2), release(1), release(2))
+	if r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	wantTable(t, strings.TrimSpace(r.stdout), 10001)
+	time.Sleep(200 * time.Millisecond) // for so long the server may remember that the process was root
+	if err := server.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	h.waitLeases("10000|inet|eth0|10.9.0.1||0")
+	wantTable(t, p.ask(acquire(1)), 10000)
+	h.wantLeases("10000|inet|eth0|10.9.0.1||0")
 }
 
 // TestServerHiddenProcesses: where /proc hides processes uid 0 counts, with one warning.
