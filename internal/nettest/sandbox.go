@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -166,11 +167,12 @@ func (s stage) run(args []string, cloneflags uintptr) (int, error) {
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return 0, fmt.Errorf("set the parent death signal: %w", err)
 	}
+	forwardTo, stop := forwardSignals()
+	defer stop()
 	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("start namespaces: %w", err)
 	}
-	stop := forwardSignals(cmd.Process.Pid)
-	defer stop()
+	forwardTo(cmd.Process.Pid)
 	if err := cmd.Wait(); err != nil && cmd.ProcessState == nil {
 		return 0, err
 	}
@@ -378,12 +380,13 @@ func moduleDir() (string, error) {
 // runAndReap runs a program, passes signals on to it, reaps every process
 // until the program ends, and returns its exit status. It is for process 1.
 func runAndReap(path string, argv, env []string) (int, error) {
+	forwardTo, stop := forwardSignals()
+	defer stop()
 	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", path, err)
 	}
-	stop := forwardSignals(pid)
-	defer stop()
+	forwardTo(pid)
 	for {
 		var status unix.WaitStatus
 		got, err := unix.Wait4(-1, &status, 0, nil)
@@ -405,25 +408,26 @@ func exitCode(status unix.WaitStatus) int {
 	return status.ExitStatus()
 }
 
-// forwardSignals sends on to process pid the signals that ask this process to
-// end, and SIGQUIT, with which "go test" asks for goroutine traces at a timeout.
-func forwardSignals(pid int) (stop func()) {
+// forwardSignals catches the signals that ask this process to end, and SIGQUIT, with which "go test" asks for goroutine
+// traces at a timeout, and sends them on to a process once that is started.
+func forwardSignals() (to func(pid int), stop func()) {
 	c := make(chan os.Signal, 8)
 	signal.Notify(c, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT)
 	if !signal.Ignored(unix.SIGHUP) {
 		signal.Notify(c, unix.SIGHUP)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for sig := range c {
-			_ = unix.Kill(pid, sig.(unix.Signal)) // the process may have ended
-		}
-	}()
-	return func() {
+	var sending sync.WaitGroup
+	to = func(pid int) {
+		sending.Go(func() {
+			for sig := range c {
+				_ = unix.Kill(pid, sig.(unix.Signal)) // the process may have ended
+			}
+		})
+	}
+	return to, func() {
 		signal.Stop(c)
 		close(c)
-		<-done
+		sending.Wait()
 	}
 }
 
