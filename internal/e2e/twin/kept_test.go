@@ -60,7 +60,7 @@ const anyLink = "*"
 
 // keeps reports whether a table of the real host leads a packet over a link whose routes nobody could put back into main,
 // by a route that main has had: over the link of a served address if the packet is from one, and by a default if plain
-// leads by one. It is longer than that of twin, if there is one.
+// leads by one, or by any route if move took that. It is longer than that of twin, if there is one.
 func (c *comparison) keeps(q question, over int, plain, twin answer) (bool, error) {
 	if len(c.w.unrestored) == 0 {
 		return false, nil
@@ -72,7 +72,8 @@ func (c *comparison) keeps(q question, over int, plain, twin answer) (bool, erro
 	if twin.typ != unix.RTN_UNSPEC && got.match.dst.Bits() <= twin.match.dst.Bits() {
 		return false, nil
 	}
-	if over == 0 && plain.typ != unix.RTN_UNSPEC && !got.match.isDefault() {
+	moved := c.w.host.watch.Routes == "move" && plain.match.isDefault() // main has none, so that tables are asked
+	if over == 0 && plain.typ != unix.RTN_UNSPEC && !got.match.isDefault() && !moved {
 		return false, nil
 	}
 	for _, l := range got.legs {
