@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/table-allocator/table-allocator/internal/route"
@@ -35,6 +36,31 @@ func TestLeaves(t *testing.T) {
 			a.Peer = addr(tt.peer)
 		}
 		if got := Leaves(mainOf("", tt.main).Routes, a); got != tt.want {
+			t.Errorf("%s: got %v", tt.name, got)
+		}
+	}
+}
+
+// TestWithoutRouter: a link is named that has a default route, and no IPv4 address of which packets can leave.
+func TestWithoutRouter(t *testing.T) {
+	for _, tt := range []struct {
+		name, addresses, main string
+		want                  bool
+	}{
+		{"no router", "169.254.7.7/16", "default", true},
+		{"a router of no network", "169.254.7.7/16", "default via 192.0.2.1", true},
+		{"no default", "169.254.7.7/16", "", false},
+		{"a default of IPv6", "169.254.7.7/16", "default6 via fe80::1", false},
+		{"a router", "169.254.10.2/30", "default via 169.254.10.1", false},
+		{"beside an address by DHCP", "169.254.7.7/16 192.0.2.5/24", "default via 192.0.2.1", false},
+		{"an ordinary address", "192.0.2.5/24", "default", false},
+	} {
+		var addresses []route.Address
+		for text := range strings.FieldsSeq(tt.addresses) {
+			p := prefix(text)
+			addresses = append(addresses, route.Address{Index: planLink, Addr: p.Addr(), Bits: p.Bits()})
+		}
+		if got := WithoutRouter(mainOf("", tt.main).Routes, addresses, addresses[0]); got != tt.want {
 			t.Errorf("%s: got %v", tt.name, got)
 		}
 	}
