@@ -281,7 +281,12 @@ func (c *comparison) from(s served, q question) error {
 	case c.w.host.watch.OnLoss == "block":
 		return c.check(q, plain, answer{})
 	}
-	if plain.typ == unix.RTN_UNSPEC { // what leaves by another link goes as what is bound to none
+	return c.asUnbound(q, plain, c.moved(q, plain)) // what leaves by another link
+}
+
+// asUnbound asks for a packet that goes as one that is bound to nothing, by one of wants.
+func (c *comparison) asUnbound(q question, plain answer, wants []answer) error {
+	if plain.typ == unix.RTN_UNSPEC || len(wants) > 1 { // with move a default that a table keeps serves it, too
 		if kept, err := c.keeps(q, 0, plain, answer{}); kept || err != nil {
 			return err
 		}
@@ -290,7 +295,7 @@ func (c *comparison) from(s served, q question) error {
 	if err != nil {
 		return err
 	}
-	return c.check(q, plain, append(c.moved(q, plain), more...)...)
+	return c.check(q, plain, append(wants, more...)...)
 }
 
 // all reports whether all legs of an answer are over a link.
