@@ -144,3 +144,43 @@ func TestIfupdownForNetworkManager(t *testing.T) {
 		t.Errorf("leases: %q", got)
 	}
 }
+
+// TestHooksUnbound: what is bound to nothing goes as main says, though the hooks of ifupdown and dhclient moved main's
+// default routes: to links behind this host, through a VPN, by static routes and by those that DHCP told.
+func TestHooksUnbound(t *testing.T) {
+	s := newSite(t)
+	s.prepareDhclient()
+	s.serve()
+	s.sh(`ip link add lan0 type veth peer name behind; ip link set behind up; ip link set lan0 up; ip address add 10.1.0.1/24 dev lan0
+		ip tuntap add vpn0 mode tun; ip link set vpn0 up; ip address add 10.9.0.1/24 dev vpn0; ip route add 172.16.0.0/12 dev vpn0`)
+	s.write("/etc/network/interfaces", `
+iface wan0 inet static
+	address 192.168.1.20/24
+	gateway 192.168.1.1
+	up ip route add 10.99.0.0/16 via 192.168.1.77 dev wan0
+`)
+	s.dhcpdAt(2, `option routers 10.64.2.1; option subnet-mask 255.255.255.0; default-lease-time 600;
+		option rfc3442-classless-static-routes 24,203,0,113,10,64,2,9, 0,10,64,2,1;`)
+	s.sh("ifup wan0")
+	s.dhclient("wan2")
+	s.waitFilled("192.168.1.20", "default via 192.168.1.1", "10.99.0.0/16 via 192.168.1.77", "192.168.1.0/24")
+	s.waitFilled(given[2], "default via 10.64.2.1", "203.0.113.0/24 via 10.64.2.9", "10.64.2.0/24")
+	s.waitMain("wan0")
+	s.waitMain("wan2")
+	for to, want := range map[string]string{
+		"10.1.0.50":    "dev lan0 src 10.1.0.1",
+		"172.16.9.9":   "dev vpn0 src 10.9.0.1",
+		"10.99.1.1":    "via 192.168.1.77 dev wan0",
+		"192.168.1.9":  "dev wan0",
+		"203.0.113.7":  "via 10.64.2.9 dev wan2",
+		"10.64.2.8":    "dev wan2",
+		"198.51.100.1": "via 192.168.1.1 dev wan0", // by the table of the first lease
+	} {
+		eventually(t, "unbound packets to "+to+" go "+want, func() error {
+			if out, err := s.ns.Output("ip", "route", "get", to); err != nil || !strings.Contains(out, want) {
+				return fmt.Errorf("%s: %v", out, err)
+			}
+			return nil
+		})
+	}
+}
