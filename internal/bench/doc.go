@@ -40,6 +40,8 @@
 // rules, ours afterwards. After an address is deleted, the rules that are left are counted. What the
 // original answers wrongly, loses or refuses is counted and printed, and does not fail the run.
 //
+// A watch beside a large main has leases of 20 s, which is less than what it does there may take. One that is lost is a fault.
+//
 // # Where the time goes
 //
 // A renewal is mostly system calls: recvmmsg and sendmmsg of all datagrams that wait. Decoding

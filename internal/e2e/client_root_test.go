@@ -175,3 +175,26 @@ func TestWatchStandsIn(t *testing.T) {
 		t.Errorf("processes: %d", pids)
 	}
 }
+
+// TestWatchOfAnotherUser: a watch of a user with CAP_NET_ADMIN leaves addresses to holders of root and of its own user, and stands in
+// for those of others.
+func TestWatchOfAnotherUser(t *testing.T) {
+	h := newHost(t)
+	h.link("wan0", "10.77.0.2/24", "10.77.0.3/24", "10.77.0.4/24", "10.77.0.5/24")
+	h.serve(fmt.Sprintf(`"allowed_users":[%d]`, stranger))
+	const as = "--reuid 4711 --regid 4711 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin --bounding-set -all,+net_admin"
+	own := strings.TrimSpace(h.clientWith(as, "-4", "-a", "10.77.0.2", "-i", "wan0").stdout)
+	roots := fmt.Sprint(h.lease("10.77.0.3", "wan0"))
+	h.bound(stranger+1, padded(t, "wan0-10.77.0.4-2"))
+	p := h.start(exec.Command("setpriv", append(strings.Fields(as), publicBin(t, clientBin), "watch", "--exclude", "lo")...))
+	for addr, table := range map[string]string{"10.77.0.2": own, "10.77.0.3": roots} {
+		p.waitLog(`msg="another client serves this address" ifname=wan0 addr=` + addr)
+		if got := h.served(addr); got != table {
+			t.Errorf("table of %s: %s, want %s", addr, got, table)
+		}
+	}
+	p.waitLog(`msg="a process that is not trusted has the holder's name of this address; serving the address from another name" ifname=wan0 addr=10.77.0.4`)
+	p.waitLog(fmt.Sprintf("owner=\"uid %d\"", stranger+1))
+	h.served("10.77.0.4")
+	h.served("10.77.0.5")
+}

@@ -99,3 +99,44 @@ func TestAddressOfAnotherLink(t *testing.T) {
 	h.waitClean()
 	h.waitFile(servers, "")
 }
+
+// TestWideNetwork: the netmask of an uplink, which a server of DHCP chooses, takes no packet from more specific routes of main,
+// neither of this host's own nor forwarded ones, and there is no rule to a network shorter than /8.
+func TestWideNetwork(t *testing.T) {
+	for _, length := range []string{"/8", "/7"} {
+		for _, mode := range []string{"none", "copy", "move", "watch"} {
+			t.Run(length[1:]+" "+mode, func(t *testing.T) {
+				h := newHost(t)
+				h.link("wan0", "10.77.0.2"+length)
+				h.link("wan1", "10.78.0.2/24")
+				h.link("lan0", "10.200.0.1/24")
+				h.ns.Sysctl(t, "net/ipv4/ip_forward", "1")
+				h.ns.IP(t, "route add 10.201.0.0/16 via 10.78.0.1 dev wan1")
+				h.ns.IP(t, "route add default via 10.77.0.1 dev wan0 metric 10")
+				ways := func() (all []string) {
+					for _, question := range []string{"10.200.0.9", "10.201.0.9", "10.78.0.9", "10.201.0.9 from 10.200.0.9 iif lan0", "10.200.0.9 from 10.201.0.9 iif wan1"} {
+						all = append(all, question+": "+strings.Join(strings.Fields(h.ns.IP(t, "route get "+question)), " "))
+					}
+					return all
+				}
+				before := ways()
+				h.serve()
+				if mode == "watch" {
+					h.watch("--ifname", "wan*")
+				} else {
+					h.lease("10.77.0.2", "wan0", "--routes", mode)
+				}
+				h.served("10.77.0.2")
+				h.lease("10.78.0.2", "wan1")
+				if diff := unordered(ways(), before); diff != "" {
+					t.Errorf("packets leave by other ways:\n%s\n%s", diff, strings.Join(h.rules(), "\n"))
+				}
+				for _, rule := range h.rules() {
+					if strings.HasSuffix(strings.Fields(rule)[4], length) && length != "/8" {
+						t.Errorf("a rule to a network that no uplink has: %s", rule)
+					}
+				}
+			})
+		}
+	}
+}
