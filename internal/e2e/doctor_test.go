@@ -109,6 +109,8 @@ func TestDoctor(t *testing.T) {
 		{name: "unbound-shadowed", watch: "--routes move", provoke: inside + "ip -6 route add default dev docker0 metric 50"},
 		{name: "main-default-kept", watch: "--routes move", provoke: "ip route add unreachable default metric 4000"},
 		{name: "main-default-kept", watch: "--routes move", provoke: "ip -6 route add blackhole default metric 4000"},
+		{name: "mark-nowhere", watch: "--routes move", provoke: "ip rule add pref 32800 unreachable", cure: "ip rule del pref 32800"},
+		{name: "mark-nowhere", watch: "--routes move", provoke: "ip route add unreachable default table default metric 4096", cure: "ip route del unreachable default table default metric 4096"},
 		{name: "mark-nowhere", watch: "--routes move", provoke: "ip rule add pref 5210 fwmark 0x80000/0xff0000 lookup main; ip rule add pref 5250 fwmark 0x80000/0xff0000 unreachable",
 			cure: "ip rule del pref 5250"}, // as Tailscale has it
 		{name: "rp-filter-forward", provoke: inside + "ip address add 10.99.0.1/24 dev docker0; sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.wan1.rp_filter=1", cure: "sysctl -qw net.ipv4.conf.wan1.rp_filter=2"},

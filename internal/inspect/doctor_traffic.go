@@ -77,22 +77,30 @@ func lookUnboundShadowed(p *patient) (all []symptom) {
 }
 
 // lookMarkNowhere finds marks whose rules lead to main, where no default route is left since move took them, and then nowhere: the rules of
-// VPNs, by which their own packets leave.
+// VPNs, by which their own packets leave. Packets without a mark may be refused, too, between main and the unbound rules.
 func lookMarkNowhere(p *patient) (all []symptom) {
 	for _, family := range families {
-		if !slices.ContainsFunc(p.linksOf(family), func(l lease) bool { return l.Mode == string(uplink.MoveRoutes) }) {
+		moved := func(l lease) bool { return l.Mode == string(uplink.MoveRoutes) && l.Gateway != "" }
+		if !slices.ContainsFunc(p.linksOf(family), moved) {
 			continue
+		}
+		dst := netip.MustParseAddr(nowhere[family][0][0])
+		const copyRoutes = `"routes": "copy" in watch.json, or --routes copy`
+		if a, err := p.walk(family, route.Question{Dst: dst}); err == nil {
+			if rule, decided := a.Rule(); decided && a.Err != 0 && rule.Protocol != route.Protocol {
+				all = append(all, symptom{"unbound packets do not leave: default routes were moved from main to behind what refuses them", p.refusal(a), copyRoutes})
+			}
 		}
 		for _, r := range p.rules[family] {
 			if r.Mask == 0 || r.Flags != 0 || r.Action != route.Lookup || r.Table != unix.RT_TABLE_MAIN || r.Src.IsValid() || r.Dst.IsValid() || r.Protocol == route.Protocol {
 				continue
 			}
-			a, err := p.walk(family, route.Question{Dst: netip.MustParseAddr(nowhere[family][0][0]), Mark: r.Mark})
+			a, err := p.walk(family, route.Question{Dst: dst, Mark: r.Mark})
 			if rule, decided := a.Rule(); err != nil || a.Err == 0 || !decided || rule.Mask == 0 {
 				continue // all other packets have no route either
 			}
 			all = append(all, symptom{fmt.Sprintf("packets with the mark %#x do not leave: their rules ask main, whose default routes were moved", r.Mark),
-				r.String() + ", then " + p.refusal(a), `"routes": "copy" in watch.json, or --routes copy`})
+				r.String() + ", then " + p.refusal(a), copyRoutes})
 		}
 	}
 	return all
