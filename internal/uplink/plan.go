@@ -154,7 +154,8 @@ func byDestination(routes []route.Route) [][]route.Route {
 
 // own returns the routes of main to one destination that belong into the table of the address,
 // each reduced to its next hops over the link. Where two providers share a link, a route whose
-// gateway is in the network of another address is left out if there is one of this address.
+// gateway is in the network of another address is left out if there is one of this address, and one with
+// another address as its source if there is one with this address.
 func (u Uplink) own(m Main, group []route.Route) []route.Route {
 	var legs []route.Route
 	for _, r := range group {
@@ -169,12 +170,16 @@ func (u Uplink) own(m Main, group []route.Route) []route.Route {
 		return legs
 	}
 	networks, others := u.networks(m)
-	mine := func(r route.Route) bool { return r.Src == u.Addr() || contain(networks, r.Gateway) }
+	named := slices.ContainsFunc(legs, func(r route.Route) bool { return r.Src == u.Addr() })
+	ofOther := func(r route.Route) bool {
+		return named && r.Src != u.Addr() && slices.ContainsFunc(m.Addresses, func(a Address) bool { return a.Addr == r.Src })
+	}
+	mine := func(r route.Route) bool { return r.Src == u.Addr() || contain(networks, r.Gateway) && !ofOther(r) }
 	if !slices.ContainsFunc(legs, mine) {
 		return legs
 	}
 	return slices.DeleteFunc(legs, func(r route.Route) bool {
-		return !mine(r) && contain(others, r.Gateway)
+		return !mine(r) && (contain(others, r.Gateway) || ofOther(r))
 	})
 }
 

@@ -135,6 +135,12 @@ func TestPlan(t *testing.T) {
 			default via 198.51.100.1 metric 100`, copied, map[string]string{"9.9.9.9": "192.0.2.1"}},
 		{"two providers on one link: the second", "198.51.100.5/24 192.0.2.5/24", `default via 192.0.2.1 metric 100
 			default via 198.51.100.1 metric 200`, copied, map[string]string{"9.9.9.9": "198.51.100.1"}},
+		{"two routers in one network, each with its address: the first", "192.0.2.5/24 192.0.2.6/24", `default via 192.0.2.1 metric 100 src 192.0.2.5
+			default via 192.0.2.254 metric 200 src 192.0.2.6`, copied, map[string]string{"9.9.9.9": "192.0.2.1"}},
+		{"two routers in one network, each with its address: the second", "192.0.2.6/24 192.0.2.5/24", `default via 192.0.2.1 metric 100 src 192.0.2.5
+			default via 192.0.2.254 metric 200 src 192.0.2.6`, copied, map[string]string{"9.9.9.9": "192.0.2.254"}},
+		{"two routers in one network, and none with the address", "192.0.2.7/24 192.0.2.5/24", `default via 192.0.2.1 metric 100 src 192.0.2.5
+			default via 192.0.2.254 metric 200`, copied, map[string]string{"9.9.9.9": "192.0.2.1"}},
 		{"two lengths of one address, and a router in the shorter one and another address's network", "192.0.2.99/26 192.0.2.99/24 192.0.2.215/24 192.0.2.91/26",
 			`default via 192.0.2.58 metric 100
 			default via 192.0.2.118 metric 200`, copied, map[string]string{"9.9.9.9": "192.0.2.58"}},

@@ -144,15 +144,27 @@ func (r route) alive(is func(index int) bool) (route, bool) {
 }
 
 // ofProvider leaves out the ways of other providers on the link: of the ways to one destination,
-// if one is of s itself, those by a gateway that only another address knows. If none is, all are.
+// if one is of s itself, those by a gateway that only another address knows, and if one has s as its source, those with
+// another address of the link. If none is, all are.
 func ofProvider(routes []route, plain picture, s served) []route {
 	var others networks // of other addresses
+	isOther := make(map[netip.Addr]bool)
 	for _, a := range plain.addresses {
 		if a.index == s.index && a.addr != s.addr && a.addr.Is4() == s.addr.Is4() {
 			others = append(others, a.network)
+			isOther[a.addr] = true
 		}
 	}
-	own := func(r route, l leg) bool { return r.source == s.addr || s.networks.contain(l.gateway) }
+	named := make(map[place]bool)
+	for _, r := range routes {
+		named[place{dst: r.dst, from: r.from, tos: r.tos}] = named[place{dst: r.dst, from: r.from, tos: r.tos}] || r.source == s.addr
+	}
+	ofOther := func(r route) bool {
+		return isOther[r.source] && named[place{dst: r.dst, from: r.from, tos: r.tos}]
+	}
+	own := func(r route, l leg) bool {
+		return r.source == s.addr || s.networks.contain(l.gateway) && !ofOther(r)
+	}
 	foreign := func(l leg) bool {
 		return l.gateway.IsValid() && !l.gateway.IsLinkLocalUnicast() && !s.networks.contain(l.gateway) && others.contain(l.gateway)
 	}
@@ -170,7 +182,7 @@ func ofProvider(routes []route, plain picture, s served) []route {
 			kept = append(kept, r)
 			continue
 		}
-		if left, ok := r.with(func(_ int, l leg) bool { return own(r, l) || !foreign(l) }); ok {
+		if left, ok := r.with(func(_ int, l leg) bool { return own(r, l) || !foreign(l) && !ofOther(r) }); ok {
 			kept = append(kept, left)
 		}
 	}
