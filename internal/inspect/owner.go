@@ -49,7 +49,10 @@ func (h *host) leadsOver(family int, table uint32, index int) bool {
 	return err == nil && slices.ContainsFunc(w.Tables[table], func(r route.Route) bool { return r.Protocol == route.Protocol && r.Index == index })
 }
 
-const tailscales = "tailscale, probably"
+const (
+	tailscales = "tailscale, probably"
+	wgQuicks   = "wg-quick, probably"
+)
 
 // ruleOwner says whose a rule is, as far as it shows; "" for the kernel's own.
 func ruleOwner(r route.Rule, tables map[uint32]string) string {
@@ -67,7 +70,7 @@ func ruleOwner(r route.Rule, tables map[uint32]string) string {
 	case r.Table == 52, r.Priority >= 5200 && r.Priority < 5300 && r.Mask == 0xff0000:
 		return tailscales
 	case r.Table == 51820, r.Table == 0xca6c, r.Mark == 0xca6c, r.Mark == 51820:
-		return "wg-quick, probably"
+		return wgQuicks
 	case r.Table == 220 && r.Priority == 220:
 		return "strongSwan, probably"
 	case r.Table == 20053, r.Priority == 20053:

@@ -238,6 +238,7 @@ func markOf(text string) (mark uint32, known bool) {
 // moveRule are commands that give a rule of another program a priority behind the rules of an address. A program that runs
 // would add its rule again.
 func moveRule(r route.Rule, family int, behind uint32) string {
+	const block = 2                  // the next priority is that of the block rule
 	if r.Mask != 0 && r.Flags == 0 { // behind the rules of addresses it would take nothing of what this host sends
 		return fmt.Sprintf("if these packets are not to leave elsewhere, delete rule %d, or what sets the mark", r.Priority)
 	}
@@ -245,6 +246,8 @@ func moveRule(r route.Rule, family int, behind uint32) string {
 		return fmt.Sprintf("move rule %d behind %d where it is configured, or set a smaller priority in watch.json", r.Priority, behind)
 	} else if owner == tailscales { // which has no setting for it
 		return fmt.Sprintf("set a priority before those of tailscale in watch.json, such as \"priority\": [5100, 20000, 91000]; rule %d stays where it is", r.Priority)
+	} else if owner == wgQuicks { // which gives no priority, so that the kernel puts the rule before the second of all
+		return fmt.Sprintf("set Table = off where wg-quick is configured, and add its routes and rules in PostUp, rule %d with a priority behind %d; without one it is first again at each start", r.Priority, behind+block)
 	} else if owner != "another program" {
 		return fmt.Sprintf("move rule %d behind %d where %s is configured, or set a smaller priority in watch.json", r.Priority, behind, strings.TrimSuffix(owner, ", probably"))
 	}
@@ -256,6 +259,5 @@ func moveRule(r route.Rule, family int, behind uint32) string {
 	} else if r.Other != "" {
 		return fmt.Sprintf("give rule %d a priority behind %d, or delete it: %s rule", r.Priority, behind, ip)
 	}
-	const block = 2 // the next priority is that of the block rule
 	return fmt.Sprintf("%s rule add priority %d %s && %s rule delete priority %d %s", ip, behind+block, text, ip, r.Priority, text)
 }

@@ -1,7 +1,10 @@
 package inspect
 
 import (
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/table-allocator/table-allocator/internal/route"
 )
@@ -46,6 +49,24 @@ func TestMarkOf(t *testing.T) {
 	} {
 		if got, known := markOf(tt.text); got != tt.want || known != tt.known {
 			t.Errorf("%q: got %#x, %v, want %#x, %v", tt.text, got, known, tt.want, tt.known)
+		}
+	}
+}
+
+// TestMoveRule: what a person is told to do about a rule in front stays done when the program that added it starts again.
+func TestMoveRule(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		rule route.Rule
+		want string // a part of it
+	}{
+		{"of nobody known", route.Rule{Priority: 500, Action: route.Lookup, Table: 77}, "ip rule add priority 10002 from all lookup 77 && ip rule delete priority 500 "},
+		{"of strongSwan", route.Rule{Priority: 220, Action: route.Lookup, Table: 220}, "where strongSwan is configured, or set a smaller priority"},
+		{"of wg-quick, which would be first again", route.Rule{Priority: 9999, Action: route.Lookup, Table: 51820}, "set Table = off where wg-quick is configured"},
+		{"by a mark", route.Rule{Priority: 500, Traffic: route.Traffic{Mark: 1, Mask: 1}, Action: route.Lookup, Table: 77}, "what sets the mark"},
+	} {
+		if got := moveRule(tt.rule, unix.AF_INET, 10000); !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q", tt.name, got)
 		}
 	}
 }
