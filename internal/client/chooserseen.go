@@ -122,7 +122,7 @@ func (c *chooser) has(s *session, below int) bool {
 func (c *chooser) seen(u uplink.Uplink, table uint32) *session {
 	if at := slices.IndexFunc(c.others, func(s *session) bool { return s.lease.uplink.Key == u.Key }); at >= 0 {
 		s := c.others[at]
-		s.lease.uplink, s.lease.table = u, table
+		s.lease = seenMachine(u, table)
 		return s
 	}
 	s := &session{lease: seenMachine(u, table), addr: u.Addr(), log: c.log.With("ifname", u.Key.Ifname, "addr", u.Key.Address, "family", u.Key.Family.String())}
