@@ -67,8 +67,9 @@ func measureMains(session *nettest.Session, o options, dir string, r *report) er
 		s := &site{software: ours, ns: nettest.New(session, one.name), log: new(bytes.Buffer)}
 		if one.tables > 0 {
 			s.tables = one.tables
+		} else {
+			s.timeout = shortLease
 		}
-		s.timeout = shortLease
 		var err error
 		s.ns.Do(func() {
 			err = s.visit(filepath.Join(dir, one.name), func() error { return errors.Join(one.measure(o, s, r), s.lost(one.name, r)) })
@@ -84,7 +85,7 @@ func measureMains(session *nettest.Session, o options, dir string, r *report) er
 func (s *site) lost(name string, r *report) error {
 	text, err := os.ReadFile(s.server.log)
 	for range strings.Count(string(text), `msg="lease expired"`) {
-		r.Faults.add(&r.Faults.Lost, "%s: a lease of %d s expired, whose holder lives", name, s.timeout)
+		r.Faults.add(&r.Faults.Lost, "%s: a lease expired, whose holder lives", name)
 	}
 	return err
 }
