@@ -321,24 +321,22 @@ func (m *machine) granted(now time.Duration, r wire.Reply) []action {
 		m.expires = m.asked + time.Duration(r.Left)*time.Second
 	}
 	m.away = false
-	if m.state == held && r.Table == m.table {
+	switch {
+	case m.state == held && r.Table == m.table:
 		m.enter(held)
 		m.due = m.renewal(now)
-		return nil
+	case m.state != held && r.Left > 0 && now >= m.expires: // the answer waited for longer than the lease lasts
+		m.due = now
+	default:
+		return m.leased(r.Table)
 	}
-	return m.leased(r.Table)
+	return nil
 }
 
 func (m *machine) leased(table uint32) []action {
 	m.enter(placing)
 	m.table = table
 	return []action{{kind: placeRules, table: table}}
-}
-
-// renewal is half the lease from now, within bounds.
-func (m *machine) renewal(now time.Duration) time.Duration {
-	half := (m.expires - now) / 2
-	return now + min(max(half, renewFloor), renewCeiling)
 }
 
 func (m *machine) refused(now time.Duration, r wire.Reply, turn time.Duration) []action {

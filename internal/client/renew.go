@@ -31,8 +31,8 @@ type former struct {
 // send asks for all of them, or for as many as the server's queue has room for, and goes on there the next time: else
 // those behind would never have their turn.
 func (f *former) send(now time.Duration, send func(wire.Request) error) {
-	if now < f.sentAt+awayEvery && f.next == 0 {
-		return
+	if len(f.requests) == 0 || now < f.sentAt+awayEvery && f.next == 0 {
+		return // the first ones do not wait for what there was before they were found
 	}
 	for ; f.next < len(f.requests); f.next++ {
 		if errors.Is(send(f.requests[f.next]), syscall.EAGAIN) {
@@ -85,6 +85,12 @@ func (m *machine) renew(now time.Duration) []action {
 	}
 	m.due, m.unheard = now+awayEvery, true
 	return []action{m.request(wire.Acquire)}
+}
+
+// renewal is half the lease from now, within bounds.
+func (m *machine) renewal(now time.Duration) time.Duration {
+	half := (m.expires - now) / 2
+	return now + min(max(half, renewFloor), renewCeiling)
 }
 
 // renewFormer renews what was leased. Nobody waits for the answers: sessions ask for themselves later.

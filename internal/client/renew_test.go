@@ -72,10 +72,24 @@ func TestMachineLateTimer(t *testing.T) {
 	}
 }
 
+// TestMachineLateAnswer: what the server answered so long ago that the lease has ended is no lease: another key may have the table.
+func TestMachineLateAnswer(t *testing.T) {
+	const s = time.Second
+	leased := event{kind: replied, reply: wire.Reply{Table: 10000, Expires: 1, Left: 20}}
+	live(t, []life{{name: "late", moments: []moment{
+		at(0, event{kind: start}, 2*s, acquire),
+		at(0, seen, 2*s),
+		at(22*s, leased, 22*s),
+		at(22*s, tick, 24*s, acquire),
+		at(41*s, leased, never, "place 10000"),
+	}}})
+}
+
 // TestFormer: a full queue of the server lets all former leases have their turn, and what was released is not asked for again.
 func TestFormer(t *testing.T) {
 	const count, room = 10, 3
 	var f former
+	f.send(1000*time.Second, nil) // before any was found
 	keys := make([]wire.Key, count)
 	for i := range keys {
 		keys[i] = wire.Key{Family: wire.Inet, Ifname: "wan0", Address: fmt.Sprintf("192.0.2.%d", i)}
