@@ -18,7 +18,8 @@ type retreat struct {
 	*host
 	pid    string // of a process in it
 	silent []*os.File
-	noProc bool // no program of Go begins: its runtime reads /proc first
+	flags  []string // of the clients of holdUp
+	noProc bool     // no program of Go begins: its runtime reads /proc first
 }
 
 func (h *host) retreat() *retreat {
@@ -128,6 +129,24 @@ func TestHeldUp(t *testing.T) {
 			}
 		}},
 		{name: "proc", hold: func(r *retreat) { r.hang("/proc"); r.noProc = true }},
+		{name: "resolved", before: func(r *retreat) func() { // as resolvectl does while its bus does not answer
+			r.flags = []string{"--resolver", "resolved"}
+			r.sh(`mkdir -p /run/systemd/resolve; mount -t tmpfs bin /usr/local/bin
+				printf '#!/bin/sh\necho asked >>/run/asked\nexec sleep infinity\n' >/usr/local/bin/resolvectl
+				chmod 755 /usr/local/bin/resolvectl`)
+			r.start(r.in("socat", "UNIX-LISTEN:/run/systemd/resolve/io.systemd.Resolve,fork", "EXEC:sleep infinity"))
+			eventually(r.t, "the socket of systemd-resolved is open", func() error {
+				if !strings.Contains(r.sh("cat /proc/net/unix"), "io.systemd.Resolve") {
+					return errors.New("it is not")
+				}
+				return nil
+			})
+			return func() {
+				if text := r.sh("cat /run/asked"); strings.Count(text, "asked") < 2 {
+					r.t.Errorf("resolvectl was asked: %q", text)
+				}
+			}
+		}},
 		{name: "names", hold: func(r *retreat) { r.sh("rm /etc/passwd /etc/group; mkfifo /etc/passwd /etc/group") }},
 	} {
 		t.Run(strings.ReplaceAll(tt.name, " ", "-"), func(t *testing.T) {
@@ -202,7 +221,7 @@ func (r *retreat) holdUp(hold func(r *retreat)) {
 	r.served("192.0.2.4")
 	lease := func(addr string) {
 		t.Helper()
-		out := r.call("-4", "-i", "wan1", "-a", addr, "--mptcp", "--nameserver", "198.51.100.53")
+		out := r.call(append(r.flags, "-4", "-i", "wan1", "-a", addr, "--mptcp", "--nameserver", "198.51.100.53")...)
 		if out.code != 0 || out.stdout == "0\n" {
 			t.Errorf("client for %s: %+v", addr, out)
 		}
