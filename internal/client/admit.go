@@ -238,9 +238,8 @@ func (h *host) admitEach(links map[int]uplink.Link, addresses []route.Address) (
 		case ok && !sessions[key] && h.wantsAddress(link, a) && h.noteUnservable(key):
 		case !ok || sessions[key] || former[onLink{a.Addr, a.Index}] || h.refused[key] != 0 || !h.wantsAddress(link, a):
 			h.noteExcluded(link)
-			if ok && h.config.Wants(link) && h.env.Picture.WithoutRouter(addresses, a) && !h.excluded[link.Name] {
-				h.excluded[link.Name] = true
-				h.log.Warn("not served: "+uplink.NoRouter, "ifname", link.Name, "addr", a.Addr.String())
+			if ok && uplink.IsLinkLocal4(a.Addr) { // few are, where a link has thousands
+				h.noteWithoutRouter(link, addresses, a)
 			}
 		case h.ended[key]:
 			ended[key] = true
@@ -319,6 +318,15 @@ func (h *host) noteExcluded(link uplink.Link) {
 	h.excluded[link.Name] = true
 	h.log.Warn("the configuration excludes a link that main has a default route over: its addresses are not served", "ifname", link.Name)
 	h.events.Append(events.Event{What: events.Excluded, Ifname: link.Name, Text: "main has a default route over this link, and the configuration excludes it"})
+}
+
+// noteWithoutRouter says once of a link that its link-local address of IPv4 is not served, though main has a default route over it.
+func (h *host) noteWithoutRouter(link uplink.Link, addresses []route.Address, a route.Address) {
+	if h.excluded[link.Name] || !h.config.Wants(link) || !h.env.Picture.WithoutRouter(addresses, a) {
+		return
+	}
+	h.excluded[link.Name] = true
+	h.log.Warn("not served: "+uplink.NoRouter, "ifname", link.Name, "addr", a.Addr.String())
 }
 
 // routed reports whether main has routes over the link of an address.

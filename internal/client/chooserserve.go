@@ -209,11 +209,8 @@ func (c *chooser) use(req uplinks.Request) error {
 		return errors.New("the watch is ending")
 	}
 	of, serves := c.familiesOf(req.Use, req.Family)
-	if !serves && slices.ContainsFunc(c.leases(), func(s *session) bool { return s.lease.uplink.Key.Ifname == req.Use && s.lease.uplink.NoUnbound }) {
-		return fmt.Errorf("unbound traffic does not use %s: \"unbound\" is false for it in the configuration", req.Use)
-	}
 	if !serves {
-		return fmt.Errorf("no address of %s is in service: see table-allocator-client status", req.Use)
+		return c.unused(req.Use)
 	}
 	wish := req.Use
 	if wish == uplinks.Auto {
@@ -226,6 +223,16 @@ func (c *chooser) use(req uplinks.Request) error {
 	c.log.Info("a user wants an uplink for unbound traffic", "ifname", req.Use)
 	c.decide(wire.Now())
 	return nil
+}
+
+// unused is why unbound traffic cannot use a link.
+func (c *chooser) unused(ifname string) error {
+	for _, s := range c.leases() {
+		if s.lease.uplink.Key.Ifname == ifname && s.lease.uplink.NoUnbound {
+			return fmt.Errorf("unbound traffic does not use %s: \"unbound\" is false for it in the configuration", ifname)
+		}
+	}
+	return fmt.Errorf("no address of %s is in service: see table-allocator-client status", ifname)
 }
 
 // familiesOf returns the families, or the one that is asked for, in which a link has an address, and whether one of these is in

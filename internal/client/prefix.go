@@ -96,21 +96,14 @@ func (l *loop) claimOf(s *session, prefix netip.Prefix) (c claim, err error) {
 	if err != nil {
 		return c, err
 	}
+	uplinks, why, err := l.rivalLinks(v, s.family(), prefix)
+	if err != nil {
+		return c, err
+	}
 	if theirs := v.delegated(prefix); theirs.IsValid() {
-		c.why = fmt.Sprintf("another uplink has the prefix %s", theirs)
+		why = fmt.Sprintf("another uplink has the prefix %s", theirs)
 	}
-	uplinks := map[int]bool{v.index: true}
-	for _, table := range slices.Sorted(maps.Keys(v.links)) {
-		index := v.links[table]
-		part, leads, err := l.partOf(prefix, s.family(), table, index, v.addresses)
-		if err != nil {
-			return c, err
-		}
-		uplinks[index] = uplinks[index] || leads
-		if leads && part.IsValid() && c.why == "" {
-			c.why = fmt.Sprintf("another uplink has %s", part)
-		}
-	}
+	c.why = why
 	inForce := v.inForce(prefix)
 	if c.why == "" || len(inForce) == 0 || prefix.Bits() < siteBits {
 		return c, nil
@@ -118,6 +111,23 @@ func (l *loop) claimOf(s *session, prefix netip.Prefix) (c claim, err error) {
 	parts, err := l.partsBehind(prefix, inForce, s.family(), uplinks, v.addresses)
 	c.parts = slices.DeleteFunc(parts, func(part netip.Prefix) bool { return v.delegated(part).IsValid() })
 	return c, err
+}
+
+// rivalLinks returns which links are uplinks, and what another one has of a prefix.
+func (l *loop) rivalLinks(v rivals, family int, prefix netip.Prefix) (uplinks map[int]bool, why string, err error) {
+	uplinks = map[int]bool{v.index: true}
+	for _, table := range slices.Sorted(maps.Keys(v.links)) {
+		index := v.links[table]
+		part, leads, err := l.partOf(prefix, family, table, index, v.addresses)
+		if err != nil {
+			return nil, "", err
+		}
+		uplinks[index] = uplinks[index] || leads
+		if leads && part.IsValid() && why == "" {
+			why = fmt.Sprintf("another uplink has %s", part)
+		}
+	}
+	return uplinks, why, nil
 }
 
 // rivals are the other uplinks, to one uplink.

@@ -18,8 +18,11 @@ const NoRouter = "main has a default route over the link, and no router for the 
 // WithoutRouter reports whether that is so of the link of an address: main has a default route over it, or half of one, and
 // packets from none of its IPv4 addresses can leave.
 func WithoutRouter(main []route.Route, addresses []route.Address, a route.Address) bool {
+	if !IsLinkLocal4(a.Addr) {
+		return false
+	}
 	inet := slices.DeleteFunc(slices.Clone(main), func(r route.Route) bool { return r.Family != unix.AF_INET })
-	return IsLinkLocal4(a.Addr) && Defaults(inet)[a.Index] && !slices.ContainsFunc(addresses, func(o route.Address) bool {
+	return Defaults(inet)[a.Index] && !slices.ContainsFunc(addresses, func(o route.Address) bool {
 		return o.Index == a.Index && o.Addr.Is4() && Leaves(main, o)
 	})
 }
