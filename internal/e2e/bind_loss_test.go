@@ -86,6 +86,13 @@ func TestBindLoss(t *testing.T) {
 	} {
 		t.Log(tt.name)
 		strict.want(inet, "new open tcp4\nconnect open %s\nask open", far4)
+		// What soft has closed falls back, too, and with its old source, as long as the far end has not confirmed that.
+		eventually(t, "no connection is about to close", func() error {
+			if out := c.sh("ss -Htan state fin-wait-1 state closing state last-ack"); out != "" {
+				return errors.New(out)
+			}
+			return nil
+		})
 		for line := range strings.Lines(tt.lose) {
 			c.ns.IP(t, line)
 		}
