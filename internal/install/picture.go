@@ -93,13 +93,18 @@ func (p *Picture) Invalidate() {
 	}
 }
 
-// Addressed says that addresses of links were added or deleted.
+// Addressed says that addresses of links were added or deleted. Those of links that were never looked at, as of containers that
+// come and go, concern nobody.
 func (p *Picture) Addressed(links map[int]bool) {
 	if p == nil {
 		return
 	}
 	for index := range links {
-		p.addressed[linkOf{unix.AF_INET, index}], p.addressed[linkOf{unix.AF_INET6, index}] = true, true
+		for _, link := range []linkOf{{unix.AF_INET, index}, {unix.AF_INET6, index}} {
+			if _, known := p.networks[link]; known {
+				p.addressed[link] = true
+			}
+		}
 	}
 }
 
@@ -375,6 +380,9 @@ func (p *Picture) local(m *main, link linkOf) (of local, err error) {
 	}
 	p.addresses[link] = of
 	delete(p.addressed, link)
+	if _, known := p.networks[link]; !known {
+		p.networks[link] = nil
+	}
 	var networks []netip.Prefix
 	for _, a := range of.addresses {
 		if n := a.Network().Masked(); !n.IsSingleIP() && !slices.Contains(networks, n) {
